@@ -1,0 +1,117 @@
+"""Convolutions, written in the forms that compile to fast forward and backward passes.
+
+XLA's gradient of a strided, transposed or grouped convolution is a dilated one, which the CPU
+backend runs up to a hundred times slower than the forward pass, and which no matrix unit likes.
+So every convolution here becomes a dense one of stride 1 (or matrix products): strides by
+space-to-depth, transposed convolutions by depth-to-space, groups by one batched product per tap.
+Padding happens before the convolution, never in it, for the same reason.
+
+Signals are channel-last. Kernels are `[taps, in / groups, out]`, in 2-D `[rows, cols, in, out]`.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+
+def conv1d(x, kernel, *, stride: int = 1, dilation: int = 1, padding: int = 0, groups: int = 1):
+    """1-D convolution of `x: [..., T, in]`, zero-padded by `padding` on both sides.
+
+    Returns:
+      `[..., floor((T + 2 * padding - dilation * (taps - 1) - 1) / stride) + 1, out]`.
+
+    Raises:
+      ValueError: the padded signal is shorter than the kernel, or stride and dilation both exceed 1.
+    """
+    *batch, length, channels = x.shape
+    taps = kernel.shape[0]
+    n_out = conv_length(length, taps, stride=stride, dilation=dilation, padding=padding)
+    if n_out < 1:
+        raise ValueError(
+            f"{length} samples with padding {padding} are shorter than a kernel of {taps} with dilation {dilation}"
+        )
+    x = x.reshape(-1, length, channels)
+    if stride == 1 and groups == 1:
+        y = _dense(_pad(x, 1, padding, padding), kernel, dilation)
+    elif dilation == 1:
+        # Space to depth: `stride` samples become channels of one, and the kernel's taps likewise.
+        taps = -(-taps // stride)
+        x = _pad(x, 1, padding, (n_out - 1 + taps) * stride - length - padding)
+        kernel = _pad(kernel, 0, 0, taps * stride - kernel.shape[0])
+        if groups == 1:
+            x = x.reshape(x.shape[0], -1, stride * channels)
+            y = _dense(x, kernel.reshape(taps, -1, kernel.shape[-1]))
+        else:
+            y = _grouped(x, kernel, stride, groups, n_out)
+    else:
+        raise ValueError(f"stride={stride} and dilation={dilation} cannot both exceed 1")
+    return y.reshape(*batch, n_out, -1)
+
+
+def conv_length(length: int, taps: int, *, stride: int = 1, dilation: int = 1, padding: int = 0) -> int:
+    """The number of outputs of `conv1d`, as torch counts them."""
+    return (length + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+
+
+def conv_transpose1d(x, kernel, *, stride: int, padding: int = 0):
+    """1-D transposed convolution of `x: [B, T, in]` with `kernel: [2 * stride, in, out]`.
+
+    Returns:
+      `[B, (T + 1) * stride - 2 * padding, out]`.
+    """
+    b, t, _ = x.shape
+    taps, c_in, c_out = kernel.shape
+    if taps != 2 * stride:
+        raise ValueError(f"a transposed convolution of stride {stride} needs {2 * stride} taps, not {taps}")
+    # Each output block of `stride` samples sees two inputs: the earlier through the kernel's second
+    # half, the later through its first.
+    kernel = kernel.reshape(2, stride, c_in, c_out)[::-1].transpose(0, 2, 1, 3).reshape(2, c_in, stride * c_out)
+    y = _dense(_pad(x, 1, 1, 1), kernel).reshape(b, (t + 1) * stride, c_out)
+    return y[:, padding : y.shape[1] - padding]
+
+
+def conv2d(x, kernel, *, stride=(1, 1), dilation=(1, 1), padding=(0, 0)):
+    """2-D convolution of `x: [B, rows, cols, in]`, zero-padded on all sides.
+
+    The rows' taps are gathered into channels, which leaves a 1-D convolution along the columns.
+
+    Args:
+      kernel: `[rows, cols, in, out]`.
+      stride, dilation, padding: of rows and columns; rows cannot be dilated, nor columns both
+        strided and dilated.
+    """
+    b, rows, _, _ = x.shape
+    taps = kernel.shape[0]
+    if dilation[0] != 1:
+        raise ValueError(f"dilation={dilation}: rows cannot be dilated")
+    n_out = conv_length(rows, taps, stride=stride[0], padding=padding[0])
+    x = _pad(x, 1, padding[0], padding[0])
+    last = (n_out - 1) * stride[0] + 1
+    x = jnp.concatenate([x[:, i : i + last : stride[0]] for i in range(taps)], axis=-1)
+    kernel = kernel.transpose(1, 0, 2, 3).reshape(kernel.shape[1], -1, kernel.shape[-1])
+    return conv1d(x, kernel, stride=stride[1], dilation=dilation[1], padding=padding[1])
+
+
+def _dense(x, kernel, dilation=1):
+    if kernel.shape[0] == 1:
+        return jnp.matmul(x, kernel[0])
+    return lax.conv_general_dilated(
+        x, kernel, (1,), "VALID", rhs_dilation=(dilation,), dimension_numbers=("NWC", "WIO", "NWC")
+    )
+
+
+def _grouped(x, kernel, stride, groups, n_out):
+    b, _, channels = x.shape
+    c_in, c_out = channels // groups, kernel.shape[-1] // groups
+    taps = kernel.shape[0] // stride
+    x = x.reshape(b, -1, stride, groups, c_in).transpose(3, 0, 1, 2, 4).reshape(groups, b, -1, stride * c_in)
+    kernel = kernel.reshape(taps, stride, c_in, groups, c_out).transpose(0, 3, 1, 2, 4)
+    kernel = kernel.reshape(taps, groups, stride * c_in, c_out)
+    y = sum(jnp.einsum("gbti,gio->gbto", x[:, :, i : i + n_out], kernel[i]) for i in range(taps))
+    return y.transpose(1, 2, 0, 3).reshape(b, n_out, groups * c_out)
+
+
+def _pad(x, axis, low, high):
+    """Zero-pad one axis; a negative number cuts."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (low, high, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), config)

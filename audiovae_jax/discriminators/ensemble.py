@@ -1,0 +1,69 @@
+"""The full discriminator: MS-STFT, multi-scale, multi-period and Mel-STFT together."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from audiovae_jax.discriminators.mel_stft import MultiScaleMelSTFTDiscriminator
+from audiovae_jax.discriminators.period import MultiPeriodDiscriminator
+from audiovae_jax.discriminators.scale import MultiScaleDiscriminator
+from audiovae_jax.discriminators.stack import Output
+from audiovae_jax.discriminators.stft import MultiScaleSTFTDiscriminator
+from audiovae_jax.layers import Dtype
+
+
+class EnCodecDiscriminator(nn.Module):
+    """An ensemble whose outputs come in the order MS-STFT, MSD, MPD, Mel-STFT.
+
+    Attributes:
+      stft_filters, n_ffts: see `MultiScaleSTFTDiscriminator`.
+      in_channels: audio channels.
+      msd_scales, use_msd: see `MultiScaleDiscriminator`.
+      mpd_periods, mpd_channels, use_mpd: see `MultiPeriodDiscriminator`.
+      mel_stft_*, use_mel_stft: see `MultiScaleMelSTFTDiscriminator`.
+      dtype: what the convolutions compute in.
+    """
+
+    stft_filters: int = 32
+    in_channels: int = 2
+    n_ffts: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    msd_scales: tuple[int, ...] = (1, 2, 4)
+    use_msd: bool = True
+    mpd_periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    mpd_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+    use_mpd: bool = True
+    use_mel_stft: bool = False
+    mel_stft_filters: int = 32
+    mel_stft_n_ffts: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    mel_stft_n_mels: tuple[int, ...] = (128, 128, 80, 64, 32)
+    mel_stft_sample_rate: int = 44100
+    mel_stft_f_min: float = 0.0
+    mel_stft_f_max: float | None = None
+    dtype: Dtype = jnp.float32
+
+    def setup(self):
+        parts = {"in_channels": self.in_channels, "dtype": self.dtype}
+        self.msstft = MultiScaleSTFTDiscriminator(self.stft_filters, n_ffts=self.n_ffts, **parts)
+        if self.use_msd:
+            self.msd = MultiScaleDiscriminator(self.msd_scales, **parts)
+        if self.use_mpd:
+            self.mpd = MultiPeriodDiscriminator(self.mpd_periods, channels=self.mpd_channels, **parts)
+        if self.use_mel_stft:
+            self.mel_stft = MultiScaleMelSTFTDiscriminator(
+                self.mel_stft_filters,
+                n_ffts=self.mel_stft_n_ffts,
+                n_mels=self.mel_stft_n_mels,
+                sample_rate=self.mel_stft_sample_rate,
+                f_min=self.mel_stft_f_min,
+                f_max=self.mel_stft_f_max,
+                **parts,
+            )
+
+    def __call__(self, audio) -> Output:
+        """Judge `audio: [B, T, in_channels]`."""
+        names = ["msstft"] + [name for name in ("msd", "mpd", "mel_stft") if getattr(self, f"use_{name}")]
+        logits, feature_maps = [], []
+        for name in names:
+            part_logits, part_maps = getattr(self, name)(audio)
+            logits += part_logits
+            feature_maps += part_maps
+        return logits, feature_maps

@@ -1,0 +1,57 @@
+"""Multi-scale discriminator on log-mel spectrograms."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from audiovae_jax import signal
+from audiovae_jax.discriminators.stack import Output, SpectrogramStack, require_audio
+from audiovae_jax.layers import Dtype
+
+
+class MultiScaleMelSTFTDiscriminator(nn.Module):
+    """One conv stack per resolution, over `log(mel + 1e-5)` of all audio channels together.
+
+    Attributes:
+      filters: channels of the first convolution.
+      in_channels: audio channels.
+      n_ffts: transform lengths in samples, one per scale.
+      hop_lengths: samples between frames; None for a quarter of each FFT.
+      win_lengths: Hann window lengths; None for the whole FFT.
+      n_mels: mel bands (Slaney scale and norm), one number per scale.
+      sample_rate: in Hz.
+      f_min, f_max: the bands' range in Hz; None for half the sample rate.
+      dtype: what the convolutions compute in; the spectrogram is float32.
+    """
+
+    filters: int = 32
+    in_channels: int = 2
+    n_ffts: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    hop_lengths: tuple[int, ...] | None = None
+    win_lengths: tuple[int, ...] | None = None
+    n_mels: tuple[int, ...] = (128, 128, 80, 64, 32)
+    sample_rate: int = 44100
+    f_min: float = 0.0
+    f_max: float | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, audio) -> Output:
+        require_audio(audio, self.in_channels, "MultiScaleMelSTFTDiscriminator")
+        channels = jnp.moveaxis(audio, -1, 1)
+        hop_lengths = self.hop_lengths or [n // 4 for n in self.n_ffts]
+        win_lengths = self.win_lengths or self.n_ffts
+        logits, feature_maps = [], []
+        scales = zip(self.n_ffts, hop_lengths, win_lengths, self.n_mels, strict=True)
+        for i, (n_fft, hop, win, mels) in enumerate(scales):
+            filters = signal.mel_filterbank(self.sample_rate, n_fft, mels, self.f_min, self.f_max)
+            magnitudes = signal.magnitude(signal.stft(channels, n_fft, hop, win), floor=_POWER_FLOOR)
+            image = jnp.log(signal.mel_spectrogram(magnitudes, filters) + 1e-5)
+            stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), name=f"discriminators_{i}")
+            scale_logits, scale_maps = stack(jnp.moveaxis(image, 1, -1))
+            logits.append(scale_logits)
+            feature_maps.append(scale_maps)
+        return logits, feature_maps
+
+
+# Far below anything audible: it only keeps the gradient of |STFT| finite at digital silence.
+_POWER_FLOOR = 1e-20

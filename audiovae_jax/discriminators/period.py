@@ -1,0 +1,58 @@
+"""Multi-period waveform discriminator (HiFi-GAN, Kong et al., 2020)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from audiovae_jax.discriminators.stack import LEAKY_SLOPE, Output, require_audio
+from audiovae_jax.layers import Dtype, WNConv1d
+
+
+class MultiPeriodDiscriminator(nn.Module):
+    """Convolutions over the waveform folded at several periods.
+
+    Attributes:
+      periods: in samples, one sub-discriminator for each.
+      in_channels: audio channels.
+      channels: features of the convolutions; all but the last have stride 3.
+      dtype: what the convolutions compute in.
+    """
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    in_channels: int = 2
+    channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, audio) -> Output:
+        require_audio(audio, self.in_channels, "MultiPeriodDiscriminator")
+        outputs = [
+            _PeriodDiscriminator(tuple(self.channels), jnp.dtype(self.dtype), name=f"discriminators_{i}")(
+                _fold(audio, period)
+            )
+            for i, period in enumerate(self.periods)
+        ]
+        return [logits for logits, _ in outputs], [maps for _, maps in outputs]
+
+
+class _PeriodDiscriminator(nn.Module):
+    channels: tuple[int, ...]
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x):
+        # Torch's kernels are (taps, 1): a 1-D convolution along T / period, each phase an item.
+        feature_maps = []
+        for i, features in enumerate(self.channels):
+            stride = 1 if i == len(self.channels) - 1 else 3
+            x = WNConv1d(features, kernel_size=5, stride=stride, padding=2, dtype=self.dtype, name=f"convs_{i}")(x)
+            x = nn.leaky_relu(x, LEAKY_SLOPE)
+            feature_maps.append(x)
+        logits = WNConv1d(1, kernel_size=3, padding=1, dtype=self.dtype, name="conv_post")(x)
+        return logits, feature_maps
+
+
+def _fold(audio, period):
+    """`[B, T, C]` to `[B, period, ceil(T / period), C]`, reflect-padded at the end."""
+    b, t, c = audio.shape
+    audio = jnp.pad(audio, ((0, 0), (0, -t % period), (0, 0)), mode="reflect")
+    return audio.reshape(b, -1, period, c).transpose(0, 2, 1, 3)

@@ -1,0 +1,56 @@
+"""Multi-scale complex-STFT discriminator (EnCodec, Défossez et al., 2022)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from audiovae_jax import signal
+from audiovae_jax.discriminators.stack import Output, SpectrogramStack, require_audio
+from audiovae_jax.layers import Dtype
+
+
+class MultiScaleSTFTDiscriminator(nn.Module):
+    """One conv stack per STFT resolution, over real and imaginary parts as two channels.
+
+    Each audio channel is judged alone, by the same weights: outputs come channel by channel, and
+    within a channel scale by scale.
+
+    Attributes:
+      filters: channels of the first convolution.
+      in_channels: audio channels.
+      n_ffts: transform lengths in samples, one per scale.
+      hop_lengths: samples between frames; None for a quarter of each FFT.
+      win_lengths: Hann window lengths; None for the whole FFT.
+      normalized: scale each STFT by `n_fft ** -0.5`.
+      dtype: what the convolutions compute in; the STFT is float32.
+    """
+
+    filters: int = 32
+    in_channels: int = 2
+    n_ffts: tuple[int, ...] = (2048, 1024, 512, 256, 128)
+    hop_lengths: tuple[int, ...] | None = None
+    win_lengths: tuple[int, ...] | None = None
+    normalized: bool = True
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, audio) -> Output:
+        require_audio(audio, self.in_channels, "MultiScaleSTFTDiscriminator")
+        b, t, c = audio.shape
+        # The channels share weights, so they ride in the batch.
+        audio = jnp.moveaxis(audio, -1, 0).reshape(c * b, t)
+        hop_lengths = self.hop_lengths or [n // 4 for n in self.n_ffts]
+        win_lengths = self.win_lengths or self.n_ffts
+        scales = []
+        for i, (n_fft, hop, win) in enumerate(zip(self.n_ffts, hop_lengths, win_lengths, strict=True)):
+            spectrum = signal.stft(audio, n_fft, hop, win)
+            if self.normalized:
+                spectrum = spectrum * n_fft**-0.5
+            image = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
+            scales.append(SpectrogramStack(self.filters, jnp.dtype(self.dtype), name=f"discriminators_{i}")(image))
+        logits, feature_maps = [], []
+        for channel in range(c):
+            rows = slice(channel * b, (channel + 1) * b)
+            for scale_logits, scale_maps in scales:
+                logits.append(scale_logits[rows])
+                feature_maps.append([maps[rows] for maps in scale_maps])
+        return logits, feature_maps

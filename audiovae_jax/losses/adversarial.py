@@ -1,0 +1,115 @@
+"""Hinge GAN losses with feature matching, and the calculator that weighs them.
+
+Hinge: Lim and Ye, "Geometric GAN", 2017; feature matching: Salimans et al., 2016, in the L1 form of
+MelGAN (Kumar et al., 2019). A discriminator's output is `(logits, feature_maps)`: a list of
+arrays, and a list of lists of arrays.
+"""
+
+import dataclasses
+import operator
+
+import jax
+import jax.numpy as jnp
+
+
+def discriminator_hinge(real_logits, fake_logits):
+    """Mean over sub-discriminators of `mean relu(1 - real) + mean relu(1 + fake)`."""
+    return _mean_over(
+        lambda real, fake: jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)), real_logits, fake_logits
+    )
+
+
+def generator_hinge(fake_logits):
+    """Mean over sub-discriminators of `mean -fake`."""
+    return _mean_over(lambda fake: jnp.mean(-fake), fake_logits)
+
+
+def feature_matching(real_maps, fake_maps):
+    """Mean over all maps of `mean |fake - real|`; the real maps are targets and get no gradient."""
+    real_maps, fake_maps = (jax.tree.leaves(maps) for maps in (real_maps, fake_maps))
+    return _mean_over(lambda real, fake: jnp.mean(jnp.abs(fake - jax.lax.stop_gradient(real))), real_maps, fake_maps)
+
+
+def accuracies(real_logits, fake_logits):
+    """The shares of real logits above zero and of fake logits below it, each a mean of means."""
+    real = _mean_over(lambda x: jnp.mean((x > 0).astype(jnp.float32)), real_logits)
+    fake = _mean_over(lambda x: jnp.mean((x < 0).astype(jnp.float32)), fake_logits)
+    return real, fake
+
+
+def _mean_over(fn, *lists):
+    lists = [[x.astype(jnp.float32) for x in items] for items in lists]
+    return sum(fn(*items) for items in zip(*lists, strict=True)) / len(lists[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialLossCalculator:
+    """Weighs the adversarial losses and knows when they begin.
+
+    Usable alone: `discriminator` is any callable `audio [B, T, C] -> (logits, feature_maps)`.
+
+    Attributes:
+      adversarial_weight: of the generator's hinge loss.
+      feature_matching_weight: of the feature-matching loss.
+      warmup_steps: steps before the discriminator is used at all.
+    """
+
+    adversarial_weight: float = 1.0
+    feature_matching_weight: float = 10.0
+    warmup_steps: int = 0
+
+    def __post_init__(self):
+        for name in ("adversarial_weight", "feature_matching_weight", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+    def is_active(self, global_step):
+        """Whether the adversarial losses count at `global_step` (an int or a traced scalar)."""
+        return global_step >= self.warmup_steps
+
+    def compute_generator_loss(self, discriminator, real_audio, fake_audio, global_step):
+        """The generator's losses at `global_step`.
+
+        Args:
+          discriminator: callable `audio -> (logits, feature_maps)`.
+          real_audio, fake_audio: `[B, T, C]`; the gradient reaches `fake_audio`.
+          global_step: an int, or a traced scalar.
+
+        Returns:
+          A dict of scalars: `g_adv_loss`, `fm_loss` (both unweighted), `total_adv_loss` (weighted),
+          and `is_active`. During warm-up the losses are 0, and with an int the discriminator is
+          not called.
+        """
+        active = self.is_active(global_step)
+        try:
+            known = operator.index(active)
+        except (TypeError, jax.errors.JAXTypeError):
+            known = None
+        if known == 0:
+            zero = jnp.zeros((), jnp.float32)
+            return {"g_adv_loss": zero, "fm_loss": zero, "total_adv_loss": zero, "is_active": active}
+        losses = self.generator_losses(discriminator(real_audio), discriminator(fake_audio))
+        if known is None:
+            losses = {name: jnp.where(active, value, 0.0) for name, value in losses.items()}
+        return {**losses, "is_active": active}
+
+    def compute_discriminator_loss(self, discriminator, real_audio, fake_audio):
+        """The discriminator's loss; no gradient reaches `fake_audio`.
+
+        Returns:
+          A dict of scalars: `d_loss`, and the shares of correct logits `d_real_acc`, `d_fake_acc`.
+        """
+        return self.discriminator_losses(discriminator(real_audio), discriminator(jax.lax.stop_gradient(fake_audio)))
+
+    def generator_losses(self, real_output, fake_output):
+        """As `compute_generator_loss`, from the discriminator's two outputs, always active."""
+        g_adv_loss = generator_hinge(fake_output[0])
+        fm_loss = feature_matching(real_output[1], fake_output[1])
+        total = self.adversarial_weight * g_adv_loss + self.feature_matching_weight * fm_loss
+        return {"g_adv_loss": g_adv_loss, "fm_loss": fm_loss, "total_adv_loss": total}
+
+    def discriminator_losses(self, real_output, fake_output):
+        """As `compute_discriminator_loss`, from the discriminator's two outputs."""
+        d_real_acc, d_fake_acc = accuracies(real_output[0], fake_output[0])
+        d_loss = discriminator_hinge(real_output[0], fake_output[0])
+        return {"d_loss": d_loss, "d_real_acc": d_real_acc, "d_fake_acc": d_fake_acc}

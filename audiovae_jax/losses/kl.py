@@ -1,0 +1,54 @@
+"""Kullback-Leibler divergence of the latent from the standard normal (Kingma and Welling, 2014)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+
+def kl_divergence(*, mean, logvar, free_bits=0.0, reduction="sum"):
+    """`-0.5 * (1 + logvar - mean^2 - exp(logvar))`, each element at least `free_bits` nats.
+
+    Args:
+      mean, logvar: `[B, frames, latent_dim]`.
+      free_bits: the floor of each element's divergence (Kingma et al., 2016).
+      reduction: "sum" adds over latents and time and averages over the batch, so it grows with the
+        crop; "frame" divides that by the number of frames, so one weight serves every crop.
+
+    Returns:
+      A float32 scalar in nats.
+    """
+    if reduction not in ("sum", "frame"):
+        raise ValueError(f'reduction={reduction!r} is neither "sum" nor "frame"')
+    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+    elements = -0.5 * (1 + logvar - jnp.square(mean) - jnp.exp(logvar))
+    if free_bits:
+        elements = jnp.maximum(elements, free_bits)
+    total = jnp.mean(jnp.sum(elements, axis=(1, 2)))
+    return total / mean.shape[1] if reduction == "frame" else total
+
+
+@dataclasses.dataclass(frozen=True)
+class KLTerm:
+    """The weighted KL term of the training objective.
+
+    Attributes:
+      weight: its final weight.
+      warmup_steps: steps over which the weight rises linearly from 0; 0 for none.
+      free_bits: nats that each element may have for free.
+      reduction: "sum" or "frame", see `kl_divergence`.
+    """
+
+    weight: float = 1e-4
+    warmup_steps: int = 5000
+    free_bits: float = 0.0
+    reduction: str = "sum"
+
+    def weight_at(self, step):
+        """The weight at `step`."""
+        if not self.warmup_steps:
+            return jnp.asarray(self.weight, jnp.float32)
+        return self.weight * jnp.minimum(step / self.warmup_steps, 1.0)
+
+    def __call__(self, mean, logvar):
+        """The unweighted divergence of `[B, frames, latent_dim]`."""
+        return kl_divergence(mean=mean, logvar=logvar, free_bits=self.free_bits, reduction=self.reduction)

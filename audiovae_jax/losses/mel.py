@@ -1,0 +1,63 @@
+"""Distances on mel spectrograms."""
+
+import jax.numpy as jnp
+
+from audiovae_jax import signal
+from audiovae_jax.losses import spectral
+
+
+def multi_scale_mel(
+    *,
+    prediction,
+    target,
+    fft_sizes=(2048, 1024, 512),
+    hop_sizes=None,
+    win_lengths=None,
+    n_mels=(128, 64, 32),
+    sample_rate=44100,
+    w_sc=1.0,
+    w_log_mag=1.0,
+    convergence="item",
+):
+    """Mean over scales of spectral convergence and log distance of mel magnitudes.
+
+    Args:
+      prediction, target: `[B, T, C]` audio; each channel is an item of its own.
+      fft_sizes: transform lengths in samples.
+      hop_sizes: samples between frames; None for a quarter of each FFT.
+      win_lengths: Hann window lengths; None for the whole FFT.
+      n_mels: mel bands (Slaney), one number per FFT.
+      sample_rate: in Hz.
+      w_sc: weight of the spectral convergence.
+      w_log_mag: weight of the mean `|log X - log Y|`.
+      convergence: "item" takes one ratio per item, so that the loss does not depend on how a batch
+        is split over devices; "batch" takes one over the whole batch, as auraloss 0.4 does.
+
+    Returns:
+      A float32 scalar.
+
+    Raises:
+      ValueError: lists of different lengths, or a mel band that holds no FFT bin.
+    """
+    prediction, target = spectral.items(prediction, target)
+    resolutions = spectral.stft_resolutions(fft_sizes, hop_sizes, win_lengths)
+    if len(n_mels) != len(resolutions):
+        raise ValueError(f"n_mels has {len(n_mels)} numbers for {len(resolutions)} fft_sizes; give one for each")
+    total = 0.0
+    for (n_fft, hop_length, win_length), mels in zip(resolutions, n_mels, strict=True):
+        filters = signal.mel_filterbank(sample_rate, n_fft, mels)
+        empty = int((filters.sum(0) == 0).sum())
+        if empty:
+            # The logarithm of an empty band is -inf, and its gradient NaN.
+            raise ValueError(
+                f"n_mels={mels} at n_fft={n_fft} leaves {empty} mel bands without a bin; use fewer mels or a longer FFT"
+            )
+        x, y = (
+            signal.mel_spectrogram(signal.magnitude(signal.stft(a, n_fft, hop_length, win_length)), filters)
+            for a in (prediction, target)
+        )
+        if w_sc:
+            total += w_sc * spectral.spectral_convergence(x, y, convergence=convergence)
+        if w_log_mag:
+            total += w_log_mag * jnp.mean(jnp.abs(jnp.log(x) - jnp.log(y)))
+    return jnp.asarray(total / len(resolutions), jnp.float32)

@@ -1,0 +1,174 @@
+"""Spectral distances on audio: multi-resolution STFT and its stereo forms, log-spectral distance.
+
+Multi-resolution STFT: Yamamoto et al., "Parallel WaveGAN", 2020; sum and difference: Steinmetz et
+al., "Automatic multitrack mixing with a differentiable mixing console", 2021.
+"""
+
+import jax.numpy as jnp
+
+from audiovae_jax import signal
+
+_EPS = 1e-8
+
+
+def multi_resolution_stft(
+    *,
+    prediction,
+    target,
+    fft_sizes=(1024, 2048, 512),
+    hop_sizes=(120, 240, 50),
+    win_lengths=(600, 1200, 240),
+    w_sc=1.0,
+    w_log_mag=1.0,
+    w_lin_mag=0.0,
+    perceptual_weighting=False,
+    sample_rate=44100,
+):
+    """Mean over resolutions of spectral convergence, log- and linear-magnitude distance.
+
+    Args:
+      prediction, target: `[B, T, C]` audio; each channel is an item of its own.
+      fft_sizes: transform lengths in samples.
+      hop_sizes: samples between frames, one per FFT; None for a quarter of each FFT.
+      win_lengths: Hann window lengths, one per FFT; None for the whole FFT.
+      w_sc: weight of `||Y - X||_F / ||Y||_F`, per item.
+      w_log_mag: weight of the mean `|log X - log Y|`.
+      w_lin_mag: weight of the mean `|X - Y|`.
+      perceptual_weighting: A-weight both signals first.
+      sample_rate: in Hz, used by the weighting alone.
+
+    Returns:
+      A float32 scalar.
+
+    Raises:
+      ValueError: shapes differ, lists differ in length, or the audio is shorter than an FFT allows.
+    """
+    prediction, target = items(prediction, target)
+    if perceptual_weighting:
+        prediction = signal.a_weight(prediction, sample_rate)
+        target = signal.a_weight(target, sample_rate)
+    resolutions = stft_resolutions(fft_sizes, hop_sizes, win_lengths)
+    total = 0.0
+    for n_fft, hop_length, win_length in resolutions:
+        x = signal.magnitude(signal.stft(prediction, n_fft, hop_length, win_length))
+        y = signal.magnitude(signal.stft(target, n_fft, hop_length, win_length))
+        if w_sc:
+            total += w_sc * spectral_convergence(x, y)
+        if w_log_mag:
+            total += w_log_mag * jnp.mean(jnp.abs(jnp.log(x + _EPS) - jnp.log(y + _EPS)))
+        if w_lin_mag:
+            total += w_lin_mag * jnp.mean(jnp.abs(x - y))
+    return jnp.asarray(total / len(resolutions), jnp.float32)
+
+
+def sum_and_difference_stft(*, prediction, target, w_sum=1.0, w_diff=1.0, **options):
+    """`multi_resolution_stft` of L+R and of L-R (neither halved), `(w_sum*s + w_diff*d) / 2`.
+
+    Args:
+      prediction, target: `[B, T, 2]` audio.
+      w_sum, w_diff: weights of the two parts.
+      **options: those of `multi_resolution_stft`.
+
+    Raises:
+      ValueError: the audio is not stereo, or as `multi_resolution_stft`.
+    """
+    _require_stereo("sum_and_difference_stft", prediction, target)
+    total, difference = (
+        multi_resolution_stft(prediction=_fold(prediction, sign), target=_fold(target, sign), **options)
+        for sign in (1, -1)
+    )
+    return (w_sum * total + w_diff * difference) / 2
+
+
+sum_and_difference_stft.forwards_to = multi_resolution_stft  # a config's options are checked against both
+
+def mid_side_stft(*, prediction, target, **options):
+    """`multi_resolution_stft` of mid `(L+R)/2` and side `(L-R)/2`, as two channels.
+
+    Args:
+      prediction, target: `[B, T, 2]` audio.
+      **options: those of `multi_resolution_stft`.
+
+    Raises:
+      ValueError: the audio is not stereo, or as `multi_resolution_stft`.
+    """
+    _require_stereo("mid_side_stft", prediction, target)
+    return multi_resolution_stft(prediction=mid_side(prediction), target=mid_side(target), **options)
+
+
+mid_side_stft.forwards_to = multi_resolution_stft
+
+def mid_side(audio):
+    """`[B, T, 2]` left and right to `[B, T, 2]` mid and side, each halved."""
+    return jnp.concatenate([_fold(audio, 1), _fold(audio, -1)], axis=-1) / 2
+
+
+def log_spectral_distance(*, prediction, target, n_fft=1024, hop_length=256):
+    """Root-mean-square distance in dB of the log power spectra, averaged over items (Gray and Markel, 1976).
+
+    Args:
+      prediction, target: `[B, T, C]` audio; each channel is an item of its own.
+      n_fft, hop_length: in samples.
+
+    Returns:
+      A float32 scalar in dB.
+    """
+    prediction, target = items(prediction, target)
+    x, y = (20 * jnp.log10(signal.magnitude(signal.stft(a, n_fft, hop_length)) + _EPS) for a in (prediction, target))
+    # The floor under the root keeps the gradient finite where prediction equals target.
+    return jnp.mean(jnp.sqrt(jnp.maximum(jnp.mean(jnp.square(x - y), axis=(1, 2)), 1e-20)))
+
+
+def spectral_convergence(prediction, target, *, convergence="item"):
+    """`||target - prediction||_F / ||target||_F` of magnitudes `[N, frames, bins]`.
+
+    `convergence="item"` takes the ratio per item, then the mean, so that a batch gives the same
+    number however it is split over devices; `"batch"` takes one ratio over everything.
+    """
+    if convergence not in ("item", "batch"):
+        raise ValueError(f'convergence={convergence!r} is neither "item" nor "batch"')
+    axes = (-2, -1) if convergence == "item" else None
+    # The floor under the root keeps the gradient finite where prediction equals target.
+    norm = jnp.sqrt(jnp.maximum(jnp.sum(jnp.square(target - prediction), axis=axes), 1e-20))
+    reference = jnp.sqrt(jnp.sum(jnp.square(target), axis=axes))
+    return jnp.mean(norm / (reference + (1e-5 if convergence == "item" else 0.0)))
+
+
+def stft_resolutions(fft_sizes, hop_sizes, win_lengths):
+    """The three lists as `[(n_fft, hop_length, win_length)]`; None means n_fft // 4 and n_fft."""
+    hop_sizes = [n // 4 for n in fft_sizes] if hop_sizes is None else hop_sizes
+    win_lengths = fft_sizes if win_lengths is None else win_lengths
+    if not len(fft_sizes) == len(hop_sizes) == len(win_lengths) > 0:
+        raise ValueError(
+            "fft_sizes, hop_sizes and win_lengths must be lists of one length, at least 1, not "
+            f"{len(fft_sizes)}, {len(hop_sizes)} and {len(win_lengths)}"
+        )
+    return list(zip(fft_sizes, hop_sizes, win_lengths, strict=True))
+
+
+def items(prediction, target):
+    """`[B, T, C]` twice to `[B * C, T]` twice."""
+    require_same_shape(prediction, target)
+    b, t, c = prediction.shape
+    return tuple(jnp.moveaxis(a, -1, 1).reshape(b * c, t).astype(jnp.float32) for a in (prediction, target))
+
+
+def _fold(audio, sign):
+    return audio[..., :1] + sign * audio[..., 1:]
+
+
+def _require_stereo(name, prediction, target):
+    require_same_shape(prediction, target)
+    if prediction.shape[-1] != 2:
+        raise ValueError(
+            f"{name} needs stereo audio [B, T, 2], not {tuple(prediction.shape)}; for mono use multi_resolution_stft"
+        )
+
+
+def require_same_shape(prediction, target):
+    """Raise ValueError unless both are `[B, T, C]` of one shape."""
+    if prediction.ndim != 3 or prediction.shape != target.shape:
+        raise ValueError(
+            "prediction and target must both be [B, T, C] audio of one shape, not "
+            f"{tuple(prediction.shape)} and {tuple(target.shape)}"
+        )

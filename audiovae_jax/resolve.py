@@ -1,0 +1,115 @@
+"""Builds what a config names by dotted path: `_target_` is the name, the other keys its arguments."""
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from audiovae_jax.errors import ConfigError
+
+TARGET = "_target_"
+
+
+def resolve(name: str, where: str) -> Any:
+    """The object at the dotted path `name`.
+
+    Args:
+      name: e.g. `audiovae_jax.losses.waveform_l1` or `my_module.MyDiscriminator`.
+      where: the config key, for the error.
+
+    Raises:
+      ConfigError: there is no such module or name, or the module itself fails to import.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        raise ConfigError(f"{where}.{TARGET}={name!r} must be a dotted path such as package.module.{name or 'Name'}")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ConfigError(
+                f"{where}.{TARGET}={name!r}: there is no module {error.name!r}; "
+                "put its folder on PYTHONPATH, or start from the folder that holds it"
+            ) from error
+        raise ConfigError(f"{where}.{TARGET}={name!r}: importing {module_name!r} failed: {error}") from error
+    except Exception as error:
+        raise ConfigError(
+            f"{where}.{TARGET}={name!r}: importing {module_name!r} failed: {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, attribute):
+        raise ConfigError(
+            f"{where}.{TARGET}={name!r}: module {module_name!r} has no {attribute!r}"
+            + did_you_mean(attribute, dir(module))
+        )
+    return getattr(module, attribute)
+
+
+def build(section: Mapping, where: str, ignore: tuple[str, ...] = ()) -> Any:
+    """The object that `section` describes: a class is instantiated, a function gets its options bound.
+
+    Args:
+      section: `_target_` and the arguments.
+      where: the config key of the section, for errors.
+      ignore: keys of the section that are not arguments.
+
+    Raises:
+      ConfigError: `_target_` is missing or wrong, or an argument does not fit the signature.
+    """
+    if TARGET not in section:
+        raise ConfigError(f"{where} has no {TARGET}: give the dotted path of the class or function to use")
+    target = resolve(section[TARGET], where)
+    if not callable(target):
+        raise ConfigError(f"{where}.{TARGET}={section[TARGET]!r} is a {type(target).__name__}, not a class or function")
+    arguments = {key: _plain(value) for key, value in section.items() if key != TARGET and key not in ignore}
+    if not inspect.isclass(target):
+        check_arguments(target, arguments, where, complete=False)
+        return functools.partial(target, **arguments)
+    check_arguments(target, arguments, where)
+    try:
+        return target(**arguments)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {section[TARGET]} refuses its arguments: {error}") from error
+
+
+def check_arguments(target, arguments: Mapping, where: str, complete: bool = True):
+    """Raise ConfigError unless `arguments` fit the signature of `target`, with the nearest name.
+
+    A function's `**options` stand for the keywords of what it forwards to, which only the call can
+    check; a function marks them by the attribute `forwards_to`.
+    """
+    parameters = dict(inspect.signature(target).parameters)
+    forwards_to = getattr(target, "forwards_to", None)
+    if forwards_to is not None:
+        parameters = {**inspect.signature(forwards_to).parameters, **parameters}
+        open_ended = False
+    else:
+        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    named = [n for n in named if n not in ("parent", "name")]  # linen's own
+    for key in arguments:
+        if key not in named and not open_ended:
+            raise ConfigError(
+                f"{where}.{key}: {target.__module__}.{target.__qualname__} has no argument {key!r}"
+                f"{did_you_mean(key, named)}; it takes {', '.join(named)}"
+            )
+    if complete:
+        for n in named:
+            if parameters[n].default is inspect.Parameter.empty and n not in arguments:
+                raise ConfigError(f"{where}: {target.__module__}.{target.__qualname__} needs the argument {n!r}")
+
+
+def did_you_mean(name: str, names) -> str:
+    """`"; did you mean 'x'?"`, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, [n for n in names if not n.startswith("__")], n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _plain(value):
+    """Config values as Python's own, so that classes need not know of ml_collections."""
+    if isinstance(value, Mapping) or hasattr(value, "to_dict"):
+        return {key: _plain(v) for key, v in dict(value).items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(v) for v in value)
+    return value

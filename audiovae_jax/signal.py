@@ -1,0 +1,133 @@
+"""Signal processing as plain functions: framing, STFT, mel filters, A-weighting.
+
+Everything here is float32 whatever the networks compute in: magnitudes and their
+logarithms lose the signal in bfloat16.
+"""
+
+import functools
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+A_WEIGHTING_TAPS = 101
+
+
+@functools.lru_cache(maxsize=None)
+def hann_window(win_length: int, n_fft: int) -> np.ndarray:
+    """Periodic Hann window of `win_length`, centred in `n_fft` zeros: `[n_fft]`."""
+    if win_length > n_fft:
+        raise ValueError(f"win_length={win_length} is longer than n_fft={n_fft}; use at most {n_fft}")
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(win_length) / win_length)
+    left = (n_fft - win_length) // 2
+    return np.pad(window, (left, n_fft - win_length - left)).astype(np.float32)
+
+
+def frame(x, frame_length: int, hop_length: int):
+    """Cut `x: [..., T]` into `[..., 1 + (T - frame_length) // hop_length, frame_length]`.
+
+    Frames are joined from whole hops instead of gathered sample by sample, since the
+    gradient of a gather is a scatter, which is slow on every backend.
+    """
+    *batch, length = x.shape
+    n_frames = 1 + (length - frame_length) // hop_length
+    if n_frames < 1:
+        raise ValueError(f"{length} samples do not hold a frame of {frame_length}")
+    hops_per_frame = -(-frame_length // hop_length)
+    n_hops = n_frames - 1 + hops_per_frame
+    pad = n_hops * hop_length - length
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0)] * len(batch) + [(0, pad, 0)])  # pad < 0 cuts
+    hops = x.reshape(*batch, n_hops, hop_length)
+    frames = jnp.concatenate([hops[..., i : i + n_frames, :] for i in range(hops_per_frame)], axis=-1)
+    return frames[..., :frame_length]
+
+
+def stft(x, n_fft: int, hop_length: int | None = None, win_length: int | None = None):
+    """Centred, reflect-padded, unnormalised short-time Fourier transform, as `torch.stft`.
+
+    Args:
+      x: `[..., T]` real signal, T > n_fft // 2.
+      n_fft: transform length in samples.
+      hop_length: samples between frames, default `n_fft // 4`.
+      win_length: length of the periodic Hann window, default `n_fft`.
+
+    Returns:
+      Complex `[..., frames, bins]`, `frames = 1 + T // hop_length`, `bins = n_fft // 2 + 1`.
+
+    Raises:
+      ValueError: the signal is too short to be reflected.
+    """
+    hop_length = hop_length or n_fft // 4
+    half = n_fft // 2
+    if x.shape[-1] <= half:
+        raise ValueError(
+            f"{x.shape[-1]} samples are too short for an FFT of {n_fft}: reflect padding needs more than {half}"
+        )
+    x = x.astype(jnp.float32)
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(half, half)], mode="reflect")
+    window = hann_window(win_length or n_fft, n_fft)
+    return jnp.fft.rfft(frame(x, n_fft, hop_length) * window, axis=-1)
+
+
+def magnitude(spectrum, floor: float = 1e-8):
+    """`sqrt(max(re^2 + im^2, floor))`: no infinite gradient at silence."""
+    return jnp.sqrt(jnp.maximum(jnp.square(spectrum.real) + jnp.square(spectrum.imag), floor))
+
+
+@functools.lru_cache(maxsize=None)
+def mel_filterbank(
+    sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
+) -> np.ndarray:
+    """Slaney-scale, area-normalised mel filters (`librosa.filters.mel`): `[bins, n_mels]`."""
+    import librosa  # here, because it loads a compiler that most uses of the package do not need
+
+    with warnings.catch_warnings():
+        # The published Mel-STFT discriminator has empty filters (128 mels at n_fft 1024) on purpose.
+        warnings.filterwarnings("ignore", message="Empty filters detected")
+        filters = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels, fmin=f_min, fmax=f_max)
+    return np.ascontiguousarray(filters.T, dtype=np.float32)
+
+
+def mel_spectrogram(magnitudes, filters):
+    """Apply `filters: [bins, n_mels]` to `magnitudes: [..., frames, bins]`."""
+    return jnp.matmul(magnitudes, filters, precision=lax.Precision.HIGHEST)
+
+
+@functools.lru_cache(maxsize=None)
+def a_weighting_fir(sample_rate: int) -> np.ndarray:
+    """A-weighting (IEC 61672-1) as a linear-phase FIR of 101 taps.
+
+    The analogue prototype goes through the bilinear transform, and its magnitude is fitted
+    by least squares on 512 points (Steinmetz and Reiss, auraloss, 2020).
+    """
+    import scipy.signal
+
+    f1, f2, f3, f4, gain_db = 20.598997, 107.65265, 737.86223, 12194.217, 1.9997
+    numerator = [(2 * np.pi * f4) ** 2 * 10 ** (gain_db / 20), 0, 0, 0, 0]
+    denominator = np.polymul([1, 4 * np.pi * f4, (2 * np.pi * f4) ** 2], [1, 4 * np.pi * f1, (2 * np.pi * f1) ** 2])
+    denominator = np.polymul(np.polymul(denominator, [1, 2 * np.pi * f3]), [1, 2 * np.pi * f2])
+    frequencies, response = scipy.signal.freqz(
+        *scipy.signal.bilinear(numerator, denominator, fs=sample_rate), worN=512, fs=sample_rate
+    )
+    taps = scipy.signal.firls(A_WEIGHTING_TAPS, frequencies, np.abs(response), fs=sample_rate)
+    return taps.astype(np.float32)
+
+
+def a_weight(x, sample_rate: int):
+    """Filter `x: [..., T]` with the A-weighting FIR, zero-padded so that T stays."""
+    return _fir_same(x.astype(jnp.float32), a_weighting_fir(sample_rate))
+
+
+def _fir_same(x, taps: np.ndarray, block: int = 128):
+    # A convolution of one channel uses one lane of a matrix unit; as frames times a Toeplitz
+    # matrix it is one matrix product, and its gradient another.
+    length, half = x.shape[-1], (len(taps) - 1) // 2
+    n_blocks = -(-length // block)
+    padding = [(0, 0)] * (x.ndim - 1) + [(half, n_blocks * block - length + half)]
+    frames = frame(jnp.pad(x, padding), block + 2 * half, block)
+    toeplitz = np.zeros((block + 2 * half, block), np.float32)
+    for i in range(block):
+        toeplitz[i : i + len(taps), i] = taps
+    y = jnp.matmul(frames, toeplitz, precision=lax.Precision.HIGHEST)
+    return y.reshape(*x.shape[:-1], n_blocks * block)[..., :length]

@@ -1,0 +1,1 @@
+"""Weights of the PyTorch system: how they are named and laid out."""

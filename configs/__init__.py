@@ -1,0 +1,1 @@
+"""Training configs: `base.py` holds every key, the others change a few."""

@@ -1,0 +1,148 @@
+"""Every key of a training run, with its default: the published model and the full discriminator.
+
+Mix other configs in by name: `--config=configs/base.py:lightweight,staged`. Override keys on the
+command line: `--config.model.latent_dim=32`.
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+
+import ml_collections
+from ml_collections import config_dict
+
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.resolve import did_you_mean
+
+
+def get_config(names: str = "") -> ml_collections.ConfigDict:
+    """The base config, with the overrides of the configs in `names` ("lightweight,staged") in that order."""
+    config = _base()
+    for name in filter(None, (name.strip() for name in names.split(","))):
+        known = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "base"]
+        if name not in known:
+            raise ConfigError(
+                f"there is no config {name!r} to mix in{did_you_mean(name, known)}; there are {', '.join(known)}"
+            )
+        importlib.import_module(f"configs.{name}").override(config)
+    return config
+
+
+def _base():
+    # Shared by several keys: setting one of them sets all.
+    sample_rate = config_dict.FieldReference(44100)
+    channels = config_dict.FieldReference(2)
+
+    config = ml_collections.ConfigDict()
+    config.num_steps = 1_000_000  # batches
+    config.batch_size = 16  # items, over all devices of all hosts
+    config.seed = 0  # of parameters, latent noise and crops
+    config.validate_every = 1000  # steps
+    config.checkpoint_every = 5000  # steps; each checkpoint is validated too, to find the best
+    config.sample_every = 5000  # steps between audio and spectrograms of fixed validation crops
+    config.use_adversarial = True
+    config.generator_update_every = 1  # steps, while the discriminator is active
+    config.discriminator_update_every = 1  # steps, while the discriminator is active
+    # A run's workdir (or one of its checkpoints) to go on from in a new workdir: parameters, both
+    # optimizer states and the step; the config may differ, for instance in num_steps.
+    config.init_from = config_dict.placeholder(str)
+
+    # The arguments of audiovae_jax.AudioVAE.
+    config.model = ml_collections.ConfigDict()
+    config.model.in_channels = channels
+    config.model.base_channels = 128
+    config.model.channel_mults = (1, 2, 4, 8)  # widths of the blocks, in base_channels
+    config.model.strides = (2, 4, 4, 8)  # their product is the hop: 256 samples per latent frame
+    config.model.latent_dim = 64
+    config.model.kernel_size = 7  # of the residual units, odd
+    config.model.dilations = (1, 3, 9)  # of the residual units in each block
+    config.model.encoder_frozen = False  # True trains the decoder alone
+    config.model.dtype = "float32"  # what convolutions compute in; "bfloat16" is faster on GPU and TPU
+
+    # Any class with audio [B, T, C] -> (logits, feature_maps); the other keys are its arguments.
+    config.discriminator = ml_collections.ConfigDict()
+    config.discriminator._target_ = "audiovae_jax.discriminators.EnCodecDiscriminator"
+    config.discriminator.in_channels = channels
+    config.discriminator.stft_filters = 32
+    config.discriminator.n_ffts = (2048, 1024, 512, 256, 128)  # samples
+    config.discriminator.use_msd = True
+    config.discriminator.msd_scales = (1, 2, 4)  # average-pooling factors
+    config.discriminator.use_mpd = True
+    config.discriminator.mpd_periods = (2, 3, 5, 7, 11)  # samples
+    config.discriminator.mpd_channels = (32, 128, 512, 1024, 1024)
+    config.discriminator.use_mel_stft = False
+    config.discriminator.mel_stft_filters = 32
+    config.discriminator.mel_stft_n_ffts = (2048, 1024, 512, 256, 128)  # samples
+    config.discriminator.mel_stft_n_mels = (128, 128, 80, 64, 32)
+    config.discriminator.mel_stft_sample_rate = sample_rate
+    config.discriminator.mel_stft_f_min = 0.0  # Hz
+    config.discriminator.mel_stft_f_max = config_dict.placeholder(float)  # Hz; unset: half the sample rate
+    config.discriminator.dtype = "float32"  # what convolutions compute in; STFTs stay float32
+
+    # The arguments of audiovae_jax.AdversarialLossCalculator.
+    config.adversarial = ml_collections.ConfigDict()
+    config.adversarial.adversarial_weight = 1.0
+    config.adversarial.feature_matching_weight = 10.0
+    config.adversarial.warmup_steps = 0  # steps before the discriminator is run at all
+
+    # Reconstruction losses by name: a dotted path, a weight, and the function's options.
+    config.losses = ml_collections.ConfigDict()
+    config.losses.stft = ml_collections.ConfigDict()
+    config.losses.stft._target_ = "audiovae_jax.losses.sum_and_difference_stft"
+    config.losses.stft.weight = 1.0
+    config.losses.stft.fft_sizes = (2048, 1024, 512, 256, 128, 64, 32)  # samples
+    config.losses.stft.hop_sizes = config_dict.placeholder(tuple)  # samples; unset: a quarter of each FFT
+    config.losses.stft.win_lengths = config_dict.placeholder(tuple)  # samples; unset: each FFT's
+    config.losses.stft.w_sc = 0.0
+    config.losses.stft.w_log_mag = 1.0
+    config.losses.stft.w_lin_mag = 1.0
+    config.losses.stft.w_sum = 1.0
+    config.losses.stft.w_diff = 1.0
+    config.losses.stft.perceptual_weighting = True  # A-weighting
+    config.losses.stft.sample_rate = sample_rate
+    config.losses.mel = ml_collections.ConfigDict()
+    config.losses.mel._target_ = "audiovae_jax.losses.multi_scale_mel"
+    config.losses.mel.weight = 1.0
+    config.losses.mel.fft_sizes = (2048, 1024, 512)  # samples
+    config.losses.mel.hop_sizes = config_dict.placeholder(tuple)  # samples; unset: a quarter of each FFT
+    config.losses.mel.win_lengths = config_dict.placeholder(tuple)  # samples; unset: each FFT's
+    config.losses.mel.n_mels = (128, 64, 32)
+    config.losses.mel.sample_rate = sample_rate
+    config.losses.mel.w_sc = 1.0
+    config.losses.mel.w_log_mag = 1.0
+    config.losses.mel.convergence = "item"  # "batch" is the PyTorch system's, which depends on the split
+
+    # The KL divergence of the latent from the standard normal.
+    config.kl = ml_collections.ConfigDict()
+    config.kl.weight = 1e-4
+    config.kl.warmup_steps = 5000  # steps over which the weight rises from 0
+    config.kl.free_bits = 0.0  # nats per latent element
+    config.kl.reduction = "sum"  # over latents and time; "frame" divides by the frames, for any crop length
+
+    # AdamW with a cosine schedule over num_steps.
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 1.5e-4  # at step 0
+    config.optimizer.final_learning_rate = 1e-5  # at num_steps
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 1e-4  # decoupled, on every parameter
+    config.optimizer.clip_norm = 1.0  # global gradient norm; 0 for none
+    config.discriminator_optimizer = ml_collections.ConfigDict(config.optimizer.to_dict())
+    config.discriminator_optimizer.learning_rate = 1e-4
+    config.discriminator_optimizer.final_learning_rate = 1e-6
+
+    config.data = ml_collections.ConfigDict()
+    config.data.root = config_dict.placeholder(str)  # folder of audio files; unset: the built-in generator
+    config.data.sample_rate = sample_rate  # Hz; files of other rates are resampled
+    config.data.channels = channels
+    config.data.crop_length = 65536  # samples, a multiple of the hop
+    config.data.min_seconds = 0.1  # shorter files are skipped; shorter than a crop is zero-padded
+    config.data.peak_normalize = True  # each crop to a peak of 1
+    config.data.validation_fraction = 0.1  # of the files, at least one
+    config.data.validation_batches = 2  # batches of fixed crops per validation
+    config.data.num_samples = 4  # validation crops kept as audio and spectrograms
+    config.data.fixed_batch = False  # True trains and validates on one batch for ever
+    config.data.num_threads = 8  # that read and decode crops
+    config.data.prefetch_batches = 4  # batches held ready
+    return config

@@ -1,0 +1,13 @@
+"""The VAE alone for 20,000 steps, then a gentle discriminator with strong feature matching."""
+
+from configs import base
+
+
+def override(config):
+    config.adversarial.warmup_steps = 20_000
+    config.adversarial.adversarial_weight = 0.5
+    config.adversarial.feature_matching_weight = 15.0
+
+
+def get_config(names=""):
+    return base.get_config(f"staged,{names}")
