@@ -15,3 +15,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or of another run."""
+
+
+class TrainingError(UserError):
+    """A run that cannot go on."""

@@ -1,6 +1,7 @@
 """Devices as a one-dimensional mesh: mapping a per-device function, placing batches and state."""
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -32,3 +33,9 @@ def map_train_step(step, mesh: Mesh):
 def map_validation_step(step, mesh: Mesh):
     """`(variables, audio) -> (metrics, reconstruction)` per device, jitted."""
     return jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P(AXIS))))
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of an array that is split over the mesh."""
+    shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

@@ -1,0 +1,210 @@
+"""Checkpoints of a run: Orbax underneath, with a checksum per array and walking back over damage.
+
+A checkpoint holds the train state, and a JSON item with the config, the data position and the
+checksums. The last one and the best by `total_loss` are kept.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from audiovae_jax.checksum import checksums
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.state import TrainState
+
+BEST_METRIC = "total_loss"
+_FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint's contents; `damaged` names newer ones that had to be passed over, and why."""
+
+    state: TrainState
+    step: int
+    config: dict
+    data: dict
+    metrics: dict
+    damaged: tuple[str, ...] = ()
+
+
+class Checkpoints:
+    """The checkpoints under `directory`, one folder per step.
+
+    Args:
+      directory: created if need be, unless `read_only`.
+      read_only: only look.
+    """
+
+    def __init__(self, directory: Path, read_only: bool = False):
+        if read_only and not directory.is_dir():
+            raise CheckpointError(f"{directory}: there is no such folder")
+        managers = ocp.checkpoint_managers
+        policy = managers.AnyPreservationPolicy(
+            [managers.LatestN(1), managers.BestN(get_metric_fn=_badness, reverse=True, n=1)]
+        )
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policy,
+            best_fn=_badness,
+            best_mode="min",
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            enable_async_checkpointing=not read_only,
+        )
+        self._directory = directory
+        # Orbax tells the world about every policy it consults.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self._manager = ocp.CheckpointManager(
+            epath.Path(directory.absolute()),
+            options=options,
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
+        )
+
+    def steps(self) -> list[int]:
+        """The steps of finished checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step of the lowest `total_loss`, if any."""
+        return self._manager.best_step()
+
+    def save(self, state: TrainState, *, step: int, config: dict, data: dict, metrics: dict[str, float]):
+        """Begin writing a checkpoint in the background; the state may be donated afterwards.
+
+        Args:
+          state: the train state.
+          step: batches seen.
+          config: as nested dicts.
+          data: position and fingerprint of the data.
+          metrics: validation metrics as floats.
+        """
+        run = {"format": _FORMAT, "config": config, "data": data, "checksums": checksums(state)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
+            metrics={name: float(value) for name, value in metrics.items()},
+            force=True,
+        )
+
+    def config(self, step: int) -> dict:
+        """The config that a checkpoint was saved with.
+
+        Raises:
+          CheckpointError: it cannot be read.
+        """
+        return self._run(step)["config"]
+
+    def restore(self, abstract_state: TrainState, sharding, step: int | None = None) -> Restored:
+        """The checkpoint at `step`, or the newest that is whole.
+
+        Args:
+          abstract_state: shapes and dtypes to expect.
+          sharding: where to put the arrays.
+          step: None walks back from the newest over damaged ones.
+
+        Raises:
+          CheckpointError: none can be restored; the message says why for each.
+        """
+        candidates = [step] if step is not None else self.steps()[::-1]
+        damaged = []
+        for candidate in candidates:
+            try:
+                return dataclasses.replace(
+                    self._restore_step(candidate, abstract_state, sharding), damaged=tuple(damaged)
+                )
+            except CheckpointError as error:
+                damaged.append(str(error))
+        raise CheckpointError("no checkpoint could be restored:\n" + "\n".join(f"  {reason}" for reason in damaged))
+
+    def wait(self):
+        """Wait until everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self):
+        """Finish writing and let go."""
+        self._manager.close()
+
+    def _restore_step(self, step, abstract_state, sharding):
+        folder = self._directory / str(step)
+        run = self._run(step)
+        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_state)
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
+            state = restored["state"]
+            metrics = self._manager.metrics(step) or {}
+        except Exception as error:  # Orbax and its storage raise what they like
+            raise CheckpointError(f"{folder} is damaged or does not fit: {_first_line(error)}") from error
+        for path, leaf in jax.tree_util.tree_leaves_with_path(abstract_state):
+            name = jax.tree_util.keystr(path)
+            if name not in run["checksums"]:
+                raise CheckpointError(f"{folder} has no {name}: it was saved by another configuration")
+            del leaf
+        wrong = [name for name, value in checksums(state).items() if run["checksums"][name] != value]
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise CheckpointError(f"{folder} is damaged: {wrong[0]}{more} does not match its checksum")
+        return Restored(state, step, run["config"], run["data"], metrics)
+
+    def _run(self, step):
+        folder = self._directory / str(step)
+        try:
+            run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+            if run["format"] > _FORMAT:
+                raise CheckpointError(f"{folder} has format {run['format']}, newer than this version reads ({_FORMAT})")
+            if not {"config", "data", "checksums"} <= run.keys():
+                raise CheckpointError(f"{folder}/run lacks keys; it is damaged")
+            return run
+        except CheckpointError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{folder} is damaged: {_first_line(error)}") from error
+
+
+def locate(path: str) -> tuple[Path, int | None]:
+    """The checkpoint folder and step that a user's path means.
+
+    Args:
+      path: a workdir, its `checkpoints` folder, or one step's folder.
+
+    Returns:
+      `(folder of checkpoints, step)`; None for the newest step.
+
+    Raises:
+      CheckpointError: there is no checkpoint there.
+    """
+    given = Path(path)
+    if not given.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    if given.name.isdigit() and (given / "state").is_dir():
+        return given.parent, int(given.name)
+    for folder in (given / "checkpoints", given):
+        if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir()):
+            return folder, None
+    raise CheckpointError(f"{path} holds no checkpoint; give a training workdir, or one of its checkpoints/<step>")
+
+
+def write_json(path: Path, value: Any):
+    """Write JSON so that the file is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    temporary.replace(path)
+
+
+def _badness(metrics):
+    # Orbax would take NaN for the best of all and delete what was.
+    value = metrics[BEST_METRIC] if metrics else math.inf
+    return value if math.isfinite(value) else math.inf
+
+
+def _first_line(error):
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}"[:300]

@@ -1,0 +1,78 @@
+"""What the scripts share: reading a config from the command line, and errors without tracebacks."""
+
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from audiovae_jax import configuration
+from audiovae_jax.errors import ConfigError, UserError
+
+
+def run(main: Callable[[], None], reference: ml_collections.ConfigDict):
+    """Parse flags and call `main`; a user's error ends the program with its message and status 1.
+
+    Args:
+      main: takes nothing, reads flags.
+      reference: the base config, for the nearest name of an unknown key.
+    """
+    # A module of the user's own is found in the folder that the command is given in.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    warnings.filterwarnings("default", message=r"config\.", category=DeprecationWarning)
+    try:
+        app.run(lambda _: main(), flags_parser=lambda argv: _parse(argv, reference))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted; the same command goes on from the last checkpoint")
+
+
+def define_config_flag(default: str):
+    """The flag `--config=FILE[:NAME,NAME]`, and `--config.KEY=VALUE` for every key."""
+    config_flags.DEFINE_config_file("config", default, "config file, and configs to mix in: base.py:lightweight,staged")
+
+
+def read_config(reference: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The config that the flags give, finalized.
+
+    Raises:
+      ConfigError: unknown keys.
+    """
+    return configuration.finalize(flags.FLAGS.config, reference)
+
+
+def config_name() -> str:
+    """`tiny` for `--config=configs/tiny.py`, `base_lightweight` for `configs/base.py:lightweight`."""
+    path, _, names = _config_argument(sys.argv).partition(":")
+    return "_".join([Path(path).stem, *filter(None, names.split(","))])
+
+
+def _parse(argv, reference):
+    path = _config_argument(argv).partition(":")[0]
+    configuration.load_module(path)  # for its clear errors
+    for i, key in list(configuration.override_keys(argv)):
+        if key in configuration.LEGACY_KEYS:
+            new = configuration.LEGACY_KEYS[key]
+            configuration.warn_legacy_key(key, new)
+            argv[i] = argv[i].replace(f"config.{key}", f"config.{new}", 1)
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        unknown = [key for _, key in configuration.override_keys(argv) if key.rpartition(".")[2] in str(error)]
+        if not unknown:
+            raise ConfigError(f"--config={path}: {error}") from error
+        key = unknown[0]
+        raise ConfigError(f"config has no key {key!r}{configuration.suggest_key(key, reference)}") from error
+
+
+def _config_argument(argv):
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name == "config":
+            return value if equals else argv[i + 1] if i + 1 < len(argv) else ""
+    return flags.FLAGS["config"].default or ""

@@ -1,0 +1,132 @@
+"""One audio file: what it holds, whether it can be used, and reading a window of it."""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from audiovae_jax.errors import DataError
+
+EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+
+_PROBE_FRAMES = 2048
+# Input frames on both sides of a window that is resampled, so that its edges see their neighbours.
+_RESAMPLE_CONTEXT = 1024
+# ITU-R BS.775: centre and surround at -3 dB, no LFE. WAV order is L R C LFE Ls Rs.
+_DOWNMIX_5_1 = np.array(
+    [[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]], np.float32
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioFile:
+    """A readable audio file: `frames` samples per channel at `sample_rate` Hz."""
+
+    path: Path
+    frames: int
+    sample_rate: int
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.sample_rate
+
+
+def probe(path: Path, min_seconds: float = 0.0) -> AudioFile:
+    """Look at a file's header, beginning, middle and end.
+
+    Raises:
+      DataError: the file cannot be used; the message is the reason, without the path.
+    """
+    if path.stat().st_size == 0:
+        raise DataError("the file is empty")
+    try:
+        with soundfile.SoundFile(path) as f:
+            file = AudioFile(path, f.frames, f.samplerate, f.channels)
+            if file.frames == 0 or file.seconds < min_seconds:
+                raise DataError(f"{file.frames} samples are shorter than data.min_seconds={min_seconds}")
+            silent = True
+            for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):
+                block = _read(f, file, start, min(_PROBE_FRAMES, file.frames - start))
+                silent &= not block.any()
+            if silent and _is_silent(f):
+                raise DataError("every sample is zero")
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"not audio that can be read ({error.error_string.rstrip('.')})") from error
+    return file
+
+
+def read_window(file: AudioFile, position: float, length: int, sample_rate: int, channels: int) -> np.ndarray:
+    """`[length, channels]` float32 from the file, resampled and adapted, zero-padded if the file is shorter.
+
+    Args:
+      file: as probed.
+      position: in 0..1, where in the file's room for a window of that length to begin.
+      length: samples at `sample_rate`.
+      sample_rate: in Hz, of the result.
+      channels: of the result.
+
+    Raises:
+      DataError: the file ends early, or holds NaN or infinite samples; the message names it.
+    """
+    # Counted in the file's own samples; the context is a whole number of samples at both rates.
+    needed = -(-length * file.sample_rate // sample_rate)
+    start = int(position * max(0, file.frames - needed))
+    step = file.sample_rate // math.gcd(file.sample_rate, sample_rate)
+    context = 0 if file.sample_rate == sample_rate else -(-_RESAMPLE_CONTEXT // step) * step
+    before = min(start // step * step, context)
+    stop = min(file.frames, start + needed + context)
+    try:
+        with soundfile.SoundFile(file.path) as f:
+            audio = _read(f, file, start - before, stop - (start - before))
+    except (soundfile.LibsndfileError, OSError, DataError) as error:
+        raise DataError(f"{file.path}: {error}") from error
+    audio = adapt_channels(audio, channels)
+    if context:
+        audio = resample(audio, file.sample_rate, sample_rate)
+        audio = audio[before * sample_rate // file.sample_rate :]
+    audio = audio[:length]
+    return np.pad(audio, ((0, length - len(audio)), (0, 0)))
+
+
+def adapt_channels(audio: np.ndarray, channels: int) -> np.ndarray:
+    """`[T, C]` to `[T, channels]`.
+
+    Mono is copied to every channel; 5.1 is mixed down by ITU-R BS.775; of other layouts the front
+    pair is taken; mono is the mean of what stereo would be.
+    """
+    if audio.shape[1] == channels:
+        return audio
+    if audio.shape[1] == 1:
+        return np.repeat(audio, channels, axis=1)
+    if audio.shape[1] == 6 and channels <= 2:
+        audio = audio @ _DOWNMIX_5_1
+    elif audio.shape[1] < channels:
+        raise DataError(f"{audio.shape[1]} channels cannot be made into {channels}")
+    if channels == 1:
+        return audio[:, :2].mean(axis=1, keepdims=True)
+    return np.ascontiguousarray(audio[:, :channels])
+
+
+def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """`[T, C]` to about `[T * to_rate / from_rate, C]`, by libsoxr at high quality."""
+    import soxr
+
+    return soxr.resample(audio, from_rate, to_rate, quality="HQ").astype(np.float32)
+
+
+def _read(f, file, start, frames):
+    f.seek(start)
+    block = f.read(frames, dtype="float32", always_2d=True)
+    if len(block) < frames:
+        raise DataError(f"truncated: the header promises {file.frames} samples, but none follow {start + len(block)}")
+    if not np.isfinite(block).all():
+        raise DataError("holds NaN or infinite samples")
+    return block
+
+
+def _is_silent(f):
+    f.seek(0)
+    return not any(block.any() for block in f.blocks(1 << 20, dtype="float32"))

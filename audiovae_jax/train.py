@@ -1,0 +1,292 @@
+"""The training loop: `train(config, workdir)`."""
+
+import functools
+import json
+import math
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from audiovae_jax import build, checkpoint, configuration, mesh, step
+from audiovae_jax.checkpoint import Checkpoints
+from audiovae_jax.data import pipeline
+from audiovae_jax.errors import CheckpointError, ConfigError, TrainingError
+from audiovae_jax.report import Reporter
+from audiovae_jax.state import TrainState, count_parameters, create_train_state
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
+    """Train as `config` says, or go on where `workdir` stopped.
+
+    Args:
+      config: finalized (see `configuration.finalize`).
+      workdir: gets `config.json`, `checkpoints/`, TensorBoard events and `samples/`.
+
+    Returns:
+      The final train state.
+
+    Raises:
+      ConfigError: values that cannot work, or a workdir of another config.
+      DataError: no usable audio.
+      CheckpointError: nothing to go on from where there should be.
+      TrainingError: the loss became NaN or infinite.
+    """
+    configuration.check(config, jax.device_count())
+    recipe = build.build_recipe(config)
+    is_first = jax.process_index() == 0
+    claim_workdir(config, workdir, write=is_first)
+    data = pipeline.open_data(config.data, batch_size=config.batch_size, seed=config.seed)
+    devices = mesh.make_mesh()
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    notes = describe(config, recipe, data)
+    state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, notes)
+    reporter = Reporter(
+        workdir,
+        start_step=start_step,
+        num_steps=config.num_steps,
+        sample_rate=config.data.sample_rate,
+        enabled=is_first,
+    )
+    try:
+        for note in notes:
+            reporter.say(note)
+        run = _Run(config, recipe, data, devices, checkpoints, reporter)
+        state, metrics = run.go(state, start_step, metrics)
+        checkpoints.wait()
+    finally:
+        reporter.close()
+        checkpoints.close()
+    if is_first:
+        best = metrics.get("best_total_loss", metrics.get("total_loss", math.nan))
+        print(
+            f"done: step {config.num_steps}, val/total_loss {metrics.get('total_loss', math.nan):.4f} (best {best:.4f})."
+            f" Checkpoints, samples and TensorBoard events are in {workdir}"
+        )
+    return state
+
+
+def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, write: bool):
+    """Write `config.json`, or compare with the one that is there.
+
+    Raises:
+      ConfigError: the workdir belongs to another config; the message lists the differing keys.
+    """
+    path = workdir / "config.json"
+    current = json.loads(configuration.to_json(config))
+    if path.exists():
+        try:
+            previous = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path} is not readable as JSON ({error}); restore it or use another --workdir") from error
+        changed = configuration.differences(previous, current)
+        if changed:
+            raise ConfigError(
+                f"--workdir={workdir} holds a run of another config:\n  "
+                + "\n  ".join(changed)
+                + f"\nuse another --workdir, and --config.init_from={workdir} there to go on from this run"
+            )
+    if write:
+        checkpoint.write_json(path, current)
+
+
+def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, notes: list[str]):
+    """`(state, step, validation metrics)` to start from: the workdir's newest checkpoint, `init_from`, or fresh.
+
+    What happened is appended to `notes`.
+
+    Raises:
+      CheckpointError: there are checkpoints, but none is whole.
+    """
+    sharding = mesh.replicated(devices)
+    create = functools.partial(create_train_state, recipe, _example_shape(config))
+    if checkpoints.steps():
+        restored = checkpoints.restore(jax.eval_shape(create), sharding)
+        notes += [f"warning: passed over {reason}" for reason in restored.damaged]
+        notes.append(f"going on from step {restored.step}")
+        if restored.data["fingerprint"] != fingerprint:
+            notes.append(
+                "warning: the audio under config.data.root is not what it was when this run was stopped; "
+                "crops from here on differ from those of a run left alone"
+            )
+        return restored.state, restored.step, restored.metrics
+    state = jax.jit(create, out_shardings=sharding)()
+    if config.init_from is None:
+        return state, 0, {}
+    state = _take_over(config.init_from, state, sharding, notes)
+    return state, int(state.step), {}
+
+
+def _take_over(path, fresh, sharding, notes) -> TrainState:
+    """The state of another run, as far as it fits; `notes` says what was left out."""
+    folder, from_step = checkpoint.locate(path)
+    source = Checkpoints(folder, read_only=True)
+    try:
+        from_step = source.steps()[-1] if from_step is None else from_step
+        old_config = ml_collections.ConfigDict(source.config(from_step), convert_dict=True)
+        create = functools.partial(create_train_state, build.build_recipe(old_config), _example_shape(old_config))
+        old = source.restore(jax.eval_shape(create), sharding, from_step).state
+    finally:
+        source.close()
+    if _shapes(old.params) != _shapes(fresh.params):
+        raise CheckpointError(f"config.init_from={path}: its model is not that of config.model; give both the same keys")
+    parts = {"step": old.step, "params": old.params, "latent_statistics": old.latent_statistics}
+    for names in (("opt_state",), ("discriminator_params", "discriminator_opt_state")):
+        if all(_shapes(getattr(old, name)) == _shapes(getattr(fresh, name)) for name in names):
+            parts |= {name: getattr(old, name) for name in names}
+        else:
+            notes.append(f"config.init_from={path}: its {' and '.join(names)} does not fit and starts afresh")
+    notes.append(f"taken over from {path}: step {int(old.step)}, {', '.join(parts)}")
+    return fresh.replace(**parts)
+
+
+class _Run:
+    """The moving parts of one session of training."""
+
+    def __init__(self, config, recipe, data, devices, checkpoints, reporter):
+        self._config, self._recipe, self._data = config, recipe, data
+        self._mesh, self._checkpoints, self._reporter = devices, checkpoints, reporter
+        self._config_dict = json.loads(configuration.to_json(config))
+        self._compiled = {}
+        self._best = math.inf
+        # On the host and the device once: they are the same at every validation.
+        self._validation_rows = [
+            mesh.place_batch(devices, rows) for rows in self._batches(data.validation, 0, config.data.validation_batches)
+        ]
+        self._validation_step = mesh.map_validation_step(
+            functools.partial(step.validation_step, model=recipe.model, losses=recipe.losses, kl=recipe.kl), devices
+        )
+
+    def go(self, state: TrainState, start_step: int, metrics: dict):
+        """Run to the end: `(state, last validation metrics)`."""
+        config = self._config
+        if metrics:
+            self._best = metrics["best_total_loss"]
+        elif start_step < config.num_steps:
+            metrics = self._validate(state, start_step)
+            self._sample(state, start_step)
+        batches = self._batches(self._data.train, start_step, config.num_steps)
+        batch = self._next(batches)
+        pending = None
+        for current in range(start_step, config.num_steps):
+            train_step = self._train_step(current, state, batch)
+            state, new = train_step(state, batch)
+            # While the device computes: the next batch, and the metrics of the step before.
+            if current + 1 < config.num_steps:
+                batch = self._next(batches)
+            self._show(pending)
+            pending = (current + 1, new)
+            done = current + 1
+            last = done == config.num_steps
+            checkpoint_due = last or done % config.checkpoint_every == 0
+            if checkpoint_due or done % config.validate_every == 0:
+                self._show(pending)
+                pending = None
+                metrics = self._validate(state, done)
+            if last or done % config.sample_every == 0:
+                self._sample(state, done)
+            if checkpoint_due:
+                position = {"step": done, "fingerprint": self._data.fingerprint}
+                self._checkpoints.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
+        self._show(pending)
+        return state, metrics
+
+    def _train_step(self, current, state, batch):
+        adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
+        if adversarial not in self._compiled:
+            per_device = functools.partial(step.train_step, recipe=self._recipe, adversarial=adversarial)
+            what = "compiling the step" + (" with discriminator" if adversarial else "")
+            with self._reporter.timed(what):
+                mapped = mesh.map_train_step(per_device, self._mesh)
+                self._compiled[adversarial] = mapped.lower(state, batch).compile()
+        return self._compiled[adversarial]
+
+    def _show(self, pending):
+        if pending is None:
+            return
+        done, metrics = pending
+        metrics = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("train/total_g_loss", "train/d_loss"):
+            if not math.isfinite(metrics.get(name, 0.0)):
+                steps = self._checkpoints.steps()
+                saved = f"checkpoint {steps[-1]} is from before" if steps else "there is no checkpoint yet"
+                raise TrainingError(
+                    f"{name} became {metrics[name]} at step {done}; {saved}. Try a lower "
+                    "config.optimizer.learning_rate, a smaller clip_norm, or dtype float32"
+                )
+        self._reporter.step(done, metrics)
+
+    def _validate(self, state, at):
+        results = [self._validation_step(state.variables, rows)[0] for rows in self._validation_rows]
+        results = jax.device_get(results)
+        metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+        if math.isfinite(metrics["total_loss"]):
+            self._best = min(self._best, metrics["total_loss"])
+        metrics["best_total_loss"] = self._best
+        self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("total_loss", "reconstruction_loss", "si_sdr_db"))
+        self._reporter.say(f"step {at}: validation {shown}")
+        return metrics
+
+    def _sample(self, state, at):
+        rows = self._validation_rows[0]
+        reconstruction = self._validation_step(state.variables, rows)[1]
+        n = self._config.data.num_samples
+        self._reporter.samples(at, mesh.local_rows(rows)[:n], mesh.local_rows(reconstruction)[:n])
+
+    def _next(self, batches):
+        return mesh.place_batch(self._mesh, next(batches))
+
+    def _batches(self, records, start_step, num_steps):
+        return pipeline.batches(
+            records,
+            batch_size=self._config.batch_size,
+            start_step=start_step,
+            num_steps=num_steps,
+            num_threads=self._config.data.num_threads,
+            prefetch_batches=self._config.data.prefetch_batches,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+
+def describe(config, recipe, data) -> list[str]:
+    """What a run consists of, in lines."""
+    shapes = jax.eval_shape(functools.partial(create_train_state, recipe, _example_shape(config)))
+    count = count_parameters(shapes.params)
+    with_statistics = count + count_parameters(shapes.latent_statistics)
+    lines = [
+        f"model: {count:,} parameters ({with_statistics:,} with latent statistics), "
+        f"hop {recipe.model.hop_length} samples, {recipe.model.dtype}"
+    ]
+    if recipe.discriminator is not None:
+        lines.append(
+            f"discriminator: {type(recipe.discriminator).__name__}, "
+            f"{count_parameters(shapes.discriminator_params):,} trainable parameters"
+        )
+    seconds = config.data.crop_length / config.data.sample_rate
+    lines.append(
+        f"batch: {config.batch_size} crops of {config.data.crop_length} samples ({seconds:.2f} s) "
+        f"on {jax.device_count()} {jax.devices()[0].platform} device(s)"
+    )
+    if data.folder is None:
+        lines.append("data: built-in music generator (config.data.root is not set)")
+        return lines
+    minutes = sum(file.seconds for file in data.folder.train) / 60
+    lines.append(
+        f"data: {len(data.folder.train)} training files ({minutes:.1f} min) and {len(data.folder.validation)} "
+        f"for validation under {config.data.root}"
+    )
+    if set(data.folder.train) & set(data.folder.validation):
+        lines.append("warning: there is one usable file, so training and validation share it")
+    lines += [f"skipped {path}: {reason}" for path, reason in data.folder.skipped]
+    return lines
+
+
+def _example_shape(config):
+    return (1, config.data.crop_length, config.data.channels)
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)

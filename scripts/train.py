@@ -1,0 +1,23 @@
+"""Train an audio VAE: `python scripts/train.py --config=configs/base.py [--workdir=DIR] [--config.KEY=VALUE]`."""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from audiovae_jax import cli, train  # noqa: E402
+from configs import base  # noqa: E402
+
+cli.define_config_flag("configs/base.py")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default runs/<config name>")
+
+
+def main():
+    config = cli.read_config(base.get_config())
+    train.train(config, Path(_WORKDIR.value or Path("runs") / cli.config_name()))
+
+
+if __name__ == "__main__":
+    cli.run(main, base.get_config())
