@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from audiovae_jax import configuration
@@ -23,6 +23,7 @@ def run(main: Callable[[], None], reference: ml_collections.ConfigDict):
     # A module of the user's own is found in the folder that the command is given in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+    logging.set_verbosity(logging.ERROR)  # Orbax and XLA report every policy and backend they look at
     warnings.filterwarnings("default", message=r"config\.", category=DeprecationWarning)
     try:
         app.run(lambda _: main(), flags_parser=lambda argv: _parse(argv, reference))

@@ -79,7 +79,7 @@ def conv2d(x, kernel, *, stride=(1, 1), dilation=(1, 1), padding=(0, 0)):
       stride, dilation, padding: of rows and columns; rows cannot be dilated, nor columns both
         strided and dilated.
     """
-    b, rows, _, _ = x.shape
+    rows = x.shape[1]
     taps = kernel.shape[0]
     if dilation[0] != 1:
         raise ValueError(f"dilation={dilation}: rows cannot be dilated")

@@ -1,5 +1,6 @@
 """What is seen of a run: progress bar, TensorBoard events, samples as audio and spectrograms."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -40,7 +41,13 @@ class Reporter:
             # Events of steps that a kill threw away are purged, since they come again.
             self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step or None)
             self._bar = tqdm.tqdm(
-                initial=start_step, total=num_steps, unit="step", dynamic_ncols=True, smoothing=0.1, leave=True
+                initial=start_step,
+                total=num_steps,
+                unit="step",
+                smoothing=0.05,
+                dynamic_ncols=True,
+                # A log file gets a line now and then, a terminal a moving bar.
+                mininterval=0.1 if sys.stderr.isatty() else 10,
             )
 
     def say(self, text: str):

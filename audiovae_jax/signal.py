@@ -14,7 +14,7 @@ from jax import lax
 A_WEIGHTING_TAPS = 101
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def hann_window(win_length: int, n_fft: int) -> np.ndarray:
     """Periodic Hann window of `win_length`, centred in `n_fft` zeros: `[n_fft]`."""
     if win_length > n_fft:
@@ -75,7 +75,7 @@ def magnitude(spectrum, floor: float = 1e-8):
     return jnp.sqrt(jnp.maximum(jnp.square(spectrum.real) + jnp.square(spectrum.imag), floor))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def mel_filterbank(
     sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> np.ndarray:
@@ -94,7 +94,7 @@ def mel_spectrogram(magnitudes, filters):
     return jnp.matmul(magnitudes, filters, precision=lax.Precision.HIGHEST)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def a_weighting_fir(sample_rate: int) -> np.ndarray:
     """A-weighting (IEC 61672-1) as a linear-phase FIR of 101 taps.
 

@@ -148,28 +148,29 @@ def train_step(
     return state.replace(step=state.step + 1), {**metrics, **norms, "kl_weight": kl_weight}
 
 
-def validation_step(
-    variables: dict, audio: jax.Array, *, model: AudioVAE, losses: WeightedLosses, kl: KLTerm
-) -> tuple[dict[str, jax.Array], jax.Array]:
+def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tuple[dict[str, jax.Array], jax.Array]:
     """The objective on one device's share of a validation batch, under a mapped axis `data`.
 
-    The latent is the mean, and the KL term has its final weight: one measure for the whole run,
-    whatever the warm-ups do.
+    It is the objective of training without the discriminator, with noise that is the same at every
+    validation and the KL term at its final weight: one measure for the whole run, whatever the
+    warm-ups do. `si_sdr_db` and the reconstruction are of the posterior's mean, which is what a
+    trained model is used with.
 
     Returns:
       Scalar metrics (the same on every device) and this device's reconstruction `[b, T, C]`.
     """
-    output = model.apply(variables, audio, deterministic=True)
-    loss, values = losses(prediction=output.reconstruction, target=audio)
-    kl_loss = kl(output.mean, output.logvar)
+    output = recipe.model.apply(variables, audio, noise=_latent_noise(recipe, 0, audio))
+    loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
+    kl_loss = recipe.kl(output.mean, output.logvar)
+    reconstruction = recipe.model.apply(variables, audio, deterministic=True).reconstruction
     metrics = {
         **values,
         "reconstruction_loss": loss,
         "kl_loss": kl_loss,
-        "total_loss": loss + kl.weight * kl_loss,
-        "si_sdr_db": -si_sdr(prediction=output.reconstruction, target=audio),
+        "total_loss": loss + recipe.kl.weight * kl_loss,
+        "si_sdr_db": -si_sdr(prediction=reconstruction, target=audio),
     }
-    return lax.pmean(metrics, AXIS), output.reconstruction
+    return lax.pmean(metrics, AXIS), reconstruction
 
 
 def _update(optimizer, gradient, opt_state, params, step, condition) -> tuple[Any, Any, jax.Array]:

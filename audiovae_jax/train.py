@@ -59,10 +59,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         reporter.close()
         checkpoints.close()
     if is_first:
-        best = metrics.get("best_total_loss", metrics.get("total_loss", math.nan))
         print(
-            f"done: step {config.num_steps}, val/total_loss {metrics.get('total_loss', math.nan):.4f} (best {best:.4f})."
-            f" Checkpoints, samples and TensorBoard events are in {workdir}"
+            f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} "
+            f"(best {metrics['best_total_loss']:.4f}). "
+            f"Checkpoints, samples and TensorBoard events are in {workdir}"
         )
     return state
 
@@ -79,7 +79,9 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, write: bool)
         try:
             previous = json.loads(path.read_text())
         except ValueError as error:
-            raise ConfigError(f"{path} is not readable as JSON ({error}); restore it or use another --workdir") from error
+            raise ConfigError(
+                f"{path} is not readable as JSON ({error}); restore it or use another --workdir"
+            ) from error
         changed = configuration.differences(previous, current)
         if changed:
             raise ConfigError(
@@ -130,7 +132,9 @@ def _take_over(path, fresh, sharding, notes) -> TrainState:
     finally:
         source.close()
     if _shapes(old.params) != _shapes(fresh.params):
-        raise CheckpointError(f"config.init_from={path}: its model is not that of config.model; give both the same keys")
+        raise CheckpointError(
+            f"config.init_from={path}: its model is not that of config.model; give both the same keys"
+        )
     parts = {"step": old.step, "params": old.params, "latent_statistics": old.latent_statistics}
     for names in (("opt_state",), ("discriminator_params", "discriminator_opt_state")):
         if all(_shapes(getattr(old, name)) == _shapes(getattr(fresh, name)) for name in names):
@@ -152,10 +156,11 @@ class _Run:
         self._best = math.inf
         # On the host and the device once: they are the same at every validation.
         self._validation_rows = [
-            mesh.place_batch(devices, rows) for rows in self._batches(data.validation, 0, config.data.validation_batches)
+            mesh.place_batch(devices, rows)
+            for rows in self._batches(data.validation, 0, config.data.validation_batches)
         ]
         self._validation_step = mesh.map_validation_step(
-            functools.partial(step.validation_step, model=recipe.model, losses=recipe.losses, kl=recipe.kl), devices
+            functools.partial(step.validation_step, recipe=recipe), devices
         )
 
     def go(self, state: TrainState, start_step: int, metrics: dict):
@@ -164,8 +169,9 @@ class _Run:
         if metrics:
             self._best = metrics["best_total_loss"]
         elif start_step < config.num_steps:
-            metrics = self._validate(state, start_step)
-            self._sample(state, start_step)
+            with self._reporter.timed("compiling and running the first validation"):
+                metrics = self._validate(state, start_step)
+                self._sample(state, start_step)
         batches = self._batches(self._data.train, start_step, config.num_steps)
         batch = self._next(batches)
         pending = None
@@ -198,8 +204,7 @@ class _Run:
             per_device = functools.partial(step.train_step, recipe=self._recipe, adversarial=adversarial)
             what = "compiling the step" + (" with discriminator" if adversarial else "")
             with self._reporter.timed(what):
-                mapped = mesh.map_train_step(per_device, self._mesh)
-                self._compiled[adversarial] = mapped.lower(state, batch).compile()
+                self._compiled[adversarial] = mesh.map_train_step(per_device, self._mesh).lower(state, batch).compile()
         return self._compiled[adversarial]
 
     def _show(self, pending):

@@ -7,8 +7,8 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import cli, train  # noqa: E402
-from configs import base  # noqa: E402
+from audiovae_jax import cli, train
+from configs import base
 
 cli.define_config_flag("configs/base.py")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default runs/<config name>")

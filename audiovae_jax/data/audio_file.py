@@ -15,9 +15,7 @@ _PROBE_FRAMES = 2048
 # Input frames on both sides of a window that is resampled, so that its edges see their neighbours.
 _RESAMPLE_CONTEXT = 1024
 # ITU-R BS.775: centre and surround at -3 dB, no LFE. WAV order is L R C LFE Ls Rs.
-_DOWNMIX_5_1 = np.array(
-    [[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]], np.float32
-)
+_DOWNMIX_5_1 = np.array([[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

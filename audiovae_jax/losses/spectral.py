@@ -82,6 +82,7 @@ def sum_and_difference_stft(*, prediction, target, w_sum=1.0, w_diff=1.0, **opti
 
 sum_and_difference_stft.forwards_to = multi_resolution_stft  # a config's options are checked against both
 
+
 def mid_side_stft(*, prediction, target, **options):
     """`multi_resolution_stft` of mid `(L+R)/2` and side `(L-R)/2`, as two channels.
 
@@ -97,6 +98,7 @@ def mid_side_stft(*, prediction, target, **options):
 
 
 mid_side_stft.forwards_to = multi_resolution_stft
+
 
 def mid_side(audio):
     """`[B, T, 2]` left and right to `[B, T, 2]` mid and side, each halved."""
