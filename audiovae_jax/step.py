@@ -179,7 +179,7 @@ def _update(optimizer, gradient, opt_state, params, step, condition) -> tuple[An
     def apply():
         grads = lax.pmean(gradient(), AXIS)
         updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step)
-        return optax.apply_updates(params, updates), new_opt_state, optax.global_norm(grads)
+        return optax.apply_updates(params, updates), new_opt_state, optax.tree.norm(grads)
 
     if condition is None:
         return apply()

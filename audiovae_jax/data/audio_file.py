@@ -52,7 +52,7 @@ def probe(path: Path, min_seconds: float = 0.0) -> AudioFile:
             if silent and _is_silent(f):
                 raise DataError("every sample is zero")
     except soundfile.LibsndfileError as error:
-        raise DataError(f"not audio that can be read ({error.error_string.rstrip('.')})") from error
+        raise DataError(_reason(error)) from error
     return file
 
 
@@ -79,7 +79,9 @@ def read_window(file: AudioFile, position: float, length: int, sample_rate: int,
     try:
         with soundfile.SoundFile(file.path) as f:
             audio = _read(f, file, start - before, stop - (start - before))
-    except (soundfile.LibsndfileError, OSError, DataError) as error:
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{file.path}: {_reason(error)}") from error
+    except (OSError, DataError) as error:
         raise DataError(f"{file.path}: {error}") from error
     audio = adapt_channels(audio, channels)
     if context:
@@ -123,6 +125,10 @@ def _read(f, file, start, frames):
     if not np.isfinite(block).all():
         raise DataError("holds NaN or infinite samples")
     return block
+
+
+def _reason(error: soundfile.LibsndfileError):
+    return f"not audio that can be read ({error.error_string.rstrip('.')})"
 
 
 def _is_silent(f):

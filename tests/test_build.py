@@ -1,0 +1,112 @@
+"""Parts of a user's own, named by a dotted path: the contract and its errors."""
+
+import ml_collections
+import pytest
+
+from audiovae_jax import build
+from audiovae_jax.errors import ConfigError
+
+PARTS = '''
+import flax.linen as nn
+import jax.numpy as jnp
+
+class Disc(nn.Module):
+    width: int
+    def setup(self):
+        self.conv = nn.Conv(self.width, (5,), strides=4)
+    def __call__(self, audio):
+        x = self.conv(audio)
+        return [x[..., :1]], [[x]]
+
+class OneArray(Disc):
+    def __call__(self, audio):
+        return self.conv(audio)
+
+class FlatMaps(Disc):
+    def __call__(self, audio):
+        x = self.conv(audio)
+        return [x], [x]
+
+class NoMaps(Disc):
+    def __call__(self, audio):
+        return [self.conv(audio)], [[]]
+
+class Stateful(Disc):
+    @nn.compact
+    def __call__(self, audio):
+        x = nn.BatchNorm(use_running_average=True)(audio)
+        return [x], [[x]]
+
+class NotAModule:
+    pass
+
+def my_loss(*, prediction, target, power=2):
+    return jnp.mean(jnp.abs(prediction - target) ** power)
+
+def per_item(*, prediction, target):
+    return jnp.mean(jnp.abs(prediction - target), axis=(1, 2))
+
+def wrong_names(*, x, y):
+    return jnp.mean(x - y)
+'''
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    (tmp_path / "own_parts_for_test.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "own_parts_for_test"
+
+
+def _section(**keys):
+    return ml_collections.ConfigDict(keys)
+
+
+def test_a_users_discriminator_and_loss_are_built(micro_config, parts):
+    micro_config.discriminator = _section(_target_=f"{parts}.Disc", width=3)
+    micro_config.losses.mine = _section(_target_=f"{parts}.my_loss", weight=0.5, power=1)
+    recipe = build.build_recipe(micro_config)
+    assert recipe.discriminator.width == 3
+    assert [(name, weight) for name, weight, _ in recipe.losses.terms] == [("mel", 1.0), ("mine", 0.5), ("stft", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("Disc", {"widht": 3}, "has no argument 'widht'; did you mean 'width'"),
+        ("Disc", {}, "needs the argument 'width'"),
+        ("Disc", {"width": "three"}, "trying own_parts_for_test.Disc on a batch failed: TypeError"),
+        ("OneArray", {"width": 3}, r"must return \(logits: list of arrays.*but it returned a "),
+        ("FlatMaps", {"width": 3}, "its feature_maps are a list of "),
+        ("NoMaps", {"width": 3}, "hold no array, so there is nothing to match"),
+        ("Stateful", {"width": 3}, r"has variables \['batch_stats'\]"),
+        ("NotAModule", {}, "a discriminator is a subclass of flax.linen.Module"),
+    ],
+)
+def test_a_discriminator_that_breaks_the_contract_is_refused(micro_config, parts, name, keys, message):
+    micro_config.discriminator = _section(_target_=f"{parts}.{name}", **keys)
+    with pytest.raises(ConfigError, match=message) as error:
+        build.build_discriminator(micro_config)
+    assert "config.discriminator" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("my_loss", {"powr": 1}, "has no argument 'powr'; did you mean 'power'"),
+        ("my_loss", {"power": "two"}, "trying own_parts_for_test.my_loss on a batch failed: TypeError"),
+        ("per_item", {}, r"must return one floating-point scalar, but it returned shape \(4,\)"),
+        ("wrong_names", {}, "must take the keyword arguments prediction and target"),
+    ],
+)
+def test_a_loss_that_breaks_the_contract_is_refused(micro_config, parts, name, keys, message):
+    micro_config.losses.mine = _section(_target_=f"{parts}.{name}", weight=1.0, **keys)
+    with pytest.raises(ConfigError, match=message) as error:
+        build.build_losses(micro_config)
+    assert "config.losses.mine" in str(error.value)
+
+
+def test_a_stereo_loss_on_mono_audio_names_the_remedy(micro_config):
+    micro_config.data.channels = micro_config.model.in_channels = 1
+    with pytest.raises(ConfigError, match="config.losses.stft: .*for mono use multi_resolution_stft"):
+        build.build_losses(micro_config)
