@@ -83,7 +83,7 @@ class Checkpoints:
           data: position and fingerprint of the data.
           metrics: validation metrics as floats.
         """
-        run = {"format": _FORMAT, "config": config, "data": data, "checksums": checksums(state)}
+        run = {"format": _FORMAT, "config": config, "data": data, "arrays": _describe(state, checksums(state))}
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
@@ -132,14 +132,22 @@ class Checkpoints:
     def _restore_step(self, step, abstract_state, sharding):
         folder = self._directory / str(step)
         run = self._run(step)
+        expected = _describe(abstract_state)
+        found = {name: {**array, "checksum": None} for name, array in run["arrays"].items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"{folder} is of another configuration: {name} is {_spell(found.get(name))} there "
+                    f"and {_spell(expected.get(name))} here"
+                )
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_state)
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
             state = restored["state"]
             metrics = self._manager.metrics(step) or {}
         except Exception as error:  # Orbax and its storage raise what they like
-            raise CheckpointError(f"{folder} is damaged or does not fit: {_first_line(error)}") from error
-        wrong = [name for name, value in checksums(state).items() if run["checksums"].get(name) != value]
+            raise CheckpointError(f"{folder} is damaged: {_first_line(error)}") from error
+        wrong = [name for name, value in checksums(state).items() if run["arrays"][name]["checksum"] != value]
         if wrong:
             more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
             raise CheckpointError(f"{folder} is damaged: {wrong[0]}{more} does not match its checksum")
@@ -151,7 +159,7 @@ class Checkpoints:
             run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
             if run["format"] > _FORMAT:
                 raise CheckpointError(f"{folder} has format {run['format']}, newer than this version reads ({_FORMAT})")
-            if not {"config", "data", "checksums"} <= run.keys():
+            if not {"config", "data", "arrays"} <= run.keys():
                 raise CheckpointError(f"{folder}/run lacks keys; it is damaged")
             return run
         except CheckpointError:
@@ -189,6 +197,18 @@ def write_json(path: Path, value: Any):
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
     temporary.replace(path)
+
+
+def _describe(tree, sums=None):
+    """`{path: shape, dtype, checksum}` of a tree's arrays."""
+    return {
+        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": sums[name] if sums else None}
+        for name, leaf in ((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree))
+    }
+
+
+def _spell(array):
+    return "absent" if array is None else f"{array['dtype']}{array['shape']}"
 
 
 def _badness(metrics):

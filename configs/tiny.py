@@ -5,22 +5,27 @@ from configs import base
 
 def override(config):
     config.num_steps = 300
-    config.batch_size = 4
+    config.batch_size = 8
     config.validate_every = 50
     config.checkpoint_every = 100
     config.sample_every = 100
     config.model.base_channels = 16
-    config.model.latent_dim = 16
-    config.data.crop_length = 16384
-    config.adversarial.warmup_steps = 150
-    config.kl.warmup_steps = 100
-    config.optimizer.learning_rate = 1e-3
-    config.discriminator.stft_filters = 4
-    config.discriminator.n_ffts = (1024, 512, 256)
-    config.discriminator.use_msd = False
-    config.discriminator.mpd_periods = (2, 3, 5)
-    config.discriminator.mpd_channels = (8, 32, 64, 128, 128)
+    config.model.channel_mults = (1, 2, 4)
+    config.model.strides = (2, 4, 8)
+    config.model.latent_dim = 32
+    config.data.crop_length = 8192
     config.data.num_threads = 2
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.b1 = 0.8
+    config.optimizer.b2 = 0.99
+    config.kl.weight = 1e-5
+    config.kl.warmup_steps = 100
+    config.adversarial.warmup_steps = 200
+    config.discriminator.stft_filters = 4
+    config.discriminator.n_ffts = (1024, 256)
+    config.discriminator.use_msd = False
+    config.discriminator.mpd_periods = (2, 3)
+    config.discriminator.mpd_channels = (8, 32, 64, 64)
 
 
 def get_config(names=""):

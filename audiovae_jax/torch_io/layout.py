@@ -12,8 +12,18 @@ directions are a renaming and a transposition.
 | `alpha: [C]` | `alpha: [1, C, 1]` |
 """
 
+from typing import Any
+
+import flax.traverse_util
 import numpy as np
 
+PyTree = Any
+
+# Newer versions of torch's weight norm write these names.
+_PARAMETRIZED = {
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}
 # Inside a block, torch's Sequential counts what we name.
 _RESIDUAL = {"snake1": "block.0", "conv1": "block.1", "snake2": "block.2", "conv2": "block.3"}
 _LEAVES = {"v": "weight_v", "g": "weight_g", "kernel": "weight", "bias": "bias", "alpha": "alpha"}
@@ -62,3 +72,24 @@ def from_torch(path: tuple[str, ...], tensor: np.ndarray, shape: tuple[int, ...]
     if array.shape != tuple(shape):
         raise ValueError(f"{torch_key(path)} has shape {tensor.shape}, which does not fit {path} of shape {shape}")
     return array
+
+
+def params_from_state_dict(state_dict: dict[str, np.ndarray], shapes: PyTree) -> PyTree:
+    """The parameter tree of `shapes`, filled from a torch state dict of numpy arrays.
+
+    Args:
+      state_dict: torch's names and layout; either form of weight norm.
+      shapes: the tree to fill, of anything with a `shape`.
+
+    Raises:
+      KeyError: a parameter is missing.
+      ValueError: a tensor has another shape.
+    """
+    filled = {}
+    for path, leaf in flax.traverse_util.flatten_dict(shapes).items():
+        key = torch_key(path)
+        if key not in state_dict:
+            stem, _, name = key.rpartition(".")
+            key = f"{stem}.{_PARAMETRIZED.get(name, name)}"
+        filled[path] = from_torch(path, state_dict[key], leaf.shape)
+    return flax.traverse_util.unflatten_dict(filled)

@@ -1,0 +1,99 @@
+"""Writes tests/golden/*.npz from the torch reference: `python tests/make_golden.py` (needs torch).
+
+Each file holds weights under `weights/` in torch's names and layout, inputs and outputs. Gradients
+are taken in float64, so that they are the truth and not another rounding of it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch_reference as ref
+from golden_configs import DISCRIMINATOR, MODEL
+
+FOLDER = Path(__file__).parent / "golden"
+
+
+def _audio(seed, length=1000):
+    generator = torch.Generator().manual_seed(seed)
+    return (0.3 * torch.randn(2, 2, length, generator=generator)).double()  # exact in float32 too
+
+
+def _randomize(module):
+    """Parameters away from their special initial values, so that each one matters."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+        if hasattr(module, "latent_std"):
+            module.latent_std.abs_()
+    return module
+
+
+def _weights(module):
+    return {f"weights/{k}": v.numpy().astype(np.float32) for k, v in module.state_dict().items()}
+
+
+def _save(name, arrays):
+    FOLDER.mkdir(exist_ok=True)
+    arrays = {k: v.detach().numpy() if isinstance(v, torch.Tensor) else v for k, v in arrays.items()}
+    arrays = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in arrays.items()}
+    np.savez_compressed(FOLDER / f"{name}.npz", **arrays)
+
+
+def model():
+    torch.manual_seed(0)
+    module = _randomize(ref.AudioVAE(**MODEL)).double()
+    audio = _audio(2)
+    eps = torch.randn_like(module.encode(audio)[1], dtype=torch.float32).double()
+    reconstruction, z, mean, logvar = module(audio, eps)
+    _save(
+        "model",
+        {**_weights(module), "audio": audio, "eps": eps, "reconstruction": reconstruction, "z": z, "mean": mean,
+         "logvar": logvar},
+    )  # fmt: skip
+
+
+def discriminator():
+    torch.manual_seed(0)
+    module = _randomize(ref.EnCodecDiscriminator(**DISCRIMINATOR)).double()
+    real, fake = _audio(3), _audio(4).requires_grad_()
+    real_logits, real_maps = module(real)
+    fake_logits, fake_maps = module(fake)
+    g_adv, fm = ref.hinge_g(fake_logits), ref.feature_matching(real_maps, fake_maps)
+    arrays = {**_weights(module), "real": real, "fake": fake, "g_adv": g_adv, "fm": fm}
+    arrays |= {f"real_logits_{i}": x for i, x in enumerate(real_logits)}
+    arrays |= {f"fake_logits_{i}": x for i, x in enumerate(fake_logits)}
+    arrays["grad_fake"] = torch.autograd.grad(g_adv + 10 * fm, fake, retain_graph=True)[0]
+    d_loss = ref.hinge_d(real_logits, fake_logits)
+    arrays["d_loss"] = d_loss
+    names = [name for name, _ in module.named_parameters()]
+    for name, grad in zip(names, torch.autograd.grad(d_loss, list(module.parameters())), strict=True):
+        arrays[f"gradnorm/{name}"] = grad.norm()
+    _save("discriminator", arrays)
+
+
+def losses():
+    target = _audio(5, 4096)
+    prediction = (0.7 * target + 0.5 * _audio(6, 4096)).float().double().requires_grad_()
+    flat = (prediction.flatten(0, 1), target.flatten(0, 1))
+    quarter = {"hops": None, "wins": None}
+    values = {
+        "sum_and_difference_stft": ref.sum_and_difference_stft(
+            prediction, target, ffts=(512, 128, 32), w_sc=0, w_lin=1, weighted=44100, **quarter
+        ),
+        "multi_resolution_stft": ref.multi_resolution_stft(*flat),
+        "multi_scale_mel": ref.multi_scale_mel(prediction, target),
+        "multi_scale_mel_batch": ref.multi_scale_mel(prediction, target, convergence="batch"),
+    }
+    arrays = {"target": target, "prediction": prediction, **values}
+    for name, value in values.items():
+        grad = torch.autograd.grad(value, prediction, retain_graph=True)[0]
+        arrays |= {f"{name}/grad_norm": grad.norm(), f"{name}/grad_head": grad[0, :, :64]}
+    _save("losses", arrays)
+
+
+if __name__ == "__main__":
+    model()
+    discriminator()
+    losses()

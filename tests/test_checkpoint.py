@@ -1,0 +1,113 @@
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiovae_jax import checkpoint, mesh
+from audiovae_jax.checkpoint import Checkpoints
+from audiovae_jax.checksum import checksums
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.state import TrainState
+
+
+def _state(value=1.0) -> TrainState:
+    return TrainState(
+        step=jnp.int32(3),
+        params={"a": jnp.full((64, 64), value), "b": jnp.arange(5, dtype=jnp.bfloat16)},
+        latent_statistics={"m": jnp.zeros(3)},
+        opt_state=({"mu": jnp.ones(2)}, ()),
+    )
+
+
+def _save(store, step, value=1.0, loss=1.0):
+    store.save(_state(value), step=step, config={"x": 1}, data={"step": step}, metrics={"total_loss": loss})
+    store.wait()
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Checkpoints(tmp_path / "checkpoints")
+    yield store
+    store.close()
+
+
+def _restore(store, step=None):
+    return store.restore(jax.eval_shape(_state), mesh.replicated(mesh.make_mesh()), step)
+
+
+def test_a_checkpoint_comes_back_bit_for_bit_with_its_config_and_metrics(store):
+    _save(store, 3, value=math.pi, loss=0.25)
+    restored = _restore(store)
+    jax.tree.map(np.testing.assert_array_equal, restored.state, _state(math.pi))
+    assert (restored.step, restored.config, restored.data) == (3, {"x": 1}, {"step": 3})
+    assert restored.metrics["total_loss"] == 0.25
+    assert restored.state.params["a"].sharding.num_devices == 4
+
+
+def test_the_last_and_the_best_are_kept_and_nan_is_never_best(store):
+    for step, loss in enumerate([3.0, 1.0, math.nan, 2.0], start=1):
+        _save(store, step, loss=loss)
+    assert store.steps() == [2, 4]
+    assert store.best_step() == 2
+
+
+def _damage(folder):
+    """Flip one bit of the largest array file."""
+    path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 16
+    path.write_bytes(bytes(data))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(store, tmp_path):
+    _save(store, 1, value=1.0, loss=1.0)
+    _save(store, 2, value=2.0, loss=2.0)
+    _damage(tmp_path / "checkpoints" / "2" / "state")
+    restored = _restore(store)
+    assert restored.step == 1
+    assert len(restored.damaged) == 1
+    assert "checkpoints/2 is damaged" in restored.damaged[0]
+    _damage(tmp_path / "checkpoints" / "1" / "state")
+    with pytest.raises(CheckpointError, match=r"no checkpoint could be restored:\n.*checkpoints/2 .*\n.*checkpoints/1 "):
+        _restore(store)
+
+
+def test_any_single_flipped_bit_changes_the_checksum():
+    rng = np.random.default_rng(0)
+    for dtype in (np.float32, np.int32, jnp.bfloat16, np.float16, np.uint8):
+        array = rng.integers(0, 255, 40 * np.dtype(dtype).itemsize, dtype=np.uint8)
+        before = checksums({"x": jnp.asarray(array.view(dtype))})
+        for bit in rng.integers(0, array.size * 8, 20):
+            flipped = array.copy()
+            flipped[bit // 8] ^= np.uint8(1 << (bit % 8))
+            assert checksums({"x": jnp.asarray(flipped.view(dtype))}) != before
+
+
+def test_a_state_of_another_shape_is_refused(store):
+    _save(store, 1)
+    target = jax.eval_shape(_state)
+    target = target.replace(params={**target.params, "a": jax.ShapeDtypeStruct((7,), jnp.float32)})
+    with pytest.raises(CheckpointError, match=r"another configuration: .params\['a'\] is float32\[64, 64\] there and float32\[7\] here"):
+        store.restore(target, mesh.replicated(mesh.make_mesh()))
+
+
+def test_locate_understands_what_users_give(store, tmp_path):
+    _save(store, 5)
+    folder = tmp_path / "checkpoints"
+    assert checkpoint.locate(str(tmp_path)) == (folder, None)
+    assert checkpoint.locate(str(folder)) == (folder, None)
+    assert checkpoint.locate(str(folder / "5")) == (folder, 5)
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        checkpoint.locate(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoint; give a training workdir"):
+        checkpoint.locate(str(tmp_path / "empty"))
+
+
+def test_json_is_written_whole(tmp_path):
+    checkpoint.write_json(tmp_path / "new" / "a.json", {"b": 1})
+    assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": 1}
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.json"]

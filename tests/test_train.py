@@ -1,0 +1,188 @@
+"""The loop, whole runs in miniature."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from audiovae_jax import configuration, train
+from audiovae_jax.checkpoint import Checkpoints
+from audiovae_jax.errors import CheckpointError, ConfigError, TrainingError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _assert_same_state(a, b):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsys):
+    micro_config.data.root = str(audio_folder)
+    (audio_folder / "bad.wav").write_text("not audio")
+    state = train.train(micro_config, tmp_path / "run")
+    assert state.step == 4
+    printed = capsys.readouterr()
+    assert "skipped" in printed.out + printed.err
+    assert printed.out.strip().splitlines()[-1].startswith("done: step 4, val/total_loss ")
+    workdir = tmp_path / "run"
+    assert json.loads((workdir / "config.json").read_text())["model"]["base_channels"] == 4
+    store = Checkpoints(workdir / "checkpoints", read_only=True)
+    assert store.steps()[-1] == 4
+    store.close()
+    samples = workdir / "samples" / "step_00000004"
+    assert sorted(p.name for p in samples.iterdir()) == ["0.png", "0_original.wav", "0_reconstruction.wav"]
+    audio, rate = soundfile.read(samples / "0_reconstruction.wav")
+    assert audio.shape == (1024, 2)
+    assert rate == 44100
+    assert list(workdir.glob("events.out.tfevents*"))
+
+
+def test_events_hold_the_documented_names(micro_config, tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    micro_config.num_steps = 1
+    train.train(micro_config, tmp_path)
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    wanted = "total_g_loss d_loss g_adv_loss feature_matching_loss kl_loss kl_weight d_real_acc d_fake_acc"
+    assert {f"train/{name}" for name in wanted.split()} | {"val/total_loss"} <= names
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
+    whole = train.train(micro_config, tmp_path / "whole")
+    # The same run, stopped after step 2's checkpoint by an error in the next batch.
+    real, calls = train._Run._next, []
+
+    def stop(self, batches):
+        calls.append(1)
+        if len(calls) == 4:
+            self._checkpoints.wait()
+            raise KeyboardInterrupt
+        return real(self, batches)
+
+    train._Run._next = stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.train(micro_config, tmp_path / "cut")
+    finally:
+        train._Run._next = real
+    resumed = train.train(micro_config, tmp_path / "cut")
+    _assert_same_state(resumed, whole)
+    metrics = []
+    for name in ("whole", "cut"):
+        store = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
+        metrics.append(store._manager.metrics(4))
+        store.close()
+    assert metrics[0] == metrics[1]
+
+
+def test_another_config_is_refused_in_the_same_workdir(micro_config, tmp_path):
+    micro_config.num_steps = 1
+    train.train(micro_config, tmp_path)
+    micro_config.kl.weight = 0.5
+    with pytest.raises(ConfigError, match=r"holds a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"):
+        train.train(micro_config, tmp_path)
+
+
+def test_init_from_goes_on_in_a_new_workdir(micro_config, tmp_path, capsys):
+    micro_config.num_steps = 2
+    first = train.train(micro_config, tmp_path / "first")
+    micro_config.num_steps = 4
+    micro_config.init_from = str(tmp_path / "first")
+    micro_config.discriminator.mpd_periods = (3, 5)
+    taken = train.train(micro_config, tmp_path / "second")
+    assert taken.step == 4
+    assert int(taken.opt_state[1].count) == int(first.opt_state[1].count) + 2
+    out = capsys.readouterr()
+    assert "discriminator_params and discriminator_opt_state does not fit and starts afresh" in out.out + out.err
+    micro_config.model.latent_dim = 3
+    with pytest.raises(CheckpointError, match="its model is not that of config.model"):
+        train.train(micro_config, tmp_path / "third")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(micro_config, tmp_path):
+    micro_config.optimizer.learning_rate = 1e30
+    micro_config.use_adversarial = False
+    micro_config.num_steps = 20
+    with pytest.raises(TrainingError, match="train/total_g_loss became .* Try a lower"):
+        train.train(micro_config, tmp_path)
+
+
+def test_no_adversarial_builds_no_discriminator(micro_config, tmp_path):
+    micro_config.use_adversarial = False
+    micro_config.num_steps = 1
+    state = train.train(micro_config, tmp_path)
+    assert state.discriminator_params is None
+    assert state.discriminator_opt_state is None
+
+
+def _command(workdir, *flags):
+    return [
+        sys.executable, str(ROOT / "scripts" / "train.py"), f"--config={ROOT}/configs/tiny.py:no_adversarial",
+        f"--workdir={workdir}", "--config.model.base_channels=4", "--config.model.channel_mults=(1,)",
+        "--config.model.strides=(8,)", "--config.model.latent_dim=4", "--config.losses.stft.fft_sizes=(64,)",
+        "--config.losses.mel.fft_sizes=(256,)", "--config.losses.mel.n_mels=(8,)", "--config.data.crop_length=512",
+        "--config.num_steps=40", "--config.checkpoint_every=10", "--config.validate_every=10", *flags,
+    ]  # fmt: skip
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(_command(tmp_path / "cut"), env=environment, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "cut" / "checkpoints" / "10").exists() and process.poll() is None:
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.01)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    for name in ("cut", "whole"):
+        subprocess.run(_command(tmp_path / name), env=environment, check=True, capture_output=True)
+    contents = []
+    for name in ("cut", "whole"):
+        store = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
+        contents.append((store._run(40)["arrays"], store._manager.metrics(40)))
+        store.close()
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.model.latent_dimm=3", "config has no key 'model.latent_dimm'; did you mean 'model.latent_dim'"),
+        ("--config.latent_dim=3", "config has no key 'latent_dim'; did you mean 'model.latent_dim'"),
+        ("--config.data.root=/no/such/folder", "config.data.root=/no/such/folder: there is no such folder"),
+        ("--config.data.crop_length=500", "no multiple of the model's hop of 8"),
+    ],
+)
+def test_the_command_ends_with_one_clear_line(tmp_path, flag, message):
+    result = subprocess.run(_command(tmp_path, flag), capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_command_takes_the_old_flat_keys(tmp_path):
+    flags = ("--config.adversarial_warmup_steps=7", "--config.num_steps=1")
+    result = subprocess.run(_command(tmp_path, *flags), capture_output=True, text=True, check=True)
+    assert "config.adversarial_warmup_steps is deprecated; use config.adversarial.warmup_steps" in result.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["adversarial"]["warmup_steps"] == 7
+
+
+def test_config_names_make_workdirs(monkeypatch):
+    from audiovae_jax import cli
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config=configs/base.py:lightweight,staged", "--workdir=x"])
+    assert cli.config_name() == "base_lightweight_staged"
+    assert list(configuration.override_keys(["x", "--config.a.b=3", "--noconfig.c", "y"])) == [(1, "a.b"), (2, "c")]
