@@ -1,10 +1,12 @@
 """What the scripts share: reading a config from the command line, and errors without tracebacks."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -23,6 +25,7 @@ def run(main: Callable[[], None], reference: ml_collections.ConfigDict):
     # A module of the user's own is found in the folder that the command is given in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+    use_compilation_cache()
     logging.set_verbosity(logging.ERROR)  # Orbax and XLA report every policy and backend they look at
     warnings.filterwarnings("default", message=r"config\.", category=DeprecationWarning)
     try:
@@ -31,6 +34,13 @@ def run(main: Callable[[], None], reference: ml_collections.ConfigDict):
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same command goes on from the last checkpoint")
+
+
+def use_compilation_cache():
+    """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where."""
+    if jax.config.jax_compilation_cache_dir is None:
+        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "audiovae_jax" / "xla"))
 
 
 def define_config_flag(default: str):
@@ -54,21 +64,16 @@ def config_name() -> str:
 
 
 def _parse(argv, reference):
-    path = _config_argument(argv).partition(":")[0]
-    configuration.load_module(path)  # for its clear errors
+    path, _, names = _config_argument(argv).partition(":")
+    config = configuration.load_module(path).get_config(names)
     for i, key in list(configuration.override_keys(argv)):
         if key in configuration.LEGACY_KEYS:
             new = configuration.LEGACY_KEYS[key]
             configuration.warn_legacy_key(key, new)
             argv[i] = argv[i].replace(f"config.{key}", f"config.{new}", 1)
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:
-        unknown = [key for _, key in configuration.override_keys(argv) if key.rpartition(".")[2] in str(error)]
-        if not unknown:
-            raise ConfigError(f"--config={path}: {error}") from error
-        key = unknown[0]
-        raise ConfigError(f"config has no key {key!r}{configuration.suggest_key(key, reference)}") from error
+        elif not configuration.has_key(config, key):
+            raise ConfigError(f"config has no key {key!r}{configuration.suggest_key(key, reference)}")
+    return app.parse_flags_with_usage(argv)
 
 
 def _config_argument(argv):

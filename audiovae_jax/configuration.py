@@ -83,8 +83,10 @@ def check(config: ml_collections.ConfigDict, device_count: int):
         "give each block one of both",
     )
     for section in ("losses", "discriminator") if config.use_adversarial else ("losses",):
-        for key, value in flatten(config[section]).items():
-            if key.rpartition(".")[2] in _FFT_KEYS:
+        flat = flatten(config[section])
+        for key, value in flat.items():
+            unused = key == "mel_stft_n_ffts" and not flat.get("use_mel_stft", True)
+            if key.rpartition(".")[2] in _FFT_KEYS and not unused:
                 longest = max(value) if isinstance(value, (tuple, list)) else value
                 _require(
                     longest <= crop,
@@ -192,6 +194,15 @@ def _suggest(name, known):
     if near:
         return f"; did you mean {by_leaf[near[0]]!r}?"
     return did_you_mean(name, known)
+
+
+def has_key(config: ml_collections.ConfigDict, name: str) -> bool:
+    """Whether `config` has the key `section.key`, or the section."""
+    for part in name.split("."):
+        if not isinstance(config, ml_collections.ConfigDict) or part not in config:
+            return False
+        config = config[part]
+    return True
 
 
 def suggest_key(name: str, reference: ml_collections.ConfigDict) -> str:

@@ -133,7 +133,7 @@ def spectrogram_image(original: np.ndarray, reconstruction: np.ndarray, sample_r
     figure = Figure(figsize=(8, 6), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots(2, 1, sharex=True)
-    n_fft = 1024
+    n_fft = min(1024, 1 << (len(original).bit_length() - 1))
     images = [_decibels(audio, n_fft) for audio in (original, reconstruction)]
     top = images[0].max()
     for axis, name, image in zip(axes, ("original", "reconstruction"), images, strict=True):

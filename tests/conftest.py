@@ -1,10 +1,17 @@
 """Shared set-up: four CPU devices, a config small enough to compile in seconds, golden data."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
-# Before jax starts: the tests are about numbers, and four devices fit any machine.
+# Before jax starts: the tests are about numbers, not speed, so compiling is made cheap, and what one
+# test (or a process that it starts) has compiled serves the others.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+_CACHE = tempfile.mkdtemp(prefix="audiovae_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 import ml_collections
@@ -19,6 +26,10 @@ from configs import base
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_sessionfinish():
+    shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from audiovae_jax import build
 from audiovae_jax.errors import ConfigError
 
-PARTS = '''
+PARTS = """
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -48,7 +48,7 @@ def per_item(*, prediction, target):
 
 def wrong_names(*, x, y):
     return jnp.mean(x - y)
-'''
+"""
 
 
 @pytest.fixture

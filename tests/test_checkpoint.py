@@ -71,7 +71,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(store, tmp_path):
     assert len(restored.damaged) == 1
     assert "checkpoints/2 is damaged" in restored.damaged[0]
     _damage(tmp_path / "checkpoints" / "1" / "state")
-    with pytest.raises(CheckpointError, match=r"no checkpoint could be restored:\n.*checkpoints/2 .*\n.*checkpoints/1 "):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint could be restored:\n.*checkpoints/2 .*\n.*checkpoints/1 "
+    ):
         _restore(store)
 
 
@@ -90,7 +92,9 @@ def test_a_state_of_another_shape_is_refused(store):
     _save(store, 1)
     target = jax.eval_shape(_state)
     target = target.replace(params={**target.params, "a": jax.ShapeDtypeStruct((7,), jnp.float32)})
-    with pytest.raises(CheckpointError, match=r"another configuration: .params\['a'\] is float32\[64, 64\] there and float32\[7\] here"):
+    with pytest.raises(
+        CheckpointError, match=r"another configuration: .params\['a'\] is float32\[64, 64\] there and float32\[7\] here"
+    ):
         store.restore(target, mesh.replicated(mesh.make_mesh()))
 
 

@@ -39,9 +39,7 @@ def test_sampling_uses_the_rng_stream_or_the_given_noise():
     noise = jax.random.normal(jax.random.key(3), (2, 8, 3))
     given = model.apply(variables, audio, noise=noise)
     np.testing.assert_allclose(given.z, given.mean + noise * jnp.exp(given.logvar / 2), atol=1e-5)
-    first, again, other = (
-        model.apply(variables, audio, rngs={"sample": jax.random.key(seed)}).z for seed in (0, 0, 1)
-    )
+    first, again, other = (model.apply(variables, audio, rngs={"sample": jax.random.key(seed)}).z for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 0.1
 

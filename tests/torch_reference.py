@@ -78,7 +78,10 @@ class Encoder(nn.Module):
         widths = [base] + [base * m for m in mults]
         self.input_conv = weight_norm(nn.Conv1d(in_channels, base, 7, padding=3))
         self.blocks = nn.ModuleList(
-            [EncoderBlock(a, b, s, kernel_size, dilations) for a, b, s in zip(widths, widths[1:], strides, strict=False)]
+            [
+                EncoderBlock(a, b, s, kernel_size, dilations)
+                for a, b, s in zip(widths, widths[1:], strides, strict=False)
+            ]
         )
         conv = nn.Conv1d(widths[-1], 2 * latent_dim, 3, padding=1)
         self.final_conv = nn.Sequential(Snake(widths[-1]), weight_norm(conv))
