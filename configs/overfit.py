@@ -1,12 +1,27 @@
-"""One fixed batch for ever: whether the model can learn at all, before hours are spent."""
+"""One fixed batch for ever, with a small model: whether everything learns at all, before hours are spent."""
 
 from configs import base
 
 
 def override(config):
-    config.num_steps = 1000
-    config.batch_size = 1
+    config.num_steps = 1500
+    config.batch_size = 2
+    config.validate_every = 100
+    config.checkpoint_every = 500
+    config.sample_every = 500
     config.use_adversarial = False
+    config.model.base_channels = 16
+    config.model.channel_mults = (1, 2, 4)
+    config.model.strides = (2, 4, 8)
+    config.model.latent_dim = 32
+    config.kl.weight = 1e-6
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.b1 = 0.8
+    config.optimizer.b2 = 0.99
+    config.data.crop_length = 8192
+    config.data.validation_batches = 1
+    config.data.num_samples = 2
+    config.data.num_threads = 1
     config.data.fixed_batch = True
 
 

@@ -25,8 +25,16 @@ def _assert_same_with_gradients(ours, theirs, *args):
 @pytest.mark.parametrize("length", [64, 61, 30])
 @pytest.mark.parametrize(
     ("taps", "stride", "dilation", "padding", "groups"),
-    [(7, 1, 1, 3, 1), (7, 1, 3, 9, 1), (8, 4, 1, 2, 1), (6, 3, 1, 1, 1), (5, 3, 1, 2, 1), (9, 4, 1, 4, 4), (1, 1, 1, 0, 1)],
-)  # fmt: skip
+    [
+        (7, 1, 1, 3, 1),
+        (7, 1, 3, 9, 1),
+        (8, 4, 1, 2, 1),
+        (6, 3, 1, 1, 1),
+        (5, 3, 1, 2, 1),
+        (9, 4, 1, 4, 4),
+        (1, 1, 1, 0, 1),
+    ],
+)
 def test_conv1d(length, taps, stride, dilation, padding, groups):
     x, kernel = _random(2, length, 8), _random(taps, 8 // groups, 12)
 
@@ -68,7 +76,10 @@ def test_conv_transpose1d(stride):
     _assert_same_with_gradients(ours, reference, x, kernel)
 
 
-@pytest.mark.parametrize(("stride", "dilation", "kernel"), [((2, 1), (1, 2), (3, 9)), ((1, 1), (1, 1), (3, 3)), ((2, 2), (1, 1), (5, 5))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stride", "dilation", "kernel"),
+    [((2, 1), (1, 2), (3, 9)), ((1, 1), (1, 1), (3, 3)), ((2, 2), (1, 1), (5, 5))],
+)
 def test_conv2d(stride, dilation, kernel):
     padding = (kernel[0] // 2, kernel[1] // 2 * dilation[1])
     x, kernel = _random(2, 11, 33, 3), _random(*kernel, 3, 5)

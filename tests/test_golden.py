@@ -2,9 +2,9 @@
 
 import json
 
+import golden_configs as names
 import jax
 import jax.numpy as jnp
-import golden_configs as names
 import numpy as np
 import pytest
 from conftest import GOLDEN, shared

@@ -28,7 +28,7 @@ def test_a_resumed_run_sees_what_it_would_have_seen():
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_get_contiguous_rows_that_make_up_the_batch(hosts):
     parts = [_batches(process_index=i, process_count=hosts) for i in range(hosts)]
-    joined = [sum((part[step] for part in parts), []) for step in range(5)]
+    joined = [[row for part in parts for row in part[step]] for step in range(5)]
     assert joined == _batches()
 
 
