@@ -14,7 +14,7 @@ from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.model import AudioVAE
 from audiovae_jax.optimizer import adamw
-from audiovae_jax.step import Recipe
+from audiovae_jax.step import RESERVED_METRICS, Recipe
 
 
 def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
@@ -24,6 +24,8 @@ def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
       ConfigError: a name, an argument, or what a named object returns is not as it must be.
     """
     adversarial = {}
+    if not config.use_adversarial and resolve.TARGET in config.discriminator:
+        resolve.build(config.discriminator, "config.discriminator")  # a misspelt key is one even if unused
     if config.use_adversarial:
         adversarial = {
             "discriminator": build_discriminator(config),
@@ -44,7 +46,13 @@ def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
 
 def build_model(config: ml_collections.ConfigDict) -> AudioVAE:
     """The model of `config.model`."""
-    return _construct(AudioVAE, config.model, "config.model")
+    model = _construct(AudioVAE, config.model, "config.model")
+
+    def run(key, audio):
+        return model.apply(model.init(key, audio, deterministic=True), audio, deterministic=True)
+
+    _trace(run, "config.model", "AudioVAE", jax.random.key(0), _batch(config))
+    return model
 
 
 def build_discriminator(config: ml_collections.ConfigDict) -> nn.Module:
@@ -88,6 +96,8 @@ def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
     terms = []
     for name, section in config.losses.items():
         where = f"config.losses.{name}"
+        if name in RESERVED_METRICS:
+            raise ConfigError(f"{where}: the run's own metrics have that name; choose another")
         fn = resolve.build(section, where, ignore=("weight",))
         target = section[resolve.TARGET]
         parameters = inspect.signature(fn).parameters

@@ -7,12 +7,12 @@ checksums. The last one and the best by `total_loss` are kept.
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 
 from audiovae_jax.checksum import checksums
 from audiovae_jax.errors import CheckpointError
@@ -58,9 +58,9 @@ class Checkpoints:
             read_only=read_only,
             enable_async_checkpointing=not read_only,
         )
-        self._directory = directory
+        self._directory, self._read_only = directory, read_only
         self._manager = ocp.CheckpointManager(
-            epath.Path(directory.absolute()),
+            directory.absolute(),
             options=options,
             item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )
@@ -105,7 +105,8 @@ class Checkpoints:
         Args:
           abstract_state: shapes and dtypes to expect.
           sharding: where to put the arrays.
-          step: None walks back from the newest over damaged ones.
+          step: None walks back from the newest over damaged ones, which are moved to
+            `damaged_checkpoints/` beside the folder.
 
         Raises:
           CheckpointError: none can be restored; the message says why for each.
@@ -114,12 +115,27 @@ class Checkpoints:
         damaged = []
         for candidate in candidates:
             try:
-                return dataclasses.replace(
-                    self._restore_step(candidate, abstract_state, sharding), damaged=tuple(damaged)
-                )
+                restored = self._restore_step(candidate, abstract_state, sharding)
             except CheckpointError as error:
-                damaged.append(str(error))
-        raise CheckpointError("no checkpoint could be restored:\n" + "\n".join(f"  {reason}" for reason in damaged))
+                damaged.append((candidate, str(error)))
+                continue
+            if not self._read_only:
+                self._set_aside([failed for failed, _ in damaged])
+            return dataclasses.replace(restored, damaged=tuple(reason for _, reason in damaged))
+        reasons = "\n".join(f"  {reason}" for _, reason in damaged) or f"  {self._directory} holds none"
+        raise CheckpointError(
+            f"no checkpoint could be restored:\n{reasons}\nrestore them from a copy, or start in another --workdir"
+        )
+
+    def _set_aside(self, steps):
+        # A run that goes on from an earlier step comes by these again.
+        for step in steps:
+            target = self._directory.parent / "damaged_checkpoints" / str(step)
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (self._directory / str(step)).rename(target)
+        if steps:
+            self._manager.reload()
 
     def wait(self):
         """Wait until everything is on disk."""

@@ -65,7 +65,13 @@ def config_name() -> str:
 
 def _parse(argv, reference):
     path, _, names = _config_argument(argv).partition(":")
-    config = configuration.load_module(path).get_config(names)
+    module = configuration.load_module(path)
+    try:
+        config = module.get_config(*([names] if names else []))
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config={path}: get_config failed: {type(error).__name__}: {error}") from error
     for i, key in list(configuration.override_keys(argv)):
         if key in configuration.LEGACY_KEYS:
             new = configuration.LEGACY_KEYS[key]

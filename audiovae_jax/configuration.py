@@ -69,14 +69,19 @@ def check(config: ml_collections.ConfigDict, device_count: int):
         f"config.batch_size={config.batch_size} cannot be split over {device_count} devices; "
         f"use {_nearest_multiples(config.batch_size, device_count)}",
     )
-    hop = math.prod(config.model.strides)
+    strides = config.model.strides
+    _require(
+        len(strides) > 0 and all(stride >= 1 for stride in strides),
+        f"config.model.strides={strides} must be positive whole numbers",
+    )
+    hop = math.prod(strides)
     crop = config.data.crop_length
     _require(
         crop % hop == 0 and crop > 0,
         f"config.data.crop_length={crop} is no multiple of the model's hop of {hop} samples "
         f"(the product of config.model.strides); use {_nearest_multiples(crop, hop)}",
     )
-    mults, strides = config.model.channel_mults, config.model.strides
+    mults = config.model.channel_mults
     _require(
         len(mults) == len(strides),
         f"config.model.channel_mults has {len(mults)} entries and config.model.strides {len(strides)}; "
@@ -87,7 +92,12 @@ def check(config: ml_collections.ConfigDict, device_count: int):
         for key, value in flat.items():
             unused = key == "mel_stft_n_ffts" and not flat.get("use_mel_stft", True)
             if key.rpartition(".")[2] in _FFT_KEYS and not unused:
-                longest = max(value) if isinstance(value, (tuple, list)) else value
+                sizes = value if isinstance(value, (tuple, list)) else (value,)
+                _require(
+                    len(sizes) > 0 and all(isinstance(size, int) and size > 1 for size in sizes),
+                    f"config.{section}.{key}={value!r} must be FFT lengths in samples, at least one",
+                )
+                longest = max(sizes)
                 _require(
                     longest <= crop,
                     f"config.{section}.{key} has an FFT of {longest} samples, longer than "
@@ -115,7 +125,8 @@ def check(config: ml_collections.ConfigDict, device_count: int):
         0 < config.data.validation_fraction < 1,
         f"config.data.validation_fraction={config.data.validation_fraction} must lie between 0 and 1",
     )
-    for key in ("sample_rate", "channels", "validation_batches", "num_samples", "num_threads", "prefetch_batches"):
+    _require(config.kl.warmup_steps >= 0, f"config.kl.warmup_steps={config.kl.warmup_steps} must not be negative")
+    for key in ("sample_rate", "channels", "validation_crops", "num_samples", "num_threads", "prefetch_batches"):
         _require(config.data[key] >= 1, f"config.data.{key}={config.data[key]} must be at least 1")
 
 

@@ -75,8 +75,8 @@ class Reporter:
                 self._events.add_scalar(name, value, step)
             self._show(metrics)
 
-    def samples(self, step: int, originals: np.ndarray, reconstructions: np.ndarray):
-        """Record `[n, T, C]` originals and reconstructions: wav and png under `samples/`, and as events."""
+    def samples(self, step: int, originals: list[np.ndarray], reconstructions: list[np.ndarray]):
+        """Record originals and reconstructions, `[T, C]` each: wav and png under `samples/`, and as events."""
         if not self._enabled:
             return
         folder = self._workdir / "samples" / f"step_{step:08d}"
@@ -101,8 +101,9 @@ class Reporter:
         self._bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in self._shown.items()), refresh=False)
 
     def _skip_time(self, seconds):
-        self._bar.start_t += seconds
-        self._bar.last_print_t += seconds
+        if not self._bar.disable:
+            self._bar.start_t += seconds
+            self._bar.last_print_t += seconds
 
 
 class _Timed:

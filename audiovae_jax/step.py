@@ -20,6 +20,11 @@ from audiovae_jax.model import AudioVAE, Reconstruction
 from audiovae_jax.state import TrainState, split_trainable
 
 AXIS = "data"
+# Names of metrics that a loss of one's own cannot have.
+RESERVED_METRICS = (
+    "reconstruction_loss", "kl_loss", "kl_weight", "total_g_loss", "total_loss", "best_total_loss", "si_sdr_db",
+    "g_adv_loss", "feature_matching_loss", "d_loss", "d_real_acc", "d_fake_acc", "g_grad_norm", "d_grad_norm",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

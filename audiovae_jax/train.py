@@ -36,10 +36,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     configuration.check(config, jax.device_count())
     recipe = build.build_recipe(config)
     is_first = jax.process_index() == 0
-    claim_workdir(config, workdir, write=is_first)
     data = pipeline.open_data(config.data, batch_size=config.batch_size, seed=config.seed)
     devices = mesh.make_mesh()
     checkpoints = Checkpoints(workdir / "checkpoints")
+    claim_workdir(config, workdir, in_use=bool(checkpoints.steps()), write=is_first)
     notes = describe(config, recipe, data)
     state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, notes)
     reporter = Reporter(
@@ -67,15 +67,15 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     return state
 
 
-def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, write: bool):
-    """Write `config.json`, or compare with the one that is there.
+def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, in_use: bool, write: bool):
+    """Write `config.json`; where the workdir is in use, compare with the one that is there first.
 
     Raises:
       ConfigError: the workdir belongs to another config; the message lists the differing keys.
     """
     path = workdir / "config.json"
     current = json.loads(configuration.to_json(config))
-    if path.exists():
+    if in_use and path.exists():
         try:
             previous = json.loads(path.read_text())
         except ValueError as error:
@@ -117,6 +117,11 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
     if config.init_from is None:
         return state, 0, {}
     state = _take_over(config.init_from, state, sharding, notes)
+    if int(state.step) >= config.num_steps:
+        raise ConfigError(
+            f"config.init_from={config.init_from} is at step {int(state.step)} already; "
+            f"raise config.num_steps={config.num_steps} to go on"
+        )
     return state, int(state.step), {}
 
 
@@ -125,10 +130,7 @@ def _take_over(path, fresh, sharding, notes) -> TrainState:
     folder, from_step = checkpoint.locate(path)
     source = Checkpoints(folder, read_only=True)
     try:
-        from_step = source.steps()[-1] if from_step is None else from_step
-        old_config = ml_collections.ConfigDict(source.config(from_step), convert_dict=True)
-        create = functools.partial(create_train_state, build.build_recipe(old_config), _example_shape(old_config))
-        old = source.restore(jax.eval_shape(create), sharding, from_step).state
+        old = _newest_whole(source, folder, from_step, sharding, notes)
     finally:
         source.close()
     if _shapes(old.params) != _shapes(fresh.params):
@@ -145,6 +147,22 @@ def _take_over(path, fresh, sharding, notes) -> TrainState:
     return fresh.replace(**parts)
 
 
+def _newest_whole(source: Checkpoints, folder, step, sharding, notes) -> TrainState:
+    """The state at `step` of another run, by its own config; with None, of its newest checkpoint that is whole."""
+    reasons = []
+    for candidate in source.steps()[::-1] if step is None else [step]:
+        try:
+            config = ml_collections.ConfigDict(source.config(candidate), convert_dict=True)
+            create = functools.partial(create_train_state, build.build_recipe(config), _example_shape(config))
+            state = source.restore(jax.eval_shape(create), sharding, candidate).state
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        notes += [f"warning: passed over {reason}" for reason in reasons]
+        return state
+    raise CheckpointError("\n".join(reasons) or f"{folder} holds no finished checkpoint; give another workdir")
+
+
 class _Run:
     """The moving parts of one session of training."""
 
@@ -157,7 +175,7 @@ class _Run:
         # On the host and the device once: they are the same at every validation.
         self._validation_rows = [
             mesh.place_batch(devices, rows)
-            for rows in self._batches(data.validation, 0, config.data.validation_batches)
+            for rows in self._batches(data.validation, 0, -(-config.data.validation_crops // config.batch_size))
         ]
         self._validation_step = mesh.map_validation_step(
             functools.partial(step.validation_step, recipe=recipe), devices
@@ -173,7 +191,7 @@ class _Run:
                 metrics = self._validate(state, start_step)
                 self._sample(state, start_step)
         batches = self._batches(self._data.train, start_step, config.num_steps)
-        batch = self._next(batches)
+        batch = self._next(batches) if start_step < config.num_steps else None
         pending = None
         for current in range(start_step, config.num_steps):
             train_step = self._train_step(current, state, batch)
@@ -212,22 +230,25 @@ class _Run:
             return
         done, metrics = pending
         metrics = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ("train/total_g_loss", "train/d_loss"):
-            if not math.isfinite(metrics.get(name, 0.0)):
-                steps = self._checkpoints.steps()
-                saved = f"checkpoint {steps[-1]} is from before" if steps else "there is no checkpoint yet"
-                raise TrainingError(
-                    f"{name} became {metrics[name]} at step {done}; {saved}. Try a lower "
-                    "config.optimizer.learning_rate, a smaller clip_norm, or dtype float32"
-                )
+        for name in ("train/total_g_loss", "train/d_loss", "train/g_grad_norm", "train/d_grad_norm"):
+            self._require_finite(name, metrics.get(name, 0.0), done)
         self._reporter.step(done, metrics)
+
+    def _require_finite(self, name, value, at):
+        if not math.isfinite(value):
+            steps = self._checkpoints.steps()
+            saved = f"checkpoint {steps[-1]} is from before" if steps else "there is no checkpoint yet"
+            raise TrainingError(
+                f"{name} became {value} at step {at}; {saved}. Try a lower config.optimizer.learning_rate, "
+                "a smaller clip_norm, or dtype float32"
+            )
 
     def _validate(self, state, at):
         results = [self._validation_step(state.variables, rows)[0] for rows in self._validation_rows]
         results = jax.device_get(results)
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
-        if math.isfinite(metrics["total_loss"]):
-            self._best = min(self._best, metrics["total_loss"])
+        self._require_finite("val/total_loss", metrics["total_loss"], at)
+        self._best = min(self._best, metrics["total_loss"])
         metrics["best_total_loss"] = self._best
         self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("total_loss", "reconstruction_loss", "si_sdr_db"))
@@ -235,10 +256,14 @@ class _Run:
         return metrics
 
     def _sample(self, state, at):
-        rows = self._validation_rows[0]
-        reconstruction = self._validation_step(state.variables, rows)[1]
+        originals, reconstructions = [], []
+        for rows in self._validation_rows:
+            if len(originals) < self._config.data.num_samples:
+                reconstruction = self._validation_step(state.variables, rows)[1]
+                originals.extend(mesh.local_rows(rows))
+                reconstructions.extend(mesh.local_rows(reconstruction))
         n = self._config.data.num_samples
-        self._reporter.samples(at, mesh.local_rows(rows)[:n], mesh.local_rows(reconstruction)[:n])
+        self._reporter.samples(at, originals[:n], reconstructions[:n])
 
     def _next(self, batches):
         return mesh.place_batch(self._mesh, next(batches))
@@ -270,6 +295,8 @@ def describe(config, recipe, data) -> list[str]:
             f"discriminator: {type(recipe.discriminator).__name__}, "
             f"{count_parameters(shapes.discriminator_params):,} trainable parameters"
         )
+        if config.adversarial.warmup_steps >= config.num_steps:
+            lines.append("warning: config.adversarial.warmup_steps is not below num_steps: it will never take part")
     seconds = config.data.crop_length / config.data.sample_rate
     lines.append(
         f"batch: {config.batch_size} crops of {config.data.crop_length} samples ({seconds:.2f} s) "

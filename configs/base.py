@@ -142,8 +142,8 @@ def _base():
     config.data.min_seconds = 0.1  # shorter files are skipped; shorter than a crop is zero-padded
     config.data.peak_normalize = True  # each crop to a peak of 1
     config.data.validation_fraction = 0.1  # of the files, at least one
-    config.data.validation_batches = 2  # batches of fixed crops per validation
-    config.data.num_samples = 4  # validation crops kept as audio and spectrograms
+    config.data.validation_crops = 8  # fixed crops per validation, rounded up to whole batches
+    config.data.num_samples = 4  # of the validation crops, kept as audio and spectrograms
     config.data.fixed_batch = False  # True trains and validates on one batch for ever
     config.data.num_threads = 8  # that read and decode crops
     config.data.prefetch_batches = 4  # batches held ready

@@ -23,7 +23,7 @@ def override(config):
     config.optimizer.b1 = 0.8
     config.optimizer.b2 = 0.99
     config.data.crop_length = 8192
-    config.data.validation_batches = 1
+    config.data.validation_crops = 2
     config.data.num_samples = 2
     config.data.num_threads = 1
     config.data.fixed_batch = True

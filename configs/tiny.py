@@ -14,7 +14,11 @@ def override(config):
     config.model.strides = (2, 4, 8)
     config.model.latent_dim = 32
     config.data.crop_length = 8192
+    config.data.validation_crops = 16
     config.data.num_threads = 2
+    config.losses.stft.fft_sizes = (2048, 512, 128, 32)
+    config.losses.mel.fft_sizes = (2048, 512)
+    config.losses.mel.n_mels = (128, 32)
     config.optimizer.learning_rate = 3e-3
     config.optimizer.b1 = 0.8
     config.optimizer.b2 = 0.99

@@ -56,7 +56,7 @@ def micro_config() -> ml_collections.ConfigDict:
     config.losses.mel.n_mels = (8,)
     config.data.crop_length = 1024
     config.data.num_samples = 1
-    config.data.validation_batches = 1
+    config.data.validation_crops = 4
     config.data.num_threads = 1
     return configuration.finalize(config, base.get_config())
 

@@ -106,6 +106,25 @@ def test_a_loss_that_breaks_the_contract_is_refused(micro_config, parts, name, k
     assert "config.losses.mine" in str(error.value)
 
 
+def test_the_model_is_tried_too(micro_config):
+    micro_config.model.dtype = "bf16"
+    with pytest.raises(ConfigError, match="config.model: trying AudioVAE on a batch failed: TypeError: .*bf16"):
+        build.build_recipe(micro_config)
+
+
+def test_a_loss_cannot_take_the_name_of_a_metric(micro_config):
+    micro_config.losses.kl_loss = _section(_target_="audiovae_jax.losses.waveform_l1", weight=1.0)
+    with pytest.raises(ConfigError, match="config.losses.kl_loss: the run's own metrics have that name"):
+        build.build_recipe(micro_config)
+
+
+def test_a_misspelt_key_of_an_unused_discriminator_is_refused(micro_config):
+    micro_config.use_adversarial = False
+    micro_config.discriminator.use_msdd = True
+    with pytest.raises(ConfigError, match="did you mean 'use_msd'"):
+        build.build_recipe(micro_config)
+
+
 def test_a_stereo_loss_on_mono_audio_names_the_remedy(micro_config):
     micro_config.data.channels = micro_config.model.in_channels = 1
     with pytest.raises(ConfigError, match="config.losses.stft: .*for mono use multi_resolution_stft"):

@@ -119,7 +119,8 @@ def test_the_losses_give_torchs_numbers_and_gradients(name):
             "perceptual_weighting": True,
         },
     }.get(name, {})  # fmt: skip
-    check_loss(np.load(GOLDEN / "losses.npz"), name, getattr(losses, name), options, bound=3e-3)
+    bound = 1e-4 if name == "multi_scale_mel" else 3e-3
+    check_loss(np.load(GOLDEN / "losses.npz"), name, getattr(losses, name), options, bound)
     if name == "multi_scale_mel":
         io = np.load(GOLDEN / "losses.npz")
         check_loss(io, "multi_scale_mel_batch", losses.multi_scale_mel, {"convergence": "batch"}, bound=1e-4)
@@ -208,7 +209,8 @@ def test_the_seeds_losses(name):
     io = np.load(shared("golden/losses.npz"))
     # Gradients of log-magnitudes at this data's quietest bins are rounding: in float64 the same
     # formula differs from the seed's float32 by 1.2e-3 (mr_stft), so nothing can be nearer than that.
-    check_loss(io, name, *SEED_LOSSES[name], bound=3e-3 if "stft" in name or name == "lsd" else 1e-4)
+    bounds = {"sum_diff_stft_aweighted": 1e-3, "sum_diff_stft": 1e-3, "mr_stft": 2e-3, "mr_stft_aweighted": 1e-3}
+    check_loss(io, name, *SEED_LOSSES[name], {**bounds, "lsd": 2.5e-3}.get(name, 1e-4))
 
 
 def test_the_seeds_kl():

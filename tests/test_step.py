@@ -226,3 +226,14 @@ def test_validation_is_the_training_objective_with_the_final_kl_weight():
     assert metrics["total_loss"] == pytest.approx(100 * metrics["l1"] + 1e-3 * metrics["kl_loss"], rel=1e-5)
     expected = recipe.model.apply(jax.device_get(state.variables), batch(), deterministic=True).reconstruction
     np.testing.assert_allclose(reconstruction, expected, atol=1e-5)
+
+
+def test_a_users_loss_may_loop():
+    def looping(*, prediction, target):
+        def body(total, x):
+            return total + jnp.mean(jnp.abs(x)), None
+
+        return jax.lax.scan(body, jnp.zeros(()), jnp.moveaxis(prediction - target, 1, 0))[0]
+
+    recipe = make_recipe(losses=WeightedLosses((("loop", 1.0, looping),)))
+    assert_trees_close(run(recipe, devices=2)[0].params, run(recipe)[0].params, rtol=1e-5)

@@ -9,13 +9,15 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import soundfile
 
-from audiovae_jax import configuration, train
+from audiovae_jax import configuration, losses, train
 from audiovae_jax.checkpoint import Checkpoints
-from audiovae_jax.errors import CheckpointError, ConfigError, TrainingError
+from audiovae_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,6 +46,40 @@ def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsy
     assert audio.shape == (1024, 2)
     assert rate == 44100
     assert list(workdir.glob("events.out.tfevents*"))
+
+
+def test_the_same_command_on_a_finished_run_says_done_again(micro_config, tmp_path, capsys):
+    micro_config.num_steps = 1
+    first = train.train(micro_config, tmp_path)
+    done = capsys.readouterr().out.strip().splitlines()[-1]
+    _assert_same_state(train.train(micro_config, tmp_path), first)
+    assert capsys.readouterr().out.strip().splitlines()[-1] == done
+    micro_config.init_from = str(tmp_path)
+    with pytest.raises(ConfigError, match=r"is at step 1 already; raise config.num_steps=1"):
+        train.train(micro_config, tmp_path / "next")
+
+
+def test_a_start_that_failed_does_not_claim_the_workdir(micro_config, tmp_path):
+    micro_config.num_steps = 1
+    micro_config.data.root = "/no/such/folder"
+    with pytest.raises(DataError, match="there is no such folder"):
+        train.train(micro_config, tmp_path)
+    micro_config.data.root = None
+    assert train.train(micro_config, tmp_path).step == 1
+
+
+def test_a_gradient_that_is_not_finite_is_caught_before_it_is_saved(micro_config, tmp_path, monkeypatch):
+    # Finite as a value, not as a gradient: the loss does not show it, the next checkpoint would.
+    def root(*, prediction, target):
+        return jnp.sqrt(jnp.sum(jnp.abs(prediction - prediction)))
+
+    monkeypatch.setattr(losses, "root_for_test", root, raising=False)
+    section = {"_target_": "audiovae_jax.losses.root_for_test", "weight": 1.0}
+    micro_config.losses.root = ml_collections.ConfigDict(section)
+    micro_config.use_adversarial = False
+    micro_config.checkpoint_every = 1
+    with pytest.raises(TrainingError, match="train/g_grad_norm became nan at step 1; there is no checkpoint yet"):
+        train.train(micro_config, tmp_path)
 
 
 def test_events_hold_the_documented_names(micro_config, tmp_path):

@@ -32,8 +32,13 @@ class AudioFile:
         return self.frames / self.sample_rate
 
 
-def probe(path: Path, min_seconds: float = 0.0) -> AudioFile:
+def probe(path: Path, min_seconds: float = 0.0, channels: int = 1) -> AudioFile:
     """Look at a file's header, beginning, middle and end.
+
+    Args:
+      path: the file.
+      min_seconds: shorter files are refused.
+      channels: what its channels must be adaptable to.
 
     Raises:
       DataError: the file cannot be used; the message is the reason, without the path.
@@ -45,6 +50,7 @@ def probe(path: Path, min_seconds: float = 0.0) -> AudioFile:
             file = AudioFile(path, f.frames, f.samplerate, f.channels)
             if file.frames == 0 or file.seconds < min_seconds:
                 raise DataError(f"{file.frames} samples are shorter than data.min_seconds={min_seconds}")
+            adapt_channels(np.zeros((1, file.channels), np.float32), channels)
             silent = True
             for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):
                 block = _read(f, file, start, min(_PROBE_FRAMES, file.frames - start))

@@ -48,6 +48,7 @@ def open_data(config, *, batch_size: int, seed: int) -> Data:
             config.root,
             validation_fraction=config.validation_fraction,
             min_seconds=config.min_seconds,
+            channels=config.channels,
             num_threads=config.num_threads,
         )
         fingerprint = folder.fingerprint

@@ -51,10 +51,11 @@ class DataFolder:
     fingerprint: str
 
 
-def scan(root: str, *, validation_fraction: float, min_seconds: float, num_threads: int) -> DataFolder:
+def scan(root: str, *, validation_fraction: float, min_seconds: float, channels: int, num_threads: int) -> DataFolder:
     """Find and probe the audio files under `root`, at any depth.
 
-    The split depends on the files' relative paths alone: a file stays on its side when others come.
+    Which side of the split a file is on depends on its own relative path: it stays there when others
+    come. Only where that leaves a side empty, the file that is nearest to it goes over.
 
     Raises:
       DataError: there is no such folder, or it holds nothing that can be used.
@@ -75,7 +76,7 @@ def scan(root: str, *, validation_fraction: float, min_seconds: float, num_threa
 
     def look(path):
         try:
-            return audio_file.probe(path, min_seconds)
+            return audio_file.probe(path, min_seconds, channels)
         except (DataError, OSError) as error:
             return str(error)
 
@@ -88,9 +89,10 @@ def scan(root: str, *, validation_fraction: float, min_seconds: float, num_threa
         raise DataError(f"config.data.root={root} holds no usable audio file:\n{reasons}")
 
     names = {file: file.path.relative_to(folder).as_posix() for file in files}
-    by_hash = sorted(files, key=lambda file: hashlib.sha256(names[file].encode()).digest())
-    n_validation = min(max(1, round(validation_fraction * len(files))), max(1, len(files) - 1))
-    validation = set(by_hash[:n_validation])
+    places = {file: int.from_bytes(hashlib.sha256(names[file].encode()).digest()[:8]) / 2**64 for file in files}
+    by_place = sorted(files, key=places.get)
+    n_validation = sum(place < validation_fraction for place in places.values())
+    validation = set(by_place[: min(max(1, n_validation), max(1, len(files) - 1))])
     train = [file for file in files if file not in validation] or files  # one file serves both
     listing = "\n".join(f"{names[f]} {f.frames} {f.sample_rate} {f.channels}" for f in files)
     return DataFolder(

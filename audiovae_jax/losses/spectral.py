@@ -163,7 +163,8 @@ def _require_stereo(name, prediction, target):
     require_same_shape(prediction, target)
     if prediction.shape[-1] != 2:
         raise ValueError(
-            f"{name} needs stereo audio [B, T, 2], not {tuple(prediction.shape)}; for mono use multi_resolution_stft"
+            f"{name} needs stereo audio [B, T, 2], not {tuple(prediction.shape)}; "
+            "for mono use multi_resolution_stft, as configs/mono.py does"
         )
 
 

@@ -56,6 +56,12 @@ def test_channels_are_adapted():
         audio_file.adapt_channels(stereo, 6)
 
 
+def test_too_few_channels_are_found_when_probing(tmp_path):
+    soundfile.write(tmp_path / "a.wav", _tone(44100, 0.2), 44100)
+    with pytest.raises(DataError, match="2 channels cannot be made into 4"):
+        audio_file.probe(tmp_path / "a.wav", channels=4)
+
+
 def _bad(folder, kind):
     path = folder / f"{kind}.wav"
     rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ from audiovae_jax.data import source, synthesis
 from audiovae_jax.errors import DataError
 
 CROP = source.CropFormat(length=2048, sample_rate=44100, channels=2)
-SCAN = {"validation_fraction": 0.1, "min_seconds": 0.01, "num_threads": 2}
+SCAN = {"validation_fraction": 0.1, "min_seconds": 0.01, "channels": 2, "num_threads": 2}
 
 
 def test_scan_finds_files_at_any_depth_and_splits_by_file(audio_folder):

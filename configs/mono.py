@@ -1,0 +1,13 @@
+"""Mono audio: one channel everywhere, and STFTs of it in place of the sum and the difference."""
+
+from configs import base
+
+
+def override(config):
+    config.data.channels = 1
+    config.losses.stft._target_ = "audiovae_jax.losses.multi_resolution_stft"
+    del config.losses.stft.w_sum, config.losses.stft.w_diff
+
+
+def get_config(names=""):
+    return base.get_config(f"mono,{names}")

@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiovae_jax import EnCodecDiscriminator, discriminators
+from audiovae_jax.state import count_parameters
+
+
+def _shapes(discriminator, audio):
+    def run():
+        variables = discriminator.init(jax.random.key(0), audio)
+        return variables["params"], discriminator.apply(variables, audio)
+
+    return jax.eval_shape(run)
+
+
+def test_the_default_ensemble_has_torchs_parameter_count_and_order():
+    params, (logits, feature_maps) = _shapes(EnCodecDiscriminator(use_mel_stft=True), jnp.zeros((3, 8192, 2)))
+    parts = {name: count_parameters(part) for name, part in params.items()}
+    assert sum(parts.values()) - parts["mel_stft"] == 50_396_058
+    # MS-STFT channel by channel, three scales, five periods, five mel resolutions.
+    assert [len(maps) for maps in feature_maps] == [4] * 10 + [6] * 3 + [5] * 5 + [4] * 5
+    assert len(logits) == 23
+    frames = [x.shape for x in logits[:10]]
+    assert frames[:5] == frames[5:]
+    assert all(x.shape[0] == 3 for x in jax.tree.leaves((logits, feature_maps)))
+
+
+def test_stereo_channels_are_judged_alone_by_the_same_weights():
+    discriminator = discriminators.MultiScaleSTFTDiscriminator(2, n_ffts=(64, 32))
+    left, right = np.random.default_rng(0).standard_normal((2, 1, 256, 1)).astype(np.float32)
+    stereo = jnp.concatenate([left, right], axis=-1)
+    variables = discriminator.init(jax.random.key(0), stereo)
+    logits, _ = discriminator.apply(variables, stereo)
+    alone, _ = discriminator.clone(in_channels=1).apply(variables, jnp.asarray(right))
+    for both, one in zip(logits[2:], alone, strict=True):
+        np.testing.assert_allclose(both, one, atol=1e-5)
+
+
+def test_the_ensemble_is_its_parts():
+    audio = jnp.asarray(np.random.default_rng(0).standard_normal((1, 512, 2)), jnp.float32)
+    whole = EnCodecDiscriminator(2, n_ffts=(64,), use_msd=False, mpd_periods=(3,), mpd_channels=(2, 4))
+    variables = whole.init(jax.random.key(0), audio)
+    logits, _ = whole.apply(variables, audio)
+    part = discriminators.MultiPeriodDiscriminator((3,), channels=(2, 4))
+    alone, _ = part.apply({"params": variables["params"]["mpd"]}, audio)
+    np.testing.assert_array_equal(logits[-1], alone[0])
+
+
+def test_wrong_channels_and_bands_are_named():
+    with pytest.raises(ValueError, match=r"takes audio \[B, T, 2\], not \(1, 64, 1\)"):
+        _shapes(discriminators.MultiPeriodDiscriminator(), jnp.zeros((1, 64, 1)))
+    band = discriminators.BandSplitDiscriminator(64, 16, ((0, 99),))
+    with pytest.raises(ValueError, match="outside the 33 bins"):
+        _shapes(band, jnp.zeros((1, 256, 1)))
