@@ -9,8 +9,9 @@ from pathlib import Path
 # test (or a process that it starts) has compiled serves the others.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
-_CACHE = tempfile.mkdtemp(prefix="audiovae_jax_tests_")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+_IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not _IS_WORKER:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="audiovae_jax_tests_")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
@@ -29,18 +30,19 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_sessionfinish():
-    shutil.rmtree(_CACHE, ignore_errors=True)
+    if not _IS_WORKER:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture
 def micro_config() -> ml_collections.ConfigDict:
     """A whole run in miniature, of every kind of part."""
     config = base.get_config()
-    config.num_steps = 4
+    config.num_steps = 2
     config.batch_size = 4
-    config.validate_every = 2
-    config.checkpoint_every = 2
-    config.sample_every = 4
+    config.validate_every = 1
+    config.checkpoint_every = 1
+    config.sample_every = 2
     config.model.base_channels = 4
     config.model.channel_mults = (1, 2)
     config.model.strides = (2, 4)

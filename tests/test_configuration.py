@@ -75,6 +75,7 @@ def test_the_old_flat_keys_work_and_warn(old):
 
 def _changed(**changes):
     config = base.get_config()
+    config.batch_size = 4
     for key, value in changes.items():
         section, _, leaf = key.rpartition("__")
         (config[section] if section else config)[leaf] = value
