@@ -173,7 +173,7 @@ class AudioVAE(nn.Module):
       weight_norm: False expects weight norm folded into kernels, for inference.
 
     Variables: `params`, and `latent_statistics` with `latent_mean` and `latent_std` of shape
-    `[latent_dim]`, which are calibrated from data, not trained.
+    `[latent_dim]`, which are set from data, not trained, and start at 0 and 1.
     """
 
     in_channels: int = 2
