@@ -42,6 +42,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     claim_workdir(config, workdir, in_use=bool(checkpoints.steps()), write=is_first)
     notes = describe(config, recipe, data)
     state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, notes)
+    if is_first:
+        print("\n".join(notes), flush=True)
     reporter = Reporter(
         workdir,
         start_step=start_step,
@@ -50,8 +52,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         enabled=is_first,
     )
     try:
-        for note in notes:
-            reporter.say(note)
         run = _Run(config, recipe, data, devices, checkpoints, reporter)
         state, metrics = run.go(state, start_step, metrics)
         checkpoints.wait()

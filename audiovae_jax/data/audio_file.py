@@ -124,8 +124,13 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def _read(f, file, start, frames):
-    f.seek(start)
-    block = f.read(frames, dtype="float32", always_2d=True)
+    try:
+        f.seek(start)
+        block = f.read(frames, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise DataError(
+            f"damaged or truncated: reading at sample {start} of {file.frames} failed ({error.error_string.rstrip('.')})"
+        ) from error
     if len(block) < frames:
         raise DataError(f"truncated: the header promises {file.frames} samples, but none follow {start + len(block)}")
     if not np.isfinite(block).all():

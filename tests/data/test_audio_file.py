@@ -90,7 +90,7 @@ def _bad(folder, kind):
         ("nan", "holds NaN or infinite samples"),
         ("short", "3 samples are shorter than data.min_seconds=0.1"),
         ("silent", "every sample is zero"),
-        ("truncated", "truncated|not audio that can be read"),
+        ("truncated", "truncated"),
     ],
 )
 def test_unusable_files_are_told_apart(tmp_path, kind, reason):
