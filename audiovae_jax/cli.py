@@ -78,7 +78,7 @@ def _parse(argv, reference):
             configuration.warn_legacy_key(key, new)
             argv[i] = argv[i].replace(f"config.{key}", f"config.{new}", 1)
         elif not configuration.has_key(config, key):
-            raise ConfigError(f"config has no key {key!r}{configuration.suggest_key(key, reference)}")
+            raise ConfigError(f"config has no key {key!r}{configuration.suggest_key(key, config)}")
     return app.parse_flags_with_usage(argv)
 
 

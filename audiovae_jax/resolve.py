@@ -92,7 +92,7 @@ def check_arguments(target, arguments: Mapping, where: str, complete: bool = Tru
         if key not in named and not open_ended:
             raise ConfigError(
                 f"{where}.{key}: {target.__module__}.{target.__qualname__} has no argument {key!r}"
-                f"{did_you_mean(key, named)}; it takes {', '.join(named)}"
+                f"{did_you_mean(key, named)} (it takes {', '.join(named)})"
             )
     if complete:
         for n in named:

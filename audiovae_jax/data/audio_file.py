@@ -129,7 +129,8 @@ def _read(f, file, start, frames):
         block = f.read(frames, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise DataError(
-            f"damaged or truncated: reading at sample {start} of {file.frames} failed ({error.error_string.rstrip('.')})"
+            f"damaged or truncated: reading at sample {start} of {file.frames} failed "
+            f"({error.error_string.rstrip('.')})"
         ) from error
     if len(block) < frames:
         raise DataError(f"truncated: the header promises {file.frames} samples, but none follow {start + len(block)}")

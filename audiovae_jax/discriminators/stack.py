@@ -57,8 +57,7 @@ def check_output(output: Any, name: str) -> Output:
 
     wanted = f"{name} must return (logits: list of arrays, feature_maps: list of lists of arrays)"
     if not isinstance(output, tuple) or len(output) != 2:
-        size = f" of {len(output)}" if isinstance(output, (tuple, list)) else ""
-        raise TypeError(f"{wanted}, but it returned a {type(output).__name__}{size}")
+        raise TypeError(f"{wanted}, but it returned {_describe(output)}")
     logits, feature_maps = output
     if not isinstance(logits, (list, tuple)) or not logits or not all(is_array(x) for x in logits):
         raise TypeError(f"{wanted}, but its logits are {_describe(logits)}")
@@ -73,5 +72,8 @@ def check_output(output: Any, name: str) -> Output:
 
 def _describe(value):
     if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {sorted({type(x).__name__ for x in value}) or 'nothing'}"
+        kinds = sorted({"array" if hasattr(x, "shape") else type(x).__name__ for x in value})
+        return f"a {type(value).__name__} of {len(value)} ({', '.join(kinds) or 'empty'})"
+    if hasattr(value, "shape"):
+        return f"one array of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"
