@@ -15,12 +15,11 @@ from audiovae_jax import configuration
 from audiovae_jax.errors import ConfigError, UserError
 
 
-def run(main: Callable[[], None], reference: ml_collections.ConfigDict):
+def run(main: Callable[[], None]):
     """Parse flags and call `main`; a user's error ends the program with its message and status 1.
 
     Args:
       main: takes nothing, reads flags.
-      reference: the base config, for the nearest name of an unknown key.
     """
     # A module of the user's own is found in the folder that the command is given in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -29,7 +28,7 @@ def run(main: Callable[[], None], reference: ml_collections.ConfigDict):
     logging.set_verbosity(logging.ERROR)  # Orbax and XLA report every policy and backend they look at
     warnings.filterwarnings("default", message=r"config\.", category=DeprecationWarning)
     try:
-        app.run(lambda _: main(), flags_parser=lambda argv: _parse(argv, reference))
+        app.run(lambda _: main(), flags_parser=_parse)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -63,7 +62,7 @@ def config_name() -> str:
     return "_".join([Path(path).stem, *filter(None, names.split(","))])
 
 
-def _parse(argv, reference):
+def _parse(argv):
     path, _, names = _config_argument(argv).partition(":")
     module = configuration.load_module(path)
     try:

@@ -48,8 +48,7 @@ def finalize(config: ml_collections.ConfigDict, reference: ml_collections.Config
             section, key = new.split(".")
             config[section][key] = type(reference[section][key])(config[old])
             del config[old]
-    known = set(flatten(reference))
-    _check_keys(config, reference, "", known)
+    _check_keys(config, reference, "", reference)
     return config
 
 
@@ -180,22 +179,24 @@ def load_module(path: str | Path):
     return module
 
 
-def _check_keys(config, reference, prefix, known):
+def _check_keys(config, reference, prefix, root):
     for key in config:
         name = f"{prefix}{key}"
         if key not in reference:
-            raise ConfigError(f"config has no key {name!r}{_suggest(name, known)}")
+            raise ConfigError(f"config has no key {name!r}{suggest_key(name, root)}")
         section = isinstance(reference[key], ml_collections.ConfigDict)
         if section and not isinstance(config[key], ml_collections.ConfigDict):
             raise ConfigError(f"config.{name} is a section of keys, not {config[key]!r}")
         if section and name not in _OPEN_SECTIONS:
-            _check_keys(config[key], reference[key], f"{name}.", known)
+            _check_keys(config[key], reference[key], f"{name}.", root)
     for key in reference:
         if key not in config and prefix + key not in _OPEN_SECTIONS:
             raise ConfigError(f"config lacks the key {prefix + key!r}; start from configs/base.py")
 
 
-def _suggest(name, known):
+def suggest_key(name: str, reference: ml_collections.ConfigDict) -> str:
+    """`"; did you mean 'section.key'?"` for an unknown key, or nothing."""
+    known = set(flatten(reference))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if near:
         return f"; did you mean {near[0]!r}?"
@@ -214,11 +215,6 @@ def has_key(config: ml_collections.ConfigDict, name: str) -> bool:
             return False
         config = config[part]
     return True
-
-
-def suggest_key(name: str, reference: ml_collections.ConfigDict) -> str:
-    """`"; did you mean 'section.key'?"` for an unknown key, or nothing."""
-    return _suggest(name, set(flatten(reference)))
 
 
 def _nearest_multiples(value: int, of: int) -> str:
