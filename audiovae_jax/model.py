@@ -223,6 +223,14 @@ class AudioVAE(nn.Module):
             length = convolution.conv_length(length, 2 * stride, stride=stride, padding=stride // 2)
         return length
 
+    @property
+    def min_length(self) -> int:
+        """The fewest samples that encode to a latent frame: `hop_length`, and some more where strides are odd."""
+        length = 1
+        for stride in reversed(self.strides):
+            length = length * stride + stride % 2
+        return length
+
     def setup(self):
         common = {
             "base_channels": self.base_channels,
@@ -267,7 +275,7 @@ class AudioVAE(nn.Module):
             raise ValueError(f"audio must be [B, T, {self.in_channels}], not {tuple(audio.shape)}")
         if self.frames(audio.shape[1]) < 1:
             raise ValueError(
-                f"{audio.shape[1]} samples are too short to encode; pad them to hop_length={self.hop_length} or more"
+                f"{audio.shape[1]} samples are too short to encode; pad them to min_length={self.min_length} or more"
             )
         mean, logvar = jnp.split(self.encoder(audio).astype(jnp.float32), 2, axis=-1)
         if self.encoder_frozen:

@@ -1,7 +1,5 @@
 """True to the PyTorch system: golden files of our own, the seed's where they are, and torch live."""
 
-import json
-
 import golden_configs as names
 import jax
 import jax.numpy as jnp
@@ -9,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, shared
 
-from audiovae_jax import AdversarialLossCalculator, AudioVAE, EnCodecDiscriminator, discriminators, losses
-from audiovae_jax.torch_io.layout import params_from_state_dict, torch_key
+from audiovae_jax import AdversarialLossCalculator, EnCodecDiscriminator, discriminators, losses
+from audiovae_jax.torch_io import audio_vae, import_audio_vae, import_discriminator, read_checkpoint
+from audiovae_jax.torch_io.layout import torch_key
 
 
 def channel_last(x):
@@ -25,19 +24,6 @@ def weights(io):
     return {name.removeprefix("weights/"): io[name] for name in io.files if name.startswith("weights/")}
 
 
-def load_model(config, state_dict):
-    model = AudioVAE(**config)
-    audio = jnp.zeros((1, 4096, model.in_channels))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), audio, deterministic=True))
-    statistics = {name: jnp.asarray(state_dict[name].reshape(-1)) for name in ("latent_mean", "latent_std")}
-    return model, {"params": params_from_state_dict(state_dict, shapes["params"]), "latent_statistics": statistics}
-
-
-def load_discriminator(discriminator, state_dict, audio):
-    shapes = jax.eval_shape(lambda: discriminator.init(jax.random.key(0), audio))
-    return params_from_state_dict(state_dict, shapes["params"])
-
-
 def relative(actual, expected):
     """The largest difference, as a share of the largest value."""
     return float(np.abs(np.asarray(actual) - expected).max() / max(np.abs(expected).max(), 1e-12))
@@ -50,7 +36,7 @@ def check_discriminator(discriminator, state_dict, io):
     the last layer cancel, all but their rounding.
     """
     real, fake = channel_last(io["real"]), channel_last(io["fake"])
-    params = load_discriminator(discriminator, state_dict, real)
+    params = import_discriminator(state_dict, discriminator)
     calculator = AdversarialLossCalculator()
 
     def judge(params, audio):
@@ -98,8 +84,8 @@ def worst(errors):
 
 def test_the_model_gives_torchs_numbers():
     io = np.load(GOLDEN / "model.npz")
-    model, variables = load_model(names.MODEL, weights(io))
-    output = model.apply(variables, channel_last(io["audio"]), noise=channel_last(io["eps"]))
+    imported = audio_vae.from_checkpoint({"state_dict": weights(io), "model_config": names.MODEL})
+    output = imported.model.apply(imported.variables, channel_last(io["audio"]), noise=channel_last(io["eps"]))
     for name in ("reconstruction", "z", "mean", "logvar"):
         np.testing.assert_allclose(channel_first(getattr(output, name)), io[name], atol=1e-5, rtol=1e-5)
 
@@ -150,10 +136,8 @@ SEED_DISCRIMINATORS = {
 
 @pytest.mark.parametrize("name", SEED_DISCRIMINATORS)
 def test_the_seeds_discriminators(name):
-    torch = pytest.importorskip("torch")
     io = np.load(shared(f"golden/discriminator_{name}_io.npz"))
-    state = torch.load(shared(f"golden/discriminator_{name}.pt"), weights_only=True)
-    state = {key: value.numpy() for key, value in state.items()}
+    state = read_checkpoint(shared(f"golden/discriminator_{name}.pt"))
     errors = check_discriminator(SEED_DISCRIMINATORS[name], state, io)
     print(f"\n| discriminator_{name} | {worst(errors)[0]} | {worst(errors)[1]:.1e} |")
     # The file's own error: convs.5.weight_v differs from the float64 gradient by 1.01e-4, ours by 3e-8.
@@ -162,11 +146,8 @@ def test_the_seeds_discriminators(name):
 
 
 def test_the_seeds_model():
-    torch = pytest.importorskip("torch")
-    state = torch.load(shared("golden/model_small.pt"), weights_only=True)["model_state_dict"]
-    config = json.loads(shared("golden/model_small.json").read_text())["config"]
+    model, variables = import_audio_vae(shared("golden/model_small.pt"))
     io = np.load(shared("golden/model_small_io.npz"))
-    model, variables = load_model(config, {key: value.numpy() for key, value in state.items()})
     audio = channel_last(io["audio"])
     output = model.apply(variables, audio, noise=channel_last(io["eps"]))
     deterministic = model.apply(variables, audio, deterministic=True)
@@ -179,6 +160,23 @@ def test_the_seeds_model():
     errors = {name: float(np.abs(channel_first(x) - io[name]).max()) for name, x in errors.items()}
     print(f"\n| model_small | {worst(errors)[0]} | {worst(errors)[1]:.1e} absolute |")
     assert worst(errors)[1] < 1e-5, worst(errors)
+
+
+def test_the_seeds_lightning_checkpoint():
+    path = shared("golden/lightning_adversarial.ckpt")
+    io = np.load(shared("golden/lightning_adversarial_io.npz"))
+    model, variables = import_audio_vae(path)
+    output = model.apply(variables, channel_last(io["audio"]), deterministic=True)
+    mine = {"mean": output.mean, "logvar": output.logvar, "decoded_mean": output.reconstruction}
+    errors = {name: float(np.abs(channel_first(x) - io[name]).max()) for name, x in mine.items()}
+    print(f"\n| lightning_adversarial | {worst(errors)[0]} | {worst(errors)[1]:.1e} absolute |")
+    assert worst(errors)[1] < 1e-5, worst(errors)
+    discriminator = SEED_DISCRIMINATORS["full"]
+    params = import_discriminator(read_checkpoint(path)["state_dict"], discriminator)
+    logits, _ = discriminator.apply({"params": params}, channel_last(io["audio"]))
+    errors = {f"logits_{i}": relative(arrange(x, io[f"logits_{i}"]), io[f"logits_{i}"]) for i, x in enumerate(logits)}
+    print(f"| lightning_adversarial | {worst(errors)[0]} | {worst(errors)[1]:.1e} |")
+    assert worst(errors)[1] < 1e-4, worst(errors)
 
 
 _QUARTER = {"hop_sizes": None, "win_lengths": None}

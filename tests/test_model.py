@@ -110,3 +110,10 @@ def test_wrong_audio_is_refused_with_the_shape():
         model.apply(variables, jnp.zeros((1, 2, 2)), deterministic=True)
     with pytest.raises(ValueError, match=r"z must be \[B, frames, 3\]"):
         model.apply(variables, jnp.zeros((1, 8, 4)), method="decode")
+
+
+@pytest.mark.parametrize("strides", [(2, 3), (3, 5, 2), (4,), (3, 3)])
+def test_the_shortest_audio_gives_one_frame(strides):
+    model = AudioVAE(**{**SMALL, "strides": strides, "channel_mults": (1,) * len(strides)})
+    assert model.frames(model.min_length) == 1
+    assert model.frames(model.min_length - 1) == 0

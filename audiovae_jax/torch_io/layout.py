@@ -12,12 +12,7 @@ directions are a renaming and a transposition.
 | `alpha: [C]` | `alpha: [1, C, 1]` |
 """
 
-from typing import Any
-
-import flax.traverse_util
 import numpy as np
-
-PyTree = Any
 
 # Newer versions of torch's weight norm write these names.
 _PARAMETRIZED = {
@@ -26,6 +21,11 @@ _PARAMETRIZED = {
 }
 # Inside a block, torch's Sequential counts what we name.
 _RESIDUAL = {"snake1": "block.0", "conv1": "block.1", "snake2": "block.2", "conv2": "block.3"}
+# Modules and parameters in the order in which the torch system registers them.
+_ORDER = (
+    *("latent_mean", "latent_std", "encoder", "decoder", "input_conv", "blocks"),
+    *("upsample", "res_units", "downsample", "final_conv", "alpha", "bias", "weight_g", "weight_v"),
+)
 _LEAVES = {"v": "weight_v", "g": "weight_g", "kernel": "weight", "bias": "bias", "alpha": "alpha"}
 
 
@@ -55,41 +55,47 @@ def torch_key(path: tuple[str, ...]) -> str:
     return ".".join([*names, _LEAVES[leaf]])
 
 
-def from_torch(path: tuple[str, ...], tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A torch tensor in our layout, for the parameter at `path` of `shape`.
+def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in torch of the parameter at `path`, for one-dimensional convolutions."""
+    return to_torch(path, np.broadcast_to(np.float32(0), shape)).shape
 
-    Raises:
-      ValueError: the tensor does not fit.
-    """
+
+def to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
+    """Our parameter at `path` in torch's layout, for one-dimensional convolutions; a view."""
+    if path[-1] in ("v", "kernel"):
+        return array.transpose((1, 2, 0) if path[-2] == "upsample" else range(array.ndim)[::-1])
+    if path[-1] == "bias":
+        return array
+    return array[None, :, None] if path[-1] == "alpha" else array[:, None, None]
+
+
+def from_torch(path: tuple[str, ...], tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A torch tensor in our layout, for the parameter at `path` of `shape`; None where it does not fit."""
     array = tensor
     if path[-1] in ("v", "kernel"):
         if array.ndim == len(shape) + 1 and array.shape[-1] == 1:
             array = array[..., 0]
-        axes = (2, 0, 1) if path[-2] == "upsample" else (*range(2, array.ndim), 1, 0)
-        array = array.transpose(axes)
-    elif array.size == array.shape[array.ndim > 1 and array.shape[0] == 1]:
-        array = array.reshape(-1)
-    if array.shape != tuple(shape):
-        raise ValueError(f"{torch_key(path)} has shape {tensor.shape}, which does not fit {path} of shape {shape}")
-    return array
+        if array.ndim != len(shape):
+            return None
+        array = array.transpose((2, 0, 1) if path[-2] == "upsample" else (*range(2, array.ndim), 1, 0))
+    elif path[-1] == "alpha":
+        array = array[0, :, 0] if array.ndim == 3 and array.shape[::2] == (1, 1) else array
+    elif path[-1] == "g":
+        array = array.reshape(-1) if array.ndim and array.size == array.shape[0] else array
+    return array if array.shape == tuple(shape) else None
 
 
-def params_from_state_dict(state_dict: dict[str, np.ndarray], shapes: PyTree) -> PyTree:
-    """The parameter tree of `shapes`, filled from a torch state dict of numpy arrays.
+def parametrized_key(key: str) -> str:
+    """The name that newer versions of torch's weight norm give to `key`."""
+    stem, _, name = key.rpartition(".")
+    return f"{stem}.{_PARAMETRIZED.get(name, name)}"
 
-    Args:
-      state_dict: torch's names and layout; either form of weight norm.
-      shapes: the tree to fill, of anything with a `shape`.
 
-    Raises:
-      KeyError: a parameter is missing.
-      ValueError: a tensor has another shape.
-    """
-    filled = {}
-    for path, leaf in flax.traverse_util.flatten_dict(shapes).items():
-        key = torch_key(path)
-        if key not in state_dict:
-            stem, _, name = key.rpartition(".")
-            key = f"{stem}.{_PARAMETRIZED.get(name, name)}"
-        filled[path] = from_torch(path, state_dict[key], leaf.shape)
-    return flax.traverse_util.unflatten_dict(filled)
+def is_buffer(key: str) -> bool:
+    """Whether torch's discriminators and losses keep a constant of that name: a window or filterbank."""
+    return key.rpartition(".")[2] in ("window", "fb")
+
+
+def order(key: str) -> tuple:
+    """Sorts the model's keys as torch's `parameters()` gives them, which its optimizers number."""
+    return tuple(int(part) if part.isdigit() else _ORDER.index(part) for part in key.split(".") if part != "block")

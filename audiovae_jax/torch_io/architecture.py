@@ -1,0 +1,165 @@
+"""What the shapes of tensors tell of the networks that they belong to."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.torch_io import layout
+
+# Dilations leave no trace in shapes; these are the field's.
+_DILATIONS = (1, 3, 9)
+_PERIODS = (2, 3, 5, 7, 11)
+_SCALES = (1, 2, 4)
+_MAX_DILATION = 1 << 15
+
+
+def infer_audio_vae(state_dict: Mapping[str, np.ndarray]) -> dict:
+    """The arguments of `AudioVAE` that a model's tensors show, all but `dilations`.
+
+    Args:
+      state_dict: the model's, with `encoder.*` keys at the top.
+
+    Raises:
+      CheckpointError: the tensors are not those of such a model.
+    """
+    shapes = _Shapes(state_dict)
+    base, channels, _ = shapes.weight("encoder.input_conv", 3)
+    mults, strides = [], []
+    while shapes.has(f"encoder.blocks.{len(mults)}.downsample.1"):
+        name = f"encoder.blocks.{len(mults)}.downsample.1"
+        width, _, taps = shapes.weight(name, 3)
+        if width % base or taps % 2:
+            raise CheckpointError(
+                f"{name} has {width} channels and {taps} taps; "
+                f"an AudioVAE of base width {base} has multiples of it, and an even number of taps"
+            )
+        mults.append(width // base)
+        strides.append(taps // 2)
+    if not mults:
+        raise CheckpointError("the state dict has no encoder.blocks.0.downsample.1, so it is not an AudioVAE's")
+    twice_latent, *_ = shapes.weight("encoder.final_conv.1", 3)
+    *_, kernel_size = shapes.weight("encoder.blocks.0.res_units.0.block.1", 3)
+    return {
+        "in_channels": channels,
+        "base_channels": base,
+        "channel_mults": tuple(mults),
+        "strides": tuple(strides),
+        "latent_dim": twice_latent // 2,
+        "kernel_size": kernel_size,
+    }
+
+
+def count_dilations(state_dict: Mapping[str, np.ndarray]) -> int:
+    """The number of residual units in a block of a model's state dict."""
+    shapes, count = _Shapes(state_dict), 0
+    while shapes.has(f"encoder.blocks.0.res_units.{count}.block.1"):
+        count += 1
+    return count
+
+
+def default_dilations(count: int) -> tuple[int, ...]:
+    """The field's dilations for `count` residual units: 1, 3, 9, and so on in powers of three."""
+    return _DILATIONS[:count] if count <= len(_DILATIONS) else tuple(3**i for i in range(count))
+
+
+def check_dilations(dilations, count: int) -> tuple[int, ...]:
+    """`dilations` as a tuple.
+
+    Raises:
+      CheckpointError: they are not `count` positive integers.
+    """
+    dilations = tuple(dilations)
+    if len(dilations) != count or not all(isinstance(d, int) and 1 <= d <= _MAX_DILATION for d in dilations):
+        raise CheckpointError(
+            f"dilations={dilations} should be {count} whole numbers, one per residual unit of a block"
+        )
+    return dilations
+
+
+def infer_ensemble(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str]]:
+    """The arguments of `EnCodecDiscriminator` that a state dict shows.
+
+    FFT lengths are those of the windows that torch keeps beside the weights, mel bands those of its
+    filterbanks. Periods and pooling factors leave no trace.
+
+    Args:
+      state_dict: the ensemble's, with `msstft.*` keys at the top.
+
+    Returns:
+      `(arguments, notes)`; the notes say what was assumed.
+
+    Raises:
+      CheckpointError: the tensors are not those of such an ensemble.
+    """
+    shapes = _Shapes(state_dict)
+    filters, *_ = shapes.weight("msstft.discriminators.0.conv_layers.0", 4)
+    found, notes = {"stft_filters": filters}, []
+    count = _count(shapes, "msstft.discriminators.{}.conv_post")
+    windows = [state_dict.get(f"msstft.discriminators.{i}.window") for i in range(count)]
+    if all(window is not None for window in windows):
+        found["n_ffts"] = tuple(window.size for window in windows)
+    else:
+        notes.append(f"its {count} FFT lengths are not in it; config.discriminator.n_ffts is taken as it stands")
+    scales = _count(shapes, "msd.discriminators.{}.conv_post")
+    found["use_msd"] = scales > 0
+    if scales:
+        found["in_channels"] = shapes.weight("msd.discriminators.0.convs.0", 3)[1]
+        found["msd_scales"] = _SCALES[:scales] if scales <= len(_SCALES) else tuple(2**i for i in range(scales))
+        notes.append(f"its {scales} pooling factors leave no trace; {found['msd_scales']} is assumed")
+    periods = _count(shapes, "mpd.discriminators.{}.conv_post")
+    found["use_mpd"] = periods > 0
+    if periods:
+        found["in_channels"] = shapes.weight("mpd.discriminators.0.convs.0", 4)[1]
+        layers = _count(shapes, "mpd.discriminators.0.convs.{}")
+        found["mpd_channels"] = tuple(shapes.weight(f"mpd.discriminators.0.convs.{i}", 4)[0] for i in range(layers))
+        if periods > len(_PERIODS):
+            raise CheckpointError(
+                f"it has {periods} periods, which leave no trace; give config.discriminator.mpd_periods"
+            )
+        found["mpd_periods"] = _PERIODS[:periods]
+        notes.append(f"its {periods} periods leave no trace; {found['mpd_periods']} is assumed")
+    mels = _count(shapes, "mel_stft.discriminators.{}.conv_post")
+    found["use_mel_stft"] = mels > 0
+    if mels:
+        found["mel_stft_filters"], found["in_channels"], *_ = shapes.weight(
+            "mel_stft.discriminators.0.conv_layers.0", 4
+        )
+        stem = "mel_stft.discriminators.{}.mel_transform.mel_scale.fb"
+        banks = [state_dict.get(stem.format(i)) for i in range(mels)]
+        if all(bank is not None and bank.ndim == 2 for bank in banks):
+            found["mel_stft_n_ffts"] = tuple(2 * (bank.shape[0] - 1) for bank in banks)
+            found["mel_stft_n_mels"] = tuple(bank.shape[1] for bank in banks)
+        else:
+            notes.append("its mel filterbanks are not in it; config.discriminator.mel_stft_* is taken as it stands")
+    return found, notes
+
+
+def _count(shapes, pattern):
+    count = 0
+    while shapes.has(pattern.format(count)):
+        count += 1
+    return count
+
+
+class _Shapes:
+    """The shapes of convolutions' weights, under whichever name they have."""
+
+    def __init__(self, state_dict):
+        self._state_dict = state_dict
+
+    def has(self, module):
+        return self._find(module) is not None
+
+    def weight(self, module, dimensions):
+        tensor = self._find(module)
+        if tensor is None:
+            raise CheckpointError(f"the state dict has no weight of {module}, so the network cannot be told from it")
+        if tensor.ndim != dimensions or 0 in tensor.shape:
+            raise CheckpointError(f"the weight of {module} has shape {tensor.shape}; {dimensions} axes are expected")
+        return tensor.shape
+
+    def _find(self, module):
+        key = f"{module}.weight_v"
+        names = (key, layout.parametrized_key(key), f"{module}.weight")
+        return next((self._state_dict[name] for name in names if name in self._state_dict), None)

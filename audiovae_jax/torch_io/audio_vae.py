@@ -1,0 +1,325 @@
+"""`import_audio_vae` and `export_audio_vae`: the model between torch's files and our variables."""
+
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.model import AudioVAE
+from audiovae_jax.torch_io import architecture, layout, reader, state_dict, writer
+from audiovae_jax.torch_io.state_dict import Line
+
+# The keys of `model_config`, in the order in which the torch system writes them.
+CONFIG_KEYS = (
+    *("in_channels", "base_channels", "channel_mults", "strides"),
+    *("latent_dim", "kernel_size", "dilations"),
+)
+_STATISTICS = ("latent_mean", "latent_std")
+_TRAINING_KEYS = ("optimizer_states", "optimizer_state_dict", "lr_schedulers", "callbacks", "loops")
+
+
+@dataclasses.dataclass
+class ImportedAudioVAE:
+    """A model from a torch file.
+
+    Attributes:
+      model: with the file's architecture.
+      variables: its `params` and `latent_statistics`, float32.
+      lines: what became of each tensor of the file.
+      notes: what was inferred, assumed or left out.
+    """
+
+    model: AudioVAE
+    variables: dict
+    lines: list[Line]
+    notes: list[str]
+
+
+def import_audio_vae(
+    path: str | Path, *, dilations: tuple[int, ...] | None = None, strict: bool = True
+) -> tuple[AudioVAE, dict]:
+    """The model in a file of the PyTorch system; torch is not needed, and nothing of the file is executed.
+
+    Takes what `save_model` wrote, a Lightning checkpoint, a bare state dict, and safetensors, with
+    the prefixes `model.`, `module.` and `_orig_mod.`, and weight norm in either form or folded. Where
+    the file has no `model_config`, the tensors' shapes give the architecture, and a warning says
+    what was inferred.
+
+    Args:
+      path: the file.
+      dilations: of the residual units, where the file has no `model_config`; by default the field's 1, 3, 9.
+      strict: False takes what fits; what does not keeps initial values, and a warning lists it.
+
+    Returns:
+      `(model, variables)`.
+
+    Raises:
+      CheckpointError: the file cannot be read, or does not hold such a model, whole; the message lists
+        the keys that are missing, surplus or of another shape.
+    """
+    imported = read_audio_vae(path, dilations=dilations, strict=strict)
+    for note in imported.notes:
+        warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
+    return imported.model, imported.variables
+
+
+def read_audio_vae(
+    path: str | Path, *, dilations: tuple[int, ...] | None = None, strict: bool = True
+) -> ImportedAudioVAE:
+    """`import_audio_vae` with the account of what became of each tensor; the arguments are the same."""
+    checkpoint = reader.read_checkpoint(path, skip=_TRAINING_KEYS)
+    try:
+        return from_checkpoint(checkpoint, dilations=dilations, strict=strict)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def from_checkpoint(
+    checkpoint: dict, *, dilations: tuple[int, ...] | None = None, strict: bool = True
+) -> ImportedAudioVAE:
+    """The model in what `read_checkpoint` gave; its state dict is emptied on the way.
+
+    Raises:
+      CheckpointError: as `import_audio_vae`.
+    """
+    notes, lines = [], []
+    tensors = _model_tensors(checkpoint, lines)
+    model = _build(checkpoint, tensors, dilations, notes)
+    statistics = _latent_statistics(checkpoint, tensors)
+    filled = state_dict.fill(_shapes(model), tensors)
+    params, problems = filled.params, filled.problems
+    lines = filled.lines + lines
+    for name in _STATISTICS:
+        if statistics[name] is None:
+            problems["missing"].append(name)
+            statistics[name] = np.full(model.latent_dim, float(name == "latent_std"), np.float32)
+        elif statistics[name].size != model.latent_dim or not np.isfinite(statistics[name]).all():
+            problems["unusable"].append(f"{name} is not {model.latent_dim} finite numbers")
+            statistics[name] = np.full(model.latent_dim, float(name == "latent_std"), np.float32)
+        else:
+            lines.insert(0, Line(name, (1, model.latent_dim, 1), "float32", f"latent_statistics/{name}"))
+    account = state_dict.explain(problems)
+    if account and strict:
+        raise CheckpointError(
+            f"the state dict does not fit the model {_spell(model)}:\n{account}\n"
+            "strict=False takes what fits and leaves the rest at its initial values"
+        )
+    if account:
+        for part in ("encoder", "decoder"):
+            if part not in params:
+                raise CheckpointError(f"nothing would be left of the {part}:\n{account}")
+        notes.append(f"left out, at initial values where the model needs them:\n{account}")
+        params = _completed(model, params)
+    variables = {"params": params, "latent_statistics": {k: jnp.asarray(v) for k, v in statistics.items()}}
+    return ImportedAudioVAE(model, variables, lines, notes)
+
+
+def export_audio_vae(
+    model: AudioVAE,
+    variables: Mapping[str, Any],
+    path: str | Path,
+    *,
+    optimizer_state: dict | None = None,
+    scheduler_state: dict | None = None,
+    epoch: int | None = None,
+    global_step: int | None = None,
+    metadata: dict[str, Any] | None = None,
+):
+    """Write a model in the PyTorch system's names and layout; torch is not needed.
+
+    Args:
+      model, variables: what is written.
+      path: ends in `.safetensors` (weights, and the config as metadata) or `.pt` (the layout of the
+        torch system's `save_model`, which its `load_model` reads). Written whole or not at all.
+      optimizer_state, scheduler_state: torch's state dicts, see `training.optimizer_state_dict`; `.pt` only.
+      epoch, global_step, metadata: kept beside the weights.
+
+    Raises:
+      CheckpointError: another suffix, or something that such a file cannot hold.
+    """
+    path = Path(path)
+    weights = audio_vae_state_dict(variables)
+    config = {key: _listed(getattr(model, key)) for key in CONFIG_KEYS}
+    optional = {"epoch": epoch, "global_step": global_step, "metadata": metadata}
+    optional = {key: value for key, value in optional.items() if value is not None}
+    try:
+        if path.suffix == ".pt":
+            states = {"optimizer_state_dict": optimizer_state, "scheduler_state_dict": scheduler_state}
+            content = {
+                "model_state_dict": weights,
+                "model_config": config,
+                "latent_statistics": {name: weights[name] for name in _STATISTICS},
+                "encoder_frozen": model.encoder_frozen,
+                **{key: value for key, value in states.items() if value is not None},
+                **optional,
+            }
+            writer.write_checkpoint(path, content)
+        elif path.suffix == ".safetensors":
+            if optimizer_state is not None or scheduler_state is not None:
+                raise CheckpointError(f"{path}: safetensors hold weights alone; export optimizer states to .pt")
+            described = {"model_config": config, "encoder_frozen": model.encoder_frozen, **optional}
+            _write_safetensors(path, weights, described)
+        else:
+            raise CheckpointError(f"{path}: the name must end in .pt or .safetensors")
+    except TypeError as error:
+        raise CheckpointError(f"{path} was not written: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
+
+
+def audio_vae_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The model's state dict, in torch's names, layout and order.
+
+    Kernels without weight norm are written with it: their norm, and themselves for the direction.
+    """
+    tensors = {name: np.asarray(variables["latent_statistics"][name])[None, :, None] for name in _STATISTICS}
+    for path, array in flax.traverse_util.flatten_dict(variables["params"]).items():
+        tensor = np.ascontiguousarray(layout.to_torch(path, np.asarray(array, np.float32)))
+        if path[-1] != "kernel":
+            tensors[layout.torch_key(path)] = tensor
+            continue
+        stem = layout.torch_key(path).rpartition(".")[0]
+        tensors[f"{stem}.weight_g"] = state_dict.unfolded(tensor, gain=True)
+        tensors[f"{stem}.weight_v"] = state_dict.unfolded(tensor, gain=False)
+    return {key: tensors[key] for key in sorted(tensors, key=layout.order)}
+
+
+def find_state_dict(checkpoint: dict) -> dict:
+    """The state dict in a checkpoint of any of the known forms.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    for key in ("model_state_dict", "state_dict"):
+        if key in checkpoint:
+            if not isinstance(checkpoint[key], dict):
+                raise CheckpointError(f"its {key} is a {type(checkpoint[key]).__name__}, not a dict")
+            return checkpoint[key]
+    bare = {key: value for key, value in checkpoint.items() if key != reader.METADATA}
+    if bare and all(isinstance(value, np.ndarray) for value in bare.values()):
+        return bare
+    shown = ", ".join(map(str, list(checkpoint)[:10])) or "nothing"
+    raise CheckpointError(f"there is no state dict in it; it holds {shown}")
+
+
+def _model_tensors(checkpoint, lines):
+    """The model's own tensors, without prefixes; those of other modules get their lines."""
+    tensors = state_dict.unwrapped(find_state_dict(checkpoint))
+    for key in ("model_state_dict", "state_dict"):
+        checkpoint.pop(key, None)
+    if any(key.startswith("encoder.") for key in tensors):
+        return tensors
+    if not any(key.startswith("model.encoder.") for key in tensors):
+        parts = sorted({key.partition(".")[0] for key in tensors})
+        raise CheckpointError(
+            "there is no AudioVAE in it: no key begins with encoder. or model.encoder., "
+            f"only with {', '.join(parts[:10])}"
+        )
+    for key, tensor in tensors.items():
+        if not key.startswith("model."):
+            lines.append(Line(key, tensor.shape, str(tensor.dtype), note="of another part, not of the model"))
+    return {key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")}
+
+
+def _build(checkpoint, tensors, dilations, notes):
+    """The model of `model_config`, which must agree with the tensors; without one, of the tensors."""
+    metadata = checkpoint.get(reader.METADATA, {})
+    try:
+        described = {key: json.loads(metadata[key]) for key in ("model_config", "encoder_frozen") if key in metadata}
+    except ValueError as error:
+        raise CheckpointError(f"its metadata is not JSON ({error})") from None
+    config = checkpoint.get("model_config", described.get("model_config"))
+    frozen = checkpoint.get("encoder_frozen", described.get("encoder_frozen", False))
+    if not isinstance(frozen, bool):
+        raise CheckpointError(f"its encoder_frozen is {frozen!r}, not true or false")
+    shown = architecture.infer_audio_vae(tensors)
+    count = architecture.count_dilations(tensors)
+    if config is None:
+        assumed = architecture.check_dilations(dilations or architecture.default_dilations(count), count)
+        source = "given" if dilations else "the field's, since they leave no trace"
+        notes.append(
+            "Checkpoint does not contain 'model_config'; inferred from its tensors: "
+            + ", ".join(f"{key}={value}" for key, value in shown.items())
+            + f"; dilations={assumed} ({source})"
+        )
+        shown["dilations"] = assumed
+    else:
+        shown["dilations"] = _check_config(config, shown, count)
+        if dilations is not None and tuple(dilations) != shown["dilations"]:
+            raise CheckpointError(
+                f"dilations={tuple(dilations)} were given, but its model_config has {shown['dilations']}"
+            )
+    try:
+        return AudioVAE(**shown, encoder_frozen=frozen)
+    except ValueError as error:
+        raise CheckpointError(f"its tensors are of no AudioVAE: {error}") from None
+
+
+def _check_config(config, shown, count):
+    """The dilations of a `model_config`, after the rest was seen to agree with the tensors."""
+    if not isinstance(config, dict):
+        raise CheckpointError(f"its model_config is a {type(config).__name__}, not a dict")
+    unknown = [str(key) for key in config if key not in CONFIG_KEYS]
+    if unknown:
+        raise CheckpointError(f"its model_config has unknown keys: {', '.join(unknown)}")
+    for key, value in shown.items():
+        stated = tuple(config[key]) if isinstance(config.get(key), (list, tuple)) else config.get(key, value)
+        if stated != value:
+            raise CheckpointError(f"its model_config says {key}={stated}, but its tensors are of {key}={value}")
+    dilations = config.get("dilations", architecture.default_dilations(count))
+    return architecture.check_dilations(dilations if isinstance(dilations, (list, tuple)) else (dilations,), count)
+
+
+def _latent_statistics(checkpoint, tensors):
+    """`latent_mean` and `latent_std` as vectors, None where they are missing."""
+    found = {}
+    beside = checkpoint.get("latent_statistics")
+    for name in _STATISTICS:
+        values = [tensors.pop(name, None), beside.get(name) if isinstance(beside, dict) else None]
+        values = [np.asarray(v, np.float32).reshape(-1) for v in values if isinstance(v, np.ndarray)]
+        if len(values) == 2 and not np.array_equal(*values):
+            raise CheckpointError(f"its state dict and its latent_statistics have different {name}")
+        found[name] = values[0] if values else None
+    return found
+
+
+def _shapes(model):
+    audio = jax.ShapeDtypeStruct((1, model.min_length, model.in_channels), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda key, audio: model.init(key, audio, deterministic=True), key, audio)["params"]
+
+
+def _completed(model, params):
+    audio = jnp.zeros((1, model.min_length, model.in_channels))
+    initial = model.init(jax.random.key(0), audio, deterministic=True)["params"]
+    merged = flax.traverse_util.flatten_dict(initial) | flax.traverse_util.flatten_dict(params)
+    return flax.traverse_util.unflatten_dict(merged)
+
+
+def _spell(model):
+    return f"({', '.join(f'{key}={getattr(model, key)}' for key in CONFIG_KEYS)})"
+
+
+def _listed(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _write_safetensors(path, weights, described):
+    metadata = {"format": "pt", **{key: json.dumps(value) for key, value in described.items()}}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file(weights, temporary, metadata=metadata)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

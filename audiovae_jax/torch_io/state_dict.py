@@ -1,0 +1,162 @@
+"""Filling a parameter tree from a torch state dict: nothing missing, surplus or misshapen in silence."""
+
+import dataclasses
+from typing import Any
+
+import flax.traverse_util
+import jax.numpy as jnp
+import numpy as np
+
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.torch_io import layout
+
+PyTree = Any
+# What DistributedDataParallel and torch.compile put into keys.
+_WRAPPERS = ("module", "_orig_mod")
+_SHOWN = 12  # keys of one kind in an error
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """What became of one tensor of a file.
+
+    Attributes:
+      key: its name in the file.
+      shape, dtype: there.
+      became: where it is in our tree ("encoder/input_conv/v"), or None.
+      note: how it was changed, or why it was left out.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    became: str | None = None
+    note: str = ""
+
+
+@dataclasses.dataclass
+class Filled:
+    """A parameter tree from a file, and how it came about.
+
+    Attributes:
+      params: as jax arrays, float32.
+      lines: one per tensor of the state dict.
+      problems: `{kind: [what]}`, of "missing", "surplus" and "unusable" tensors.
+    """
+
+    params: PyTree
+    lines: list[Line]
+    problems: dict[str, list[str]]
+
+
+def unwrapped(state_dict: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A state dict without the marks of DistributedDataParallel (`module.`) and torch.compile (`_orig_mod.`).
+
+    Raises:
+      CheckpointError: something in it is no tensor, or two keys become one.
+    """
+    plain = {}
+    for key, tensor in state_dict.items():
+        if not isinstance(key, str) or not isinstance(tensor, np.ndarray):
+            raise CheckpointError(f"the state dict's {str(key)[:100]!r} is a {type(tensor).__name__}, not a tensor")
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        if name in plain:
+            raise CheckpointError(f"the state dict has {name!r} twice, with and without the prefix of a wrapper")
+        plain[name] = tensor
+    return plain
+
+
+def fill(shapes: PyTree, state_dict: dict[str, np.ndarray]) -> Filled:
+    """The parameter tree of `shapes`, from a state dict of numpy arrays.
+
+    Weight-normalised convolutions may come as `weight_g` and `weight_v`, as
+    `parametrizations.weight.original0` and `1`, or folded, as `weight`: then the direction is the
+    weight itself and the gain its norm, which gives the same convolution.
+
+    Args:
+      shapes: the tree to fill, of anything with a `shape`.
+      state_dict: torch's names and layout, unwrapped; emptied as tensors are taken, so that no more
+        than one copy of the weights is held.
+
+    Returns:
+      What could be filled; parameters that could not are absent from `params`, and `problems` says why.
+    """
+    filled, lines = {}, []
+    problems: dict[str, list[str]] = {"missing": [], "unusable": [], "surplus": []}
+    folded = set()
+    for path, leaf in flax.traverse_util.flatten_dict(shapes).items():
+        key, tensor = _find(path, state_dict)
+        if tensor is None:
+            problems["missing"].append(key)
+            continue
+        where = "/".join(path)
+        described = {"key": key, "shape": tensor.shape, "dtype": str(tensor.dtype)}
+        fault = _fault(tensor)
+        if path[-1] in ("g", "v") and key.endswith(".weight"):
+            folded.add(key)
+            tensor = unfolded(tensor, gain=path[-1] == "g")
+        else:
+            del state_dict[key]
+        array = layout.from_torch(path, tensor, leaf.shape)
+        if array is None:
+            fault = f"has shape {described['shape']}, which does not fit {where} of shape {tuple(leaf.shape)}"
+            if len(leaf.shape) != 4 and path[0] in ("encoder", "decoder"):
+                fault = f"has shape {described['shape']}; here it is {layout.torch_shape(path, leaf.shape)}"
+        if fault:
+            problems["unusable"].append(f"{key} {fault}")
+            lines.append(Line(**described, note=fault))
+            continue
+        note = "" if described["dtype"] == "float32" else f"{described['dtype']} -> float32"
+        if key in folded:
+            note = "; ".join(filter(None, (note, "folded: its norm" if path[-1] == "g" else "folded: as it is")))
+        filled[path] = jnp.asarray(np.ascontiguousarray(array, np.float32))
+        lines.append(Line(**described, became=where, note=note))
+    for key in folded:
+        del state_dict[key]
+    for key, tensor in state_dict.items():
+        note = "a constant, computed here" if layout.is_buffer(key) else "no parameter of that name here"
+        lines.append(Line(key, tensor.shape, str(tensor.dtype), note=note))
+        if not layout.is_buffer(key):
+            problems["surplus"].append(key)
+    return Filled(flax.traverse_util.unflatten_dict(filled), lines, problems)
+
+
+def explain(problems: dict[str, list[str]]) -> str:
+    """The problems in lines, empty where there are none."""
+    lines = []
+    for kind, found in problems.items():
+        more = [f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
+        lines += [f"  {kind}: {what}" for what in found[:_SHOWN] + more]
+    return "\n".join(lines)
+
+
+def unfolded(weight: np.ndarray, gain: bool) -> np.ndarray:
+    """The gain `[n, 1, ...]`, or the direction, whose weight norm over all axes but the first is `weight`."""
+    weight = np.asarray(weight, np.float32) if weight.dtype.kind != "c" else weight
+    norm = np.sqrt(np.sum(np.square(weight, dtype=np.float64), axis=tuple(range(1, weight.ndim)), keepdims=True))
+    if gain:
+        return norm.astype(np.float32)
+    # Where the weight is zero, any direction will do, but not none.
+    return np.where(norm > 0, weight, np.float32(1))
+
+
+def _find(path, state_dict):
+    """`(key, tensor)` of the parameter at `path` under the first of its names that is there."""
+    key = layout.torch_key(path)
+    names = [key, layout.parametrized_key(key)]
+    if path[-1] in ("g", "v"):
+        names.append(key.rpartition(".")[0] + ".weight")
+    found = next((name for name in names if name in state_dict), key)
+    return found, state_dict.get(found)
+
+
+def _fault(tensor):
+    if tensor.dtype.kind not in "f" and tensor.dtype.name not in _EXOTIC_FLOATS:
+        return f"has dtype {tensor.dtype}; a floating-point one is expected"
+    with np.errstate(over="ignore"):
+        bad = tensor.size - np.count_nonzero(np.isfinite(np.asarray(tensor, np.float32)))
+    return f"has {bad} NaN or infinite values" if bad else ""
+
+
+# Types of ml_dtypes, whose kind numpy does not know as floating.
+_EXOTIC_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
