@@ -119,6 +119,11 @@ def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
     return WeightedLosses(tuple(terms))
 
 
+def example_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """The shape of one crop, `(1, T, C)`, which is enough to initialise the networks."""
+    return (1, config.data.crop_length, config.data.channels)
+
+
 def _build_kl(config):
     kl = _construct(KLTerm, config.kl, "config.kl")
     shape = jax.ShapeDtypeStruct((1, 1, config.model.latent_dim), jnp.float32)

@@ -14,12 +14,14 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from audiovae_jax.checksum import checksums
+from audiovae_jax import array_store
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.state import TrainState
 
 BEST_METRIC = "total_loss"
-_FORMAT = 1
+# The collections that `model.apply` takes.
+VARIABLES = ("params", "latent_statistics")
+_FORMAT = 2  # 1 named arrays in another way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Checkpoints:
           data: position and fingerprint of the data.
           metrics: validation metrics as floats.
         """
-        run = {"format": _FORMAT, "config": config, "data": data, "arrays": _describe(state, checksums(state))}
+        run = {"format": _FORMAT, "config": config, "data": data, "arrays": array_store.describe(state)}
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
@@ -98,6 +100,19 @@ class Checkpoints:
           CheckpointError: it cannot be read.
         """
         return self._run(step)["config"]
+
+    def metrics(self, step: int) -> dict:
+        """The validation metrics that a checkpoint was saved with."""
+        return self._manager.metrics(step) or {}
+
+    def parts(self, step: int, names: tuple[str, ...]) -> dict:
+        """The fields `names` of the state at `step`, as nested dicts of numpy arrays, without the rest of it.
+
+        Raises:
+          CheckpointError: they cannot be read, or do not match their checksums.
+        """
+        described = self._run(step)["arrays"]
+        return array_store.read_tree(self._directory / str(step) / "state", described, names)
 
     def restore(self, abstract_state: TrainState, sharding, step: int | None = None) -> Restored:
         """The checkpoint at `step`, or the newest that is whole.
@@ -148,40 +163,30 @@ class Checkpoints:
     def _restore_step(self, step, abstract_state, sharding):
         folder = self._directory / str(step)
         run = self._run(step)
-        expected = _describe(abstract_state)
-        found = {name: {**array, "checksum": None} for name, array in run["arrays"].items()}
-        for name in sorted(expected.keys() | found.keys()):
-            if expected.get(name) != found.get(name):
-                raise CheckpointError(
-                    f"{folder} is of another configuration: {name} is {_spell(found.get(name))} there "
-                    f"and {_spell(expected.get(name))} here"
-                )
+        array_store.require_same(array_store.describe_shapes(abstract_state), run["arrays"], where=str(folder))
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_state)
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))
             state = restored["state"]
             metrics = self._manager.metrics(step) or {}
         except Exception as error:  # Orbax and its storage raise what they like
-            raise CheckpointError(f"{folder} is damaged: {_first_line(error)}") from error
-        wrong = [name for name, value in checksums(state).items() if run["arrays"][name]["checksum"] != value]
-        if wrong:
-            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            raise CheckpointError(f"{folder} is damaged: {wrong[0]}{more} does not match its checksum")
+            raise CheckpointError(f"{folder} is damaged: {array_store.first_line(error)}") from error
+        array_store.require_checksums(state, run["arrays"], where=str(folder))
         return Restored(state, step, run["config"], run["data"], metrics)
 
     def _run(self, step):
         folder = self._directory / str(step)
         try:
             run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-            if run["format"] > _FORMAT:
-                raise CheckpointError(f"{folder} has format {run['format']}, newer than this version reads ({_FORMAT})")
+            if run["format"] != _FORMAT:
+                raise CheckpointError(f"{folder} has format {run['format']}; this version reads format {_FORMAT}")
             if not {"config", "data", "arrays"} <= run.keys():
                 raise CheckpointError(f"{folder}/run lacks keys; it is damaged")
             return run
         except CheckpointError:
             raise
         except Exception as error:
-            raise CheckpointError(f"{folder} is damaged: {_first_line(error)}") from error
+            raise CheckpointError(f"{folder} is damaged: {array_store.first_line(error)}") from error
 
 
 def locate(path: str) -> tuple[Path, int | None]:
@@ -215,24 +220,7 @@ def write_json(path: Path, value: Any):
     temporary.replace(path)
 
 
-def _describe(tree, sums=None):
-    """`{path: shape, dtype, checksum}` of a tree's arrays."""
-    return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": sums[name] if sums else None}
-        for name, leaf in ((jax.tree_util.keystr(p), x) for p, x in jax.tree_util.tree_leaves_with_path(tree))
-    }
-
-
-def _spell(array):
-    return "absent" if array is None else f"{array['dtype']}{array['shape']}"
-
-
 def _badness(metrics):
     # Orbax would take NaN for the best of all and delete what was.
     value = metrics[BEST_METRIC] if metrics else math.inf
     return value if math.isfinite(value) else math.inf
-
-
-def _first_line(error):
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text}"[:300]

@@ -14,10 +14,11 @@ PyTree = Any
 
 
 def checksums(tree: PyTree) -> dict[str, str]:
-    """`{path: eight hex digits}` for every array of `tree`; the same on any device."""
+    """`{"params/encoder/...": eight hex digits}` for every array of `tree`; the same on any device."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
-    return {jax.tree_util.keystr(path): f"{int(s):08x}" for (path, _), s in zip(leaves, sums, strict=True)}
+    return {name: f"{int(s):08x}" for name, s in zip(names, sums, strict=True)}
 
 
 @jax.jit

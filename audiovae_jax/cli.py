@@ -11,15 +11,16 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from audiovae_jax import configuration
+from audiovae_jax import configuration, warm_start
 from audiovae_jax.errors import ConfigError, UserError
 
 
-def run(main: Callable[[], None]):
+def run(main: Callable[..., None], positional: tuple[str, ...] = ()):
     """Parse flags and call `main`; a user's error ends the program with its message and status 1.
 
     Args:
-      main: takes nothing, reads flags.
+      main: takes the positional arguments, reads flags.
+      positional: their names; a name that ends in "..." stands for one or more, the last.
     """
     # A module of the user's own is found in the folder that the command is given in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -28,7 +29,7 @@ def run(main: Callable[[], None]):
     logging.set_verbosity(logging.ERROR)  # Orbax and XLA report every policy and backend they look at
     warnings.filterwarnings("default", message=r"config\.", category=DeprecationWarning)
     try:
-        app.run(lambda _: main(), flags_parser=_parse)
+        app.run(lambda argv: main(*_positional(argv, positional)), flags_parser=_parse)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
@@ -48,12 +49,17 @@ def define_config_flag(default: str):
 
 
 def read_config(reference: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The config that the flags give, finalized.
+    """The config that the flags give, finalized; with a torch file as `init_from`, its run's settings in it.
 
     Raises:
       ConfigError: unknown keys.
+      CheckpointError: `init_from` cannot be read.
     """
-    return configuration.finalize(flags.FLAGS.config, reference)
+    config = flags.FLAGS.config
+    lines = warm_start.adopt_settings(config, {key for _, key in configuration.override_keys(sys.argv)})
+    if lines and jax.process_index() == 0:
+        print("\n".join(lines), flush=True)
+    return configuration.finalize(config, reference)
 
 
 def config_name() -> str:
@@ -62,7 +68,30 @@ def config_name() -> str:
     return "_".join([Path(path).stem, *filter(None, names.split(","))])
 
 
+def whole_numbers(flag: str, values: list[str] | None) -> tuple[int, ...] | None:
+    """A list flag's values as numbers.
+
+    Raises:
+      ConfigError: one is none.
+    """
+    try:
+        return None if values is None else tuple(int(value) for value in values)
+    except ValueError:
+        raise ConfigError(f"--{flag}={','.join(values)} must be whole numbers between commas") from None
+
+
+def _positional(argv, names):
+    given = argv[1:]
+    open_ended = bool(names) and names[-1].endswith("...")
+    if len(given) < len(names) or (len(given) > len(names) and not open_ended):
+        takes = " ".join(names) or "no arguments but flags"
+        raise ConfigError(f"{Path(argv[0]).name} takes {takes}; {len(given)} were given. --help lists the flags")
+    return given
+
+
 def _parse(argv):
+    if "config" not in flags.FLAGS:
+        return app.parse_flags_with_usage(argv)
     path, _, names = _config_argument(argv).partition(":")
     module = configuration.load_module(path)
     try:

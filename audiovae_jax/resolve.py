@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,16 @@ def build(section: Mapping, where: str, ignore: tuple[str, ...] = ()) -> Any:
         return target(**arguments)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {section[TARGET]} refuses its arguments: {error}") from error
+
+
+def dotted_name(cls: type) -> str:
+    """The shortest dotted path of a class: that of a package which offers it, if there is one."""
+    parts = cls.__module__.split(".")
+    for i in range(1, len(parts) + 1):
+        package = ".".join(parts[:i])
+        if getattr(sys.modules.get(package), cls.__name__, None) is cls:
+            return f"{package}.{cls.__name__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def check_arguments(target, arguments: Mapping, where: str, complete: bool = True):

@@ -9,10 +9,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiovae_jax import build, checkpoint, configuration, mesh, step
+from audiovae_jax import build, checkpoint, configuration, mesh, step, warm_start
 from audiovae_jax.checkpoint import Checkpoints
 from audiovae_jax.data import pipeline
-from audiovae_jax.errors import CheckpointError, ConfigError, TrainingError
+from audiovae_jax.errors import ConfigError, TrainingError
 from audiovae_jax.report import Reporter
 from audiovae_jax.state import TrainState, count_parameters, create_train_state
 
@@ -102,7 +102,7 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
       CheckpointError: there are checkpoints, but none is whole.
     """
     sharding = mesh.replicated(devices)
-    create = functools.partial(create_train_state, recipe, _example_shape(config))
+    create = functools.partial(create_train_state, recipe, build.example_shape(config))
     if checkpoints.steps():
         restored = checkpoints.restore(jax.eval_shape(create), sharding)
         notes += [f"warning: passed over {reason}" for reason in restored.damaged]
@@ -116,51 +116,13 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
     state = jax.jit(create, out_shardings=sharding)()
     if config.init_from is None:
         return state, 0, {}
-    state = _take_over(config.init_from, state, sharding, notes)
+    state = warm_start.take_over(config.init_from, recipe, state, sharding, notes)
     if int(state.step) >= config.num_steps:
         raise ConfigError(
             f"config.init_from={config.init_from} is at step {int(state.step)} already; "
             f"raise config.num_steps={config.num_steps} to go on"
         )
     return state, int(state.step), {}
-
-
-def _take_over(path, fresh, sharding, notes) -> TrainState:
-    """The state of another run, as far as it fits; `notes` says what was left out."""
-    folder, from_step = checkpoint.locate(path)
-    source = Checkpoints(folder, read_only=True)
-    try:
-        old = _newest_whole(source, folder, from_step, sharding, notes)
-    finally:
-        source.close()
-    if _shapes(old.params) != _shapes(fresh.params):
-        raise CheckpointError(
-            f"config.init_from={path}: its model is not that of config.model; give both the same keys"
-        )
-    parts = {"step": old.step, "params": old.params, "latent_statistics": old.latent_statistics}
-    for names in (("opt_state",), ("discriminator_params", "discriminator_opt_state")):
-        if all(_shapes(getattr(old, name)) == _shapes(getattr(fresh, name)) for name in names):
-            parts |= {name: getattr(old, name) for name in names}
-        else:
-            notes.append(f"config.init_from={path}: its {' and '.join(names)} does not fit and starts afresh")
-    notes.append(f"taken over from {path}: step {int(old.step)}, {', '.join(parts)}")
-    return fresh.replace(**parts)
-
-
-def _newest_whole(source: Checkpoints, folder, step, sharding, notes) -> TrainState:
-    """The state at `step` of another run, by its own config; with None, of its newest checkpoint that is whole."""
-    reasons = []
-    for candidate in source.steps()[::-1] if step is None else [step]:
-        try:
-            config = ml_collections.ConfigDict(source.config(candidate), convert_dict=True)
-            create = functools.partial(create_train_state, build.build_recipe(config), _example_shape(config))
-            state = source.restore(jax.eval_shape(create), sharding, candidate).state
-        except CheckpointError as error:
-            reasons.append(str(error))
-            continue
-        notes += [f"warning: passed over {reason}" for reason in reasons]
-        return state
-    raise CheckpointError("\n".join(reasons) or f"{folder} holds no finished checkpoint; give another workdir")
 
 
 class _Run:
@@ -283,7 +245,7 @@ class _Run:
 
 def describe(config, recipe, data) -> list[str]:
     """What a run consists of, in lines."""
-    shapes = jax.eval_shape(functools.partial(create_train_state, recipe, _example_shape(config)))
+    shapes = jax.eval_shape(functools.partial(create_train_state, recipe, build.example_shape(config)))
     count = count_parameters(shapes.params)
     with_statistics = count + count_parameters(shapes.latent_statistics)
     lines = [
@@ -314,11 +276,3 @@ def describe(config, recipe, data) -> list[str]:
         lines.append("warning: there is one usable file, so training and validation share it")
     lines += [f"skipped {path}: {reason}" for path, reason in data.folder.skipped]
     return lines
-
-
-def _example_shape(config):
-    return (1, config.data.crop_length, config.data.channels)
-
-
-def _shapes(tree):
-    return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)

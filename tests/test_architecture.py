@@ -18,6 +18,7 @@ LEVELS = [
     "discriminators",
     "losses",
     "checksum",
+    "array_store",
     "optimizer",
     "state",
     "step",
@@ -28,7 +29,10 @@ LEVELS = [
     "configuration",
     "build",
     "checkpoint",
+    "saved_model",
+    "conversion",
     "report",
+    "warm_start",
     "train",
     "cli",
 ]

@@ -97,7 +97,7 @@ def test_a_state_of_another_shape_is_refused(store):
     target = jax.eval_shape(_state)
     target = target.replace(params={**target.params, "a": jax.ShapeDtypeStruct((7,), jnp.float32)})
     with pytest.raises(
-        CheckpointError, match=r"another configuration: .params\['a'\] is float32\[64, 64\] there and float32\[7\] here"
+        CheckpointError, match=r"another configuration: params/a is float32\[64, 64\] there and float32\[7\] here"
     ):
         store.restore(target, mesh.replicated(mesh.make_mesh()))
 
@@ -123,5 +123,5 @@ def test_json_is_written_whole(tmp_path):
 
 def test_pairs_of_flips_do_not_cancel_in_the_checksum():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 64)), jnp.float32)
-    sums = {checksums({"x": y})["['x']"] for y in (x, -x, x[::-1], x.at[:2].multiply(-1), x + 0 * x)}
+    sums = {checksums({"x": y})["x"] for y in (x, -x, x[::-1], x.at[:2].multiply(-1), x + 0 * x)}
     assert len(sums) == 4

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -24,8 +25,12 @@ CONFIG_KEYS = (
     *("in_channels", "base_channels", "channel_mults", "strides"),
     *("latent_dim", "kernel_size", "dilations"),
 )
+_STATE_DICTS = ("model_state_dict", "state_dict")
 _STATISTICS = ("latent_mean", "latent_std")
-_TRAINING_KEYS = ("optimizer_states", "optimizer_state_dict", "lr_schedulers", "callbacks", "loops")
+# What safetensors' metadata holds beside the weights, each as JSON.
+_DESCRIBED = ("model_config", "encoder_frozen", "epoch", "global_step", "metadata")
+# What a checkpoint holds for going on with training.
+TRAINING_KEYS = ("optimizer_states", "optimizer_state_dict", "lr_schedulers", "callbacks", "loops")
 
 
 @dataclasses.dataclass
@@ -37,12 +42,19 @@ class ImportedAudioVAE:
       variables: its `params` and `latent_statistics`, float32.
       lines: what became of each tensor of the file.
       notes: what was inferred, assumed or left out.
+      sample_rate: in Hz, where the file tells it.
+      epoch, global_step: as the file counts them.
+      metadata: what was saved with the model, as far as JSON can hold it.
     """
 
     model: AudioVAE
     variables: dict
     lines: list[Line]
     notes: list[str]
+    sample_rate: int | None = None
+    epoch: int | None = None
+    global_step: int | None = None
+    metadata: dict = dataclasses.field(default_factory=dict)
 
 
 def import_audio_vae(
@@ -77,7 +89,7 @@ def read_audio_vae(
     path: str | Path, *, dilations: tuple[int, ...] | None = None, strict: bool = True
 ) -> ImportedAudioVAE:
     """`import_audio_vae` with the account of what became of each tensor; the arguments are the same."""
-    checkpoint = reader.read_checkpoint(path, skip=_TRAINING_KEYS)
+    checkpoint = reader.read_checkpoint(path, skip=TRAINING_KEYS)
     try:
         return from_checkpoint(checkpoint, dilations=dilations, strict=strict)
     except CheckpointError as error:
@@ -87,27 +99,29 @@ def read_audio_vae(
 def from_checkpoint(
     checkpoint: dict, *, dilations: tuple[int, ...] | None = None, strict: bool = True
 ) -> ImportedAudioVAE:
-    """The model in what `read_checkpoint` gave; its state dict is emptied on the way.
+    """The model in what `read_checkpoint` gave, which is emptied of its state dict.
 
     Raises:
       CheckpointError: as `import_audio_vae`.
     """
     notes, lines = [], []
-    tensors = _model_tensors(checkpoint, lines)
+    checkpoint |= _described(checkpoint.pop(reader.METADATA, {}))
+    tensors = model_state_dict(checkpoint, lines)
+    for key in _STATE_DICTS:
+        checkpoint.pop(key, None)
     model = _build(checkpoint, tensors, dilations, notes)
     statistics = _latent_statistics(checkpoint, tensors)
     filled = state_dict.fill(_shapes(model), tensors)
     params, problems = filled.params, filled.problems
-    lines = filled.lines + lines
-    for name in _STATISTICS:
-        if statistics[name] is None:
-            problems["missing"].append(name)
-            statistics[name] = np.full(model.latent_dim, float(name == "latent_std"), np.float32)
-        elif statistics[name].size != model.latent_dim or not np.isfinite(statistics[name]).all():
-            problems["unusable"].append(f"{name} is not {model.latent_dim} finite numbers")
-            statistics[name] = np.full(model.latent_dim, float(name == "latent_std"), np.float32)
-        else:
-            lines.insert(0, Line(name, (1, model.latent_dim, 1), "float32", f"latent_statistics/{name}"))
+    own = []
+    for name, values in statistics.items():
+        fault = _statistics_fault(values, model.latent_dim)
+        if fault is None:
+            own.append(Line(name, (1, model.latent_dim, 1), "float32", f"latent_statistics/{name}"))
+            continue
+        problems["missing" if values is None else "unusable"].append(f"{name}{fault}")
+        statistics[name] = np.full(model.latent_dim, float(name == "latent_std"), np.float32)
+    lines = own + filled.lines + lines
     account = state_dict.explain(problems)
     if account and strict:
         raise CheckpointError(
@@ -121,7 +135,18 @@ def from_checkpoint(
         notes.append(f"left out, at initial values where the model needs them:\n{account}")
         params = _completed(model, params)
     variables = {"params": params, "latent_statistics": {k: jnp.asarray(v) for k, v in statistics.items()}}
-    return ImportedAudioVAE(model, variables, lines, notes)
+    hyperparameters = checkpoint.get("hyper_parameters")
+    metadata = checkpoint.get("metadata")
+    return ImportedAudioVAE(
+        model,
+        variables,
+        lines,
+        notes,
+        sample_rate=_count(hyperparameters.get("sample_rate")) if isinstance(hyperparameters, dict) else None,
+        epoch=_count(checkpoint.get("epoch")),
+        global_step=_count(checkpoint.get("global_step")),
+        metadata={str(key): _for_json(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {},
+    )
 
 
 def export_audio_vae(
@@ -200,23 +225,25 @@ def find_state_dict(checkpoint: dict) -> dict:
     Raises:
       CheckpointError: there is none.
     """
-    for key in ("model_state_dict", "state_dict"):
+    for key in _STATE_DICTS:
         if key in checkpoint:
             if not isinstance(checkpoint[key], dict):
                 raise CheckpointError(f"its {key} is a {type(checkpoint[key]).__name__}, not a dict")
             return checkpoint[key]
-    bare = {key: value for key, value in checkpoint.items() if key != reader.METADATA}
+    bare = {key: value for key, value in checkpoint.items() if key not in (reader.METADATA, *_DESCRIBED)}
     if bare and all(isinstance(value, np.ndarray) for value in bare.values()):
         return bare
     shown = ", ".join(map(str, list(checkpoint)[:10])) or "nothing"
     raise CheckpointError(f"there is no state dict in it; it holds {shown}")
 
 
-def _model_tensors(checkpoint, lines):
-    """The model's own tensors, without prefixes; those of other modules get their lines."""
+def model_state_dict(checkpoint: dict, lines: list[Line] | None = None) -> dict[str, np.ndarray]:
+    """The model's own tensors in a checkpoint, without prefixes; `lines` gets one for each that is not its.
+
+    Raises:
+      CheckpointError: there is no model in it.
+    """
     tensors = state_dict.unwrapped(find_state_dict(checkpoint))
-    for key in ("model_state_dict", "state_dict"):
-        checkpoint.pop(key, None)
     if any(key.startswith("encoder.") for key in tensors):
         return tensors
     if not any(key.startswith("model.encoder.") for key in tensors):
@@ -226,20 +253,23 @@ def _model_tensors(checkpoint, lines):
             f"only with {', '.join(parts[:10])}"
         )
     for key, tensor in tensors.items():
-        if not key.startswith("model."):
+        if lines is not None and not key.startswith("model."):
             lines.append(Line(key, tensor.shape, str(tensor.dtype), note="of another part, not of the model"))
     return {key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")}
 
 
-def _build(checkpoint, tensors, dilations, notes):
-    """The model of `model_config`, which must agree with the tensors; without one, of the tensors."""
-    metadata = checkpoint.get(reader.METADATA, {})
+def _described(metadata):
+    """What `export_audio_vae` writes into safetensors' metadata; that of others is left alone."""
     try:
-        described = {key: json.loads(metadata[key]) for key in ("model_config", "encoder_frozen") if key in metadata}
+        return {key: json.loads(metadata[key]) for key in _DESCRIBED if key in metadata}
     except ValueError as error:
         raise CheckpointError(f"its metadata is not JSON ({error})") from None
-    config = checkpoint.get("model_config", described.get("model_config"))
-    frozen = checkpoint.get("encoder_frozen", described.get("encoder_frozen", False))
+
+
+def _build(checkpoint, tensors, dilations, notes):
+    """The model of `model_config`, which must agree with the tensors; without one, of the tensors."""
+    config = checkpoint.get("model_config")
+    frozen = checkpoint.get("encoder_frozen", False)
     if not isinstance(frozen, bool):
         raise CheckpointError(f"its encoder_frozen is {frozen!r}, not true or false")
     shown = architecture.infer_audio_vae(tensors)
@@ -293,6 +323,14 @@ def _latent_statistics(checkpoint, tensors):
     return found
 
 
+def _statistics_fault(values, latent_dim):
+    if values is None:
+        return ""
+    if values.shape != (latent_dim,):
+        return f" has {values.size} values, the latent {latent_dim}"
+    return None if np.isfinite(values).all() else " has NaN or infinite values"
+
+
 def _shapes(model):
     audio = jax.ShapeDtypeStruct((1, model.min_length, model.in_channels), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -304,6 +342,22 @@ def _completed(model, params):
     initial = model.init(jax.random.key(0), audio, deterministic=True)["params"]
     merged = flax.traverse_util.flatten_dict(initial) | flax.traverse_util.flatten_dict(params)
     return flax.traverse_util.unflatten_dict(merged)
+
+
+def _count(value):
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _for_json(value):
+    if isinstance(value, dict):
+        return {str(key): _for_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_for_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return value.tolist() if isinstance(value, np.ndarray) and value.size <= 64 else str(value)
 
 
 def _spell(model):

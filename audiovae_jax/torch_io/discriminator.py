@@ -6,7 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from audiovae_jax import discriminators, signal
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.torch_io import state_dict as torch_state_dict
 
@@ -14,6 +16,8 @@ PyTree = Any
 _PREFIX = "discriminator."
 # Long enough for any STFT; the parameters do not depend on it.
 _LENGTH = 65536
+# Of windows up to 1 and filters up to 0.05; torchaudio's and librosa's filters differ by 1e-8.
+_CONSTANT_TOLERANCE = 1e-5
 
 
 def import_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module) -> PyTree:
@@ -28,7 +32,8 @@ def import_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module
       `params` for `discriminator.apply({"params": params}, audio)`.
 
     Raises:
-      CheckpointError: a key is missing, surplus, or of another shape; the message lists them.
+      CheckpointError: a key is missing, surplus, or of another shape; the message lists them. Or the
+        weights were trained on other spectrograms than `discriminator` computes.
     """
     return read_discriminator(state_dict, discriminator).params
 
@@ -39,7 +44,9 @@ def read_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module) 
     audio = jax.ShapeDtypeStruct((1, _LENGTH, channels), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.eval_shape(discriminator.init, key, audio)["params"]
-    filled = torch_state_dict.fill(shapes, discriminator_tensors(state_dict))
+    tensors = discriminator_tensors(state_dict)
+    _check_constants(tensors, discriminator)
+    filled = torch_state_dict.fill(shapes, tensors)
     account = torch_state_dict.explain(filled.problems)
     if account:
         raise CheckpointError(f"the state dict does not fit {type(discriminator).__name__}:\n{account}")
@@ -52,3 +59,55 @@ def discriminator_tensors(state_dict: Mapping[str, Any]) -> dict:
     if not any(key.startswith(_PREFIX) for key in tensors):
         return tensors
     return {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items() if key.startswith(_PREFIX)}
+
+
+def _check_constants(tensors, discriminator):
+    """Compare the windows and filterbanks of a file with ours: no weight's shape tells of them."""
+    for key, (expected, configured) in _constants(discriminator).items():
+        found = tensors.get(key)
+        if found is not None and not (
+            found.shape == expected.shape and np.allclose(found, expected, atol=_CONSTANT_TOLERANCE)
+        ):
+            raise CheckpointError(
+                f"{key} of shape {found.shape} is not what {type(discriminator).__name__} computes with {configured}; "
+                "give the arguments that it was trained with"
+            )
+
+
+def _constants(discriminator):
+    """`{key: (array, the arguments it comes from)}` of what torch keeps beside the weights."""
+    if isinstance(discriminator, discriminators.EnCodecDiscriminator):
+        d = discriminator
+        found = {f"msstft.discriminators.{i}.window": _window(n, n) for i, n in enumerate(d.n_ffts)}
+        if not d.use_mel_stft:
+            return found
+        banks = _filterbanks(
+            d.mel_stft_n_ffts, d.mel_stft_n_mels, d.mel_stft_sample_rate, d.mel_stft_f_min, d.mel_stft_f_max
+        )
+        return found | {f"mel_stft.{key}": value for key, value in banks.items()}
+    if isinstance(discriminator, discriminators.MultiScaleSTFTDiscriminator):
+        lengths = discriminator.win_lengths or discriminator.n_ffts
+        return {
+            f"discriminators.{i}.window": _window(n, win)
+            for i, (n, win) in enumerate(zip(discriminator.n_ffts, lengths, strict=True))
+        }
+    if isinstance(discriminator, discriminators.MultiScaleMelSTFTDiscriminator):
+        d = discriminator
+        return _filterbanks(d.n_ffts, d.n_mels, d.sample_rate, d.f_min, d.f_max)
+    if isinstance(discriminator, discriminators.BandSplitDiscriminator):
+        return {"window": _window(discriminator.n_fft, discriminator.n_fft)}
+    return {}
+
+
+def _window(n_fft, length):
+    return np.hanning(length + 1)[:-1], f"n_fft={n_fft}, win_length={length}"
+
+
+def _filterbanks(n_ffts, n_mels, sample_rate, f_min, f_max):
+    return {
+        f"discriminators.{i}.mel_transform.mel_scale.fb": (
+            signal.mel_filterbank(sample_rate, n_fft, mels, f_min, f_max),
+            f"n_fft={n_fft}, n_mels={mels}, sample_rate={sample_rate}, f_min={f_min}, f_max={f_max}",
+        )
+        for i, (n_fft, mels) in enumerate(zip(n_ffts, n_mels, strict=True))
+    }

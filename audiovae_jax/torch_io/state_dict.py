@@ -40,7 +40,7 @@ class Filled:
 
     Attributes:
       params: as jax arrays, float32.
-      lines: one per tensor of the state dict.
+      lines: one per tensor of the state dict, in its order.
       problems: `{kind: [what]}`, of "missing", "surplus" and "unusable" tensors.
     """
 
@@ -82,6 +82,7 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray]) -> Filled:
       What could be filled; parameters that could not are absent from `params`, and `problems` says why.
     """
     filled, lines = {}, []
+    position = {key: i for i, key in enumerate(state_dict)}
     problems: dict[str, list[str]] = {"missing": [], "unusable": [], "surplus": []}
     folded = set()
     for path, leaf in flax.traverse_util.flatten_dict(shapes).items():
@@ -118,6 +119,7 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray]) -> Filled:
         lines.append(Line(key, tensor.shape, str(tensor.dtype), note=note))
         if not layout.is_buffer(key):
             problems["surplus"].append(key)
+    lines.sort(key=lambda line: position[line.key])
     return Filled(flax.traverse_util.unflatten_dict(filled), lines, problems)
 
 

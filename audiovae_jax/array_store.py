@@ -1,0 +1,95 @@
+"""Trees of arrays on disk: Orbax underneath, each array checked against a description kept elsewhere."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from audiovae_jax.checksum import checksums
+from audiovae_jax.errors import CheckpointError
+
+PyTree = Any
+
+
+def describe(tree: PyTree) -> dict[str, str]:
+    """`{"params/encoder/...": "float32[7, 2, 8] 1a2b3c4d"}`: dtype, shape and checksum of a tree's arrays."""
+    sums = checksums(tree)
+    return {name: f"{kind} {sums[name]}" for name, kind in describe_shapes(tree).items()}
+
+
+def describe_shapes(tree: PyTree) -> dict[str, str]:
+    """`{"params/encoder/...": "float32[7, 2, 8]"}` of a tree of arrays or shapes.
+
+    Tuples with names and dicts of the same keys give the same names.
+    """
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def require_same(expected: dict[str, str], described: dict[str, str], where: str):
+    """Raise CheckpointError, naming the array, where shapes, dtypes or names differ."""
+    for name in sorted(expected.keys() | described.keys()):
+        ours, theirs = expected.get(name, "absent"), _shape(described.get(name))
+        if ours != theirs:
+            raise CheckpointError(f"{where} is of another configuration: {name} is {theirs} there and {ours} here")
+
+
+def require_checksums(tree: PyTree, described: dict[str, str], where: str):
+    """Raise CheckpointError where an array's contents are not those described."""
+    wrong = [name for name, value in checksums(tree).items() if described[name].rpartition(" ")[2] != value]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{where} is damaged: {wrong[0]}{more} does not match its checksum")
+
+
+def write_tree(directory: Path, tree: PyTree):
+    """Write `tree`; the directory must not exist."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree))
+
+
+def read_tree(directory: Path, described: dict[str, str], parts: tuple[str, ...] | None = None) -> dict:
+    """The tree at `directory` as nested dicts of numpy arrays, on whatever devices it was written.
+
+    Args:
+      directory: what `write_tree`, or Orbax's standard handler, wrote.
+      described: what must be there, see `describe`; arrays outside of `parts` are passed over.
+      parts: top-level keys to read; None for all.
+
+    Raises:
+      CheckpointError: it is missing, damaged, or not what is described.
+    """
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(directory.absolute()).item_metadata.tree
+            if parts is not None:
+                tree = {part: tree[part] for part in parts}
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            restored = checkpointer.restore(
+                directory.absolute(),
+                args=ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=parts is not None),
+            )
+    except Exception as error:  # Orbax and its storage raise what they like
+        raise CheckpointError(f"{directory} is damaged: {first_line(error)}") from error
+    wanted = {name: array for name, array in described.items() if parts is None or name.partition("/")[0] in parts}
+    found = describe_shapes(restored)
+    for name in sorted(wanted.keys() | found.keys()):
+        there, written = found.get(name, "absent"), _shape(wanted.get(name))
+        if there != written:
+            raise CheckpointError(f"{directory} is damaged: {name} is {there}, but was written as {written}")
+    require_checksums(restored, wanted, str(directory))
+    return restored
+
+
+def first_line(error: Exception) -> str:
+    """A foreign exception in one line."""
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def _shape(described):
+    return "absent" if described is None else described.rpartition(" ")[0]

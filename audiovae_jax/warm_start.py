@@ -1,0 +1,120 @@
+"""`config.init_from`: going on from another run, of ours or of the PyTorch system."""
+
+import functools
+from collections.abc import Collection
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from audiovae_jax import build, checkpoint, configuration, resolve
+from audiovae_jax.checkpoint import Checkpoints
+from audiovae_jax.errors import CheckpointError, ConfigError
+from audiovae_jax.state import TrainState, create_train_state
+from audiovae_jax.step import Recipe
+from audiovae_jax.torch_io import training
+
+
+def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str]) -> list[str]:
+    """Set what a torch file at `config.init_from` tells of its run: architectures, rates, weights.
+
+    What the command line gives stands. Runs of ours have their config beside them and are not looked at.
+
+    Args:
+      config: changed in place.
+      given: the keys that were set on the command line.
+
+    Returns:
+      A line per setting, for the user to see.
+
+    Raises:
+      CheckpointError: the file cannot be read.
+      ConfigError: a setting does not fit the config's key.
+    """
+    path = config.init_from
+    if path is None or Path(path).is_dir():
+        return []
+    imported = training.read_training(path)
+    target = config.discriminator.get(resolve.TARGET, "")
+    changed, agreeing = [], []
+    for key, value in imported.overrides.items():
+        if key in given or not configuration.has_key(config, key):
+            continue
+        section, _, name = key.rpartition(".")
+        if section == "discriminator" and target != training.ENSEMBLE:
+            continue
+        values = config[section] if section else config
+        before = values[name]
+        try:
+            values[name] = value
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{path} has {key}={value!r}, which config.{key} does not take ({error})") from error
+        if before == value:
+            agreeing.append(key)
+        else:
+            changed.append(f"  --config.{key}={value}  (the config had {before})")
+    lines = [f"settings of the run in {path}; to keep the config's, give the key on the command line:", *changed]
+    return [*lines, f"  and as the config has them: {', '.join(agreeing)}"] if agreeing else lines
+
+
+def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, notes: list[str]) -> TrainState:
+    """The state of another run, as far as it fits; `notes` says what was left out.
+
+    Args:
+      path: a workdir of ours, one of its checkpoints, or a torch, Lightning or safetensors file.
+      recipe: of the run that begins.
+      fresh: its initial state.
+      sharding: where to put the arrays.
+      notes: gets lines.
+
+    Raises:
+      CheckpointError: there is nothing there that can be taken over.
+    """
+    if not Path(path).is_dir():
+        imported = training.read_training(path)
+        notes += [f"{path}: {note}" for note in imported.notes]
+        own = []
+        try:
+            state = training.train_state(imported, recipe, fresh, own)
+        except CheckpointError as error:
+            raise CheckpointError(f"config.init_from={path}: {error}") from None
+        notes += [f"{path}: {note}" for note in own]
+        return jax.device_put(state, sharding)
+    folder, from_step = checkpoint.locate(path)
+    source = Checkpoints(folder, read_only=True)
+    try:
+        old = _newest_whole(source, folder, from_step, sharding, notes)
+    finally:
+        source.close()
+    if _shapes(old.params) != _shapes(fresh.params):
+        raise CheckpointError(
+            f"config.init_from={path}: its model is not that of config.model; give both the same keys"
+        )
+    parts = {"step": old.step, "params": old.params, "latent_statistics": old.latent_statistics}
+    for names in (("opt_state",), ("discriminator_params", "discriminator_opt_state")):
+        if all(_shapes(getattr(old, name)) == _shapes(getattr(fresh, name)) for name in names):
+            parts |= {name: getattr(old, name) for name in names}
+        else:
+            notes.append(f"config.init_from={path}: its {' and '.join(names)} does not fit and starts afresh")
+    notes.append(f"taken over from {path}: step {int(old.step)}, {', '.join(parts)}")
+    return fresh.replace(**parts)
+
+
+def _newest_whole(source: Checkpoints, folder, step, sharding, notes) -> TrainState:
+    """The state at `step` of another run, by its own config; with None, of its newest checkpoint that is whole."""
+    reasons = []
+    for candidate in source.steps()[::-1] if step is None else [step]:
+        try:
+            config = ml_collections.ConfigDict(source.config(candidate), convert_dict=True)
+            create = functools.partial(create_train_state, build.build_recipe(config), build.example_shape(config))
+            state = source.restore(jax.eval_shape(create), sharding, candidate).state
+        except CheckpointError as error:
+            reasons.append(str(error))
+            continue
+        notes += [f"warning: passed over {reason}" for reason in reasons]
+        return state
+    raise CheckpointError("\n".join(reasons) or f"{folder} holds no finished checkpoint; give another workdir")
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
