@@ -9,6 +9,7 @@ import ml_collections
 
 from audiovae_jax import build, checkpoint, configuration, resolve
 from audiovae_jax.checkpoint import Checkpoints
+from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError, ConfigError
 from audiovae_jax.state import TrainState, create_train_state
 from audiovae_jax.step import Recipe
@@ -35,13 +36,13 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str]) ->
     if path is None or Path(path).is_dir():
         return []
     imported = training.read_training(path)
-    target = config.discriminator.get(resolve.TARGET, "")
+    ensemble = _is_the_ensemble(config.discriminator)
     changed, agreeing = [], []
     for key, value in imported.overrides.items():
         if key in given or not configuration.has_key(config, key):
             continue
         section, _, name = key.rpartition(".")
-        if section == "discriminator" and target != training.ENSEMBLE:
+        if section == "discriminator" and not ensemble:
             continue
         values = config[section] if section else config
         before = values[name]
@@ -98,6 +99,13 @@ def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, notes: lis
             notes.append(f"config.init_from={path}: its {' and '.join(names)} does not fit and starts afresh")
     notes.append(f"taken over from {path}: step {int(old.step)}, {', '.join(parts)}")
     return fresh.replace(**parts)
+
+
+def _is_the_ensemble(section):
+    """Whether the config's discriminator is the one that the PyTorch system has."""
+    if resolve.TARGET not in section:
+        return False
+    return resolve.resolve(section[resolve.TARGET], "config.discriminator") is EnCodecDiscriminator
 
 
 def _newest_whole(source: Checkpoints, folder, step, sharding, notes) -> TrainState:

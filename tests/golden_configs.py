@@ -26,3 +26,26 @@ def parametrized(key):
     """The name in newer versions of torch's weight norm."""
     stem, _, leaf = key.rpartition(".")
     return f"{stem}.parametrizations.weight.original{'gv'.index(leaf[-1])}"
+
+
+# A run small enough to keep its checkpoints in the repository.
+MICRO_MODEL = {
+    "in_channels": 2,
+    "base_channels": 2,
+    "channel_mults": (1, 2),
+    "strides": (2, 4),
+    "latent_dim": 3,
+    "kernel_size": 5,
+    "dilations": (1, 3),
+}
+MICRO_DISCRIMINATOR = {
+    "stft_filters": 1,
+    "n_ffts": (64,),
+    "use_msd": False,
+    "mpd_periods": (2,),
+    "mpd_channels": (2, 2, 2),
+    "use_mel_stft": True,
+    "mel_stft_filters": 1,
+    "mel_stft_n_ffts": (128,),
+    "mel_stft_n_mels": (6,),
+}

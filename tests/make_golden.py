@@ -1,15 +1,17 @@
-"""Writes tests/golden/*.npz from the torch reference: `python tests/make_golden.py` (needs torch).
+"""Writes tests/golden/ from the torch reference: `python tests/make_golden.py [NAME ...]` (needs torch).
 
-Each file holds weights under `weights/` in torch's names and layout, inputs and outputs. Gradients
+Each npz file holds weights under `weights/` in torch's names and layout, inputs and outputs. Gradients
 are taken in float64, so that they are the truth and not another rounding of it.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch_reference as ref
-from golden_configs import DISCRIMINATOR, MODEL
+import torch_training
+from golden_configs import DISCRIMINATOR, MICRO_DISCRIMINATOR, MICRO_MODEL, MODEL
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -94,7 +96,27 @@ def losses():
     _save("losses", arrays)
 
 
+def checkpoints():
+    """A run of three batches, as the system and Lightning save it, in both of torch's formats."""
+    torch.manual_seed(0)
+    model, discriminator = ref.AudioVAE(**MICRO_MODEL), ref.EnCodecDiscriminator(**MICRO_DISCRIMINATOR)
+    model.latent_mean.data.normal_()
+    model.latent_std.data.uniform_(0.5, 2)
+    run = torch_training.Run(model, discriminator, torch.nn.functional.l1_loss, num_steps=100)
+    for seed in range(3):
+        run.step(_audio(seed).float())
+    torch.save(run.lightning_checkpoint(MICRO_MODEL), FOLDER / "lightning.ckpt")
+    torch.save(torch_training.save_model_checkpoint(run, MICRO_MODEL), FOLDER / "save_model.pt")
+    torch.save(model.state_dict(), FOLDER / "bare_legacy.pt", _use_new_zipfile_serialization=False)
+    with torch.no_grad():
+        audio = _audio(9, 400).float()
+        z, mean, logvar = model.encode(audio)
+        logits, _ = discriminator(audio)
+        arrays = {"audio": audio, "z": z, "mean": mean, "logvar": logvar, "decoded": model.decode(z)}
+    _save("checkpoints", arrays | {f"logits_{i}": x for i, x in enumerate(logits)})
+
+
 if __name__ == "__main__":
-    model()
-    discriminator()
-    losses()
+    made = {f.__name__: f for f in (model, discriminator, losses, checkpoints)}
+    for name in sys.argv[1:] or made:
+        made[name]()

@@ -74,7 +74,7 @@ def _bytearray(data=b""):
 
 def _mapping(*args):
     entries = args[-1] if args else {}
-    if isinstance(entries, Global) or entries is None:  # a defaultdict's factory
+    if isinstance(entries, (Global, Placeholder)) or entries is None:  # a defaultdict's factory
         entries = {}
     if isinstance(entries, dict):
         return dict(entries)

@@ -87,8 +87,8 @@ def from_torch(path: tuple[str, ...], tensor: np.ndarray, shape: tuple[int, ...]
 
 def parametrized_key(key: str) -> str:
     """The name that newer versions of torch's weight norm give to `key`."""
-    stem, _, name = key.rpartition(".")
-    return f"{stem}.{_PARAMETRIZED.get(name, name)}"
+    stem, dot, name = key.rpartition(".")
+    return f"{stem}{dot}{_PARAMETRIZED.get(name, name)}"
 
 
 def is_buffer(key: str) -> bool:

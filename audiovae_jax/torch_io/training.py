@@ -20,8 +20,6 @@ from audiovae_jax.torch_io.discriminator import discriminator_tensors, read_disc
 from audiovae_jax.torch_io.unpickle import Placeholder
 
 PyTree = Any
-# The config's discriminator that the torch system's is.
-ENSEMBLE = "audiovae_jax.discriminators.EnCodecDiscriminator"
 # The torch system's hyperparameters, flat or in a section of their own, and the config keys they are here.
 _SETTINGS = {
     "adversarial_weight": "adversarial.adversarial_weight",

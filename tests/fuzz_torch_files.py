@@ -1,0 +1,78 @@
+"""Damage a torch file in many ways and read it each time: `python tests/fuzz_torch_files.py FILE [FLIPS [CUTS]]`.
+
+Of a file that is read in spite of its damage, every value must be what it was.
+"""
+
+import collections
+import sys
+import tempfile
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.torch_io import read_checkpoint
+
+
+def same(a, b):
+    """Whether two values of `read_checkpoint` are equal, to the bit; placeholders by their names."""
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        # A placeholder as a key has no equal, but its place.
+        return [str(k) for k in a] == [str(k) for k in b] and all(map(same, a.values(), b.values()))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return repr(a) == repr(b)
+
+
+def flips(data, count, seed=0):
+    """Copies of `data` with one bit flipped: half of them anywhere, half where the structure is."""
+    rng = np.random.default_rng(seed)
+    # A zip's structure: the pickle at its beginning, the directory at its end.
+    edges = np.concatenate([np.arange(min(len(data), 4096)), np.arange(max(0, len(data) - 32768), len(data))])
+    for i in range(count):
+        position = int(rng.integers(len(data))) if i % 2 else int(rng.choice(edges))
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        yield bytes(damaged)
+
+
+def cuts(data, count, seed=0):
+    """Beginnings of `data`."""
+    rng = np.random.default_rng(seed)
+    for length in rng.choice(len(data), size=min(count, len(data)), replace=False):
+        yield data[: int(length)]
+
+
+def fuzz(original: Path, damaged_files) -> collections.Counter:
+    """Counts of what became of each damaged file: "refused", "unchanged", and what must not be."""
+    whole = read_checkpoint(original)
+    outcomes = collections.Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / original.name
+        for damaged in damaged_files:
+            path.write_bytes(damaged)
+            try:
+                outcomes["unchanged" if same(read_checkpoint(path), whole) else "SILENTLY DIFFERENT"] += 1
+            except CheckpointError:
+                outcomes["refused"] += 1
+            except BaseException as error:
+                outcomes[f"ANOTHER ERROR: {type(error).__name__}: {error}"] += 1
+    return outcomes
+
+
+def main(path, flip_count=20_000, cut_count=2_000):
+    data = Path(path).read_bytes()
+    tracemalloc.start()
+    print(f"{path}: {len(data):,} bytes")
+    print(f"{flip_count} flips:", dict(fuzz(Path(path), flips(data, int(flip_count)))))
+    print(f"{cut_count} cuts:", dict(fuzz(Path(path), cuts(data, int(cut_count)))))
+    print(f"largest memory held by Python: {tracemalloc.get_traced_memory()[1] / len(data):.1f} times the file")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,189 @@
+"""Saved models: whole, readable, checked, and never half written."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import GOLDEN
+
+from audiovae_jax import AudioVAE, EnCodecDiscriminator, checkpoint, saved_model, train
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.saved_model import load_model, save_model
+
+SMALL = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 3), "latent_dim": 3, "dilations": (1, 3)}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    model = AudioVAE(**SMALL, dtype="bfloat16", encoder_frozen=True)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 60, 2)), deterministic=True)
+    return model, dict(variables)
+
+
+def _require_equal(actual, expected):
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def test_a_model_is_loaded_with_no_architecture_given(tmp_path, whole):
+    model, variables = whole
+    save_model(model, variables, tmp_path / "m", epoch=3, global_step=7, metadata={"note": "ü"}, sample_rate=48000)
+    loaded, again = load_model(tmp_path / "m")
+    assert loaded == model
+    _require_equal(again, variables)
+    assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(again))
+    _, there = load_model(tmp_path / "m", device=jax.devices()[2])
+    assert all(leaf.devices() == {jax.devices()[2]} for leaf in jax.tree.leaves(there))
+    description = json.loads((tmp_path / "m" / "model.json").read_text())
+    expected = {
+        "sample_rate": 48000, "channels": 2, "hop_length": 6, "latent_statistics": "initial", "encoder_frozen": True,
+        "epoch": 3, "global_step": 7, "metadata": {"note": "ü"},
+        "parameter_count": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+    }  # fmt: skip
+    assert {key: description[key] for key in expected} == expected
+    assert description["arrays"]["model"]["latent_statistics/latent_std"].startswith("float32[3] ")
+
+
+def test_a_saved_model_is_replaced_whole_and_nothing_else_is_overwritten(tmp_path, whole):
+    model, variables = whole
+    save_model(model, variables, tmp_path / "m")
+    changed = jax.tree.map(lambda x: x + 1, variables)
+    save_model(model, changed, tmp_path / "m")
+    _require_equal(load_model(tmp_path / "m")[1], changed)
+    with pytest.raises(CheckpointError, match="metadata must be what JSON can hold"):
+        save_model(model, variables, tmp_path / "m", metadata={"f": object()})
+    _require_equal(load_model(tmp_path / "m")[1], changed)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "precious").touch()
+    with pytest.raises(CheckpointError, match="other exists and is not a saved model"):
+        save_model(model, variables, tmp_path / "other")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m", "other"]
+    assert calibrated(tmp_path / "m") == "calibrated"
+
+
+def calibrated(path):
+    return json.loads((path / "model.json").read_text())["latent_statistics"]
+
+
+def test_a_save_that_fails_half_way_leaves_what_was_there(tmp_path, whole, monkeypatch):
+    model, variables = whole
+    save_model(model, variables, tmp_path / "m")
+
+    def fail(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(saved_model.array_store, "write_tree", fail)
+    with pytest.raises(CheckpointError, match="was not written: no space left"):
+        save_model(model, jax.tree.map(lambda x: x + 1, variables), tmp_path / "m")
+    _require_equal(load_model(tmp_path / "m")[1], variables)
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_discriminator_is_described_by_its_name_and_arguments(tmp_path, whole):
+    model, variables = whole
+    discriminator = EnCodecDiscriminator(stft_filters=1, n_ffts=(64,), use_msd=False, use_mpd=False)
+    params = discriminator.init(jax.random.key(0), jnp.zeros((1, 256, 2)))["params"]
+    save_model(model, variables, tmp_path / "m", discriminator=discriminator, discriminator_params=params)
+    described = json.loads((tmp_path / "m" / "model.json").read_text())["discriminator"]
+    assert described["_target_"] == "audiovae_jax.EnCodecDiscriminator"
+    assert described["n_ffts"] == [64]
+    with pytest.raises(CheckpointError, match="give discriminator and discriminator_params together"):
+        save_model(model, variables, tmp_path / "n", discriminator=discriminator)
+
+
+def _flip_each(folder, load, expected):
+    """Flip a bit of each file in turn: what is loaded must be refused or equal; the messages of refusals."""
+    refused = []
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        data = path.read_bytes()
+        middle = len(data) // 2
+        path.write_bytes(data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :] if data else b"\0")
+        try:
+            _require_equal(load(), expected)  # Orbax keeps files that hold nothing
+        except CheckpointError as error:
+            refused.append(str(error))
+        path.write_bytes(data)
+    return refused
+
+
+# Orbax's own event loop, when a read fails in the middle.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_flipped_bit_is_refused_or_without_consequence(tmp_path, whole):
+    model, variables = whole
+    save_model(model, variables, tmp_path / "m")
+    refused = _flip_each(tmp_path / "m" / "model", lambda: load_model(tmp_path / "m")[1], variables)
+    assert len(refused) >= 3
+    assert all(message.startswith(f"{tmp_path / 'm' / 'model'} is damaged: ") for message in refused)
+
+
+def test_damage_is_named(tmp_path, whole):
+    model, variables = whole
+    save_model(model, variables, tmp_path / "whole", optimizer_state=optax.adam(1e-3).init(variables["params"]))
+
+    def damaged(change):
+        shutil.rmtree(tmp_path / "m", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole", tmp_path / "m")
+        change(tmp_path / "m")
+        with pytest.raises(CheckpointError) as error:
+            load_model(tmp_path / "m")
+        assert str(tmp_path / "m") in str(error.value)
+        return str(error.value)
+
+    assert "m/model is damaged" in damaged(lambda path: (path / "model" / "manifest.ocdbt").unlink())
+    assert "m/model is damaged" in damaged(lambda path: shutil.rmtree(path / "model"))
+    text = (tmp_path / "whole" / "model.json").read_text()
+    cut = damaged(lambda path: (path / "model.json").write_text(text[: len(text) // 2]))
+    assert "m/model.json is damaged: JSONDecodeError" in cut
+    description = json.loads(text)
+
+    def rewrite(**changes):
+        return lambda path: (path / "model.json").write_text(json.dumps({**description, **changes}))
+
+    assert "has format 99; this version reads format 1, install a newer one" in damaged(rewrite(format=99))
+    assert "its config makes no AudioVAE: latent_dim=0" in damaged(
+        rewrite(config={**description["config"], "latent_dim": 0})
+    )
+    name = "params/encoder/input_conv/bias"
+    arrays = {**description["arrays"]["model"], name: "float32[2] 00000000"}
+    assert f"{name} does not match its checksum" in damaged(rewrite(arrays={"model": arrays}))
+    del arrays[name]
+    assert f"{name} is float32[2], but was written as absent" in damaged(rewrite(arrays={"model": arrays}))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_workdir_gives_its_best_or_a_chosen_checkpoint(tmp_path, micro_config):
+    state = train.train(micro_config, tmp_path / "run")  # on four devices
+    model, variables = load_model(tmp_path / "run", step=2)
+    assert model.latent_dim == micro_config.model.latent_dim
+    _require_equal(variables["params"], state.params)
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(variables))
+    opened = saved_model.open_model(tmp_path / "run")
+    best = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).best_step()
+    assert (opened.kind, opened.global_step, opened.sample_rate) == ("checkpoint", best, 44100)
+    assert "total_loss" in opened.metadata
+    _require_equal(load_model(tmp_path / "run" / "checkpoints" / "2")[1], variables)
+    with pytest.raises(CheckpointError, match="has no checkpoint 77; it has 2"):
+        load_model(tmp_path / "run", step=77)
+    folder = tmp_path / "run" / "checkpoints" / "2" / "state"
+    refused = _flip_each(folder, lambda: load_model(tmp_path / "run", step=2)[1], variables)
+    assert refused
+    assert all(message.startswith(f"{folder} is damaged: ") for message in refused)
+
+
+@pytest.mark.parametrize("name", ["lightning.ckpt", "save_model.pt"])
+def test_torch_files_are_models_too(name):
+    model, variables = load_model(GOLDEN / name)
+    model.apply(variables, jnp.zeros((1, 64, 2)), deterministic=True)
+    assert saved_model.open_model(GOLDEN / name).sample_rate == (44100 if name == "lightning.ckpt" else None)
+    with pytest.raises(CheckpointError, match="is one model, so there is no step=3 to choose"):
+        load_model(GOLDEN / name, step=3)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing: there is no such file or folder"):
+        load_model(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        load_model(tmp_path)

@@ -1,0 +1,290 @@
+"""Runs of the PyTorch system that go on here: moments, steps, settings, and torch beside us."""
+
+import functools
+
+import golden_configs as names
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+from conftest import GOLDEN, shared
+
+from audiovae_jax import build, configuration, mesh, step, train, warm_start
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.state import create_train_state
+from audiovae_jax.torch_io import layout, read_checkpoint, training
+from audiovae_jax.torch_io.audio_vae import audio_vae_state_dict
+from audiovae_jax.torch_io.writer import write_checkpoint
+from configs import base
+
+LIGHTNING = GOLDEN / "lightning.ckpt"
+
+
+@pytest.fixture
+def checkpoint():
+    """A Lightning checkpoint that can be written again: without Lightning's own objects."""
+    read = read_checkpoint(LIGHTNING)
+    for name in ("optimizer", "scheduler"):
+        del read["hyper_parameters"][name]
+    return read
+
+
+def _read(tmp_path, content):
+    write_checkpoint(tmp_path / "x.ckpt", content)
+    return training.read_training(tmp_path / "x.ckpt")
+
+
+def _adopted(micro_config, path):
+    config = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
+    config.init_from = str(path)
+    config.num_steps = 6
+    lines = warm_start.adopt_settings(config, given={"num_steps", "init_from"})
+    return configuration.finalize(config, base.get_config()), lines
+
+
+def _state(config, path):
+    recipe = build.build_recipe(config)
+    fresh = create_train_state(recipe, build.example_shape(config))
+    notes = []
+    return recipe, training.train_state(training.read_training(path), recipe, fresh, notes), notes
+
+
+def test_the_steps_are_batches_and_the_halving_is_said():
+    imported = training.read_training(LIGHTNING)
+    assert imported.step == 3
+    assert any("global_step=6 counts the updates of both optimizers; 3 batches were seen" in n for n in imported.notes)
+
+
+def test_the_steps_without_lightnings_loops(tmp_path, checkpoint):
+    del checkpoint["loops"]
+    assert _read(tmp_path, checkpoint).step == 3
+    # A warm-up of ten batches without the discriminator.
+    checkpoint["global_step"] = 16
+    for state in checkpoint["optimizer_states"][0]["state"].values():
+        state["step"] = np.array(13.0, np.float32)
+    imported = _read(tmp_path, checkpoint)
+    assert imported.step == 13
+    assert imported.overrides["adversarial.warmup_steps"] == 10
+
+
+def test_both_moments_counts_and_weights_are_taken_over(micro_config):
+    config, _ = _adopted(micro_config, LIGHTNING)
+    _, state, notes = _state(config, LIGHTNING)
+    theirs = read_checkpoint(LIGHTNING)
+    assert int(state.step) == 3
+    for prefix, params, opt_state, optimizer in zip(
+        ("model.", "discriminator."),
+        (state.params, state.discriminator_params),
+        (state.opt_state, state.discriminator_opt_state),
+        theirs["optimizer_states"],
+        strict=True,
+    ):
+        assert int(optax.tree.get(opt_state, "count")) == 3
+        keys = [k for k in theirs["state_dict"] if k.startswith(prefix) and not layout.is_buffer(k)]
+        number = {key.removeprefix(prefix): i for i, key in enumerate(keys)}
+        for moment, name in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
+            tree = optax.tree.get(opt_state, moment)
+            assert jax.tree.structure(tree) == jax.tree.structure(params)
+            for path, array in jax.tree_util.tree_leaves_with_path(tree):
+                path = tuple(part.key for part in path)
+                expected = optimizer["state"][number[layout.torch_key(path)]][name]
+                np.testing.assert_array_equal(array, layout.from_torch(path, expected, array.shape))
+            assert float(optax.tree.norm(tree)) > 0
+    assert (
+        "taken over: step 3, params, latent_statistics, opt_state, discriminator_params, discriminator_opt_state"
+        in notes
+    )
+
+
+def test_settings_become_overrides_that_the_command_line_can_refuse(micro_config):
+    config, lines = _adopted(micro_config, LIGHTNING)
+    for key, value in names.MICRO_MODEL.items():
+        assert config.model[key] == value
+    for key in ("stft_filters", "n_ffts", "use_msd", "mpd_periods", "mpd_channels", "use_mel_stft", "mel_stft_n_mels"):
+        assert config.discriminator[key] == names.MICRO_DISCRIMINATOR[key]
+    assert config.optimizer.final_learning_rate == 1e-5
+    assert config.discriminator_optimizer.learning_rate == 1e-4
+    assert config.adversarial.warmup_steps == 0
+    assert config.num_steps == 6  # given
+    assert any(line.startswith("  --config.model.latent_dim=3  (the config had 4)") for line in lines)
+    config = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
+    config.init_from = str(LIGHTNING)
+    warm_start.adopt_settings(config, given=())
+    assert config.num_steps == 100
+
+
+def test_hyperparameters_are_found_in_sections_and_in_objects(tmp_path, checkpoint):
+    checkpoint["hyper_parameters"] = {
+        "adversarial_loss_calculator": {"adversarial_weight": 0.5, "warmup_steps": 7, "feature_matching_weight": 15.0},
+        "loss_calculator": {"kl_weight": 0.25, "kl_warmup_steps": 11, "free_bits": 0.5},
+        "discriminator_update_every": 2,
+        "kl_weight": "not a number",
+    }
+    found = _read(tmp_path, checkpoint).overrides
+    expected = {
+        "adversarial.adversarial_weight": 0.5, "adversarial.warmup_steps": 7,
+        "adversarial.feature_matching_weight": 15.0, "kl.weight": 0.25,
+        "kl.warmup_steps": 11, "kl.free_bits": 0.5, "discriminator_update_every": 2,
+    }  # fmt: skip
+    assert {key: found[key] for key in expected} == expected
+
+
+def test_a_run_goes_on_from_a_lightning_checkpoint(micro_config, tmp_path, capsys):
+    config, _ = _adopted(micro_config, LIGHTNING)
+    state = train.train(config, tmp_path / "run")
+    assert int(state.step) == 6
+    assert int(optax.tree.get(state.opt_state, "count")) == 6
+    said = capsys.readouterr().out
+    assert f"{LIGHTNING}: taken over: step 3" in said
+    # The same command goes on in the same workdir, from its own checkpoint.
+    train.train(config, tmp_path / "run")
+    assert "going on from step 6" in capsys.readouterr().out
+
+
+def test_bare_weights_start_at_step_0_with_fresh_optimizers(micro_config, tmp_path):
+    state_dict = read_checkpoint(LIGHTNING)["state_dict"]
+    write_checkpoint(tmp_path / "bare.pt", {k: v for k, v in state_dict.items() if k.startswith("model.")})
+    config, _ = _adopted(micro_config, tmp_path / "bare.pt")
+    assert config.use_adversarial  # the config's
+    _, state, notes = _state(config, tmp_path / "bare.pt")
+    assert int(state.step) == 0
+    assert int(optax.tree.get(state.opt_state, "count")) == 0
+    assert "there is no opt_state in it; ours starts afresh" in notes
+    assert "there is no discriminator in it; ours starts afresh" in notes
+
+
+def test_a_frozen_encoder_takes_the_decoders_moments(micro_config):
+    config, _ = _adopted(micro_config, LIGHTNING)
+    config.model.encoder_frozen = True
+    _, state, _ = _state(config, LIGHTNING)
+    assert list(optax.tree.get(state.opt_state, "mu")) == ["decoder"]
+    assert int(optax.tree.get(state.opt_state, "count")) == 3
+
+
+def test_parameters_without_a_gradient_have_no_moments(micro_config, tmp_path, checkpoint):
+    encoder = [i for i, k in enumerate(checkpoint["state_dict"]) if k.startswith("model.encoder.")]
+    for i in encoder:
+        del checkpoint["optimizer_states"][0]["state"][i]
+    write_checkpoint(tmp_path / "x.ckpt", checkpoint)
+    config, _ = _adopted(micro_config, tmp_path / "x.ckpt")
+    _, state, _ = _state(config, tmp_path / "x.ckpt")
+    mu = optax.tree.get(state.opt_state, "mu")
+    assert float(optax.tree.norm(mu["encoder"])) == 0
+    assert float(optax.tree.norm(mu["decoder"])) > 0
+
+
+def test_another_architecture_is_refused(micro_config):
+    config, _ = _adopted(micro_config, LIGHTNING)
+    config.model.latent_dim = 5
+    with pytest.raises(CheckpointError, match="its model has latent_dim=3, config.model.latent_dim is 5"):
+        _state(config, LIGHTNING)
+
+
+def test_optimizers_of_other_networks_are_refused(tmp_path, checkpoint):
+    state = checkpoint["optimizer_states"][0]
+    state["state"][3]["exp_avg"] = np.zeros(7, np.float32)
+    with pytest.raises(CheckpointError, match="parameters, which do not match the"):
+        _read(tmp_path, checkpoint)
+    del state["param_groups"][0]["params"]
+    with pytest.raises(CheckpointError, match="its training state is not as the PyTorch system writes it"):
+        _read(tmp_path, checkpoint)
+
+
+def test_moments_of_folded_weights_start_afresh(micro_config, tmp_path, checkpoint):
+    """The optimizer was over the folded weights, so its moments are not those of gain and direction."""
+    weights = checkpoint["state_dict"]
+    state = checkpoint["optimizer_states"][0]
+    keys = [k for k in weights if k.startswith("model.")]
+    kept = [i for i, key in enumerate(keys) if not key.endswith("weight_g")]
+    folded = {keys[i].replace("weight_v", "weight"): weights[keys[i]] for i in kept}
+    state["state"] = {new: state["state"][i] for new, i in enumerate(kept) if i in state["state"]}
+    state["param_groups"][0]["params"] = list(range(len(kept)))
+    others = {k: v for k, v in weights.items() if not k.startswith("model.")}
+    checkpoint["state_dict"] = folded | others
+    write_checkpoint(tmp_path / "x.ckpt", checkpoint)
+    config, _ = _adopted(micro_config, tmp_path / "x.ckpt")
+    _, state, notes = _state(config, tmp_path / "x.ckpt")
+    assert int(optax.tree.get(state.opt_state, "count")) == 0
+    assert any("its optimizer's moments do not fit and start afresh" in note for note in notes)
+
+
+def _continue_here(config, path, audio, steps, monkeypatch):
+    monkeypatch.setattr(step, "_latent_noise", lambda recipe, _, x: jnp.zeros(_noise_shape(recipe, x)))
+    recipe, state, _ = _state(config, path)
+    devices = mesh.make_mesh(jax.devices()[:1])
+    train_step = mesh.map_train_step(functools.partial(step.train_step, recipe=recipe, adversarial=True), devices)
+    state = jax.device_put(state, mesh.replicated(devices))
+    for batch in audio[:steps]:
+        state, _ = train_step(state, mesh.place_batch(devices, np.moveaxis(batch, 1, -1)))
+    return state
+
+
+def _noise_shape(recipe, audio):
+    return (audio.shape[0], recipe.model.frames(audio.shape[1]), recipe.model.latent_dim)
+
+
+def _check_against_torch(config, path, model_config, discriminator_config, length, monkeypatch):
+    torch = pytest.importorskip("torch")
+    import torch_reference as ref
+    import torch_training
+
+    rng = np.random.default_rng(0)
+    audio = (0.3 * rng.standard_normal((5, 2, 2, length))).astype(np.float32)
+    stft = config.losses.stft
+    theirs = torch_training.Run(
+        ref.AudioVAE(**model_config),
+        ref.EnCodecDiscriminator(**discriminator_config),
+        lambda prediction, target: (
+            ref.sum_and_difference_stft(
+                prediction, target, ffts=stft.fft_sizes, hops=None, wins=None, w_sc=0, w_lin=1, weighted=44100
+            )
+            + ref.multi_scale_mel(prediction, target, ffts=config.losses.mel.fft_sizes, n_mels=config.losses.mel.n_mels)
+        ),
+        num_steps=config.num_steps,
+        rates=tuple(
+            (o.learning_rate, o.final_learning_rate) for o in (config.optimizer, config.discriminator_optimizer)
+        ),
+    )
+    theirs.load(torch.load(path, weights_only=False))  # a file of our own making, or the reference's
+    before = {k: v.clone() for k, v in theirs.model.state_dict().items()}
+    for batch in audio:
+        theirs.step(torch.tensor(batch))
+    config.kl.weight = 0.0
+    config.batch_size = 2
+    state = _continue_here(config, path, audio, 5, monkeypatch)
+    ours = audio_vae_state_dict(state.variables)
+    errors, moved = {}, {}
+    for key, tensor in theirs.model.state_dict().items():
+        scale = float(tensor.abs().max())
+        errors[key] = float(np.abs(ours[key] - tensor.numpy()).max()) / scale
+        moved[key] = float((tensor - before[key]).abs().max()) / scale
+    discriminator = {k: v.numpy() for k, v in theirs.discriminator.state_dict().items()}
+    for path, array in jax.tree_util.tree_leaves_with_path(state.discriminator_params):
+        path = tuple(part.key for part in path)
+        key = layout.torch_key(path)
+        tensor = layout.from_torch(path, discriminator[key], array.shape)
+        errors[f"discriminator.{key}"] = float(np.abs(np.asarray(array) - tensor).max() / np.abs(tensor).max())
+    worst = max(errors, key=errors.get)
+    print(f"\n| continued 5 steps | {worst} {errors[worst]:.1e} | moved by up to {max(moved.values()):.1e} |")
+    assert max(moved.values()) > 1e-3  # far more than the bound
+    assert errors[worst] < 1e-4, worst
+
+
+def test_five_steps_on_are_torchs_five_steps(micro_config, monkeypatch):
+    pytest.importorskip("torch")
+    config, _ = _adopted(micro_config, LIGHTNING)
+    config.num_steps = 100
+    _check_against_torch(config, LIGHTNING, names.MICRO_MODEL, names.MICRO_DISCRIMINATOR, 1024, monkeypatch)
+
+
+def test_five_steps_on_from_the_seeds_checkpoint(micro_config, monkeypatch):
+    path = shared("golden/lightning_adversarial.ckpt")
+    pytest.importorskip("torch")
+    config, _ = _adopted(micro_config, path)
+    config.num_steps = 100
+    config.data.crop_length = 4096
+    names_of_model = {key: config.model[key] for key in names.MICRO_MODEL}
+    discriminator = {key: config.discriminator[key] for key in names.MICRO_DISCRIMINATOR}
+    _check_against_torch(config, path, names_of_model, discriminator, 4096, monkeypatch)

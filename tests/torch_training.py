@@ -1,0 +1,121 @@
+"""A training run of the PyTorch system, in the small: its step and its checkpoints. Audio is [B, C, T]."""
+
+import functools
+import math
+
+import torch
+import torch_reference as ref
+
+
+class Run:
+    """The model and its discriminator with their optimizers.
+
+    Both gradients are taken at the parameters of before the step, and latent statistics stay as they
+    are: they cancel in the reconstruction, so that their gradient is rounding.
+
+    Args:
+      model, discriminator: modules of the reference.
+      reconstruction_loss: `(prediction, target) -> scalar`.
+      num_steps: of the cosine schedules.
+      rates: `(first, last)` learning rate of the model and of the discriminator.
+    """
+
+    def __init__(
+        self, model, discriminator, reconstruction_loss, num_steps, rates=((1.5e-4, 1e-5), (1e-4, 1e-6)),
+        kl_weight=0.0, adversarial_weight=1.0, feature_matching_weight=10.0, betas=(0.9, 0.999), weight_decay=1e-4,
+    ):  # fmt: skip
+        self.model, self.discriminator, self.reconstruction_loss = model, discriminator, reconstruction_loss
+        self.num_steps, self.rates, self.done = num_steps, rates, 0
+        self.weights = (kl_weight, adversarial_weight, feature_matching_weight)
+        for name in ("latent_mean", "latent_std"):
+            getattr(model, name).requires_grad_(False)
+        settings = {"betas": betas, "weight_decay": weight_decay, "eps": 1e-8}
+        self.optimizers = [
+            torch.optim.AdamW(module.parameters(), lr=first, **settings)
+            for module, (first, _) in zip((model, discriminator), rates, strict=True)
+        ]
+
+    def step(self, audio, eps=None):
+        """One batch; returns `(generator loss, discriminator loss)`."""
+        kl_weight, adversarial_weight, feature_matching_weight = self.weights
+        fake, _, mean, logvar = self.model(audio, eps)
+        real_logits, real_maps = self.discriminator(audio)
+        fake_logits, fake_maps = self.discriminator(fake)
+        g_loss = self.reconstruction_loss(fake, audio) + kl_weight * ref.kl_divergence(mean, logvar)
+        g_loss = g_loss + adversarial_weight * ref.hinge_g(fake_logits)
+        g_loss = g_loss + feature_matching_weight * ref.feature_matching(real_maps, fake_maps)
+        d_loss = ref.hinge_d(real_logits, self.discriminator(fake.detach())[0])
+        gradients = []
+        for loss, module in ((g_loss, self.model), (d_loss, self.discriminator)):
+            parameters = [p for p in module.parameters() if p.requires_grad]
+            gradients.append((parameters, torch.autograd.grad(loss, parameters, retain_graph=True)))
+        for optimizer, (parameters, grads), (first, last) in zip(self.optimizers, gradients, self.rates, strict=True):
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.grad = grad
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            progress = min(self.done / self.num_steps, 1)
+            optimizer.param_groups[0]["lr"] = last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+            optimizer.step()
+        self.done += 1
+        return g_loss.item(), d_loss.item()
+
+    def load(self, checkpoint):
+        """Go on from a Lightning checkpoint, read by torch."""
+        for prefix, module in (("model.", self.model), ("discriminator.", self.discriminator)):
+            state = checkpoint["state_dict"].items()
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in state if k.startswith(prefix)})
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(state)
+        self.done = checkpoint["global_step"] // 2
+
+    def lightning_checkpoint(self, model_config):
+        """What Lightning would save, with the kinds of objects that it does."""
+        state = {"model." + k: v for k, v in self.model.state_dict().items()}
+        state["loss_calculator.global_step"] = torch.tensor(self.done)
+        state |= {"discriminator." + k: v for k, v in self.discriminator.state_dict().items()}
+        return {
+            "epoch": 1,
+            "global_step": 2 * self.done,
+            "pytorch-lightning_version": "2.6.6",
+            "state_dict": state,
+            "loops": {
+                "fit_loop": {
+                    "epoch_loop.batch_progress": {"total": {"ready": self.done, "completed": self.done}},
+                    "state_dict": {},
+                }
+            },
+            "callbacks": {},
+            "optimizer_states": [optimizer.state_dict() for optimizer in self.optimizers],
+            "lr_schedulers": [
+                {"T_max": self.num_steps, "eta_min": last, "base_lrs": [first], "last_epoch": self.done}
+                for first, last in self.rates
+            ],
+            "hparams_name": "kwargs",
+            "hyper_parameters": {
+                "optimizer": functools.partial(torch.optim.AdamW, lr=self.rates[0][0]),
+                "scheduler": functools.partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=self.num_steps),
+                "sample_rate": 44100,
+                "use_adversarial": True,
+                "discriminator_update_every": 1,
+                "generator_update_every": 1,
+                "adversarial_warmup_steps": None,
+                "adversarial_weight": self.weights[1],
+                "feature_matching_weight": None,
+            },
+            "model_config": {k: list(v) if isinstance(v, tuple) else v for k, v in model_config.items()},
+        }
+
+
+def save_model_checkpoint(run, model_config):
+    """What the system's `save_model` writes, key by key."""
+    return {
+        "model_state_dict": run.model.state_dict(),
+        "model_config": {k: list(v) if isinstance(v, tuple) else v for k, v in model_config.items()},
+        "latent_statistics": {"latent_mean": run.model.latent_mean, "latent_std": run.model.latent_std},
+        "encoder_frozen": False,
+        "optimizer_state_dict": run.optimizers[0].state_dict(),
+        "scheduler_state_dict": {"T_max": run.num_steps, "eta_min": 1e-5, "base_lrs": [1.5e-4], "last_epoch": run.done},
+        "epoch": 3,
+        "global_step": run.done,
+        "metadata": {"val_loss": 0.125, "notes": "golden"},
+    }
