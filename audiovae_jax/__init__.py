@@ -5,3 +5,5 @@ from audiovae_jax.losses import AdversarialLossCalculator as AdversarialLossCalc
 from audiovae_jax.model import AudioVAE as AudioVAE
 
 __version__ = "0.1.0"
+from audiovae_jax.saved_model import load_model as load_model
+from audiovae_jax.saved_model import save_model as save_model

@@ -45,8 +45,9 @@ def _base():
     config.use_adversarial = True
     config.generator_update_every = 1  # steps, while the discriminator is active
     config.discriminator_update_every = 1  # steps, while the discriminator is active
-    # A run's workdir (or one of its checkpoints) to go on from in a new workdir: parameters, both
-    # optimizer states and the step; the config may differ, for instance in num_steps.
+    # A run to go on from in a new workdir: parameters, both optimizer states and the step. Either a
+    # workdir (or one of its checkpoints), and the config may differ, for instance in num_steps; or a
+    # torch, Lightning or safetensors file, whose settings then replace those here.
     config.init_from = config_dict.placeholder(str)
 
     # The arguments of audiovae_jax.AudioVAE.

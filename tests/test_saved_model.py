@@ -109,8 +109,6 @@ def _flip_each(folder, load, expected):
     return refused
 
 
-# Orbax's own event loop, when a read fails in the middle.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_flipped_bit_is_refused_or_without_consequence(tmp_path, whole):
     model, variables = whole
     save_model(model, variables, tmp_path / "m")
@@ -153,7 +151,6 @@ def test_damage_is_named(tmp_path, whole):
     assert f"{name} is float32[2], but was written as absent" in damaged(rewrite(arrays={"model": arrays}))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_workdir_gives_its_best_or_a_chosen_checkpoint(tmp_path, micro_config):
     state = train.train(micro_config, tmp_path / "run")  # on four devices
     model, variables = load_model(tmp_path / "run", step=2)

@@ -1,0 +1,47 @@
+"""Discriminators of torch's files: their numbers, and what their shapes do not tell."""
+
+import golden_configs as names
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from audiovae_jax import EnCodecDiscriminator, discriminators
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.torch_io import import_discriminator, read_checkpoint
+
+
+def test_the_discriminator_gives_torchs_numbers():
+    io = np.load(GOLDEN / "checkpoints.npz")
+    discriminator = EnCodecDiscriminator(**names.MICRO_DISCRIMINATOR)
+    params = import_discriminator(read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"], discriminator)
+    logits, _ = discriminator.apply({"params": params}, jnp.asarray(np.moveaxis(io["audio"], 1, -1)))
+    for i, ours in enumerate(logits):
+        ours, expected = np.moveaxis(np.asarray(ours), -1, 1), io[f"logits_{i}"]
+        ours = ours if ours.shape == expected.shape else np.swapaxes(ours, -1, -2)
+        np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_weights_of_another_spectrogram_are_refused():
+    """No shape tells of FFT lengths or mel bands; the constants beside the weights do."""
+    state = read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"]
+    other = EnCodecDiscriminator(**{**names.MICRO_DISCRIMINATOR, "n_ffts": (128,)})
+    with pytest.raises(CheckpointError, match=r"msstft.discriminators.0.window of shape \(64,\) .* n_fft=128"):
+        import_discriminator(state, other)
+    other = EnCodecDiscriminator(**names.MICRO_DISCRIMINATOR, mel_stft_sample_rate=48000)
+    with pytest.raises(CheckpointError, match=r"mel_scale.fb of shape \(65, 6\) .* sample_rate=48000"):
+        import_discriminator(state, other)
+    other = EnCodecDiscriminator(**{**names.MICRO_DISCRIMINATOR, "mpd_periods": (2, 3)})
+    with pytest.raises(CheckpointError, match="missing: mpd.discriminators.1.convs.0.bias"):
+        import_discriminator(state, other)
+
+
+def test_a_part_of_the_ensemble_is_imported_alone():
+    state = read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"]
+    prefix = "discriminator.msstft."
+    alone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    part = discriminators.MultiScaleSTFTDiscriminator(1, n_ffts=(64,))
+    params = import_discriminator(alone, part)
+    whole = import_discriminator(state, EnCodecDiscriminator(**names.MICRO_DISCRIMINATOR))
+    jax.tree.map(np.testing.assert_array_equal, params, whole["msstft"])
