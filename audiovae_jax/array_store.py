@@ -24,8 +24,13 @@ def describe_shapes(tree: PyTree) -> dict[str, str]:
 
     Tuples with names and dicts of the same keys give the same names.
     """
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree).items()}
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """`{"params/encoder/...": leaf}`, in the tree's order."""
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 

@@ -20,7 +20,7 @@ def run(main: Callable[..., None], positional: tuple[str, ...] = ()):
 
     Args:
       main: takes the positional arguments, reads flags.
-      positional: their names; a name that ends in "..." stands for one or more, the last.
+      positional: their names; a name that ends in "..." stands for one or more.
     """
     # A module of the user's own is found in the folder that the command is given in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -82,7 +82,7 @@ def whole_numbers(flag: str, values: list[str] | None) -> tuple[int, ...] | None
 
 def _positional(argv, names):
     given = argv[1:]
-    open_ended = bool(names) and names[-1].endswith("...")
+    open_ended = any(name.endswith("...") for name in names)
     if len(given) < len(names) or (len(given) > len(names) and not open_ended):
         takes = " ".join(names) or "no arguments but flags"
         raise ConfigError(f"{Path(argv[0]).name} takes {takes}; {len(given)} were given. --help lists the flags")

@@ -26,13 +26,10 @@ def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None 
     """
     imported = training.read_training(source, dilations=dilations, strict=strict)
     model = imported.audio_vae
-    settings = imported.overrides
     lines, notes = list(model.lines), list(imported.notes)
     discriminator = params = None
     if imported.discriminator is not None:
-        arguments = {k.removeprefix("discriminator."): v for k, v in settings.items() if k.startswith("discriminator.")}
-        rate = {"mel_stft_sample_rate": model.sample_rate} if model.sample_rate else {}
-        discriminator = EnCodecDiscriminator(**arguments, **rate)
+        discriminator = EnCodecDiscriminator(**imported.discriminator_arguments())
         filled = read_discriminator(imported.discriminator, discriminator)
         params = filled.params
         lines = [line for line in lines if not line.key.startswith("discriminator.")]

@@ -8,11 +8,13 @@ import math
 from typing import NamedTuple
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
 from audiovae_jax import convolution
-from audiovae_jax.layers import Dtype, Snake, WNConv1d, WNConvTranspose1d
+from audiovae_jax.layers import Dtype, Snake, WNConv1d, WNConvTranspose1d, fold_weight_norm
+from audiovae_jax.span import Span, clear_outside
 
 LOGVAR_RANGE = (-20.0, 20.0)
 _STD_FLOOR = 1e-8
@@ -64,7 +66,10 @@ class ResidualUnit(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """A residual unit per dilation, then a downsampling by `stride`: `[B, T, C] -> [B, T / stride, features]`."""
+    """A residual unit per dilation, then a downsampling by `stride`: `[B, T, C] -> [B, T / stride, features]`.
+
+    With a `span`, what lies beyond the signal's ends is kept at zero; likewise in the modules below.
+    """
 
     features: int
     stride: int
@@ -74,12 +79,13 @@ class EncoderBlock(nn.Module):
     weight_norm: bool = True
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, span: Span | None = None):
         common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
         for i, dilation in enumerate(self.dilations):
             x = ResidualUnit(x.shape[-1], self.kernel_size, dilation, name=f"res_units_{i}", **common)(x)
+            x = clear_outside(x, span)
         x = Snake(self.dtype, name="snake")(x)
-        return WNConv1d(
+        x = WNConv1d(
             self.features,
             kernel_size=2 * self.stride,
             stride=self.stride,
@@ -87,6 +93,7 @@ class EncoderBlock(nn.Module):
             name="downsample",
             **common,
         )(x)
+        return clear_outside(x, span and span.down(self.stride))
 
 
 class DecoderBlock(nn.Module):
@@ -100,12 +107,15 @@ class DecoderBlock(nn.Module):
     weight_norm: bool = True
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, span: Span | None = None):
         common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
         x = Snake(self.dtype, name="snake")(x)
         x = WNConvTranspose1d(self.features, stride=self.stride, name="upsample", **common)(x)
+        span = span and span.up(self.stride)
+        x = clear_outside(x, span)
         for i, dilation in enumerate(self.dilations):
             x = ResidualUnit(self.features, self.kernel_size, dilation, name=f"res_units_{i}", **common)(x)
+            x = clear_outside(x, span)
         return x
 
 
@@ -122,12 +132,14 @@ class Encoder(nn.Module):
     weight_norm: bool = True
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, span: Span | None = None):
         common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
         x = WNConv1d(self.base_channels, kernel_size=7, padding=3, name="input_conv", **common)(x)
+        x = clear_outside(x, span)
         for i, (mult, stride) in enumerate(zip(self.channel_mults, self.strides, strict=True)):
             features = self.base_channels * mult
-            x = EncoderBlock(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)(x)
+            block = EncoderBlock(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)
+            x, span = block(x, span), span and span.down(stride)
         x = Snake(self.dtype, name="final_snake")(x)
         return WNConv1d(2 * self.latent_dim, kernel_size=3, padding=1, name="final_conv", **common)(x)
 
@@ -145,13 +157,15 @@ class Decoder(nn.Module):
     weight_norm: bool = True
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, span: Span | None = None):
         common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
         widths = [self.base_channels * mult for mult in reversed(self.channel_mults)]
-        x = WNConv1d(widths[0], kernel_size=7, padding=3, name="input_conv", **common)(x)
+        x = WNConv1d(widths[0], kernel_size=7, padding=3, name="input_conv", **common)(clear_outside(x, span))
+        x = clear_outside(x, span)
         for i, stride in enumerate(reversed(self.strides)):
             features = [*widths[1:], self.base_channels][i]
-            x = DecoderBlock(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)(x)
+            block = DecoderBlock(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)
+            x, span = block(x, span), span and span.up(stride)
         x = Snake(self.dtype, name="final_snake")(x)
         return WNConv1d(self.out_channels, kernel_size=7, padding=3, name="final_conv", **common)(x)
 
@@ -223,13 +237,32 @@ class AudioVAE(nn.Module):
             length = convolution.conv_length(length, 2 * stride, stride=stride, padding=stride // 2)
         return length
 
+    def decoded_length(self, frames: int) -> int:
+        """The number of samples that `frames` latent frames decode to (`frames * hop_length` for even strides)."""
+        for stride in reversed(self.strides):
+            frames = frames * stride + stride % 2
+        return frames
+
     @property
     def min_length(self) -> int:
         """The fewest samples that encode to a latent frame: `hop_length`, and some more where strides are odd."""
-        length = 1
-        for stride in reversed(self.strides):
-            length = length * stride + stride % 2
-        return length
+        return self.decoded_length(1)  # the transposed convolutions undo the lengths exactly
+
+    def folded(self, variables: dict) -> tuple["AudioVAE", dict]:
+        """The same model with weight norm folded into its kernels, and its variables: for inference."""
+        if not self.weight_norm:
+            return self, variables
+        folded = {}
+        flat = flax.traverse_util.flatten_dict(variables["params"])
+        for path, array in flat.items():
+            if path[-1] == "v":
+                # A transposed convolution's norm is over all axes but the input's, see `WNConvTranspose1d`.
+                axis = -2 if path[-2] == "upsample" else -1
+                folded[(*path[:-1], "kernel")] = fold_weight_norm(flat[(*path[:-1], "g")], array, axis)
+            elif path[-1] != "g":
+                folded[path] = array
+        params = flax.traverse_util.unflatten_dict(folded)
+        return self.clone(weight_norm=False), {**variables, "params": params}
 
     def setup(self):
         common = {
@@ -269,15 +302,19 @@ class AudioVAE(nn.Module):
         reconstruction = jnp.pad(reconstruction, ((0, 0), (0, missing), (0, 0)))
         return Reconstruction(reconstruction, *posterior)
 
-    def encode(self, audio, deterministic: bool = False, noise=None) -> Posterior:
-        """`audio: [B, T, C]` to `(z, mean, logvar)`; arguments and errors as in `__call__`."""
+    def encode(self, audio, deterministic: bool = False, noise=None, span: Span | None = None) -> Posterior:
+        """`audio: [B, T, C]` to `(z, mean, logvar)`; arguments and errors as in `__call__`.
+
+        With a `span` the audio is a window of a longer signal, starting at a multiple of the hop, and
+        zero beyond the signal's ends.
+        """
         if audio.ndim != 3 or audio.shape[-1] != self.in_channels:
             raise ValueError(f"audio must be [B, T, {self.in_channels}], not {tuple(audio.shape)}")
         if self.frames(audio.shape[1]) < 1:
             raise ValueError(
                 f"{audio.shape[1]} samples are too short to encode; pad them to min_length={self.min_length} or more"
             )
-        mean, logvar = jnp.split(self.encoder(audio).astype(jnp.float32), 2, axis=-1)
+        mean, logvar = jnp.split(self.encoder(audio, span).astype(jnp.float32), 2, axis=-1)
         if self.encoder_frozen:
             mean, logvar = jax.lax.stop_gradient((mean, logvar))
         logvar = jnp.clip(logvar, *LOGVAR_RANGE)
@@ -289,8 +326,10 @@ class AudioVAE(nn.Module):
         z = (sample - self.latent_mean.value) / (self.latent_std.value + _STD_FLOOR)
         return Posterior(z, mean, logvar)
 
-    def decode(self, z):
+    def decode(self, z, span: Span | None = None):
         """Calibrated latents `[B, frames, latent_dim]` to audio `[B, about frames * hop_length, C]`.
+
+        With a `span`, in frames, the latents are a window of a longer signal's.
 
         Raises:
           ValueError: the latents have another shape.
@@ -298,4 +337,4 @@ class AudioVAE(nn.Module):
         if z.ndim != 3 or z.shape[-1] != self.latent_dim:
             raise ValueError(f"z must be [B, frames, {self.latent_dim}], not {tuple(z.shape)}")
         z = z * (self.latent_std.value + _STD_FLOOR) + self.latent_mean.value
-        return self.decoder(z).astype(jnp.float32)
+        return self.decoder(z, span).astype(jnp.float32)

@@ -14,15 +14,18 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 
 from audiovae_jax import array_store, build, checkpoint, resolve
 from audiovae_jax.checkpoint import Checkpoints
+from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError, ConfigError
 from audiovae_jax.model import AudioVAE
-from audiovae_jax.state import count_parameters
-from audiovae_jax.torch_io import audio_vae
+from audiovae_jax.state import count_parameters, split_trainable
+from audiovae_jax.torch_io import audio_vae, import_discriminator, training
 
 PyTree = Any
 DESCRIPTION = "model.json"
@@ -31,7 +34,6 @@ _KEYS = {
     *("format", "config", "sample_rate", "channels", "hop_length", "latent_statistics", "encoder_frozen"),
     *("parameter_count", "epoch", "global_step", "metadata", "discriminator", "arrays"),
 }
-_ARRAYS = ("model", "optimizer", "discriminator")
 
 
 def save_model(
@@ -66,9 +68,6 @@ def save_model(
     Raises:
       CheckpointError: `path` holds something else than a saved model, or something given cannot be written.
     """
-    path = Path(path)
-    if path.exists() and not (path / DESCRIPTION).is_file():
-        raise CheckpointError(f"{path} exists and is not a saved model; give another path")
     if (discriminator is None) != (discriminator_params is None):
         raise CheckpointError("give discriminator and discriminator_params together")
     trees = {"model": {name: variables[name] for name in checkpoint.VARIABLES}}
@@ -76,37 +75,19 @@ def save_model(
         trees["optimizer"] = optimizer_state
     if discriminator is not None:
         trees["discriminator"] = discriminator_params
-    statistics = variables["latent_statistics"]
-    calibrated = bool(np.any(statistics["latent_mean"] != 0) or np.any(statistics["latent_std"] != 1))
     description = {
-        "format": _FORMAT,
         "config": _model_config(model),
         "sample_rate": sample_rate,
         "channels": model.in_channels,
         "hop_length": model.hop_length,
-        "latent_statistics": "calibrated" if calibrated else "initial",
         "encoder_frozen": model.encoder_frozen,
         "parameter_count": count_parameters(variables["params"]),
         "epoch": epoch,
         "global_step": global_step,
         "metadata": metadata or {},
         "discriminator": None if discriminator is None else _describe_module(discriminator),
-        "arrays": {name: array_store.describe(tree) for name, tree in trees.items()},
     }
-    try:
-        text = json.dumps(description, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} was not written: metadata must be what JSON can hold ({error})") from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        for name, tree in trees.items():
-            array_store.write_tree(temporary / name, tree)
-        (temporary / DESCRIPTION).write_text(text)
-        _put(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} was not written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    _write(Path(path), description, trees)
 
 
 def load_model(
@@ -166,6 +147,162 @@ def open_model(path: str | Path, *, step: int | None = None, strict: bool = True
             raise CheckpointError(f"{path} is one model, so there is no step={step} to choose; give a training workdir")
         return _open_saved(path) if path.is_dir() else _open_torch(path, strict)
     return _open_checkpoint(path, step)
+
+
+def load_training_state(
+    path: str | Path, optimizer: optax.GradientTransformation | None = None, *, step: int | None = None
+) -> dict[str, Any]:
+    """Where training stood, and what it needs to go on, from whatever `load_model` takes.
+
+    Args:
+      path, step: see `load_model`.
+      optimizer: of which the state is wanted, with the transform and its order that it was saved with;
+        AdamW (`optimizer.adamw`) for files of the PyTorch system.
+
+    Returns:
+      `epoch`, `global_step` (None where they are not known), `metadata`, `optimizer_state` (None without
+      an optimizer, or where none was saved), `discriminator` and `discriminator_params` (likewise).
+
+    Raises:
+      CheckpointError: there is no model there, it is damaged, or the optimizer is another.
+    """
+    path = Path(path)
+    loaded = open_model(path, step=step)
+    state = {
+        "epoch": loaded.epoch,
+        "global_step": loaded.global_step,
+        "metadata": loaded.metadata,
+        "optimizer_state": None,
+        "discriminator": None,
+        "discriminator_params": None,
+    }
+    if loaded.kind == "torch file":
+        return state | _torch_training_state(path, loaded, optimizer)
+    if loaded.kind == "saved model":
+        arrays = _read_description(path)["arrays"]
+        trees = {name: array_store.read_tree(path / name, arrays[name]) for name in arrays if name != "model"}
+        described = _read_description(path)["discriminator"]
+    else:
+        trees, described = _checkpoint_trees(path, loaded.global_step)
+    if optimizer is not None and "optimizer" in trees:
+        state["optimizer_state"] = _fill_optimizer(optimizer, loaded, trees["optimizer"], path)
+    if described is not None and "discriminator" in trees:
+        state["discriminator"] = resolve.build(described, f"{path}: discriminator")
+        state["discriminator_params"] = jax.tree.map(jnp.asarray, trees["discriminator"])
+    return state
+
+
+def load_from_lightning_checkpoint(path: str | Path) -> tuple[AudioVAE, dict]:
+    """`(model, variables)` of a Lightning checkpoint of the PyTorch system; `load_model` takes it as well."""
+    return load_model(path)
+
+
+def with_latent_statistics(source: str | Path, target: str | Path, mean: np.ndarray, std: np.ndarray, metadata: dict):
+    """Write the model at `source` to `target` with other latent statistics; all else that a saved model has is kept.
+
+    Args:
+      source: whatever `load_model` takes.
+      target: see `save_model`; may be `source`.
+      mean, std: `[latent_dim]`.
+      metadata: added to what is there.
+
+    Raises:
+      CheckpointError: as `load_model` and `save_model`.
+    """
+    source, target = Path(source), Path(target)
+    statistics = {"latent_mean": np.asarray(mean, np.float32), "latent_std": np.asarray(std, np.float32)}
+    if not (source / DESCRIPTION).is_file():
+        loaded = open_model(source)
+        save_model(
+            loaded.model,
+            {**loaded.variables, "latent_statistics": statistics},
+            target,
+            epoch=loaded.epoch,
+            global_step=loaded.global_step,
+            metadata={**loaded.metadata, **metadata},
+            sample_rate=loaded.sample_rate,
+        )
+        return
+    description = _read_description(source)
+    arrays = description["arrays"]
+    trees = {name: array_store.read_tree(source / name, arrays[name]) for name in arrays}
+    trees["model"]["latent_statistics"] = statistics
+    _write(target, {**description, "metadata": {**description["metadata"], **metadata}}, trees)
+
+
+def _write(path, description, trees):
+    """Put a folder of `trees` and their description at `path`, whole or not at all."""
+    if path.exists() and not (path / DESCRIPTION).is_file():
+        raise CheckpointError(f"{path} exists and is not a saved model; give another path")
+    statistics = trees["model"]["latent_statistics"]
+    calibrated = bool(np.any(statistics["latent_mean"] != 0) or np.any(statistics["latent_std"] != 1))
+    description = {
+        "format": _FORMAT,
+        **{key: value for key, value in description.items() if key not in ("format", "latent_statistics", "arrays")},
+        "latent_statistics": "calibrated" if calibrated else "initial",
+        "arrays": {name: array_store.describe(tree) for name, tree in trees.items()},
+    }
+    try:
+        text = json.dumps(description, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} was not written: metadata must be what JSON can hold ({error})") from error
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        for name, tree in trees.items():
+            array_store.write_tree(temporary / name, tree)
+        (temporary / DESCRIPTION).write_text(text)
+        _put(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} was not written: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _torch_training_state(path, loaded, optimizer):
+    imported = training.read_training(path)
+    state = {"global_step": imported.step}
+    if optimizer is not None and imported.moments is not None:
+        trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
+        filled = training.with_moments(optimizer.init(trainable), trainable, imported.moments)
+        if filled is None:
+            raise CheckpointError(f"{path}: its optimizer's moments are of folded weights, or of another network")
+        state["optimizer_state"] = filled
+    if imported.discriminator is not None:
+        arguments = imported.discriminator_arguments()
+        state["discriminator"] = EnCodecDiscriminator(**arguments)
+        state["discriminator_params"] = import_discriminator(imported.discriminator, state["discriminator"])
+    return state
+
+
+def _checkpoint_trees(path, step):
+    """`(trees as a saved model has them, the discriminator's description)` of a workdir's checkpoint."""
+    folder, _ = checkpoint.locate(str(path))
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        config = checkpoints.config(step)
+        names = ("opt_state", *(("discriminator_params",) if config["use_adversarial"] else ()))
+        parts = checkpoints.parts(step, names)
+    finally:
+        checkpoints.close()
+    trees = {"optimizer": parts["opt_state"]}
+    if "discriminator_params" in parts:
+        trees["discriminator"] = parts["discriminator_params"]
+    return trees, config["discriminator"] if "discriminator" in trees else None
+
+
+def _fill_optimizer(optimizer, loaded, tree, path):
+    """An optax state of `optimizer` with the arrays that were saved, which are known by their places."""
+    trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
+    saved = array_store.named_leaves(tree)
+    for params in (trainable, loaded.variables["params"]):
+        state = jax.eval_shape(optimizer.init, params)
+        wanted = array_store.describe_shapes(state)
+        if wanted == array_store.describe_shapes(tree):
+            return jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(saved[name]) for name in wanted])
+    missing = sorted(wanted.keys() ^ saved.keys()) or sorted(wanted)
+    raise CheckpointError(
+        f"{path}: the optimizer's state is of another transform; {missing[0]} and {len(missing) - 1} more arrays differ"
+    )
 
 
 def _open_saved(path):

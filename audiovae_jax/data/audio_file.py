@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +33,14 @@ class AudioFile:
         return self.frames / self.sample_rate
 
 
-def probe(path: Path, min_seconds: float = 0.0, channels: int = 1) -> AudioFile:
+def probe(path: Path, min_seconds: float = 0.0, channels: int = 1, allow_silence: bool = False) -> AudioFile:
     """Look at a file's header, beginning, middle and end.
 
     Args:
       path: the file.
       min_seconds: shorter files are refused.
       channels: what its channels must be adaptable to.
+      allow_silence: take files whose every sample is zero.
 
     Raises:
       DataError: the file cannot be used; the message is the reason, without the path.
@@ -51,7 +53,7 @@ def probe(path: Path, min_seconds: float = 0.0, channels: int = 1) -> AudioFile:
             if file.frames == 0 or file.seconds < min_seconds:
                 raise DataError(f"{file.frames} samples are shorter than data.min_seconds={min_seconds}")
             adapt_channels(np.zeros((1, file.channels), np.float32), channels)
-            silent = True
+            silent = not allow_silence
             for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):
                 block = _read(f, file, start, min(_PROBE_FRAMES, file.frames - start))
                 silent &= not block.any()
@@ -82,19 +84,36 @@ def read_window(file: AudioFile, position: float, length: int, sample_rate: int,
     context = 0 if file.sample_rate == sample_rate else -(-_RESAMPLE_CONTEXT // step) * step
     before = min(start // step * step, context)
     stop = min(file.frames, start + needed + context)
-    try:
-        with soundfile.SoundFile(file.path) as f:
-            audio = _read(f, file, start - before, stop - (start - before))
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"{file.path}: {_reason(error)}") from error
-    except (OSError, DataError) as error:
-        raise DataError(f"{file.path}: {error}") from error
+    audio = read_frames(file, start - before, stop - (start - before))
     audio = adapt_channels(audio, channels)
     if context:
         audio = resample(audio, file.sample_rate, sample_rate)
         audio = audio[before * sample_rate // file.sample_rate :]
     audio = audio[:length]
     return np.pad(audio, ((0, length - len(audio)), (0, 0)))
+
+
+def read_frames(file: AudioFile, start: int, count: int) -> np.ndarray:
+    """`[count, C]` float32 from sample `start` on, as the file has them; the errors are those of `read_blocks`."""
+    (block,) = read_blocks(file, count, start, start + count)
+    return block
+
+
+def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Consecutive `[<= size, C]` float32 blocks of the file, as it has them.
+
+    Raises:
+      DataError: the file ends early, or holds NaN or infinite samples; the message names it.
+    """
+    stop = file.frames if stop is None else stop
+    try:
+        with soundfile.SoundFile(file.path) as f:
+            for first in range(start, stop, size):
+                yield _read(f, file, first, min(size, stop - first))
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{file.path}: {_reason(error)}") from error
+    except (OSError, DataError) as error:
+        raise DataError(f"{file.path}: {error}") from error
 
 
 def adapt_channels(audio: np.ndarray, channels: int) -> np.ndarray:

@@ -68,6 +68,13 @@ class ImportedTraining:
     overrides: dict[str, Any]
     notes: list[str]
 
+    def discriminator_arguments(self) -> dict[str, Any]:
+        """The arguments of `EnCodecDiscriminator` that the file shows."""
+        prefix = "discriminator."
+        found = {key.removeprefix(prefix): value for key, value in self.overrides.items() if key.startswith(prefix)}
+        rate = self.audio_vae.sample_rate
+        return {**found, "mel_stft_sample_rate": rate} if rate else found
+
 
 def read_training(
     path: str | Path, *, dilations: tuple[int, ...] | None = None, strict: bool = True
@@ -114,21 +121,37 @@ def train_state(imported: ImportedTraining, recipe: Recipe, fresh: TrainState, n
         "latent_statistics": model.variables["latent_statistics"],
     }
     trainable, _ = split_trainable(model.variables["params"], recipe.model.encoder_frozen)
-    parts |= _with_moments("opt_state", fresh.opt_state, trainable, imported.moments, notes)
+    optimizers = {"opt_state": (fresh.opt_state, trainable, imported.moments)}
     if recipe.discriminator is not None and imported.discriminator is not None:
-        filled = read_discriminator(imported.discriminator, recipe.discriminator)
-        parts["discriminator_params"] = filled.params
-        parts |= _with_moments(
-            "discriminator_opt_state",
-            fresh.discriminator_opt_state,
-            filled.params,
-            imported.discriminator_moments,
-            notes,
-        )
+        parts["discriminator_params"] = params = read_discriminator(imported.discriminator, recipe.discriminator).params
+        optimizers["discriminator_opt_state"] = (fresh.discriminator_opt_state, params, imported.discriminator_moments)
     elif recipe.discriminator is not None:
         notes.append("there is no discriminator in it; ours starts afresh")
+    for name, (opt_state, params, moments) in optimizers.items():
+        taken = None if moments is None else with_moments(opt_state, params, moments)
+        if taken is not None:
+            parts[name] = taken
+        else:
+            why = "there is none in it" if moments is None else "its moments are of folded weights"
+            notes.append(f"{name} starts afresh: {why}")
     notes.append(f"taken over: step {imported.step}, {', '.join(name for name in parts if name != 'step')}")
     return fresh.replace(**parts)
+
+
+def with_moments(opt_state: PyTree, params: PyTree, moments: Moments) -> PyTree | None:
+    """An AdamW state over `params` with the moments of a torch file; None where they are of other parameters.
+
+    Those of a folded weight are not the moments of its gain and direction.
+    """
+    shapes = jax.eval_shape(lambda: params)
+    filled = [state_dict.fill(shapes, dict(tensors)) for tensors in (moments.exp_avg, moments.exp_avg_sq)]
+    for one in filled:
+        kept = ("latent_mean", "latent_std", "encoder.")  # trained there, or frozen here
+        surplus = [key for key in one.problems["surplus"] if not key.startswith(kept)]
+        if state_dict.explain({**one.problems, "surplus": surplus}) or any("folded" in line.note for line in one.lines):
+            return None
+    count = jnp.asarray(moments.step, jnp.int32)
+    return optax.tree.set(opt_state, mu=filled[0].params, nu=filled[1].params, count=count)
 
 
 def optimizer_state_dict(
@@ -279,24 +302,6 @@ def _fits(state, parameter):
     moments = [state.get(name) if isinstance(state, dict) else None for name in ("exp_avg", "exp_avg_sq")]
     step = state.get("step") if isinstance(state, dict) else None
     return np.size(step) == 1 and all(isinstance(m, np.ndarray) and m.shape == parameter.shape for m in moments)
-
-
-def _with_moments(name, opt_state, params, moments, notes):
-    """`{name: opt_state with the moments}`, or nothing where there are none."""
-    if moments is None:
-        notes.append(f"there is no {name} in it; ours starts afresh")
-        return {}
-    shapes = jax.eval_shape(lambda: params)
-    filled = [state_dict.fill(shapes, dict(tensors)) for tensors in (moments.exp_avg, moments.exp_avg_sq)]
-    for one in filled:
-        kept = ("latent_mean", "latent_std", "encoder.")  # trained there, or frozen here
-        one.problems["surplus"] = [key for key in one.problems["surplus"] if not key.startswith(kept)]
-        account = state_dict.explain(one.problems)
-        if account or any("folded" in line.note for line in one.lines):
-            notes.append(f"its optimizer's moments do not fit and start afresh:\n{account or '  of folded weights'}")
-            return {}
-    count = jnp.asarray(moments.step, jnp.int32)
-    return {name: optax.tree.set(opt_state, mu=filled[0].params, nu=filled[1].params, count=count)}
 
 
 def _settings(hyperparameters):

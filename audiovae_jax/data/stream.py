@@ -1,0 +1,135 @@
+"""Audio as a stream of blocks, at the rate and with the channels that are wanted: files of any length."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from audiovae_jax.data import audio_file
+from audiovae_jax.errors import DataError
+
+# Samples read at once.
+BLOCK = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioStream:
+    """Audio that can be read from its beginning any number of times.
+
+    Attributes:
+      sample_rate: in Hz.
+      length: in samples.
+      channels: of its blocks.
+      blocks: gives a fresh iterator of consecutive `[n, channels]` float32 blocks.
+    """
+
+    sample_rate: int
+    length: int
+    channels: int
+    blocks: Callable[[], Iterator[np.ndarray]]
+
+    def resampled(self, sample_rate: int) -> "AudioStream":
+        """At another rate; the length is rounded up."""
+        if sample_rate == self.sample_rate:
+            return self
+        length = -(-self.length * sample_rate // self.sample_rate)
+
+        def blocks():
+            return resample_blocks(self.blocks(), self.sample_rate, sample_rate, self.channels, length)
+
+        return dataclasses.replace(self, sample_rate=sample_rate, length=length, blocks=blocks)
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray], channels: int) -> "AudioStream":
+        """With `function` on every block."""
+        return dataclasses.replace(self, channels=channels, blocks=lambda: map(function, self.blocks()))
+
+
+def open_file(path: str | Path) -> AudioStream:
+    """The audio of a file, read as it is asked for.
+
+    Raises:
+      DataError: the file cannot be used; the message names it.
+    """
+    path = Path(path)
+    try:
+        file = audio_file.probe(path, allow_silence=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+
+    def blocks():
+        return audio_file.read_blocks(file, BLOCK)
+
+    return AudioStream(file.sample_rate, file.frames, file.channels, blocks)
+
+
+def of_array(audio: np.ndarray, sample_rate: int) -> AudioStream:
+    """The audio of an array `[T, C]`."""
+
+    def blocks():
+        for start in range(0, len(audio), BLOCK):
+            yield audio[start : start + BLOCK]
+
+    return AudioStream(sample_rate, len(audio), audio.shape[1], blocks)
+
+
+def resample_blocks(
+    blocks: Iterable[np.ndarray], from_rate: int, to_rate: int, channels: int, length: int
+) -> Iterator[np.ndarray]:
+    """Blocks at another rate, `length` samples in all, by libsoxr at high quality.
+
+    Args:
+      blocks: consecutive `[n, channels]` float32.
+      from_rate, to_rate: in Hz.
+      channels: of the blocks.
+      length: of the result; a sample more or less than the resampler gives is cut or zero.
+    """
+    import soxr
+
+    stream = soxr.ResampleStream(from_rate, to_rate, channels, dtype="float32", quality="HQ")
+    done = 0
+
+    def cut(block):
+        nonlocal done
+        block = block.reshape(-1, channels)[: length - done]
+        done += len(block)
+        return block
+
+    for block in blocks:
+        resampled = cut(stream.resample_chunk(np.ascontiguousarray(block, np.float32)))
+        if len(resampled):
+            yield resampled
+    yield cut(stream.resample_chunk(np.zeros((0, channels), np.float32), last=True))
+    if done < length:
+        yield np.zeros((length - done, channels), np.float32)
+
+
+def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, channels: int):
+    """Write blocks to a file of the kind that its suffix names, whole or not at all.
+
+    Raises:
+      DataError: there is no such kind, or it cannot be written.
+    """
+    kind = path.suffix.lstrip(".").upper()
+    if kind not in soundfile.available_formats():
+        raise DataError(f"{path}: audio of the kind {path.suffix!r} cannot be written; use .wav or .flac")
+    # A WAV keeps what floating point has; the others take what they can best.
+    subtype = {"WAV": "FLOAT", "FLAC": "PCM_24"}.get(kind)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype=subtype, format=kind) as file:
+            for block in blocks:
+                file.write(block)
+        temporary.replace(path)
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{path} was not written: {error.error_string}") from error
+    except OSError as error:
+        raise DataError(f"{path} was not written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

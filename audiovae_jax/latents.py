@@ -1,0 +1,110 @@
+"""`Latents`: what a codec encodes audio to, in memory and on disk."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from audiovae_jax.errors import CheckpointError, DataError
+
+_FORMAT = 1
+_KEY = "audiovae_latents"
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Calibrated latents, and what is needed to give back audio of the shape and rate that came in.
+
+    Attributes:
+      z: `[lanes, frames, latent_dim]` float32; a lane is an item of a batch, or a channel that a mono
+        model takes alone.
+      model: fingerprint of the model that encoded them.
+      hop_length: samples per frame, at `model_sample_rate`.
+      model_sample_rate: in Hz.
+      sample_rate: of the audio, in Hz.
+      length: of the audio, in samples at `sample_rate`.
+      channels: of the audio.
+      batch: items of the audio's batch; None where it had no batch axis.
+      flat: whether the audio had no channel axis.
+    """
+
+    z: np.ndarray
+    model: str
+    hop_length: int
+    model_sample_rate: int
+    sample_rate: int
+    length: int
+    channels: int
+    batch: int | None = None
+    flat: bool = False
+
+    def save(self, path: str | Path):
+        """Write a `.safetensors` file, whole or not at all.
+
+        Raises:
+          DataError: it cannot be written.
+        """
+        path = Path(path)
+        described = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "z"}
+        metadata = {_KEY: json.dumps({"format": _FORMAT, **described})}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            safetensors.numpy.save_file({"z": np.ascontiguousarray(self.z)}, temporary, metadata=metadata)
+            temporary.replace(path)
+        except OSError as error:
+            raise DataError(f"{path} was not written: {error.strerror or error}") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Latents":
+        """Read what `save` wrote.
+
+        Raises:
+          DataError: the file is missing, damaged, or holds no latents.
+        """
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                text = (file.metadata() or {}).get(_KEY)
+                z = file.get_tensor("z") if text is not None else None
+        except FileNotFoundError:
+            raise DataError(f"{path}: there is no such file") from None
+        except (OSError, safetensors.SafetensorError) as error:
+            raise DataError(f"{path} cannot be read as latents: {error}") from error
+        if text is None:
+            raise DataError(f"{path} holds no latents: it has no {_KEY} in its metadata")
+        try:
+            described = json.loads(text)
+            if described.pop("format") != _FORMAT:
+                raise DataError(f"{path} is of another format than this version reads ({_FORMAT})")
+            return cls(z=z, **described)._checked()
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: its metadata is damaged ({type(error).__name__}: {error})") from error
+
+    def _checked(self):
+        counts = {name: getattr(self, name) for name in ("hop_length", "model_sample_rate", "sample_rate", "length")}
+        for name, value in {
+            **counts,
+            "channels": self.channels,
+            "batch": 1 if self.batch is None else self.batch,
+        }.items():
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**40:
+                raise ValueError(f"{name} is {value!r}")
+        lanes = (self.batch or 1) * self.channels
+        if self.z.ndim != 3 or self.z.dtype != np.float32 or lanes % max(1, len(self.z)):
+            raise ValueError(f"z is {self.z.dtype}{list(self.z.shape)}")
+        return self
+
+
+def require_model(latents: Latents, fingerprint: str, what: str):
+    """Raise CheckpointError if the latents are of another model than the one at hand."""
+    if latents.model != fingerprint:
+        raise CheckpointError(
+            f"{what} were encoded by another model (fingerprint {latents.model}, this one is {fingerprint}); "
+            "decode them with that one, or say that this one will do (allow_other_model)"
+        )

@@ -1,0 +1,87 @@
+"""Encoder and decoder as StableHLO, to be run by JAX alone on CPU, CUDA and TPU.
+
+`jax.export` artifacts, serialized, with the weights inside. Both take any batch size, and any length
+in hops; the folder's `export.json` says what goes in and out.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from audiovae_jax.codec import Codec
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.model import AudioVAE
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+MANIFEST = "export.json"
+
+
+def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...] = PLATFORMS) -> dict:
+    """Write `encoder.jax_export`, `decoder.jax_export` and `export.json` to a new folder.
+
+    The encoder takes `[batch, hop * n, channels]` float32 to the calibrated mean
+    `[batch, frames, latent_dim]`; the decoder takes that to `[batch, samples, channels]`.
+
+    Args:
+      codec: the model.
+      target: the folder.
+      platforms: of "cpu", "cuda", "rocm", "tpu".
+
+    Returns:
+      What `export.json` holds.
+
+    Raises:
+      CheckpointError: the folder exists, or the model cannot be lowered for a platform.
+    """
+    target = Path(target)
+    if target.exists():
+        raise CheckpointError(f"{target} exists; give another folder")
+    model, hop = codec.model, codec.model.hop_length
+    variables = jax.tree.map(np.asarray, codec.variables)
+
+    def encode(audio):
+        return model.apply(variables, audio, deterministic=True, method=AudioVAE.encode).z
+
+    def decode(z):
+        return model.apply(variables, z, method=AudioVAE.decode)
+
+    shapes = {
+        "encoder": (encode, f"batch, {hop}*n, {model.in_channels}"),
+        "decoder": (decode, f"batch, n, {model.latent_dim}"),
+    }
+    least = -(-model.min_length // hop)
+    manifest = {
+        "format": 1,
+        "jax": jax.__version__,
+        "platforms": list(platforms),
+        "fingerprint": codec.fingerprint,
+        "sample_rate": codec.sample_rate,
+        "hop_length": hop,
+        "channels": model.in_channels,
+        "latent_dim": model.latent_dim,
+        "dtype": "float32",
+        "least_hops": least,
+    }
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        for name, (function, shape) in shapes.items():
+            scope = export.SymbolicScope([f"n >= {least}"])
+            spec = jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), jnp.float32)
+            exported = export.export(jax.jit(function), platforms=platforms)(spec)
+            (temporary / f"{name}.jax_export").write_bytes(exported.serialize())
+            (output,) = exported.out_avals
+            manifest[name] = {"file": f"{name}.jax_export", "in": f"[{shape}]", "out": str(list(output.shape))}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        temporary.rename(target)
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{target} was not written: {str(error).splitlines()[0]}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
