@@ -19,6 +19,7 @@ from audiovae_jax.errors import CheckpointError
 from audiovae_jax.model import AudioVAE
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+_KNOWN_PLATFORMS = (*PLATFORMS, "rocm")
 MANIFEST = "export.json"
 
 
@@ -37,9 +38,12 @@ def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...
       What `export.json` holds.
 
     Raises:
-      CheckpointError: the folder exists, or the model cannot be lowered for a platform.
+      CheckpointError: the folder exists, or a platform is unknown or one that the model cannot be lowered for.
     """
     target = Path(target)
+    unknown = [name for name in platforms if name not in _KNOWN_PLATFORMS]
+    if unknown or not platforms:
+        raise CheckpointError(f"platforms={','.join(platforms)}: choose from {', '.join(_KNOWN_PLATFORMS)}")
     if target.exists():
         raise CheckpointError(f"{target} exists; give another folder")
     model, hop = codec.model, codec.model.hop_length

@@ -10,9 +10,9 @@ import optax
 import pytest
 from conftest import GOLDEN
 
-from audiovae_jax import AudioVAE, EnCodecDiscriminator, checkpoint, saved_model, train
+from audiovae_jax import AudioVAE, EnCodecDiscriminator, build, checkpoint, saved_model, train
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.saved_model import load_model, save_model
+from audiovae_jax.saved_model import load_model, load_training_state, save_model
 
 SMALL = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 3), "latent_dim": 3, "dilations": (1, 3)}
 
@@ -184,3 +184,43 @@ def test_what_is_no_model_is_refused(tmp_path):
         load_model(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         load_model(tmp_path)
+
+
+def test_training_states_come_back(tmp_path, whole):
+    model, variables = whole
+    optimizer = optax.adamw(1e-3)
+    trainable = {"decoder": variables["params"]["decoder"]}  # the encoder is frozen
+    state = optimizer.init(trainable)
+    gradients = jax.tree.map(jnp.ones_like, trainable)
+    _, state = optimizer.update(gradients, state, trainable)
+    discriminator = EnCodecDiscriminator(1, n_ffts=(64,), use_msd=False, use_mpd=False, dtype="float32")
+    params = discriminator.init(jax.random.key(0), jnp.zeros((1, 256, 2)))["params"]
+    save_model(
+        model, variables, tmp_path / "m", optimizer_state=state, epoch=3, global_step=7, metadata={"loss": 0.5},
+        discriminator=discriminator, discriminator_params=params,
+    )  # fmt: skip
+    loaded = load_training_state(tmp_path / "m", optimizer)
+    assert (loaded["epoch"], loaded["global_step"], loaded["metadata"]) == (3, 7, {"loss": 0.5})
+    assert jax.tree.structure(loaded["optimizer_state"]) == jax.tree.structure(state)
+    _require_equal(loaded["optimizer_state"], state)
+    assert loaded["discriminator"] == discriminator
+    _require_equal(loaded["discriminator_params"], params)
+    assert load_training_state(tmp_path / "m")["optimizer_state"] is None
+    with pytest.raises(CheckpointError, match="the optimizer's state is of another transform"):
+        load_training_state(tmp_path / "m", optax.sgd(1e-3, momentum=0.9))
+
+
+def test_training_states_of_workdirs_and_torch_files(tmp_path, micro_config):
+    state = train.train(micro_config, tmp_path / "run")
+    recipe = build.build_recipe(micro_config)
+    loaded = load_training_state(tmp_path / "run", recipe.optimizer, step=2)
+    assert loaded["global_step"] == 2
+    _require_equal(loaded["optimizer_state"], state.opt_state)
+    _require_equal(loaded["discriminator_params"], state.discriminator_params)
+    loaded = load_training_state(GOLDEN / "lightning.ckpt", recipe.optimizer)
+    assert loaded["global_step"] == 3
+    assert int(optax.tree.get(loaded["optimizer_state"], "count")) == 3
+    assert loaded["discriminator"].n_ffts == (64,)
+    loaded = load_training_state(GOLDEN / "save_model.pt", recipe.optimizer)
+    assert (loaded["epoch"], loaded["metadata"]) == (3, {"val_loss": 0.125, "notes": "golden"})
+    assert int(optax.tree.get(loaded["optimizer_state"], "count")) == 3
