@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from audiovae_jax import array_store
+from audiovae_jax import array_store, atomic
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.state import TrainState
 
@@ -214,10 +214,8 @@ def locate(path: str) -> tuple[Path, int | None]:
 
 def write_json(path: Path, value: Any):
     """Write JSON so that the file is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    temporary.replace(path)
+    with atomic.replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def _badness(metrics):

@@ -48,15 +48,19 @@ def define_config_flag(default: str):
     config_flags.DEFINE_config_file("config", default, "config file, and configs to mix in: base.py:lightweight,staged")
 
 
-def read_config(reference: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def read_config(reference: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
     """The config that the flags give, finalized; with a torch file as `init_from`, its run's settings in it.
+
+    Args:
+      reference: the base config, whose keys are the allowed ones.
+      workdir: of the run.
 
     Raises:
       ConfigError: unknown keys.
       CheckpointError: `init_from` cannot be read.
     """
     config = flags.FLAGS.config
-    lines = warm_start.adopt_settings(config, {key for _, key in configuration.override_keys(sys.argv)})
+    lines = warm_start.adopt_settings(config, {key for _, key in configuration.override_keys(sys.argv)}, workdir)
     if lines and jax.process_index() == 0:
         print("\n".join(lines), flush=True)
     return configuration.finalize(config, reference)

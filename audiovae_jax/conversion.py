@@ -7,6 +7,7 @@ import numpy as np
 from audiovae_jax import checkpoint, saved_model
 from audiovae_jax.checkpoint import Checkpoints
 from audiovae_jax.discriminators import EnCodecDiscriminator
+from audiovae_jax.errors import CheckpointError
 from audiovae_jax.optimizer import learning_rate_schedule
 from audiovae_jax.torch_io import audio_vae, layout, reader, training
 from audiovae_jax.torch_io.discriminator import read_discriminator
@@ -29,11 +30,15 @@ def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None 
     lines, notes = list(model.lines), list(imported.notes)
     discriminator = params = None
     if imported.discriminator is not None:
-        discriminator = EnCodecDiscriminator(**imported.discriminator_arguments())
-        filled = read_discriminator(imported.discriminator, discriminator)
-        params = filled.params
-        lines = [line for line in lines if not line.key.startswith("discriminator.")]
-        lines += [_prefixed(line, "discriminator") for line in filled.lines]
+        try:
+            discriminator = EnCodecDiscriminator(**imported.discriminator_arguments())
+            filled = read_discriminator(imported.discriminator, discriminator)
+            params = filled.params
+            lines = [line for line in lines if not line.key.startswith("discriminator.")]
+            lines += [_prefixed(line, "discriminator") for line in filled.lines]
+        except CheckpointError as error:
+            discriminator = None
+            notes.append(f"the discriminator is not kept: {error}")
     saved_model.save_model(
         model.model,
         model.variables,
@@ -53,7 +58,7 @@ def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None 
         print("note: optimizer states are not kept in a saved model; scripts/train.py takes them from the file itself,")
         print(f"      with --config.init_from={source}")
     names, difference = _round_trip(source, target)
-    print(f"round trip: {names} tensors written back from {target}, largest difference {difference:.3g}")
+    print(f"round trip: {names} tensors of the model written back from {target}, largest difference {difference:.3g}")
 
 
 def export_torch(source: str, target: str, *, step: int | None = None):
@@ -138,14 +143,19 @@ def _print_table(lines):
 
 
 def _round_trip(source, target):
-    """`(count, largest difference)` of the tensors written back from `target` against those of `source`."""
+    """`(count, largest difference)` of the model's tensors in `source` against those written back from `target`."""
     loaded = saved_model.open_model(target)
     back = audio_vae.audio_vae_state_dict(loaded.variables)
     found = audio_vae.model_state_dict(reader.read_checkpoint(source, skip=audio_vae.TRAINING_KEYS))
-    worst, count = 0.0, 0
-    for key, tensor in back.items():
-        original = next((found[name] for name in (key, layout.parametrized_key(key)) if name in found), None)
-        if original is not None:
-            worst = max(worst, float(np.abs(tensor - np.asarray(original, np.float32)).max(initial=0)))
-            count += 1
-    return count, worst
+    worst = 0.0
+    names = {key: key for key in back} | {layout.parametrized_key(key): key for key in back}
+    for key, tensor in found.items():
+        if key in names:
+            ours = back[names[key]]
+        elif f"{key}_v" in back:  # folded there
+            v, g = (back[f"{key}_{leaf}"].astype(np.float64) for leaf in "vg")
+            ours = g * v / np.sqrt(np.sum(np.square(v), axis=(1, 2), keepdims=True))
+        else:
+            continue
+        worst = max(worst, float(np.abs(ours - np.asarray(tensor, np.float32)).max(initial=0)))
+    return len(found), worst

@@ -1,5 +1,7 @@
 """Errors that a user can mend: each names the file or key, and what to do about it."""
 
+import contextlib
+
 
 class UserError(Exception):
     """Base of the errors below; scripts print it without a traceback."""
@@ -19,3 +21,15 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot go on."""
+
+
+@contextlib.contextmanager
+def as_checkpoint_error(what: str):
+    """Whatever goes wrong inside, other than a user's error, is a CheckpointError that begins with `what`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{what} ({type(error).__name__}: {text})"[:1000]) from error

@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from audiovae_jax import atomic
 from audiovae_jax.errors import CheckpointError, DataError
 
 _FORMAT = 1
@@ -51,15 +51,11 @@ class Latents:
         path = Path(path)
         described = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "z"}
         metadata = {_KEY: json.dumps({"format": _FORMAT, **described})}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            safetensors.numpy.save_file({"z": np.ascontiguousarray(self.z)}, temporary, metadata=metadata)
-            temporary.replace(path)
+            with atomic.replacing(path) as temporary:
+                safetensors.numpy.save_file({"z": np.ascontiguousarray(self.z)}, temporary, metadata=metadata)
         except OSError as error:
             raise DataError(f"{path} was not written: {error.strerror or error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> "Latents":

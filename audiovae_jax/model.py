@@ -248,6 +248,12 @@ class AudioVAE(nn.Module):
         """The fewest samples that encode to a latent frame: `hop_length`, and some more where strides are odd."""
         return self.decoded_length(1)  # the transposed convolutions undo the lengths exactly
 
+    def shapes(self) -> dict:
+        """The shapes of the model's variables, without computing them."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        audio = jax.ShapeDtypeStruct((1, self.min_length, self.in_channels), jnp.float32)
+        return jax.eval_shape(lambda key, audio: self.init(key, audio, deterministic=True), key, audio)
+
     def folded(self, variables: dict) -> tuple["AudioVAE", dict]:
         """The same model with weight norm folded into its kernels, and its variables: for inference."""
         if not self.weight_norm:

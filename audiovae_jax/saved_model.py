@@ -5,6 +5,7 @@ A saved model is a folder: `model.json`, which a person can read, and Orbax tree
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ import optax
 from audiovae_jax import array_store, build, checkpoint, resolve
 from audiovae_jax.checkpoint import Checkpoints
 from audiovae_jax.discriminators import EnCodecDiscriminator
-from audiovae_jax.errors import CheckpointError, ConfigError
+from audiovae_jax.errors import CheckpointError, ConfigError, as_checkpoint_error
 from audiovae_jax.model import AudioVAE
 from audiovae_jax.state import count_parameters, split_trainable
 from audiovae_jax.torch_io import audio_vae, import_discriminator, training
@@ -32,7 +33,7 @@ DESCRIPTION = "model.json"
 _FORMAT = 1
 _KEYS = {
     *("format", "config", "sample_rate", "channels", "hop_length", "latent_statistics", "encoder_frozen"),
-    *("parameter_count", "epoch", "global_step", "metadata", "discriminator", "arrays"),
+    *("parameter_count", "epoch", "global_step", "metadata", "discriminator", "arrays", "checksum"),
 }
 
 
@@ -51,8 +52,8 @@ def save_model(
 ):
     """Write a model to the folder `path`, from which `load_model` makes it again.
 
-    The folder is written beside its place and then put there, so that what was at `path` before, if
-    it was a saved model, is there whole until then.
+    The folder is written beside its place and then put there. A saved model that was at `path` is moved
+    aside for that moment: if the machine stops just then, it is found beside, as `.<name>.<number>.old`.
 
     Args:
       model: its configuration is written too.
@@ -238,14 +239,21 @@ def _write(path, description, trees):
     calibrated = bool(np.any(statistics["latent_mean"] != 0) or np.any(statistics["latent_std"] != 1))
     description = {
         "format": _FORMAT,
-        **{key: value for key, value in description.items() if key not in ("format", "latent_statistics", "arrays")},
+        **{
+            key: value
+            for key, value in description.items()
+            if key not in ("format", "latent_statistics", "arrays", "checksum")
+        },
         "latent_statistics": "calibrated" if calibrated else "initial",
         "arrays": {name: array_store.describe(tree) for name, tree in trees.items()},
     }
     try:
-        text = json.dumps(description, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} was not written: metadata must be what JSON can hold ({error})") from error
+        description["checksum"] = _checksum(description)
+        text = json.dumps(description, indent=2) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} was not written: epoch, global_step and metadata must be what JSON can hold ({error})"
+        ) from error
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         for name, tree in trees.items():
@@ -308,7 +316,9 @@ def _fill_optimizer(optimizer, loaded, tree, path):
 def _open_saved(path):
     description = _read_description(path)
     model = _model(description["config"], str(path / DESCRIPTION))
-    arrays = array_store.read_tree(path / "model", description["arrays"]["model"])
+    described = description["arrays"]["model"]
+    array_store.require_same(array_store.describe_shapes(model.shapes()), described, str(path / DESCRIPTION))
+    arrays = array_store.read_tree(path / "model", described)
     fields = {name: description[name] for name in ("sample_rate", "epoch", "global_step", "metadata")}
     return LoadedModel(model, arrays, "saved model", **fields)
 
@@ -354,7 +364,7 @@ def _open_torch(path, strict):
 def _read_description(path):
     try:
         description = json.loads((path / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path / DESCRIPTION} is damaged: {array_store.first_line(error)}") from error
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
         raise CheckpointError(f"{path / DESCRIPTION} is not the description of a saved model")
@@ -365,7 +375,24 @@ def _read_description(path):
     missing = _KEYS - description.keys()
     if missing:
         raise CheckpointError(f"{path / DESCRIPTION} is damaged: it lacks {', '.join(sorted(missing))}")
+    arrays = description["arrays"]
+    if (
+        not isinstance(arrays, dict)
+        or "model" not in arrays
+        or not all(
+            isinstance(tree, dict) and all(isinstance(a, str) for a in tree.values()) for tree in arrays.values()
+        )
+    ):
+        raise CheckpointError(f"{path / DESCRIPTION} is damaged: its arrays are not described")
+    if description["checksum"] != _checksum(description):
+        raise CheckpointError(f"{path / DESCRIPTION} does not match its checksum: it is damaged, or was edited")
     return description
+
+
+def _checksum(description):
+    """Of all but itself; JSON reads back as equal what it wrote, so that order and spaces do not count."""
+    content = json.loads(json.dumps({**description, "checksum": None}, allow_nan=False))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _model_config(model):
@@ -375,10 +402,8 @@ def _model_config(model):
 
 
 def _model(config, where):
-    try:
+    with as_checkpoint_error(f"{where}: its config makes no AudioVAE"):
         return AudioVAE(**config)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{where}: its config makes no AudioVAE: {error}") from error
 
 
 def _describe_module(module):

@@ -1,6 +1,7 @@
 """`config.init_from`: going on from another run, of ours or of the PyTorch system."""
 
 import functools
+import json
 from collections.abc import Collection
 from pathlib import Path
 
@@ -14,16 +15,27 @@ from audiovae_jax.errors import CheckpointError, ConfigError
 from audiovae_jax.state import TrainState, create_train_state
 from audiovae_jax.step import Recipe
 from audiovae_jax.torch_io import training
+from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS
+
+# Beginnings of the keys that a torch file can set.
+_ADOPTABLE = (
+    *(f"model.{key}" for key in (*CONFIG_KEYS, "encoder_frozen")),
+    *("data.channels", "data.sample_rate", "use_adversarial", "num_steps", "discriminator."),
+    *("generator_update_every", "discriminator_update_every", "adversarial.", "kl."),
+    *("optimizer.", "discriminator_optimizer."),
+)
 
 
-def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str]) -> list[str]:
+def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], workdir: Path) -> list[str]:
     """Set what a torch file at `config.init_from` tells of its run: architectures, rates, weights.
 
-    What the command line gives stands. Runs of ours have their config beside them and are not looked at.
+    What the command line gives stands. Runs of ours have their config beside them and are not looked
+    at. A run that has begun has what it adopted in its workdir, and does not need the file again.
 
     Args:
       config: changed in place.
       given: the keys that were set on the command line.
+      workdir: of the run.
 
     Returns:
       A line per setting, for the user to see.
@@ -35,10 +47,12 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str]) ->
     path = config.init_from
     if path is None or Path(path).is_dir():
         return []
-    imported = training.read_training(path)
+    overrides = _adopted_before(workdir, path)
+    if overrides is None:
+        overrides = training.read_training(path).overrides
     ensemble = _is_the_ensemble(config.discriminator)
     changed, agreeing = [], []
-    for key, value in imported.overrides.items():
+    for key, value in overrides.items():
         if key in given or not configuration.has_key(config, key):
             continue
         section, _, name = key.rpartition(".")
@@ -46,10 +60,14 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str]) ->
             continue
         values = config[section] if section else config
         before = values[name]
+        if isinstance(before, int) and isinstance(value, float) and value.is_integer():
+            value = int(value)
         try:
-            values[name] = value
+            values[name] = tuple(value) if isinstance(value, list) else value
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{path} has {key}={value!r}, which config.{key} does not take ({error})") from error
+            raise ConfigError(
+                f"{path} has {key}={value!r}, which config.{key} does not take ({error}); give --config.{key}=..."
+            ) from error
         if before == value:
             agreeing.append(key)
         else:
@@ -99,6 +117,18 @@ def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, notes: lis
             notes.append(f"config.init_from={path}: its {' and '.join(names)} does not fit and starts afresh")
     notes.append(f"taken over from {path}: step {int(old.step)}, {', '.join(parts)}")
     return fresh.replace(**parts)
+
+
+def _adopted_before(workdir, path):
+    """The keys that a file can set, of a run that has begun in `workdir` from `path`; None if there is none."""
+    try:
+        config = json.loads((workdir / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if config.get("init_from") != path:
+        return None
+    flat = configuration.flatten(config)
+    return {key: value for key, value in flat.items() if key.startswith(_ADOPTABLE)}
 
 
 def _is_the_ensemble(section):

@@ -15,8 +15,8 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default ru
 
 
 def main():
-    config = cli.read_config(base.get_config())
-    train.train(config, Path(_WORKDIR.value or Path("runs") / cli.config_name()))
+    workdir = Path(_WORKDIR.value or Path("runs") / cli.config_name())
+    train.train(cli.read_config(base.get_config(), workdir), workdir)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import soundfile
 
 jax.config.update("jax_num_cpu_devices", 4)
 
-from audiovae_jax import configuration
+from audiovae_jax import configuration, train
 from configs import base
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -34,9 +34,7 @@ def pytest_sessionfinish():
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
-@pytest.fixture
-def micro_config() -> ml_collections.ConfigDict:
-    """A whole run in miniature, of every kind of part."""
+def _micro_config():
     config = base.get_config()
     config.num_steps = 2
     config.batch_size = 4
@@ -64,6 +62,22 @@ def micro_config() -> ml_collections.ConfigDict:
 
 
 @pytest.fixture
+def micro_config() -> ml_collections.ConfigDict:
+    """A whole run in miniature, of every kind of part."""
+    return _micro_config()
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory):
+    """`(workdir, config, final state)` of the run in miniature, on four devices; to be read only.
+
+    Tests that take it are of the group "trained", so that one worker makes it for all.
+    """
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    return workdir, _micro_config(), train.train(_micro_config(), workdir)
+
+
+@pytest.fixture
 def audio_folder(tmp_path) -> Path:
     """Three good files of half a second: stereo wav, mono flac at another rate, stereo ogg."""
     folder = tmp_path / "audio"
@@ -72,6 +86,18 @@ def audio_folder(tmp_path) -> Path:
     for name, rate, channels in (("a.wav", 44100, 2), ("deeper/b.flac", 22050, 1), ("c.ogg", 44100, 2)):
         soundfile.write(folder / name, 0.3 * rng.standard_normal((rate // 2, channels)), rate)
     return folder
+
+
+def random_variables(model, seed: int = 0) -> dict:
+    """Variables of a model in which every parameter matters, without compiling its initialisation."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, shape):
+        near = {"alpha": 1.0, "g": 0.5, "latent_std": 1.0}.get(path[-1].key, 0.0)
+        scale = 0.3 if path[-1].key == "v" else 0.1
+        return jax.numpy.asarray((near + scale * rng.standard_normal(shape.shape)).astype(np.float32))
+
+    return jax.tree_util.tree_map_with_path(fill, model.shapes())
 
 
 def shared(name: str) -> Path:

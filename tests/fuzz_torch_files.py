@@ -13,19 +13,24 @@ import numpy as np
 
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.torch_io import read_checkpoint
+from audiovae_jax.torch_io.unpickle import Placeholder
 
 
-def same(a, b):
-    """Whether two values of `read_checkpoint` are equal, to the bit; placeholders by their names."""
+def same(a, b, depth=0):
+    """Whether two values of `read_checkpoint` are equal, to the bit; placeholders with all that they hold."""
+    if isinstance(a, Placeholder) and isinstance(b, Placeholder) and depth < 20:
+        return all(same(getattr(a, name), getattr(b, name), depth + 1) for name in Placeholder.__slots__)
     if isinstance(a, np.ndarray):
         return isinstance(b, np.ndarray) and (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes())
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
         # A placeholder as a key has no equal, but its place.
-        return [str(k) for k in a] == [str(k) for k in b] and all(map(same, a.values(), b.values()))
+        return [str(k) for k in a] == [str(k) for k in b] and all(
+            same(x, y, depth) for x, y in zip(a.values(), b.values(), strict=True)
+        )
     if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
+        return len(a) == len(b) and all(same(x, y, depth) for x, y in zip(a, b, strict=True))
     return repr(a) == repr(b)
 
 

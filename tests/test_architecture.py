@@ -11,6 +11,7 @@ PACKAGE = ROOT / "audiovae_jax"
 # From low to high. A module may import those before it, or, within a package, those of its own.
 LEVELS = [
     "errors",
+    "atomic",
     "signal",
     "convolution",
     "layers",

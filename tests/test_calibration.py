@@ -1,10 +1,12 @@
 """Latent statistics from data."""
 
-import jax
+import json
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from conftest import random_variables
 
 from audiovae_jax import AudioVAE, Codec, load_model, save_model
 from audiovae_jax.calibration import RunningMoments, calibrate
@@ -36,7 +38,7 @@ def data(tmp_path):
 
 def _saved(path, **options):
     model = AudioVAE(**CONFIG)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 80, 2)), deterministic=True)
+    variables = random_variables(model)
     save_model(model, variables, path, sample_rate=8000, metadata={"note": "kept"}, **options)
     return model, variables
 
@@ -60,8 +62,6 @@ def test_calibrated_latents_have_zero_mean_and_unit_variance(tmp_path, data, cap
         model.apply(variables, audio, deterministic=True).reconstruction,
         atol=1e-5,
     )
-    import json
-
     description = json.loads((tmp_path / "m" / "model.json").read_text())
     assert description["latent_statistics"] == "calibrated"
     assert description["metadata"] == {"note": "kept", "calibrated_on": str(data), "calibration_frames": 500}

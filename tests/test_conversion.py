@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from audiovae_jax import conversion, train
+from audiovae_jax import conversion
 from audiovae_jax.saved_model import load_model
 from audiovae_jax.torch_io import import_audio_vae, read_checkpoint
 
@@ -63,15 +63,14 @@ def test_the_commands_there_and_back(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.safetensors", "m"]
 
 
-def test_a_run_of_ours_goes_on_in_torch(tmp_path, micro_config):
+@pytest.mark.xdist_group("trained")
+def test_a_run_of_ours_goes_on_in_torch(tmp_path, trained_run):
     """Weights, AdamW's state and the schedule of a workdir, as torch.optim takes them."""
-    micro_config.num_steps = 20
-    micro_config.validate_every = micro_config.checkpoint_every = micro_config.sample_every = 20
-    state = train.train(micro_config, tmp_path / "run")
-    conversion.export_torch(str(tmp_path / "run"), str(tmp_path / "x.pt"))
+    workdir, _, state = trained_run
+    conversion.export_torch(str(workdir), str(tmp_path / "x.pt"), step=2)
     written = read_checkpoint(tmp_path / "x.pt")
-    assert written["global_step"] == 20
-    assert {s["step"].item() for s in written["optimizer_state_dict"]["state"].values()} == {20.0}
+    assert written["global_step"] == 2
+    assert {s["step"].item() for s in written["optimizer_state_dict"]["state"].values()} == {2.0}
     torch = pytest.importorskip("torch")
     import torch_reference
 
@@ -90,7 +89,7 @@ def test_a_run_of_ours_goes_on_in_torch(tmp_path, micro_config):
     audio = 0.3 * np.random.default_rng(0).standard_normal((1, 2, 400)).astype(np.float32)
     with torch.no_grad():
         reconstruction, *_ = theirs(torch.tensor(audio))
-    model, variables = load_model(tmp_path / "run")
+    model, variables = load_model(workdir, step=2)
     mine = model.apply(variables, np.moveaxis(audio, 1, -1), deterministic=True).reconstruction
     np.testing.assert_allclose(np.moveaxis(np.asarray(mine), -1, 1), reconstruction.numpy(), atol=1e-5)
     for parameter in theirs.parameters():

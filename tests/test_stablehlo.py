@@ -4,10 +4,9 @@ import json
 import subprocess
 import sys
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import random_variables
 
 from audiovae_jax import AudioVAE, Codec
 from audiovae_jax.errors import CheckpointError
@@ -30,7 +29,7 @@ assert not [name for name in sys.modules if name.startswith(("audiovae_jax", "fl
 @pytest.mark.parametrize("strides", [(2, 4), (3, 5)])
 def test_the_artifacts_are_the_module(tmp_path, strides):
     model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=strides, latent_dim=3, dilations=(1,))
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 300, 2)), deterministic=True)
+    variables = random_variables(model)
     codec = Codec(model, variables, sample_rate=8000)
     manifest = export_stablehlo(codec, tmp_path / "served")
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"]

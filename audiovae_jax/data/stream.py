@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from audiovae_jax import atomic
 from audiovae_jax.data import audio_file
 from audiovae_jax.errors import DataError
 
@@ -120,16 +121,14 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
         raise DataError(f"{path}: audio of the kind {path.suffix!r} cannot be written; use .wav or .flac")
     # A WAV keeps what floating point has; the others take what they can best.
     subtype = {"WAV": "FLOAT", "FLAC": "PCM_24"}.get(kind)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype=subtype, format=kind) as file:
+        with (
+            atomic.replacing(path) as temporary,
+            soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype=subtype, format=kind) as file,
+        ):
             for block in blocks:
                 file.write(block)
-        temporary.replace(path)
     except soundfile.LibsndfileError as error:
         raise DataError(f"{path} was not written: {error.error_string}") from error
     except OSError as error:
         raise DataError(f"{path} was not written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """What the shapes of tensors tell of the networks that they belong to."""
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,6 +13,8 @@ _DILATIONS = (1, 3, 9)
 _PERIODS = (2, 3, 5, 7, 11)
 _SCALES = (1, 2, 4)
 _MAX_DILATION = 1 << 15
+_MAX_HOP = 1 << 20  # samples
+_FFT_LENGTHS = (4, 65536)  # samples
 
 
 def infer_audio_vae(state_dict: Mapping[str, np.ndarray]) -> dict:
@@ -36,6 +39,10 @@ def infer_audio_vae(state_dict: Mapping[str, np.ndarray]) -> dict:
             )
         mults.append(width // base)
         strides.append(taps // 2)
+        if math.prod(strides) > _MAX_HOP:
+            raise CheckpointError(
+                f"its strides {strides} make a hop of {math.prod(strides)} samples, which no AudioVAE has"
+            )
     if not mults:
         raise CheckpointError("the state dict has no encoder.blocks.0.downsample.1, so it is not an AudioVAE's")
     twice_latent, *_ = shapes.weight("encoder.final_conv.1", 3)
@@ -98,7 +105,7 @@ def infer_ensemble(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str
     count = _count(shapes, "msstft.discriminators.{}.conv_post")
     windows = [state_dict.get(f"msstft.discriminators.{i}.window") for i in range(count)]
     if all(window is not None for window in windows):
-        found["n_ffts"] = tuple(window.size for window in windows)
+        found["n_ffts"] = tuple(_fft_length(window.size) for window in windows)
     else:
         notes.append(f"its {count} FFT lengths are not in it; config.discriminator.n_ffts is taken as it stands")
     scales = _count(shapes, "msd.discriminators.{}.conv_post")
@@ -128,11 +135,17 @@ def infer_ensemble(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str
         stem = "mel_stft.discriminators.{}.mel_transform.mel_scale.fb"
         banks = [state_dict.get(stem.format(i)) for i in range(mels)]
         if all(bank is not None and bank.ndim == 2 for bank in banks):
-            found["mel_stft_n_ffts"] = tuple(2 * (bank.shape[0] - 1) for bank in banks)
+            found["mel_stft_n_ffts"] = tuple(_fft_length(2 * (bank.shape[0] - 1)) for bank in banks)
             found["mel_stft_n_mels"] = tuple(bank.shape[1] for bank in banks)
         else:
             notes.append("its mel filterbanks are not in it; config.discriminator.mel_stft_* is taken as it stands")
     return found, notes
+
+
+def _fft_length(length):
+    if not _FFT_LENGTHS[0] <= length <= _FFT_LENGTHS[1]:
+        raise CheckpointError(f"it has an FFT of {length} samples, which no discriminator of ours takes")
+    return length
 
 
 def _count(shapes, pattern):

@@ -16,6 +16,8 @@ from audiovae_jax.torch_io.unpickle import Refused, unpickle
 
 _MAX_PICKLE = 64 << 20  # bytes; the golden files' take 0.15 MB, 40 million parameters' no more
 _MAX_MEMBERS = 200_000
+_MAX_DIRECTORY = 16 << 20  # bytes; some 60 per member
+_END_RECORDS = 66_000  # bytes: a comment may follow them
 _UTF8, _DATA_DESCRIPTOR = 0x800, 0x8
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C
@@ -73,6 +75,7 @@ def _arrays(value, read):
 
 
 def _open_zip(file, size):
+    _check_directory(file, size)
     try:
         archive = zipfile.ZipFile(file)
         members = archive.infolist()
@@ -103,13 +106,27 @@ def _open_zip(file, size):
         if order not in (b"little", b"big"):
             raise Refused("its byte order is unknown")
         swap = order.decode() != sys.byteorder
-    value, _ = unpickle(memoryview(member("data.pkl")), builders.BUILDERS, tensors.storage)
+    value, _ = unpickle(memoryview(member("data.pkl")), builders.BUILDERS, builders.HASHING, tensors.storage)
 
     def read(storage):
         data = member(f"data/{storage.key}", storage.nbytes)
         return _swapped(data, storage.dtype) if swap else data
 
     return value, read
+
+
+def _check_directory(file, size):
+    """Raise Refused for a directory too large to be parsed, by what the records at the file's end say of it."""
+    file.seek(max(0, size - _END_RECORDS))
+    tail = file.read()
+    for magic, form, offset in ((b"PK\x05\x06", "<I", 12), (b"PK\x06\x06", "<Q", 40)):
+        position = tail.rfind(magic)
+        field = tail[position + offset : position + offset + struct.calcsize(form)]
+        if position < 0 or len(field) != struct.calcsize(form):
+            continue
+        (directory,) = struct.unpack(form, field)
+        if directory > _MAX_DIRECTORY and directory != 0xFFFFFFFF:
+            raise Refused(f"its directory of {directory:,} bytes is too large")
 
 
 def _read_member(file, info, nbytes):
@@ -135,7 +152,10 @@ def _read_member(file, info, nbytes):
     if file.readinto(data) != info.file_size:
         raise Refused(f"its member {name} is cut short")
     if zlib.crc32(data) != info.CRC:
-        raise Refused(f"its member {name} does not match its CRC-32")
+        raise Refused(
+            f"its member {name} does not match its CRC-32; it is damaged, or was saved with torch's CRC-32 off "
+            "(torch.serialization.set_crc32_options)"
+        )
     return data
 
 
@@ -154,13 +174,15 @@ def _open_stream(file, size):
         if isinstance(parts, tuple) and len(parts) == 4 and parts[0] == "module":
             return parts[1]
         storage = tensors.storage(parts)
+        if not isinstance(storage, tensors.Storage):
+            raise Refused(f"it has a {storage}, whose size is unknown; save it again with a newer torch")
         if item_sizes.setdefault(storage.key, storage.dtype.itemsize) != storage.dtype.itemsize:
             raise Refused(f"its storage {storage.key} has two types")
         return storage
 
     def following():
         nonlocal position
-        value, taken = unpickle(data[position:], builders.BUILDERS, persistent)
+        value, taken = unpickle(data[position:], builders.BUILDERS, builders.HASHING, persistent)
         position += taken
         return value
 

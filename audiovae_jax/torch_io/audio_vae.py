@@ -1,11 +1,12 @@
 """`import_audio_vae` and `export_audio_vae`: the model between torch's files and our variables."""
 
+import collections
 import dataclasses
 import json
 import math
-import os
 import warnings
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from audiovae_jax.errors import CheckpointError
+from audiovae_jax import atomic
+from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.model import AudioVAE
 from audiovae_jax.torch_io import architecture, layout, reader, state_dict, writer
 from audiovae_jax.torch_io.state_dict import Line
@@ -25,12 +27,16 @@ CONFIG_KEYS = (
     *("in_channels", "base_channels", "channel_mults", "strides"),
     *("latent_dim", "kernel_size", "dilations"),
 )
-_STATE_DICTS = ("model_state_dict", "state_dict")
+_STATE_DICTS = ("model_state_dict", "state_dict", "model")
+# A small model of which much is missing may have more to be made than there is.
+_SLACK = 1 << 20
 _STATISTICS = ("latent_mean", "latent_std")
 # What safetensors' metadata holds beside the weights, each as JSON.
-_DESCRIBED = ("model_config", "encoder_frozen", "epoch", "global_step", "metadata")
+_DESCRIBED = ("model_config", "encoder_frozen", "epoch", "global_step", "metadata", "crc32")
+# Parts of a Lightning module that everybody knows to be no part of the model.
+_KNOWN_PARTS = ("discriminator", "loss_calculator")
 # What a checkpoint holds for going on with training.
-TRAINING_KEYS = ("optimizer_states", "optimizer_state_dict", "lr_schedulers", "callbacks", "loops")
+TRAINING_KEYS = ("optimizer_states", "optimizer_state_dict", "lr_schedulers", "scheduler_state_dict", "callbacks")
 
 
 @dataclasses.dataclass
@@ -91,7 +97,8 @@ def read_audio_vae(
     """`import_audio_vae` with the account of what became of each tensor; the arguments are the same."""
     checkpoint = reader.read_checkpoint(path, skip=TRAINING_KEYS)
     try:
-        return from_checkpoint(checkpoint, dilations=dilations, strict=strict)
+        with as_checkpoint_error("it is not as the PyTorch system writes it"):
+            return from_checkpoint(checkpoint, dilations=dilations, strict=strict)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
@@ -105,21 +112,31 @@ def from_checkpoint(
       CheckpointError: as `import_audio_vae`.
     """
     notes, lines = [], []
-    checkpoint |= _described(checkpoint.pop(reader.METADATA, {}))
+    describe(checkpoint)
     tensors = model_state_dict(checkpoint, lines)
+    notes += _other_parts(lines)
+    checkpoint["adversarial"] = any(line.key.startswith("discriminator.") for line in lines)
     for key in _STATE_DICTS:
         checkpoint.pop(key, None)
     model = _build(checkpoint, tensors, dilations, notes)
     statistics = _latent_statistics(checkpoint, tensors)
-    filled = state_dict.fill(_shapes(model), tensors)
+    stored = sum(tensor.size for tensor in tensors.values())
+    shapes = model.shapes()["params"]
+    claimed = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    if claimed > 2 * stored + _SLACK:
+        raise CheckpointError(
+            f"its tensors hold {stored:,} values; the model that they describe would have {claimed:,}"
+        )
+    filled = state_dict.fill(shapes, tensors)
     params, problems = filled.params, filled.problems
     own = []
-    for name, values in statistics.items():
-        fault = _statistics_fault(values, model.latent_dim)
+    for name, tensor in statistics.items():
+        fault = _statistics_fault(name, tensor, model.latent_dim)
         if fault is None:
-            own.append(Line(name, (1, model.latent_dim, 1), "float32", f"latent_statistics/{name}"))
+            own.append(Line(name, tensor.shape, str(tensor.dtype), f"latent_statistics/{name}"))
+            statistics[name] = np.asarray(tensor, np.float32).reshape(-1)
             continue
-        problems["missing" if values is None else "unusable"].append(f"{name}{fault}")
+        problems["missing" if tensor is None else "unusable"].append(f"{name}{fault}")
         statistics[name] = np.full(model.latent_dim, float(name == "latent_std"), np.float32)
     lines = own + filled.lines + lines
     account = state_dict.explain(problems)
@@ -144,7 +161,7 @@ def from_checkpoint(
         notes,
         sample_rate=_count(hyperparameters.get("sample_rate")) if isinstance(hyperparameters, dict) else None,
         epoch=_count(checkpoint.get("epoch")),
-        global_step=_count(checkpoint.get("global_step")),
+        global_step=batches_seen(checkpoint, []),
         metadata={str(key): _for_json(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {},
     )
 
@@ -196,7 +213,7 @@ def export_audio_vae(
             _write_safetensors(path, weights, described)
         else:
             raise CheckpointError(f"{path}: the name must end in .pt or .safetensors")
-    except TypeError as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} was not written: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
@@ -258,83 +275,146 @@ def model_state_dict(checkpoint: dict, lines: list[Line] | None = None) -> dict[
     return {key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")}
 
 
-def _described(metadata):
-    """What `export_audio_vae` writes into safetensors' metadata; that of others is left alone."""
-    try:
-        return {key: json.loads(metadata[key]) for key in _DESCRIBED if key in metadata}
-    except ValueError as error:
-        raise CheckpointError(f"its metadata is not JSON ({error})") from None
+def batches_seen(checkpoint: dict, notes: list[str], updates: Collection[int] = ()) -> int | None:
+    """The number of training batches: Lightning's `global_step` counts the updates of both optimizers.
+
+    Args:
+      checkpoint: with its state dict, or without.
+      notes: gets a line where the two differ.
+      updates: how many each optimizer made, where that is known.
+
+    Returns:
+      None where the file does not count.
+
+    Raises:
+      CheckpointError: its counts are none.
+    """
+    counted = checkpoint.get("global_step")
+    if counted is None:
+        return None
+    if _count(counted) is None or counted >= 2**31:
+        raise CheckpointError(f"its global_step is {counted!r}, which is no count of steps")
+    total = checkpoint.get("loops")
+    for key in ("fit_loop", "epoch_loop.batch_progress", "total"):
+        total = total.get(key) if isinstance(total, dict) else None
+    # A checkpoint in the middle of an epoch is written before its batch counts as completed.
+    seen = [_count(total.get(key)) or 0 for key in ("processed", "completed")] if isinstance(total, dict) else [0]
+    batches = max(seen)
+    if not 0 < batches <= counted:
+        adversarial = checkpoint.get("adversarial", False) or len(updates) > 1
+        batches = counted // 2 if adversarial else counted
+        if len(updates) > 1 and sum(updates) == counted:
+            batches = max(updates)
+    if batches != counted:
+        notes.append(f"global_step={counted} counts the updates of both optimizers; {batches} batches were seen")
+    if updates and max(updates) > batches:
+        notes.append(f"its optimizer made {max(updates)} updates, more than the {batches} batches that it counts")
+    return batches
+
+
+def describe(checkpoint: dict):
+    """Put what `export_audio_vae` wrote into safetensors' metadata in its place; that of others is left alone.
+
+    Raises:
+      CheckpointError: the config is not JSON, or a tensor is not the one that was written.
+    """
+    metadata = checkpoint.pop(reader.METADATA, None) or {}
+    for key in _DESCRIBED:
+        try:
+            if key in metadata:
+                checkpoint[key] = json.loads(metadata[key])
+        except (ValueError, RecursionError) as error:
+            if key == "model_config":
+                raise CheckpointError(f"its metadata has a model_config that is not JSON ({error})") from None
+    sums = checkpoint.pop("crc32", None)
+    for key, value in sums.items() if isinstance(sums, dict) else ():
+        if not isinstance(checkpoint.get(key), np.ndarray) or _crc32(checkpoint[key]) != value:
+            raise CheckpointError(f"it is damaged: {key} does not match its CRC-32")
+
+
+def _crc32(array):
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _other_parts(lines):
+    """A note on parts of the file that are neither the model's nor expected to be there."""
+    counts = collections.Counter(line.key.partition(".")[0] for line in lines)
+    unknown = {part: count for part, count in counts.items() if part not in _KNOWN_PARTS}
+    return [f"left out {part} ({count} tensors), which is not the model's" for part, count in unknown.items()]
 
 
 def _build(checkpoint, tensors, dilations, notes):
     """The model of `model_config`, which must agree with the tensors; without one, of the tensors."""
+    hyperparameters = checkpoint.get("hyper_parameters")
     config = checkpoint.get("model_config")
+    if config is None and isinstance(hyperparameters, dict):
+        config = hyperparameters.get("model_config")
     frozen = checkpoint.get("encoder_frozen", False)
     if not isinstance(frozen, bool):
         raise CheckpointError(f"its encoder_frozen is {frozen!r}, not true or false")
     shown = architecture.infer_audio_vae(tensors)
     count = architecture.count_dilations(tensors)
+    stated = None
+    if config is not None:
+        stated = _check_config(config, shown)
+    if stated is not None and dilations is not None and tuple(dilations) != tuple(stated):
+        raise CheckpointError(f"dilations={tuple(dilations)} were given, but its model_config has {tuple(stated)}")
+    source = "given" if dilations is not None else "the field's, since they leave no trace"
+    chosen = dilations or architecture.default_dilations(count) if stated is None else stated
+    shown["dilations"] = architecture.check_dilations(chosen, count)
     if config is None:
-        assumed = architecture.check_dilations(dilations or architecture.default_dilations(count), count)
-        source = "given" if dilations else "the field's, since they leave no trace"
         notes.append(
             "Checkpoint does not contain 'model_config'; inferred from its tensors: "
             + ", ".join(f"{key}={value}" for key, value in shown.items())
-            + f"; dilations={assumed} ({source})"
+            + f" ({source})"
         )
-        shown["dilations"] = assumed
-    else:
-        shown["dilations"] = _check_config(config, shown, count)
-        if dilations is not None and tuple(dilations) != shown["dilations"]:
-            raise CheckpointError(
-                f"dilations={tuple(dilations)} were given, but its model_config has {shown['dilations']}"
-            )
+    elif stated is None:
+        notes.append(f"its model_config has no dilations: {shown['dilations']} ({source})")
     try:
         return AudioVAE(**shown, encoder_frozen=frozen)
     except ValueError as error:
         raise CheckpointError(f"its tensors are of no AudioVAE: {error}") from None
 
 
-def _check_config(config, shown, count):
-    """The dilations of a `model_config`, after the rest was seen to agree with the tensors."""
+def _check_config(config, shown):
+    """The dilations of a `model_config`, None if it has none, after the rest was seen to agree with the tensors."""
     if not isinstance(config, dict):
         raise CheckpointError(f"its model_config is a {type(config).__name__}, not a dict")
-    unknown = [str(key) for key in config if key not in CONFIG_KEYS]
+    unknown = [str(key) for key in config if key not in (*CONFIG_KEYS, "_target_")]
     if unknown:
         raise CheckpointError(f"its model_config has unknown keys: {', '.join(unknown)}")
     for key, value in shown.items():
-        stated = tuple(config[key]) if isinstance(config.get(key), (list, tuple)) else config.get(key, value)
-        if stated != value:
-            raise CheckpointError(f"its model_config says {key}={stated}, but its tensors are of {key}={value}")
-    dilations = config.get("dilations", architecture.default_dilations(count))
-    return architecture.check_dilations(dilations if isinstance(dilations, (list, tuple)) else (dilations,), count)
+        stated = config.get(key, value)
+        stated = tuple(stated) if isinstance(stated, (list, tuple)) else stated
+        if repr(stated) != repr(value):
+            raise CheckpointError(f"its model_config says {key}={stated!r}, but its tensors are of {key}={value}")
+    dilations = config.get("dilations")
+    return (dilations,) if isinstance(dilations, int) else dilations
 
 
 def _latent_statistics(checkpoint, tensors):
-    """`latent_mean` and `latent_std` as vectors, None where they are missing."""
+    """`latent_mean` and `latent_std` as they are there, None where they are missing."""
     found = {}
     beside = checkpoint.get("latent_statistics")
     for name in _STATISTICS:
         values = [tensors.pop(name, None), beside.get(name) if isinstance(beside, dict) else None]
-        values = [np.asarray(v, np.float32).reshape(-1) for v in values if isinstance(v, np.ndarray)]
-        if len(values) == 2 and not np.array_equal(*values):
+        values = [value for value in values if isinstance(value, np.ndarray)]
+        if len(values) == 2 and not (values[0].dtype == values[1].dtype and values[0].tobytes() == values[1].tobytes()):
             raise CheckpointError(f"its state dict and its latent_statistics have different {name}")
         found[name] = values[0] if values else None
     return found
 
 
-def _statistics_fault(values, latent_dim):
-    if values is None:
+def _statistics_fault(name, tensor, latent_dim):
+    """What is wrong with them, in words that follow the name; None if nothing is."""
+    if tensor is None:
         return ""
-    if values.shape != (latent_dim,):
-        return f" has {values.size} values, the latent {latent_dim}"
-    return None if np.isfinite(values).all() else " has NaN or infinite values"
-
-
-def _shapes(model):
-    audio = jax.ShapeDtypeStruct((1, model.min_length, model.in_channels), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(lambda key, audio: model.init(key, audio, deterministic=True), key, audio)["params"]
+    if tensor.size != latent_dim or tensor.shape not in ((latent_dim,), (1, latent_dim, 1)):
+        return f" has shape {tensor.shape}; here it is {(1, latent_dim, 1)}"
+    fault = state_dict.fault_of(tensor)
+    if not fault and name == "latent_std" and not (tensor > 0).all():
+        fault = "has values that are not above zero"
+    return f" {fault}" if fault else None
 
 
 def _completed(model, params):
@@ -370,10 +450,6 @@ def _listed(value):
 
 def _write_safetensors(path, weights, described):
     metadata = {"format": "pt", **{key: json.dumps(value) for key, value in described.items()}}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    metadata["crc32"] = json.dumps({key: _crc32(tensor) for key, tensor in weights.items()})
+    with atomic.replacing(path) as temporary:
         safetensors.numpy.save_file(weights, temporary, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What globals of a torch file mean to us, and its values as plain Python ones."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,27 +12,24 @@ from audiovae_jax.torch_io.unpickle import Global, Placeholder, Refused, Reserve
 
 _MAX_DEPTH = 100
 _MAX_VALUES = 4_000_000
-_NUMPY_KINDS = "biufc"
+_NUMBER = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)")
 
 
 class _DType(Reserved):
-    """A pickled `numpy.dtype`, whose byte order comes as its state."""
+    """A pickled `numpy.dtype`, whose byte order comes as its state; `value` is None for what is no number."""
 
     def __init__(self, code):
-        if not isinstance(code, str):
-            raise Refused("a dtype has no name")
-        self.value = np.dtype(code)
-        if self.value.kind not in _NUMPY_KINDS:
-            raise Refused(f"a numpy value has dtype {code[:20]}")
+        self.value = np.dtype(code) if isinstance(code, str) and _NUMBER.fullmatch(code) else None
 
     def set_state(self, state):
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
             raise Refused("a dtype has no byte order")
-        self.value = self.value.newbyteorder(state[1])
+        if self.value is not None:
+            self.value = self.value.newbyteorder(state[1])
 
 
 class _Array(Reserved):
-    """A pickled `numpy.ndarray`, whose contents come as its state."""
+    """A pickled `numpy.ndarray`, whose contents come as its state; `value` is None for what is not of numbers."""
 
     def __init__(self, *_):
         self.value = None
@@ -40,7 +38,11 @@ class _Array(Reserved):
         if not isinstance(state, tuple) or len(state) != 5:
             raise Refused("an array has no contents")
         _, shape, dtype, fortran, data = state
-        if not isinstance(dtype, _DType) or not isinstance(data, bytes) or not isinstance(shape, tuple):
+        if not isinstance(dtype, _DType) or not isinstance(shape, tuple):
+            raise Refused("an array has no contents")
+        if dtype.value is None:
+            return
+        if not isinstance(data, bytes):
             raise Refused("an array has no contents")
         flat = np.frombuffer(data, dtype.value).astype(dtype.value.newbyteorder("="))
         self.value = flat.reshape(shape, order="F" if fortran else "C")
@@ -54,9 +56,20 @@ def _array_of_buffer(data, dtype, shape, order, *_):
 
 
 def _scalar(dtype, data):
-    if not isinstance(dtype, _DType) or not isinstance(data, bytes) or len(data) != dtype.value.itemsize:
+    if not isinstance(dtype, _DType):
+        raise Refused("a numpy scalar has no dtype")
+    if dtype.value is None:
+        return Placeholder(Global("numpy", "generic"), ())
+    if not isinstance(data, bytes) or len(data) != dtype.value.itemsize:
         raise Refused("a numpy scalar has no contents")
     return np.frombuffer(data, dtype.value)[0].item()
+
+
+def _bytes(*args):
+    # How protocol 2 writes none.
+    if args:
+        raise Refused("bytes are made of something")
+    return b""
 
 
 def _encode(text, encoding="latin1"):
@@ -72,28 +85,34 @@ def _bytearray(data=b""):
     return bytearray(data)
 
 
-def _mapping(*args):
+def _mapping(check_key, *args):
     entries = args[-1] if args else {}
     if isinstance(entries, (Global, Placeholder)) or entries is None:  # a defaultdict's factory
         entries = {}
-    if isinstance(entries, dict):
-        return dict(entries)
-    if not isinstance(entries, (list, tuple)) or not all(
-        isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(pair[0], (str, int)) for pair in entries
-    ):
+    pairs = list(entries.items()) if isinstance(entries, dict) else entries
+    if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
         raise Refused("a dict is made of something else than pairs")
-    return {key: value for key, value in entries}
+    return {check_key(key): value for key, value in pairs}
 
 
-def _collection(kind):
-    def build(values=()):
-        if not isinstance(values, (list, tuple, set, frozenset)):
-            raise Refused(f"a {kind.__name__} is made of something else than values")
-        if kind in (set, frozenset) and not all(isinstance(v, (str, int, bytes, Global)) for v in values):
-            raise Refused("a set holds something else than names and numbers")
-        return kind(values)
+def _table(kind):
+    def build(check_key, values=()):
+        return kind(check_key(value) for value in _values(values, kind))
 
     return build
+
+
+def _sequence(kind):
+    def build(values=()):
+        return kind(_values(values, kind))
+
+    return build
+
+
+def _values(values, kind):
+    if not isinstance(values, (list, tuple, set, frozenset)):
+        raise Refused(f"a {kind.__name__} is made of something else than values")
+    return values
 
 
 def _complex(real=0.0, imag=0.0):
@@ -116,6 +135,9 @@ def _typed_tensor(function, _, args, *__):
     return builder(*args)
 
 
+_SET, _FROZENSET = _table(set), _table(frozenset)
+# Those that make tables of what they are given, see `unpickle`.
+HASHING = frozenset({_mapping, _SET, _FROZENSET})
 _TENSOR_BUILDERS = (tensors.rebuild_tensor, tensors.rebuild_tensor_v3, tensors.rebuild_parameter)
 BUILDERS: dict[tuple[str, str], Callable] = {
     ("torch._utils", "_rebuild_tensor"): tensors.rebuild_tensor,
@@ -124,7 +146,7 @@ BUILDERS: dict[tuple[str, str], Callable] = {
     ("torch._utils", "_rebuild_parameter"): tensors.rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): tensors.rebuild_parameter,
     ("torch._tensor", "_rebuild_from_type_v2"): _typed_tensor,
-    ("torch", "Size"): _collection(tuple),
+    ("torch", "Size"): _sequence(tuple),
     ("torch", "device"): _device,
     ("collections", "OrderedDict"): _mapping,
     ("collections", "defaultdict"): _mapping,
@@ -137,10 +159,11 @@ BUILDERS: dict[tuple[str, str], Callable] = {
 for _module in ("builtins", "__builtin__"):
     BUILDERS |= {
         (_module, "dict"): _mapping,
-        (_module, "list"): _collection(list),
-        (_module, "tuple"): _collection(tuple),
-        (_module, "set"): _collection(set),
-        (_module, "frozenset"): _collection(frozenset),
+        (_module, "list"): _sequence(list),
+        (_module, "tuple"): _sequence(tuple),
+        (_module, "set"): _SET,
+        (_module, "frozenset"): _FROZENSET,
+        (_module, "bytes"): _bytes,
         (_module, "bytearray"): _bytearray,
         (_module, "complex"): _complex,
     }
@@ -163,9 +186,7 @@ class _Plainer:
         if isinstance(value, tensors.Tensor):
             return self.array(value)
         if isinstance(value, (_Array, _DType)):
-            if value.value is None:
-                raise Refused("an array has no contents")
-            return value.value
+            return Placeholder(Global("numpy", "ndarray"), ()) if value.value is None else value.value
         if isinstance(value, Placeholder):
             content = _omegaconf_content(value)
             if content is value:

@@ -91,8 +91,8 @@ def parametrized_key(key: str) -> str:
     return f"{stem}{dot}{_PARAMETRIZED.get(name, name)}"
 
 
-def is_buffer(key: str) -> bool:
-    """Whether torch's discriminators and losses keep a constant of that name: a window or filterbank."""
+def is_constant(key: str) -> bool:
+    """Whether torch's discriminators keep a constant of that name beside the weights: a window or filterbank."""
     return key.rpartition(".")[2] in ("window", "fb")
 
 

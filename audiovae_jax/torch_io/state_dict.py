@@ -12,8 +12,12 @@ from audiovae_jax.torch_io import layout
 
 PyTree = Any
 # What DistributedDataParallel and torch.compile put into keys.
-_WRAPPERS = ("module", "_orig_mod")
-_SHOWN = 12  # keys of one kind in an error
+_WRAPPERS = ("module", "_orig_mod", "_forward_module")
+# What torch's averaging of weights keeps beside them.
+_COUNTER = "n_averaged"
+# Types of ml_dtypes, whose kind numpy does not know as floating.
+_EXOTIC_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+_SHOWN = 500  # keys of one kind in an error; more come from no network of ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,8 @@ def unwrapped(state_dict: dict[str, Any]) -> dict[str, np.ndarray]:
     """
     plain = {}
     for key, tensor in state_dict.items():
+        if key == _COUNTER:
+            continue
         if not isinstance(key, str) or not isinstance(tensor, np.ndarray):
             raise CheckpointError(f"the state dict's {str(key)[:100]!r} is a {type(tensor).__name__}, not a tensor")
         name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
@@ -66,7 +72,7 @@ def unwrapped(state_dict: dict[str, Any]) -> dict[str, np.ndarray]:
     return plain
 
 
-def fill(shapes: PyTree, state_dict: dict[str, np.ndarray]) -> Filled:
+def fill(shapes: PyTree, state_dict: dict[str, np.ndarray], constants: bool = False) -> Filled:
     """The parameter tree of `shapes`, from a state dict of numpy arrays.
 
     Weight-normalised convolutions may come as `weight_g` and `weight_v`, as
@@ -77,6 +83,7 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray]) -> Filled:
       shapes: the tree to fill, of anything with a `shape`.
       state_dict: torch's names and layout, unwrapped; emptied as tensors are taken, so that no more
         than one copy of the weights is held.
+      constants: windows and filterbanks beside the weights are no surplus.
 
     Returns:
       What could be filled; parameters that could not are absent from `params`, and `problems` says why.
@@ -92,7 +99,7 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray]) -> Filled:
             continue
         where = "/".join(path)
         described = {"key": key, "shape": tensor.shape, "dtype": str(tensor.dtype)}
-        fault = _fault(tensor)
+        fault = fault_of(tensor)
         if path[-1] in ("g", "v") and key.endswith(".weight"):
             folded.add(key)
             tensor = unfolded(tensor, gain=path[-1] == "g")
@@ -115,9 +122,10 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray]) -> Filled:
     for key in folded:
         del state_dict[key]
     for key, tensor in state_dict.items():
-        note = "a constant, computed here" if layout.is_buffer(key) else "no parameter of that name here"
+        constant = constants and layout.is_constant(key)
+        note = "a constant, computed here" if constant else "no parameter of that name here"
         lines.append(Line(key, tensor.shape, str(tensor.dtype), note=note))
-        if not layout.is_buffer(key):
+        if not constant:
             problems["surplus"].append(key)
     lines.sort(key=lambda line: position[line.key])
     return Filled(flax.traverse_util.unflatten_dict(filled), lines, problems)
@@ -130,6 +138,20 @@ def explain(problems: dict[str, list[str]]) -> str:
         more = [f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
         lines += [f"  {kind}: {what}" for what in found[:_SHOWN] + more]
     return "\n".join(lines)
+
+
+def fault_of(tensor: np.ndarray) -> str:
+    """Why a tensor cannot be a parameter: its dtype, or what it holds; empty if it can."""
+    if not is_floating(tensor):
+        return f"has dtype {tensor.dtype}; a floating-point one is expected"
+    with np.errstate(over="ignore"):
+        bad = tensor.size - np.count_nonzero(np.isfinite(np.asarray(tensor, np.float32)))
+    return f"has {bad} NaN or infinite values" if bad else ""
+
+
+def is_floating(tensor: np.ndarray) -> bool:
+    """Whether a tensor's dtype is a real floating-point one, of numpy's or ml_dtypes'."""
+    return tensor.dtype.kind == "f" or tensor.dtype.name in _EXOTIC_FLOATS
 
 
 def unfolded(weight: np.ndarray, gain: bool) -> np.ndarray:
@@ -150,15 +172,3 @@ def _find(path, state_dict):
         names.append(key.rpartition(".")[0] + ".weight")
     found = next((name for name in names if name in state_dict), key)
     return found, state_dict.get(found)
-
-
-def _fault(tensor):
-    if tensor.dtype.kind not in "f" and tensor.dtype.name not in _EXOTIC_FLOATS:
-        return f"has dtype {tensor.dtype}; a floating-point one is expected"
-    with np.errstate(over="ignore"):
-        bad = tensor.size - np.count_nonzero(np.isfinite(np.asarray(tensor, np.float32)))
-    return f"has {bad} NaN or infinite values" if bad else ""
-
-
-# Types of ml_dtypes, whose kind numpy does not know as floating.
-_EXOTIC_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")

@@ -10,7 +10,7 @@ import math
 import ml_dtypes
 import numpy as np
 
-from audiovae_jax.torch_io.unpickle import Global, Refused
+from audiovae_jax.torch_io.unpickle import Global, Placeholder, Refused
 
 _DTYPES = {
     "float64": np.float64,
@@ -100,10 +100,11 @@ class Tensor:
         Args:
           data: the storage's bytes, native byte order; the array is a view of them where that can be.
         """
-        if self.dtype == np.bool_:
-            data = data != 0  # other bytes than 0 and 1 are not numpy's booleans
-        item = self.dtype.itemsize
-        view = np.ndarray(self.shape, self.dtype, data, self.offset * item, tuple(s * item for s in self.strides))
+        item, boolean = self.dtype.itemsize, self.dtype == np.bool_
+        kind = np.uint8 if boolean else self.dtype
+        view = np.ndarray(self.shape, kind, data, self.offset * item, tuple(s * item for s in self.strides))
+        if boolean:
+            return view != 0  # other bytes than 0 and 1 are not numpy's booleans
         if self.conjugate:
             view = np.conj(view)
         if self.negative:
@@ -112,8 +113,8 @@ class Tensor:
         return view.copy() if 0 in self.strides else view
 
 
-def storage(parts: tuple) -> Storage:
-    """The storage of a persistent id, `("storage", type, key, location, size, view)`.
+def storage(parts: tuple) -> Storage | Placeholder:
+    """The storage of a persistent id, `("storage", type, key, location, size, view)`; inert if its type is unknown.
 
     Raises:
       Refused: it is none.
@@ -121,8 +122,10 @@ def storage(parts: tuple) -> Storage:
     if not isinstance(parts, tuple) or len(parts) not in (5, 6) or parts[0] != "storage":
         raise Refused("a persistent id is not that of a storage")
     _, kind, key, _, size, *view = parts
-    if not isinstance(kind, Global) or kind.module not in ("torch", "torch.storage") or kind.name not in _STORAGES:
-        raise Refused(f"{kind} is no known type of storage")
+    if not isinstance(kind, Global) or kind.module not in ("torch", "torch.storage"):
+        raise Refused(f"{kind} is no type of storage")
+    if kind.name not in _STORAGES:  # quantised, or newer than this table
+        return Placeholder(kind, ())
     if isinstance(key, int):
         key = str(key)
     if not isinstance(key, str) or not _is_count(size):
@@ -135,12 +138,14 @@ def storage(parts: tuple) -> Storage:
     return Storage(key, np.dtype(_DTYPES[_STORAGES[kind.name]]), size, offset)
 
 
-def rebuild_tensor(source, offset, shape, strides, *rest, dtype=None) -> Tensor:
+def rebuild_tensor(source, offset, shape, strides, *rest, dtype=None) -> Tensor | Placeholder:
     """A `Tensor`, as `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2` are called.
 
     Raises:
       Refused: it lies outside its storage, or its parts are not what they must be.
     """
+    if isinstance(source, Placeholder):
+        return source
     if not isinstance(source, Storage):
         raise Refused("a tensor has no storage")
     dtype = source.dtype if dtype is None else dtype
@@ -169,17 +174,19 @@ def rebuild_tensor(source, offset, shape, strides, *rest, dtype=None) -> Tensor:
     )
 
 
-def rebuild_tensor_v3(source, offset, shape, strides, requires_grad, hooks, dtype, *metadata) -> Tensor:
+def rebuild_tensor_v3(source, offset, shape, strides, requires_grad, hooks, dtype, *metadata) -> Tensor | Placeholder:
     """A `Tensor` of a storage without a type, as `torch._utils._rebuild_tensor_v3` is called."""
-    if not isinstance(dtype, Global) or dtype.module != "torch" or dtype.name not in _DTYPES:
-        raise Refused(f"{dtype} is no known dtype")
+    if not isinstance(dtype, Global) or dtype.module != "torch":
+        raise Refused(f"{dtype} is no dtype")
+    if dtype.name not in _DTYPES:
+        return Placeholder(dtype, ())
     named = np.dtype(_DTYPES[dtype.name])
     return rebuild_tensor(source, offset, shape, strides, requires_grad, hooks, *metadata, dtype=named)
 
 
-def rebuild_parameter(data, *_) -> Tensor:
+def rebuild_parameter(data, *_) -> Tensor | Placeholder:
     """A parameter's tensor, as `torch._utils._rebuild_parameter` and its like are called."""
-    if not isinstance(data, Tensor):
+    if not isinstance(data, (Tensor, Placeholder)):
         raise Refused("a parameter has no tensor")
     return data
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from audiovae_jax.errors import CheckpointError
+from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.state import TrainState, split_trainable
 from audiovae_jax.step import Recipe
 from audiovae_jax.torch_io import architecture, audio_vae, layout, reader, state_dict
@@ -20,21 +20,28 @@ from audiovae_jax.torch_io.discriminator import discriminator_tensors, read_disc
 from audiovae_jax.torch_io.unpickle import Placeholder
 
 PyTree = Any
-# The torch system's hyperparameters, flat or in a section of their own, and the config keys they are here.
-_SETTINGS = {
+# The torch system's hyperparameters by section, "" for the flat ones, and the config keys that they are here.
+_ADVERSARIAL = {
     "adversarial_weight": "adversarial.adversarial_weight",
     "feature_matching_weight": "adversarial.feature_matching_weight",
-    "adversarial_warmup_steps": "adversarial.warmup_steps",
-    "warmup_steps": "adversarial.warmup_steps",
-    "generator_update_every": "generator_update_every",
-    "discriminator_update_every": "discriminator_update_every",
-    "sample_rate": "data.sample_rate",
-    "kl_weight": "kl.weight",
-    "kl_warmup_steps": "kl.warmup_steps",
-    "free_bits": "kl.free_bits",
 }
-_SECTIONS = ("adversarial_loss_calculator", "adversarial", "loss_calculator", "loss_fn", "kl")
-_GROUP_SETTINGS = {"eps": "eps", "weight_decay": "weight_decay"}
+_KL = {"kl_weight": "kl.weight", "kl_warmup_steps": "kl.warmup_steps", "free_bits": "kl.free_bits"}
+_SETTINGS = {
+    "": {
+        **_ADVERSARIAL,
+        **_KL,
+        "adversarial_warmup_steps": "adversarial.warmup_steps",
+        "generator_update_every": "generator_update_every",
+        "discriminator_update_every": "discriminator_update_every",
+        "sample_rate": "data.sample_rate",
+    },
+    "loss_calculator": _KL,
+    "loss_fn": _KL,
+    "kl": {**_KL, "weight": "kl.weight", "warmup_steps": "kl.warmup_steps"},
+    "adversarial": {**_ADVERSARIAL, "warmup_steps": "adversarial.warmup_steps"},
+    "adversarial_loss_calculator": {**_ADVERSARIAL, "warmup_steps": "adversarial.warmup_steps"},
+}
+_GROUP_SETTINGS = ("eps", "weight_decay")
 
 
 @dataclasses.dataclass
@@ -90,12 +97,10 @@ def read_training(
     """
     checkpoint = reader.read_checkpoint(path)
     try:
-        return _training(checkpoint, dilations, strict)
+        with as_checkpoint_error("it is not as the PyTorch system writes it"):
+            return _training(checkpoint, dilations, strict)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"[:200]
-        raise CheckpointError(f"{path}: its training state is not as the PyTorch system writes it ({what})") from error
 
 
 def train_state(imported: ImportedTraining, recipe: Recipe, fresh: TrainState, notes: list[str]) -> TrainState:
@@ -108,7 +113,7 @@ def train_state(imported: ImportedTraining, recipe: Recipe, fresh: TrainState, n
       notes: gets a line per part.
 
     Raises:
-      CheckpointError: the model or the discriminator is another than the recipe's.
+      CheckpointError: the model is another than the recipe's. A discriminator that is another starts afresh.
     """
     model = imported.audio_vae
     for key in audio_vae.CONFIG_KEYS:
@@ -123,8 +128,16 @@ def train_state(imported: ImportedTraining, recipe: Recipe, fresh: TrainState, n
     trainable, _ = split_trainable(model.variables["params"], recipe.model.encoder_frozen)
     optimizers = {"opt_state": (fresh.opt_state, trainable, imported.moments)}
     if recipe.discriminator is not None and imported.discriminator is not None:
-        parts["discriminator_params"] = params = read_discriminator(imported.discriminator, recipe.discriminator).params
-        optimizers["discriminator_opt_state"] = (fresh.discriminator_opt_state, params, imported.discriminator_moments)
+        try:
+            params = read_discriminator(imported.discriminator, recipe.discriminator).params
+            parts["discriminator_params"] = params
+            optimizers["discriminator_opt_state"] = (
+                fresh.discriminator_opt_state,
+                params,
+                imported.discriminator_moments,
+            )
+        except CheckpointError as error:
+            notes.append(f"warning: the discriminator starts afresh: {error}")
     elif recipe.discriminator is not None:
         notes.append("there is no discriminator in it; ours starts afresh")
     for name, (opt_state, params, moments) in optimizers.items():
@@ -132,7 +145,7 @@ def train_state(imported: ImportedTraining, recipe: Recipe, fresh: TrainState, n
         if taken is not None:
             parts[name] = taken
         else:
-            why = "there is none in it" if moments is None else "its moments are of folded weights"
+            why = "there is none in it that fits" if moments is None else "its moments are of folded weights"
             notes.append(f"{name} starts afresh: {why}")
     notes.append(f"taken over: step {imported.step}, {', '.join(name for name in parts if name != 'step')}")
     return fresh.replace(**parts)
@@ -144,14 +157,18 @@ def with_moments(opt_state: PyTree, params: PyTree, moments: Moments) -> PyTree 
     Those of a folded weight are not the moments of its gain and direction.
     """
     shapes = jax.eval_shape(lambda: params)
-    filled = [state_dict.fill(shapes, dict(tensors)) for tensors in (moments.exp_avg, moments.exp_avg_sq)]
-    for one in filled:
+    trees = []
+    for tensors in (moments.exp_avg, moments.exp_avg_sq):
+        filled = state_dict.fill(shapes, dict(tensors))
         kept = ("latent_mean", "latent_std", "encoder.")  # trained there, or frozen here
-        surplus = [key for key in one.problems["surplus"] if not key.startswith(kept)]
-        if state_dict.explain({**one.problems, "surplus": surplus}) or any("folded" in line.note for line in one.lines):
+        surplus = [key for key in filled.problems["surplus"] if not key.startswith(kept)]
+        if surplus or filled.problems["unusable"] or any("folded" in line.note for line in filled.lines):
             return None
+        # A parameter that never had a gradient has no moments.
+        zeros = flax.traverse_util.flatten_dict(jax.tree.map(jnp.zeros_like, params))
+        trees.append(flax.traverse_util.unflatten_dict(zeros | flax.traverse_util.flatten_dict(filled.params)))
     count = jnp.asarray(moments.step, jnp.int32)
-    return optax.tree.set(opt_state, mu=filled[0].params, nu=filled[1].params, count=count)
+    return optax.tree.set(opt_state, mu=trees[0], nu=trees[1], count=count)
 
 
 def optimizer_state_dict(
@@ -195,20 +212,33 @@ def optimizer_state_dict(
 
 def _training(checkpoint, dilations, strict):
     notes = []
+    audio_vae.describe(checkpoint)
     tensors = state_dict.unwrapped(audio_vae.find_state_dict(checkpoint))
     optimizers = checkpoint.get("optimizer_states", [checkpoint.get("optimizer_state_dict")])
     optimizers = [found for found in optimizers if found] if isinstance(optimizers, list) else []
     schedulers = checkpoint.get("lr_schedulers", [checkpoint.get("scheduler_state_dict")])
     schedulers = [found for found in schedulers if isinstance(found, dict)] if isinstance(schedulers, list) else []
-    of_discriminator = {key: value for key, value in tensors.items() if key.startswith("discriminator.")}
-    of_model = {key.removeprefix("model."): value for key, value in tensors.items() if _is_of_model(key)}
-    moments, of_moments = [], (of_model, discriminator_tensors(of_discriminator))
-    for optimizer, parameters in zip(optimizers, of_moments, strict=False):
-        moments.append(_moments(optimizer, parameters, notes))
-    moments += [None] * (2 - len(moments))
-    step = _batches(checkpoint, moments, notes)
     hyperparameters = checkpoint.get("hyper_parameters")
-    overrides = _settings(hyperparameters)
+    of_discriminator = {key: value for key, value in tensors.items() if key.startswith("discriminator.")}
+    networks = {
+        "model": {key.removeprefix("model."): value for key, value in tensors.items() if _is_of_model(key)},
+        "discriminator": discriminator_tensors(of_discriminator),
+    }
+    moments = [
+        _moments(optimizer, parameters, name, notes)
+        for optimizer, (name, parameters) in zip(optimizers, networks.items(), strict=False)
+    ]
+    moments += [None] * (2 - len(moments))
+    imported = audio_vae.from_checkpoint(
+        {**checkpoint, "global_step": None}, dilations=dilations, strict=strict
+    )  # the step is counted below, with what the optimizers tell
+    updates = [found.step for found in moments if found is not None]
+    step = audio_vae.batches_seen({**checkpoint, "adversarial": bool(of_discriminator)}, notes, updates) or 0
+    overrides = {f"model.{key}": getattr(imported.model, key) for key in audio_vae.CONFIG_KEYS}
+    overrides |= {"data.channels": imported.model.in_channels, **_settings(hyperparameters)}
+    if imported.model.encoder_frozen or _encoder_was_frozen(moments[0], networks["model"], notes):
+        overrides["model.encoder_frozen"] = True
+    overrides |= _rates(hyperparameters)
     for section, optimizer, scheduler in zip(
         ("optimizer", "discriminator_optimizer"), optimizers, schedulers + [{}] * 2, strict=False
     ):
@@ -221,19 +251,17 @@ def _training(checkpoint, dilations, strict):
         every = overrides.get("discriminator_update_every", 1)
         overrides["adversarial.warmup_steps"] = max(0, step - moments[1].step * every)
     if of_discriminator:
-        found, assumed = architecture.infer_ensemble(of_moments[1])
-        notes += [f"the discriminator: {note}" for note in assumed]
-        overrides |= {f"discriminator.{key}": value for key, value in found.items()}
-    imported = audio_vae.from_checkpoint(checkpoint, dilations=dilations, strict=strict)
-    model = {f"model.{key}": getattr(imported.model, key) for key in audio_vae.CONFIG_KEYS}
-    overrides = {**model, "data.channels": imported.model.in_channels, **overrides}
-    if imported.model.encoder_frozen:
-        overrides["model.encoder_frozen"] = True
+        try:
+            found, assumed = architecture.infer_ensemble(networks["discriminator"])
+            notes += [f"the discriminator: {note}" for note in assumed]
+            overrides |= {f"discriminator.{key}": value for key, value in found.items()}
+        except CheckpointError as error:
+            notes.append(f"the discriminator's arguments cannot be told: {error}")
     return ImportedTraining(
         audio_vae=imported,
         step=step,
         moments=moments[0],
-        discriminator=of_moments[1] if of_discriminator else None,
+        discriminator=networks["discriminator"] if of_discriminator else None,
         discriminator_moments=moments[1],
         overrides=overrides,
         notes=[*imported.notes, *notes],
@@ -244,75 +272,99 @@ def _is_of_model(key):
     return key.removeprefix("model.").partition(".")[0] in ("encoder", "decoder", "latent_mean", "latent_std")
 
 
-def _batches(checkpoint, moments, notes):
-    """The number of batches seen: Lightning's `global_step` counts the updates of both optimizers."""
-    counted = checkpoint.get("global_step", 0)
-    if not isinstance(counted, int) or counted < 0:
-        raise CheckpointError(f"its global_step is {counted!r}, not a count")
-    step = _lightnings_batches(checkpoint.get("loops"))
-    if step is None and all(moments):
-        updates = [moment.step for moment in moments]
-        step = max(updates) if sum(updates) == counted else counted // 2
-    if step is None or step == counted:
-        return counted
-    notes.append(f"global_step={counted} counts the updates of both optimizers; {step} batches were seen")
-    return step
+def _encoder_was_frozen(moments, parameters, notes):
+    """Whether the optimizer left the encoder alone, though it trained the rest."""
+    encoder = [key for key in parameters if key.startswith("encoder.")]
+    if moments is None or not moments.step or any(key in moments.exp_avg for key in encoder):
+        return False
+    notes.append("its optimizer never updated the encoder, so the encoder is frozen here too")
+    return True
 
 
-def _lightnings_batches(loops):
-    value = loops
-    for key in ("fit_loop", "epoch_loop.batch_progress", "total", "completed"):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, int) and value > 0 else None
+def _moments(optimizer, parameters, network, notes):
+    """AdamW's state by key; None, with a note, where it is not that of the network's parameters.
 
-
-def _moments(optimizer, parameters, notes):
-    """AdamW's state by key: torch numbers the parameters in the order in which the model has them."""
-    states, groups = optimizer.get("state"), optimizer.get("param_groups")
-    if not isinstance(states, dict) or not isinstance(groups, list) or not groups:
-        raise CheckpointError("its optimizer state has no state and param_groups")
-    numbers = [number for group in groups for number in group["params"]]
-    keys = [key for key in parameters if not layout.is_buffer(key)]
-    without_encoder = [key for key in keys if not key.startswith("encoder.")]
-    for candidate in (keys, without_encoder, [k for k in without_encoder if not k.startswith("latent_")]):
-        names = dict(zip(numbers, candidate, strict=False))
-        if len(candidate) == len(numbers) and all(_fits(states.get(n), parameters[k]) for n, k in names.items()):
-            break
-    else:
-        raise CheckpointError(
-            f"its optimizer has {len(numbers)} parameters, which do not match the {len(keys)} of the network"
-        )
-    steps = {int(state["step"]) for state in states.values()}
+    Torch numbers the parameters in the order in which the module has them, if there is one group.
+    """
+    try:
+        states, groups = optimizer["state"], optimizer["param_groups"]
+        numbers = [number for group in groups for number in group["params"]]
+        names = _parameter_names(groups, numbers, parameters, states)
+        if names is None:
+            raise ValueError(f"{len(numbers)} parameters in {len(groups)} groups there, {len(parameters)} tensors here")
+        steps = {int(states[number]["step"]) for number in names if number in states}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        notes.append(f"the state of the {network}'s optimizer is not AdamW's over its parameters ({error})")
+        return None
     if len(steps) > 1:
-        notes.append(f"its parameters were updated {min(steps)} to {max(steps)} times; {max(steps)} is taken for all")
+        notes.append(f"parameters of the {network} were updated {min(steps)} to {max(steps)} times; the most is taken")
     if any(group.get("amsgrad") for group in groups):
-        notes.append("its AMSGrad maxima are dropped: AdamW goes on without them")
-    zeros = {key: np.broadcast_to(np.float32(0), parameters[key].shape) for key in keys}
+        notes.append(f"the AMSGrad maxima of the {network}'s optimizer are dropped: AdamW goes on without them")
+    if any(group.get("decoupled_weight_decay") is False and group.get("weight_decay") for group in groups):
+        notes.append(f"the {network}'s optimizer had its weight decay in the gradient; AdamW's is decoupled")
     averages = [
-        zeros | {name: states[number][moment] for number, name in names.items() if number in states}
+        {name: states[number][moment] for number, name in names.items() if number in states}
         for moment in ("exp_avg", "exp_avg_sq")
     ]
     return Moments(max(steps, default=0), *averages)
 
 
+def _parameter_names(groups, numbers, parameters, states):
+    """`{number: key}` of the optimizer's parameters, None where that cannot be told."""
+    keys = [key for key in parameters if not layout.is_constant(key)]
+    named = [name for group in groups for name in group.get("param_names", ())]
+    if len(named) == len(numbers):
+        plain = list(state_dict.unwrapped({name: np.zeros(0) for name in named}))
+        candidates = [[key.removeprefix("model.").removeprefix("discriminator.") for key in plain]]
+    else:
+        # What does not train may have been left out.
+        trained = [key for key in keys if not key.startswith("latent_")]
+        candidates = [keys, trained] + [[k for k in c if not k.startswith("encoder.")] for c in (keys, trained)]
+        if len(groups) > 1:
+            return None
+    for candidate in candidates:
+        if len(candidate) == len(numbers) and all(
+            key in parameters and _fits(states.get(number), parameters[key])
+            for number, key in zip(numbers, candidate, strict=True)
+        ):
+            return dict(zip(numbers, candidate, strict=True))
+    return None
+
+
 def _fits(state, parameter):
-    """Whether one parameter's state is of its shape; a parameter that never had a gradient has none."""
+    """Whether one parameter's state is AdamW's, of its shape; a parameter that never had a gradient has none."""
     if state is None:
         return True
-    moments = [state.get(name) if isinstance(state, dict) else None for name in ("exp_avg", "exp_avg_sq")]
-    step = state.get("step") if isinstance(state, dict) else None
-    return np.size(step) == 1 and all(isinstance(m, np.ndarray) and m.shape == parameter.shape for m in moments)
+    moments = [state.get(name) for name in ("exp_avg", "exp_avg_sq")]
+    return np.size(state.get("step")) == 1 and all(
+        isinstance(moment, np.ndarray) and moment.shape == parameter.shape for moment in moments
+    )
 
 
 def _settings(hyperparameters):
     """Config keys for the hyperparameters that we know; the rest of them may be anything."""
-    found = {}
+    found, values = {}, _entries(hyperparameters)
+    for section, names in _SETTINGS.items():
+        entries = _entries(values.get(section)) if section else values
+        for name, key in names.items():
+            if _is_rate(entries.get(name)):
+                found[key] = entries[name]
+    return found
+
+
+def _rates(hyperparameters):
+    """What hyperparameters tell of learning rates, where no optimizer's state tells better."""
     values = _entries(hyperparameters)
-    for section in [values, *(_entries(values.get(name)) for name in _SECTIONS)]:
-        for name, key in _SETTINGS.items():
-            if isinstance(section.get(name), (int, float)) and not isinstance(section[name], bool):
-                found[key] = section[name]
-    return {key: value for key, value in found.items() if math.isfinite(value)}
+    found = {}
+    for section, name in (("optimizer", "lr"), ("discriminator_optimizer", "discriminator_lr")):
+        if _is_rate(values.get(name)) and values[name] > 0:
+            found[f"{section}.learning_rate"] = float(values[name])
+    group = _entries(values.get("optimizer"))
+    if group:
+        found |= _group_settings("optimizer", group)
+        if _is_rate(group.get("lr")) and group["lr"] > 0:
+            found["optimizer.learning_rate"] = float(group["lr"])
+    return found
 
 
 def _entries(value):
@@ -325,28 +377,42 @@ def _entries(value):
     return value if isinstance(value, dict) else {}
 
 
-def _optimizer_settings(section, optimizer, scheduler, step, notes):
-    group = optimizer["param_groups"][0]
-    found = {
-        f"{section}.{key}": float(group[name]) for name, key in _GROUP_SETTINGS.items() if _is_rate(group.get(name))
-    }
+def _group_settings(section, group):
+    found = {f"{section}.{name}": float(group[name]) for name in _GROUP_SETTINGS if _is_rate(group.get(name))}
     betas = group.get("betas")
     if isinstance(betas, (tuple, list)) and len(betas) == 2 and all(map(_is_rate, betas)):
         found |= {f"{section}.b1": float(betas[0]), f"{section}.b2": float(betas[1])}
-    rates = scheduler.get("base_lrs") or [group.get("initial_lr", group.get("lr"))]
-    if _is_rate(rates[0]) and rates[0] > 0:
-        found[f"{section}.learning_rate"] = float(rates[0])
-    if _is_rate(scheduler.get("eta_min")):
-        found[f"{section}.final_learning_rate"] = float(scheduler["eta_min"])
-    length = scheduler.get("T_max")
-    if section == "optimizer" and isinstance(length, int):
-        if length > step:
-            found["num_steps"] = length
-        else:
-            notes.append(
-                f"its schedule of {length} steps is over; config.num_steps stands, and the learning rate follows "
-                "the config's cosine over that"
-            )
+    return found
+
+
+def _optimizer_settings(section, optimizer, scheduler, step, notes):
+    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
+    if not isinstance(groups, list) or not groups or not isinstance(groups[0], dict):
+        return {}
+    group = groups[0]
+    found = _group_settings(section, group)
+    rates = scheduler.get("base_lrs")
+    rate = rates[0] if isinstance(rates, list) and rates else group.get("initial_lr", group.get("lr"))
+    if _is_rate(rate) and rate > 0:
+        found[f"{section}.learning_rate"] = float(rate)
+    if not scheduler:
+        return found
+    length, counted = scheduler.get("T_max"), scheduler.get("last_epoch")
+    if not isinstance(length, int) or not _is_rate(scheduler.get("eta_min")):
+        notes.append(f"the schedule of its {section} is no cosine; here it is the config's")
+        return found
+    found[f"{section}.final_learning_rate"] = float(scheduler["eta_min"])
+    if section != "optimizer":
+        return found
+    if not isinstance(counted, int) or abs(counted - step) > 1:
+        notes.append(f"its schedule counts {counted} at batch {step}, epochs perhaps; config.num_steps stands")
+    elif length <= step:
+        notes.append(
+            f"its schedule of {length} steps is over; config.num_steps stands, and the learning rate follows "
+            "the config's cosine over that"
+        )
+    else:
+        found["num_steps"] = length
     return found
 
 

@@ -9,7 +9,7 @@ beyond a budget of objects.
 import dataclasses
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 # A checkpoint of 1,300 tensors takes 60,000 opcodes and 20,000 containers.
@@ -17,7 +17,9 @@ _MAX_OPCODES = 2_000_000
 _MAX_OBJECTS = 1_000_000
 _MAX_NAME = 1000  # characters of a module's or class's name
 _MAX_INT_BYTES = 128
-_MAX_TUPLE_KEYS = 10_000  # whose hashes, unlike a string's, a file could make collide
+# Keys whose hashes, unlike a string's, a file can choose, so that they collide. AdamW's state has one per parameter.
+_MAX_CHOSEN_KEYS = 20_000
+_MAX_KEY_PARTS = 16
 
 
 class Refused(ValueError):
@@ -69,6 +71,7 @@ class Reserved:
 def unpickle(
     data: memoryview,
     builders: Mapping[tuple[str, str], Callable],
+    hashing: Collection[Callable],
     persistent_load: Callable[[Any], Any],
 ) -> tuple[Any, int]:
     """The value pickled at the start of `data`, and the number of bytes it took.
@@ -76,12 +79,13 @@ def unpickle(
     Args:
       data: the pickle, and maybe more after it.
       builders: `(module, name)` -> a function of the arguments, which must be safe for any.
+      hashing: those of them that put what they are given into a table; they take a check of keys first.
       persistent_load: gives the object of a persistent id, which must be safe for any.
 
     Raises:
       Refused: whatever is wrong with the pickle.
     """
-    machine = _Machine(data, builders, persistent_load)
+    machine = _Machine(data, builders, hashing, persistent_load)
     try:
         return machine.run(), machine.position
     except Refused as error:
@@ -92,11 +96,12 @@ def unpickle(
 
 
 class _Machine:
-    def __init__(self, data, builders, persistent_load):
+    def __init__(self, data, builders, hashing, persistent_load):
         self.position = 0
         self._data, self._builders, self._persistent_load = data, builders, persistent_load
-        self._stack, self._marks, self._memo = [], [], {}
-        self._objects = self._tuple_keys = 0
+        self._hashing = hashing
+        self._stack, self._marks, self._memo = [], [], []
+        self._objects = self._chosen_keys = 0
 
     def run(self):
         if bytes(self._data[:1]) != pickle.PROTO:
@@ -256,16 +261,22 @@ class _Machine:
             entries[self._key(key)] = value
 
     def _key(self, key):
-        if isinstance(key, tuple):
-            self._tuple_keys += 1
-            if self._tuple_keys > _MAX_TUPLE_KEYS or not all(_is_simple_key(part) for part in key):
-                raise Refused("a tuple is a key that cannot be")
-        elif not _is_simple_key(key):
-            raise Refused(f"a {type(key).__name__} is a key")
+        if isinstance(key, tuple) and len(key) > _MAX_KEY_PARTS:
+            raise Refused(f"a tuple of {len(key)} is a key")
+        for part in key if isinstance(key, tuple) else (key,):
+            if not (part is None or isinstance(part, (str, bytes, int, float, Global, Placeholder))):
+                raise Refused(f"a {type(part).__name__} is a key")
+        if isinstance(key, (tuple, int, float)):
+            self._chosen_keys += 1
+            if self._chosen_keys > _MAX_CHOSEN_KEYS or (isinstance(key, int) and abs(key) >= 2**61 - 1):
+                raise Refused("its keys are too many, or too large, numbers")
         return key
 
     def _memoize(self, index):
-        self._memo[index] = self._top()
+        # Picklers count; a table of any numbers could be made to collide.
+        if index > len(self._memo):
+            raise Refused(f"value {index} is remembered after {len(self._memo)} others")
+        self._memo[index : index + 1] = [self._top()]
 
     def _recall(self, form):
         self._push(self._memo[self._number(form)])
@@ -296,7 +307,7 @@ class _Machine:
         elif keywords:
             raise Refused(f"{function} is called with keywords")
         else:
-            self._push(builder(*args))
+            self._push(builder(self._key, *args) if builder in self._hashing else builder(*args))
 
     def _build(self):
         state = self._pop()
@@ -309,12 +320,6 @@ class _Machine:
 
     def _persistent(self):
         self._push(self._persistent_load(self._pop()))
-
-
-def _is_simple_key(key):
-    # Integers up to here are their own hash, so that no two collide.
-    small = isinstance(key, int) and abs(key) < 2**61 - 1
-    return small or key is None or isinstance(key, (str, bytes, float, Global, Placeholder))
 
 
 def _size(args):

@@ -5,7 +5,6 @@ The zip format of torch 1.6 and later, protocol 2, with storages aligned as torc
 `torch.load(weights_only=True)`, the default, takes it.
 """
 
-import os
 import pickle
 import struct
 import sys
@@ -16,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from audiovae_jax import atomic
 from audiovae_jax.torch_io import tensors
 
+_MAX_PATH = 600  # characters of a place in the value
 _ALIGNMENT = 64  # bytes
 _PADDING_FIELD = b"FB"  # torch's mark of an extra field that only fills up
 
@@ -33,21 +34,14 @@ def write_checkpoint(path: str | Path, value: dict[str, Any]):
     Raises:
       TypeError: something else is in it; the message says where.
     """
-    path = Path(path)
     storages: list[np.ndarray] = []
     data = _Pickler(storages).dump(value)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, "data.pkl", data)
-            _add(archive, "byteorder", sys.byteorder.encode())
-            for i, array in enumerate(storages):
-                _add(archive, f"data/{i}", np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-            _add(archive, "version", b"3\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic.replacing(Path(path)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, "data.pkl", data)
+        _add(archive, "byteorder", sys.byteorder.encode())
+        for i, array in enumerate(storages):
+            _add(archive, f"data/{i}", np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        _add(archive, "version", b"3\n")
 
 
 def _add(archive, name, data):
@@ -68,6 +62,8 @@ class _Pickler:
         return bytes(self._out + pickle.STOP)
 
     def _write(self, value, where):
+        if len(where) > _MAX_PATH:
+            raise TypeError(f"{where[:60]}... is nested too deeply for a checkpoint, or holds itself")
         if isinstance(value, np.generic):
             value = value.item()
         for kind, write in _WRITERS.items():
@@ -89,11 +85,13 @@ class _Pickler:
             self._write(item, f"{where}.{key}" if where else str(key))
         self._out += pickle.SETITEMS
 
-    def _integer(self, value, _):
+    def _integer(self, value, where):
         if -(2**31) <= value < 2**31:
             self._out += pickle.BININT + struct.pack("<i", value)
         else:
             data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+            if len(data) > 255:
+                raise TypeError(f"{where} is an integer of {len(data)} bytes, which has no place in a checkpoint")
             self._out += pickle.LONG1 + bytes([len(data)]) + data
 
     def _text(self, value, _):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDEN
+from conftest import GOLDEN, random_variables
 
 from audiovae_jax import AudioVAE
 from audiovae_jax.errors import CheckpointError
@@ -100,7 +100,7 @@ def test_what_shapes_tell_is_inferred_and_said(tmp_path, state_dict):
     (message,) = [str(w.message) for w in warned]
     for part in (
         "Checkpoint does not contain 'model_config'; inferred from its tensors: in_channels=2, base_channels=2",
-        "channel_mults=(1, 2), strides=(2, 4), latent_dim=3, kernel_size=5; dilations=(1, 3) (the field's",
+        "channel_mults=(1, 2), strides=(2, 4), latent_dim=3, kernel_size=5, dilations=(1, 3) (the field's",
     ):
         assert part in message
     assert {key: getattr(model, key) for key in names.MICRO_MODEL} == names.MICRO_MODEL
@@ -181,6 +181,55 @@ def test_a_config_that_disagrees_with_the_tensors_is_refused(tmp_path, state_dic
         _import(tmp_path, {"state_dict": state_dict, "model_config": {**names.MICRO_MODEL, "dilations": (1, 0)}})
 
 
+def test_dilations_are_looked_for_given_or_said_to_be_assumed(tmp_path, state_dict):
+    config = {key: value for key, value in names.MICRO_MODEL.items() if key != "dilations"}
+    content = {"state_dict": state_dict, "model_config": config | {"_target_": "src.model.AudioVAE"}}
+    with pytest.warns(UserWarning, match=r"its model_config has no dilations: \(1, 3\) \(the field's"):
+        _import(tmp_path, content)
+    with pytest.warns(UserWarning, match=r"its model_config has no dilations: \(2, 5\) \(given\)"):
+        assert _import(tmp_path, content, dilations=(2, 5))[0].dilations == (2, 5)
+    content = {"state_dict": state_dict, "hyper_parameters": {"model_config": config | {"dilations": [2, 5]}}}
+    assert _import(tmp_path, content)[0].dilations == (2, 5)
+    with pytest.raises(CheckpointError, match=r"dilations=\(1, 3\) were given, but its model_config has \(2, 5\)"):
+        _import(tmp_path, content, dilations=(1, 3))
+
+
+def test_other_parts_of_a_file_are_named(tmp_path, state_dict):
+    content = {f"model.{key}": value for key, value in state_dict.items()}
+    content |= {f"ema_model.{key}": value for key, value in state_dict.items()}
+    content |= {"discriminator.x": np.zeros(1, np.float32), "n_averaged": np.array(3)}
+    with pytest.warns(UserWarning, match=rf"left out ema_model \({len(state_dict)} tensors\), which"):
+        _import(tmp_path, {"state_dict": content, "model_config": dict(names.MICRO_MODEL)})
+
+
+def test_claims_far_beyond_what_is_stored_are_refused(tmp_path, state_dict):
+    wide = np.broadcast_to(np.float32(1), (4000, 2, 4))
+    state_dict["encoder.blocks.0.downsample.1.weight_v"] = np.array(wide)
+    state_dict["encoder.blocks.1.downsample.1.weight_v"] = np.array(np.broadcast_to(np.float32(1), (4000, 4, 8)))
+    with pytest.raises(CheckpointError, match=r"tensors hold [\d,]+ values; the model that they describe would have"):
+        _import(tmp_path, {"state_dict": state_dict}, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latent_std": np.ones((1, 3, 1), np.int64)}, "unusable: latent_std has dtype int64"),
+        ({"latent_std": -np.ones((1, 3, 1), np.float32)}, "unusable: latent_std has values that are not above zero"),
+        ({"latent_mean": np.ones((3, 1), np.float32)}, r"latent_mean has shape \(3, 1\); here it is \(1, 3, 1\)"),
+        ({"decoder.window": np.ones(3, np.float32)}, "surplus: decoder.window"),
+    ],
+)
+def test_statistics_and_constants_are_checked_too(tmp_path, state_dict, change, message):
+    with pytest.raises(CheckpointError, match=message):
+        _import(tmp_path, {"state_dict": state_dict | change, "model_config": dict(names.MICRO_MODEL)})
+
+
+@pytest.mark.parametrize("config", [{"strides": np.array([2, 4])}, {"strides": 3}, 7, {"latent_dim": [[]]}])
+def test_configs_of_any_kind_are_answered_with_one_error(tmp_path, state_dict, config):
+    with pytest.raises(CheckpointError, match="its model_config"):
+        _import(tmp_path, {"state_dict": state_dict, "model_config": config})
+
+
 def test_statistics_that_disagree_are_refused(tmp_path, state_dict):
     content = {
         "model_state_dict": state_dict,
@@ -239,9 +288,7 @@ def test_a_wrapped_and_a_bare_tensor_of_one_name_are_refused(tmp_path, state_dic
 
 def _model(seed=0):
     model = AudioVAE(**names.MICRO_MODEL, encoder_frozen=True)
-    variables = model.init(jax.random.key(seed), jnp.zeros((1, 64, 2)), deterministic=True)
-    statistics = {"latent_mean": jnp.arange(3.0), "latent_std": 1 + jnp.arange(3.0)}
-    return model, {"params": variables["params"], "latent_statistics": statistics}
+    return model, random_variables(model, seed)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -295,6 +342,13 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path):
         export_audio_vae(model, variables, tmp_path / "x.safetensors", optimizer_state={})
     with pytest.raises(CheckpointError, match=r"x.pt was not written: metadata.f is a object"):
         export_audio_vae(model, variables, tmp_path / "x.pt", metadata={"f": object()})
+    itself = {}
+    itself["itself"] = itself
+    for suffix in (".pt", ".safetensors"):
+        with pytest.raises(CheckpointError, match="was not written"):
+            export_audio_vae(model, variables, tmp_path / f"x{suffix}", metadata=itself)
+    with pytest.raises(CheckpointError, match="an integer of 376 bytes"):
+        export_audio_vae(model, variables, tmp_path / "x.pt", metadata={"n": 2**3000})
     assert not list(tmp_path.iterdir())
 
 
@@ -305,8 +359,27 @@ def test_safetensors_of_others_are_read_without_a_config(tmp_path, state_dict):
     _require_equal(variables, state_dict)
     broken = {"model_config": json.dumps({"latent_dim": 3})[:-1]}
     safetensors.numpy.save_file(state_dict, tmp_path / "y.safetensors", metadata=broken)
-    with pytest.raises(CheckpointError, match="its metadata is not JSON"):
+    with pytest.raises(CheckpointError, match="its metadata has a model_config that is not JSON"):
         import_audio_vae(tmp_path / "y.safetensors")
+
+
+def test_damaged_safetensors_of_ours_and_odd_metadata_of_others(tmp_path, state_dict):
+    model, variables = _model()
+    path = tmp_path / "x.safetensors"
+    export_audio_vae(model, variables, path)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match="does not match its CRC-32"):
+        import_audio_vae(path)
+    metadata = {"metadata": "my vae, v2", "epoch": "last", "model_config": "[" * 100_000}
+    safetensors.numpy.save_file(state_dict, path, metadata=metadata)
+    with pytest.raises(CheckpointError, match="its metadata has a model_config that is not JSON"):
+        import_audio_vae(path)
+    del metadata["model_config"]
+    safetensors.numpy.save_file(state_dict, path, metadata=metadata)
+    with pytest.warns(UserWarning, match="inferred"):
+        import_audio_vae(path)
 
 
 def test_torch_loads_what_is_exported_strictly_and_computes_the_same(tmp_path):

@@ -3,6 +3,7 @@
 import golden_configs as names
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import GOLDEN
@@ -45,3 +46,16 @@ def test_a_part_of_the_ensemble_is_imported_alone():
     params = import_discriminator(alone, part)
     whole = import_discriminator(state, EnCodecDiscriminator(**names.MICRO_DISCRIMINATOR))
     jax.tree.map(np.testing.assert_array_equal, params, whole["msstft"])
+
+
+def test_half_precision_runs_round_their_constants_too():
+    state = read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"]
+    discriminator = EnCodecDiscriminator(**names.MICRO_DISCRIMINATOR)
+    for kind in (np.float16, ml_dtypes.bfloat16):
+        rounded = {key: value.astype(kind) for key, value in state.items()}
+        params = import_discriminator(rounded, discriminator)
+        bias = rounded["discriminator.msstft.discriminators.0.conv_post.bias"].astype(np.float32)
+        np.testing.assert_array_equal(params["msstft"]["discriminators_0"]["conv_post"]["bias"], bias)
+        other = EnCodecDiscriminator(**names.MICRO_DISCRIMINATOR, mel_stft_sample_rate=48000)
+        with pytest.raises(CheckpointError, match="sample_rate=48000"):
+            import_discriminator(rounded, other)
