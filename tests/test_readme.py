@@ -1,0 +1,82 @@
+"""The README's Python is what works here: its examples of saving, loading and using a model, run in order."""
+
+import re
+import shutil
+from pathlib import Path
+
+import golden_configs as names
+import jax
+import numpy as np
+import optax
+import pytest
+from conftest import GOLDEN
+
+import audiovae_jax
+from audiovae_jax import AudioVAE, EnCodecDiscriminator, load_model, save_model
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def _blocks(heading):
+    """The Python blocks of a section, made small: the published width takes minutes to initialise."""
+    section = re.split(r"^#+ ", README.read_text(), flags=re.MULTILINE)
+    (text,) = [part for part in section if part.startswith(heading)]
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    return [b.replace("latent_dim=64, base_channels=128", "latent_dim=3, base_channels=2") for b in blocks]
+
+
+@pytest.fixture
+def namespace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("old.ckpt", "epoch=99.ckpt"):
+        shutil.copy(GOLDEN / "lightning.ckpt", name)
+    model, variables = load_model("old.ckpt")
+    save_model(model, variables, "runs/tiny", sample_rate=44100)
+    optimizer = optax.adamw(1e-3)
+    return {
+        "jax": jax,
+        "audio": (0.1 * np.random.default_rng(0).standard_normal((1, 3000, 2))).astype(np.float32),
+        "discriminator": EnCodecDiscriminator(**names.MICRO_DISCRIMINATOR),
+        "optimizer": optimizer,
+        "opt_state": None,
+    }
+
+
+def test_the_codec(namespace):
+    (block,) = _blocks("Use a trained model")
+    lines = [line for line in block.splitlines() if "..." not in line]  # which shows the module's own call
+    assert len(lines) == len(block.splitlines()) - 1
+    exec("\n".join(lines), namespace)
+    assert namespace["audio"].shape == (1, 3000, 2)
+    assert Path("latents.safetensors").exists()
+
+
+def test_saving_and_loading(namespace):
+    (block,) = _blocks("Save and load")
+    imports, rest = block.split("\n\n", 1)
+    make, load = rest.split("\n\n", 1)
+    exec(imports, namespace)
+    lines = make.splitlines()
+    exec("\n".join(lines[:2]), namespace)
+    namespace["opt_state"] = namespace["optimizer"].init(namespace["variables"]["params"])
+    exec("\n".join(lines[2:]), namespace)
+    exec(load, namespace)
+    state = namespace["state"]
+    assert (state["epoch"], state["global_step"]) == (50, 25000)
+    assert state["metadata"] == {"val_loss": 0.123, "notes": "Best model so far"}
+    assert jax.tree.structure(state["optimizer_state"]) == jax.tree.structure(namespace["opt_state"])
+    assert isinstance(namespace["model"], AudioVAE)
+
+
+def test_coming_from_pytorch(namespace):
+    for block in _blocks("Coming from PyTorch, and going back"):
+        exec(block, namespace)
+    assert Path("back.pt").exists()
+
+
+def test_the_public_names_are_there():
+    for name in (
+        "AudioVAE", "EnCodecDiscriminator", "AdversarialLossCalculator", "save_model", "load_model",
+        "load_training_state", "load_from_lightning_checkpoint", "Codec",
+    ):  # fmt: skip
+        assert getattr(audiovae_jax, name).__doc__
