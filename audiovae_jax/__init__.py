@@ -6,7 +6,7 @@ from audiovae_jax.losses import AdversarialLossCalculator as AdversarialLossCalc
 from audiovae_jax.model import AudioVAE as AudioVAE
 from audiovae_jax.saved_model import load_from_lightning_checkpoint as load_from_lightning_checkpoint
 from audiovae_jax.saved_model import load_model as load_model
-from audiovae_jax.saved_model import load_training_state as load_training_state
 from audiovae_jax.saved_model import save_model as save_model
+from audiovae_jax.training_state import load_training_state as load_training_state
 
 __version__ = "0.1.0"

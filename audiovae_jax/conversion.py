@@ -9,7 +9,7 @@ from audiovae_jax.checkpoint import Checkpoints
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.optimizer import learning_rate_schedule
-from audiovae_jax.torch_io import audio_vae, layout, reader, training
+from audiovae_jax.torch_io import audio_vae, export, layout, reader, training
 from audiovae_jax.torch_io.discriminator import read_discriminator
 from audiovae_jax.torch_io.state_dict import Line
 
@@ -78,7 +78,7 @@ def export_torch(source: str, target: str, *, step: int | None = None):
     states = {}
     if loaded.kind == "checkpoint" and Path(target).suffix == ".pt":
         states = _optimizer_states(source, loaded)
-    audio_vae.export_audio_vae(
+    export.export_audio_vae(
         loaded.model,
         loaded.variables,
         target,
@@ -87,7 +87,7 @@ def export_torch(source: str, target: str, *, step: int | None = None):
         metadata=loaded.metadata or None,
         **states,
     )
-    written = audio_vae.audio_vae_state_dict(loaded.variables)
+    written = export.audio_vae_state_dict(loaded.variables)
     count = sum(tensor.size for tensor in written.values())
     print(f"{target}: {len(written)} tensors, {count:,} parameters with latent statistics")
     print("config: " + ", ".join(f"{key}={getattr(loaded.model, key)}" for key in audio_vae.CONFIG_KEYS))
@@ -145,7 +145,7 @@ def _print_table(lines):
 def _round_trip(source, target):
     """`(count, largest difference)` of the model's tensors in `source` against those written back from `target`."""
     loaded = saved_model.open_model(target)
-    back = audio_vae.audio_vae_state_dict(loaded.variables)
+    back = export.audio_vae_state_dict(loaded.variables)
     found = audio_vae.model_state_dict(reader.read_checkpoint(source, skip=audio_vae.TRAINING_KEYS))
     worst = 0.0
     names = {key: key for key in back} | {layout.parametrized_key(key): key for key in back}

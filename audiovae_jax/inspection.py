@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from audiovae_jax import saved_model
+from audiovae_jax import saved_model, training_state
 from audiovae_jax.codec import Codec
 from audiovae_jax.receptive_field import decoder_context, encoder_context
 from audiovae_jax.state import count_parameters
@@ -19,7 +19,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
       CheckpointError: there is no model there, or it is damaged.
     """
     loaded = saved_model.open_model(path, step=step)
-    state = saved_model.load_training_state(path, step=step)
+    state = training_state.load_training_state(path, step=step)
     model, variables = loaded.model, loaded.variables
     rate = loaded.sample_rate
     statistics = {name: np.asarray(value) for name, value in variables["latent_statistics"].items()}

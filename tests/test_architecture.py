@@ -33,6 +33,7 @@ LEVELS = [
     "build",
     "checkpoint",
     "saved_model",
+    "training_state",
     "conversion",
     "chunked",
     "latents",
@@ -45,6 +46,7 @@ LEVELS = [
     "warm_start",
     "train",
     "cli",
+    "codec_flags",
 ]
 
 

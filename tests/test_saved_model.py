@@ -12,7 +12,8 @@ from conftest import GOLDEN, random_variables
 
 from audiovae_jax import AudioVAE, EnCodecDiscriminator, build, checkpoint, saved_model
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.saved_model import load_model, load_training_state, save_model
+from audiovae_jax.saved_model import load_model, save_model
+from audiovae_jax.training_state import load_training_state
 
 SMALL = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 3), "latent_dim": 3, "dilations": (1, 3)}
 

@@ -5,21 +5,17 @@ import dataclasses
 import json
 import math
 import warnings
-import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
-from audiovae_jax import atomic
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.model import AudioVAE
-from audiovae_jax.torch_io import architecture, layout, reader, state_dict, writer
+from audiovae_jax.torch_io import architecture, reader, state_dict
 from audiovae_jax.torch_io.state_dict import Line
 
 # The keys of `model_config`, in the order in which the torch system writes them.
@@ -30,7 +26,7 @@ CONFIG_KEYS = (
 _STATE_DICTS = ("model_state_dict", "state_dict", "model")
 # A small model of which much is missing may have more to be made than there is.
 _SLACK = 1 << 20
-_STATISTICS = ("latent_mean", "latent_std")
+STATISTICS = ("latent_mean", "latent_std")
 # What safetensors' metadata holds beside the weights, each as JSON.
 _DESCRIBED = ("model_config", "encoder_frozen", "epoch", "global_step", "metadata", "crc32")
 # Parts of a Lightning module that everybody knows to be no part of the model.
@@ -166,76 +162,6 @@ def from_checkpoint(
     )
 
 
-def export_audio_vae(
-    model: AudioVAE,
-    variables: Mapping[str, Any],
-    path: str | Path,
-    *,
-    optimizer_state: dict | None = None,
-    scheduler_state: dict | None = None,
-    epoch: int | None = None,
-    global_step: int | None = None,
-    metadata: dict[str, Any] | None = None,
-):
-    """Write a model in the PyTorch system's names and layout; torch is not needed.
-
-    Args:
-      model, variables: what is written.
-      path: ends in `.safetensors` (weights, and the config as metadata) or `.pt` (the layout of the
-        torch system's `save_model`, which its `load_model` reads). Written whole or not at all.
-      optimizer_state, scheduler_state: torch's state dicts, see `training.optimizer_state_dict`; `.pt` only.
-      epoch, global_step, metadata: kept beside the weights.
-
-    Raises:
-      CheckpointError: another suffix, or something that such a file cannot hold.
-    """
-    path = Path(path)
-    weights = audio_vae_state_dict(variables)
-    config = {key: _listed(getattr(model, key)) for key in CONFIG_KEYS}
-    optional = {"epoch": epoch, "global_step": global_step, "metadata": metadata}
-    optional = {key: value for key, value in optional.items() if value is not None}
-    try:
-        if path.suffix == ".pt":
-            states = {"optimizer_state_dict": optimizer_state, "scheduler_state_dict": scheduler_state}
-            content = {
-                "model_state_dict": weights,
-                "model_config": config,
-                "latent_statistics": {name: weights[name] for name in _STATISTICS},
-                "encoder_frozen": model.encoder_frozen,
-                **{key: value for key, value in states.items() if value is not None},
-                **optional,
-            }
-            writer.write_checkpoint(path, content)
-        elif path.suffix == ".safetensors":
-            if optimizer_state is not None or scheduler_state is not None:
-                raise CheckpointError(f"{path}: safetensors hold weights alone; export optimizer states to .pt")
-            described = {"model_config": config, "encoder_frozen": model.encoder_frozen, **optional}
-            _write_safetensors(path, weights, described)
-        else:
-            raise CheckpointError(f"{path}: the name must end in .pt or .safetensors")
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} was not written: {error}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
-
-
-def audio_vae_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The model's state dict, in torch's names, layout and order.
-
-    Kernels without weight norm are written with it: their norm, and themselves for the direction.
-    """
-    tensors = {name: np.asarray(variables["latent_statistics"][name])[None, :, None] for name in _STATISTICS}
-    for path, array in flax.traverse_util.flatten_dict(variables["params"]).items():
-        tensor = np.ascontiguousarray(layout.to_torch(path, np.asarray(array, np.float32)))
-        if path[-1] != "kernel":
-            tensors[layout.torch_key(path)] = tensor
-            continue
-        stem = layout.torch_key(path).rpartition(".")[0]
-        tensors[f"{stem}.weight_g"] = state_dict.unfolded(tensor, gain=True)
-        tensors[f"{stem}.weight_v"] = state_dict.unfolded(tensor, gain=False)
-    return {key: tensors[key] for key in sorted(tensors, key=layout.order)}
-
-
 def find_state_dict(checkpoint: dict) -> dict:
     """The state dict in a checkpoint of any of the known forms.
 
@@ -328,12 +254,8 @@ def describe(checkpoint: dict):
                 raise CheckpointError(f"its metadata has a model_config that is not JSON ({error})") from None
     sums = checkpoint.pop("crc32", None)
     for key, value in sums.items() if isinstance(sums, dict) else ():
-        if not isinstance(checkpoint.get(key), np.ndarray) or _crc32(checkpoint[key]) != value:
+        if not isinstance(checkpoint.get(key), np.ndarray) or reader.crc32(checkpoint[key]) != value:
             raise CheckpointError(f"it is damaged: {key} does not match its CRC-32")
-
-
-def _crc32(array):
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _other_parts(lines):
@@ -396,7 +318,7 @@ def _latent_statistics(checkpoint, tensors):
     """`latent_mean` and `latent_std` as they are there, None where they are missing."""
     found = {}
     beside = checkpoint.get("latent_statistics")
-    for name in _STATISTICS:
+    for name in STATISTICS:
         values = [tensors.pop(name, None), beside.get(name) if isinstance(beside, dict) else None]
         values = [value for value in values if isinstance(value, np.ndarray)]
         if len(values) == 2 and not (values[0].dtype == values[1].dtype and values[0].tobytes() == values[1].tobytes()):
@@ -442,14 +364,3 @@ def _for_json(value):
 
 def _spell(model):
     return f"({', '.join(f'{key}={getattr(model, key)}' for key in CONFIG_KEYS)})"
-
-
-def _listed(value):
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _write_safetensors(path, weights, described):
-    metadata = {"format": "pt", **{key: json.dumps(value) for key, value in described.items()}}
-    metadata["crc32"] = json.dumps({key: _crc32(tensor) for key, tensor in weights.items()})
-    with atomic.replacing(path) as temporary:
-        safetensors.numpy.save_file(weights, temporary, metadata=metadata)

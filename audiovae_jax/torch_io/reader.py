@@ -1,5 +1,6 @@
 """`read_checkpoint`: what a torch or safetensors file holds, without torch and without running any of it."""
 
+import zlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ def read_checkpoint(path: str | Path, *, skip: Collection[str] = ()) -> dict[str
     except Exception as error:  # a file that finds a hole in the checks above gets no further than here
         what = f"{type(error).__name__}: {error}"[:200]
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {what}") from error
+
+
+def crc32(array: np.ndarray) -> int:
+    """The CRC-32 of an array's contents."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 def _read_safetensors(path, skip):

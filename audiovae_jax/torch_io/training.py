@@ -1,7 +1,6 @@
 """A training run of the PyTorch system, to be continued here: weights, moments, step and settings."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,33 +14,10 @@ import optax
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.state import TrainState, split_trainable
 from audiovae_jax.step import Recipe
-from audiovae_jax.torch_io import architecture, audio_vae, layout, reader, state_dict
+from audiovae_jax.torch_io import architecture, audio_vae, export, hyperparameters, layout, reader, state_dict
 from audiovae_jax.torch_io.discriminator import discriminator_tensors, read_discriminator
-from audiovae_jax.torch_io.unpickle import Placeholder
 
 PyTree = Any
-# The torch system's hyperparameters by section, "" for the flat ones, and the config keys that they are here.
-_ADVERSARIAL = {
-    "adversarial_weight": "adversarial.adversarial_weight",
-    "feature_matching_weight": "adversarial.feature_matching_weight",
-}
-_KL = {"kl_weight": "kl.weight", "kl_warmup_steps": "kl.warmup_steps", "free_bits": "kl.free_bits"}
-_SETTINGS = {
-    "": {
-        **_ADVERSARIAL,
-        **_KL,
-        "adversarial_warmup_steps": "adversarial.warmup_steps",
-        "generator_update_every": "generator_update_every",
-        "discriminator_update_every": "discriminator_update_every",
-        "sample_rate": "data.sample_rate",
-    },
-    "loss_calculator": _KL,
-    "loss_fn": _KL,
-    "kl": {**_KL, "weight": "kl.weight", "warmup_steps": "kl.warmup_steps"},
-    "adversarial": {**_ADVERSARIAL, "warmup_steps": "adversarial.warmup_steps"},
-    "adversarial_loss_calculator": {**_ADVERSARIAL, "warmup_steps": "adversarial.warmup_steps"},
-}
-_GROUP_SETTINGS = ("eps", "weight_decay")
 
 
 @dataclasses.dataclass
@@ -188,7 +164,7 @@ def optimizer_state_dict(
         for path, array in flax.traverse_util.flatten_dict(optax.tree.get(opt_state, ours)).items():
             tensor = np.ascontiguousarray(layout.to_torch(path, np.asarray(array, np.float32)))
             moments.setdefault(layout.torch_key(path), {})[theirs] = tensor
-    keys = list(audio_vae.audio_vae_state_dict(variables))
+    keys = list(export.audio_vae_state_dict(variables))
     # What is not trained here (latent statistics, a frozen encoder) has no moments, as in torch before a gradient.
     states = {
         i: {"step": np.asarray(count, np.float32), **moments[key]} for i, key in enumerate(keys) if key in moments
@@ -218,7 +194,7 @@ def _training(checkpoint, dilations, strict):
     optimizers = [found for found in optimizers if found] if isinstance(optimizers, list) else []
     schedulers = checkpoint.get("lr_schedulers", [checkpoint.get("scheduler_state_dict")])
     schedulers = [found for found in schedulers if isinstance(found, dict)] if isinstance(schedulers, list) else []
-    hyperparameters = checkpoint.get("hyper_parameters")
+    hparams = checkpoint.get("hyper_parameters")
     of_discriminator = {key: value for key, value in tensors.items() if key.startswith("discriminator.")}
     networks = {
         "model": {key.removeprefix("model."): value for key, value in tensors.items() if _is_of_model(key)},
@@ -235,15 +211,15 @@ def _training(checkpoint, dilations, strict):
     updates = [found.step for found in moments if found is not None]
     step = audio_vae.batches_seen({**checkpoint, "adversarial": bool(of_discriminator)}, notes, updates) or 0
     overrides = {f"model.{key}": getattr(imported.model, key) for key in audio_vae.CONFIG_KEYS}
-    overrides |= {"data.channels": imported.model.in_channels, **_settings(hyperparameters)}
+    overrides |= {"data.channels": imported.model.in_channels, **hyperparameters.settings(hparams)}
     if imported.model.encoder_frozen or _encoder_was_frozen(moments[0], networks["model"], notes):
         overrides["model.encoder_frozen"] = True
-    overrides |= _rates(hyperparameters)
+    overrides |= hyperparameters.rates(hparams)
     for section, optimizer, scheduler in zip(
         ("optimizer", "discriminator_optimizer"), optimizers, schedulers + [{}] * 2, strict=False
     ):
-        overrides |= _optimizer_settings(section, optimizer, scheduler, step, notes)
-    stated = _entries(hyperparameters).get("use_adversarial")
+        overrides |= hyperparameters.optimizer_settings(section, optimizer, scheduler, step, notes)
+    stated = hyperparameters.entries(hparams).get("use_adversarial")
     if of_discriminator or isinstance(stated, bool):
         overrides["use_adversarial"] = bool(of_discriminator)
     if moments[1] is not None and "adversarial.warmup_steps" not in overrides:
@@ -339,82 +315,3 @@ def _fits(state, parameter):
     return np.size(state.get("step")) == 1 and all(
         isinstance(moment, np.ndarray) and moment.shape == parameter.shape for moment in moments
     )
-
-
-def _settings(hyperparameters):
-    """Config keys for the hyperparameters that we know; the rest of them may be anything."""
-    found, values = {}, _entries(hyperparameters)
-    for section, names in _SETTINGS.items():
-        entries = _entries(values.get(section)) if section else values
-        for name, key in names.items():
-            if _is_rate(entries.get(name)):
-                found[key] = entries[name]
-    return found
-
-
-def _rates(hyperparameters):
-    """What hyperparameters tell of learning rates, where no optimizer's state tells better."""
-    values = _entries(hyperparameters)
-    found = {}
-    for section, name in (("optimizer", "lr"), ("discriminator_optimizer", "discriminator_lr")):
-        if _is_rate(values.get(name)) and values[name] > 0:
-            found[f"{section}.learning_rate"] = float(values[name])
-    group = _entries(values.get("optimizer"))
-    if group:
-        found |= _group_settings("optimizer", group)
-        if _is_rate(group.get("lr")) and group["lr"] > 0:
-            found["optimizer.learning_rate"] = float(group["lr"])
-    return found
-
-
-def _entries(value):
-    """The names and values of a dict, or of what a placeholder was to be made of."""
-    if isinstance(value, Placeholder):
-        state = value.state
-        if isinstance(state, tuple):  # functools.partial: function, args, keywords, attributes
-            state = next((part for part in state if isinstance(part, dict) and part), {})
-        value = {**value.entries, **state} if isinstance(state, dict) else value.entries
-    return value if isinstance(value, dict) else {}
-
-
-def _group_settings(section, group):
-    found = {f"{section}.{name}": float(group[name]) for name in _GROUP_SETTINGS if _is_rate(group.get(name))}
-    betas = group.get("betas")
-    if isinstance(betas, (tuple, list)) and len(betas) == 2 and all(map(_is_rate, betas)):
-        found |= {f"{section}.b1": float(betas[0]), f"{section}.b2": float(betas[1])}
-    return found
-
-
-def _optimizer_settings(section, optimizer, scheduler, step, notes):
-    groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
-    if not isinstance(groups, list) or not groups or not isinstance(groups[0], dict):
-        return {}
-    group = groups[0]
-    found = _group_settings(section, group)
-    rates = scheduler.get("base_lrs")
-    rate = rates[0] if isinstance(rates, list) and rates else group.get("initial_lr", group.get("lr"))
-    if _is_rate(rate) and rate > 0:
-        found[f"{section}.learning_rate"] = float(rate)
-    if not scheduler:
-        return found
-    length, counted = scheduler.get("T_max"), scheduler.get("last_epoch")
-    if not isinstance(length, int) or not _is_rate(scheduler.get("eta_min")):
-        notes.append(f"the schedule of its {section} is no cosine; here it is the config's")
-        return found
-    found[f"{section}.final_learning_rate"] = float(scheduler["eta_min"])
-    if section != "optimizer":
-        return found
-    if not isinstance(counted, int) or abs(counted - step) > 1:
-        notes.append(f"its schedule counts {counted} at batch {step}, epochs perhaps; config.num_steps stands")
-    elif length <= step:
-        notes.append(
-            f"its schedule of {length} steps is over; config.num_steps stands, and the learning rate follows "
-            "the config's cosine over that"
-        )
-    else:
-        found["num_steps"] = length
-    return found
-
-
-def _is_rate(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0

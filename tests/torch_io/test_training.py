@@ -18,7 +18,7 @@ from audiovae_jax import build, configuration, mesh, step, train, warm_start
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.state import create_train_state
 from audiovae_jax.torch_io import layout, read_checkpoint, training
-from audiovae_jax.torch_io.audio_vae import audio_vae_state_dict
+from audiovae_jax.torch_io.export import audio_vae_state_dict
 from audiovae_jax.torch_io.writer import write_checkpoint
 from configs import base
 

@@ -1,0 +1,97 @@
+"""`export_audio_vae`: a model of ours as a file of the PyTorch system."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import numpy as np
+import safetensors.numpy
+
+from audiovae_jax import atomic
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.model import AudioVAE
+from audiovae_jax.torch_io import layout, reader, state_dict, writer
+from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS, STATISTICS
+
+
+def export_audio_vae(
+    model: AudioVAE,
+    variables: Mapping[str, Any],
+    path: str | Path,
+    *,
+    optimizer_state: dict | None = None,
+    scheduler_state: dict | None = None,
+    epoch: int | None = None,
+    global_step: int | None = None,
+    metadata: dict[str, Any] | None = None,
+):
+    """Write a model in the PyTorch system's names and layout; torch is not needed.
+
+    Args:
+      model, variables: what is written.
+      path: ends in `.safetensors` (weights, and the config as metadata) or `.pt` (the layout of the
+        torch system's `save_model`, which its `load_model` reads). Written whole or not at all.
+      optimizer_state, scheduler_state: torch's state dicts, see `training.optimizer_state_dict`; `.pt` only.
+      epoch, global_step, metadata: kept beside the weights.
+
+    Raises:
+      CheckpointError: another suffix, or something that such a file cannot hold.
+    """
+    path = Path(path)
+    weights = audio_vae_state_dict(variables)
+    config = {key: _listed(getattr(model, key)) for key in CONFIG_KEYS}
+    optional = {"epoch": epoch, "global_step": global_step, "metadata": metadata}
+    optional = {key: value for key, value in optional.items() if value is not None}
+    try:
+        if path.suffix == ".pt":
+            states = {"optimizer_state_dict": optimizer_state, "scheduler_state_dict": scheduler_state}
+            content = {
+                "model_state_dict": weights,
+                "model_config": config,
+                "latent_statistics": {name: weights[name] for name in STATISTICS},
+                "encoder_frozen": model.encoder_frozen,
+                **{key: value for key, value in states.items() if value is not None},
+                **optional,
+            }
+            writer.write_checkpoint(path, content)
+        elif path.suffix == ".safetensors":
+            if optimizer_state is not None or scheduler_state is not None:
+                raise CheckpointError(f"{path}: safetensors hold weights alone; export optimizer states to .pt")
+            described = {"model_config": config, "encoder_frozen": model.encoder_frozen, **optional}
+            _write_safetensors(path, weights, described)
+        else:
+            raise CheckpointError(f"{path}: the name must end in .pt or .safetensors")
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} was not written: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
+
+
+def audio_vae_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The model's state dict, in torch's names, layout and order.
+
+    Kernels without weight norm are written with it: their norm, and themselves for the direction.
+    """
+    tensors = {name: np.asarray(variables["latent_statistics"][name])[None, :, None] for name in STATISTICS}
+    for path, array in flax.traverse_util.flatten_dict(variables["params"]).items():
+        tensor = np.ascontiguousarray(layout.to_torch(path, np.asarray(array, np.float32)))
+        if path[-1] != "kernel":
+            tensors[layout.torch_key(path)] = tensor
+            continue
+        stem = layout.torch_key(path).rpartition(".")[0]
+        tensors[f"{stem}.weight_g"] = state_dict.unfolded(tensor, gain=True)
+        tensors[f"{stem}.weight_v"] = state_dict.unfolded(tensor, gain=False)
+    return {key: tensors[key] for key in sorted(tensors, key=layout.order)}
+
+
+def _listed(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _write_safetensors(path, weights, described):
+    metadata = {"format": "pt", **{key: json.dumps(value) for key, value in described.items()}}
+    metadata["crc32"] = json.dumps({key: reader.crc32(tensor) for key, tensor in weights.items()})
+    with atomic.replacing(path) as temporary:
+        safetensors.numpy.save_file(weights, temporary, metadata=metadata)
