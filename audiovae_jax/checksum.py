@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 
@@ -17,21 +18,26 @@ def checksums(tree: PyTree) -> dict[str, str]:
     """`{"params/encoder/...": eight hex digits}` for every array of `tree`; the same on any device."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
+    arrays = [leaf for _, leaf in leaves]
+    # On the host there is nothing to compile, which takes longer than the sums of a model do.
+    on_host = all(isinstance(array, np.ndarray) for array in arrays)
+    sums = [_sum(array, np) for array in arrays] if on_host else jax.device_get(_sums(arrays))
     return {name: f"{int(s):08x}" for name, s in zip(names, sums, strict=True)}
 
 
 @jax.jit
-def _sums(leaves):
-    return [_sum(leaf) for leaf in leaves]
+def _sums(arrays):
+    return [_sum(array, jnp) for array in arrays]
 
 
-def _sum(x):
-    if x.dtype == jnp.bool_:
-        x = x.astype(jnp.uint8)
-    bits = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}[x.dtype.itemsize]
-    x = jax.lax.bitcast_convert_type(x, bits).astype(jnp.uint32).reshape(-1)
-    x = x ^ (jnp.arange(x.size, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9))
+def _sum(x, xnp):
+    """The sum, by numpy or jax.numpy."""
+    if x.dtype == np.bool_:
+        x = x.astype(np.uint8)
+    bits = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[x.dtype.itemsize]
+    x = np.ascontiguousarray(x).reshape(-1).view(bits) if xnp is np else jax.lax.bitcast_convert_type(x, bits)
+    x = x.astype(np.uint32).reshape(-1)
+    x = x ^ (xnp.arange(x.size, dtype=np.uint32) * np.uint32(0x9E3779B9))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        x = (x ^ (x >> shift)) * jnp.uint32(factor)
-    return jnp.sum(x ^ (x >> 16), dtype=jnp.uint32)
+        x = (x ^ (x >> shift)) * np.uint32(factor)
+    return xnp.sum(x ^ (x >> 16), dtype=np.uint32)

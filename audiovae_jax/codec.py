@@ -49,7 +49,9 @@ class Codec:
     ):
         if dtype is not None:
             model = model.clone(dtype=dtype)
-        self.model, self.variables = model.folded(variables)
+        variables = jax.tree.map(np.asarray, dict(variables))
+        self.model, folded = model.folded(variables)
+        self.variables = jax.device_put(folded)
         self.sample_rate = sample_rate
         self.fingerprint = self.fingerprint_of(model, variables)
         self._chunked = ChunkedModel(self.model, self.variables, chunk_length=chunk_length, batch_size=batch_size)

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from audiovae_jax import convolution
 
@@ -122,4 +123,5 @@ def fold_weight_norm(g, v, norm_axis: int):
 
 def _norm(v, norm_axis):
     axes = tuple(i for i in range(v.ndim) if i != norm_axis % v.ndim)
-    return jnp.sqrt(jnp.sum(jnp.square(v), axis=axes, keepdims=True))
+    xnp = np if isinstance(v, np.ndarray) else jnp  # folded once, on the host, there is nothing to compile
+    return xnp.sqrt(xnp.sum(xnp.square(v), axis=axes, keepdims=True))

@@ -125,3 +125,10 @@ def test_pairs_of_flips_do_not_cancel_in_the_checksum():
     x = jnp.asarray(np.random.default_rng(0).standard_normal((64, 64)), jnp.float32)
     sums = {checksums({"x": y})["x"] for y in (x, -x, x[::-1], x.at[:2].multiply(-1), x + 0 * x)}
     assert len(sums) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "int8", "bool", "uint8"])
+def test_the_checksum_is_the_same_on_host_and_device(dtype):
+    array = jnp.asarray(np.random.default_rng(0).standard_normal((7, 5)) * 50).astype(dtype)
+    for part in (array, array[0], array[0, 0], array.T):
+        assert checksums({"x": part}) == checksums({"x": np.asarray(part)})
