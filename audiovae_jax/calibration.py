@@ -77,8 +77,7 @@ def calibrate(path: str, data_root: str, target: str, *, limit: int | None = Non
         measured = _measure(again, files, statistics)
         after = (measured.mean, measured.std)
     print(f"{len(files)} files, {moments.count:,} latent frames of {codec.model.hop_length} samples")
-    _print_spread("before", *before)
-    _print_spread("after, measured" if verify else "after", *after)
+    _print_table(before, after, "measured" if verify else "derived")
     print(f"written to {target}")
 
 
@@ -95,8 +94,10 @@ def _measure(codec, files, statistics=None):
     return moments
 
 
-def _print_spread(when, mean, std):
-    print(
-        f"{when}: mean {np.abs(mean).max():.4f} at most and {np.abs(mean).mean():.4f} on average (absolute), "
-        f"standard deviation {std.min():.4f} to {std.max():.4f}"
-    )
+def _print_table(before, after, how):
+    """Mean and variance of each channel, before and after."""
+    print(f"channel  mean before  variance before  mean after  variance after ({how})")
+    for channel, (m0, s0, m1, s1) in enumerate(zip(*before, *after, strict=True)):
+        print(f"{channel:7d}  {m0:11.4f}  {s0**2:15.4f}  {m1:10.4f}  {s1**2:14.4f}")
+    for when, (mean, std) in (("before", before), ("after", after)):
+        print(f"{when}: |mean| at most {np.abs(mean).max():.4f}, variance {(std**2).min():.4f} to {(std**2).max():.4f}")
