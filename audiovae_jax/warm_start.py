@@ -122,12 +122,11 @@ def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, notes: lis
 def _adopted_before(workdir, path):
     """The keys that a file can set, of a run that has begun in `workdir` from `path`; None if there is none."""
     try:
-        config = json.loads((workdir / "config.json").read_text())
-    except (OSError, ValueError):
+        flat = configuration.flatten(json.loads((workdir / "config.json").read_text()))
+    except (OSError, ValueError, AttributeError):
         return None
-    if config.get("init_from") != path:
+    if flat.get("init_from") != path:
         return None
-    flat = configuration.flatten(config)
     return {key: value for key, value in flat.items() if key.startswith(_ADOPTABLE)}
 
 

@@ -298,19 +298,19 @@ def _build(checkpoint, tensors, dilations, notes):
         raise CheckpointError(f"its tensors are of no AudioVAE: {error}") from None
 
 
-def _check_config(config, shown):
+def _check_config(given, shown):
     """The dilations of a `model_config`, None if it has none, after the rest was seen to agree with the tensors."""
-    if not isinstance(config, dict):
-        raise CheckpointError(f"its model_config is a {type(config).__name__}, not a dict")
-    unknown = [str(key) for key in config if key not in (*CONFIG_KEYS, "_target_")]
+    if not isinstance(given, dict):
+        raise CheckpointError(f"its model_config is a {type(given).__name__}, not a dict")
+    unknown = [str(key) for key in given if key not in (*CONFIG_KEYS, "_target_")]
     if unknown:
         raise CheckpointError(f"its model_config has unknown keys: {', '.join(unknown)}")
     for key, value in shown.items():
-        stated = config.get(key, value)
+        stated = given.get(key, value)
         stated = tuple(stated) if isinstance(stated, (list, tuple)) else stated
         if repr(stated) != repr(value):
             raise CheckpointError(f"its model_config says {key}={stated!r}, but its tensors are of {key}={value}")
-    dilations = config.get("dilations")
+    dilations = given.get("dilations")
     return (dilations,) if isinstance(dilations, int) else dilations
 
 
