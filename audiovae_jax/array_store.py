@@ -37,10 +37,8 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 def require_same(expected: dict[str, str], described: dict[str, str], where: str):
     """Raise CheckpointError, naming the array, where shapes, dtypes or names differ."""
-    for name in sorted(expected.keys() | described.keys()):
-        ours, theirs = expected.get(name, "absent"), _shape(described.get(name))
-        if ours != theirs:
-            raise CheckpointError(f"{where} is of another configuration: {name} is {theirs} there and {ours} here")
+    for name, ours, theirs in _differences(expected, described):
+        raise CheckpointError(f"{where} is of another configuration: {name} is {theirs} there and {ours} here")
 
 
 def require_checksums(tree: PyTree, described: dict[str, str], where: str):
@@ -81,11 +79,8 @@ def read_tree(directory: Path, described: dict[str, str], parts: tuple[str, ...]
     except Exception as error:  # Orbax and its storage raise what they like
         raise CheckpointError(f"{directory} is damaged: {first_line(error)}") from error
     wanted = {name: array for name, array in described.items() if parts is None or name.partition("/")[0] in parts}
-    found = describe_shapes(restored)
-    for name in sorted(wanted.keys() | found.keys()):
-        there, written = found.get(name, "absent"), _shape(wanted.get(name))
-        if there != written:
-            raise CheckpointError(f"{directory} is damaged: {name} is {there}, but was written as {written}")
+    for name, there, written in _differences(describe_shapes(restored), wanted):
+        raise CheckpointError(f"{directory} is damaged: {name} is {there}, but was written as {written}")
     require_checksums(restored, wanted, str(directory))
     return restored
 
@@ -96,5 +91,10 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:300]
 
 
-def _shape(described):
-    return "absent" if described is None else described.rpartition(" ")[0]
+def _differences(shapes, described):
+    """`(name, shape, described shape)` wherever the two differ."""
+    for name in sorted(shapes.keys() | described.keys()):
+        ours = shapes.get(name, "absent")
+        theirs = described[name].rpartition(" ")[0] if name in described else "absent"
+        if ours != theirs:
+            yield name, ours, theirs

@@ -247,7 +247,7 @@ class Codec:
         return self._chunked.encode(blocks, lanes.length, key)
 
     def _decode(self, latents):
-        length = -(-latents.length * self.sample_rate // latents.sample_rate)
+        length = stream.resampled_length(latents.length, latents.sample_rate, self.sample_rate)
         z = np.moveaxis(latents.z, 0, 1)
         channels = latents.channels * (latents.batch or 1)
         return self._audio([z], len(z), length, latents.sample_rate, latents.length, channels)
@@ -279,7 +279,7 @@ class Codec:
         if not allow_other_model:
             require_model(latents, self.fingerprint, what)
         lanes, frames, width = latents.z.shape
-        length = -(-latents.length * self.sample_rate // latents.sample_rate)
+        length = stream.resampled_length(latents.length, latents.sample_rate, self.sample_rate)
         wanted = (latents.batch or 1) * (latents.channels if self.model.in_channels == 1 else 1)
         if width != self.model.latent_dim or latents.hop_length != self.model.hop_length or lanes != wanted:
             raise DataError(

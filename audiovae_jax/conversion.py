@@ -51,7 +51,7 @@ def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None 
         sample_rate=model.sample_rate,
     )
     _print_table(lines)
-    print("config: " + ", ".join(f"{key}={getattr(model.model, key)}" for key in audio_vae.CONFIG_KEYS))
+    print(f"config: {audio_vae.spell_config(model.model)}")
     for note in notes:
         print(f"note: {note}")
     if imported.moments is not None:
@@ -90,7 +90,7 @@ def export_torch(source: str, target: str, *, step: int | None = None):
     written = export.audio_vae_state_dict(loaded.variables)
     count = sum(tensor.size for tensor in written.values())
     print(f"{target}: {len(written)} tensors, {count:,} parameters with latent statistics")
-    print("config: " + ", ".join(f"{key}={getattr(loaded.model, key)}" for key in audio_vae.CONFIG_KEYS))
+    print(f"config: {audio_vae.spell_config(loaded.model)}")
     if states:
         print(f"with the optimizer's state after step {loaded.global_step}, for torch.optim.AdamW")
 

@@ -24,7 +24,6 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
     rate = loaded.sample_rate
     statistics = {name: np.asarray(value) for name, value in variables["latent_statistics"].items()}
     mean, std = statistics["latent_mean"], statistics["latent_std"]
-    calibrated = bool(np.any(mean != 0) or np.any(std != 1))
     per_second = None if rate is None else rate / model.hop_length
     contexts = {"encoder": encoder_context(model), "decoder": decoder_context(model)}
     counts = {name: count_parameters(part) for name, part in variables["params"].items()}
@@ -47,7 +46,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
         "compression (audio values per latent value)": model.hop_length * model.in_channels / model.latent_dim,
         "context (frames before and after)": {name: tuple(context) for name, context in contexts.items()},
         "latent statistics": _spread(mean, std)
-        if calibrated
+        if saved_model.is_calibrated(variables)
         else "initial (0 and 1); scripts/calibrate_latents.py sets them",
         "epoch": state["epoch"],
         "step": state["global_step"],

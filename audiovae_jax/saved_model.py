@@ -74,7 +74,7 @@ def save_model(
     if discriminator is not None:
         trees["discriminator"] = discriminator_params
     description = {
-        "config": _model_config(model),
+        "config": _arguments(model),
         "sample_rate": sample_rate,
         "channels": model.in_channels,
         "hop_length": model.hop_length,
@@ -185,12 +185,16 @@ def with_latent_statistics(source: str | Path, target: str | Path, mean: np.ndar
     _write(target, {**description, "metadata": {**description["metadata"], **metadata}}, trees)
 
 
+def is_calibrated(variables: dict) -> bool:
+    """Whether a model's latent statistics are others than those that it starts with."""
+    statistics = variables["latent_statistics"]
+    return bool(np.any(statistics["latent_mean"] != 0) or np.any(statistics["latent_std"] != 1))
+
+
 def _write(path, description, trees):
     """Put a folder of `trees` and their description at `path`, whole or not at all."""
     if path.exists() and not (path / DESCRIPTION).is_file():
         raise CheckpointError(f"{path} exists and is not a saved model; give another path")
-    statistics = trees["model"]["latent_statistics"]
-    calibrated = bool(np.any(statistics["latent_mean"] != 0) or np.any(statistics["latent_std"] != 1))
     description = {
         "format": _FORMAT,
         **{
@@ -198,7 +202,7 @@ def _write(path, description, trees):
             for key, value in description.items()
             if key not in ("format", "latent_statistics", "arrays", "checksum")
         },
-        "latent_statistics": "calibrated" if calibrated else "initial",
+        "latent_statistics": "calibrated" if is_calibrated(trees["model"]) else "initial",
         "arrays": {name: array_store.describe(tree) for name, tree in trees.items()},
     }
     try:
@@ -303,24 +307,22 @@ def _checksum(description):
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _model_config(model):
-    fields = [field.name for field in dataclasses.fields(AudioVAE) if field.name not in ("parent", "name")]
-    config = {name: getattr(model, name) for name in fields}
-    return {**config, "dtype": str(np.dtype(model.dtype))}
-
-
 def _model(config, where):
     with as_checkpoint_error(f"{where}: its config makes no AudioVAE"):
         return AudioVAE(**config)
 
 
 def _describe_module(module):
-    cls = type(module)
-    fields = [f.name for f in dataclasses.fields(cls) if f.name not in ("parent", "name")]
+    return {resolve.TARGET: resolve.dotted_name(type(module)), **_arguments(module)}
+
+
+def _arguments(module):
+    """The arguments that make a linen module again, as JSON can hold them."""
+    fields = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]  # linen's own
     arguments = {name: getattr(module, name) for name in fields}
     if "dtype" in arguments:
         arguments["dtype"] = str(np.dtype(arguments["dtype"]))
-    return {resolve.TARGET: resolve.dotted_name(cls), **arguments}
+    return arguments
 
 
 def _put(temporary, path):

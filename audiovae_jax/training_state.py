@@ -45,9 +45,9 @@ def load_training_state(
     if loaded.kind == "torch file":
         return state | _torch_training_state(path, loaded, optimizer)
     if loaded.kind == "saved model":
-        arrays = saved_model.read_description(path)["arrays"]
+        description = saved_model.read_description(path)
+        arrays, described = description["arrays"], description["discriminator"]
         trees = {name: array_store.read_tree(path / name, arrays[name]) for name in arrays if name != "model"}
-        described = saved_model.read_description(path)["discriminator"]
     else:
         trees, described = _checkpoint_trees(path, loaded.global_step)
     if optimizer is not None and "optimizer" in trees:

@@ -35,7 +35,7 @@ class AudioStream:
         """At another rate; the length is rounded up."""
         if sample_rate == self.sample_rate:
             return self
-        length = -(-self.length * sample_rate // self.sample_rate)
+        length = resampled_length(self.length, self.sample_rate, sample_rate)
 
         def blocks():
             return resample_blocks(self.blocks(), self.sample_rate, sample_rate, self.channels, length)
@@ -77,6 +77,11 @@ def of_array(audio: np.ndarray, sample_rate: int) -> AudioStream:
             yield audio[start : start + BLOCK]
 
     return AudioStream(sample_rate, len(audio), audio.shape[1], blocks)
+
+
+def resampled_length(length: int, from_rate: int, to_rate: int) -> int:
+    """The samples at `to_rate` that `length` samples at `from_rate` become, rounded up."""
+    return -(-length * to_rate // from_rate)
 
 
 def resample_blocks(

@@ -59,10 +59,7 @@ def infer_audio_vae(state_dict: Mapping[str, np.ndarray]) -> dict:
 
 def count_dilations(state_dict: Mapping[str, np.ndarray]) -> int:
     """The number of residual units in a block of a model's state dict."""
-    shapes, count = _Shapes(state_dict), 0
-    while shapes.has(f"encoder.blocks.0.res_units.{count}.block.1"):
-        count += 1
-    return count
+    return _count(_Shapes(state_dict), "encoder.blocks.0.res_units.{}.block.1")
 
 
 def default_dilations(count: int) -> tuple[int, ...]:

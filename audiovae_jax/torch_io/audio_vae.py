@@ -1,4 +1,4 @@
-"""`import_audio_vae` and `export_audio_vae`: the model between torch's files and our variables."""
+"""`import_audio_vae`: the model in a file of the PyTorch system."""
 
 import collections
 import dataclasses
@@ -45,7 +45,8 @@ class ImportedAudioVAE:
       lines: what became of each tensor of the file.
       notes: what was inferred, assumed or left out.
       sample_rate: in Hz, where the file tells it.
-      epoch, global_step: as the file counts them.
+      epoch: as the file counts it.
+      global_step: batches seen, see `batches_seen`.
       metadata: what was saved with the model, as far as JSON can hold it.
     """
 
@@ -111,7 +112,7 @@ def from_checkpoint(
     describe(checkpoint)
     tensors = model_state_dict(checkpoint, lines)
     notes += _other_parts(lines)
-    checkpoint["adversarial"] = any(line.key.startswith("discriminator.") for line in lines)
+    adversarial = any(line.key.startswith("discriminator.") for line in lines)
     for key in _STATE_DICTS:
         checkpoint.pop(key, None)
     model = _build(checkpoint, tensors, dilations, notes)
@@ -138,7 +139,7 @@ def from_checkpoint(
     account = state_dict.explain(problems)
     if account and strict:
         raise CheckpointError(
-            f"the state dict does not fit the model {_spell(model)}:\n{account}\n"
+            f"the state dict does not fit the model ({spell_config(model)}):\n{account}\n"
             "strict=False takes what fits and leaves the rest at its initial values"
         )
     if account:
@@ -157,7 +158,7 @@ def from_checkpoint(
         notes,
         sample_rate=_count(hyperparameters.get("sample_rate")) if isinstance(hyperparameters, dict) else None,
         epoch=_count(checkpoint.get("epoch")),
-        global_step=batches_seen(checkpoint, []),
+        global_step=batches_seen(checkpoint, [], adversarial),
         metadata={str(key): _for_json(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {},
     )
 
@@ -201,12 +202,13 @@ def model_state_dict(checkpoint: dict, lines: list[Line] | None = None) -> dict[
     return {key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")}
 
 
-def batches_seen(checkpoint: dict, notes: list[str], updates: Collection[int] = ()) -> int | None:
+def batches_seen(checkpoint: dict, notes: list[str], adversarial: bool, updates: Collection[int] = ()) -> int | None:
     """The number of training batches: Lightning's `global_step` counts the updates of both optimizers.
 
     Args:
       checkpoint: with its state dict, or without.
       notes: gets a line where the two differ.
+      adversarial: whether there is a discriminator in it.
       updates: how many each optimizer made, where that is known.
 
     Returns:
@@ -227,8 +229,7 @@ def batches_seen(checkpoint: dict, notes: list[str], updates: Collection[int] = 
     seen = [_count(total.get(key)) or 0 for key in ("processed", "completed")] if isinstance(total, dict) else [0]
     batches = max(seen)
     if not 0 < batches <= counted:
-        adversarial = checkpoint.get("adversarial", False) or len(updates) > 1
-        batches = counted // 2 if adversarial else counted
+        batches = counted // 2 if adversarial or len(updates) > 1 else counted
         if len(updates) > 1 and sum(updates) == counted:
             batches = max(updates)
     if batches != counted:
@@ -362,5 +363,6 @@ def _for_json(value):
     return value.tolist() if isinstance(value, np.ndarray) and value.size <= 64 else str(value)
 
 
-def _spell(model):
-    return f"({', '.join(f'{key}={getattr(model, key)}' for key in CONFIG_KEYS)})"
+def spell_config(model: AudioVAE) -> str:
+    """A model's architecture in a line."""
+    return ", ".join(f"{key}={getattr(model, key)}" for key in CONFIG_KEYS)

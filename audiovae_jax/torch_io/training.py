@@ -209,7 +209,7 @@ def _training(checkpoint, dilations, strict):
         {**checkpoint, "global_step": None}, dilations=dilations, strict=strict
     )  # the step is counted below, with what the optimizers tell
     updates = [found.step for found in moments if found is not None]
-    step = audio_vae.batches_seen({**checkpoint, "adversarial": bool(of_discriminator)}, notes, updates) or 0
+    step = audio_vae.batches_seen(checkpoint, notes, bool(of_discriminator), updates) or 0
     overrides = {f"model.{key}": getattr(imported.model, key) for key in audio_vae.CONFIG_KEYS}
     overrides |= {"data.channels": imported.model.in_channels, **hyperparameters.settings(hparams)}
     if imported.model.encoder_frozen or _encoder_was_frozen(moments[0], networks["model"], notes):
