@@ -9,8 +9,16 @@ Padding happens before the convolution, never in it, for the same reason.
 Signals are channel-last. Kernels are `[taps, in / groups, out]`, in 2-D `[rows, cols, in, out]`.
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 from jax import lax
+
+from audiovae_jax import bilinear
+
+# Taps and channels from which on the bilinear form pays for its transforms.
+_MIN_FOR_BILINEAR = 5
 
 
 def conv1d(x, kernel, *, stride: int = 1, dilation: int = 1, padding: int = 0, groups: int = 1):
@@ -84,11 +92,52 @@ def conv2d(x, kernel, *, stride=(1, 1), dilation=(1, 1), padding=(0, 0)):
     if dilation[0] != 1:
         raise ValueError(f"dilation={dilation}: rows cannot be dilated")
     n_out = conv_length(rows, taps, stride=stride[0], padding=padding[0])
+    if stride[1] == 1 and x.dtype == jnp.float32 and min(kernel.shape[1:]) >= _MIN_FOR_BILINEAR:
+        return _by_platform(x, kernel, stride[0], dilation[1], tuple(padding), n_out)
+    return _conv2d_rows_as_channels(x, kernel, stride, dilation[1], padding, n_out)
+
+
+def _conv2d_rows_as_channels(x, kernel, stride, dilation, padding, n_out):
+    taps = kernel.shape[0]
     x = _pad(x, 1, padding[0], padding[0])
     last = (n_out - 1) * stride[0] + 1
     x = jnp.concatenate([x[:, i : i + last : stride[0]] for i in range(taps)], axis=-1)
     kernel = kernel.transpose(1, 0, 2, 3).reshape(kernel.shape[1], -1, kernel.shape[-1])
-    return conv1d(x, kernel, stride=stride[1], dilation=dilation[1], padding=padding[1])
+    return conv1d(x, kernel, stride=stride[1], dilation=dilation, padding=padding[1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _by_platform(x, kernel, row_stride, dilation, padding, n_rows):
+    """The bilinear form where arithmetic is the price; where matrix units make it cheap, the plain one."""
+    cpu, default = _forms(row_stride, dilation, padding, n_rows)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+
+
+def _by_platform_forward(x, kernel, *options):
+    return _by_platform(x, kernel, *options), (x, kernel)
+
+
+def _by_platform_backward(row_stride, dilation, padding, n_rows, residuals, g):
+    # Transforms of the input are computed again: cheaper than to keep them.
+    def pulled_back(form):
+        return lambda x, kernel, g: jax.vjp(form, x, kernel)[1](g)
+
+    cpu, default = map(pulled_back, _forms(row_stride, dilation, padding, n_rows))
+    return lax.platform_dependent(*residuals, g, cpu=cpu, default=default)
+
+
+_by_platform.defvjp(_by_platform_forward, _by_platform_backward)
+
+
+def _forms(row_stride, dilation, padding, n_rows):
+    fast = functools.partial(
+        bilinear.conv2d, row_stride=row_stride, dilation=dilation, padding=padding, n_rows=n_rows
+    )
+
+    def plain(x, kernel):
+        return _conv2d_rows_as_channels(x, kernel, (row_stride, 1), dilation, padding, n_rows)
+
+    return fast, plain
 
 
 def _dense(x, kernel, dilation=1):

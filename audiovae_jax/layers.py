@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax import convolution
+from audiovae_jax.snake import snake
 
 Dtype = Any
 
@@ -24,9 +25,7 @@ class Snake(nn.Module):
     @nn.compact
     def __call__(self, x):
         alpha = self.param("alpha", nn.initializers.ones, (x.shape[-1],))
-        x = x.astype(jnp.float32)
-        y = x + jnp.square(jnp.sin(alpha * x)) / (alpha + 1e-8)
-        return y.astype(self.dtype)
+        return snake(x, alpha).astype(self.dtype)
 
 
 class _WeightNormed(nn.Module):

@@ -1,0 +1,98 @@
+"""Convolution along columns in a quarter of the multiplications, for float32 on processors without matrix units.
+
+A bilinear algorithm (Winograd, "Arithmetic Complexity of Computations", 1980) computes `outputs` values of
+a correlation with `taps` taps as `C @ ((A @ x) * (B @ w))`. With as many products as A has rows in place of
+`outputs * taps`, and channels and row taps to sum over, nearly all of the work is one matrix product per row
+of A, forward and backward. The points are those of the discrete Fourier transform, whose rounding errors
+are of the size of a plain sum's, and a complex product is three real ones.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+# Longer tiles need fewer products per output; beyond this the transforms cost more than that saves.
+_MAX_OUTPUTS = 24
+
+
+def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int], n_rows: int):
+    """2-D convolution of `x: [B, rows, cols, in]`, as `convolution.conv2d` with its columns not strided.
+
+    Args:
+      kernel: `[row taps, col taps, in, out]`.
+      row_stride: of the rows.
+      dilation: of the columns.
+      padding: zeros on both sides of rows and of columns.
+      n_rows: rows of the output.
+
+    Returns:
+      `[B, n_rows, cols + 2 * padding[1] - dilation * (col taps - 1), out]`.
+    """
+    b, rows, cols, c_in = x.shape
+    row_taps, taps, _, c_out = kernel.shape
+    n_cols = cols + 2 * padding[1] - dilation * (taps - 1)
+    # Columns come in `dilation` interleaved signals, each cut into tiles of `outputs` results.
+    per_signal = -(-n_cols // dilation)
+    tiles = -(-per_signal // _MAX_OUTPUTS)
+    outputs = -(-per_signal // tiles)
+    analysis, kernel_analysis, synthesis = transforms(taps, outputs)
+    products, tile = analysis.shape
+
+    blocks = tiles - (-(taps - 1) // outputs)  # a tile reaches this far into those after it
+    row_groups = n_rows + (row_taps - 1) // row_stride
+    x = lax.pad(
+        x,
+        jnp.zeros((), x.dtype),
+        [
+            (0, 0, 0),
+            (padding[0], row_groups * row_stride - rows - padding[0], 0),
+            (padding[1], blocks * outputs * dilation - cols - padding[1], 0),
+            (0, 0, 0),
+        ],
+    )
+    x = x.reshape(b, row_groups, row_stride, blocks, outputs, dilation, c_in).transpose(2, 4, 3, 5, 0, 1, 6)
+    kernel = jnp.einsum("pk,rkio->prio", kernel_analysis, kernel, precision=lax.Precision.HIGHEST)
+    total = 0
+    for phase in range(row_stride):
+        # What lies in a tile beyond its own block is the beginning of the blocks after it.
+        parts = [x[phase, : tile - i * outputs, i : i + tiles] for i in range(-(-tile // outputs))]
+        tiled = jnp.concatenate(parts, axis=0).reshape(tile, -1)
+        tiled = _matmul(analysis, tiled).reshape(products, -1, c_in)
+        row_kernels = [kernel[:, row] for row in range(phase, row_taps, row_stride)]
+        y = _matmul(tiled, jnp.concatenate(row_kernels, axis=-1))
+        y = y.reshape(products, -1, row_groups, len(row_kernels), c_out)
+        total = total + sum(y[:, :, i : i + n_rows, i] for i in range(len(row_kernels)))
+    y = _matmul(synthesis, total.reshape(products, -1)).reshape(outputs, tiles, dilation, b, n_rows, c_out)
+    return y.transpose(3, 4, 1, 0, 2, 5).reshape(b, n_rows, -1, c_out)[:, :, :n_cols]
+
+
+@functools.cache
+def transforms(taps: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The matrices of `sum_k x[s + k] * w[k] == (C @ ((A @ x) * (B @ w)))[s]` for `s < outputs`.
+
+    Returns:
+      `A: [products, outputs + taps - 1]`, `B: [products, taps]`, `C: [outputs, products]`, float32.
+    """
+    tile = outputs + taps - 1
+    n, k, s = np.arange(tile), np.arange(taps), np.arange(outputs)
+    a, b, c = [], [], []
+    for frequency in range(tile // 2 + 1):
+        angle = 2 * np.pi * frequency / tile
+        cos, sin = (lambda i, f=f, angle=angle: f(angle * i) for f in (np.cos, np.sin))
+        if 2 * frequency in (0, tile):
+            a += [cos(n)]
+            b += [cos(k)]
+            c += [cos(s) / tile]
+            continue
+        # X * conj(W) by Gauss: re = p - r, im = p + q of the products p, q, r below.
+        a += [cos(n) - sin(n), cos(n), -sin(n)]
+        b += [cos(k), sin(k) - cos(k), cos(k) + sin(k)]
+        re, im = 2 * cos(s) / tile, -2 * sin(s) / tile
+        c += [re + im, im, -re]
+    return tuple(np.array(m, np.float32) for m in (a, b, np.array(c).T))
+
+
+def _matmul(a, b):
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
