@@ -1,6 +1,5 @@
 """What the scripts share: reading a config from the command line, and errors without tracebacks."""
 
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -11,21 +10,24 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from audiovae_jax import configuration, warm_start
+from audiovae_jax import compilation, configuration, huge_pages, warm_start
 from audiovae_jax.errors import ConfigError, UserError
 
 
-def run(main: Callable[..., None], positional: tuple[str, ...] = ()):
+def run(main: Callable[..., None], positional: tuple[str, ...] = (), *, trains: bool = False):
     """Parse flags and call `main`; a user's error ends the program with its message and status 1.
 
     Args:
       main: takes the positional arguments, reads flags.
       positional: their names; a name that ends in "..." stands for one or more.
+      trains: whether training steps are run, for which the process is set up.
     """
+    if trains:
+        huge_pages.restart()
     # A module of the user's own is found in the folder that the command is given in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    use_compilation_cache()
+    compilation.use_cache()
     logging.set_verbosity(logging.ERROR)  # Orbax and XLA report every policy and backend they look at
     warnings.filterwarnings("default", message=r"config\.", category=DeprecationWarning)
     try:
@@ -34,13 +36,6 @@ def run(main: Callable[..., None], positional: tuple[str, ...] = ()):
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\ninterrupted; the same command goes on from the last checkpoint")
-
-
-def use_compilation_cache():
-    """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where."""
-    if jax.config.jax_compilation_cache_dir is None:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "audiovae_jax" / "xla"))
 
 
 def define_config_flag(default: str):
@@ -94,6 +89,7 @@ def _positional(argv, names):
 
 
 def _parse(argv):
+    flags.FLAGS.set_gnu_getopt()  # flags may follow positional arguments
     if "config" not in flags.FLAGS:
         return app.parse_flags_with_usage(argv)
     path, _, names = _config_argument(argv).partition(":")

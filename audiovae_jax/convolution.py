@@ -130,9 +130,7 @@ _by_platform.defvjp(_by_platform_forward, _by_platform_backward)
 
 
 def _forms(row_stride, dilation, padding, n_rows):
-    fast = functools.partial(
-        bilinear.conv2d, row_stride=row_stride, dilation=dilation, padding=padding, n_rows=n_rows
-    )
+    fast = functools.partial(bilinear.conv2d, row_stride=row_stride, dilation=dilation, padding=padding, n_rows=n_rows)
 
     def plain(x, kernel):
         return _conv2d_rows_as_channels(x, kernel, (row_stride, 1), dilation, padding, n_rows)

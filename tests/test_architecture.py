@@ -12,8 +12,12 @@ PACKAGE = ROOT / "audiovae_jax"
 LEVELS = [
     "errors",
     "atomic",
+    "compilation",
+    "huge_pages",
     "signal",
+    "bilinear",
     "convolution",
+    "snake",
     "layers",
     "span",
     "model",
@@ -45,6 +49,7 @@ LEVELS = [
     "report",
     "warm_start",
     "train",
+    "benchmark",
     "cli",
     "codec_flags",
 ]

@@ -4,6 +4,7 @@ Modules have the names that its checkpoints have, so their state dicts are inter
 own. Audio is [B, C, T].
 """
 
+import functools
 import warnings
 
 import librosa
@@ -150,7 +151,7 @@ class AudioVAE(nn.Module):
 
 def stft(x, n_fft, hop, win=None, normalized=False):
     win = win or n_fft
-    window = torch.hann_window(win, dtype=x.dtype)
+    window = torch.hann_window(win, dtype=x.dtype, device=x.device)
     return torch.stft(x, n_fft, hop, win, window=window, normalized=normalized, return_complex=True)
 
 
@@ -195,6 +196,13 @@ class MultiScaleSTFTDiscriminator(nn.Module):
         return [p[0] for p in pairs], [p[1] for p in pairs]
 
 
+@functools.cache
+def mel_filters(sample_rate, n_fft, n_mels):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Empty filters detected")
+        return librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels).T.copy()
+
+
 class MelTransform(nn.Module):
     def __init__(self, sample_rate, n_fft, n_mels):
         super().__init__()
@@ -202,10 +210,7 @@ class MelTransform(nn.Module):
         self.spectrogram = nn.Module()
         self.spectrogram.register_buffer("window", torch.hann_window(n_fft))
         self.mel_scale = nn.Module()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            fb = librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels)
-        self.mel_scale.register_buffer("fb", torch.tensor(fb.T.copy()))
+        self.mel_scale.register_buffer("fb", torch.tensor(mel_filters(sample_rate, n_fft, n_mels)))
 
     def forward(self, x):
         b, c, t = x.shape
@@ -354,15 +359,19 @@ def magnitude(x, n_fft, hop, win):
     return torch.sqrt(torch.clamp(s.real**2 + s.imag**2, min=1e-8))
 
 
-def a_weight(x, sample_rate):
+@functools.cache
+def a_weighting_taps(sample_rate):
     f1, f2, f3, f4, gain = 20.598997, 107.65265, 737.86223, 12194.217, 1.9997
     num = [(2 * np.pi * f4) ** 2 * 10 ** (gain / 20), 0, 0, 0, 0]
     den = np.polymul([1, 4 * np.pi * f4, (2 * np.pi * f4) ** 2], [1, 4 * np.pi * f1, (2 * np.pi * f1) ** 2])
     den = np.polymul(np.polymul(den, [1, 2 * np.pi * f3]), [1, 2 * np.pi * f2])
     b, a = scipy.signal.bilinear(num, den, fs=sample_rate)
     w, h = scipy.signal.freqz(b, a, worN=512, fs=sample_rate)
-    taps = scipy.signal.firls(101, w, np.abs(h), fs=sample_rate)
-    kernel = torch.tensor(taps, dtype=x.dtype).reshape(1, 1, -1)
+    return scipy.signal.firls(101, w, np.abs(h), fs=sample_rate)
+
+
+def a_weight(x, sample_rate):
+    kernel = torch.tensor(a_weighting_taps(sample_rate), dtype=x.dtype, device=x.device).reshape(1, 1, -1)
     return F.conv1d(x[:, None], kernel, padding=50)[:, 0]
 
 
@@ -391,7 +400,7 @@ def multi_scale_mel(x, y, ffts=(2048, 1024, 512), n_mels=(128, 64, 32), sample_r
     x, y = x.flatten(0, 1), y.flatten(0, 1)
     total = 0
     for n, m in zip(ffts, n_mels, strict=True):
-        fb = torch.tensor(librosa.filters.mel(sr=sample_rate, n_fft=n, n_mels=m).T.copy(), dtype=x.dtype)
+        fb = torch.tensor(mel_filters(sample_rate, n, m), dtype=x.dtype, device=x.device)
         a, b = (magnitude(s, n, n // 4, n).transpose(1, 2) @ fb for s in (x, y))
         if convergence == "item":
             sc = ((b - a).norm(dim=(1, 2)) / (b.norm(dim=(1, 2)) + 1e-5)).mean()

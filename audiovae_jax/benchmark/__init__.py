@@ -1,0 +1,1 @@
+"""Measurements: the step, the codec, data, compiling and memory, alone or beside another system."""

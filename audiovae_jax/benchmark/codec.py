@@ -1,0 +1,78 @@
+"""Encoding and decoding: how many times faster than the audio plays, against other systems."""
+
+import contextlib
+import time
+
+import jax
+import ml_collections
+import numpy as np
+
+from audiovae_jax import build
+from audiovae_jax.benchmark import measure
+from audiovae_jax.benchmark.peer import Peer
+from audiovae_jax.chunked import ChunkedModel
+
+_DIRECTIONS = ("encode", "decode")
+
+
+def run(config: ml_collections.ConfigDict, *, against: list[str], repeats: int, warmup: int, seconds: float) -> dict:
+    """Time the model of `config`, weight norm folded and in chunks as `Codec` runs it, on `batch_size` signals.
+
+    Args:
+      seconds: of audio in each signal, cut to whole latent frames.
+
+    Returns:
+      A report: for `encode` and `decode`, `ours` and each other system with its time, `real_time_factor`
+      (seconds of audio per second), and `ratios` of our time to theirs.
+    """
+    model = build.build_model(config)
+    sample_rate, lanes = config.data.sample_rate, config.batch_size
+    length = max(1, int(seconds * sample_rate) // model.hop_length) * model.hop_length
+    variables = jax.jit(lambda key, audio: model.init(key, audio, deterministic=True))(
+        jax.random.key(config.seed), np.zeros((1, model.min_length, model.in_channels), np.float32)
+    )
+    chunked = ChunkedModel(*model.folded(variables))
+    audio = 0.3 * np.random.default_rng(config.seed).standard_normal((length, lanes, model.in_channels))
+    audio = audio.astype(np.float32)
+
+    def encode():
+        return np.concatenate([posterior.z for posterior in chunked.encode([audio], length)])
+
+    latents = encode()
+
+    def decode():
+        return np.concatenate(list(chunked.decode([latents], len(latents), length)))
+
+    report = {"benchmark": "codec", "machine": measure.machine()}
+    report["what"] = (
+        f"{lanes} x {length / sample_rate:.2f} s of {sample_rate} Hz audio, base_channels {model.base_channels}, "
+        f"{config.model.dtype}"
+    )
+    played = lanes * length / sample_rate
+    with contextlib.ExitStack() as stack:
+        peers = {
+            name: stack.enter_context(Peer(name, "codec", config, length=length, batch_size=lanes)) for name in against
+        }
+        for name, peer in peers.items():
+            report[name] = peer.description
+        for direction, once in zip(_DIRECTIONS, (encode, decode), strict=True):
+            work = {"ours": _seconds_of(once)}
+            for name, peer in peers.items():
+                work[name] = lambda peer=peer, direction=direction: peer.run(direction)["seconds"]
+            timings = measure.side_by_side(work, repeats=repeats, warmup=warmup)
+            entry = {
+                name: timing.summary() | {"real_time_factor": played / timing.median}
+                for name, timing in timings.items()
+            }
+            entry["ratios"] = {name: timings["ours"].over(timings[name]) for name in against}
+            report[direction] = entry
+    return report
+
+
+def _seconds_of(fn):
+    def once():
+        start = time.perf_counter()
+        fn()
+        return time.perf_counter() - start
+
+    return once

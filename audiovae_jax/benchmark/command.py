@@ -1,0 +1,110 @@
+"""The commands of `scripts/benchmark.py`: from a config to a report, printed and as JSON."""
+
+import json
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from audiovae_jax import configuration
+from audiovae_jax.atomic import replacing
+from audiovae_jax.benchmark import codec, data, fresh, step
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.resolve import did_you_mean
+
+SUBCOMMANDS = ("step", "codec", "data", "compile", "memory")
+
+
+def set_keys(config: ml_collections.ConfigDict, *, batch_size: int | None, crop: int | None, adversarial: bool | None):
+    """Set the keys that have flags of their own; None leaves the config's."""
+    if batch_size is not None:
+        config.batch_size = batch_size
+    if crop is not None:
+        config.data.crop_length = crop
+    if adversarial is not None:
+        config.use_adversarial = adversarial
+
+
+def run(
+    subcommand: str,
+    config: ml_collections.ConfigDict,
+    *,
+    against: list[str],
+    repeats: int,
+    warmup: int,
+    profiled: bool,
+    seconds: float,
+    json_path: str | None,
+) -> dict:
+    """Measure what `subcommand` names, print the report, and write it to `json_path`.
+
+    Raises:
+      ConfigError: an unknown subcommand or other system, or values that cannot work.
+    """
+    if subcommand not in SUBCOMMANDS:
+        raise ConfigError(
+            f"there is no benchmark {subcommand!r}{did_you_mean(subcommand, SUBCOMMANDS)}; "
+            f"there are {', '.join(SUBCOMMANDS)}"
+        )
+    if against and subcommand in ("data", "compile"):
+        raise ConfigError(f"{subcommand} has nothing to compare with; leave --against out")
+    configuration.check(config, jax.device_count())
+    if subcommand == "step":
+        report = step.run(config, against=against, repeats=repeats, warmup=warmup, profiled=profiled)
+    elif subcommand == "codec":
+        report = codec.run(config, against=against, repeats=repeats, warmup=warmup, seconds=seconds)
+    elif subcommand == "data":
+        report = data.run(config, repeats=repeats, warmup=warmup)
+    elif subcommand == "compile":
+        report = fresh.first_step(config)
+    else:
+        report = fresh.memory(config, against=against, repeats=repeats)
+    print("\n".join(lines(report)), flush=True)
+    if json_path is not None:
+        with replacing(Path(json_path)) as path:
+            path.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def lines(report: dict) -> list[str]:
+    """A report for people."""
+    machine = report["machine"]
+    shown = [
+        f"{report['benchmark']}: {report['what']}",
+        f"on {machine['device']}, Python {machine['python']}, jax {machine['jax']}, {machine['date']}",
+    ]
+    if "ceilings" in report:
+        ceilings = report["ceilings"]
+        shown.append(
+            f"ceilings: {ceilings['flops'] / 1e9:.0f} GFLOP/s ({ceilings['dtype']} matrix product), "
+            f"{ceilings['bytes'] / 1e9:.1f} GB/s (copy)"
+        )
+    for name, value in report.items():
+        if name in ("machine", "ceilings", "profile", "ratios") or not isinstance(value, dict):
+            continue
+        shown += [f"{name}: {text}" for text in _entry(value)]
+    for name, ratio in report.get("ratios", {}).items():
+        shown.append(f"ours / {name}: {ratio:.3f}")
+    for entry in report.get("profile", []):
+        if entry["share"] >= 0.005:
+            shown.append(f"  {100 * entry['share']:5.1f} %  {entry['direction']:8}  {entry['part']}")
+    return shown
+
+
+def _entry(value):
+    nested = {key: inner for key, inner in value.items() if isinstance(inner, dict) and key != "ratios"}
+    if nested:
+        yield from (f"{key}: {text}" for key, inner in nested.items() for text in _entry(inner))
+        yield from (f"ours / {name}: {ratio:.3f}" for name, ratio in value.get("ratios", {}).items())
+        return
+    yield ", ".join(f"{key.replace('_', ' ')} {_number(key, number)}" for key, number in value.items())
+
+
+def _number(key, value):
+    if not isinstance(value, float | int) or isinstance(value, bool):
+        return str(value)
+    if "bytes" in key and "share" not in key:
+        return f"{value / 1e9:.3g} GB" + ("/s" if "per_second" in key else "")
+    if key.startswith("flops"):
+        return f"{value / 1e9:.4g} GFLOP" + ("/s" if "per_second" in key else "")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,60 @@
+"""Where a compiled function's time goes, by part of the network, forward and backward."""
+
+import collections
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", re.MULTILINE)
+# The flax modules in an operation's path, as far as they tell the parts of the networks apart.
+_PART = re.compile(r"(?<![\w.])(encoder|decoder|msstft|msd|mpd|mel_stft|(?:blocks|discriminators)_\d+)(?=/)")
+
+
+def profile(run: Callable, compiled) -> list[dict]:
+    """Run once under XLA's profiler.
+
+    Args:
+      run: calls `compiled`.
+      compiled: the executable, whose operations carry the names of the modules they come from.
+
+    Returns:
+      Entries `part`, `direction` ("forward", "backward"), `share`: of the time spent in operations, most
+      first. Threads add up, so that shares are exact only where operations use all of them.
+    """
+    names = dict(_INSTRUCTION.findall(compiled.as_text()))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(run())
+        files = list(Path(folder).rglob("*.xplane.pb"))
+        seconds = _operations(files[0]) if files else {}
+    taken = collections.Counter()
+    for operation, spent in seconds.items():
+        taken[_part(names.get(operation, ""))] += spent
+    total = sum(taken.values()) or 1.0
+    return [
+        {"part": part, "direction": direction, "share": spent / total}
+        for (part, direction), spent in taken.most_common()
+    ]
+
+
+def _operations(file):
+    """Nanoseconds by HLO operation."""
+    taken = collections.Counter()
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                operation = dict(event.stats).get("hlo_op")
+                if operation:
+                    taken[operation] += event.duration_ns
+    return taken
+
+
+def _part(name):
+    direction = "backward" if "transpose(" in name else "forward"
+    modules = list(dict.fromkeys(_PART.findall(name)))
+    if modules:
+        return "/".join(modules), direction
+    return ("losses" if "fft" in name else "losses, optimizer and the rest"), direction

@@ -1,0 +1,107 @@
+"""The training step: how long, how near to what the machine can do, where the time goes, against torch."""
+
+import contextlib
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from audiovae_jax import build, mesh
+from audiovae_jax.benchmark import measure
+from audiovae_jax.benchmark.peer import Peer
+from audiovae_jax.benchmark.profile import profile
+from audiovae_jax.state import create_train_state
+from audiovae_jax.step import train_step
+
+
+@dataclasses.dataclass
+class Step:
+    """A compiled training step with a state and a batch to run it on.
+
+    Attributes:
+      compiled: the executable.
+      state: of the last run.
+      audio: the batch.
+      seconds: taken by initialising the state, and by compiling the step.
+    """
+
+    compiled: Any
+    state: Any
+    audio: jax.Array
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, config: ml_collections.ConfigDict) -> "Step":
+        """Build and compile the step of a finalized config, with the discriminator if it uses one."""
+        start = time.perf_counter()
+        recipe = build.build_recipe(config)
+        devices = mesh.make_mesh()
+        create = functools.partial(create_train_state, recipe, build.example_shape(config))
+        state = jax.block_until_ready(jax.jit(create, out_shardings=mesh.replicated(devices))())
+        shape = (config.batch_size, *build.example_shape(config)[1:])
+        audio = mesh.place_batch(devices, 0.3 * jax.random.normal(jax.random.key(0), shape))
+        initialised = time.perf_counter()
+        per_device = functools.partial(train_step, recipe=recipe, adversarial=config.use_adversarial)
+        compiled = mesh.map_train_step(per_device, devices).lower(state, audio).compile()
+        seconds = {"initialise": initialised - start, "compile": time.perf_counter() - initialised}
+        return cls(compiled, state, audio, seconds)
+
+    def __call__(self):
+        self.state, metrics = self.compiled(self.state, self.audio)
+        return metrics, self.state.step
+
+    def run(self) -> float:
+        """One step; the seconds it took."""
+        return measure.timed(self)()
+
+    def figures(self) -> dict:
+        """`flops` and `bytes` that the compiled step counts, per device, and `planned_bytes` of its temporaries."""
+        cost = self.compiled.cost_analysis() or {}
+        memory = self.compiled.memory_analysis()
+        return {
+            "flops": cost.get("flops", 0.0),
+            "bytes": cost.get("bytes accessed", 0.0),
+            "planned_bytes": getattr(memory, "temp_size_in_bytes", 0),
+        }
+
+
+def run(config: ml_collections.ConfigDict, *, against: list[str], repeats: int, warmup: int, profiled: bool) -> dict:
+    """Time the step of `config`, beside each system of `against`.
+
+    Returns:
+      A report: `ours` with its time, counts and shares of the machine's `ceilings`; one entry per other
+      system; `ratios` of our time to theirs, and `ratio`, the first of them.
+    """
+    report = {"benchmark": "step", "machine": measure.machine(), "what": _describe(config)}
+    report["ceilings"] = ceilings = measure.ceilings(jnp.dtype(config.model.dtype))
+    step = Step.of(config)
+    with contextlib.ExitStack() as stack:
+        peers = {name: stack.enter_context(Peer(name, "step", config)) for name in against}
+        work = {"ours": step.run}
+        for name, peer in peers.items():
+            work[name] = lambda peer=peer: peer.run("step")["seconds"]
+        timings = measure.side_by_side(work, repeats=repeats, warmup=warmup)
+        for name, peer in peers.items():
+            report[name] = timings[name].summary() | peer.description
+    ours = timings["ours"].summary() | step.figures() | {"compile_seconds": step.seconds["compile"]}
+    for unit in ("flops", "bytes"):
+        ours[f"{unit}_per_second"] = ours[unit] / ours["seconds"]
+        ours[f"share_of_{unit}_ceiling"] = ours[f"{unit}_per_second"] / ceilings[unit]
+    report["ours"] = ours
+    report["ratios"] = {name: timings["ours"].over(timings[name]) for name in against}
+    if against:
+        report["ratio"] = report["ratios"][against[0]]
+    if profiled:
+        report["profile"] = profile(step, step.compiled)
+    return report
+
+
+def _describe(config):
+    return (
+        f"training step, {'with' if config.use_adversarial else 'without'} discriminator, base_channels "
+        f"{config.model.base_channels}, {config.batch_size} x {config.data.crop_length} samples, {config.model.dtype}"
+    )

@@ -1,0 +1,212 @@
+"""The PyTorch system, or diffusers' Oobleck, in a process of its own that does one piece of work per line it reads.
+
+Started by `scripts/benchmark.py`, with a job as JSON in its first argument. It answers each line on
+standard output with one of JSON: first what it is, then `{"seconds": ..., "peak_bytes": ...}`.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+import warnings
+
+import torch
+import torch_reference as ref
+
+
+class AlternatingStep:
+    """The system's training step: a pass for the generator, then one for the discriminator.
+
+    As its loop does, each pass runs the discriminator on real and on generated audio. While one of the
+    two is trained, the other's parameters are held (Lightning's `toggle_optimizer`), and nothing is
+    recorded for the discriminator's view of real audio in the generator's pass.
+    """
+
+    def __init__(self, job, device):
+        config = job["config"]
+        settings = {k: v for k, v in config["model"].items() if k not in _NOT_TORCH}
+        self.model = ref.AudioVAE(**settings).to(device)
+        for name in ("latent_mean", "latent_std"):
+            getattr(self.model, name).requires_grad_(False)
+        self.loss = _reconstruction_loss(config["losses"])
+        self.kl_weight = config["kl"]["weight"]
+        self.weights = config["adversarial"]
+        self.discriminator = None
+        if config["use_adversarial"]:
+            settings = {k: v for k, v in config["discriminator"].items() if k not in _NOT_TORCH}
+            self.discriminator = ref.EnCodecDiscriminator(**settings).to(device)
+        self.optimizers = [
+            torch.optim.AdamW(module.parameters(), lr=section["learning_rate"], weight_decay=section["weight_decay"])
+            for module, section in (
+                (self.model, config["optimizer"]),
+                (self.discriminator, config["discriminator_optimizer"]),
+            )
+            if module is not None
+        ]
+        self.clip = config["optimizer"]["clip_norm"]
+        b, t = config["batch_size"], config["data"]["crop_length"]
+        self.audio = 0.3 * torch.randn(b, config["model"]["in_channels"], t, device=device)
+        self.autocast = _autocast(device, config["model"]["dtype"])
+        if job["compile"]:
+            self.forward = torch.compile(self.model)
+            self.judge = torch.compile(self.discriminator) if self.discriminator is not None else None
+        else:
+            self.forward, self.judge = self.model, self.discriminator
+
+    def __call__(self):
+        audio = self.audio
+        with self.autocast():
+            fake, _, mean, logvar = self.forward(audio, _noise(self.model, audio))
+            fake = fake.float()
+            loss = self.loss(fake, audio) + self.kl_weight * ref.kl_divergence(mean.float(), logvar.float())
+            if self.judge is not None:
+                self.discriminator.requires_grad_(False)
+                with torch.no_grad():
+                    _, real_maps = self.judge(audio)
+                fake_logits, fake_maps = self.judge(fake)
+                loss = loss + self.weights["adversarial_weight"] * ref.hinge_g(fake_logits)
+                matching = ref.feature_matching(real_maps, fake_maps)
+                loss = loss + self.weights["feature_matching_weight"] * matching
+        self._update(self.optimizers[0], self.model, loss)
+        if self.judge is None:
+            return loss.item()
+        self.discriminator.requires_grad_(True)
+        with self.autocast():
+            loss = ref.hinge_d(self.judge(audio)[0], self.judge(fake.detach())[0])
+        self._update(self.optimizers[1], self.discriminator, loss)
+        return loss.item()
+
+    def _update(self, optimizer, module, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), self.clip)
+        optimizer.step()
+
+
+def step(job, device):
+    return {"step": AlternatingStep(job, device)}
+
+
+def codec(job, device):
+    settings = {k: v for k, v in job["config"]["model"].items() if k not in _NOT_TORCH}
+    model = ref.AudioVAE(**settings).to(device).eval()
+    return _codec(job, device, lambda audio: model.encode(audio)[0], model.decode)
+
+
+def oobleck(job, device):
+    from diffusers import AutoencoderOobleck
+
+    settings = job["config"]["model"]
+    model = AutoencoderOobleck(
+        encoder_hidden_size=settings["base_channels"],
+        downsampling_ratios=settings["strides"],
+        channel_multiples=settings["channel_mults"],
+        decoder_channels=settings["base_channels"],
+        decoder_input_channels=settings["latent_dim"],
+        audio_channels=settings["in_channels"],
+    )
+    model = model.to(device).eval()
+    return _codec(job, device, lambda audio: model.encode(audio).latent_dist.mode(), lambda z: model.decode(z).sample)
+
+
+def _codec(job, device, encode, decode):
+    settings = job["config"]["model"]
+    audio = 0.3 * torch.randn(job["batch_size"], settings["in_channels"], job["length"], device=device)
+    autocast = _autocast(device, settings["dtype"])
+    if job["compile"]:
+        encode, decode = torch.compile(encode), torch.compile(decode)
+    with torch.no_grad(), autocast():
+        latents = encode(audio).clone()
+
+    def inferring(fn, x):
+        def once():
+            with torch.inference_mode(), autocast():
+                fn(x).float().cpu()
+
+        return once
+
+    return {"encode": inferring(encode, audio), "decode": inferring(decode, latents)}
+
+
+# What only our configs have: the torch system's own defaults hold, or autocast decides.
+_NOT_TORCH = (
+    "_target_", "dtype", "encoder_frozen", "remat", "mel_stft_sample_rate", "mel_stft_f_min", "mel_stft_f_max"
+)  # fmt: skip
+
+
+def _reconstruction_loss(sections):
+    """The two losses that the system's config has; another one is refused."""
+    terms = []
+    for name, section in sections.items():
+        target = section["_target_"].rsplit(".", 1)[-1]
+        weight = section["weight"]
+        if target == "sum_and_difference_stft":
+            options = {
+                "ffts": section["fft_sizes"], "hops": section["hop_sizes"], "wins": section["win_lengths"],
+                "w_sc": section["w_sc"], "w_log": section["w_log_mag"], "w_lin": section["w_lin_mag"],
+                "weighted": section["sample_rate"] if section["perceptual_weighting"] else None,
+            }  # fmt: skip
+            terms.append((weight, ref.sum_and_difference_stft, options))
+        elif target == "multi_scale_mel":
+            options = {
+                "ffts": section["fft_sizes"], "n_mels": section["n_mels"], "sample_rate": section["sample_rate"],
+                "convergence": section["convergence"],
+            }  # fmt: skip
+            terms.append((weight, ref.multi_scale_mel, options))
+        else:
+            raise SystemExit(f"the torch reference has no loss like config.losses.{name} ({section['_target_']})")
+    return lambda x, y: sum(weight * loss(x, y, **options) for weight, loss, options in terms)
+
+
+def _noise(model, audio):
+    frames = audio.shape[-1]
+    for block in model.encoder.blocks:
+        stride = block.downsample[1].stride[0]
+        frames = (frames + 2 * (stride // 2) - 2 * stride) // stride + 1
+    return torch.randn(audio.shape[0], model.latent_mean.shape[1], frames, device=audio.device)
+
+
+def _autocast(device, dtype):
+    if dtype == "float32":
+        return contextlib.nullcontext
+    return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def main():
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print is no answer
+    warnings.simplefilter("ignore")
+
+    def answer(**values):
+        print(json.dumps(values), file=answers, flush=True)
+
+    job = json.loads(sys.argv[1])
+    device = torch.device("cuda" if torch.cuda.is_available() and job["gpu"] else "cpu")
+    work = {"step": step, "codec": codec, "oobleck": oobleck}[job["kind"]](job, device)
+    answer(torch=torch.__version__, device=str(device), threads=torch.get_num_threads())
+    for line in sys.stdin:
+        name = line.strip()
+        if name == "reset":
+            with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            answer()
+            continue
+        start = time.perf_counter()
+        work[name]()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            with open("/proc/self/status") as file:
+                peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+        answer(seconds=seconds, peak_bytes=peak)
+
+
+if __name__ == "__main__":
+    main()
