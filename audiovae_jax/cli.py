@@ -115,4 +115,4 @@ def _config_argument(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config":
             return value if equals else argv[i + 1] if i + 1 < len(argv) else ""
-    return flags.FLAGS["config"].default or ""
+    return flags.FLAGS["config"].default_unparsed or ""

@@ -18,7 +18,7 @@ _ADVERSARIAL = flags.DEFINE_bool("adversarial", None, "with the discriminator; b
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "of audio that codec encodes and decodes", lower_bound=0.1)
 _AGAINST = flags.DEFINE_list("against", [], "systems to time beside ours: torch, torch_compile, oobleck (codec)")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "measured rounds", lower_bound=1)
-_WARMUP = flags.DEFINE_integer("warmup", 2, "rounds before them", lower_bound=0)
+_WARMUP = flags.DEFINE_integer("warmup", 1, "rounds before them", lower_bound=0)
 _PROFILE = flags.DEFINE_bool("profile", False, "step: where the time goes")
 _JSON = flags.DEFINE_string("json", None, "file for the report as JSON")
 

@@ -76,13 +76,20 @@ def test_conv_transpose1d(stride):
     _assert_same_with_gradients(ours, reference, x, kernel)
 
 
+@pytest.mark.parametrize("channels", [(3, 5), (8, 6)])  # the plain form, and the bilinear one where it serves
 @pytest.mark.parametrize(
     ("stride", "dilation", "kernel"),
-    [((2, 1), (1, 2), (3, 9)), ((1, 1), (1, 1), (3, 3)), ((2, 2), (1, 1), (5, 5))],
+    [
+        ((2, 1), (1, 2), (3, 9)),
+        ((1, 1), (1, 1), (3, 3)),
+        ((2, 2), (1, 1), (5, 5)),
+        ((1, 1), (1, 4), (2, 9)),
+        ((3, 1), (1, 1), (4, 5)),
+    ],
 )
-def test_conv2d(stride, dilation, kernel):
+def test_conv2d(stride, dilation, kernel, channels):
     padding = (kernel[0] // 2, kernel[1] // 2 * dilation[1])
-    x, kernel = _random(2, 11, 33, 3), _random(*kernel, 3, 5)
+    x, kernel = _random(2, 11, 33, channels[0]), _random(*kernel, *channels)
 
     def reference(x, kernel):
         return lax.conv_general_dilated(

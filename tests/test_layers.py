@@ -5,13 +5,6 @@ import numpy as np
 from audiovae_jax import layers
 
 
-def test_snake_is_its_formula():
-    x = jnp.linspace(-3, 3, 14).reshape(1, 7, 2)
-    y = layers.Snake().apply({"params": {"alpha": jnp.array([0.5, 2.0])}}, x)
-    alpha = np.array([0.5, 2.0])
-    np.testing.assert_allclose(y, x + np.sin(alpha * x) ** 2 / alpha, rtol=1e-5)
-
-
 def test_weight_norm_ignores_the_scale_of_v_and_starts_as_v():
     layer = layers.WNConv1d(3, kernel_size=5, padding=2)
     x = jax.random.normal(jax.random.key(1), (1, 20, 2))
