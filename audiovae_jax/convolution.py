@@ -80,37 +80,28 @@ def conv_transpose1d(x, kernel, *, stride: int, padding: int = 0):
 def conv2d(x, kernel, *, stride=(1, 1), dilation=(1, 1), padding=(0, 0)):
     """2-D convolution of `x: [B, rows, cols, in]`, zero-padded on all sides.
 
-    The rows' taps are gathered into channels, which leaves a 1-D convolution along the columns.
+    The rows' taps are gathered into channels, which leaves a 1-D convolution along the columns; wide ones in
+    float32 take the form of `bilinear` on a CPU.
 
     Args:
       kernel: `[rows, cols, in, out]`.
       stride, dilation, padding: of rows and columns; rows cannot be dilated, nor columns both
         strided and dilated.
     """
-    rows = x.shape[1]
-    taps = kernel.shape[0]
     if dilation[0] != 1:
         raise ValueError(f"dilation={dilation}: rows cannot be dilated")
-    n_out = conv_length(rows, taps, stride=stride[0], padding=padding[0])
+    n_rows = conv_length(x.shape[1], kernel.shape[0], stride=stride[0], padding=padding[0])
     if stride[1] == 1 and x.dtype == jnp.float32 and min(kernel.shape[1:]) >= _MIN_FOR_BILINEAR:
-        return _by_platform(x, kernel, stride[0], dilation[1], tuple(padding), n_out)
-    return _conv2d_rows_as_channels(x, kernel, stride, dilation[1], padding, n_out)
-
-
-def _conv2d_rows_as_channels(x, kernel, stride, dilation, padding, n_out):
-    taps = kernel.shape[0]
-    x = _pad(x, 1, padding[0], padding[0])
-    last = (n_out - 1) * stride[0] + 1
-    x = jnp.concatenate([x[:, i : i + last : stride[0]] for i in range(taps)], axis=-1)
-    kernel = kernel.transpose(1, 0, 2, 3).reshape(kernel.shape[1], -1, kernel.shape[-1])
-    return conv1d(x, kernel, stride=stride[1], dilation=dilation, padding=padding[1])
+        return _by_platform(x, kernel, stride[0], dilation[1], tuple(padding), n_rows)
+    return _rows_as_channels(
+        x, kernel, row_stride=stride[0], col_stride=stride[1], dilation=dilation[1], padding=padding, n_rows=n_rows
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
 def _by_platform(x, kernel, row_stride, dilation, padding, n_rows):
     """The bilinear form where arithmetic is the price; where matrix units make it cheap, the plain one."""
-    cpu, default = _forms(row_stride, dilation, padding, n_rows)
-    return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
+    return _choose(x, kernel, row_stride=row_stride, dilation=dilation, padding=padding, n_rows=n_rows)
 
 
 def _by_platform_forward(x, kernel, *options):
@@ -118,24 +109,41 @@ def _by_platform_forward(x, kernel, *options):
 
 
 def _by_platform_backward(row_stride, dilation, padding, n_rows, residuals, g):
-    # Transforms of the input are computed again: cheaper than to keep them.
-    def pulled_back(form):
-        return lambda x, kernel, g: jax.vjp(form, x, kernel)[1](g)
-
-    cpu, default = map(pulled_back, _forms(row_stride, dilation, padding, n_rows))
-    return lax.platform_dependent(*residuals, g, cpu=cpu, default=default)
+    options = {"row_stride": row_stride, "dilation": dilation, "padding": padding, "n_rows": n_rows}
+    return _choose_pull_back(*residuals, g, **options)
 
 
 _by_platform.defvjp(_by_platform_forward, _by_platform_backward)
+_OPTIONS = ("row_stride", "dilation", "padding", "n_rows")
 
 
-def _forms(row_stride, dilation, padding, n_rows):
-    fast = functools.partial(bilinear.conv2d, row_stride=row_stride, dilation=dilation, padding=padding, n_rows=n_rows)
+# Jitted, so that convolutions of one shape are traced once however often they are used.
+@functools.partial(jax.jit, static_argnames=_OPTIONS)
+def _choose(x, kernel, **options):
+    cpu, default = _forms(**options)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=default)
 
-    def plain(x, kernel):
-        return _conv2d_rows_as_channels(x, kernel, (row_stride, 1), dilation, padding, n_rows)
 
-    return fast, plain
+@functools.partial(jax.jit, static_argnames=_OPTIONS)
+def _choose_pull_back(x, kernel, g, **options):
+    # What the forward pass made of the input is made again: cheaper than to keep it.
+    def pulled_back(form):
+        return lambda x, kernel, g: jax.vjp(form, x, kernel)[1](g)
+
+    cpu, default = map(pulled_back, _forms(**options))
+    return lax.platform_dependent(x, kernel, g, cpu=cpu, default=default)
+
+
+def _forms(**options):
+    return functools.partial(bilinear.conv2d, **options), functools.partial(_rows_as_channels, **options)
+
+
+def _rows_as_channels(x, kernel, *, row_stride, dilation, padding, n_rows, col_stride=1):
+    x = _pad(x, 1, padding[0], padding[0])
+    last = (n_rows - 1) * row_stride + 1
+    x = jnp.concatenate([x[:, i : i + last : row_stride] for i in range(kernel.shape[0])], axis=-1)
+    kernel = kernel.transpose(1, 0, 2, 3).reshape(kernel.shape[1], -1, kernel.shape[-1])
+    return conv1d(x, kernel, stride=col_stride, dilation=dilation, padding=padding[1])
 
 
 def _dense(x, kernel, dilation=1):

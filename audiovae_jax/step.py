@@ -97,6 +97,7 @@ def train_step(
     update_model = update_discriminator = None
     if adversarial:
 
+        @jax.jit  # so that it is traced once for real and generated audio
         def judge(params, audio):
             return recipe.discriminator.apply({"params": params}, audio)
 
