@@ -25,7 +25,9 @@ LEGACY_KEYS = {
     "feature_matching_weight": "adversarial.feature_matching_weight",
 }
 # Keys that may differ when a run is continued: they change what is seen of it, not what it computes.
-OPERATIONAL_KEYS = ("checkpoint_every", "sample_every", "validate_every", "data.num_threads", "data.prefetch_batches")
+OPERATIONAL_KEYS = (
+    "checkpoint_every", "sample_every", "validate_every", "data.num_threads", "data.prefetch_batches", "model.remat"
+)  # fmt: skip
 # Sections whose keys are a callable's arguments, so that the callable knows which are right.
 _OPEN_SECTIONS = ("discriminator", "losses")
 _FFT_KEYS = ("fft_sizes", "n_fft", "n_ffts", "mel_stft_n_ffts")

@@ -130,15 +130,17 @@ class Encoder(nn.Module):
     dilations: tuple[int, ...]
     dtype: Dtype = jnp.float32
     weight_norm: bool = True
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x, span: Span | None = None):
         common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
         x = WNConv1d(self.base_channels, kernel_size=7, padding=3, name="input_conv", **common)(x)
         x = clear_outside(x, span)
+        block_class = nn.remat(EncoderBlock) if self.remat else EncoderBlock
         for i, (mult, stride) in enumerate(zip(self.channel_mults, self.strides, strict=True)):
             features = self.base_channels * mult
-            block = EncoderBlock(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)
+            block = block_class(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)
             x, span = block(x, span), span and span.down(stride)
         x = Snake(self.dtype, name="final_snake")(x)
         return WNConv1d(2 * self.latent_dim, kernel_size=3, padding=1, name="final_conv", **common)(x)
@@ -155,6 +157,7 @@ class Decoder(nn.Module):
     dilations: tuple[int, ...]
     dtype: Dtype = jnp.float32
     weight_norm: bool = True
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x, span: Span | None = None):
@@ -162,9 +165,10 @@ class Decoder(nn.Module):
         widths = [self.base_channels * mult for mult in reversed(self.channel_mults)]
         x = WNConv1d(widths[0], kernel_size=7, padding=3, name="input_conv", **common)(clear_outside(x, span))
         x = clear_outside(x, span)
+        block_class = nn.remat(DecoderBlock) if self.remat else DecoderBlock
         for i, stride in enumerate(reversed(self.strides)):
             features = [*widths[1:], self.base_channels][i]
-            block = DecoderBlock(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)
+            block = block_class(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)
             x, span = block(x, span), span and span.up(stride)
         x = Snake(self.dtype, name="final_snake")(x)
         return WNConv1d(self.out_channels, kernel_size=7, padding=3, name="final_conv", **common)(x)
@@ -185,6 +189,7 @@ class AudioVAE(nn.Module):
       dtype: what the convolutions compute in ("float32", "bfloat16"); parameters, latents and the
         returned audio are float32.
       weight_norm: False expects weight norm folded into kernels, for inference.
+      remat: in training, keep what lies between blocks only and compute the rest again for the gradient.
 
     Variables: `params`, and `latent_statistics` with `latent_mean` and `latent_std` of shape
     `[latent_dim]`, which are set from data, not trained, and start at 0 and 1.
@@ -200,6 +205,7 @@ class AudioVAE(nn.Module):
     encoder_frozen: bool = False
     dtype: Dtype = jnp.float32
     weight_norm: bool = True
+    remat: bool = False
 
     def __post_init__(self):
         for name in ("channel_mults", "strides", "dilations"):
@@ -279,6 +285,7 @@ class AudioVAE(nn.Module):
             "dilations": self.dilations,
             "dtype": jnp.dtype(self.dtype),
             "weight_norm": self.weight_norm,
+            "remat": self.remat,
         }
         self.encoder = Encoder(latent_dim=self.latent_dim, **common)
         self.decoder = Decoder(out_channels=self.in_channels, **common)

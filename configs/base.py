@@ -60,6 +60,9 @@ def _base():
     config.model.kernel_size = 7  # of the residual units, odd
     config.model.dilations = (1, 3, 9)  # of the residual units in each block
     config.model.encoder_frozen = False  # True trains the decoder alone
+    # True keeps only what lies between blocks and computes the rest of the model again for the gradient:
+    # less memory for more time (README, Performance).
+    config.model.remat = False
     config.model.dtype = "float32"  # what convolutions compute in; "bfloat16" is faster on GPU and TPU
 
     # Any class with audio [B, T, C] -> (logits, feature_maps); the other keys are its arguments.

@@ -79,6 +79,28 @@ def test_a_frozen_encoder_gets_no_gradient_and_the_decoder_does():
     assert set(frozen) == {"encoder"}
 
 
+def test_remat_changes_neither_parameters_nor_gradients():
+    audio = jax.random.normal(jax.random.key(1), (1, 64, 2))
+    plain = AudioVAE(base_channels=4, channel_mults=(1, 2), strides=(2, 4), latent_dim=4)
+    variables = plain.init(jax.random.key(0), audio, deterministic=True)
+
+    def gradient(model):
+        def loss(params):
+            output = model.apply({**variables, "params": params}, audio, deterministic=True)
+            return jnp.sum(jnp.square(output.reconstruction))
+
+        return jax.jit(jax.grad(loss))
+
+    saving = plain.clone(remat=True)
+    assert jax.tree.structure(saving.shapes()) == jax.tree.structure(plain.shapes())
+    found, expected = (gradient(model)(variables["params"]) for model in (saving, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, expected)
+    recomputed = [
+        gradient(model).lower(variables["params"]).as_text().count("stablehlo.convolution") for model in (saving, plain)
+    ]
+    assert recomputed[0] > recomputed[1]
+
+
 def test_bfloat16_returns_float32_near_the_full_precision():
     model = AudioVAE(**SMALL)
     audio, variables = _init(model)

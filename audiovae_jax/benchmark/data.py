@@ -23,7 +23,7 @@ def run(config: ml_collections.ConfigDict, *, repeats: int, warmup: int) -> dict
         data.train,
         batch_size=config.batch_size,
         start_step=0,
-        num_steps=per_round * (repeats + warmup),
+        num_steps=2 * per_round * (repeats + warmup),  # each round is done twice
         num_threads=config.data.num_threads,
         prefetch_batches=config.data.prefetch_batches,
     )

@@ -1,14 +1,13 @@
 """What can only be measured in a process of its own: the first step, and peak memory."""
 
 import multiprocessing
-import os
 import shutil
 import tempfile
 import time
 
+import jax
 import ml_collections
 
-from audiovae_jax import compilation
 from audiovae_jax.benchmark import measure
 from audiovae_jax.benchmark.peer import Peer
 from audiovae_jax.benchmark.step import Step
@@ -75,8 +74,7 @@ def _in_fresh_process(fn, config, cache, *args):
 
 
 def _answer(sender, fn, started, config, cache, *args):
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-    compilation.use_cache()
+    jax.config.update("jax_compilation_cache_dir", cache)
     importing = time.time() - started
     result = fn(ml_collections.ConfigDict(config), *args)
     sender.send(result | {"importing": importing, "seconds": time.time() - started})

@@ -77,10 +77,10 @@ def run(config: ml_collections.ConfigDict, *, against: list[str], repeats: int, 
       system; `ratios` of our time to theirs, and `ratio`, the first of them.
     """
     report = {"benchmark": "step", "machine": measure.machine(), "what": _describe(config)}
-    report["ceilings"] = ceilings = measure.ceilings(jnp.dtype(config.model.dtype))
-    step = Step.of(config)
     with contextlib.ExitStack() as stack:
         peers = {name: stack.enter_context(Peer(name, "step", config)) for name in against}
+        report["ceilings"] = ceilings = measure.ceilings(jnp.dtype(config.model.dtype))
+        step = Step.of(config)
         work = {"ours": step.run}
         for name, peer in peers.items():
             work[name] = lambda peer=peer: peer.run("step")["seconds"]

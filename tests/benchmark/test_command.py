@@ -1,0 +1,94 @@
+"""The commands on a run in miniature: that they measure the right thing, not how fast it is."""
+
+import importlib.util
+import json
+
+import pytest
+
+from audiovae_jax.benchmark import command, fresh
+from audiovae_jax.errors import ConfigError, TrainingError
+
+PEERS = ["torch"] if importlib.util.find_spec("torch") else []
+OPTIONS = {
+    "against": [], "repeats": 1, "warmup": 0, "profiled": False, "seconds": 0.1, "json_path": None
+}  # fmt: skip
+
+
+def test_step_counts_the_compiled_work_and_tells_the_parts_apart(micro_config, tmp_path, capsys):
+    path = tmp_path / "step.json"
+    options = {**OPTIONS, "against": PEERS, "profiled": True, "json_path": str(path)}
+    report = command.run("step", micro_config, **options)
+    assert json.loads(path.read_text()) == report
+    ours = report["ours"]
+    assert ours["flops"] > 1e6
+    per_second = ours["flops"] / ours["seconds"]
+    assert ours["share_of_flops_ceiling"] == pytest.approx(per_second / report["ceilings"]["flops"])
+    shares = {(entry["part"], entry["direction"]): entry["share"] for entry in report["profile"]}
+    assert sum(shares.values()) == pytest.approx(1)
+    for part in ("encoder/blocks_0", "decoder/blocks_1", "msstft/discriminators_0", "mpd/discriminators_0"):
+        for direction in ("forward", "backward"):
+            assert shares[part, direction] > 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("step: training step, with discriminator, base_channels 4, 4 x 1024 samples, float32")
+    if PEERS:
+        assert report["ratio"] == report["ratios"]["torch"] == ours["seconds"] / report["torch"]["seconds"]
+        assert report["torch"]["torch"].startswith("2.")
+
+
+def test_codec_and_data_report_how_fast_audio_goes(micro_config):
+    report = command.run("codec", micro_config, **{**OPTIONS, "against": PEERS})
+    for direction in ("encode", "decode"):
+        ours = report[direction]["ours"]
+        assert ours["real_time_factor"] == pytest.approx(4 * 4408 / 44100 / ours["seconds"])
+        assert set(report[direction]["ratios"]) == set(PEERS)
+    data = command.run("data", micro_config, **OPTIONS)["ours"]
+    assert data["bytes_per_second"] == pytest.approx(4 * 1024 * 2 * data["items_per_second"])
+
+
+def test_the_first_step_is_measured_in_fresh_processes_and_memory_in_another(micro_config, monkeypatch):
+    calls = []
+
+    def in_fresh_process(fn, config, cache, *args):
+        calls.append((fn.__name__, cache))
+        return {"peak_bytes": 10, "seconds": 1.0}
+
+    monkeypatch.setattr(fresh, "_in_fresh_process", in_fresh_process)
+    assert set(command.run("compile", micro_config, **OPTIONS)) >= {"cold", "warm"}
+    assert command.run("memory", micro_config, **OPTIONS)["ours"]["peak_bytes"] == 10
+    assert [name for name, _ in calls] == ["_first_step", "_first_step", "_first_step", "_peak"]
+    assert calls[0][1] == calls[1][1] != calls[2][1] == calls[3][1]
+
+
+def test_a_fresh_process_answers_with_its_phases(micro_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    micro_config.use_adversarial = False
+    found = fresh._in_fresh_process(fresh._first_step, micro_config, str(tmp_path))
+    assert found["seconds"] > found["compile"] + found["initialise"] + found["step"] > 0
+    assert list(tmp_path.iterdir())
+
+
+def test_a_fresh_process_that_fails_is_an_error(micro_config, tmp_path):
+    micro_config.model.strides = (2,)
+    with pytest.raises(TrainingError, match="the measuring process ended with status 1"):
+        fresh._in_fresh_process(fresh._first_step, micro_config, str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("subcommand", "against", "message"),
+    [
+        ("setp", [], "there is no benchmark 'setp'; did you mean 'step'?"),
+        ("data", ["torch"], "data has nothing to compare with"),
+        ("step", ["numpy"], "--against=numpy: there are torch, torch_compile, oobleck"),
+        ("step", ["oobleck"], "is for the codec"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(micro_config, subcommand, against, message):
+    with pytest.raises(ConfigError, match=message):
+        command.run(subcommand, micro_config, **{**OPTIONS, "against": against})
+
+
+def test_a_config_that_torch_cannot_follow_is_refused(micro_config):
+    pytest.importorskip("torch")
+    micro_config.losses.mine = {"_target_": "audiovae_jax.losses.si_sdr", "weight": 1.0}
+    with pytest.raises(ConfigError, match=r"the torch reference has no loss like config.losses.mine"):
+        command.run("step", micro_config, **{**OPTIONS, "against": ["torch"]})
