@@ -20,8 +20,8 @@ from audiovae_jax.model import AudioVAE, Posterior
 from audiovae_jax.receptive_field import decoder_context, encoder_context
 from audiovae_jax.span import Span
 
-# Elements of one layer's activations in a batch of windows: 16 MB in float32, and some ten of them live at once.
-_ACTIVATION_BUDGET = 1 << 22
+# Elements of one layer's activations in a batch of windows: 32 MB in float32, and some ten of them live at once.
+_ACTIVATION_BUDGET = 1 << 23
 # Shorter signals take smaller windows, by these factors.
 _SHRINK = (16, 4, 1)
 _IN_FLIGHT = 2  # batches

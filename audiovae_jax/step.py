@@ -137,8 +137,12 @@ def train_step(
     if adversarial:
 
         def discriminator_gradient():
+            # One pull-back after the other: what each needs is large, and need not be there at once.
             real_cotangent, fake_cotangent = d_cotangents
-            return jax.tree.map(jnp.add, pull_back_real(real_cotangent)[0], pull_back_fake(fake_cotangent)[0])
+            real_cotangent, _ = lax.optimization_barrier((real_cotangent, metrics["g_grad_norm"]))
+            from_real = pull_back_real(real_cotangent)[0]
+            fake_cotangent, from_real = lax.optimization_barrier((fake_cotangent, from_real))
+            return jax.tree.map(jnp.add, from_real, pull_back_fake(fake_cotangent)[0])
 
         params, opt_state, metrics["d_grad_norm"] = _update(
             recipe.discriminator_optimizer,
