@@ -21,8 +21,8 @@ def profile(run: Callable, compiled) -> list[dict]:
       compiled: the executable, whose operations carry the names of the modules they come from.
 
     Returns:
-      Entries `part`, `direction` ("forward", "backward"), `share`: of the time spent in operations, most
-      first. Threads add up, so that shares are exact only where operations use all of them.
+      Entries `part`, `direction` ("forward", "backward"), `share`: of the time between the begin and the end
+      of operations, most first. What runs at the same time counts for each, so that shares are a guide.
     """
     names = dict(_INSTRUCTION.findall(compiled.as_text()))
     with tempfile.TemporaryDirectory() as folder:
@@ -41,20 +41,25 @@ def profile(run: Callable, compiled) -> list[dict]:
 
 
 def _operations(file):
-    """Nanoseconds by HLO operation."""
-    taken = collections.Counter()
+    """Nanoseconds from begin to end by HLO operation."""
+    taken, begun, ended = collections.Counter(), {}, {}
     for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
         for line in plane.lines:
             for event in line.events:
-                operation = dict(event.stats).get("hlo_op")
-                if operation:
+                if event.name.startswith("end: "):
+                    ended[event.name.removeprefix("end: ")] = event.start_ns
+                elif operation := dict(event.stats).get("hlo_op"):
                     taken[operation] += event.duration_ns
+                    begun[operation] = event.start_ns
+    # On a CPU, an operation that others finish, as convolutions are, is seen to begin and to end.
+    for operation, start in begun.items():
+        taken[operation] = max(taken[operation], ended.get(operation, start) - start)
     return taken
 
 
 def _part(name):
+    if not name:
+        return "copies and transposes by the compiler", ""
     direction = "backward" if "transpose(" in name else "forward"
     modules = list(dict.fromkeys(_PART.findall(name)))
-    if modules:
-        return "/".join(modules), direction
-    return ("losses" if "fft" in name else "losses, optimizer and the rest"), direction
+    return "/".join(modules) or "losses and optimizers", direction
