@@ -4,7 +4,8 @@ A bilinear algorithm (Winograd, "Arithmetic Complexity of Computations", 1980) c
 a correlation with `taps` taps as `C @ ((A @ x) * (B @ w))`. With as many products as A has rows in place of
 `outputs * taps`, and channels and row taps to sum over, nearly all of the work is one matrix product per row
 of A, forward and backward. The points are those of the discrete Fourier transform, whose rounding errors
-are of the size of a plain sum's, and a complex product is three real ones.
+are small, and a complex product is three real ones. Errors are relative to the largest value of a tile, as
+they are with the Fourier and Winograd forms of GPU libraries, and a NaN reaches the whole of its tile.
 """
 
 import functools
@@ -21,7 +22,7 @@ def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int
     """2-D convolution of `x: [B, rows, cols, in]`, as `convolution.conv2d` with its columns not strided.
 
     Args:
-      kernel: `[row taps, col taps, in, out]`.
+      kernel: `[row taps, col taps, in, out]`, with at least as many row taps as `row_stride`.
       row_stride: of the rows.
       dilation: of the columns.
       padding: zeros on both sides of rows and of columns.

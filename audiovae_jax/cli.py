@@ -10,20 +10,17 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from audiovae_jax import compilation, configuration, huge_pages, warm_start
+from audiovae_jax import compilation, configuration, warm_start
 from audiovae_jax.errors import ConfigError, UserError
 
 
-def run(main: Callable[..., None], positional: tuple[str, ...] = (), *, trains: bool = False):
+def run(main: Callable[..., None], positional: tuple[str, ...] = ()):
     """Parse flags and call `main`; a user's error ends the program with its message and status 1.
 
     Args:
       main: takes the positional arguments, reads flags.
       positional: their names; a name that ends in "..." stands for one or more.
-      trains: whether training steps are run, for which the process is set up.
     """
-    if trains:
-        huge_pages.restart()
     # A module of the user's own is found in the folder that the command is given in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -35,7 +32,7 @@ def run(main: Callable[..., None], positional: tuple[str, ...] = (), *, trains: 
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; the same command goes on from the last checkpoint")
+        sys.exit("\ninterrupted; what was saved is whole, and the same command goes on from there")
 
 
 def define_config_flag(default: str):

@@ -87,11 +87,21 @@ def conv2d(x, kernel, *, stride=(1, 1), dilation=(1, 1), padding=(0, 0)):
       kernel: `[rows, cols, in, out]`.
       stride, dilation, padding: of rows and columns; rows cannot be dilated, nor columns both
         strided and dilated.
+
+    Raises:
+      ValueError: the padded input is smaller than the kernel, or rows are dilated.
     """
     if dilation[0] != 1:
         raise ValueError(f"dilation={dilation}: rows cannot be dilated")
     n_rows = conv_length(x.shape[1], kernel.shape[0], stride=stride[0], padding=padding[0])
-    if stride[1] == 1 and x.dtype == jnp.float32 and min(kernel.shape[1:]) >= _MIN_FOR_BILINEAR:
+    n_cols = conv_length(x.shape[2], kernel.shape[1], stride=stride[1], dilation=dilation[1], padding=padding[1])
+    if min(n_rows, n_cols) < 1:
+        raise ValueError(
+            f"{x.shape[1]} x {x.shape[2]} with padding {padding} is shorter than a kernel of {kernel.shape[0]} x "
+            f"{kernel.shape[1]} with dilation {dilation}"
+        )
+    wide = min(kernel.shape[1:]) >= _MIN_FOR_BILINEAR and kernel.shape[0] >= stride[0]
+    if wide and stride[1] == 1 and x.dtype == jnp.float32:
         return _by_platform(x, kernel, stride[0], dilation[1], tuple(padding), n_rows)
     return _rows_as_channels(
         x, kernel, row_stride=stride[0], col_stride=stride[1], dilation=dilation[1], padding=padding, n_rows=n_rows

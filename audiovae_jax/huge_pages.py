@@ -5,12 +5,14 @@ then spends a third of a step clearing and mapping them one by one; with pages o
 glibc asks for those where it is told to when the process starts, hence the restart.
 """
 
+import contextlib
 import os
 import sys
 from pathlib import Path
 
 _TUNABLES = "GLIBC_TUNABLES"
 _SETTING = "glibc.malloc.hugetlb"
+_RESTARTED = "AUDIOVAE_JAX_RESTARTED"  # whatever becomes of the setting, once is enough
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -18,15 +20,20 @@ def restart():
     """Start this process anew with large pages, where the system gives them to those who ask; else return.
 
     It returns where they are on or off for everyone, where GLIBC_TUNABLES says something about them
-    already, and where the C library has no such setting (glibc has it since 2.35).
+    already, where the C library has no such setting (glibc has it since 2.35), and where the process is
+    none that its command line would give again.
     """
     tunables = os.environ.get(_TUNABLES, "")
-    if _SETTING in tunables or not _can_ask():
+    if _SETTING in tunables or _RESTARTED in os.environ or not _can_ask():
         return
+    if not sys.executable or "-" in sys.orig_argv:
+        return
+    os.environ[_RESTARTED] = "1"
     os.environ[_TUNABLES] = ":".join(filter(None, [tunables, f"{_SETTING}=1"]))
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    with contextlib.suppress(OSError):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _can_ask():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax import convolution
+from audiovae_jax.column_sum import add_bias
 from audiovae_jax.snake import snake
 
 Dtype = Any
@@ -73,7 +74,7 @@ class WNConv1d(_WeightNormed):
         y = convolution.conv1d(
             x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding, groups=self.groups
         )
-        return y + bias
+        return add_bias(y, bias)
 
 
 class WNConvTranspose1d(_WeightNormed):
@@ -90,7 +91,8 @@ class WNConvTranspose1d(_WeightNormed):
         shape = (2 * self.stride, x.shape[-1], self.features)
         kernel, bias = self._parameters(shape, 2 * self.stride * self.features, norm_axis=-2)
         x = x.astype(self.dtype)
-        return convolution.conv_transpose1d(x, kernel, stride=self.stride, padding=self.stride // 2) + bias
+        y = convolution.conv_transpose1d(x, kernel, stride=self.stride, padding=self.stride // 2)
+        return add_bias(y, bias)
 
 
 class WNConv2d(_WeightNormed):
@@ -110,7 +112,7 @@ class WNConv2d(_WeightNormed):
         kernel, bias = self._parameters(shape, math.prod(shape[:-1]), norm_axis=-1)
         x = x.astype(self.dtype)
         y = convolution.conv2d(x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding)
-        return y + bias
+        return add_bias(y, bias)
 
 
 def fold_weight_norm(g, v, norm_axis: int):

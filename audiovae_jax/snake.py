@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from audiovae_jax.column_sum import column_sum
+
 _EPS = 1e-8
 # pi as a sum; the first two have so few bits that their multiples are exact while |u| is below 10,000.
-# Beyond, the error stays below that of rounding u itself.
+# Beyond, the error is of the size of that of rounding u itself.
 _PI = tuple(np.float32(part) for part in (3.140625, 9.67502593994140625e-4, 1.50995794e-7))
 # Least squares on [-pi/2, pi/2] in r^2: sin(r) / r - 1 and cos(r) - 1.
 _SIN = (-1.6666667e-01, 8.3333310e-03, -1.9840889e-04, 2.7526401e-06, -2.3905667e-08)
@@ -27,7 +29,10 @@ def snake(x, alpha):
       alpha: `[C]` float32.
 
     Returns:
-      `[..., C]` of x's dtype; the square of the sine is within 2.4e-7.
+      `[..., C]` of x's dtype. The square of the sine is within 2.4e-7 while `|alpha * x| < 1e6`; far beyond,
+      where float32 has no phase left, it is some number from 0 to 1.
+
+    Only reverse mode can differentiate it.
     """
     return _forward(x, alpha)
 
@@ -49,7 +54,7 @@ def _backward(residuals, g):
     s, c = _sin_cos(_reduced(alpha * u))
     sin_2 = 2 * s * c
     dx = g * (1 + alpha * inverse * sin_2)
-    dalpha = jnp.sum(g * (u * sin_2 - s * s * inverse) * inverse, axis=tuple(range(x.ndim - 1)))
+    dalpha = column_sum(g * (u * sin_2 - s * s * inverse) * inverse)
     return dx.astype(x.dtype), dalpha
 
 
@@ -61,7 +66,7 @@ def _reduced(u):
     n = jnp.round(u * np.float32(1 / np.pi))
     for part in _PI:
         u = u - n * part
-    return u
+    return jnp.clip(u, -np.pi / 2, np.pi / 2)  # n itself is rounded where u is huge
 
 
 def _sin_cos(r):

@@ -1,5 +1,6 @@
 """Measure: `python scripts/benchmark.py step|codec|data|compile|memory --config=configs/base.py [--against=torch]`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import cli, configuration
+from audiovae_jax import cli, configuration, huge_pages
 from audiovae_jax.benchmark import command
 from configs import base
 
@@ -24,6 +25,10 @@ _JSON = flags.DEFINE_string("json", None, "file for the report as JSON")
 
 
 def main(subcommand):
+    # Another system, or a process started to measure in, needs room on an accelerator too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if subcommand in command.OF_TRAINING:
+        huge_pages.restart()
     config = flags.FLAGS.config
     command.set_keys(config, batch_size=_BATCH_SIZE.value, crop=_CROP.value, adversarial=_ADVERSARIAL.value)
     command.run(
@@ -39,4 +44,4 @@ def main(subcommand):
 
 
 if __name__ == "__main__":
-    cli.run(main, positional=("step|codec|data|compile|memory",), trains=True)
+    cli.run(main, positional=("step|codec|data|compile|memory",))

@@ -7,7 +7,7 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import cli, train
+from audiovae_jax import cli, huge_pages, train
 from configs import base
 
 cli.define_config_flag("configs/base.py")
@@ -15,9 +15,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives; default ru
 
 
 def main():
+    huge_pages.restart()
     workdir = Path(_WORKDIR.value or Path("runs") / cli.config_name())
     train.train(cli.read_config(base.get_config(), workdir), workdir)
 
 
 if __name__ == "__main__":
-    cli.run(main, trains=True)
+    cli.run(main)

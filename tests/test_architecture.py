@@ -17,6 +17,7 @@ LEVELS = [
     "signal",
     "bilinear",
     "convolution",
+    "column_sum",
     "snake",
     "layers",
     "span",

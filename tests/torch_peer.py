@@ -48,6 +48,7 @@ class AlternatingStep:
         b, t = config["batch_size"], config["data"]["crop_length"]
         self.audio = 0.3 * torch.randn(b, config["model"]["in_channels"], t, device=device)
         self.autocast = _autocast(device, config["model"]["dtype"])
+        self.autocast_judge = _autocast(device, config["discriminator"].get("dtype", "float32"))
         if job["compile"]:
             self.forward = torch.compile(self.model)
             self.judge = torch.compile(self.discriminator) if self.discriminator is not None else None
@@ -60,8 +61,9 @@ class AlternatingStep:
             fake, _, mean, logvar = self.forward(audio, _noise(self.model, audio))
             fake = fake.float()
             loss = self.loss(fake, audio) + self.kl_weight * ref.kl_divergence(mean.float(), logvar.float())
-            if self.judge is not None:
-                self.discriminator.requires_grad_(False)
+        if self.judge is not None:
+            self.discriminator.requires_grad_(False)
+            with self.autocast_judge():
                 with torch.no_grad():
                     _, real_maps = self.judge(audio)
                 fake_logits, fake_maps = self.judge(fake)
@@ -72,7 +74,7 @@ class AlternatingStep:
         if self.judge is None:
             return loss.item()
         self.discriminator.requires_grad_(True)
-        with self.autocast():
+        with self.autocast_judge():
             loss = ref.hinge_d(self.judge(audio)[0], self.judge(fake.detach())[0])
         self._update(self.optimizers[1], self.discriminator, loss)
         return loss.item()
@@ -91,7 +93,7 @@ def step(job, device):
 
 def codec(job, device):
     settings = {k: v for k, v in job["config"]["model"].items() if k not in _NOT_TORCH}
-    model = ref.AudioVAE(**settings).to(device).eval()
+    model = _folded(ref.AudioVAE(**settings)).to(device).eval()
     return _codec(job, device, lambda audio: model.encode(audio)[0], model.decode)
 
 
@@ -107,23 +109,31 @@ def oobleck(job, device):
         decoder_input_channels=settings["latent_dim"],
         audio_channels=settings["in_channels"],
     )
-    model = model.to(device).eval()
+    model = _folded(model).to(device).eval()
     return _codec(job, device, lambda audio: model.encode(audio).latent_dist.mode(), lambda z: model.decode(z).sample)
+
+
+def _folded(model):
+    """Weight norm folded into the weights, as ours is for inference."""
+    for module in model.modules():
+        if hasattr(module, "weight_g"):
+            torch.nn.utils.remove_weight_norm(module)
+    return model
 
 
 def _codec(job, device, encode, decode):
     settings = job["config"]["model"]
-    audio = 0.3 * torch.randn(job["batch_size"], settings["in_channels"], job["length"], device=device)
+    audio = 0.3 * torch.randn(job["batch_size"], settings["in_channels"], job["length"])
     autocast = _autocast(device, settings["dtype"])
     if job["compile"]:
         encode, decode = torch.compile(encode), torch.compile(decode)
     with torch.no_grad(), autocast():
-        latents = encode(audio).clone()
+        latents = encode(audio.to(device)).float().cpu()
 
     def inferring(fn, x):
         def once():
             with torch.inference_mode(), autocast():
-                fn(x).float().cpu()
+                fn(x.to(device)).float().cpu()
 
         return once
 
@@ -174,6 +184,13 @@ def _autocast(device, dtype):
     return lambda: torch.autocast(device.type, torch.bfloat16)
 
 
+def peak_memory():
+    """Of this process, in bytes, as `audiovae_jax.benchmark.measure` counts it; 0 where unknown."""
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+    return 0
+
+
 def main():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print is no answer
@@ -200,11 +217,7 @@ def main():
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
-        if device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            with open("/proc/self/status") as file:
-                peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory()
         answer(seconds=seconds, peak_bytes=peak)
 
 

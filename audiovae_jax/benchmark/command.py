@@ -1,6 +1,7 @@
 """The commands of `scripts/benchmark.py`: from a config to a report, printed and as JSON."""
 
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -8,11 +9,12 @@ import ml_collections
 
 from audiovae_jax import configuration
 from audiovae_jax.atomic import replacing
-from audiovae_jax.benchmark import codec, data, fresh, step
+from audiovae_jax.benchmark import codec, data, fresh, peer, step
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.resolve import did_you_mean
 
 SUBCOMMANDS = ("step", "codec", "data", "compile", "memory")
+OF_TRAINING = ("step", "compile", "memory")  # which are measured as `scripts/train.py` runs
 
 
 def set_keys(config: ml_collections.ConfigDict, *, batch_size: int | None, crop: int | None, adversarial: bool | None):
@@ -48,7 +50,19 @@ def run(
         )
     if against and subcommand in ("data", "compile"):
         raise ConfigError(f"{subcommand} has nothing to compare with; leave --against out")
-    configuration.check(config, jax.device_count())
+    for system in against:
+        peer.check(system, "codec" if subcommand == "codec" else "step", config)
+    if not math.isfinite(seconds):
+        raise ConfigError(f"--seconds={seconds} must be a number of seconds")
+    if json_path is not None and (not json_path or Path(json_path).is_dir()):
+        raise ConfigError(f"--json={json_path} must name a file")
+    if json_path is not None and not Path(json_path).absolute().parent.is_dir():
+        raise ConfigError(f"--json={json_path}: there is no folder {Path(json_path).parent}; make it first")
+    if subcommand not in (
+        "compile",
+        "memory",
+    ):  # whose processes look for themselves, since a device may serve one alone
+        check_devices(config, against)
     if subcommand == "step":
         report = step.run(config, against=against, repeats=repeats, warmup=warmup, profiled=profiled)
     elif subcommand == "codec":
@@ -64,6 +78,16 @@ def run(
         with replacing(Path(json_path)) as path:
             path.write_text(json.dumps(report, indent=2) + "\n")
     return report
+
+
+def check_devices(config: ml_collections.ConfigDict, against: list[str]):
+    """Raise ConfigError where the devices do not serve the config, or cannot be compared."""
+    configuration.check(config, jax.device_count())
+    if jax.process_count() > 1:
+        raise ConfigError("benchmarks measure one process; start it without the others")
+    # Several devices of a CPU share its cores, as torch's threads do.
+    if against and jax.device_count() > 1 and jax.devices()[0].platform != "cpu":
+        raise ConfigError(f"--against compares single devices, and there are {jax.device_count()}; hide all but one")
 
 
 def lines(report: dict) -> list[str]:
@@ -85,8 +109,10 @@ def lines(report: dict) -> list[str]:
         shown += [f"{name}: {text}" for text in _entry(value)]
     for name, ratio in report.get("ratios", {}).items():
         shown.append(f"ours / {name}: {ratio:.3f}")
+    if not report.get("profile", [None]):
+        shown.append("  XLA's profiler saw no operation here")
     for entry in report.get("profile", []):
-        if entry["share"] >= 0.005:
+        if entry["share"] >= 0.005:  # the rest is noise
             shown.append(f"  {100 * entry['share']:5.1f} %  {entry['direction']:8}  {entry['part']}")
     return shown
 

@@ -8,10 +8,11 @@ import time
 import jax
 import ml_collections
 
+from audiovae_jax import configuration
 from audiovae_jax.benchmark import measure
 from audiovae_jax.benchmark.peer import Peer
 from audiovae_jax.benchmark.step import Step
-from audiovae_jax.errors import TrainingError
+from audiovae_jax.errors import TrainingError, UserError
 
 
 def first_step(config: ml_collections.ConfigDict) -> dict:
@@ -21,12 +22,12 @@ def first_step(config: ml_collections.ConfigDict) -> dict:
       A report: `cold` and `warm`, each with `seconds` in all and, of those, what `importing`,
       `initialise`, `compile` and the first `step` took.
     """
-    report = {"benchmark": "compile", "machine": measure.machine()}
+    report = {"benchmark": "compile"}
     report["what"] = f"first step, {'with' if config.use_adversarial else 'without'} discriminator"
     cache = tempfile.mkdtemp(prefix="audiovae_jax_benchmark_")
     try:
         for name in ("cold", "warm"):
-            report[name] = _in_fresh_process(_first_step, config, cache)
+            report[name], report["machine"] = _in_fresh_process(_first_step, config, cache)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     return report
@@ -38,12 +39,12 @@ def memory(config: ml_collections.ConfigDict, *, against: list[str], repeats: in
     Returns:
       A report: `peak_bytes` of `ours` and of each other system, and `ratios` of ours to theirs.
     """
-    report = {"benchmark": "memory", "machine": measure.machine()}
+    report = {"benchmark": "memory"}
     report["what"] = f"training step of {config.batch_size} x {config.data.crop_length} samples"
     cache = tempfile.mkdtemp(prefix="audiovae_jax_benchmark_")
     try:
         _in_fresh_process(_first_step, config, cache)  # so that the next one has nothing to compile
-        report["ours"] = _in_fresh_process(_peak, config, cache, repeats)
+        report["ours"], report["machine"] = _in_fresh_process(_peak, config, cache, repeats)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     report["ratios"] = {}
@@ -59,25 +60,35 @@ def memory(config: ml_collections.ConfigDict, *, against: list[str], repeats: in
 
 
 def _in_fresh_process(fn, config, cache, *args):
+    """What `fn(config, *args)` returns there, with the phases of the process's life, and what it ran on."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(sender, fn, time.time(), config.to_dict(), cache, *args))
     process.start()
     sender.close()
     try:
-        return receiver.recv()
+        found, machine = receiver.recv()
     except EOFError:
         process.join()
         raise TrainingError(f"the measuring process ended with status {process.exitcode}; see above") from None
     finally:
         process.join()
+    if isinstance(found, UserError):
+        raise found
+    return found, machine
 
 
 def _answer(sender, fn, started, config, cache, *args):
     jax.config.update("jax_compilation_cache_dir", cache)
     importing = time.time() - started
-    result = fn(ml_collections.ConfigDict(config), *args)
-    sender.send(result | {"importing": importing, "seconds": time.time() - started})
+    try:
+        config = ml_collections.ConfigDict(config)
+        configuration.check(config, jax.device_count())
+        found = fn(config, *args)
+    except UserError as error:
+        sender.send((error, None))
+        return
+    sender.send((found | {"importing": importing, "seconds": time.time() - started}, measure.machine()))
 
 
 def _first_step(config):

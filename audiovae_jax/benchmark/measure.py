@@ -5,6 +5,7 @@ import dataclasses
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,7 @@ def machine() -> dict:
         "devices": jax.device_count(),
         "python": platform.python_version(),
         "jax": jax.__version__,
+        "huge_pages": "glibc.malloc.hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -108,17 +110,19 @@ def reset_peak_memory():
 
 
 def peak_memory() -> int:
-    """Bytes: of the device where it counts them, else of the process."""
+    """Bytes: of the device where it counts them, of its whole life; else of the process, 0 where unknown."""
     statistics_of_device = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics_of_device:
         return statistics_of_device["peak_bytes_in_use"]
-    try:
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except OSError:
+    try:
         import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _best(fn, *args):

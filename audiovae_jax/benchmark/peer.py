@@ -1,5 +1,6 @@
 """Another system in a process of its own, timed in turn with ours."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 
 from audiovae_jax import configuration
 from audiovae_jax.errors import ConfigError
@@ -15,6 +17,47 @@ from audiovae_jax.errors import ConfigError
 _PROGRAM = Path(__file__).resolve().parents[2] / "tests" / "torch_peer.py"
 # Names of `--against`: what the peer does for the step and for the codec, and whether torch compiles it.
 SYSTEMS = {"torch": (None, False), "torch_compile": (None, True), "oobleck": ("oobleck", False)}
+# What the torch system's step does, where a config could say otherwise.
+_FOLLOWED = {
+    "model.encoder_frozen": False,
+    "discriminator._target_": "audiovae_jax.discriminators.EnCodecDiscriminator",
+    "generator_update_every": 1,
+    "discriminator_update_every": 1,
+    "kl.free_bits": 0.0,
+    "kl.reduction": "sum",
+    "losses.stft.w_sum": 1.0,
+    "losses.stft.w_diff": 1.0,
+    "losses.mel.hop_sizes": None,
+    "losses.mel.win_lengths": None,
+    "losses.mel.w_sc": 1.0,
+    "losses.mel.w_log_mag": 1.0,
+}
+
+
+def check(system: str, kind: str, config: ml_collections.ConfigDict):
+    """Raise ConfigError unless `system` is known, there, and can do what `config` says."""
+    if system not in SYSTEMS:
+        raise ConfigError(f"--against={system}: there are {', '.join(SYSTEMS)}")
+    other, _ = SYSTEMS[system]
+    if other is not None and kind == "step":
+        raise ConfigError(f"--against={system} is for the codec; for the step use torch or torch_compile")
+    if not _PROGRAM.exists():
+        raise ConfigError(f"--against={system} needs the repository's {_PROGRAM.name}, which is not at {_PROGRAM}")
+    for name in ("torch", "diffusers")[: 1 if other is None else 2]:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"--against={system} needs {name}, which is not installed")
+    model = config.model
+    if other is not None:
+        fixed = {"kernel_size": 7, "dilations": (1, 3, 9), "base_channels": 2 * model.latent_dim}
+        for key, value in fixed.items():
+            if list(np.atleast_1d(model[key])) != list(np.atleast_1d(value)):
+                raise ConfigError(f"--against={system} has only models with config.model.{key}={value}")
+    if kind == "codec":
+        return
+    for key, value in _FOLLOWED.items():
+        found = configuration.flatten(config).get(key, value)
+        if found != value:
+            raise ConfigError(f"the torch reference has only config.{key}={value!r}, not {found!r}")
 
 
 class Peer:
@@ -31,14 +74,10 @@ class Peer:
     """
 
     def __init__(self, system: str, kind: str, config: ml_collections.ConfigDict, **job):
-        if system not in SYSTEMS:
-            raise ConfigError(f"--against={system}: there are {', '.join(SYSTEMS)}")
+        check(system, kind, config)
         other, compiled = SYSTEMS[system]
-        if other is not None and kind == "step":
-            raise ConfigError(f"--against={system} is for the codec; for the step use torch or torch_compile")
-        if not _PROGRAM.exists():
-            raise ConfigError(f"--against={system} needs the repository's {_PROGRAM.name}, which is not at {_PROGRAM}")
-        job |= {"kind": other or kind, "compile": compiled, "gpu": jax.devices()[0].platform == "gpu"}
+        platform = jax.devices()[0].platform
+        job |= {"kind": other or kind, "compile": compiled, "gpu": platform == "gpu"}
         job["config"] = json.loads(configuration.to_json(config))
         self._system = system
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the peer ends)
@@ -50,6 +89,12 @@ class Peer:
             text=True,
         )
         self.description = self._answer()
+        if (platform == "cpu") != (self.description["device"] == "cpu"):
+            self.__exit__()
+            raise ConfigError(
+                f"--against={system}: torch runs on {self.description['device']} and ours on {platform}; "
+                "install a torch that can use the same device, or set JAX_PLATFORMS=cpu"
+            )
 
     def run(self, work: str) -> dict:
         """Do `work` once: `seconds`, and the peak memory so far in `peak_bytes`."""

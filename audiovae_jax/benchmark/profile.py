@@ -43,8 +43,11 @@ def profile(run: Callable, compiled) -> list[dict]:
 def _operations(file):
     """Nanoseconds from begin to end by HLO operation."""
     taken, begun, ended = collections.Counter(), {}, {}
-    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-        for line in plane.lines:
+    planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
+    for plane in [plane for plane in planes if plane.name.startswith("/device:")] or planes:
+        lines = list(plane.lines)
+        # On accelerators, what ran is there by stream and once more by operation.
+        for line in [line for line in lines if line.name == "XLA Ops"] or lines:
             for event in line.events:
                 if event.name.startswith("end: "):
                     ended[event.name.removeprefix("end: ")] = event.start_ns

@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import os
 
+import jax
 import pytest
 
-from audiovae_jax.benchmark import command, fresh
+from audiovae_jax.benchmark import command, fresh, measure
 from audiovae_jax.errors import ConfigError, TrainingError
 
 PEERS = ["torch"] if importlib.util.find_spec("torch") else []
@@ -50,7 +52,7 @@ def test_the_first_step_is_measured_in_fresh_processes_and_memory_in_another(mic
 
     def in_fresh_process(fn, config, cache, *args):
         calls.append((fn.__name__, cache))
-        return {"peak_bytes": 10, "seconds": 1.0}
+        return {"peak_bytes": 10, "seconds": 1.0}, measure.machine()
 
     monkeypatch.setattr(fresh, "_in_fresh_process", in_fresh_process)
     assert set(command.run("compile", micro_config, **OPTIONS)) >= {"cold", "warm"}
@@ -62,15 +64,18 @@ def test_the_first_step_is_measured_in_fresh_processes_and_memory_in_another(mic
 def test_a_fresh_process_answers_with_its_phases(micro_config, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     micro_config.use_adversarial = False
-    found = fresh._in_fresh_process(fresh._first_step, micro_config, str(tmp_path))
+    found, machine = fresh._in_fresh_process(fresh._first_step, micro_config, str(tmp_path))
     assert found["seconds"] > found["compile"] + found["initialise"] + found["step"] > 0
     assert list(tmp_path.iterdir())
+    assert machine["jax"] == jax.__version__
 
 
 def test_a_fresh_process_that_fails_is_an_error(micro_config, tmp_path):
     micro_config.model.strides = (2,)
-    with pytest.raises(TrainingError, match="the measuring process ended with status 1"):
+    with pytest.raises(ConfigError, match=r"config.model.channel_mults has 2 entries and config.model.strides 1"):
         fresh._in_fresh_process(fresh._first_step, micro_config, str(tmp_path))
+    with pytest.raises(TrainingError, match="the measuring process ended with status 3"):
+        fresh._in_fresh_process(os._exit, 3, str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -89,6 +94,10 @@ def test_what_cannot_be_measured_is_refused(micro_config, subcommand, against, m
 
 def test_a_config_that_torch_cannot_follow_is_refused(micro_config):
     pytest.importorskip("torch")
+    micro_config.kl.free_bits = 0.5
+    with pytest.raises(ConfigError, match=r"the torch reference has only config.kl.free_bits=0.0, not 0.5"):
+        command.run("step", micro_config, **{**OPTIONS, "against": ["torch"]})
+    micro_config.kl.free_bits = 0.0
     micro_config.losses.mine = {"_target_": "audiovae_jax.losses.si_sdr", "weight": 1.0}
     with pytest.raises(ConfigError, match=r"the torch reference has no loss like config.losses.mine"):
         command.run("step", micro_config, **{**OPTIONS, "against": ["torch"]})

@@ -1,0 +1,45 @@
+"""Sums over all axes but the last, as gradients of per-channel parameters need them."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@jax.jit
+def column_sum(x):
+    """`x: [..., C]` to float32 `[C]`.
+
+    On a CPU it is a product with ones: into a plain sum, XLA draws the computation of x once more, slowly, and
+    spreads every per-channel factor in it over a whole array first.
+    """
+
+    def as_product(x):
+        x = x.reshape(-1, x.shape[-1])
+        return jnp.matmul(jnp.ones((1, math.prod(x.shape[:-1])), x.dtype), x, preferred_element_type=jnp.float32)[0]
+
+    def as_sum(x):
+        return jnp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
+
+    return lax.platform_dependent(x, cpu=as_product, default=as_sum)
+
+
+@jax.custom_vjp
+def add_bias(x, bias):
+    """`x + bias` with `x: [..., C]` and `bias: [C]` of one dtype; the bias's gradient is a `column_sum`.
+
+    Like all here with a gradient of its own, it has no forward mode (`jax.jvp`).
+    """
+    return x + bias
+
+
+def _add_bias_forward(x, bias):
+    return x + bias, None
+
+
+def _add_bias_backward(_, g):
+    return g, column_sum(g).astype(g.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
