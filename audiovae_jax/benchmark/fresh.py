@@ -82,9 +82,7 @@ def _answer(sender, fn, started, config, cache, *args):
     jax.config.update("jax_compilation_cache_dir", cache)
     importing = time.time() - started
     try:
-        config = ml_collections.ConfigDict(config)
-        configuration.check(config, jax.device_count())
-        found = fn(config, *args)
+        found = fn(ml_collections.ConfigDict(config), *args)
     except UserError as error:
         sender.send((error, None))
         return
@@ -92,11 +90,13 @@ def _answer(sender, fn, started, config, cache, *args):
 
 
 def _first_step(config):
+    configuration.check(config, jax.device_count())
     step = Step.of(config)
     return step.seconds | {"step": step.run()}
 
 
 def _peak(config, repeats):
+    configuration.check(config, jax.device_count())
     step = Step.of(config)
     step.run()
     measure.reset_peak_memory()

@@ -5,6 +5,7 @@ import json
 import os
 
 import jax
+import ml_collections
 import pytest
 
 from audiovae_jax.benchmark import command, fresh, measure
@@ -70,12 +71,16 @@ def test_a_fresh_process_answers_with_its_phases(micro_config, tmp_path, monkeyp
     assert machine["jax"] == jax.__version__
 
 
+def _end(config):
+    os._exit(3)
+
+
 def test_a_fresh_process_that_fails_is_an_error(micro_config, tmp_path):
     micro_config.model.strides = (2,)
     with pytest.raises(ConfigError, match=r"config.model.channel_mults has 2 entries and config.model.strides 1"):
         fresh._in_fresh_process(fresh._first_step, micro_config, str(tmp_path))
     with pytest.raises(TrainingError, match="the measuring process ended with status 3"):
-        fresh._in_fresh_process(os._exit, 3, str(tmp_path))
+        fresh._in_fresh_process(_end, ml_collections.ConfigDict(), str(tmp_path))
 
 
 @pytest.mark.parametrize(
