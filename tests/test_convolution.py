@@ -110,3 +110,11 @@ def test_conv2d(stride, dilation, kernel, channels):
 def test_a_signal_shorter_than_the_kernel_is_refused():
     with pytest.raises(ValueError, match="shorter than a kernel"):
         convolution.conv1d(jnp.zeros((1, 2, 1)), jnp.zeros((7, 1, 1)))
+    with pytest.raises(ValueError, match="is shorter than a kernel of 3 x 9"):
+        convolution.conv2d(jnp.zeros((1, 9, 12, 8)), jnp.zeros((3, 9, 8, 8)), dilation=(1, 2))
+
+
+def test_rows_may_be_strided_beyond_the_kernel():
+    x, kernel = _random(1, 7, 12, 8), _random(1, 3, 8, 6)
+    y = convolution.conv2d(x, kernel, stride=(2, 1), padding=(0, 1))
+    np.testing.assert_allclose(y, convolution.conv2d(x[:, ::2], kernel, padding=(0, 1)), atol=1e-4)

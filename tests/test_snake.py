@@ -40,3 +40,12 @@ def test_it_keeps_the_type_and_computes_in_float32():
     np.testing.assert_array_equal(y, snake(x.astype(jnp.float32), alpha).astype(jnp.bfloat16))
     dx, dalpha = pull_back(y)
     assert (y.dtype, dx.dtype, dalpha.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+
+
+def test_beyond_float32s_phase_it_stays_within_its_range():
+    x = jnp.asarray([[1e8, -3e9, 1e20, 1e37]], jnp.float32)
+    y, pull_back = jax.vjp(snake, x, jnp.ones(4))
+    np.testing.assert_allclose(y, x, atol=1)
+    dx, dalpha = pull_back(jnp.ones_like(x))
+    assert np.all((dx >= -1e-5) & (dx <= 2 + 1e-5))
+    assert np.all(np.isfinite(dalpha))
