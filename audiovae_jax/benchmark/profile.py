@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name=\"([^\"]*)\"", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (?:.*?op_name=\"([^\"]*)\")?", re.MULTILINE)
 # The flax modules in an operation's path, as far as they tell the parts of the networks apart.
 _PART = re.compile(r"(?<![\w.])(encoder|decoder|msstft|msd|mpd|mel_stft|(?:blocks|discriminators)_\d+)(?=/)")
 
@@ -29,10 +29,10 @@ def profile(run: Callable, compiled) -> list[dict]:
         with jax.profiler.trace(folder):
             jax.block_until_ready(run())
         files = list(Path(folder).rglob("*.xplane.pb"))
-        seconds = _operations(files[0]) if files else {}
+        seconds = _operations(files[0], names) if files else {}
     taken = collections.Counter()
     for operation, spent in seconds.items():
-        taken[_part(names.get(operation, ""))] += spent
+        taken[_part(names[operation])] += spent
     total = sum(taken.values()) or 1.0
     return [
         {"part": part, "direction": direction, "share": spent / total}
@@ -40,8 +40,8 @@ def profile(run: Callable, compiled) -> list[dict]:
     ]
 
 
-def _operations(file):
-    """Nanoseconds from begin to end by HLO operation."""
+def _operations(file, names):
+    """Nanoseconds from begin to end by HLO operation, of those in `names`."""
     taken, begun, ended = collections.Counter(), {}, {}
     planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
     for plane in [plane for plane in planes if plane.name.startswith("/device:")] or planes:
@@ -51,7 +51,11 @@ def _operations(file):
             for event in line.events:
                 if event.name.startswith("end: "):
                     ended[event.name.removeprefix("end: ")] = event.start_ns
-                elif operation := dict(event.stats).get("hlo_op"):
+                    continue
+                operation = event.name
+                if operation not in names and plane.name.startswith("/device:"):
+                    operation = dict(event.stats).get("hlo_op")  # a kernel's name is not its operation's
+                if operation in names:
                     taken[operation] += event.duration_ns
                     begun[operation] = event.start_ns
     # On a CPU, an operation that others finish, as convolutions are, is seen to begin and to end.
