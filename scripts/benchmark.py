@@ -27,8 +27,7 @@ _JSON = flags.DEFINE_string("json", None, "file for the report as JSON")
 def main(subcommand):
     # Another system, or a process started to measure in, needs room on an accelerator too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if subcommand in command.OF_TRAINING:
-        huge_pages.restart()
+    huge_pages.restart()  # as training does; other systems run with the same pages
     config = flags.FLAGS.config
     command.set_keys(config, batch_size=_BATCH_SIZE.value, crop=_CROP.value, adversarial=_ADVERSARIAL.value)
     command.run(

@@ -14,7 +14,6 @@ from audiovae_jax.errors import ConfigError
 from audiovae_jax.resolve import did_you_mean
 
 SUBCOMMANDS = ("step", "codec", "data", "compile", "memory")
-OF_TRAINING = ("step", "compile", "memory")  # which are measured as `scripts/train.py` runs
 
 
 def set_keys(config: ml_collections.ConfigDict, *, batch_size: int | None, crop: int | None, adversarial: bool | None):
@@ -58,10 +57,7 @@ def run(
         raise ConfigError(f"--json={json_path} must name a file")
     if json_path is not None and not Path(json_path).absolute().parent.is_dir():
         raise ConfigError(f"--json={json_path}: there is no folder {Path(json_path).parent}; make it first")
-    if subcommand not in (
-        "compile",
-        "memory",
-    ):  # whose processes look for themselves, since a device may serve one alone
+    if subcommand not in ("compile", "memory"):  # their processes look, since a device may serve one alone
         check_devices(config, against)
     if subcommand == "step":
         report = step.run(config, against=against, repeats=repeats, warmup=warmup, profiled=profiled)
