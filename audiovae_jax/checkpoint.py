@@ -86,6 +86,9 @@ class Checkpoints:
           metrics: validation metrics as floats.
         """
         run = {"format": _FORMAT, "config": config, "data": data, "arrays": array_store.describe(state)}
+        if jax.process_count() == 1:
+            # Orbax divides what every device holds among them, which takes an operation per device and array.
+            state = jax.tree.map(lambda array: array.addressable_data(0), state)
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),

@@ -1,5 +1,6 @@
 """Shared set-up: four CPU devices, a config small enough to compile in seconds, golden data."""
 
+import functools
 import os
 import shutil
 import tempfile
@@ -45,7 +46,7 @@ def _micro_config():
     config.model.channel_mults = (1, 2)
     config.model.strides = (2, 4)
     config.model.latent_dim = 4
-    config.model.dilations = (1, 3)
+    config.model.dilations = (1,)
     config.discriminator.stft_filters = 2
     config.discriminator.n_ffts = (64,)
     config.discriminator.use_msd = False
@@ -98,6 +99,22 @@ def random_variables(model, seed: int = 0) -> dict:
         return jax.numpy.asarray((near + scale * rng.standard_normal(shape.shape)).astype(np.float32))
 
     return jax.tree_util.tree_map_with_path(fill, model.shapes())
+
+
+@functools.cache
+def _jitted(method, options):
+    return jax.jit(functools.partial(method, **dict(options)))
+
+
+def applied(module, variables, *args, **options):
+    """What `module.apply` returns, compiled as one: op by op, every operation is compiled alone."""
+    static = {name: options.pop(name) for name in ("deterministic", "method") if name in options}
+    return _jitted(module.apply, tuple(static.items()))(variables, *args, **options)
+
+
+def initialised(module, audio, **options):
+    """Variables of a module from seed 0, compiled as one."""
+    return _jitted(module.init, tuple(options.items()))(jax.random.key(0), audio)
 
 
 def shared(name: str) -> Path:

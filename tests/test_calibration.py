@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from conftest import random_variables
+from conftest import applied, random_variables
 
 from audiovae_jax import AudioVAE, Codec, load_model, save_model
 from audiovae_jax.calibration import RunningMoments, calibrate
@@ -58,8 +58,8 @@ def test_calibrated_latents_have_zero_mean_and_unit_variance(tmp_path, data, cap
     again, calibrated = load_model(tmp_path / "m")
     audio = soundfile.read(data / "a.wav", dtype="float32")[0][None]
     np.testing.assert_allclose(
-        again.apply(calibrated, audio, deterministic=True).reconstruction,
-        model.apply(variables, audio, deterministic=True).reconstruction,
+        applied(again, calibrated, audio, deterministic=True).reconstruction,
+        applied(model, variables, audio, deterministic=True).reconstruction,
         atol=1e-5,
     )
     description = json.loads((tmp_path / "m" / "model.json").read_text())

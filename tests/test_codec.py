@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from conftest import GOLDEN, random_variables
+from conftest import GOLDEN, applied, random_variables
 
 from audiovae_jax import AudioVAE, Codec, save_model
 from audiovae_jax.errors import CheckpointError, DataError
@@ -51,13 +51,13 @@ def test_what_comes_back_has_the_shape_of_what_came_in(stereo, shape, sample_rat
 def test_the_codec_is_the_model(stereo):
     model, variables = _model()
     audio = _noise(2, 512, 2)
-    expected = model.apply(variables, audio, deterministic=True)
+    expected = applied(model, variables, audio, deterministic=True)
     latents = stereo.encode(audio)
     np.testing.assert_allclose(latents.z, expected.z, atol=1e-5)
     np.testing.assert_allclose(stereo.decode(latents), expected.reconstruction, atol=1e-5)
     np.testing.assert_allclose(stereo.decode(np.asarray(expected.z)), expected.reconstruction, atol=1e-5)
     np.testing.assert_allclose(stereo.decode(expected.z[0]), expected.reconstruction[0], atol=1e-5)
-    again = stereo.model.apply(stereo.variables, audio, deterministic=True)
+    again = applied(stereo.model, stereo.variables, audio, deterministic=True)
     np.testing.assert_allclose(again.reconstruction, expected.reconstruction, atol=1e-5)
 
 

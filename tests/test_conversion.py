@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, applied
 
 from audiovae_jax import conversion
 from audiovae_jax.saved_model import load_model
@@ -90,7 +90,7 @@ def test_a_run_of_ours_goes_on_in_torch(tmp_path, trained_run):
     with torch.no_grad():
         reconstruction, *_ = theirs(torch.tensor(audio))
     model, variables = load_model(workdir, step=2)
-    mine = model.apply(variables, np.moveaxis(audio, 1, -1), deterministic=True).reconstruction
+    mine = applied(model, variables, np.moveaxis(audio, 1, -1), deterministic=True).reconstruction
     np.testing.assert_allclose(np.moveaxis(np.asarray(mine), -1, 1), reconstruction.numpy(), atol=1e-5)
     for parameter in theirs.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN, shared
+from conftest import GOLDEN, applied, shared
 
 from audiovae_jax import AdversarialLossCalculator, EnCodecDiscriminator, discriminators, losses
 from audiovae_jax.torch_io import audio_vae, import_audio_vae, import_discriminator, read_checkpoint
@@ -85,7 +85,7 @@ def worst(errors):
 def test_the_model_gives_torchs_numbers():
     io = np.load(GOLDEN / "model.npz")
     imported = audio_vae.from_checkpoint({"state_dict": weights(io), "model_config": names.MODEL})
-    output = imported.model.apply(imported.variables, channel_last(io["audio"]), noise=channel_last(io["eps"]))
+    output = applied(imported.model, imported.variables, channel_last(io["audio"]), noise=channel_last(io["eps"]))
     for name in ("reconstruction", "z", "mean", "logvar"):
         np.testing.assert_allclose(channel_first(getattr(output, name)), io[name], atol=1e-5, rtol=1e-5)
 
@@ -149,13 +149,13 @@ def test_the_seeds_model():
     model, variables = import_audio_vae(shared("golden/model_small.pt"))
     io = np.load(shared("golden/model_small_io.npz"))
     audio = channel_last(io["audio"])
-    output = model.apply(variables, audio, noise=channel_last(io["eps"]))
-    deterministic = model.apply(variables, audio, deterministic=True)
+    output = applied(model, variables, audio, noise=channel_last(io["eps"]))
+    deterministic = applied(model, variables, audio, deterministic=True)
     errors = {
         **{name: getattr(output, name) for name in ("reconstruction", "z", "mean", "logvar")},
         "z_mean": deterministic.z,
-        "decoded": model.apply(variables, channel_last(io["z"]), method="decode"),
-        "decoded_mean": model.apply(variables, channel_last(io["z_mean"]), method="decode"),
+        "decoded": applied(model, variables, channel_last(io["z"]), method="decode"),
+        "decoded_mean": applied(model, variables, channel_last(io["z_mean"]), method="decode"),
     }
     errors = {name: float(np.abs(channel_first(x) - io[name]).max()) for name, x in errors.items()}
     print(f"\n| model_small | {worst(errors)[0]} | {worst(errors)[1]:.1e} absolute |")
@@ -166,14 +166,14 @@ def test_the_seeds_lightning_checkpoint():
     path = shared("golden/lightning_adversarial.ckpt")
     io = np.load(shared("golden/lightning_adversarial_io.npz"))
     model, variables = import_audio_vae(path)
-    output = model.apply(variables, channel_last(io["audio"]), deterministic=True)
+    output = applied(model, variables, channel_last(io["audio"]), deterministic=True)
     mine = {"mean": output.mean, "logvar": output.logvar, "decoded_mean": output.reconstruction}
     errors = {name: float(np.abs(channel_first(x) - io[name]).max()) for name, x in mine.items()}
     print(f"\n| lightning_adversarial | {worst(errors)[0]} | {worst(errors)[1]:.1e} absolute |")
     assert worst(errors)[1] < 1e-5, worst(errors)
     discriminator = SEED_DISCRIMINATORS["full"]
     params = import_discriminator(read_checkpoint(path)["state_dict"], discriminator)
-    logits, _ = discriminator.apply({"params": params}, channel_last(io["audio"]))
+    logits, _ = applied(discriminator, {"params": params}, channel_last(io["audio"]))
     errors = {f"logits_{i}": relative(arrange(x, io[f"logits_{i}"]), io[f"logits_{i}"]) for i, x in enumerate(logits)}
     print(f"| lightning_adversarial | {worst(errors)[0]} | {worst(errors)[1]:.1e} |")
     assert worst(errors)[1] < 1e-4, worst(errors)

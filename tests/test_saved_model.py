@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import GOLDEN, random_variables
+from conftest import GOLDEN, initialised, random_variables
 
 from audiovae_jax import AudioVAE, EnCodecDiscriminator, build, checkpoint, saved_model
 from audiovae_jax.errors import CheckpointError
@@ -85,7 +85,7 @@ def test_a_save_that_fails_half_way_leaves_what_was_there(tmp_path, whole, monke
 def test_a_discriminator_is_described_by_its_name_and_arguments(tmp_path, whole):
     model, variables = whole
     discriminator = EnCodecDiscriminator(stft_filters=1, n_ffts=(64,), use_msd=False, use_mpd=False)
-    params = discriminator.init(jax.random.key(0), jnp.zeros((1, 256, 2)))["params"]
+    params = initialised(discriminator, jnp.zeros((1, 256, 2)))["params"]
     save_model(model, variables, tmp_path / "m", discriminator=discriminator, discriminator_params=params)
     described = json.loads((tmp_path / "m" / "model.json").read_text())["discriminator"]
     assert described["_target_"] == "audiovae_jax.EnCodecDiscriminator"
@@ -208,7 +208,7 @@ def test_training_states_come_back(tmp_path, whole):
     gradients = jax.tree.map(jnp.ones_like, trainable)
     _, state = optimizer.update(gradients, state, trainable)
     discriminator = EnCodecDiscriminator(1, n_ffts=(64,), use_msd=False, use_mpd=False, dtype="float32")
-    params = discriminator.init(jax.random.key(0), jnp.zeros((1, 256, 2)))["params"]
+    params = initialised(discriminator, jnp.zeros((1, 256, 2)))["params"]
     save_model(
         model, variables, tmp_path / "m", optimizer_state=state, epoch=3, global_step=7, metadata={"loss": 0.5},
         discriminator=discriminator, discriminator_params=params,

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import random_variables
+from conftest import applied, random_variables
 
 from audiovae_jax import AudioVAE, Codec
 from audiovae_jax.errors import CheckpointError
@@ -44,9 +44,9 @@ def test_the_artifacts_are_the_module(tmp_path, strides):
     subprocess.run(command, check=True, cwd=tmp_path)
     for i, audio in enumerate(inputs):
         served = np.load(tmp_path / "served" / f"served_{i}.npz")
-        expected = model.apply(variables, audio, deterministic=True, method="encode").z
+        expected = applied(model, variables, audio, deterministic=True, method="encode").z
         np.testing.assert_allclose(served["z"], expected, atol=1e-5)
-        decoded = model.apply(variables, expected, method="decode")
+        decoded = applied(model, variables, expected, method="decode")
         np.testing.assert_allclose(served["audio"], decoded, atol=1e-5)
     with pytest.raises(CheckpointError, match="served exists; give another folder"):
         export_stablehlo(codec, tmp_path / "served")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,14 +49,19 @@ def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsy
     assert list(workdir.glob("events.out.tfevents*"))
 
 
-def test_the_same_command_on_a_finished_run_says_done_again(micro_config, tmp_path, capsys):
-    first = train.train(micro_config, tmp_path)
-    done = capsys.readouterr().out.strip().splitlines()[-1]
-    _assert_same_state(train.train(micro_config, tmp_path), first)
-    assert capsys.readouterr().out.strip().splitlines()[-1] == done
-    micro_config.init_from = str(tmp_path)
+@pytest.mark.xdist_group("trained")
+def test_the_same_command_on_a_finished_run_says_done_again(trained_run, tmp_path, capsys):
+    finished, config, state = trained_run
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    _assert_same_state(train.train(config, workdir), state)
+    store = Checkpoints(workdir / "checkpoints", read_only=True)
+    done = f"done: step 2, val/total_loss {store.metrics(2)['total_loss']:.4f} "
+    store.close()
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith(done)
+    next_config = ml_collections.ConfigDict(config)
+    next_config.init_from = str(workdir)
     with pytest.raises(ConfigError, match=r"is at step 2 already; raise config.num_steps=2"):
-        train.train(micro_config, tmp_path / "next")
+        train.train(next_config, tmp_path / "next")
 
 
 def test_a_start_that_failed_does_not_claim_the_workdir(micro_config, tmp_path):
@@ -80,10 +86,10 @@ def test_a_gradient_that_is_not_finite_is_caught_before_it_is_saved(micro_config
         train.train(micro_config, tmp_path)
 
 
-def test_events_hold_the_documented_names(micro_config, tmp_path):
+@pytest.mark.xdist_group("trained")
+def test_events_hold_the_documented_names(trained_run):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    train.train(micro_config, tmp_path)
-    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events = event_accumulator.EventAccumulator(str(trained_run[0]))
     events.Reload()
     names = set(events.Tags()["scalars"])
     wanted = "total_g_loss d_loss g_adv_loss feature_matching_loss kl_loss kl_weight d_real_acc d_fake_acc"
@@ -119,18 +125,19 @@ def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
     assert metrics[0] == metrics[1]
 
 
-def test_another_config_is_refused_in_the_same_workdir(micro_config, tmp_path):
-    train.train(micro_config, tmp_path)
+@pytest.mark.xdist_group("trained")
+def test_another_config_is_refused_in_the_same_workdir(micro_config, trained_run):
     micro_config.kl.weight = 0.5
     with pytest.raises(ConfigError, match=r"holds a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"):
-        train.train(micro_config, tmp_path)
+        train.train(micro_config, trained_run[0])
 
 
-def test_init_from_goes_on_in_a_new_workdir(micro_config, tmp_path, capsys):
-    first = train.train(micro_config, tmp_path / "first")
+@pytest.mark.xdist_group("trained")
+def test_init_from_goes_on_in_a_new_workdir(micro_config, trained_run, tmp_path, capsys):
+    workdir, _, first = trained_run
     micro_config.num_steps = 4
-    micro_config.init_from = str(tmp_path / "first")
-    micro_config.discriminator.mpd_periods = (3, 5)
+    micro_config.init_from = str(workdir)
+    micro_config.discriminator.mpd_channels = (3,)
     taken = train.train(micro_config, tmp_path / "second")
     assert taken.step == 4
     assert int(taken.opt_state[1].count) == int(first.opt_state[1].count) + 2
@@ -162,7 +169,8 @@ def _command(workdir, *flags):
         f"--workdir={workdir}", "--config.model.base_channels=4", "--config.model.channel_mults=(1,)",
         "--config.model.strides=(8,)", "--config.model.latent_dim=4", "--config.losses.stft.fft_sizes=(64,)",
         "--config.losses.mel.fft_sizes=(256,)", "--config.losses.mel.n_mels=(8,)", "--config.data.crop_length=512",
-        "--config.num_steps=40", "--config.checkpoint_every=10", "--config.validate_every=10", *flags,
+        "--config.num_steps=40", "--config.checkpoint_every=20", "--config.validate_every=20",
+        "--config.data.num_samples=1", "--config.data.validation_crops=4", *flags,
     ]  # fmt: skip
 
 
@@ -172,7 +180,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
         process = subprocess.Popen(_command(tmp_path / "cut"), env=environment, stdout=log, stderr=log)
         try:
             deadline = time.monotonic() + 120
-            while not (tmp_path / "cut" / "checkpoints" / "10").exists() and process.poll() is None:
+            while not (tmp_path / "cut" / "checkpoints" / "20").exists() and process.poll() is None:
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.01)
         finally:

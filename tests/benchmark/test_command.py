@@ -22,7 +22,6 @@ def least_config(micro_config):
     """One block, one residual unit, two discriminators: quick to compile."""
     micro_config.model.channel_mults = (1,)
     micro_config.model.strides = (4,)
-    micro_config.model.dilations = (1,)
     micro_config.discriminator.mpd_channels = (2,)
     return micro_config
 

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import applied, initialised
 
 from audiovae_jax import EnCodecDiscriminator, discriminators
 from audiovae_jax.state import count_parameters
@@ -31,9 +32,9 @@ def test_stereo_channels_are_judged_alone_by_the_same_weights():
     discriminator = discriminators.MultiScaleSTFTDiscriminator(2, n_ffts=(64, 32))
     left, right = np.random.default_rng(0).standard_normal((2, 1, 256, 1)).astype(np.float32)
     stereo = jnp.concatenate([left, right], axis=-1)
-    variables = discriminator.init(jax.random.key(0), stereo)
-    logits, _ = discriminator.apply(variables, stereo)
-    alone, _ = discriminator.clone(in_channels=1).apply(variables, jnp.asarray(right))
+    variables = initialised(discriminator, stereo)
+    logits, _ = applied(discriminator, variables, stereo)
+    alone, _ = applied(discriminator.clone(in_channels=1), variables, jnp.asarray(right))
     for both, one in zip(logits[2:], alone, strict=True):
         np.testing.assert_allclose(both, one, atol=1e-5)
 
@@ -41,10 +42,10 @@ def test_stereo_channels_are_judged_alone_by_the_same_weights():
 def test_the_ensemble_is_its_parts():
     audio = jnp.asarray(np.random.default_rng(0).standard_normal((1, 512, 2)), jnp.float32)
     whole = EnCodecDiscriminator(2, n_ffts=(64,), use_msd=False, mpd_periods=(3,), mpd_channels=(2, 4))
-    variables = whole.init(jax.random.key(0), audio)
-    logits, _ = whole.apply(variables, audio)
+    variables = initialised(whole, audio)
+    logits, _ = applied(whole, variables, audio)
     part = discriminators.MultiPeriodDiscriminator((3,), channels=(2, 4))
-    alone, _ = part.apply({"params": variables["params"]["mpd"]}, audio)
+    alone, _ = applied(part, {"params": variables["params"]["mpd"]}, audio)
     np.testing.assert_array_equal(logits[-1], alone[0])
 
 

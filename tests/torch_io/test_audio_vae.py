@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDEN, random_variables
+from conftest import GOLDEN, applied, random_variables
 
 from audiovae_jax import AudioVAE
 from audiovae_jax.errors import CheckpointError
@@ -45,11 +45,11 @@ def _require_equal(variables, state_dict):
 def test_each_kind_of_file_gives_torchs_numbers(name):
     io = np.load(GOLDEN / "checkpoints.npz")
     model, variables = import_audio_vae(GOLDEN / name)
-    output = model.apply(variables, channel_last(io["audio"]), deterministic=True)
+    output = applied(model, variables, channel_last(io["audio"]), deterministic=True)
     for attribute in ("z", "mean", "logvar"):
         expected = channel_last(io[attribute])
         np.testing.assert_allclose(getattr(output, attribute), expected, atol=1e-5, rtol=1e-5)
-    decoded = model.apply(variables, channel_last(io["z"]), method="decode")
+    decoded = applied(model, variables, channel_last(io["z"]), method="decode")
     np.testing.assert_allclose(decoded, channel_last(io["decoded"]), atol=1e-5, rtol=1e-5)
 
 
@@ -83,8 +83,8 @@ def test_folded_weights_give_the_same_audio(tmp_path, state_dict):
     folded["decoder.final_conv.1.weight"][0] = 0  # without direction
     _, from_folded = _import(tmp_path, {"state_dict": folded, "model_config": dict(names.MICRO_MODEL)})
     z = jax.random.normal(jax.random.key(0), (1, 9, 3))
-    with_norm = model.apply(variables, z, method="decode")
-    without = model.apply(from_folded, z, method="decode")
+    with_norm = applied(model, variables, z, method="decode")
+    without = applied(model, from_folded, z, method="decode")
     np.testing.assert_allclose(without[..., 1], with_norm[..., 1], atol=1e-6)
     np.testing.assert_allclose(without[..., 0], state_dict["decoder.final_conv.1.bias"][0], atol=1e-6)
 
@@ -331,7 +331,7 @@ def test_kernels_without_weight_norm_are_exported_with_it(tmp_path):
     again, imported = import_audio_vae(tmp_path / "x.safetensors")
     z = jax.random.normal(jax.random.key(0), (1, 9, 3))
     np.testing.assert_allclose(
-        again.apply(imported, z, method="decode"), model.apply(kernels, z, method="decode"), atol=1e-6
+        applied(again, imported, z, method="decode"), applied(model, kernels, z, method="decode"), atol=1e-6
     )
 
 
@@ -395,7 +395,7 @@ def test_torch_loads_what_is_exported_strictly_and_computes_the_same(tmp_path):
     audio = 0.3 * jax.random.normal(jax.random.key(1), (2, 331, 2))
     with torch.no_grad():
         reconstruction, *_ = theirs(torch.tensor(np.moveaxis(np.asarray(audio), -1, 1)))
-    ours = model.apply(variables, audio, deterministic=True).reconstruction
+    ours = applied(model, variables, audio, deterministic=True).reconstruction
     np.testing.assert_allclose(channel_last(reconstruction.numpy()), ours, atol=1e-5)
     # And back: what torch saves of it is what went out.
     torch.save({"state_dict": theirs.state_dict(), "model_config": loaded["model_config"]}, tmp_path / "y.pt")

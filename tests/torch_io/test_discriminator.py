@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, applied
 
 from audiovae_jax import EnCodecDiscriminator, discriminators
 from audiovae_jax.errors import CheckpointError
@@ -17,7 +17,7 @@ def test_the_discriminator_gives_torchs_numbers():
     io = np.load(GOLDEN / "checkpoints.npz")
     discriminator = EnCodecDiscriminator(**names.MICRO_DISCRIMINATOR)
     params = import_discriminator(read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"], discriminator)
-    logits, _ = discriminator.apply({"params": params}, jnp.asarray(np.moveaxis(io["audio"], 1, -1)))
+    logits, _ = applied(discriminator, {"params": params}, jnp.asarray(np.moveaxis(io["audio"], 1, -1)))
     for i, ours in enumerate(logits):
         ours, expected = np.moveaxis(np.asarray(ours), -1, 1), io[f"logits_{i}"]
         ours = ours if ours.shape == expected.shape else np.swapaxes(ours, -1, -2)
