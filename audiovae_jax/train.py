@@ -9,7 +9,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiovae_jax import build, checkpoint, configuration, mesh, step, warm_start
+from audiovae_jax import build, checkpoint, compilation, configuration, mesh, step, warm_start
 from audiovae_jax.checkpoint import Checkpoints
 from audiovae_jax.data import pipeline
 from audiovae_jax.errors import ConfigError, TrainingError
@@ -184,7 +184,8 @@ class _Run:
             per_device = functools.partial(step.train_step, recipe=self._recipe, adversarial=adversarial)
             what = "compiling the step" + (" with discriminator" if adversarial else "")
             with self._reporter.timed(what):
-                self._compiled[adversarial] = mesh.map_train_step(per_device, self._mesh).lower(state, batch).compile()
+                lowered = mesh.map_train_step(per_device, self._mesh).lower(state, batch)
+                self._compiled[adversarial] = compilation.compiled(lowered)
         return self._compiled[adversarial]
 
     def _show(self, pending):

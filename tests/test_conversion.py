@@ -63,7 +63,6 @@ def test_the_commands_there_and_back(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.safetensors", "m"]
 
 
-@pytest.mark.xdist_group("trained")
 def test_a_run_of_ours_goes_on_in_torch(tmp_path, trained_run):
     """Weights, AdamW's state and the schedule of a workdir, as torch.optim takes them."""
     workdir, _, state = trained_run

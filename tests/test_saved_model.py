@@ -163,7 +163,6 @@ def test_damage_is_named(tmp_path, whole):
         assert "arrays" in damaged(rewrite(arrays=nonsense))
 
 
-@pytest.mark.xdist_group("trained")
 def test_a_workdir_gives_its_best_or_a_chosen_checkpoint(tmp_path, trained_run):
     workdir, micro_config, state = trained_run
     shutil.copytree(workdir, tmp_path / "run")
@@ -224,7 +223,6 @@ def test_training_states_come_back(tmp_path, whole):
         load_training_state(tmp_path / "m", optax.sgd(1e-3, momentum=0.9))
 
 
-@pytest.mark.xdist_group("trained")
 def test_training_states_of_workdirs_and_torch_files(trained_run):
     workdir, config, state = trained_run
     recipe = build.build_recipe(config)

@@ -49,7 +49,6 @@ def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsy
     assert list(workdir.glob("events.out.tfevents*"))
 
 
-@pytest.mark.xdist_group("trained")
 def test_the_same_command_on_a_finished_run_says_done_again(trained_run, tmp_path, capsys):
     finished, config, state = trained_run
     workdir = shutil.copytree(finished, tmp_path / "run")
@@ -86,7 +85,6 @@ def test_a_gradient_that_is_not_finite_is_caught_before_it_is_saved(micro_config
         train.train(micro_config, tmp_path)
 
 
-@pytest.mark.xdist_group("trained")
 def test_events_hold_the_documented_names(trained_run):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = event_accumulator.EventAccumulator(str(trained_run[0]))
@@ -125,14 +123,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.xdist_group("trained")
 def test_another_config_is_refused_in_the_same_workdir(micro_config, trained_run):
     micro_config.kl.weight = 0.5
     with pytest.raises(ConfigError, match=r"holds a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"):
         train.train(micro_config, trained_run[0])
 
 
-@pytest.mark.xdist_group("trained")
 def test_init_from_goes_on_in_a_new_workdir(micro_config, trained_run, tmp_path, capsys):
     workdir, _, first = trained_run
     micro_config.num_steps = 4

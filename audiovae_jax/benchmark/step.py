@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from audiovae_jax import build, mesh
+from audiovae_jax import build, compilation, mesh
 from audiovae_jax.benchmark import measure
 from audiovae_jax.benchmark.peer import Peer
 from audiovae_jax.benchmark.profile import profile
@@ -50,7 +50,7 @@ class Step:
         initialised = time.perf_counter()
         per_device = functools.partial(train_step, recipe=recipe, adversarial=config.use_adversarial)
         lowered = mesh.map_train_step(per_device, devices).lower(state, audio)
-        compiled = lowered.compile()
+        compiled = compilation.compiled(lowered)
         seconds = {"initialise": initialised - start, "compile": time.perf_counter() - initialised}
         # Compiled for a GPU, products and convolutions are calls of libraries, whose work XLA does not count.
         counted = compiled if jax.devices()[0].platform == "cpu" else lowered
