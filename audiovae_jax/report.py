@@ -1,7 +1,9 @@
 """What is seen of a run: progress bar, TensorBoard events, samples as audio and spectrograms."""
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +57,15 @@ class Reporter:
         if self._enabled:
             self._bar.write(text)
 
-    def timed(self, what: str) -> "_Timed":
-        """A context that says `what` when it begins and how long it took when it ends; the bar's clock stops."""
-        return _Timed(self, what)
+    @contextlib.contextmanager
+    def timed(self, what: str):
+        """`timed` with lines above the bar, whose clock stops."""
+        start = time.monotonic()
+        try:
+            with timed(what, self.say):
+                yield
+        finally:
+            self._skip_time(time.monotonic() - start)
 
     def step(self, step: int, metrics: dict[str, float]):
         """Show that `step` is done, with its metrics (`train/...`)."""
@@ -101,25 +109,18 @@ class Reporter:
         self._bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in self._shown.items()), refresh=False)
 
     def _skip_time(self, seconds):
-        if not self._bar.disable:
+        if self._enabled and not self._bar.disable:
             self._bar.start_t += seconds
             self._bar.last_print_t += seconds
 
 
-class _Timed:
-    def __init__(self, reporter, what):
-        self._reporter, self._what = reporter, what
-
-    def __enter__(self):
-        self._reporter.say(f"{self._what} ...")
-        self._start = time.monotonic()
-
-    def __exit__(self, *exception):
-        seconds = time.monotonic() - self._start
-        if self._reporter._enabled:
-            self._reporter._skip_time(seconds)
-        if exception[0] is None:
-            self._reporter.say(f"{self._what}: {seconds:.1f} s")
+@contextlib.contextmanager
+def timed(what: str, say: Callable[[str], None]):
+    """Say `what` at the beginning, and how long it took when it ends well."""
+    say(f"{what} ...")
+    start = time.monotonic()
+    yield
+    say(f"{what}: {time.monotonic() - start:.1f} s")
 
 
 def spectrogram_image(original: np.ndarray, reconstruction: np.ndarray, sample_rate: int, path: Path) -> np.ndarray:

@@ -9,11 +9,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiovae_jax import build, checkpoint, compilation, configuration, mesh, step, warm_start
+from audiovae_jax import build, checkpoint, compilation, configuration, mesh, report, step, warm_start
 from audiovae_jax.checkpoint import Checkpoints
 from audiovae_jax.data import pipeline
 from audiovae_jax.errors import ConfigError, TrainingError
-from audiovae_jax.report import Reporter
 from audiovae_jax.state import TrainState, count_parameters, create_train_state
 
 
@@ -40,11 +39,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     devices = mesh.make_mesh()
     checkpoints = Checkpoints(workdir / "checkpoints")
     claim_workdir(config, workdir, in_use=bool(checkpoints.steps()), write=is_first)
-    notes = describe(config, recipe, data)
-    state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, notes)
-    if is_first:
-        print("\n".join(notes), flush=True)
-    reporter = Reporter(
+    say = functools.partial(print, flush=True) if is_first else lambda text: None
+    say("\n".join(describe(config, recipe, data)))
+    state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
+    reporter = report.Reporter(
         workdir,
         start_step=start_step,
         num_steps=config.num_steps,
@@ -58,12 +56,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     finally:
         reporter.close()
         checkpoints.close()
-    if is_first:
-        print(
-            f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} "
-            f"(best {metrics['best_total_loss']:.4f}). "
-            f"Checkpoints, samples and TensorBoard events are in {workdir}"
-        )
+    say(
+        f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} "
+        f"(best {metrics['best_total_loss']:.4f}). Checkpoints, samples and TensorBoard events are in {workdir}"
+    )
     return state
 
 
@@ -93,10 +89,10 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, in_use: bool
         checkpoint.write_json(path, current)
 
 
-def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, notes: list[str]):
+def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say):
     """`(state, step, validation metrics)` to start from: the workdir's newest checkpoint, `init_from`, or fresh.
 
-    What happened is appended to `notes`.
+    What happens is told to `say`, a line at a time.
 
     Raises:
       CheckpointError: there are checkpoints, but none is whole.
@@ -105,18 +101,23 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
     create = functools.partial(create_train_state, recipe, build.example_shape(config))
     if checkpoints.steps():
         restored = checkpoints.restore(jax.eval_shape(create), sharding)
-        notes += [f"warning: passed over {reason}" for reason in restored.damaged]
-        notes.append(f"going on from step {restored.step}")
+        for reason in restored.damaged:
+            say(f"warning: passed over {reason}")
+        say(f"going on from step {restored.step}")
         if restored.data["fingerprint"] != fingerprint:
-            notes.append(
+            say(
                 "warning: the audio under config.data.root is not what it was when this run was stopped; "
                 "crops from here on differ from those of a run left alone"
             )
         return restored.state, restored.step, restored.metrics
-    state = jax.jit(create, out_shardings=sharding)()
+    with report.timed("compiling and drawing the initial parameters", say):
+        state = jax.block_until_ready(compilation.compiled(jax.jit(create, out_shardings=sharding))())
     if config.init_from is None:
         return state, 0, {}
+    notes = []
     state = warm_start.take_over(config.init_from, recipe, state, sharding, notes)
+    for note in notes:
+        say(note)
     if int(state.step) >= config.num_steps:
         raise ConfigError(
             f"config.init_from={config.init_from} is at step {int(state.step)} already; "
@@ -184,8 +185,8 @@ class _Run:
             per_device = functools.partial(step.train_step, recipe=self._recipe, adversarial=adversarial)
             what = "compiling the step" + (" with discriminator" if adversarial else "")
             with self._reporter.timed(what):
-                lowered = mesh.map_train_step(per_device, self._mesh).lower(state, batch)
-                self._compiled[adversarial] = compilation.compiled(lowered)
+                mapped = mesh.map_train_step(per_device, self._mesh)
+                self._compiled[adversarial] = compilation.compiled(mapped, state, batch)
         return self._compiled[adversarial]
 
     def _show(self, pending):

@@ -1,6 +1,7 @@
 """The cache of what was compiled, and the memory that compiling took."""
 
 import ctypes
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -30,4 +31,24 @@ def test_the_cache_is_in_the_users_folder_unless_told_otherwise(cache_dir, tmp_p
 @pytest.mark.parametrize("library", [ctypes.CDLL, lambda _: object()])
 def test_memory_is_given_back_where_the_library_can(monkeypatch, library):
     monkeypatch.setattr(ctypes, "CDLL", library)
-    assert compilation.compiled(jax.jit(lambda x: x + 1).lower(jnp.zeros(())))(jnp.ones(())) == 2
+    assert compilation.compiled(jax.jit(lambda x: x + 1), jnp.zeros(()))(jnp.ones(())) == 2
+
+
+def test_the_collector_stands_still_meanwhile_and_is_as_before_afterwards():
+    def function(x):
+        assert not gc.isenabled()
+        if x.ndim:
+            raise ValueError("not a scalar")
+        return x
+
+    compilation.compiled(jax.jit(function), jnp.zeros(()))
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="not a scalar"):
+        compilation.compiled(jax.jit(function), jnp.zeros(1))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        compilation.compiled(jax.jit(function), jnp.zeros(()))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

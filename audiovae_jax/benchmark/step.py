@@ -44,16 +44,17 @@ class Step:
         recipe = build.build_recipe(config)
         devices = mesh.make_mesh()
         create = functools.partial(create_train_state, recipe, build.example_shape(config))
-        state = jax.block_until_ready(jax.jit(create, out_shardings=mesh.replicated(devices))())
+        create = jax.jit(create, out_shardings=mesh.replicated(devices))
+        state = jax.block_until_ready(compilation.compiled(create)())
         shape = (config.batch_size, *build.example_shape(config)[1:])
         audio = mesh.place_batch(devices, 0.3 * jax.random.normal(jax.random.key(0), shape))
         initialised = time.perf_counter()
         per_device = functools.partial(train_step, recipe=recipe, adversarial=config.use_adversarial)
-        lowered = mesh.map_train_step(per_device, devices).lower(state, audio)
-        compiled = compilation.compiled(lowered)
+        mapped = mesh.map_train_step(per_device, devices)
+        compiled = compilation.compiled(mapped, state, audio)
         seconds = {"initialise": initialised - start, "compile": time.perf_counter() - initialised}
         # Compiled for a GPU, products and convolutions are calls of libraries, whose work XLA does not count.
-        counted = compiled if jax.devices()[0].platform == "cpu" else lowered
+        counted = compiled if jax.devices()[0].platform == "cpu" else mapped.lower(state, audio)
         return cls(compiled, (counted.cost_analysis() or {}).get("flops", 0.0), state, audio, seconds)
 
     def __call__(self):
