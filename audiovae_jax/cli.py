@@ -13,13 +13,16 @@ from ml_collections import config_flags
 from audiovae_jax import compilation, configuration, warm_start
 from audiovae_jax.errors import ConfigError, UserError
 
+_GOES_ON = "what was saved is whole, and the same command goes on from there"
 
-def run(main: Callable[..., None], positional: tuple[str, ...] = ()):
+
+def run(main: Callable[..., None], positional: tuple[str, ...] = (), interrupted: str = _GOES_ON):
     """Parse flags and call `main`; a user's error ends the program with its message and status 1.
 
     Args:
       main: takes the positional arguments, reads flags.
       positional: their names; a name that ends in "..." stands for one or more.
+      interrupted: what someone who stops the program with Ctrl-C should know.
     """
     # A module of the user's own is found in the folder that the command is given in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
@@ -32,12 +35,13 @@ def run(main: Callable[..., None], positional: tuple[str, ...] = ()):
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; what was saved is whole, and the same command goes on from there")
+        sys.exit(f"\ninterrupted; {interrupted}")
 
 
 def define_config_flag(default: str):
     """The flag `--config=FILE[:NAME,NAME]`, and `--config.KEY=VALUE` for every key."""
     config_flags.DEFINE_config_file("config", default, "config file, and configs to mix in: base.py:lightweight,staged")
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])  # or --help leaves it out
 
 
 def read_config(reference: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:

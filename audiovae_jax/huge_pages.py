@@ -5,7 +5,9 @@ then spends a third of a step clearing and mapping them one by one; with pages o
 glibc asks for those where it is told to when the process starts, hence the restart.
 """
 
+import builtins
 import contextlib
+import multiprocessing
 import os
 import sys
 from pathlib import Path
@@ -21,12 +23,12 @@ def restart():
 
     It returns where they are on or off for everyone, where GLIBC_TUNABLES says something about them
     already, where the C library has no such setting (glibc has it since 2.35), and where the process is
-    none that its command line would give again.
+    none that its command line would give again: an interactive one, or a child of `multiprocessing`.
     """
     tunables = os.environ.get(_TUNABLES, "")
     if _SETTING in tunables or _RESTARTED in os.environ or not _can_ask():
         return
-    if not sys.executable or "-" in sys.orig_argv:
+    if not sys.executable or not _runs_a_script():
         return
     os.environ[_RESTARTED] = "1"
     os.environ[_TUNABLES] = ":".join(filter(None, [tunables, f"{_SETTING}=1"]))
@@ -34,6 +36,13 @@ def restart():
     sys.stderr.flush()
     with contextlib.suppress(OSError):
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _runs_a_script():
+    interactive = sys.flags.interactive or hasattr(sys, "ps1") or hasattr(builtins, "__IPYTHON__")
+    path = getattr(sys.modules["__main__"], "__file__", None)  # none, or "<stdin>", where the code is typed
+    is_child = multiprocessing.parent_process() is not None
+    return not interactive and not is_child and path is not None and Path(path).is_file()
 
 
 def _can_ask():

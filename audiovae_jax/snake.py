@@ -29,8 +29,9 @@ def snake(x, alpha):
       alpha: `[C]` float32.
 
     Returns:
-      `[..., C]` of x's dtype. The square of the sine is within 2.4e-7 while `|alpha * x| < 1e6`; far beyond,
-      where float32 has no phase left, it is some number from 0 to 1.
+      `[..., C]` of x's dtype. The square of the sine is within 4e-7 of that of the float32 product
+      `alpha * x` while that is below 1e4. Beyond, it is as far off as rounding that product may put it, and
+      far beyond, where float32 has no phase left, some number from 0 to 1.
 
     Only reverse mode can differentiate it.
     """

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -35,6 +36,29 @@ def test_a_process_is_started_anew_once_with_its_arguments(tmp_path):
         "started",
         "glibc.malloc.perturb=0:glibc.malloc.hugetlb=1 ['--a=b c', 'd'] 1",
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed"), [(["-c", "{}"], ""), (["-"], "{}"), ([], "{}"), (["-i", "-c", "{}"], "")]
+)
+def test_a_process_that_its_command_line_would_not_give_again_is_left_alone(arguments, typed):
+    code = "import os; from audiovae_jax import huge_pages; print('started', flush=True); huge_pages.restart()"
+    done = subprocess.run(
+        [sys.executable, *(argument.format(code) for argument in arguments)],
+        input=typed.format(code),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["started"]
+
+
+def test_a_child_of_multiprocessing_is_left_alone(monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
+    assert huge_pages._runs_a_script()
+    monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
+    assert not huge_pages._runs_a_script()
 
 
 def test_it_leaves_alone_what_the_user_has_set_and_what_cannot_be_had(monkeypatch):

@@ -201,6 +201,7 @@ def main():
 
     job = json.loads(sys.argv[1])
     device = torch.device("cuda" if torch.cuda.is_available() and job["gpu"] else "cpu")
+    torch.backends.cudnn.benchmark = True  # as XLA does, it may try which algorithm is fastest
     work = {"step": step, "codec": codec, "oobleck": oobleck}[job["kind"]](job, device)
     answer(torch=torch.__version__, device=str(device), threads=torch.get_num_threads())
     for line in sys.stdin:

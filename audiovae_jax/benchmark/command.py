@@ -2,12 +2,12 @@
 
 import json
 import math
+import tempfile
 from pathlib import Path
 
-import jax
 import ml_collections
 
-from audiovae_jax import configuration
+from audiovae_jax import build
 from audiovae_jax.atomic import replacing
 from audiovae_jax.benchmark import codec, data, fresh, peer, step
 from audiovae_jax.errors import ConfigError
@@ -55,10 +55,11 @@ def run(
         raise ConfigError(f"--seconds={seconds} must be a number of seconds")
     if json_path is not None and (not json_path or Path(json_path).is_dir()):
         raise ConfigError(f"--json={json_path} must name a file")
-    if json_path is not None and not Path(json_path).absolute().parent.is_dir():
-        raise ConfigError(f"--json={json_path}: there is no folder {Path(json_path).parent}; make it first")
+    if json_path is not None:
+        _require_writable(json_path)
+    build.build_recipe(config)  # what is wrong with the config shows before anything is measured
     if subcommand not in ("compile", "memory"):  # their processes look, since a device may serve one alone
-        check_devices(config, against)
+        peer.check_devices(config, against)
     if subcommand == "step":
         report = step.run(config, against=against, repeats=repeats, warmup=warmup, profiled=profiled)
     elif subcommand == "codec":
@@ -76,14 +77,14 @@ def run(
     return report
 
 
-def check_devices(config: ml_collections.ConfigDict, against: list[str]):
-    """Raise ConfigError where the devices do not serve the config, or cannot be compared."""
-    configuration.check(config, jax.device_count())
-    if jax.process_count() > 1:
-        raise ConfigError("benchmarks measure one process; start it without the others")
-    # Several devices of a CPU share its cores, as torch's threads do.
-    if against and jax.device_count() > 1 and jax.devices()[0].platform != "cpu":
-        raise ConfigError(f"--against compares single devices, and there are {jax.device_count()}; hide all but one")
+def _require_writable(json_path):
+    folder = Path(json_path).absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"--json={json_path}: there is no folder {folder}; make it first")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"--json={json_path}: cannot write to {folder} ({error.strerror})") from None
 
 
 def lines(report: dict) -> list[str]:

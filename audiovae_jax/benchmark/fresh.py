@@ -2,6 +2,7 @@
 
 import multiprocessing
 import shutil
+import signal
 import tempfile
 import time
 
@@ -10,7 +11,7 @@ import ml_collections
 
 from audiovae_jax import configuration
 from audiovae_jax.benchmark import measure
-from audiovae_jax.benchmark.peer import Peer
+from audiovae_jax.benchmark.peer import Peer, check_devices
 from audiovae_jax.benchmark.step import Step
 from audiovae_jax.errors import TrainingError, UserError
 
@@ -44,7 +45,7 @@ def memory(config: ml_collections.ConfigDict, *, against: list[str], repeats: in
     cache = tempfile.mkdtemp(prefix="audiovae_jax_benchmark_")
     try:
         _in_fresh_process(_first_step, config, cache)  # so that the next one has nothing to compile
-        report["ours"], report["machine"] = _in_fresh_process(_peak, config, cache, repeats)
+        report["ours"], report["machine"] = _in_fresh_process(_peak, config, cache, repeats, against)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
     report["ratios"] = {}
@@ -63,7 +64,9 @@ def _in_fresh_process(fn, config, cache, *args):
     """What `fn(config, *args)` returns there, with the phases of the process's life, and what it ran on."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sender, fn, time.time(), config.to_dict(), cache, *args))
+    process = context.Process(
+        target=_answer, args=(sender, fn, time.time(), config.to_dict(), cache, *args), daemon=True
+    )
     process.start()
     sender.close()
     try:
@@ -71,6 +74,9 @@ def _in_fresh_process(fn, config, cache, *args):
     except EOFError:
         process.join()
         raise TrainingError(f"the measuring process ended with status {process.exitcode}; see above") from None
+    except BaseException:
+        process.kill()
+        raise
     finally:
         process.join()
     if isinstance(found, UserError):
@@ -79,6 +85,7 @@ def _in_fresh_process(fn, config, cache, *args):
 
 
 def _answer(sender, fn, started, config, cache, *args):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     jax.config.update("jax_compilation_cache_dir", cache)
     importing = time.time() - started
     try:
@@ -95,8 +102,8 @@ def _first_step(config):
     return step.seconds | {"step": step.run()}
 
 
-def _peak(config, repeats):
-    configuration.check(config, jax.device_count())
+def _peak(config, repeats, against):
+    check_devices(config, against)
     step = Step.of(config)
     step.run()
     measure.reset_peak_memory()

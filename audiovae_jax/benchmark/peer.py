@@ -1,5 +1,6 @@
 """Another system in a process of its own, timed in turn with ours."""
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -45,7 +46,7 @@ def check(system: str, kind: str, config: ml_collections.ConfigDict):
         raise ConfigError(f"--against={system} needs the repository's {_PROGRAM.name}, which is not at {_PROGRAM}")
     for name in ("torch", "diffusers")[: 1 if other is None else 2]:
         if importlib.util.find_spec(name) is None:
-            raise ConfigError(f"--against={system} needs {name}, which is not installed")
+            raise ConfigError(f"--against={system} needs {name}, which is not installed: pip install {name}")
     model = config.model
     if other is not None:
         fixed = {"kernel_size": 7, "dilations": (1, 3, 9), "base_channels": 2 * model.latent_dim}
@@ -58,6 +59,16 @@ def check(system: str, kind: str, config: ml_collections.ConfigDict):
         found = configuration.flatten(config).get(key, value)
         if found != value:
             raise ConfigError(f"the torch reference has only config.{key}={value!r}, not {found!r}")
+
+
+def check_devices(config: ml_collections.ConfigDict, against: list[str]):
+    """Raise ConfigError where the devices do not serve the config, or cannot be compared."""
+    configuration.check(config, jax.device_count())
+    if jax.process_count() > 1:
+        raise ConfigError("benchmarks measure one process; start it without the others")
+    # Several devices of a CPU share its cores, as torch's threads do.
+    if against and jax.device_count() > 1 and jax.devices()[0].platform != "cpu":
+        raise ConfigError(f"--against compares single devices, and there are {jax.device_count()}; hide all but one")
 
 
 class Peer:
@@ -98,8 +109,9 @@ class Peer:
 
     def run(self, work: str) -> dict:
         """Do `work` once: `seconds`, and the peak memory so far in `peak_bytes`."""
-        self._process.stdin.write(work + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and the answer says how
+            self._process.stdin.write(work + "\n")
+            self._process.stdin.flush()
         return self._answer()
 
     def _answer(self):

@@ -2,13 +2,15 @@
 
 import importlib.util
 import json
+import multiprocessing
 import os
+import time
 
 import jax
 import ml_collections
 import pytest
 
-from audiovae_jax.benchmark import command, fresh, measure
+from audiovae_jax.benchmark import command, fresh, measure, peer
 from audiovae_jax.errors import ConfigError, TrainingError
 
 PEERS = ["torch"] if importlib.util.find_spec("torch") else []
@@ -90,6 +92,53 @@ def test_a_fresh_process_that_fails_is_an_error(micro_config, tmp_path):
         fresh._in_fresh_process(fresh._first_step, micro_config, str(tmp_path))
     with pytest.raises(TrainingError, match="the measuring process ended with status 3"):
         fresh._in_fresh_process(_end, ml_collections.ConfigDict(), str(tmp_path))
+
+
+def _wait(config):
+    time.sleep(600)
+
+
+def test_an_interrupted_measurement_leaves_no_process(monkeypatch, tmp_path):
+    def interrupt(connection):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(multiprocessing.connection.Connection, "recv", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fresh._in_fresh_process(_wait, ml_collections.ConfigDict(), str(tmp_path))
+    assert not multiprocessing.active_children()
+
+
+def test_another_system_that_ends_is_an_error_with_what_it_said(micro_config, monkeypatch, tmp_path):
+    program = tmp_path / "peer.py"
+    program.write_text(
+        "import sys\n"
+        """print('{"device": "cpu"}', flush=True)\n"""
+        "sys.exit('no memory left')\n"
+    )
+    monkeypatch.setattr(peer, "_PROGRAM", program)
+    monkeypatch.setattr(peer, "check", lambda *_: None)
+    with peer.Peer("torch", "step", micro_config) as other:
+        other._process.wait()
+        with pytest.raises(ConfigError, match="--against=torch ended: no memory left"):
+            other.run("step")
+
+
+def test_what_cannot_work_is_told_before_anything_is_measured(micro_config, monkeypatch, tmp_path):
+    monkeypatch.setattr(command.step, "run", lambda *_, **__: pytest.fail("it measured"))
+    for path, message in (("no/such.json", "there is no folder"), ("", "must name a file")):
+        with pytest.raises(ConfigError, match=message):
+            command.run("step", micro_config, **{**OPTIONS, "json_path": path})
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command.tempfile, "TemporaryFile", refuse)
+        with pytest.raises(ConfigError, match=r"cannot write to .* \(Permission denied\)"):
+            command.run("step", micro_config, **{**OPTIONS, "json_path": str(tmp_path / "x.json")})
+    micro_config.model.dtype = "float8"
+    with pytest.raises(ConfigError, match=r"config.model: .* 'float8' not understood"):
+        command.run("step", micro_config, **OPTIONS)
 
 
 @pytest.mark.parametrize(
