@@ -114,10 +114,7 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
         state = jax.block_until_ready(compilation.compiled(jax.jit(create, out_shardings=sharding))())
     if config.init_from is None:
         return state, 0, {}
-    notes = []
-    state = warm_start.take_over(config.init_from, recipe, state, sharding, notes)
-    for note in notes:
-        say(note)
+    state = warm_start.take_over(config.init_from, recipe, state, sharding, say)
     if int(state.step) >= config.num_steps:
         raise ConfigError(
             f"config.init_from={config.init_from} is at step {int(state.step)} already; "

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -76,33 +76,33 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
     return [*lines, f"  and as the config has them: {', '.join(agreeing)}"] if agreeing else lines
 
 
-def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, notes: list[str]) -> TrainState:
-    """The state of another run, as far as it fits; `notes` says what was left out.
+def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, say: Callable[[str], None]) -> TrainState:
+    """The state of another run, as far as it fits; `say` is told what was left out.
 
     Args:
       path: a workdir of ours, one of its checkpoints, or a torch, Lightning or safetensors file.
       recipe: of the run that begins.
       fresh: its initial state.
       sharding: where to put the arrays.
-      notes: gets lines.
+      say: takes a line at a time.
 
     Raises:
       CheckpointError: there is nothing there that can be taken over.
     """
     if not Path(path).is_dir():
         imported = training.read_training(path)
-        notes += [f"{path}: {note}" for note in imported.notes]
-        own = []
+        notes = list(imported.notes)
         try:
-            state = training.train_state(imported, recipe, fresh, own)
+            state = training.train_state(imported, recipe, fresh, notes)
         except CheckpointError as error:
             raise CheckpointError(f"config.init_from={path}: {error}") from None
-        notes += [f"{path}: {note}" for note in own]
+        for note in notes:
+            say(f"{path}: {note}")
         return jax.device_put(state, sharding)
     folder, from_step = checkpoint.locate(path)
     source = Checkpoints(folder, read_only=True)
     try:
-        old = _newest_whole(source, folder, from_step, sharding, notes)
+        old = _newest_whole(source, folder, from_step, sharding, say)
     finally:
         source.close()
     if _shapes(old.params) != _shapes(fresh.params):
@@ -114,8 +114,8 @@ def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, notes: lis
         if all(_shapes(getattr(old, name)) == _shapes(getattr(fresh, name)) for name in names):
             parts |= {name: getattr(old, name) for name in names}
         else:
-            notes.append(f"config.init_from={path}: its {' and '.join(names)} does not fit and starts afresh")
-    notes.append(f"taken over from {path}: step {int(old.step)}, {', '.join(parts)}")
+            say(f"config.init_from={path}: its {' and '.join(names)} does not fit and starts afresh")
+    say(f"taken over from {path}: step {int(old.step)}, {', '.join(parts)}")
     return fresh.replace(**parts)
 
 
@@ -137,7 +137,7 @@ def _is_the_ensemble(section):
     return resolve.resolve(section[resolve.TARGET], "config.discriminator") is EnCodecDiscriminator
 
 
-def _newest_whole(source: Checkpoints, folder, step, sharding, notes) -> TrainState:
+def _newest_whole(source: Checkpoints, folder, step, sharding, say) -> TrainState:
     """The state at `step` of another run, by its own config; with None, of its newest checkpoint that is whole."""
     reasons = []
     for candidate in source.steps()[::-1] if step is None else [step]:
@@ -148,7 +148,8 @@ def _newest_whole(source: Checkpoints, folder, step, sharding, notes) -> TrainSt
         except CheckpointError as error:
             reasons.append(str(error))
             continue
-        notes += [f"warning: passed over {reason}" for reason in reasons]
+        for reason in reasons:
+            say(f"warning: passed over {reason}")
         return state
     raise CheckpointError("\n".join(reasons) or f"{folder} holds no finished checkpoint; give another workdir")
 

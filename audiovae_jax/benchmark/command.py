@@ -7,7 +7,6 @@ from pathlib import Path
 
 import ml_collections
 
-from audiovae_jax import build
 from audiovae_jax.atomic import replacing
 from audiovae_jax.benchmark import codec, data, fresh, peer, step
 from audiovae_jax.errors import ConfigError
@@ -53,11 +52,8 @@ def run(
         peer.check(system, "codec" if subcommand == "codec" else "step", config)
     if not math.isfinite(seconds):
         raise ConfigError(f"--seconds={seconds} must be a number of seconds")
-    if json_path is not None and (not json_path or Path(json_path).is_dir()):
-        raise ConfigError(f"--json={json_path} must name a file")
     if json_path is not None:
         _require_writable(json_path)
-    build.build_recipe(config)  # what is wrong with the config shows before anything is measured
     if subcommand not in ("compile", "memory"):  # their processes look, since a device may serve one alone
         peer.check_devices(config, against)
     if subcommand == "step":
@@ -78,6 +74,8 @@ def run(
 
 
 def _require_writable(json_path):
+    if not json_path or Path(json_path).is_dir():
+        raise ConfigError(f"--json={json_path} must name a file")
     folder = Path(json_path).absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"--json={json_path}: there is no folder {folder}; make it first")

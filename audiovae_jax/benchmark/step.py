@@ -88,8 +88,8 @@ def run(config: ml_collections.ConfigDict, *, against: list[str], repeats: int, 
     report = {"benchmark": "step", "machine": measure.machine(), "what": _describe(config)}
     with contextlib.ExitStack() as stack:
         peers = {name: stack.enter_context(Peer(name, "step", config)) for name in against}
+        step = Step.of(config)  # before anything is measured, since it says what is wrong with the config
         report["ceilings"] = ceilings = measure.ceilings(jnp.dtype(config.model.dtype))
-        step = Step.of(config)
         work = {"ours": step.run}
         for name, peer in peers.items():
             work[name] = lambda peer=peer: peer.run("step")["seconds"]

@@ -124,7 +124,7 @@ def test_another_system_that_ends_is_an_error_with_what_it_said(micro_config, mo
 
 
 def test_what_cannot_work_is_told_before_anything_is_measured(micro_config, monkeypatch, tmp_path):
-    monkeypatch.setattr(command.step, "run", lambda *_, **__: pytest.fail("it measured"))
+    monkeypatch.setattr(measure, "ceilings", lambda *_: pytest.fail("it measured"))
     for path, message in (("no/such.json", "there is no folder"), ("", "must name a file")):
         with pytest.raises(ConfigError, match=message):
             command.run("step", micro_config, **{**OPTIONS, "json_path": path})
