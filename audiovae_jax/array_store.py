@@ -1,5 +1,7 @@
 """Trees of arrays on disk: Orbax underneath, each array checked against a description kept elsewhere."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from audiovae_jax import orbax_noise
 from audiovae_jax.checksum import checksums
 from audiovae_jax.errors import CheckpointError
 
 PyTree = Any
+
+orbax_noise.silence()
 
 
 def describe(tree: PyTree) -> dict[str, str]:
@@ -50,9 +55,18 @@ def require_checksums(tree: PyTree, described: dict[str, str], where: str):
 
 
 def write_tree(directory: Path, tree: PyTree):
-    """Write `tree`; the directory must not exist."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree))
+    """Write `tree`; the directory must not exist.
+
+    Raises:
+      OSError: it cannot be written; the storage's own errors are made such.
+    """
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree))
+    except OSError:
+        raise
+    except Exception as error:  # Orbax and its storage raise what they like
+        raise OSError(storage_reason(error)) from error
 
 
 def read_tree(directory: Path, described: dict[str, str], parts: tuple[str, ...] | None = None) -> dict:
@@ -68,7 +82,10 @@ def read_tree(directory: Path, described: dict[str, str], parts: tuple[str, ...]
     """
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.metadata(directory.absolute()).item_metadata.tree
+            metadata = checkpointer.metadata(directory.absolute()).item_metadata
+            if metadata is None:
+                raise FileNotFoundError("its description is missing or cannot be read")
+            tree = metadata.tree
             if parts is not None:
                 tree = {part: tree[part] for part in parts}
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -89,6 +106,17 @@ def first_line(error: Exception) -> str:
     """A foreign exception in one line."""
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text}"[:300]
+
+
+def storage_reason(error: Exception) -> str:
+    """Why storage failed, in one line: the operating system's words where they are in there."""
+    while error is not None:
+        text = str(error)
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT):
+            if getattr(error, "errno", None) == number or os.strerror(number) in text:
+                return os.strerror(number)
+        last, error = error, error.__cause__ or error.__context__
+    return first_line(last)
 
 
 def _differences(shapes, described):

@@ -1,18 +1,75 @@
-"""Files that are either whole or not there."""
+"""Files and folders that are either whole or not there."""
 
 import contextlib
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+_LONGEST_NAME = 255  # bytes, on nearly every file system
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path of the same suffix, which takes the place of `path` if nothing goes wrong."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = beside(path, f"tmp{path.suffix}")
     try:
         yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A temporary path for a folder, which takes the place of `path` if nothing goes wrong.
+
+    A folder that was at `path` is moved aside for that moment: if the machine stops just then, it is found
+    beside, as `.<name>.<number>.old`.
+    """
+    temporary = beside(path, "tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _put(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A hidden name of this process's own in the folder of `path`: `.<name>.<process>.<ending>`."""
+    ending = f".{os.getpid()}.{ending}"
+    stem = os.fsencode(path.stem)[: _LONGEST_NAME - 1 - len(os.fsencode(ending))]
+    # A character that was cut in the middle would be a name that some file systems refuse.
+    return path.with_name(f".{stem.decode(errors='ignore') if stem != os.fsencode(path.stem) else path.stem}{ending}")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one of `beside`: of something that was not finished."""
+    return name.startswith(".") and (".tmp." in name or name.endswith((".tmp", ".old")))
+
+
+def require_writable(path: str | Path):
+    """Raise OSError unless something can be made at `path`; nothing is left behind."""
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(20, "Not a directory", str(folder))
+    os.rmdir(tempfile.mkdtemp(prefix=".", dir=folder))
+
+
+def _put(temporary, path):
+    if not path.exists():
+        temporary.rename(path)
+        return
+    old = beside(path, "old")
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)

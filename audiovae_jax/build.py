@@ -30,13 +30,13 @@ def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
         adversarial = {
             "discriminator": build_discriminator(config),
             "adversarial": _construct(AdversarialLossCalculator, config.adversarial, "config.adversarial"),
-            "discriminator_optimizer": adamw(num_steps=config.num_steps, **config.discriminator_optimizer),
+            "discriminator_optimizer": _build_optimizer(config, "discriminator_optimizer"),
         }
     return Recipe(
         model=build_model(config),
         losses=build_losses(config),
         kl=_build_kl(config),
-        optimizer=adamw(num_steps=config.num_steps, **config.optimizer),
+        optimizer=_build_optimizer(config, "optimizer"),
         generator_update_every=config.generator_update_every,
         discriminator_update_every=config.discriminator_update_every,
         seed=config.seed,
@@ -115,13 +115,23 @@ def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
                 raise TypeError(f"{target} must return one floating-point scalar, but it returned {got}")
 
         _trace(run, where, target, _batch(config), check=check)
-        terms.append((name, float(section.weight), fn))
-    return WeightedLosses(tuple(terms))
+        terms.append((name, section.weight, fn))
+    try:
+        return WeightedLosses(tuple(terms))
+    except ValueError as error:
+        raise ConfigError(f"config.losses: {error}") from error
 
 
 def example_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     """The shape of one crop, `(1, T, C)`, which is enough to initialise the networks."""
     return (1, config.data.crop_length, config.data.channels)
+
+
+def _build_optimizer(config, name):
+    try:
+        return adamw(num_steps=config.num_steps, **config[name])
+    except ValueError as error:
+        raise ConfigError(f"config.{name}.{error}") from error
 
 
 def _build_kl(config):

@@ -7,6 +7,7 @@ import tqdm
 
 from audiovae_jax import saved_model
 from audiovae_jax.codec import Codec
+from audiovae_jax.data import files
 from audiovae_jax.data.audio_file import EXTENSIONS
 from audiovae_jax.errors import DataError
 
@@ -51,12 +52,14 @@ def calibrate(path: str, data_root: str, target: str, *, limit: int | None = Non
       DataError: no usable audio, or a latent channel that never changes.
       CheckpointError: the model cannot be read or written.
     """
-    found = Path(data_root).rglob("*") if Path(data_root).is_dir() else [Path(data_root)]
-    files = sorted(file for file in found if file.suffix.lower() in EXTENSIONS)[:limit]
-    if not files:
+    saved_model.require_target(target)
+    root = Path(data_root)
+    found = files.find(root, EXTENSIONS) if root.is_dir() else [root] if root.is_file() else []
+    found = found[:limit]
+    if not found:
         raise DataError(f"{data_root} holds no audio file; looked for {' '.join(EXTENSIONS)} at any depth")
     codec = Codec.load(path, **options)
-    moments = _measure(codec, files)
+    moments = _measure(codec, found)
     if moments.count < 2:
         raise DataError(f"{data_root}: {moments.count} latent frames are too few to calibrate with")
     constant = np.flatnonzero(moments.std < 1e-6)
@@ -74,16 +77,16 @@ def calibrate(path: str, data_root: str, target: str, *, limit: int | None = Non
     if verify:
         again = Codec.load(target, **options)
         statistics = {name: np.asarray(value) for name, value in again.variables["latent_statistics"].items()}
-        measured = _measure(again, files, statistics)
+        measured = _measure(again, found, statistics)
         after = (measured.mean, measured.std)
-    print(f"{len(files)} files, {moments.count:,} latent frames of {codec.model.hop_length} samples")
+    print(f"{len(found)} files, {moments.count:,} latent frames of {codec.model.hop_length} samples")
     _print_table(before, after, "measured" if verify else "derived")
     print(f"written to {target}")
 
 
-def _measure(codec, files, statistics=None):
+def _measure(codec, paths, statistics=None):
     moments = RunningMoments(codec.model.latent_dim)
-    for path in tqdm.tqdm(files, unit="file", dynamic_ncols=True):
+    for path in tqdm.tqdm(paths, unit="file", dynamic_ncols=True):
         try:
             for mean in codec.posteriors(path):
                 if statistics is not None:

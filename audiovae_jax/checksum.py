@@ -1,10 +1,12 @@
-"""A checksum per array of a tree, computed where the arrays are.
+"""Checksums: one per array of a tree, computed where the arrays are, and one of what JSON holds.
 
 Storage that flips a bit tells nobody: array stores check no contents. Here each element is mixed with
 its index by a bijection (the finaliser of MurmurHash3) and the results are added: one changed element
 always changes the sum, and other damage goes unseen with a chance of about one in 2^32.
 """
 
+import hashlib
+import json
 from typing import Any
 
 import jax
@@ -23,6 +25,18 @@ def checksums(tree: PyTree) -> dict[str, str]:
     on_host = all(isinstance(array, np.ndarray) for array in arrays)
     sums = [_sum(array, np) for array in arrays] if on_host else jax.device_get(_sums(arrays))
     return {name: f"{int(s):08x}" for name, s in zip(names, sums, strict=True)}
+
+
+def json_checksum(content: dict) -> str:
+    """Sixteen hex digits of what JSON can hold, without its own entry `checksum`.
+
+    JSON reads back as equal what it wrote, so that order and spaces do not count.
+
+    Raises:
+      TypeError, ValueError, RecursionError: JSON cannot hold it.
+    """
+    content = json.loads(json.dumps({**content, "checksum": None}))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @jax.jit

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax import mesh
+from audiovae_jax.errors import DataError
 from audiovae_jax.model import AudioVAE, Posterior
 from audiovae_jax.receptive_field import decoder_context, encoder_context
 from audiovae_jax.span import Span
+from audiovae_jax.whole_number import whole_number
 
 # Elements of one layer's activations in a batch of windows: 32 MB in float32, and some ten of them live at once.
 _ACTIVATION_BUDGET = 1 << 23
@@ -37,6 +39,9 @@ class ChunkedModel:
         default what fits the memory budget.
       batch_size: windows computed at once, rounded up to a multiple of the devices; by default one
         per device on a CPU, and eight elsewhere.
+
+    Raises:
+      DataError: a chunk length or batch size that is no positive whole number; a signal that is too long.
     """
 
     def __init__(
@@ -46,13 +51,14 @@ class ChunkedModel:
         self._devices = mesh.make_mesh(jax.local_devices())
         self._variables = jax.device_put(variables, mesh.replicated(self._devices))
         count = self._devices.size
-        if batch_size is None:
+        if batch_size is not None:
+            batch_size = whole_number(batch_size, "batch_size", DataError)
+        else:
             batch_size = count * (1 if self._devices.devices.flat[0].platform == "cpu" else 8)
         self._batch_size = -(-batch_size // count) * count
         self._contexts = {"encode": encoder_context(model), "decode": decoder_context(model)}
         if chunk_length is not None:
-            if chunk_length < 1:
-                raise ValueError(f"chunk_length={chunk_length} must be at least one sample")
+            chunk_length = whole_number(chunk_length, "chunk_length", DataError)
             self._cores = (-(-chunk_length // model.hop_length),)
             return
         rows = self._batch_size // count
@@ -120,7 +126,9 @@ class ChunkedModel:
         """
         core, context = step.keywords["core"], step.keywords["context"]
         if length * self.model.hop_length > _MAX_POSITION * hop:
-            raise ValueError(f"a signal of {length} is too long to count in 32 bits; cut it")
+            most = _MAX_POSITION * hop // self.model.hop_length
+            unit = "latent frames" if hop == 1 else "samples at the model's rate"
+            raise DataError(f"{length:,} {unit} are too many to count in 32 bits; cut into pieces of at most {most:,}")
         sliding = Sliding(blocks)
         lanes = sliding.shape[0]
 

@@ -1,5 +1,6 @@
 """What the scripts share: reading a config from the command line, and errors without tracebacks."""
 
+import io
 import sys
 import warnings
 from collections.abc import Callable
@@ -27,6 +28,9 @@ def run(main: Callable[..., None], positional: tuple[str, ...] = (), interrupted
     # A module of the user's own is found in the folder that the command is given in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+    # A file's name need not be UTF-8, and is printed all the same.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     compilation.use_cache()
     logging.set_verbosity(logging.ERROR)  # Orbax and XLA report every policy and backend they look at
     warnings.filterwarnings("default", message=r"config\.", category=DeprecationWarning)

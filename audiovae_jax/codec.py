@@ -13,10 +13,12 @@ import numpy as np
 from audiovae_jax import array_store, saved_model
 from audiovae_jax.chunked import ChunkedModel
 from audiovae_jax.data import audio_file, stream
+from audiovae_jax.data.files import printable
 from audiovae_jax.data.stream import AudioStream
 from audiovae_jax.errors import CheckpointError, DataError
 from audiovae_jax.latents import Latents, require_model
 from audiovae_jax.model import AudioVAE
+from audiovae_jax.whole_number import whole_number
 
 _DEFAULT_RATE = 44100
 
@@ -30,6 +32,9 @@ class Codec:
       dtype: what the convolutions compute in; by default the model's.
       chunk_length: samples that one window of inference gives; the result does not depend on it.
       batch_size: windows computed at once; by default one per device on a CPU, eight elsewhere.
+
+    Raises:
+      DataError: a number that cannot be.
 
     Attributes:
       model, variables: the folded module and its variables.
@@ -52,7 +57,7 @@ class Codec:
         variables = jax.tree.map(np.asarray, dict(variables))
         self.model, folded = model.folded(variables)
         self.variables = jax.device_put(folded)
-        self.sample_rate = sample_rate
+        self.sample_rate = whole_number(sample_rate, "sample_rate", DataError, most=_MAX_RATE)
         self.fingerprint = self.fingerprint_of(model, variables)
         self._chunked = ChunkedModel(self.model, self.variables, chunk_length=chunk_length, batch_size=batch_size)
 
@@ -112,7 +117,7 @@ class Codec:
         """
         if isinstance(audio, (str, Path)):
             if sample_rate is not None:
-                raise DataError(f"{audio} has its own sample rate; leave sample_rate out")
+                raise DataError(f"{printable(audio)} has its own sample rate; leave sample_rate out")
             source, shape = stream.open_file(audio), {}
         else:
             source, shape = _of_array(audio, self.sample_rate if sample_rate is None else sample_rate)
@@ -145,7 +150,7 @@ class Codec:
           DataError: they do not fit this one.
         """
         if not isinstance(latents, Latents):
-            return self._decode_array(np.asarray(latents, np.float32))
+            return self._decode_array(_floats(latents, "latents", "floats"))
         self._require(latents, "the latents", allow_other_model)
         blocks = list(self._decode(latents))
         audio = np.concatenate(blocks)  # [T, lanes * channels]
@@ -191,11 +196,11 @@ class Codec:
           DataError: they cannot be read or do not fit, or the file cannot be written.
         """
         latents = Latents.load(source)
-        self._require(latents, str(source), allow_other_model)
+        self._require(latents, printable(source), allow_other_model)
         if latents.batch not in (None, 1):
-            raise DataError(f"{source} holds a batch of {latents.batch}; one audio file holds one")
+            raise DataError(f"{printable(source)} holds a batch of {latents.batch}; one audio file holds one")
         blocks = _watched(self._decode(latents), latents.length, progress)
-        stream.write_file(Path(target), blocks, latents.sample_rate, latents.channels)
+        stream.write_file(Path(target), blocks, latents.sample_rate, latents.channels, latents.length)
 
     def reconstruct_file(
         self,
@@ -216,7 +221,8 @@ class Codec:
         frames = self._chunked.frames_of(lanes.length)
         z = (posterior.z for posterior in self._encode(lanes, key))
         blocks = self._audio(z, frames, lanes.length, file.sample_rate, file.length, channels)
-        stream.write_file(Path(target), _watched(blocks, file.length, progress), file.sample_rate, channels)
+        blocks = _watched(blocks, file.length, progress)
+        stream.write_file(Path(target), blocks, file.sample_rate, channels, file.length)
 
     def posteriors(self, path: str | Path, mix: bool = True) -> Iterator[np.ndarray]:
         """The uncalibrated means of a file's latents, in blocks `[n, lanes, latent_dim]`."""
@@ -231,7 +237,7 @@ class Codec:
         if have not in (1, wanted) and wanted != 1:
             if not mix:
                 raise DataError(
-                    f"the audio has {have} channels and the model takes {wanted}; mix it down first, "
+                    f"{source.name} has {have} channels and the model takes {wanted}; mix it down first, "
                     "or ask for it (mix=True, --mix)"
                 )
             source = source.map(lambda block: _adapted(block, have, wanted), batch * wanted)
@@ -270,6 +276,7 @@ class Codec:
     def _decode_array(self, z):
         if z.ndim not in (2, 3) or z.shape[-1] != self.model.latent_dim or 0 in z.shape:
             raise DataError(f"latents must be [frames, {self.model.latent_dim}] or with a batch before, not {z.shape}")
+        _require_finite(z, "the latents")
         lanes = z[None] if z.ndim == 2 else z
         audio = np.concatenate(list(self._chunked.decode([np.moveaxis(lanes, 0, 1)], lanes.shape[1])))
         audio = np.moveaxis(audio, 1, 0)
@@ -278,6 +285,7 @@ class Codec:
     def _require(self, latents, what, allow_other_model):
         if not allow_other_model:
             require_model(latents, self.fingerprint, what)
+        _require_finite(latents.z, what)
         lanes, frames, width = latents.z.shape
         length = stream.resampled_length(latents.length, latents.sample_rate, self.sample_rate)
         wanted = (latents.batch or 1) * (latents.channels if self.model.in_channels == 1 else 1)
@@ -294,27 +302,40 @@ class Codec:
 
 def _of_array(audio, sample_rate):
     """`(stream of [T, batch * C], how the array was shaped)`."""
-    audio = np.asarray(audio)
-    if not np.issubdtype(audio.dtype, np.floating) and audio.dtype.name != "bfloat16":
-        raise DataError(f"audio is {audio.dtype}; give floats in -1..1 (16-bit integers divided by 32768)")
+    audio = _floats(audio, "audio", "floats in -1..1 (16-bit integers divided by 32768)")
     if audio.ndim not in (1, 2, 3) or 0 in audio.shape:
         raise DataError(f"audio must be [T], [T, C] or [B, T, C], not {list(audio.shape)}")
-    if sample_rate < 1:
-        raise DataError(f"sample_rate={sample_rate} is not a rate in Hz")
+    sample_rate = whole_number(sample_rate, "sample_rate", DataError, most=_MAX_RATE)
     if audio.ndim > 1 and audio.shape[-1] > _MAX_CHANNELS:
         raise DataError(
             f"audio of shape {list(audio.shape)} has {audio.shape[-1]} channels; channels are the last axis"
         )
-    if not np.isfinite(audio).all():
-        raise DataError("audio holds NaN or infinite samples")
+    _require_finite(audio, "audio")
     shape = {"batch": len(audio) if audio.ndim == 3 else None, "flat": audio.ndim == 1}
-    audio = audio.astype(np.float32)
     audio = audio[:, None] if audio.ndim == 1 else audio
     if audio.ndim == 3:
         audio = np.moveaxis(audio, 0, 1).reshape(audio.shape[1], -1)
     return stream.of_array(audio, sample_rate), shape
 
 
+def _floats(values, what, wanted):
+    """An array of what a caller gave, as float32; what does not fit into that comes out infinite."""
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{what} cannot be made into one array: {error}") from error
+    if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
+        raise DataError(f"{what} is {array.dtype}; give {wanted}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def _require_finite(array, what):
+    if not np.isfinite(array).all():
+        raise DataError(f"{what} holds NaN or infinite values, or values too large for float32")
+
+
+_MAX_RATE = 1 << 24  # Hz
 _MAX_CHANNELS = 64
 
 

@@ -1,8 +1,13 @@
 """The flags that the codec's scripts share, and the codec that they ask for."""
 
+from collections.abc import Collection, Sequence
+
 from absl import flags
 
+from audiovae_jax import file_jobs
 from audiovae_jax.codec import Codec
+from audiovae_jax.data import stream
+from audiovae_jax.errors import ConfigError
 
 
 def define(model_flag: bool = True):
@@ -30,6 +35,22 @@ def define_mix():
 def define_format():
     """Define `--format` of audio to write."""
     flags.DEFINE_enum("format", "wav", ["wav", "flac"], "of the audio: 32-bit float wav, or 24-bit flac")
+
+
+def plan_audio(paths: Sequence[str], extensions: Collection[str]) -> list[file_jobs.Job]:
+    """The audio files to make of `IN... OUT`, in the format of `--format`, or of a single file's name.
+
+    Raises:
+      ConfigError: the two contradict each other.
+      DataError: see `file_jobs.plan`.
+    """
+    flag = flags.FLAGS["format"]
+    jobs = file_jobs.plan(
+        paths[:-1], paths[-1], extensions=extensions, suffix=f".{flag.value}", file_suffixes=stream.SUFFIXES
+    )
+    if flag.present and jobs[0].target.suffix.lower() != f".{flag.value}":
+        raise ConfigError(f"--format={flag.value} and {jobs[0].target} contradict each other; leave one out")
+    return jobs
 
 
 def load(model: str | None = None) -> Codec:

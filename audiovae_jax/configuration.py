@@ -119,14 +119,14 @@ def check(config: ml_collections.ConfigDict, device_count: int):
             f"discriminator must be provided when use_adversarial=True: set config.discriminator.{TARGET} "
             "and its arguments, or config.use_adversarial=False",
         )
-    for key in ("optimizer", "discriminator_optimizer"):
-        section = config[key]
-        _require(section.learning_rate > 0, f"config.{key}.learning_rate={section.learning_rate} must be above 0")
+    for key, name in (("data.root", config.data.root), ("init_from", config.init_from)):
+        _require(name is None or name.strip() != "", f"config.{key} is empty; give a path, or leave the key out")
+    _require(0 <= config.seed < 2**32, f"config.seed={config.seed} must lie between 0 and {2**32 - 1}")
+    _require(config.data.min_seconds >= 0, f"config.data.min_seconds={config.data.min_seconds} must not be negative")
     _require(
         0 < config.data.validation_fraction < 1,
         f"config.data.validation_fraction={config.data.validation_fraction} must lie between 0 and 1",
     )
-    _require(config.kl.warmup_steps >= 0, f"config.kl.warmup_steps={config.kl.warmup_steps} must not be negative")
     for key in ("sample_rate", "channels", "validation_crops", "num_samples", "num_threads", "prefetch_batches"):
         _require(config.data[key] >= 1, f"config.data.{key}={config.data[key]} must be at least 1")
 

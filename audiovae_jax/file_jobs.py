@@ -6,6 +6,8 @@ from pathlib import Path
 
 import tqdm
 
+from audiovae_jax.data import files
+from audiovae_jax.data.files import printable
 from audiovae_jax.errors import DataError, UserError
 
 
@@ -17,37 +19,61 @@ class Job:
     target: Path
 
 
-def plan(inputs: Collection[str], output: str, *, extensions: Collection[str], suffix: str) -> list[Job]:
+def plan(
+    inputs: Collection[str],
+    output: str,
+    *,
+    extensions: Collection[str],
+    suffix: str,
+    file_suffixes: Collection[str] = (),
+) -> list[Job]:
     """The files to make of files and folders.
 
     Args:
-      inputs: files, and folders that are searched for files with one of `extensions`.
+      inputs: files, and folders that are searched for files with one of `extensions`. What lies in the output
+        folder is no input.
       output: a folder, in which the folders' structure is kept; or, for a single file, a path that
-        ends in `suffix`.
+        ends in `suffix` or one of `file_suffixes`, which then is the file to make.
       extensions: lower case, with the dot.
       suffix: of the files to make, with the dot.
+      file_suffixes: of a single file that can be made, besides `suffix`.
 
     Raises:
-      DataError: an input is missing or empty, or two of them would make one file.
+      DataError: an input is missing or empty, two of them would make one file, or the output is none that
+        can be.
     """
-    paths = [Path(name) for name in inputs]
-    if len(paths) == 1 and paths[0].is_file() and Path(output).suffix.lower() == suffix:
-        return [_safe(Job(paths[0], Path(output)))]
+    paths, target = [Path(name) for name in inputs], Path(output)
+    if target.suffix.lower() in (suffix, *file_suffixes) and not target.is_dir():
+        if len(paths) == 1 and not paths[0].is_dir():
+            if not paths[0].exists():
+                raise DataError(f"{printable(paths[0])}: there is no such file or folder")
+            return [_safe(Job(paths[0], target))]
+        raise DataError(f"{printable(target)} is one file's name, and there are several to make; give a folder")
+    if target.exists() and not target.is_dir():
+        raise DataError(f"{printable(target)} is a file; give a folder to write to")
     jobs = {}
     for path in paths:
         if not path.exists():
-            raise DataError(f"{path}: there is no such file or folder")
+            raise DataError(f"{printable(path)}: there is no such file or folder")
         found = [path]
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in extensions and p.is_file())
+            if suffix in extensions and _same(path, target):
+                raise DataError(
+                    f"{printable(path)} would be input and output at once, so that the next time what was made is "
+                    "taken for input; give another output folder"
+                )
+            found = files.find(path, extensions, leave_out=[] if _same(path, target) else [target])
             if not found:
-                raise DataError(f"{path} holds no files of the kinds {', '.join(extensions)}")
+                raise DataError(f"{printable(path)} holds no files of the kinds {', '.join(extensions)}")
         for source in found:
             relative = source.relative_to(path) if path.is_dir() else Path(source.name)
-            target = Path(output) / relative.with_suffix(suffix)
-            if target in jobs:
-                raise DataError(f"{jobs[target].source} and {source} would both make {target}; take them apart")
-            jobs[target] = _safe(Job(source, target))
+            made = target / relative.with_suffix(suffix)
+            if made in jobs:
+                raise DataError(
+                    f"{printable(jobs[made].source)} and {printable(source)} would both make {printable(made)}; "
+                    "take them apart"
+                )
+            jobs[made] = _safe(Job(source, made))
     return list(jobs.values())
 
 
@@ -66,7 +92,7 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
     failed = []
     with tqdm.tqdm(total=len(waiting), unit="file", dynamic_ncols=True) as bar:
         for done, job in enumerate(waiting):
-            bar.set_postfix_str(job.source.name, refresh=True)
+            bar.set_postfix_str(printable(job.source.name), refresh=True)
 
             def progress(share, done=done):
                 bar.n = round(done + share, 2)
@@ -76,7 +102,8 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
                 process(job.source, job.target, progress)
             except UserError as error:
                 failed.append(job)
-                bar.write(f"failed: {error}")
+                message, source = str(error), printable(job.source)
+                bar.write(f"failed: {message if source in message else f'{source}: {message}'}")
             bar.n = done + 1
         bar.set_postfix_str("")
     skipped = len(jobs) - len(waiting)
@@ -88,5 +115,9 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
 
 def _safe(job):
     if job.target.exists() and job.target.samefile(job.source):
-        raise DataError(f"{job.source} would overwrite itself; give another output folder")
+        raise DataError(f"{printable(job.source)} would overwrite itself; give another output folder")
     return job
+
+
+def _same(path, other):
+    return other.exists() and path.samefile(other)

@@ -3,6 +3,8 @@
 import jax
 import optax
 
+from audiovae_jax.errors import require_range
+
 
 def adamw(
     *,
@@ -28,7 +30,17 @@ def adamw(
       b1, b2, eps: Adam's.
       weight_decay: decoupled, on every parameter.
       clip_norm: largest global norm of the gradient; 0 for no clipping.
+
+    Raises:
+      ValueError: a number out of its range.
     """
+    require_range("learning_rate", learning_rate, above=0)
+    require_range("final_learning_rate", final_learning_rate)
+    require_range("b1", b1, below=1)
+    require_range("b2", b2, below=1)
+    require_range("eps", eps, above=0)
+    require_range("weight_decay", weight_decay)
+    require_range("clip_norm", clip_norm)
     schedule = learning_rate_schedule(num_steps, learning_rate, final_learning_rate)
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

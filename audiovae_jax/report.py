@@ -29,19 +29,28 @@ class Reporter:
     Args:
       workdir: where events and samples go.
       start_step, num_steps: of this session.
+      first_step: of which this session writes events; what a killed one wrote from there on is hidden.
       sample_rate: of the samples, in Hz.
       enabled: whether this is the first host.
     """
 
-    def __init__(self, workdir: Path, *, start_step: int, num_steps: int, sample_rate: int, enabled: bool = True):
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        first_step: int,
+        num_steps: int,
+        sample_rate: int,
+        enabled: bool = True,
+    ):
         self._enabled = enabled
         self._workdir, self._sample_rate = workdir, sample_rate
         self._shown: dict[str, float] = {}
         if enabled:
             import tensorboardX
 
-            # Events of steps that a kill threw away are purged, since they come again.
-            self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=start_step or None)
+            self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step)
             self._bar = tqdm.tqdm(
                 initial=start_step,
                 total=num_steps,
@@ -83,10 +92,21 @@ class Reporter:
                 self._events.add_scalar(name, value, step)
             self._show(metrics)
 
+    def flush(self):
+        """Write the events out."""
+        if self._enabled:
+            self._events.flush()
+
     def samples(self, step: int, originals: list[np.ndarray], reconstructions: list[np.ndarray]):
         """Record originals and reconstructions, `[T, C]` each: wav and png under `samples/`, and as events."""
         if not self._enabled:
             return
+        try:
+            self._write_samples(step, originals, reconstructions)
+        except (OSError, soundfile.LibsndfileError, AssertionError) as error:  # the last is soundfile's full disk
+            self.say(f"warning: the samples of step {step} were not written: {error or 'the disk is full'}")
+
+    def _write_samples(self, step, originals, reconstructions):
         folder = self._workdir / "samples" / f"step_{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         for i, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):

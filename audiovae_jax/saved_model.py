@@ -5,10 +5,7 @@ A saved model is a folder: `model.json`, which a person can read, and Orbax tree
 """
 
 import dataclasses
-import hashlib
 import json
-import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,14 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiovae_jax import array_store, build, checkpoint, resolve
+from audiovae_jax import array_store, atomic, build, checkpoint, resolve
 from audiovae_jax.checkpoint import Checkpoints
+from audiovae_jax.checksum import json_checksum
 from audiovae_jax.errors import CheckpointError, ConfigError, as_checkpoint_error
 from audiovae_jax.model import AudioVAE
 from audiovae_jax.state import count_parameters
 from audiovae_jax.torch_io import audio_vae
+from audiovae_jax.whole_number import whole_number
 
 PyTree = Any
 DESCRIPTION = "model.json"
@@ -49,8 +48,7 @@ def save_model(
 ):
     """Write a model to the folder `path`, from which `load_model` makes it again.
 
-    The folder is written beside its place and then put there. A saved model that was at `path` is moved
-    aside for that moment: if the machine stops just then, it is found beside, as `.<name>.<number>.old`.
+    The folder is written beside its place and then put there, see `atomic.replacing_folder`.
 
     Args:
       model: its configuration is written too.
@@ -73,15 +71,17 @@ def save_model(
         trees["optimizer"] = optimizer_state
     if discriminator is not None:
         trees["discriminator"] = discriminator_params
+    counts = {"sample_rate": (sample_rate, 1), "epoch": (epoch, 0), "global_step": (global_step, 0)}
     description = {
         "config": _arguments(model),
-        "sample_rate": sample_rate,
+        **{
+            name: None if value is None else whole_number(value, name, CheckpointError, least=least)
+            for name, (value, least) in counts.items()
+        },
         "channels": model.in_channels,
         "hop_length": model.hop_length,
         "encoder_frozen": model.encoder_frozen,
         "parameter_count": count_parameters(variables["params"]),
-        "epoch": epoch,
-        "global_step": global_step,
         "metadata": metadata or {},
         "discriminator": None if discriminator is None else _describe_module(discriminator),
     }
@@ -191,10 +191,20 @@ def is_calibrated(variables: dict) -> bool:
     return bool(np.any(statistics["latent_mean"] != 0) or np.any(statistics["latent_std"] != 1))
 
 
-def _write(path, description, trees):
-    """Put a folder of `trees` and their description at `path`, whole or not at all."""
+def require_target(path: str | Path):
+    """Raise CheckpointError unless a saved model can be put at `path`, before much is computed for it."""
+    path = Path(path)
     if path.exists() and not (path / DESCRIPTION).is_file():
         raise CheckpointError(f"{path} exists and is not a saved model; give another path")
+    try:
+        atomic.require_writable(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
+
+
+def _write(path, description, trees):
+    """Put a folder of `trees` and their description at `path`, whole or not at all."""
+    require_target(path)
     description = {
         "format": _FORMAT,
         **{
@@ -206,22 +216,20 @@ def _write(path, description, trees):
         "arrays": {name: array_store.describe(tree) for name, tree in trees.items()},
     }
     try:
-        description["checksum"] = _checksum(description)
+        json.dumps(description, allow_nan=False)  # readers in other languages know no NaN
+        description["checksum"] = json_checksum(description)
         text = json.dumps(description, indent=2) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} was not written: epoch, global_step and metadata must be what JSON can hold ({error})"
         ) from error
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        for name, tree in trees.items():
-            array_store.write_tree(temporary / name, tree)
-        (temporary / DESCRIPTION).write_text(text)
-        _put(temporary, path)
+        with atomic.replacing_folder(path) as temporary:
+            for name, tree in trees.items():
+                array_store.write_tree(temporary / name, tree)
+            (temporary / DESCRIPTION).write_text(text)
     except OSError as error:
-        raise CheckpointError(f"{path} was not written: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
 
 
 def _open_saved(path):
@@ -237,24 +245,37 @@ def _open_saved(path):
 def _open_checkpoint(path, step):
     folder, named = checkpoint.locate(str(path))
     checkpoints = Checkpoints(folder, read_only=True)
-    try:
-        steps = checkpoints.steps()
-        chosen = step if step is not None else named
-        if chosen is None:
-            chosen = checkpoints.best_step() if checkpoints.best_step() is not None else steps[-1]
-        if chosen not in steps:
-            raise CheckpointError(f"{folder} has no checkpoint {chosen}; it has {', '.join(map(str, steps))}")
-        config = ml_collections.ConfigDict(checkpoints.config(chosen), convert_dict=True)
-        variables = checkpoints.parts(chosen, checkpoint.VARIABLES)
-        metrics = checkpoints.metrics(chosen)
-    finally:
-        checkpoints.close()
+    chosen = step if step is not None else named
+    if chosen is not None and chosen not in checkpoints.steps():
+        raise CheckpointError(
+            f"{folder} has no checkpoint {chosen}; it has {', '.join(map(str, checkpoints.steps())) or 'none'}"
+        )
+    passed_over = []
+    for candidate in checkpoints.best_first() if chosen is None else [chosen]:
+        try:
+            loaded = _open_step(checkpoints, folder, candidate)
+        except CheckpointError as error:
+            passed_over.append(str(error))
+            continue
+        loaded.notes += [f"passed over {reason}; checkpoint {candidate} is used" for reason in passed_over]
+        return loaded
+    raise CheckpointError("\n".join(passed_over) or f"{folder} holds no finished checkpoint")
+
+
+def _open_step(checkpoints, folder, step):
+    config = ml_collections.ConfigDict(checkpoints.config(step), convert_dict=True)
+    variables = checkpoints.parts(step, checkpoint.VARIABLES)
     try:
         model = build.build_model(config)
     except ConfigError as error:
-        raise CheckpointError(f"{folder / str(chosen)}: {error}") from error
+        raise CheckpointError(f"{folder / str(step)}: {error}") from error
     return LoadedModel(
-        model, variables, "checkpoint", sample_rate=config.data.sample_rate, global_step=chosen, metadata=metrics
+        model,
+        variables,
+        "checkpoint",
+        sample_rate=config.data.sample_rate,
+        global_step=step,
+        metadata=checkpoints.metrics(step),
     )
 
 
@@ -296,15 +317,9 @@ def read_description(path: Path) -> dict:
         )
     ):
         raise CheckpointError(f"{path / DESCRIPTION} is damaged: its arrays are not described")
-    if description["checksum"] != _checksum(description):
+    if description["checksum"] != json_checksum(description):
         raise CheckpointError(f"{path / DESCRIPTION} does not match its checksum: it is damaged, or was edited")
     return description
-
-
-def _checksum(description):
-    """Of all but itself; JSON reads back as equal what it wrote, so that order and spaces do not count."""
-    content = json.loads(json.dumps({**description, "checksum": None}, allow_nan=False))
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _model(config, where):
@@ -323,19 +338,3 @@ def _arguments(module):
     if "dtype" in arguments:
         arguments["dtype"] = str(np.dtype(arguments["dtype"]))
     return arguments
-
-
-def _put(temporary, path):
-    """Move a finished folder to `path`, over the saved model that may be there."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.rename(path)
-        return
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    path.rename(old)
-    try:
-        temporary.rename(path)
-    except OSError:
-        old.rename(path)
-        raise
-    shutil.rmtree(old)

@@ -5,8 +5,6 @@ in hops; the folder's `export.json` says what goes in and out.
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 
 import jax
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
+from audiovae_jax import atomic
 from audiovae_jax.codec import Codec
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.model import AudioVAE
@@ -46,6 +45,10 @@ def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...
         raise CheckpointError(f"platforms={','.join(platforms)}: choose from {', '.join(_KNOWN_PLATFORMS)}")
     if target.exists():
         raise CheckpointError(f"{target} exists; give another folder")
+    try:
+        atomic.require_writable(target)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}; give another folder") from error
     model, hop = codec.model, codec.model.hop_length
     variables = jax.tree.map(np.asarray, codec.variables)
 
@@ -72,20 +75,17 @@ def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...
         "dtype": "float32",
         "least_hops": least,
     }
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        for name, (function, shape) in shapes.items():
-            scope = export.SymbolicScope([f"n >= {least}"])
-            spec = jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), jnp.float32)
-            exported = export.export(jax.jit(function), platforms=platforms)(spec)
-            (temporary / f"{name}.jax_export").write_bytes(exported.serialize())
-            (output,) = exported.out_avals
-            manifest[name] = {"file": f"{name}.jax_export", "in": f"[{shape}]", "out": str(list(output.shape))}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        temporary.rename(target)
+        with atomic.replacing_folder(target) as temporary:
+            temporary.mkdir()
+            for name, (function, shape) in shapes.items():
+                scope = export.SymbolicScope([f"n >= {least}"])
+                spec = jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), jnp.float32)
+                exported = export.export(jax.jit(function), platforms=platforms)(spec)
+                (temporary / f"{name}.jax_export").write_bytes(exported.serialize())
+                (output,) = exported.out_avals
+                manifest[name] = {"file": f"{name}.jax_export", "in": f"[{shape}]", "out": str(list(output.shape))}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     except (OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{target} was not written: {str(error).splitlines()[0]}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest

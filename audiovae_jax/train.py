@@ -1,5 +1,6 @@
 """The training loop: `train(config, workdir)`."""
 
+import contextlib
 import functools
 import json
 import math
@@ -12,8 +13,10 @@ import numpy as np
 from audiovae_jax import build, checkpoint, compilation, configuration, mesh, report, step, warm_start
 from audiovae_jax.checkpoint import Checkpoints
 from audiovae_jax.data import pipeline
+from audiovae_jax.data.files import printable
 from audiovae_jax.errors import ConfigError, TrainingError
 from audiovae_jax.state import TrainState, count_parameters, create_train_state
+from audiovae_jax.workdir_lock import WorkdirLock
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
@@ -27,57 +30,68 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
       The final train state.
 
     Raises:
-      ConfigError: values that cannot work, or a workdir of another config.
+      ConfigError: values that cannot work, or a workdir of another config, in use, or not to be written to.
       DataError: no usable audio.
-      CheckpointError: nothing to go on from where there should be.
-      TrainingError: the loss became NaN or infinite.
+      CheckpointError: nothing to go on from where there should be, or a checkpoint could not be written.
+      TrainingError: the loss became NaN or infinite, or the workdir was deleted meanwhile.
     """
     configuration.check(config, jax.device_count())
-    recipe = build.build_recipe(config)
     is_first = jax.process_index() == 0
-    data = pipeline.open_data(config.data, batch_size=config.batch_size, seed=config.seed)
-    devices = mesh.make_mesh()
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    claim_workdir(config, workdir, in_use=bool(checkpoints.steps()), write=is_first)
     say = functools.partial(print, flush=True) if is_first else lambda text: None
-    say("\n".join(describe(config, recipe, data)))
-    state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
-    reporter = report.Reporter(
-        workdir,
-        start_step=start_step,
-        num_steps=config.num_steps,
-        sample_rate=config.data.sample_rate,
-        enabled=is_first,
-    )
-    try:
-        run = _Run(config, recipe, data, devices, checkpoints, reporter)
+    with contextlib.ExitStack() as ending:  # whatever fails, the rest of it is done
+        lock = WorkdirLock(workdir, enabled=is_first)
+        taken_from = lock.acquire()
+        ending.callback(lock.release)
+        if taken_from is not None:
+            say(f"taking {workdir} over from a run that ended without a word: {taken_from}")
+        recipe = build.build_recipe(config)
+        data = pipeline.open_data(config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir,))
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        ending.callback(checkpoints.close)
+        claim_workdir(config, workdir, checkpoints, write=is_first)
+        devices = mesh.make_mesh()
+        say("\n".join(describe(config, recipe, data)))
+        state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
+        reporter = report.Reporter(
+            workdir,
+            start_step=start_step,
+            first_step=start_step + 1 if metrics else start_step,
+            num_steps=config.num_steps,
+            sample_rate=config.data.sample_rate,
+            enabled=is_first,
+        )
+        ending.callback(reporter.close)
+        run = _Run(config, recipe, data, devices, checkpoints, reporter, lock)
         state, metrics = run.go(state, start_step, metrics)
         checkpoints.wait()
-    finally:
-        reporter.close()
-        checkpoints.close()
+        lock.require_held()
+        if config.num_steps not in checkpoints.steps():
+            raise TrainingError(f"the last checkpoint is not in {workdir}: something else deleted or moved it")
+    step, loss = checkpoints.best() or (config.num_steps, math.nan)
     say(
-        f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} "
-        f"(best {metrics['best_total_loss']:.4f}). Checkpoints, samples and TensorBoard events are in {workdir}"
+        f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} (best {loss:.4f}, of checkpoint "
+        f"{step}). Checkpoints, samples and TensorBoard events are in {printable(workdir)}"
     )
     return state
 
 
-def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, in_use: bool, write: bool):
-    """Write `config.json`; where the workdir is in use, compare with the one that is there first.
+def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints: Checkpoints, write: bool):
+    """Write `config.json`; where there are checkpoints, compare with the config that they are of first.
 
     Raises:
       ConfigError: the workdir belongs to another config; the message lists the differing keys.
     """
     path = workdir / "config.json"
     current = json.loads(configuration.to_json(config))
-    if in_use and path.exists():
+    previous = checkpoints.newest_config()
+    if previous is None and checkpoints.steps() and path.exists():
         try:
             previous = json.loads(path.read_text())
         except ValueError as error:
             raise ConfigError(
                 f"{path} is not readable as JSON ({error}); restore it or use another --workdir"
             ) from error
+    if previous is not None:
         changed = configuration.differences(previous, current)
         if changed:
             raise ConfigError(
@@ -126,12 +140,13 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
 class _Run:
     """The moving parts of one session of training."""
 
-    def __init__(self, config, recipe, data, devices, checkpoints, reporter):
+    def __init__(self, config, recipe, data, devices, checkpoints, reporter, lock):
         self._config, self._recipe, self._data = config, recipe, data
-        self._mesh, self._checkpoints, self._reporter = devices, checkpoints, reporter
+        self._mesh, self._checkpoints, self._reporter, self._lock = devices, checkpoints, reporter, lock
         self._config_dict = json.loads(configuration.to_json(config))
         self._compiled = {}
-        self._best = math.inf
+        # Of the checkpoints alone: what no file holds is nobody's best.
+        self._best = (checkpoints.best() or (None, math.inf))[1]
         # On the host and the device once: they are the same at every validation.
         self._validation_rows = [
             mesh.place_batch(devices, rows)
@@ -144,16 +159,19 @@ class _Run:
     def go(self, state: TrainState, start_step: int, metrics: dict):
         """Run to the end: `(state, last validation metrics)`."""
         config = self._config
-        if metrics:
-            self._best = metrics["best_total_loss"]
-        elif start_step < config.num_steps:
+        if not metrics:
             with self._reporter.timed("compiling and running the first validation"):
                 metrics = self._validate(state, start_step)
                 self._sample(state, start_step)
+            if config.init_from is not None:
+                # Where it comes from may be better than all that follows.
+                self._save(state, start_step, metrics)
         batches = self._batches(self._data.train, start_step, config.num_steps)
         batch = self._next(batches) if start_step < config.num_steps else None
         pending = None
         for current in range(start_step, config.num_steps):
+            self._lock.check()
+            self._checkpoints.check()
             train_step = self._train_step(current, state, batch)
             state, new = train_step(state, batch)
             # While the device computes: the next batch, and the metrics of the step before.
@@ -171,10 +189,18 @@ class _Run:
             if last or done % config.sample_every == 0:
                 self._sample(state, done)
             if checkpoint_due:
-                position = {"step": done, "fingerprint": self._data.fingerprint}
-                self._checkpoints.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
+                self._save(state, done, metrics)
         self._show(pending)
         return state, metrics
+
+    def _save(self, state, done, metrics):
+        self._lock.require_held()
+        self._best = min(self._best, metrics["total_loss"])
+        metrics = {**metrics, "best_total_loss": self._best}
+        self._reporter.scalars(done, {"val/best_total_loss": self._best})
+        self._reporter.flush()  # or a kill after the checkpoint loses what came before it
+        position = {"step": done, "fingerprint": self._data.fingerprint}
+        self._checkpoints.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
     def _train_step(self, current, state, batch):
         adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
@@ -209,8 +235,6 @@ class _Run:
         results = jax.device_get(results)
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
         self._require_finite("val/total_loss", metrics["total_loss"], at)
-        self._best = min(self._best, metrics["total_loss"])
-        metrics["best_total_loss"] = self._best
         self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("total_loss", "reconstruction_loss", "si_sdr_db"))
         self._reporter.say(f"step {at}: validation {shown}")
@@ -273,5 +297,5 @@ def describe(config, recipe, data) -> list[str]:
     )
     if set(data.folder.train) & set(data.folder.validation):
         lines.append("warning: there is one usable file, so training and validation share it")
-    lines += [f"skipped {path}: {reason}" for path, reason in data.folder.skipped]
+    lines += [f"skipped {printable(path)}: {reason}" for path, reason in data.folder.skipped]
     return lines

@@ -30,7 +30,7 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
     """Set what a torch file at `config.init_from` tells of its run: architectures, rates, weights.
 
     What the command line gives stands. Runs of ours have their config beside them and are not looked
-    at. A run that has begun has what it adopted in its workdir, and does not need the file again.
+    at. A run that has begun has what it adopted in its workdir, and goes on without the file.
 
     Args:
       config: changed in place.
@@ -47,9 +47,12 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
     path = config.init_from
     if path is None or Path(path).is_dir():
         return []
-    overrides = _adopted_before(workdir, path)
-    if overrides is None:
-        overrides = training.read_training(path).overrides
+    try:
+        overrides, origin = training.read_training(path).overrides, f"the run in {path}"
+    except CheckpointError:
+        overrides, origin = _adopted_before(workdir, path), f"the run in {workdir}, since {path} cannot be read again"
+        if overrides is None:
+            raise
     ensemble = _is_the_ensemble(config.discriminator)
     changed, agreeing = [], []
     for key, value in overrides.items():
@@ -72,7 +75,7 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
             agreeing.append(key)
         else:
             changed.append(f"  --config.{key}={value}  (the config had {before})")
-    lines = [f"settings of the run in {path}; to keep the config's, give the key on the command line:", *changed]
+    lines = [f"settings of {origin}; to keep the config's, give the key on the command line:", *changed]
     return [*lines, f"  and as the config has them: {', '.join(agreeing)}"] if agreeing else lines
 
 

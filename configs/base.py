@@ -18,7 +18,9 @@ from audiovae_jax.resolve import did_you_mean
 def get_config(names: str = "") -> ml_collections.ConfigDict:
     """The base config, with the overrides of the configs in `names` ("lightweight,staged") in that order."""
     config = _base()
-    for name in filter(None, (name.strip() for name in names.split(","))):
+    given = list(filter(None, (name.strip() for name in names.split(","))))
+    # A name that is given twice counts where it stands last.
+    for name in [name for i, name in enumerate(given) if name not in given[i + 1 :]]:
         known = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "base"]
         if name not in known:
             raise ConfigError(

@@ -19,8 +19,7 @@ _ALLOW = flags.DEFINE_bool("allow_other_model", False, "decode the latents of an
 
 
 def main(*paths):
-    suffix = f".{flags.FLAGS.format}"
-    jobs = file_jobs.plan(paths[:-1], paths[-1], extensions=(".safetensors",), suffix=suffix)
+    jobs = codec_flags.plan_audio(paths, extensions=(".safetensors",))
     codec = codec_flags.load()
 
     def process(source, target, progress):

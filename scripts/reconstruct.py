@@ -20,8 +20,7 @@ codec_flags.define_format()
 
 
 def main(*paths):
-    suffix = f".{flags.FLAGS.format}"
-    jobs = file_jobs.plan(paths[:-1], paths[-1], extensions=EXTENSIONS, suffix=suffix)
+    jobs = codec_flags.plan_audio(paths, extensions=EXTENSIONS)
     codec = codec_flags.load()
 
     def process(source, target, progress):

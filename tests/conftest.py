@@ -1,5 +1,6 @@
 """Shared set-up: four CPU devices, a config small enough to compile in seconds, golden data."""
 
+import contextlib
 import functools
 import os
 import pickle
@@ -103,6 +104,23 @@ def audio_folder(tmp_path) -> Path:
     for name, rate, channels in (("a.wav", 44100, 2), ("deeper/b.flac", 22050, 1), ("c.ogg", 44100, 2)):
         soundfile.write(folder / name, 0.3 * rng.standard_normal((rate // 2, channels)), rate)
     return folder
+
+
+@pytest.fixture
+def full_disk():
+    """A context manager in which no file grows beyond a size, as on a disk that is full."""
+    resource = pytest.importorskip("resource")
+
+    @contextlib.contextmanager
+    def limited(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited
 
 
 def random_variables(model, seed: int = 0) -> dict:

@@ -11,7 +11,9 @@ PACKAGE = ROOT / "audiovae_jax"
 # From low to high. A module may import those before it, or, within a package, those of its own.
 LEVELS = [
     "errors",
+    "whole_number",
     "atomic",
+    "workdir_lock",
     "compilation",
     "huge_pages",
     "signal",
@@ -25,6 +27,7 @@ LEVELS = [
     "receptive_field",
     "discriminators",
     "losses",
+    "orbax_noise",
     "checksum",
     "array_store",
     "optimizer",

@@ -129,3 +129,34 @@ def test_a_stereo_loss_on_mono_audio_names_the_remedy(micro_config):
     micro_config.data.channels = micro_config.model.in_channels = 1
     with pytest.raises(ConfigError, match="config.losses.stft: .*for mono use multi_resolution_stft"):
         build.build_losses(micro_config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer.clip_norm", -1.0, "config.optimizer.clip_norm=-1.0 must not be negative"),
+        ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate=0.0 must be above 0"),
+        ("optimizer.final_learning_rate", -1e-5, "final_learning_rate=-1e-05 must not be negative"),
+        ("optimizer.weight_decay", -0.1, "config.optimizer.weight_decay=-0.1 must not be negative"),
+        ("discriminator_optimizer.b1", 1.0, "config.discriminator_optimizer.b1=1.0 must be below 1"),
+        ("discriminator_optimizer.eps", 0.0, "config.discriminator_optimizer.eps=0.0 must be above 0"),
+        ("optimizer.b2", float("nan"), "config.optimizer.b2=nan must be a finite number"),
+        ("kl.weight", -1.0, "config.kl: .* weight=-1.0 must not be negative"),
+        ("kl.warmup_steps", -5, "config.kl: .* warmup_steps=-5 must not be negative"),
+        ("kl.free_bits", -0.5, "config.kl: .* free_bits=-0.5 must not be negative"),
+        ("adversarial.feature_matching_weight", float("inf"), "feature_matching_weight=inf must be a finite number"),
+        ("losses.mel.weight", -1.0, "config.losses: the weight of mel=-1.0 must not be negative"),
+        ("losses.mel.w_log_mag", -1.0, "config.losses.mel: .* w_log_mag=-1.0 must not be negative"),
+        ("losses.stft.w_diff", -1.0, "config.losses.stft: .* w_diff=-1.0 must not be negative"),
+        ("losses.stft.w_lin_mag", float("nan"), "config.losses.stft: .* w_lin_mag=nan must be a finite number"),
+        ("losses.stft.hop_sizes", (0,), "config.losses.stft: .* with hop 0 and window 64"),
+    ],
+)
+def test_numbers_that_turn_or_break_the_training_are_refused(micro_config, key, value, message):
+    section, _, name = key.rpartition(".")
+    at = micro_config
+    for part in section.split("."):
+        at = at[part]
+    at[name] = value
+    with pytest.raises(ConfigError, match=message):
+        build.build_recipe(micro_config)

@@ -10,7 +10,7 @@ from conftest import applied, random_variables
 
 from audiovae_jax import AudioVAE, Codec, load_model, save_model
 from audiovae_jax.calibration import RunningMoments, calibrate
-from audiovae_jax.errors import DataError
+from audiovae_jax.errors import CheckpointError, DataError
 
 CONFIG = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3, "dilations": (1,)}
 
@@ -34,6 +34,15 @@ def data(tmp_path):
         soundfile.write(tmp_path / "audio" / name, 0.3 * rng.standard_normal((2000, 2)), 8000)
     (tmp_path / "audio" / "empty.wav").touch()
     return tmp_path / "audio"
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, data, monkeypatch):
+    _saved(tmp_path / "m")
+    monkeypatch.setattr(Codec, "load", lambda *_, **__: pytest.fail("it measured"))
+    (tmp_path / "file").touch()
+    for target in ("/proc/nope", str(tmp_path / "file"), str(tmp_path / "file" / "x")):
+        with pytest.raises(CheckpointError, match=r"cannot be written: |exists and is not a saved model"):
+            calibrate(str(tmp_path / "m"), str(data), target)
 
 
 def _saved(path, **options):

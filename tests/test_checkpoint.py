@@ -81,6 +81,78 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(store, tmp_path):
         _restore(store)
 
 
+def test_nothing_is_deleted_before_something_is_written(tmp_path):
+    unfinished = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp"
+    unfinished.mkdir(parents=True)
+    store = Checkpoints(tmp_path / "checkpoints")
+    assert store.steps() == []
+    store.close()
+    assert unfinished.is_dir()
+    _save(store, 1)
+    store.close()
+    assert not unfinished.exists()
+
+
+def _as_the_format_before(folder):
+    """A checkpoint as it was written before its metrics moved into the description."""
+    path = folder / "run" / "metadata"
+    run = json.loads(path.read_text())
+    del run["checksum"]
+    (folder / "metrics").mkdir()
+    (folder / "metrics" / "metrics").write_text(json.dumps(run.pop("metrics")))
+    path.write_text(json.dumps({**run, "format": 2}))
+
+
+def test_checkpoints_of_the_format_before_are_read_and_their_damage_does_not_spread(store, tmp_path):
+    for step, loss in ((1, 1.0), (2, 2.0)):
+        _save(store, step, value=float(step), loss=loss)
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        _as_the_format_before(folder / str(step))
+    assert store.best() == (1, 1.0)
+    assert _restore(store).metrics == {"total_loss": 2.0}
+    (folder / "2" / "metrics" / "metrics").write_text('{"total')
+    (folder / "1" / "metrics" / "metrics").write_text("nonsense")
+    assert (store.steps(), store.best()) == ([1, 2], None)
+    for step in (1, 2):
+        with pytest.raises(CheckpointError, match=f"checkpoints/{step} is damaged: JSONDecodeError"):
+            store.metrics(step)
+    again = Checkpoints(folder)
+    _save(again, 3)
+    again.close()
+    assert again.steps() == [3]
+    assert sorted(p.name for p in (tmp_path / "damaged_checkpoints").iterdir()) == ["1", "2"]
+
+
+def test_a_changed_description_is_damage(store, tmp_path):
+    _save(store, 1)
+    path = tmp_path / "checkpoints" / "1" / "run" / "metadata"
+    path.write_text(path.read_text().replace('"x": 1', '"x": 3'))
+    with pytest.raises(CheckpointError, match="does not match its checksum"):
+        store.config(1)
+    assert store.newest_config() is None
+    for text, message in (('{"format": 9}', "has format 9; this version reads format 3"), ("[1]", "has format none")):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            store.config(1)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_is_said_and_leaves_what_is_whole(store, tmp_path, full_disk):
+    _save(store, 1)
+    big = _state().replace(params={"a": jnp.asarray(np.random.default_rng(0).standard_normal(500_000))})
+
+    def save():
+        store.save(big, step=2, config={}, data={}, metrics={"total_loss": 1.0})
+        store.wait()
+
+    with full_disk(200_000), pytest.raises(CheckpointError, match=r"was not written to .*: File too large; .*whole: 1"):
+        save()
+    store.close()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
 def test_any_single_flipped_bit_changes_the_checksum():
     rng = np.random.default_rng(0)
     for dtype in (np.float32, np.int32, jnp.bfloat16, np.float16, np.uint8):

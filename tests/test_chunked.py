@@ -8,6 +8,7 @@ from conftest import applied, random_variables
 from audiovae_jax import AudioVAE
 from audiovae_jax import chunked as chunked_module
 from audiovae_jax.chunked import ChunkedModel, Sliding
+from audiovae_jax.errors import DataError
 from audiovae_jax.receptive_field import decoder_context, encoder_context
 
 CONFIGS = {
@@ -105,7 +106,7 @@ def test_two_lengths_take_one_compiled_shape(model):
 def test_signals_that_32_bits_cannot_count_are_refused(model):
     model, variables = model
     chunked = ChunkedModel(model, variables)
-    with pytest.raises(ValueError, match="too long to count"):
+    with pytest.raises(DataError, match="are too many to count in 32 bits; cut into pieces of at most"):
         next(chunked.encode([np.zeros((1, 1, model.in_channels), np.float32)], 2**31))
 
 

@@ -92,11 +92,52 @@ def test_channels_are_mixed_only_when_asked(stereo):
         (np.zeros((0, 2), np.float32), r"must be \[T\], \[T, C\] or \[B, T, C\], not \[0, 2\]"),
         (np.zeros((1, 1, 100, 2), np.float32), r"must be \[T\], \[T, C\] or \[B, T, C\]"),
         ("nothing.wav", "nothing.wav: there is no such file"),
+        (np.full((100, 2), 1e300), "NaN or infinite values, or values too large for float32"),
+        ([[0.0, 0.0], [0.0]], "audio cannot be made into one array"),
     ],
 )
 def test_audio_that_cannot_be_used_is_refused(stereo, audio, message):
     with pytest.raises(DataError, match=message):
         stereo.encode(audio)
+
+
+@pytest.mark.parametrize("rate", [2**31 - 1, 0, -44100, 44100.5, "44100", float("nan")])
+def test_a_rate_that_cannot_be_is_refused(stereo, rate):
+    with pytest.raises(DataError, match=r"sample_rate=.* must be a whole number"):
+        stereo.encode(_noise(100, 2), rate)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"chunk_length": 0}, {"batch_size": 1.5}, {"sample_rate": -1}])
+def test_numbers_that_cannot_be_are_refused(options):
+    (name,) = options
+    with pytest.raises(DataError, match=f"{name}=.* must be a whole number"):
+        Codec(*_model(), **options)
+
+
+def test_latents_that_are_no_numbers_are_refused(stereo):
+    for value in (np.nan, 1e300):
+        with pytest.raises(DataError, match="the latents holds NaN or infinite values"):
+            stereo.decode(np.full((5, 3), value))
+    latents = stereo.encode(_noise(100, 2))
+    latents.z[0, 3] = np.inf
+    with pytest.raises(DataError, match="the latents holds NaN or infinite values"):
+        stereo.decode(latents)
+    for shape in ((0, 3), (2, 0, 3)):
+        with pytest.raises(DataError, match="latents must be"):
+            stereo.decode(np.zeros(shape, np.float32))
+
+
+def test_a_failure_with_a_file_names_it(stereo, tmp_path):
+    soundfile.write(tmp_path / "six.wav", _noise(3000, 6), 8000)
+    for use in (stereo.encode, lambda path: stereo.reconstruct_file(path, tmp_path / "out.wav")):
+        with pytest.raises(DataError, match="six.wav: the audio has 6 channels and the model takes 2"):
+            use(tmp_path / "six.wav")
+
+
+def test_a_mono_model_takes_surround_channel_by_channel_or_mixed(mono):
+    audio = _noise(400, 6)
+    assert mono.reconstruct(audio).shape == (400, 6)
+    np.testing.assert_allclose(mono.reconstruct(audio)[:, 4], mono.reconstruct(audio[:, 4]), atol=1e-6)
 
 
 def test_sampling_takes_a_key(stereo):
@@ -116,6 +157,36 @@ def test_latents_survive_the_disk(stereo, tmp_path):
         np.testing.assert_array_equal(getattr(again, field.name), getattr(latents, field.name))
     np.testing.assert_array_equal(stereo.decode(again), stereo.decode(latents))
     assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("rate", [11025.0, np.int64(11025), np.float32(11025), jnp.int32(11025)])
+def test_latents_of_a_rate_of_any_type_survive_the_disk(stereo, tmp_path, rate):
+    latents = stereo.encode(_noise(301, 1), rate)
+    latents.save(tmp_path / "x.safetensors")
+    again = Latents.load(tmp_path / "x.safetensors")
+    assert (again.sample_rate, type(again.sample_rate)) == (11025, int)
+
+
+def test_latents_that_would_not_be_read_again_are_not_written(stereo, tmp_path):
+    latents = stereo.encode(_noise(301, 2))
+    for changes, message in (
+        ({"sample_rate": 44100.5}, "sample_rate=44100.5 must be a whole number"),
+        ({"hop_length": "8"}, "hop_length='8' must be a whole number"),
+        ({"batch": 0}, "batch=0 must be a whole number"),
+    ):
+        with pytest.raises(DataError, match=message):
+            dataclasses.replace(latents, **changes)
+    for z in (latents.z[:, :0], latents.z.astype(np.float64), latents.z[0]):
+        with pytest.raises(DataError, match=r"x.safetensors was not written \(z is float"):
+            dataclasses.replace(latents, z=z).save(tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(stereo, tmp_path, full_disk):
+    latents = stereo.encode(_noise(100_000, 2))
+    with full_disk(50_000), pytest.raises(DataError, match=r"x.safetensors was not written: .*File too large"):
+        latents.save(tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_latents_of_another_model_are_refused_unless_told(stereo):

@@ -27,6 +27,8 @@ def test_configs_mix_in_the_order_given():
     assert config.discriminator.stft_filters == 16
     assert config.adversarial.warmup_steps == 20_000
     assert base.get_config("tiny,overfit").batch_size == base.get_config("overfit").batch_size
+    assert base.get_config("mono,mono").data.channels == 1
+    assert importlib.import_module("configs.mono").get_config("mono").data.channels == 1
     with pytest.raises(ConfigError, match="no config 'lightwait' to mix in; did you mean 'lightweight'"):
         base.get_config("lightwait")
 
@@ -91,7 +93,10 @@ def _changed(**changes):
         ({"data__crop_length": 1024}, "has an FFT of 2048 samples, longer than config.data.crop_length=1024"),
         ({"model__strides": (2, 4, 4, 0)}, "strides=.* must be positive whole numbers"),
         ({"discriminator__n_ffts": ()}, "n_ffts=.* must be FFT lengths in samples, at least one"),
-        ({"kl__warmup_steps": -5}, "kl.warmup_steps=-5 must not be negative"),
+        ({"seed": -1}, "seed=-1 must lie between 0 and 4294967295"),
+        ({"data__root": " "}, "data.root is empty; give a path, or leave the key out"),
+        ({"init_from": ""}, "init_from is empty; give a path"),
+        ({"data__min_seconds": -1.0}, "min_seconds=-1.0 must not be negative"),
         ({"num_steps": 0}, "num_steps=0 must be at least 1"),
         ({"generator_update_every": 0}, "generator_update_every=0 must be at least 1"),
         ({"data__validation_fraction": 1.5}, "validation_fraction=1.5 must lie between 0 and 1"),

@@ -1,5 +1,7 @@
 """Many files: structure kept, what is there skipped, one bad file not in the way of the rest."""
 
+import os
+
 import pytest
 
 from audiovae_jax import file_jobs
@@ -55,6 +57,50 @@ def test_one_bad_file_does_not_stop_the_rest(folder, capsys):
     said = capsys.readouterr()
     assert "a.wav: the file is empty" in said.out + said.err
     assert [job.target.exists() for job in jobs] == [False, True]
+
+
+def test_what_was_made_is_no_input_the_next_time(folder):
+    jobs = _plan(folder, "in", output="in/out")
+    file_jobs.run(jobs, _copy)
+    assert [job.target for job in _plan(folder, "in", output="in/out")] == [job.target for job in jobs]
+    with pytest.raises(DataError, match="in would be input and output at once"):
+        _plan(folder, "in", output="in")
+    assert len(_plan(folder, "in", output="in", suffix=".safetensors")) == 4  # these are no audio
+
+
+def test_one_file_in_and_an_audio_name_out_means_that_file(folder):
+    options = {"extensions": (".wav",), "suffix": ".wav", "file_suffixes": (".flac",)}
+    (job,) = file_jobs.plan([str(folder / "single.wav")], str(folder / "one.flac"), **options)
+    assert job.target == folder / "one.flac"
+    with pytest.raises(DataError, match="one.flac is one file's name, and there are several to make; give a folder"):
+        file_jobs.plan([str(folder / "in"), str(folder / "single.wav")], str(folder / "one.flac"), **options)
+    (folder / "album.flac").mkdir()
+    (job,) = file_jobs.plan([str(folder / "single.wav")], str(folder / "album.flac"), **options)
+    assert job.target == folder / "album.flac" / "single.wav"
+    with pytest.raises(DataError, match=r"notes.txt is a file; give a folder"):
+        _plan(folder, "single.wav", output="in/notes.txt")
+
+
+def test_a_failure_names_its_file_and_the_rest_goes_on(folder, capsys):
+    def process(source, target, progress):
+        raise DataError("the audio has 6 channels")
+
+    with pytest.raises(DataError, match="2 of 2 files failed"):
+        file_jobs.run(_plan(folder, "in"), process)
+    said = capsys.readouterr()
+    assert "a.wav: the audio has 6 channels" in said.out + said.err
+
+
+def test_names_that_are_no_text_do_not_stop_the_rest(folder, capsys):
+    try:
+        (folder / "in" / os.fsdecode(b"\xff.wav")).write_text("x")
+    except OSError:
+        pytest.skip("this file system takes names of valid text alone")
+    jobs = _plan(folder, "in")
+    file_jobs.run(jobs, _copy)
+    assert "3 made" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"\\udcff.wav would overwrite itself"):
+        file_jobs.plan([str(jobs[-1].source)], str(folder / "in"), extensions=(".wav",), suffix=".wav")
 
 
 def test_impossible_plans_are_refused(folder):

@@ -11,6 +11,7 @@ import pytest
 from conftest import GOLDEN, initialised, random_variables
 
 from audiovae_jax import AudioVAE, EnCodecDiscriminator, build, checkpoint, saved_model
+from audiovae_jax.checksum import json_checksum
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.saved_model import load_model, save_model
 from audiovae_jax.training_state import load_training_state
@@ -140,7 +141,7 @@ def test_damage_is_named(tmp_path, whole):
 
     def rewrite(sign=True, **changes):
         changed = {**description, **changes}
-        changed["checksum"] = saved_model._checksum(changed) if sign else changed["checksum"]
+        changed["checksum"] = json_checksum(changed) if sign else changed["checksum"]
         return lambda path: (path / "model.json").write_text(json.dumps(changed))
 
     config = description["config"]
@@ -237,3 +238,43 @@ def test_training_states_of_workdirs_and_torch_files(trained_run):
     loaded = load_training_state(GOLDEN / "save_model.pt", recipe.optimizer)
     assert (loaded["epoch"], loaded["metadata"]) == (3, {"val_loss": 0.125, "notes": "golden"})
     assert int(optax.tree.get(loaded["optimizer_state"], "count")) == 3
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
+def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, whole, full_disk):
+    model, variables = whole
+    save_model(model, variables, tmp_path / "m")
+    big = [jnp.asarray(np.random.default_rng(0).standard_normal(500_000), jnp.float32)]
+    with full_disk(200_000), pytest.raises(CheckpointError, match="m was not written: File too large"):
+        save_model(model, jax.tree.map(lambda x: x + 1, variables), tmp_path / "m", optimizer_state=big)
+    _require_equal(load_model(tmp_path / "m")[1], variables)
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_counts_of_any_type_are_taken(tmp_path, whole):
+    model, variables = whole
+    save_model(
+        model, variables, tmp_path / "m", epoch=np.int64(0), global_step=jnp.int32(7), sample_rate=np.float64(48000)
+    )
+    opened = saved_model.open_model(tmp_path / "m")
+    assert (opened.epoch, opened.global_step, opened.sample_rate) == (0, 7, 48000)
+    assert type(opened.sample_rate) is int
+    for options in ({"epoch": -1}, {"sample_rate": 44100.5}, {"global_step": "7"}):
+        (name,) = options
+        with pytest.raises(CheckpointError, match=f"{name}=.* must be a whole number"):
+            save_model(model, variables, tmp_path / "n", **options)
+
+
+def test_a_best_checkpoint_that_is_damaged_is_passed_over_and_named(tmp_path, trained_run):
+    workdir, _, state = trained_run
+    shutil.copytree(workdir, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    best = checkpoint.Checkpoints(folder, read_only=True).best_step()
+    shutil.copytree(folder / "2", folder / "5")  # a whole one besides
+    (folder / str(best) / "run" / "metadata").write_text("{")
+    with pytest.warns(UserWarning, match=rf"passed over .*{best} is damaged: JSONDecodeError.*; checkpoint 5 is used"):
+        _, variables = load_model(tmp_path / "run")
+    _require_equal(variables["params"], state.params)
+    shutil.rmtree(folder / "5" / "state")
+    with pytest.raises(CheckpointError, match=r"2 is damaged(.|\n)*5/state is damaged"):
+        load_model(tmp_path / "run")

@@ -18,7 +18,9 @@ import soundfile
 
 from audiovae_jax import configuration, losses, train
 from audiovae_jax.checkpoint import Checkpoints
+from audiovae_jax.data import pipeline
 from audiovae_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from audiovae_jax.workdir_lock import WorkdirLock
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,6 +98,8 @@ def test_events_hold_the_documented_names(trained_run):
 
 def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
     micro_config.num_steps = 3
+    micro_config.adversarial.warmup_steps = 1  # ends at the checkpoint
+    micro_config.discriminator_update_every = 2
     whole = train.train(micro_config, tmp_path / "whole")
     # The same run, stopped after step 1's checkpoint, as the third batch is fetched.
     real, calls = train._Run._next, []
@@ -118,9 +122,114 @@ def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
     metrics = []
     for name in ("whole", "cut"):
         store = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
-        metrics.append(store._manager.metrics(3))
+        metrics.append(store.metrics(3))
         store.close()
     assert metrics[0] == metrics[1]
+
+
+def test_two_runs_on_one_workdir_are_told_apart(micro_config, trained_run, tmp_path):
+    """The second is refused before it has touched anything, a checkpoint in the making above all."""
+    workdir = shutil.copytree(trained_run[0], tmp_path / "run")
+    unfinished = workdir / "checkpoints" / "9.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    lock = WorkdirLock(workdir)
+    lock.acquire()
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(ConfigError, match=f"is in use by process {os.getpid()} on "):
+        train.train(micro_config, workdir)
+    assert sorted(workdir.rglob("*")) == before
+    lock.release()
+    micro_config.kl.weight = 0.5
+    with pytest.raises(ConfigError, match="holds a run of another config"):
+        train.train(micro_config, workdir)
+    assert unfinished.is_dir()
+
+
+def test_a_workdir_without_its_config_is_known_by_its_checkpoints(micro_config, trained_run, tmp_path):
+    workdir = shutil.copytree(trained_run[0], tmp_path / "run")
+    (workdir / "config.json").unlink()
+    micro_config.kl.weight = 0.5
+    with pytest.raises(ConfigError, match=r"holds a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"):
+        train.train(micro_config, workdir)
+    micro_config.kl.weight = 1e-4
+    train.train(micro_config, workdir)
+    assert (workdir / "config.json").exists()
+
+
+def test_a_workdir_that_is_deleted_meanwhile_is_an_error(micro_config, tmp_path, monkeypatch):
+    micro_config.use_adversarial = False
+    real = train._Run._validate
+
+    def delete(self, state, at):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return real(self, state, at)
+
+    monkeypatch.setattr(train._Run, "_validate", delete)
+    with pytest.raises(TrainingError, match="run was deleted or moved while this run was writing to it"):
+        train.train(micro_config, tmp_path / "run")
+
+
+def test_the_best_is_one_that_is_on_disk(micro_config, tmp_path, monkeypatch, capsys):
+    micro_config.use_adversarial = False
+    micro_config.num_steps, micro_config.validate_every, micro_config.checkpoint_every = 4, 1, 2
+    losses_by_step = {0: 1.0, 1: 2.0, 2: 5.0, 3: 3.0, 4: 6.0}
+    real = train._Run._validate
+
+    def validate(self, state, at):
+        return {**real(self, state, at), "total_loss": losses_by_step[at]}
+
+    monkeypatch.setattr(train._Run, "_validate", validate)
+    train.train(micro_config, tmp_path / "run")
+    assert "val/total_loss 6.0000 (best 5.0000, of checkpoint 2)" in capsys.readouterr().out
+    store = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    assert store.best() == (2, 5.0)
+    assert store.metrics(4)["best_total_loss"] == 5.0
+    # A fine-tune that only worsens: where it came from is the best, and is kept.
+    next_config = ml_collections.ConfigDict(micro_config)
+    next_config.num_steps, next_config.init_from = 6, str(tmp_path / "run")
+    losses_by_step |= {5: 7.0, 6: 8.0}
+    train.train(next_config, tmp_path / "next")
+    assert "val/total_loss 8.0000 (best 6.0000, of checkpoint 4)" in capsys.readouterr().out
+    assert Checkpoints(tmp_path / "next" / "checkpoints", read_only=True).steps() == [4, 6]
+
+
+def test_samples_of_a_workdir_inside_the_data_are_no_data(micro_config, audio_folder):
+    micro_config.use_adversarial = False
+    micro_config.data.root = str(audio_folder)
+    train.train(micro_config, audio_folder / "run")
+    assert list((audio_folder / "run" / "samples").rglob("*.wav"))
+    kept = [Path(record) for record in _scanned(micro_config, audio_folder / "run")]
+    assert not [path for path in kept if "run" in path.parts]
+
+
+def _scanned(config, workdir):
+    data = pipeline.open_data(config.data, batch_size=4, seed=0, leave_out=(workdir,))
+    return [file.path for file in (*data.folder.train, *data.folder.validation)]
+
+
+def test_every_step_of_a_resumed_run_is_seen_once(micro_config, tmp_path, monkeypatch):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    micro_config.use_adversarial = False
+    micro_config.num_steps = 2
+    real, calls = train._Run._save, []
+
+    def stop(self, state, done, metrics):
+        calls.append(done)
+        if len(calls) in (1, 3):  # killed before the first checkpoint, then after it
+            raise KeyboardInterrupt
+        real(self, state, done, metrics)
+
+    monkeypatch.setattr(train._Run, "_save", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train.train(micro_config, tmp_path)
+        time.sleep(1.1)  # event files are told apart, and ordered, by their second
+    train.train(micro_config, tmp_path)
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/total_loss")] == [0, 1, 2]
+    assert [event.step for event in events.Scalars("train/total_g_loss")] == [1]
+    assert [event.step for event in events.Scalars("val/best_total_loss")] == [1, 2]
 
 
 def test_another_config_is_refused_in_the_same_workdir(micro_config, trained_run):
@@ -187,7 +296,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
     contents = []
     for name in ("cut", "whole"):
         store = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
-        contents.append((store._run(40)["arrays"], store._manager.metrics(40)))
+        contents.append((store._run(40)["arrays"], store.metrics(40)))
         store.close()
     assert contents[0] == contents[1]
 
@@ -199,6 +308,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
         ("--config.latent_dim=3", "config has no key 'latent_dim'; did you mean 'model.latent_dim'"),
         ("--config.data.root=/no/such/folder", "config.data.root=/no/such/folder: there is no such folder"),
         ("--config.data.crop_length=500", "no multiple of the model's hop of 8"),
+        ("--workdir=/proc/nope", "--workdir=/proc/nope cannot be written to ("),
     ],
 )
 def test_the_command_ends_with_one_clear_line(tmp_path, flag, message):

@@ -2,12 +2,11 @@
 
 import json
 import math
-import tempfile
 from pathlib import Path
 
 import ml_collections
 
-from audiovae_jax.atomic import replacing
+from audiovae_jax.atomic import replacing, require_writable
 from audiovae_jax.benchmark import codec, data, fresh, peer, step
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.resolve import did_you_mean
@@ -80,7 +79,7 @@ def _require_writable(json_path):
     if not folder.is_dir():
         raise ConfigError(f"--json={json_path}: there is no folder {folder}; make it first")
     try:
-        tempfile.TemporaryFile(dir=folder).close()
+        require_writable(json_path)
     except OSError as error:
         raise ConfigError(f"--json={json_path}: cannot write to {folder} ({error.strerror})") from None
 

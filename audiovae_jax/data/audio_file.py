@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+from audiovae_jax.data.files import printable
 from audiovae_jax.errors import DataError
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
@@ -48,7 +50,7 @@ def probe(path: Path, min_seconds: float = 0.0, channels: int = 1, allow_silence
     if path.stat().st_size == 0:
         raise DataError("the file is empty")
     try:
-        with soundfile.SoundFile(path) as f:
+        with open_sound(path) as f:
             file = AudioFile(path, f.frames, f.samplerate, f.channels)
             if file.frames == 0 or file.seconds < min_seconds:
                 raise DataError(f"{file.frames} samples are shorter than data.min_seconds={min_seconds}")
@@ -107,13 +109,18 @@ def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = N
     """
     stop = file.frames if stop is None else stop
     try:
-        with soundfile.SoundFile(file.path) as f:
+        with open_sound(file.path) as f:
             for first in range(start, stop, size):
                 yield _read(f, file, first, min(size, stop - first))
     except soundfile.LibsndfileError as error:
-        raise DataError(f"{file.path}: {_reason(error)}") from error
+        raise DataError(f"{printable(file.path)}: {_reason(error)}") from error
     except (OSError, DataError) as error:
-        raise DataError(f"{file.path}: {error}") from error
+        raise DataError(f"{printable(file.path)}: {error}") from error
+
+
+def open_sound(path: Path, mode: str = "r", **options) -> soundfile.SoundFile:
+    """`soundfile.SoundFile`, for names that are no UTF-8 too."""
+    return soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path), mode, **options)
 
 
 def adapt_channels(audio: np.ndarray, channels: int) -> np.ndarray:

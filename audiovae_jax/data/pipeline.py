@@ -5,7 +5,8 @@ The pipeline's whole state is the step: record `step * batch_size + row` belongs
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 import grain
@@ -32,8 +33,13 @@ class Data:
     fingerprint: str
 
 
-def open_data(config, *, batch_size: int, seed: int) -> Data:
+def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path] = ()) -> Data:
     """The training and validation records of `config.data`.
+
+    Args:
+      config: that section.
+      batch_size, seed: of the run.
+      leave_out: folders under the data's root that are none of it, as a run's own workdir with its samples.
 
     Raises:
       DataError: the folder holds nothing usable.
@@ -50,6 +56,7 @@ def open_data(config, *, batch_size: int, seed: int) -> Data:
             min_seconds=config.min_seconds,
             channels=config.channels,
             num_threads=config.num_threads,
+            leave_out=leave_out,
         )
         fingerprint = folder.fingerprint
         train = source.FileCrops(folder.train, crop, seed)

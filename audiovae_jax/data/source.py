@@ -10,12 +10,12 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from audiovae_jax.data import audio_file, synthesis
+from audiovae_jax.data import audio_file, files, synthesis
 from audiovae_jax.data.audio_file import AudioFile
 from audiovae_jax.errors import DataError
 
@@ -51,8 +51,16 @@ class DataFolder:
     fingerprint: str
 
 
-def scan(root: str, *, validation_fraction: float, min_seconds: float, channels: int, num_threads: int) -> DataFolder:
-    """Find and probe the audio files under `root`, at any depth.
+def scan(
+    root: str,
+    *,
+    validation_fraction: float,
+    min_seconds: float,
+    channels: int,
+    num_threads: int,
+    leave_out: Collection[Path] = (),
+) -> DataFolder:
+    """Find and probe the audio files under `root`, at any depth; folders in `leave_out` are passed over.
 
     Which side of the split a file is on depends on its own relative path: it stays there when others
     come. Only where that leaves a side empty, the file that is nearest to it goes over.
@@ -63,12 +71,7 @@ def scan(root: str, *, validation_fraction: float, min_seconds: float, channels:
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"config.data.root={root}: there is no such folder")
-    paths = sorted(
-        Path(directory) / name
-        for directory, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if name.lower().endswith(audio_file.EXTENSIONS)
-    )
+    paths = files.find(folder, audio_file.EXTENSIONS, leave_out)
     if not paths:
         raise DataError(
             f"config.data.root={root} holds no audio file; looked for {' '.join(audio_file.EXTENSIONS)} at any depth"
@@ -83,23 +86,23 @@ def scan(root: str, *, validation_fraction: float, min_seconds: float, channels:
     with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
         probed = list(zip(paths, pool.map(look, paths), strict=True))
     skipped = tuple((path, result) for path, result in probed if isinstance(result, str))
-    files = [result for _, result in probed if isinstance(result, AudioFile)]
-    if not files:
-        reasons = "\n".join(f"  {path}: {reason}" for path, reason in skipped[:10])
+    usable = [result for _, result in probed if isinstance(result, AudioFile)]
+    if not usable:
+        reasons = "\n".join(f"  {files.printable(path)}: {reason}" for path, reason in skipped[:10])
         raise DataError(f"config.data.root={root} holds no usable audio file:\n{reasons}")
 
-    names = {file: file.path.relative_to(folder).as_posix() for file in files}
-    places = {file: int.from_bytes(hashlib.sha256(names[file].encode()).digest()[:8]) / 2**64 for file in files}
-    by_place = sorted(files, key=places.get)
+    names = {file: file.path.relative_to(folder).as_posix() for file in usable}
+    places = {file: int.from_bytes(hashlib.sha256(os.fsencode(names[file])).digest()[:8]) / 2**64 for file in usable}
+    by_place = sorted(usable, key=places.get)
     n_validation = sum(place < validation_fraction for place in places.values())
-    validation = set(by_place[: min(max(1, n_validation), max(1, len(files) - 1))])
-    train = [file for file in files if file not in validation] or files  # one file serves both
-    listing = "\n".join(f"{names[f]} {f.frames} {f.sample_rate} {f.channels}" for f in files)
+    validation = set(by_place[: min(max(1, n_validation), max(1, len(usable) - 1))])
+    train = [file for file in usable if file not in validation] or usable  # one file serves both
+    listing = "\n".join(f"{names[f]} {f.frames} {f.sample_rate} {f.channels}" for f in usable)
     return DataFolder(
         train=tuple(train),
-        validation=tuple(file for file in files if file in validation),
+        validation=tuple(file for file in usable if file in validation),
         skipped=skipped,
-        fingerprint=hashlib.sha256(listing.encode()).hexdigest()[:16],
+        fingerprint=hashlib.sha256(os.fsencode(listing)).hexdigest()[:16],
     )
 
 

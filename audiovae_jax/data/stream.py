@@ -9,6 +9,7 @@ import soundfile
 
 from audiovae_jax import atomic
 from audiovae_jax.data import audio_file
+from audiovae_jax.data.files import printable
 from audiovae_jax.errors import DataError
 
 # Samples read at once.
@@ -24,12 +25,14 @@ class AudioStream:
       length: in samples.
       channels: of its blocks.
       blocks: gives a fresh iterator of consecutive `[n, channels]` float32 blocks.
+      name: what it is, for errors.
     """
 
     sample_rate: int
     length: int
     channels: int
     blocks: Callable[[], Iterator[np.ndarray]]
+    name: str = "the audio"
 
     def resampled(self, sample_rate: int) -> "AudioStream":
         """At another rate; the length is rounded up."""
@@ -54,19 +57,20 @@ def open_file(path: str | Path) -> AudioStream:
       DataError: the file cannot be used; the message names it.
     """
     path = Path(path)
+    name = printable(path)
     try:
         file = audio_file.probe(path, allow_silence=True)
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
+        raise DataError(f"{name}: there is no such file") from None
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+        raise DataError(f"{name}: {error.strerror or error}") from error
     except DataError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{name}: {error}") from None
 
     def blocks():
         return audio_file.read_blocks(file, BLOCK)
 
-    return AudioStream(file.sample_rate, file.frames, file.channels, blocks)
+    return AudioStream(file.sample_rate, file.frames, file.channels, blocks, f"{name}: the audio")
 
 
 def of_array(audio: np.ndarray, sample_rate: int) -> AudioStream:
@@ -115,25 +119,62 @@ def resample_blocks(
         yield np.zeros((length - done, channels), np.float32)
 
 
-def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, channels: int):
+def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, channels: int, length: int):
     """Write blocks to a file of the kind that its suffix names, whole or not at all.
 
+    A WAV that would pass the 4 GiB that its header can count is written as RF64 (EBU Tech 3306), with the
+    same suffix.
+
+    Args:
+      path: ends in one of `SUFFIXES`.
+      blocks: consecutive `[n, channels]`, `length` samples in all.
+      sample_rate: in Hz.
+      channels: of the blocks.
+      length: in samples.
+
     Raises:
-      DataError: there is no such kind, or it cannot be written.
+      DataError: there is no such kind, it cannot hold the audio, or it cannot be written.
     """
-    kind = path.suffix.lstrip(".").upper()
-    if kind not in soundfile.available_formats():
-        raise DataError(f"{path}: audio of the kind {path.suffix!r} cannot be written; use .wav or .flac")
-    # A WAV keeps what floating point has; the others take what they can best.
-    subtype = {"WAV": "FLOAT", "FLAC": "PCM_24"}.get(kind)
+    name = printable(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{name}: audio of the kind {path.suffix!r} cannot be written; use {' or '.join(SUFFIXES)}")
+    kind, subtype, sample_bytes = _KINDS[path.suffix.lower()]
+    if sample_bytes is not None and length * channels * sample_bytes > _LARGEST:
+        if kind != "WAV":
+            raise DataError(f"{name}: {length} samples are more than the 4 GiB of this kind; use .wav or .flac")
+        kind = "RF64"
+    written = 0
     try:
-        with (
-            atomic.replacing(path) as temporary,
-            soundfile.SoundFile(temporary, "w", sample_rate, channels, subtype=subtype, format=kind) as file,
-        ):
-            for block in blocks:
-                file.write(block)
+        with atomic.replacing(path) as temporary:
+            options = {"samplerate": sample_rate, "channels": channels, "subtype": subtype, "format": kind}
+            with audio_file.open_sound(temporary, "w", **options) as file:
+                for block in blocks:
+                    file.write(block)
+                    written += len(block)
+            if subtype in ("FLOAT", "PCM_24"):
+                with audio_file.open_sound(temporary) as file:
+                    if file.frames != written:  # a header that could not count them, or a disk that took no more
+                        raise DataError(f"{name} was not written: {written} samples came back as {file.frames}")
     except soundfile.LibsndfileError as error:
-        raise DataError(f"{path} was not written: {error.error_string}") from error
+        reason = error.error_string.rstrip(".")
+        reason += " (is the disk full, or a limit on file sizes reached?)" if reason == "System error" else ""
+        raise DataError(f"{name} was not written: {reason}") from error
+    except AssertionError as error:  # soundfile's word for a disk that took less than was given
+        raise DataError(f"{name} was not written: the disk is full, or a limit on file sizes was reached") from error
     except OSError as error:
-        raise DataError(f"{path} was not written: {error.strerror or error}") from error
+        raise DataError(f"{name} was not written: {error.strerror or error}") from error
+
+
+# By suffix: libsndfile's format and subtype, and the bytes of a sample where the header counts them in 32 bits.
+# A WAV keeps what floating point has; the others take what they can best.
+_KINDS = {
+    ".wav": ("WAV", "FLOAT", 4),
+    ".flac": ("FLAC", "PCM_24", None),
+    ".ogg": ("OGG", "VORBIS", None),
+    ".opus": ("OGG", "OPUS", None),
+    ".mp3": ("MP3", "MPEG_LAYER_III", None),
+    ".aif": ("AIFF", "FLOAT", 4),
+    ".aiff": ("AIFF", "FLOAT", 4),
+}
+SUFFIXES = tuple(suffix for suffix, (kind, *_) in _KINDS.items() if kind in soundfile.available_formats())
+_LARGEST = 2**32 - 2**16  # bytes of samples, with room for the header

@@ -11,6 +11,8 @@ import operator
 import jax
 import jax.numpy as jnp
 
+from audiovae_jax.errors import require_range
+
 
 def discriminator_hinge(real_logits, fake_logits):
     """Mean over sub-discriminators of `mean relu(1 - real) + mean relu(1 + fake)`."""
@@ -60,8 +62,7 @@ class AdversarialLossCalculator:
 
     def __post_init__(self):
         for name in ("adversarial_weight", "feature_matching_weight", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+            require_range(name, getattr(self, name))
 
     def is_active(self, global_step):
         """Whether the adversarial losses count at `global_step` (an int or a traced scalar)."""

@@ -4,6 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from audiovae_jax.errors import require_range
+
 
 def kl_divergence(*, mean, logvar, free_bits=0.0, reduction="sum"):
     """`-0.5 * (1 + logvar - mean^2 - exp(logvar))`, each element at least `free_bits` nats.
@@ -42,6 +44,10 @@ class KLTerm:
     warmup_steps: int = 5000
     free_bits: float = 0.0
     reduction: str = "sum"
+
+    def __post_init__(self):
+        for name in ("weight", "warmup_steps", "free_bits"):
+            require_range(name, getattr(self, name))
 
     def weight_at(self, step):
         """The weight at `step`."""

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from audiovae_jax import signal
+from audiovae_jax.errors import require_range
 from audiovae_jax.losses import spectral
 
 
@@ -40,6 +41,8 @@ def multi_scale_mel(
       ValueError: lists of different lengths, or a mel band that holds no FFT bin.
     """
     prediction, target = spectral.items(prediction, target)
+    spectral.require_weights(w_sc=w_sc, w_log_mag=w_log_mag)
+    require_range("sample_rate", sample_rate, above=0)
     resolutions = spectral.stft_resolutions(fft_sizes, hop_sizes, win_lengths)
     if len(n_mels) != len(resolutions):
         raise ValueError(f"n_mels has {len(n_mels)} numbers for {len(resolutions)} fft_sizes; give one for each")

@@ -7,6 +7,7 @@ al., "Automatic multitrack mixing with a differentiable mixing console", 2021.
 import jax.numpy as jnp
 
 from audiovae_jax import signal
+from audiovae_jax.errors import require_range
 
 _EPS = 1e-8
 
@@ -44,6 +45,8 @@ def multi_resolution_stft(
       ValueError: shapes differ, lists differ in length, or the audio is shorter than an FFT allows.
     """
     prediction, target = items(prediction, target)
+    require_weights(w_sc=w_sc, w_log_mag=w_log_mag, w_lin_mag=w_lin_mag)
+    require_range("sample_rate", sample_rate, above=0)
     if perceptual_weighting:
         prediction = signal.a_weight(prediction, sample_rate)
         target = signal.a_weight(target, sample_rate)
@@ -73,6 +76,7 @@ def sum_and_difference_stft(*, prediction, target, w_sum=1.0, w_diff=1.0, **opti
       ValueError: the audio is not stereo, or as `multi_resolution_stft`.
     """
     _require_stereo("sum_and_difference_stft", prediction, target)
+    require_weights(w_sum=w_sum, w_diff=w_diff)
     total, difference = (
         multi_resolution_stft(prediction=_fold(prediction, sign), target=_fold(target, sign), **options)
         for sign in (1, -1)
@@ -145,7 +149,19 @@ def stft_resolutions(fft_sizes, hop_sizes, win_lengths):
             "fft_sizes, hop_sizes and win_lengths must be lists of one length, at least 1, not "
             f"{len(fft_sizes)}, {len(hop_sizes)} and {len(win_lengths)}"
         )
+    for n_fft, hop_length, win_length in zip(fft_sizes, hop_sizes, win_lengths, strict=True):
+        if n_fft < 2 or hop_length < 1 or win_length < 1:
+            raise ValueError(
+                f"an FFT of {n_fft} samples with hop {hop_length} and window {win_length}: the FFT must be at least "
+                "2 samples, hop and window at least 1"
+            )
     return list(zip(fft_sizes, hop_sizes, win_lengths, strict=True))
+
+
+def require_weights(**weights):
+    """Raise ValueError unless all are finite and none is negative, which would turn the loss around."""
+    for name, weight in weights.items():
+        require_range(name, weight)
 
 
 def items(prediction, target):

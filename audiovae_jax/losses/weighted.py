@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from audiovae_jax.errors import require_range
+
 
 @dataclasses.dataclass(frozen=True)
 class WeightedLosses:
@@ -15,6 +17,10 @@ class WeightedLosses:
     """
 
     terms: tuple[tuple[str, float, Callable], ...]
+
+    def __post_init__(self):
+        for name, weight, _ in self.terms:
+            require_range(f"the weight of {name}", weight)
 
     def __call__(self, *, prediction, target):
         """The weighted total and each loss unweighted, `(scalar, {name: scalar})`, of `[B, T, C]` audio.

@@ -129,11 +129,11 @@ def test_what_cannot_work_is_told_before_anything_is_measured(micro_config, monk
         with pytest.raises(ConfigError, match=message):
             command.run("step", micro_config, **{**OPTIONS, "json_path": path})
 
-    def refuse(**_):
+    def refuse(_):
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(command.tempfile, "TemporaryFile", refuse)
+        patch.setattr(command, "require_writable", refuse)
         with pytest.raises(ConfigError, match=r"cannot write to .* \(Permission denied\)"):
             command.run("step", micro_config, **{**OPTIONS, "json_path": str(tmp_path / "x.json")})
     micro_config.model.dtype = "float8"

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -109,3 +111,30 @@ def test_the_built_in_music_is_stereo_bounded_and_endless():
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_the_built_in_music_has_as_many_channels_as_asked(channels):
     assert synthesis.music(np.random.default_rng(0), 1000, 44100, channels).shape == (1000, channels)
+
+
+def test_a_name_that_is_no_text_is_used(tmp_path):
+    good = tmp_path / os.fsdecode(b"\xff\xfe.wav")
+    try:
+        good.touch()
+    except OSError:
+        pytest.skip("this file system takes names of valid text alone")
+    with open(good, "wb") as file:
+        soundfile.write(file, np.random.default_rng(0).uniform(-1, 1, (44100, 2)), 44100, format="WAV")
+    (tmp_path / os.fsdecode(b"\xfd.wav")).write_text("not audio")
+    folder = source.scan(tmp_path, **SCAN)
+    assert [file.path for file in folder.train] == [good]
+    assert source.FileCrops(folder.train, CROP, 0)[0].any()
+    ((_, reason),) = folder.skipped
+    assert "not audio" in reason
+    good.unlink()
+    with pytest.raises(DataError, match=r"\\udcfd.wav: not audio"):
+        source.scan(tmp_path, **SCAN)
+
+
+def test_links_do_not_multiply_files(audio_folder):
+    whole = source.scan(audio_folder, **SCAN)
+    (audio_folder / "loop").symlink_to(".")
+    (audio_folder / "deeper" / "loop").symlink_to("..")
+    assert source.scan(audio_folder, **SCAN) == whole
+    assert source.scan(audio_folder, **SCAN, leave_out=[audio_folder / "deeper"]).fingerprint != whole.fingerprint

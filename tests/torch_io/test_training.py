@@ -15,6 +15,7 @@ import pytest
 from conftest import GOLDEN, shared
 
 from audiovae_jax import build, configuration, mesh, step, train, warm_start
+from audiovae_jax.checkpoint import write_json
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.state import create_train_state
 from audiovae_jax.torch_io import layout, read_checkpoint, training
@@ -392,3 +393,23 @@ def test_five_steps_on_from_the_seeds_checkpoint(micro_config, monkeypatch):
     names_of_model = {key: config.model[key] for key in names.MICRO_MODEL}
     discriminator = {key: config.discriminator[key] for key in names.MICRO_DISCRIMINATOR}
     _check_against_torch(config, path, names_of_model, discriminator, 4096, monkeypatch)
+
+
+def test_a_key_given_once_is_not_kept_in_silence(micro_config, tmp_path):
+    config, _ = _adopted(micro_config, LIGHTNING)
+    theirs = config.kl.weight
+    config.kl.weight = 0.5  # by hand, in the first command
+    write_json(tmp_path / "config.json", config.to_dict())
+    again = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
+    again.init_from = str(LIGHTNING)
+    warm_start.adopt_settings(again, {"init_from"}, tmp_path)
+    assert again.kl.weight == theirs
+    # Without the file there is only the workdir to ask, and that is said.
+    again.init_from = str(tmp_path / "gone.ckpt")
+    config.init_from = again.init_from
+    write_json(tmp_path / "config.json", config.to_dict())
+    lines = warm_start.adopt_settings(again, {"init_from"}, tmp_path)
+    assert again.kl.weight == 0.5
+    assert f"settings of the run in {tmp_path}, since {again.init_from} cannot be read again" in lines[0]
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        warm_start.adopt_settings(again, {"init_from"}, tmp_path / "another workdir")
