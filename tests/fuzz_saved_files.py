@@ -1,4 +1,4 @@
-"""Damage every file of a workdir and of a saved model, one at a time: `python tests/fuzz_saved_files.py [FLIPS [CUTS]]`.
+"""Damage every file of a workdir and a saved model, one at a time: `python tests/fuzz_saved_files.py [FLIPS [CUTS]]`.
 
 Each file is cut at some places, has single bits flipped, and is removed. Of what is read in spite of it every array
 and every number must be what it was; what cannot be read must be a CheckpointError that leaves the
