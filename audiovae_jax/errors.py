@@ -1,8 +1,6 @@
 """Errors that a user can mend: each names the file or key, and what to do about it."""
 
 import contextlib
-import math
-import numbers
 
 
 class UserError(Exception):
@@ -23,19 +21,6 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot go on."""
-
-
-def require_range(name: str, value: float, *, above: float | None = None, below: float | None = None):
-    """Raise ValueError unless `value` is a finite number, at least 0, or above and below those given."""
-    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not number or not math.isfinite(value):
-        raise ValueError(f"{name}={value!r} must be a finite number")
-    if above is not None and value <= above:
-        raise ValueError(f"{name}={value} must be above {above:g}")
-    if above is None and value < 0:
-        raise ValueError(f"{name}={value} must not be negative")
-    if below is not None and value >= below:
-        raise ValueError(f"{name}={value} must be below {below:g}")
 
 
 @contextlib.contextmanager

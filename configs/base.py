@@ -11,8 +11,8 @@ from pathlib import Path
 import ml_collections
 from ml_collections import config_dict
 
+from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError
-from audiovae_jax.resolve import did_you_mean
 
 
 def get_config(names: str = "") -> ml_collections.ConfigDict:

@@ -9,8 +9,10 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import cli, configuration, huge_pages
 from audiovae_jax.benchmark import command
+from audiovae_jax.commands import cli
+from audiovae_jax.config import configuration
+from audiovae_jax.run import huge_pages
 from configs import base
 
 cli.define_config_flag("configs/base.py")

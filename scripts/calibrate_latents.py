@@ -11,7 +11,8 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import calibration, cli
+from audiovae_jax.commands import cli
+from audiovae_jax.inference import calibration
 
 _LIMIT = flags.DEFINE_integer("limit", None, "use no more files than this")
 _VERIFY = flags.DEFINE_bool("verify", False, "measure the spread afterwards, by encoding once more")

@@ -10,7 +10,7 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import cli, codec_flags, file_jobs
+from audiovae_jax.commands import cli, codec_flags, file_jobs
 
 codec_flags.define()
 codec_flags.define_jobs()

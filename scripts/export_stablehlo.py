@@ -10,7 +10,8 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import cli, codec_flags, stablehlo
+from audiovae_jax.commands import cli, codec_flags
+from audiovae_jax.inference import stablehlo
 
 codec_flags.define(model_flag=False)
 _PLATFORMS = flags.DEFINE_list("platforms", list(stablehlo.PLATFORMS), "to lower for")

@@ -10,7 +10,8 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import cli, conversion
+from audiovae_jax.commands import cli
+from audiovae_jax.persistence import conversion
 
 _STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoint; by default the best by validation loss")
 

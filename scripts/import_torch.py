@@ -11,7 +11,8 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import cli, conversion
+from audiovae_jax.commands import cli
+from audiovae_jax.persistence import conversion
 
 _DILATIONS = flags.DEFINE_list("dilations", None, "of the residual units, where IN has no model_config: 1,3,9")
 _STRICT = flags.DEFINE_bool("strict", True, "--nostrict takes what fits and names what does not")

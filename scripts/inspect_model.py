@@ -11,7 +11,8 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import cli, inspection
+from audiovae_jax.commands import cli
+from audiovae_jax.inference import inspection
 
 _STEP = flags.DEFINE_integer("step", None, "of a workdir's checkpoint; by default the best by validation loss")
 _JSON = flags.DEFINE_bool("json", False, "print JSON")

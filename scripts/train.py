@@ -7,7 +7,8 @@ from absl import flags
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax import cli, huge_pages, train
+from audiovae_jax.commands import cli
+from audiovae_jax.run import huge_pages, train
 from configs import base
 
 cli.define_config_flag("configs/base.py")

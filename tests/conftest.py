@@ -26,7 +26,8 @@ import soundfile
 
 jax.config.update("jax_num_cpu_devices", 4)
 
-from audiovae_jax import configuration, train
+from audiovae_jax.config import configuration
+from audiovae_jax.run import train
 from configs import base
 
 GOLDEN = Path(__file__).parent / "golden"

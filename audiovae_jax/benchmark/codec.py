@@ -7,10 +7,10 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiovae_jax import build
 from audiovae_jax.benchmark import measure
 from audiovae_jax.benchmark.peer import Peer
-from audiovae_jax.chunked import ChunkedModel
+from audiovae_jax.config import build
+from audiovae_jax.inference.chunked import ChunkedModel
 
 _DIRECTIONS = ("encode", "decode")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import ml_collections
 
-from audiovae_jax.atomic import replacing, require_writable
 from audiovae_jax.benchmark import codec, data, fresh, peer, step
+from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError
-from audiovae_jax.resolve import did_you_mean
+from audiovae_jax.storage.atomic import replacing, require_writable
 
 SUBCOMMANDS = ("step", "codec", "data", "compile", "memory")
 

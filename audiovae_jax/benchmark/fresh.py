@@ -9,10 +9,10 @@ import time
 import jax
 import ml_collections
 
-from audiovae_jax import configuration
 from audiovae_jax.benchmark import measure
 from audiovae_jax.benchmark.peer import Peer, check_devices
 from audiovae_jax.benchmark.step import Step
+from audiovae_jax.config import configuration
 from audiovae_jax.errors import TrainingError, UserError
 
 

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiovae_jax import configuration
+from audiovae_jax.config import configuration
 from audiovae_jax.errors import ConfigError
 
 _PROGRAM = Path(__file__).resolve().parents[2] / "tests" / "torch_peer.py"

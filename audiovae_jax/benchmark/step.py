@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from audiovae_jax import build, compilation, mesh
 from audiovae_jax.benchmark import measure
 from audiovae_jax.benchmark.peer import Peer
 from audiovae_jax.benchmark.profile import profile
+from audiovae_jax.config import build
 from audiovae_jax.errors import ConfigError
-from audiovae_jax.state import create_train_state
-from audiovae_jax.step import train_step
+from audiovae_jax.run import compilation
+from audiovae_jax.training import mesh
+from audiovae_jax.training.state import create_train_state
+from audiovae_jax.training.step import train_step
 
 
 @dataclasses.dataclass

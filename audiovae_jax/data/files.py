@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from audiovae_jax import atomic
+from audiovae_jax.storage import atomic
 
 
 def find(root: str | Path, extensions: Collection[str], leave_out: Collection[Path] = ()) -> list[Path]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from audiovae_jax import atomic
 from audiovae_jax.data import audio_file
 from audiovae_jax.data.files import printable
 from audiovae_jax.errors import DataError
+from audiovae_jax.storage import atomic
 
 # Samples read at once.
 BLOCK = 1 << 18

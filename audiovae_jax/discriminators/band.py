@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax import signal
 from audiovae_jax.discriminators.stack import Output, require_audio
-from audiovae_jax.layers import Dtype, WNConv2d
+from audiovae_jax.models.layers import Dtype, WNConv2d
+from audiovae_jax.ops import signal
 
 # features, kernel size, stride
 _LAYERS = ((32, 7, 2), (64, 5, 2), (128, 5, 2), (256, 5, 2), (256, 3, 1))

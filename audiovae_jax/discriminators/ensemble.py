@@ -8,7 +8,7 @@ from audiovae_jax.discriminators.period import MultiPeriodDiscriminator
 from audiovae_jax.discriminators.scale import MultiScaleDiscriminator
 from audiovae_jax.discriminators.stack import Output
 from audiovae_jax.discriminators.stft import MultiScaleSTFTDiscriminator
-from audiovae_jax.layers import Dtype
+from audiovae_jax.models.layers import Dtype
 
 
 class EnCodecDiscriminator(nn.Module):

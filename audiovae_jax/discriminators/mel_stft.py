@@ -3,9 +3,9 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax import signal
 from audiovae_jax.discriminators.stack import Output, SpectrogramStack, require_audio
-from audiovae_jax.layers import Dtype
+from audiovae_jax.models.layers import Dtype
+from audiovae_jax.ops import signal
 
 
 class MultiScaleMelSTFTDiscriminator(nn.Module):

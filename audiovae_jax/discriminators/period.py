@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from audiovae_jax.discriminators.stack import LEAKY_SLOPE, Output, require_audio
-from audiovae_jax.layers import Dtype, WNConv1d
+from audiovae_jax.models.layers import Dtype, WNConv1d
 
 
 class MultiPeriodDiscriminator(nn.Module):

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from audiovae_jax.layers import Dtype, WNConv2d
+from audiovae_jax.models.layers import Dtype, WNConv2d
 
 # A discriminator's output: logits, and per logit the activations of every conv before it.
 Output = tuple[list[jax.Array], list[list[jax.Array]]]

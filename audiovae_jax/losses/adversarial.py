@@ -11,7 +11,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from audiovae_jax.errors import require_range
+from audiovae_jax.checks import require_range
 
 
 def discriminator_hinge(real_logits, fake_logits):

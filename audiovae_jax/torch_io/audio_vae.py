@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
-from audiovae_jax.model import AudioVAE
-from audiovae_jax.torch_io import architecture, reader, state_dict
+from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.torch_files import reader
+from audiovae_jax.torch_io import architecture, state_dict
 from audiovae_jax.torch_io.state_dict import Line
 
 # The keys of `model_config`, in the order in which the torch system writes them.

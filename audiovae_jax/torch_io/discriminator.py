@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from audiovae_jax import discriminators, signal
+from audiovae_jax import discriminators
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
+from audiovae_jax.ops import signal
 from audiovae_jax.torch_io import state_dict as torch_state_dict
 
 PyTree = Any

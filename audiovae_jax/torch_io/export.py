@@ -9,10 +9,11 @@ import flax.traverse_util
 import numpy as np
 import safetensors.numpy
 
-from audiovae_jax import atomic
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.model import AudioVAE
-from audiovae_jax.torch_io import layout, reader, state_dict, writer
+from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.storage import atomic
+from audiovae_jax.torch_files import reader, writer
+from audiovae_jax.torch_io import layout, state_dict
 from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS, STATISTICS
 
 

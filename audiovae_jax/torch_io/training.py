@@ -12,10 +12,11 @@ import numpy as np
 import optax
 
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
-from audiovae_jax.state import TrainState, split_trainable
-from audiovae_jax.step import Recipe
-from audiovae_jax.torch_io import architecture, audio_vae, export, hyperparameters, layout, reader, state_dict
+from audiovae_jax.torch_files import reader
+from audiovae_jax.torch_io import architecture, audio_vae, export, hyperparameters, layout, state_dict
 from audiovae_jax.torch_io.discriminator import discriminator_tensors, read_discriminator
+from audiovae_jax.training.state import TrainState, split_trainable
+from audiovae_jax.training.step import Recipe
 
 PyTree = Any
 

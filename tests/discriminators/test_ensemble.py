@@ -5,7 +5,7 @@ import pytest
 from conftest import applied, initialised
 
 from audiovae_jax import EnCodecDiscriminator, discriminators
-from audiovae_jax.state import count_parameters
+from audiovae_jax.training.state import count_parameters
 
 
 def _shapes(discriminator, audio):

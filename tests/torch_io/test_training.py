@@ -14,13 +14,15 @@ import optax
 import pytest
 from conftest import GOLDEN, shared
 
-from audiovae_jax import build, configuration, mesh, step, train, warm_start
-from audiovae_jax.checkpoint import write_json
+from audiovae_jax.config import build, configuration
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.state import create_train_state
+from audiovae_jax.persistence.checkpoint import write_json
+from audiovae_jax.run import train, warm_start
+from audiovae_jax.torch_files.writer import write_checkpoint
 from audiovae_jax.torch_io import layout, read_checkpoint, training
 from audiovae_jax.torch_io.export import audio_vae_state_dict
-from audiovae_jax.torch_io.writer import write_checkpoint
+from audiovae_jax.training import mesh, step
+from audiovae_jax.training.state import create_train_state
 from configs import base
 
 LIGHTNING = GOLDEN / "lightning.ckpt"

@@ -1,0 +1,1 @@
+"""What users type: the command line, its flags, and files in and out."""

@@ -1,0 +1,167 @@
+"""From a config to the objects it names, each checked against its contract before anything compiles."""
+
+import inspect
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from audiovae_jax.config import resolve
+from audiovae_jax.discriminators import stack
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses
+from audiovae_jax.losses.kl import KLTerm
+from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.training.optimizer import adamw
+from audiovae_jax.training.step import RESERVED_METRICS, Recipe
+
+
+def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
+    """What the train step is given, from a checked config.
+
+    Raises:
+      ConfigError: a name, an argument, or what a named object returns is not as it must be.
+    """
+    adversarial = {}
+    if not config.use_adversarial and resolve.TARGET in config.discriminator:
+        resolve.build(config.discriminator, "config.discriminator")  # a misspelt key is one even if unused
+    if config.use_adversarial:
+        adversarial = {
+            "discriminator": build_discriminator(config),
+            "adversarial": _construct(AdversarialLossCalculator, config.adversarial, "config.adversarial"),
+            "discriminator_optimizer": _build_optimizer(config, "discriminator_optimizer"),
+        }
+    return Recipe(
+        model=build_model(config),
+        losses=build_losses(config),
+        kl=_build_kl(config),
+        optimizer=_build_optimizer(config, "optimizer"),
+        generator_update_every=config.generator_update_every,
+        discriminator_update_every=config.discriminator_update_every,
+        seed=config.seed,
+        **adversarial,
+    )
+
+
+def build_model(config: ml_collections.ConfigDict) -> AudioVAE:
+    """The model of `config.model`."""
+    model = _construct(AudioVAE, config.model, "config.model")
+
+    def run(key, audio):
+        return model.apply(model.init(key, audio, deterministic=True), audio, deterministic=True)
+
+    _trace(run, "config.model", "AudioVAE", jax.random.key(0), _batch(config))
+    return model
+
+
+def build_discriminator(config: ml_collections.ConfigDict) -> nn.Module:
+    """The discriminator of `config.discriminator`, tried on the shape of a batch.
+
+    Raises:
+      ConfigError: as `build_recipe`.
+    """
+    where = "config.discriminator"
+    discriminator = resolve.build(config.discriminator, where)
+    name = config.discriminator[resolve.TARGET]
+    if not isinstance(discriminator, nn.Module):
+        raise ConfigError(
+            f"{where}.{resolve.TARGET}={name!r} gives a {type(discriminator).__name__}; "
+            "a discriminator is a subclass of flax.linen.Module"
+        )
+    audio = _batch(config)
+
+    def run(key, audio):
+        variables = discriminator.init(key, audio)
+        if set(variables) - {"params"}:
+            raise TypeError(
+                f"{name} has variables {sorted(set(variables) - {'params'})}; only params are trained and kept, "
+                "so a discriminator must be a function of its params and the audio"
+            )
+        return discriminator.apply(variables, audio)
+
+    output = _trace(run, where, name, jax.random.key(0), audio, check=lambda output: stack.check_output(output, name))
+    for i, logits in enumerate(output[0]):
+        if not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise ConfigError(f"{where}: {name} returns logits[{i}] of dtype {logits.dtype}; they must be floating")
+    return discriminator
+
+
+def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
+    """The reconstruction losses of `config.losses`, each tried on the shape of a batch.
+
+    Raises:
+      ConfigError: as `build_recipe`.
+    """
+    terms = []
+    for name, section in config.losses.items():
+        where = f"config.losses.{name}"
+        if name in RESERVED_METRICS:
+            raise ConfigError(f"{where}: the run's own metrics have that name; choose another")
+        fn = resolve.build(section, where, ignore=("weight",))
+        target = section[resolve.TARGET]
+        parameters = inspect.signature(fn).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for argument in ("prediction", "target"):
+            if argument not in parameters and not takes_any:
+                raise ConfigError(f"{where}: {target} must take the keyword arguments prediction and target")
+
+        def run(audio, fn=fn):
+            return fn(prediction=audio, target=audio)
+
+        def check(value, target=target):
+            if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+                got = f"shape {value.shape} {value.dtype}" if hasattr(value, "shape") else f"a {type(value).__name__}"
+                raise TypeError(f"{target} must return one floating-point scalar, but it returned {got}")
+
+        _trace(run, where, target, _batch(config), check=check)
+        terms.append((name, section.weight, fn))
+    try:
+        return WeightedLosses(tuple(terms))
+    except ValueError as error:
+        raise ConfigError(f"config.losses: {error}") from error
+
+
+def example_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """The shape of one crop, `(1, T, C)`, which is enough to initialise the networks."""
+    return (1, config.data.crop_length, config.data.channels)
+
+
+def _build_optimizer(config, name):
+    try:
+        return adamw(num_steps=config.num_steps, **config[name])
+    except ValueError as error:
+        raise ConfigError(f"config.{name}.{error}") from error
+
+
+def _build_kl(config):
+    kl = _construct(KLTerm, config.kl, "config.kl")
+    shape = jax.ShapeDtypeStruct((1, 1, config.model.latent_dim), jnp.float32)
+    _trace(kl, "config.kl", "KLTerm", shape, shape)
+    return kl
+
+
+def _construct(cls, section, where):
+    return resolve.build({**section, resolve.TARGET: f"{cls.__module__}.{cls.__name__}"}, where)
+
+
+def _batch(config):
+    return jax.ShapeDtypeStruct((config.batch_size, config.data.crop_length, config.data.channels), jnp.float32)
+
+
+def _trace(fn, where, name, *args, check=lambda output: None):
+    """The output's shapes, without computing; what goes wrong inside is the config's error."""
+    raw = []
+
+    def traced(*args):
+        raw.append(fn(*args))
+        check(raw[-1])  # inside, where the output still has the type that the user's code gave it
+        return raw[-1]
+
+    try:
+        return jax.eval_shape(traced, *args)
+    except ConfigError:
+        raise
+    except Exception as error:
+        what = str(error).split("\n")[0]
+        raise ConfigError(f"{where}: trying {name} on a batch failed: {type(error).__name__}: {what}") from error

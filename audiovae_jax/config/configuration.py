@@ -1,0 +1,241 @@
+"""Reading and checking configs, before anything is built or compiled.
+
+`configs/base.py` holds every key and its default; what is checked here is that a config has those
+keys and no others, and that its values can work together.
+"""
+
+import difflib
+import importlib.util
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from audiovae_jax.config.resolve import TARGET, did_you_mean
+from audiovae_jax.errors import ConfigError
+
+# The PyTorch system's flat keys, and where they live now.
+LEGACY_KEYS = {
+    "adversarial_warmup_steps": "adversarial.warmup_steps",
+    "adversarial_weight": "adversarial.adversarial_weight",
+    "feature_matching_weight": "adversarial.feature_matching_weight",
+}
+# Keys that may differ when a run is continued: they change what is seen of it, not what it computes.
+OPERATIONAL_KEYS = (
+    "checkpoint_every", "sample_every", "validate_every", "data.num_threads", "data.prefetch_batches", "model.remat"
+)  # fmt: skip
+# Sections whose keys are a callable's arguments, so that the callable knows which are right.
+_OPEN_SECTIONS = ("discriminator", "losses")
+_FFT_KEYS = ("fft_sizes", "n_fft", "n_ffts", "mel_stft_n_ffts")
+
+
+def finalize(config: ml_collections.ConfigDict, reference: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """A checked, frozen-shape copy of `config`: legacy keys moved, unknown ones refused.
+
+    Args:
+      config: what the user gave.
+      reference: the base config, whose keys are the allowed ones.
+
+    Raises:
+      ConfigError: an unknown or missing key, with the nearest name.
+    """
+    config = ml_collections.ConfigDict(config.to_dict(), convert_dict=True)
+    for old, new in LEGACY_KEYS.items():
+        if old in config:
+            warn_legacy_key(old, new)
+            section, key = new.split(".")
+            config[section][key] = type(reference[section][key])(config[old])
+            del config[old]
+    _check_keys(config, reference, "", reference)
+    return config
+
+
+def warn_legacy_key(old: str, new: str):
+    """Give the DeprecationWarning for a flat key of the PyTorch system."""
+    warnings.warn(f"config.{old} is deprecated; use config.{new}", DeprecationWarning, stacklevel=2)
+
+
+def check(config: ml_collections.ConfigDict, device_count: int):
+    """Raise ConfigError, with the remedy, for values that cannot work together."""
+    for key in ("num_steps", "batch_size", "validate_every", "checkpoint_every", "sample_every"):
+        _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")
+    for key in ("generator_update_every", "discriminator_update_every"):
+        _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")
+    _require(
+        config.batch_size % device_count == 0,
+        f"config.batch_size={config.batch_size} cannot be split over {device_count} devices; "
+        f"use {_nearest_multiples(config.batch_size, device_count)}",
+    )
+    strides = config.model.strides
+    _require(
+        len(strides) > 0 and all(stride >= 1 for stride in strides),
+        f"config.model.strides={strides} must be positive whole numbers",
+    )
+    hop = math.prod(strides)
+    crop = config.data.crop_length
+    _require(
+        crop % hop == 0 and crop > 0,
+        f"config.data.crop_length={crop} is no multiple of the model's hop of {hop} samples "
+        f"(the product of config.model.strides); use {_nearest_multiples(crop, hop)}",
+    )
+    mults = config.model.channel_mults
+    _require(
+        len(mults) == len(strides),
+        f"config.model.channel_mults has {len(mults)} entries and config.model.strides {len(strides)}; "
+        "give each block one of both",
+    )
+    for section in ("losses", "discriminator") if config.use_adversarial else ("losses",):
+        flat = flatten(config[section])
+        for key, value in flat.items():
+            unused = key == "mel_stft_n_ffts" and not flat.get("use_mel_stft", True)
+            if key.rpartition(".")[2] in _FFT_KEYS and not unused:
+                sizes = value if isinstance(value, (tuple, list)) else (value,)
+                _require(
+                    len(sizes) > 0 and all(isinstance(size, int) and size > 1 for size in sizes),
+                    f"config.{section}.{key}={value!r} must be FFT lengths in samples, at least one",
+                )
+                longest = max(sizes)
+                _require(
+                    longest <= crop,
+                    f"config.{section}.{key} has an FFT of {longest} samples, longer than "
+                    f"config.data.crop_length={crop}; drop it or use crops of at least "
+                    f"{math.ceil(longest / hop) * hop}",
+                )
+    _require(
+        config.model.in_channels == config.data.channels,
+        f"config.model.in_channels={config.model.in_channels} but config.data.channels={config.data.channels}; "
+        "set both alike",
+    )
+    _require(len(config.losses) > 0, "config.losses is empty; name at least one reconstruction loss")
+    for name, loss in config.losses.items():
+        _require("weight" in loss, f"config.losses.{name} has no weight; give one, for instance 1.0")
+    if config.use_adversarial:
+        _require(
+            TARGET in config.discriminator,
+            f"discriminator must be provided when use_adversarial=True: set config.discriminator.{TARGET} "
+            "and its arguments, or config.use_adversarial=False",
+        )
+    for key, name in (("data.root", config.data.root), ("init_from", config.init_from)):
+        _require(name is None or name.strip() != "", f"config.{key} is empty; give a path, or leave the key out")
+    _require(0 <= config.seed < 2**32, f"config.seed={config.seed} must lie between 0 and {2**32 - 1}")
+    _require(config.data.min_seconds >= 0, f"config.data.min_seconds={config.data.min_seconds} must not be negative")
+    _require(
+        0 < config.data.validation_fraction < 1,
+        f"config.data.validation_fraction={config.data.validation_fraction} must lie between 0 and 1",
+    )
+    for key in ("sample_rate", "channels", "validation_crops", "num_samples", "num_threads", "prefetch_batches"):
+        _require(config.data[key] >= 1, f"config.data.{key}={config.data[key]} must be at least 1")
+
+
+def differences(old: dict, new: dict) -> list[str]:
+    """`key: old -> new` for every key that differs and matters, of two configs as nested dicts."""
+    old, new = flatten(old), flatten(new)
+    missing = "(absent)"
+    return [
+        f"{key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if _comparable(old.get(key, missing)) != _comparable(new.get(key, missing)) and key not in OPERATIONAL_KEYS
+    ]
+
+
+def to_json(config: ml_collections.ConfigDict) -> str:
+    """The config as indented JSON."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def flatten(config, prefix: str = "") -> dict[str, Any]:
+    """Nested configs or dicts as `{"section.key": value}`; an empty section stands for itself."""
+    flat = {}
+    for key, value in config.items():
+        if hasattr(value, "items") and len(value):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def load_module(path: str | Path):
+    """The config file at `path` as a module with `get_config`.
+
+    Raises:
+      ConfigError: the file is missing, broken, or has no `get_config`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
+        raise ConfigError(f"--config={path}: there is no such file" + (f"; did you mean {near[0]}?" if near else ""))
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"--config={path} failed: {type(error).__name__}: {error}") from error
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={path} has no function get_config; see configs/tiny.py for the form")
+    return module
+
+
+def _check_keys(config, reference, prefix, root):
+    for key in config:
+        name = f"{prefix}{key}"
+        if key not in reference:
+            raise ConfigError(f"config has no key {name!r}{suggest_key(name, root)}")
+        section = isinstance(reference[key], ml_collections.ConfigDict)
+        if section and not isinstance(config[key], ml_collections.ConfigDict):
+            raise ConfigError(f"config.{name} is a section of keys, not {config[key]!r}")
+        if section and name not in _OPEN_SECTIONS:
+            _check_keys(config[key], reference[key], f"{name}.", root)
+    for key in reference:
+        if key not in config and prefix + key not in _OPEN_SECTIONS:
+            raise ConfigError(f"config lacks the key {prefix + key!r}; start from configs/base.py")
+
+
+def suggest_key(name: str, reference: ml_collections.ConfigDict) -> str:
+    """`"; did you mean 'section.key'?"` for an unknown key, or nothing."""
+    known = set(flatten(reference))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    leaf = name.rpartition(".")[2]
+    by_leaf = {key.rpartition(".")[2]: key for key in known}
+    near = difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.7)
+    if near:
+        return f"; did you mean {by_leaf[near[0]]!r}?"
+    return did_you_mean(name, known)
+
+
+def has_key(config: ml_collections.ConfigDict, name: str) -> bool:
+    """Whether `config` has the key `section.key`, or the section."""
+    for part in name.split("."):
+        if not isinstance(config, ml_collections.ConfigDict) or part not in config:
+            return False
+        config = config[part]
+    return True
+
+
+def _nearest_multiples(value: int, of: int) -> str:
+    below = value // of * of
+    return f"{below} or {below + of}" if below else f"{of}"
+
+
+def _require(condition: bool, message: str):
+    if not condition:
+        raise ConfigError(message)
+
+
+def _comparable(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def override_keys(argv: list[str]) -> Iterator[tuple[int, str]]:
+    """The positions in `argv` of `--config.KEY` flags, and their keys."""
+    for i, argument in enumerate(argv):
+        name = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and name.removeprefix("no").startswith("config."):
+            yield i, name.removeprefix("no").removeprefix("config.")

@@ -1,0 +1,88 @@
+"""What a stranger asks of a model file, in lines."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from audiovae_jax.inference.codec import Codec
+from audiovae_jax.models.receptive_field import decoder_context, encoder_context
+from audiovae_jax.persistence import saved_model, training_state
+from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS
+from audiovae_jax.training.state import count_parameters
+
+
+def inspect_model(path: str, *, step: int | None = None) -> dict:
+    """A description of the model at `path`, which is whatever `load_model` takes, as plain values.
+
+    Raises:
+      CheckpointError: there is no model there, or it is damaged.
+    """
+    loaded = saved_model.open_model(path, step=step)
+    state = training_state.load_training_state(path, step=step)
+    model, variables = loaded.model, loaded.variables
+    rate = loaded.sample_rate
+    statistics = {name: np.asarray(value) for name, value in variables["latent_statistics"].items()}
+    mean, std = statistics["latent_mean"], statistics["latent_std"]
+    per_second = None if rate is None else rate / model.hop_length
+    contexts = {"encoder": encoder_context(model), "decoder": decoder_context(model)}
+    counts = {name: count_parameters(part) for name, part in variables["params"].items()}
+    dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(variables)})
+    return {
+        "path": str(path),
+        "kind": loaded.kind,
+        "bytes": _size(Path(path)),
+        "fingerprint": Codec.fingerprint_of(model, variables),
+        "config": {key: getattr(model, key) for key in CONFIG_KEYS},
+        "computes in": str(np.dtype(model.dtype)),
+        "stored in": ", ".join(dtypes),
+        "encoder frozen": model.encoder_frozen,
+        "parameters": sum(counts.values()),
+        "of them": counts,
+        "sample rate (Hz)": rate,
+        "hop (samples)": model.hop_length,
+        "latent frames per second": per_second,
+        "latent values per second": None if per_second is None else per_second * model.latent_dim,
+        "compression (audio values per latent value)": model.hop_length * model.in_channels / model.latent_dim,
+        "context (frames before and after)": {name: tuple(context) for name, context in contexts.items()},
+        "latent statistics": _spread(mean, std)
+        if saved_model.is_calibrated(variables)
+        else "initial (0 and 1); scripts/calibrate_latents.py sets them",
+        "epoch": state["epoch"],
+        "step": state["global_step"],
+        "metadata": loaded.metadata,
+        "notes": loaded.notes,
+        "discriminator": _discriminator(state),
+    }
+
+
+def print_description(description: dict):
+    """The description, a line per value."""
+    width = max(map(len, description))
+    for name, value in description.items():
+        if value in (None, {}, []):
+            value = "not known" if value is None else "none"
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key}={item}" for key, item in value.items())
+        elif isinstance(value, list):
+            value = "; ".join(map(str, value))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        elif isinstance(value, float):
+            value = f"{value:,.4g}"
+        print(f"{name.ljust(width)}  {value}")
+
+
+def _spread(mean, std):
+    return f"mean {mean.min():.4g} to {mean.max():.4g}, standard deviation {std.min():.4g} to {std.max():.4g}"
+
+
+def _discriminator(state):
+    if state["discriminator"] is None:
+        return "none"
+    return f"{type(state['discriminator']).__name__}, {count_parameters(state['discriminator_params']):,} parameters"
+
+
+def _size(path):
+    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,119 @@
+"""`Latents`: what a codec encodes audio to, in memory and on disk."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from audiovae_jax.checks import whole_number
+from audiovae_jax.data.files import printable
+from audiovae_jax.errors import CheckpointError, DataError
+from audiovae_jax.storage import atomic
+
+_FORMAT = 1
+_KEY = "audiovae_latents"
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Calibrated latents, and what is needed to give back audio of the shape and rate that came in.
+
+    Attributes:
+      z: `[lanes, frames, latent_dim]` float32; a lane is an item of a batch, or a channel that a mono
+        model takes alone.
+      model: fingerprint of the model that encoded them.
+      hop_length: samples per frame, at `model_sample_rate`.
+      model_sample_rate: in Hz.
+      sample_rate: of the audio, in Hz.
+      length: of the audio, in samples at `sample_rate`.
+      channels: of the audio.
+      batch: items of the audio's batch; None where it had no batch axis.
+      flat: whether the audio had no channel axis.
+
+    Raises:
+      DataError: a count or a rate is no whole number.
+    """
+
+    z: np.ndarray
+    model: str
+    hop_length: int
+    model_sample_rate: int
+    sample_rate: int
+    length: int
+    channels: int
+    batch: int | None = None
+    flat: bool = False
+
+    def __post_init__(self):
+        for name in ("hop_length", "model_sample_rate", "sample_rate", "length", "channels", "batch"):
+            if (value := getattr(self, name)) is not None or name != "batch":
+                object.__setattr__(self, name, whole_number(value, name, DataError))
+        object.__setattr__(self, "flat", bool(self.flat))
+
+    def save(self, path: str | Path):
+        """Write a `.safetensors` file, whole or not at all.
+
+        Raises:
+          DataError: it cannot be written, or would not be read again.
+        """
+        path = Path(path)
+        self._require_consistent(f"{printable(path)} was not written")
+        described = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "z"}
+        metadata = {_KEY: json.dumps({"format": _FORMAT, **described})}
+        try:
+            with atomic.replacing(path) as temporary:
+                safetensors.numpy.save_file({"z": np.ascontiguousarray(self.z)}, temporary, metadata=metadata)
+        except OSError as error:
+            raise DataError(f"{printable(path)} was not written: {error.strerror or error}") from error
+        except safetensors.SafetensorError as error:  # a full disk, for one
+            raise DataError(f"{printable(path)} was not written: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Latents":
+        """Read what `save` wrote.
+
+        Raises:
+          DataError: the file is missing, damaged, or holds no latents.
+        """
+        name = printable(path)
+        try:
+            with safetensors.safe_open(path, framework="numpy") as file:
+                text = (file.metadata() or {}).get(_KEY)
+                z = file.get_tensor("z") if text is not None else None
+        except FileNotFoundError:
+            raise DataError(f"{name}: there is no such file") from None
+        except (OSError, safetensors.SafetensorError) as error:
+            raise DataError(f"{name} cannot be read as latents: {error}") from error
+        if text is None:
+            raise DataError(f"{name} holds no latents: it has no {_KEY} in its metadata")
+        try:
+            described = json.loads(text)
+            if described.pop("format") != _FORMAT:
+                raise DataError(f"it is of another format than this version reads ({_FORMAT})")
+            latents = cls(z=z, **described)
+        except (AttributeError, KeyError, TypeError, ValueError, DataError) as error:
+            raise DataError(f"{name}: its metadata is damaged ({type(error).__name__}: {error})") from error
+        latents._require_consistent(f"{name}: its metadata is damaged")
+        return latents
+
+    def _require_consistent(self, otherwise):
+        lanes = (self.batch or 1) * self.channels
+        if self.z.ndim != 3 or self.z.dtype != np.float32 or 0 in self.z.shape or lanes % len(self.z):
+            raise DataError(
+                f"{otherwise} (z is {self.z.dtype}{list(self.z.shape)}, of {lanes} channels; it must be float32 "
+                "[lanes, frames, latent_dim])"
+            )
+        if not isinstance(self.model, str):
+            raise DataError(f"{otherwise} (model={self.model!r} is no fingerprint)")
+
+
+def require_model(latents: Latents, fingerprint: str, what: str):
+    """Raise CheckpointError if the latents are of another model than the one at hand."""
+    if latents.model != fingerprint:
+        raise CheckpointError(
+            f"{what} were encoded by another model (fingerprint {latents.model}, this one is {fingerprint}); "
+            "decode them with that one, or say that this one will do (allow_other_model)"
+        )

@@ -1,0 +1,91 @@
+"""Encoder and decoder as StableHLO, to be run by JAX alone on CPU, CUDA and TPU.
+
+`jax.export` artifacts, serialized, with the weights inside. Both take any batch size, and any length
+in hops; the folder's `export.json` says what goes in and out.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.inference.codec import Codec
+from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.storage import atomic
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_KNOWN_PLATFORMS = (*PLATFORMS, "rocm")
+MANIFEST = "export.json"
+
+
+def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...] = PLATFORMS) -> dict:
+    """Write `encoder.jax_export`, `decoder.jax_export` and `export.json` to a new folder.
+
+    The encoder takes `[batch, hop * n, channels]` float32 to the calibrated mean
+    `[batch, frames, latent_dim]`; the decoder takes that to `[batch, samples, channels]`.
+
+    Args:
+      codec: the model.
+      target: the folder.
+      platforms: of "cpu", "cuda", "rocm", "tpu".
+
+    Returns:
+      What `export.json` holds.
+
+    Raises:
+      CheckpointError: the folder exists, or a platform is unknown or one that the model cannot be lowered for.
+    """
+    target = Path(target)
+    unknown = [name for name in platforms if name not in _KNOWN_PLATFORMS]
+    if unknown or not platforms:
+        raise CheckpointError(f"platforms={','.join(platforms)}: choose from {', '.join(_KNOWN_PLATFORMS)}")
+    if target.exists():
+        raise CheckpointError(f"{target} exists; give another folder")
+    try:
+        atomic.require_writable(target)
+    except OSError as error:
+        raise CheckpointError(f"{target} cannot be written: {error.strerror or error}; give another folder") from error
+    model, hop = codec.model, codec.model.hop_length
+    variables = jax.tree.map(np.asarray, codec.variables)
+
+    def encode(audio):
+        return model.apply(variables, audio, deterministic=True, method=AudioVAE.encode).z
+
+    def decode(z):
+        return model.apply(variables, z, method=AudioVAE.decode)
+
+    shapes = {
+        "encoder": (encode, f"batch, {hop}*n, {model.in_channels}"),
+        "decoder": (decode, f"batch, n, {model.latent_dim}"),
+    }
+    least = -(-model.min_length // hop)
+    manifest = {
+        "format": 1,
+        "jax": jax.__version__,
+        "platforms": list(platforms),
+        "fingerprint": codec.fingerprint,
+        "sample_rate": codec.sample_rate,
+        "hop_length": hop,
+        "channels": model.in_channels,
+        "latent_dim": model.latent_dim,
+        "dtype": "float32",
+        "least_hops": least,
+    }
+    try:
+        with atomic.replacing_folder(target) as temporary:
+            temporary.mkdir()
+            for name, (function, shape) in shapes.items():
+                scope = export.SymbolicScope([f"n >= {least}"])
+                spec = jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), jnp.float32)
+                exported = export.export(jax.jit(function), platforms=platforms)(spec)
+                (temporary / f"{name}.jax_export").write_bytes(exported.serialize())
+                (output,) = exported.out_avals
+                manifest[name] = {"file": f"{name}.jax_export", "in": f"[{shape}]", "out": str(list(output.shape))}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise CheckpointError(f"{target} was not written: {str(error).splitlines()[0]}") from error
+    return manifest

@@ -1,0 +1,353 @@
+"""The audio VAE: ResidualUnit -> EncoderBlock, DecoderBlock -> Encoder, Decoder -> AudioVAE.
+
+The convolutional autoencoder of SoundStream (Zeghidour et al., 2021) and DAC (Kumar et al., 2023),
+with a Gaussian latent in place of their quantiser. Audio is `[B, T, C]` in -1..1.
+"""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from audiovae_jax.models.layers import Dtype, Snake, WNConv1d, WNConvTranspose1d, fold_weight_norm
+from audiovae_jax.models.span import Span, clear_outside
+from audiovae_jax.ops import convolution
+
+LOGVAR_RANGE = (-20.0, 20.0)
+_STD_FLOOR = 1e-8
+
+
+class Posterior(NamedTuple):
+    """What the encoder says: a sample and the Gaussian it comes from, each `[B, frames, latent_dim]`.
+
+    `z` is in calibrated units, `(sample - latent_mean) / latent_std`; `mean` and `logvar` are not.
+    """
+
+    z: jax.Array
+    mean: jax.Array
+    logvar: jax.Array
+
+
+class Reconstruction(NamedTuple):
+    """What the model returns: `reconstruction: [B, T, C]`, the rest as in `Posterior`."""
+
+    reconstruction: jax.Array
+    z: jax.Array
+    mean: jax.Array
+    logvar: jax.Array
+
+
+class ResidualUnit(nn.Module):
+    """`x + conv1(snake(conv_dilated(snake(x))))` on `[B, T, features]`."""
+
+    features: int
+    kernel_size: int
+    dilation: int
+    dtype: Dtype = jnp.float32
+    weight_norm: bool = True
+
+    @nn.compact
+    def __call__(self, x):
+        common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
+        y = Snake(self.dtype, name="snake1")(x)
+        y = WNConv1d(
+            self.features,
+            kernel_size=self.kernel_size,
+            dilation=self.dilation,
+            padding=(self.kernel_size - 1) * self.dilation // 2,
+            name="conv1",
+            **common,
+        )(y)
+        y = Snake(self.dtype, name="snake2")(y)
+        return x + WNConv1d(self.features, kernel_size=1, name="conv2", **common)(y)
+
+
+class EncoderBlock(nn.Module):
+    """A residual unit per dilation, then a downsampling by `stride`: `[B, T, C] -> [B, T / stride, features]`.
+
+    With a `span`, what lies beyond the signal's ends is kept at zero; likewise in the modules below.
+    """
+
+    features: int
+    stride: int
+    kernel_size: int
+    dilations: tuple[int, ...]
+    dtype: Dtype = jnp.float32
+    weight_norm: bool = True
+
+    @nn.compact
+    def __call__(self, x, span: Span | None = None):
+        common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
+        for i, dilation in enumerate(self.dilations):
+            x = ResidualUnit(x.shape[-1], self.kernel_size, dilation, name=f"res_units_{i}", **common)(x)
+            x = clear_outside(x, span)
+        x = Snake(self.dtype, name="snake")(x)
+        x = WNConv1d(
+            self.features,
+            kernel_size=2 * self.stride,
+            stride=self.stride,
+            padding=self.stride // 2,
+            name="downsample",
+            **common,
+        )(x)
+        return clear_outside(x, span and span.down(self.stride))
+
+
+class DecoderBlock(nn.Module):
+    """An upsampling by `stride`, then a residual unit per dilation: `[B, T, C] -> [B, T * stride, features]`."""
+
+    features: int
+    stride: int
+    kernel_size: int
+    dilations: tuple[int, ...]
+    dtype: Dtype = jnp.float32
+    weight_norm: bool = True
+
+    @nn.compact
+    def __call__(self, x, span: Span | None = None):
+        common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
+        x = Snake(self.dtype, name="snake")(x)
+        x = WNConvTranspose1d(self.features, stride=self.stride, name="upsample", **common)(x)
+        span = span and span.up(self.stride)
+        x = clear_outside(x, span)
+        for i, dilation in enumerate(self.dilations):
+            x = ResidualUnit(self.features, self.kernel_size, dilation, name=f"res_units_{i}", **common)(x)
+            x = clear_outside(x, span)
+        return x
+
+
+class Encoder(nn.Module):
+    """`[B, T, C]` audio to `[B, frames, 2 * latent_dim]`: mean and log-variance."""
+
+    base_channels: int
+    channel_mults: tuple[int, ...]
+    strides: tuple[int, ...]
+    latent_dim: int
+    kernel_size: int
+    dilations: tuple[int, ...]
+    dtype: Dtype = jnp.float32
+    weight_norm: bool = True
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x, span: Span | None = None):
+        common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
+        x = WNConv1d(self.base_channels, kernel_size=7, padding=3, name="input_conv", **common)(x)
+        x = clear_outside(x, span)
+        block_class = nn.remat(EncoderBlock) if self.remat else EncoderBlock
+        for i, (mult, stride) in enumerate(zip(self.channel_mults, self.strides, strict=True)):
+            features = self.base_channels * mult
+            block = block_class(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)
+            x, span = block(x, span), span and span.down(stride)
+        x = Snake(self.dtype, name="final_snake")(x)
+        return WNConv1d(2 * self.latent_dim, kernel_size=3, padding=1, name="final_conv", **common)(x)
+
+
+class Decoder(nn.Module):
+    """`[B, frames, latent_dim]` to `[B, T, out_channels]` audio."""
+
+    out_channels: int
+    base_channels: int
+    channel_mults: tuple[int, ...]
+    strides: tuple[int, ...]
+    kernel_size: int
+    dilations: tuple[int, ...]
+    dtype: Dtype = jnp.float32
+    weight_norm: bool = True
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x, span: Span | None = None):
+        common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
+        widths = [self.base_channels * mult for mult in reversed(self.channel_mults)]
+        x = WNConv1d(widths[0], kernel_size=7, padding=3, name="input_conv", **common)(clear_outside(x, span))
+        x = clear_outside(x, span)
+        block_class = nn.remat(DecoderBlock) if self.remat else DecoderBlock
+        for i, stride in enumerate(reversed(self.strides)):
+            features = [*widths[1:], self.base_channels][i]
+            block = block_class(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)
+            x, span = block(x, span), span and span.up(stride)
+        x = Snake(self.dtype, name="final_snake")(x)
+        return WNConv1d(self.out_channels, kernel_size=7, padding=3, name="final_conv", **common)(x)
+
+
+class AudioVAE(nn.Module):
+    """A convolutional variational autoencoder of audio.
+
+    Attributes:
+      in_channels: audio channels.
+      base_channels: width of the first and last block.
+      channel_mults: width of each block, as a multiple of `base_channels`.
+      strides: downsampling of each block; their product is the hop length in samples.
+      latent_dim: channels of the latent.
+      kernel_size: of the residual units' dilated convolutions.
+      dilations: one residual unit per block for each.
+      encoder_frozen: no gradient reaches the encoder, and training keeps no optimizer state for it.
+      dtype: what the convolutions compute in ("float32", "bfloat16"); parameters, latents and the
+        returned audio are float32.
+      weight_norm: False expects weight norm folded into kernels, for inference.
+      remat: in training, keep what lies between blocks only and compute the rest again for the gradient.
+
+    Variables: `params`, and `latent_statistics` with `latent_mean` and `latent_std` of shape
+    `[latent_dim]`, which are set from data, not trained, and start at 0 and 1.
+    """
+
+    in_channels: int = 2
+    base_channels: int = 64
+    channel_mults: tuple[int, ...] = (1, 2, 4, 8)
+    strides: tuple[int, ...] = (2, 4, 8, 8)
+    latent_dim: int = 64
+    kernel_size: int = 7
+    dilations: tuple[int, ...] = (1, 3, 9)
+    encoder_frozen: bool = False
+    dtype: Dtype = jnp.float32
+    weight_norm: bool = True
+    remat: bool = False
+
+    def __post_init__(self):
+        for name in ("channel_mults", "strides", "dilations"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check()
+        super().__post_init__()
+
+    def _check(self):
+        if len(self.channel_mults) != len(self.strides):
+            raise ValueError(
+                f"channel_mults has {len(self.channel_mults)} entries and strides {len(self.strides)}: "
+                "each block needs one of both"
+            )
+        for name in ("in_channels", "base_channels", "latent_dim", "kernel_size", "channel_mults", "strides"):
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            if not values or any(not isinstance(v, int) or v < 1 for v in values):
+                raise ValueError(f"{name}={value!r} must be positive whole numbers")
+        for dilation in self.dilations:
+            if (self.kernel_size - 1) * dilation % 2:
+                raise ValueError(
+                    f"kernel_size={self.kernel_size} with dilation {dilation} cannot keep the length; "
+                    "use an odd kernel_size"
+                )
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per latent frame."""
+        return math.prod(self.strides)
+
+    def frames(self, length: int) -> int:
+        """The number of latent frames that `length` samples encode to (`length / hop_length` for even strides)."""
+        for stride in self.strides:
+            length = convolution.conv_length(length, 2 * stride, stride=stride, padding=stride // 2)
+        return length
+
+    def decoded_length(self, frames: int) -> int:
+        """The number of samples that `frames` latent frames decode to (`frames * hop_length` for even strides)."""
+        for stride in reversed(self.strides):
+            frames = frames * stride + stride % 2
+        return frames
+
+    @property
+    def min_length(self) -> int:
+        """The fewest samples that encode to a latent frame: `hop_length`, and some more where strides are odd."""
+        return self.decoded_length(1)  # the transposed convolutions undo the lengths exactly
+
+    def shapes(self) -> dict:
+        """The shapes of the model's variables, without computing them."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        audio = jax.ShapeDtypeStruct((1, self.min_length, self.in_channels), jnp.float32)
+        return jax.eval_shape(lambda key, audio: self.init(key, audio, deterministic=True), key, audio)
+
+    def folded(self, variables: dict) -> tuple["AudioVAE", dict]:
+        """The same model with weight norm folded into its kernels, and its variables: for inference."""
+        if not self.weight_norm:
+            return self, variables
+        folded = {}
+        flat = flax.traverse_util.flatten_dict(variables["params"])
+        for path, array in flat.items():
+            if path[-1] == "v":
+                # A transposed convolution's norm is over all axes but the input's, see `WNConvTranspose1d`.
+                axis = -2 if path[-2] == "upsample" else -1
+                folded[(*path[:-1], "kernel")] = fold_weight_norm(flat[(*path[:-1], "g")], array, axis)
+            elif path[-1] != "g":
+                folded[path] = array
+        params = flax.traverse_util.unflatten_dict(folded)
+        return self.clone(weight_norm=False), {**variables, "params": params}
+
+    def setup(self):
+        common = {
+            "base_channels": self.base_channels,
+            "channel_mults": self.channel_mults,
+            "strides": self.strides,
+            "kernel_size": self.kernel_size,
+            "dilations": self.dilations,
+            "dtype": jnp.dtype(self.dtype),
+            "weight_norm": self.weight_norm,
+            "remat": self.remat,
+        }
+        self.encoder = Encoder(latent_dim=self.latent_dim, **common)
+        self.decoder = Decoder(out_channels=self.in_channels, **common)
+        shape = (self.latent_dim,)
+        self.latent_mean = self.variable("latent_statistics", "latent_mean", jnp.zeros, shape)
+        self.latent_std = self.variable("latent_statistics", "latent_std", jnp.ones, shape)
+
+    def __call__(self, audio, deterministic: bool = False, noise=None) -> Reconstruction:
+        """Encode and decode.
+
+        Args:
+          audio: `[B, T, C]`.
+          deterministic: take the posterior's mean in place of a sample.
+          noise: standard normal `[B, frames, latent_dim]` to sample with; without it the rng stream
+            `sample` is drawn from.
+
+        Returns:
+          `(reconstruction, z, mean, logvar)`; the reconstruction has the input's length.
+
+        Raises:
+          ValueError: the audio has another shape than `[B, T, in_channels]`, or is too short.
+        """
+        posterior = self.encode(audio, deterministic, noise)
+        length = audio.shape[1]
+        reconstruction = self.decode(posterior.z)[:, :length]
+        missing = length - reconstruction.shape[1]
+        reconstruction = jnp.pad(reconstruction, ((0, 0), (0, missing), (0, 0)))
+        return Reconstruction(reconstruction, *posterior)
+
+    def encode(self, audio, deterministic: bool = False, noise=None, span: Span | None = None) -> Posterior:
+        """`audio: [B, T, C]` to `(z, mean, logvar)`; arguments and errors as in `__call__`.
+
+        With a `span` the audio is a window of a longer signal, starting at a multiple of the hop, and
+        zero beyond the signal's ends.
+        """
+        if audio.ndim != 3 or audio.shape[-1] != self.in_channels:
+            raise ValueError(f"audio must be [B, T, {self.in_channels}], not {tuple(audio.shape)}")
+        if self.frames(audio.shape[1]) < 1:
+            raise ValueError(
+                f"{audio.shape[1]} samples are too short to encode; pad them to min_length={self.min_length} or more"
+            )
+        mean, logvar = jnp.split(self.encoder(audio, span).astype(jnp.float32), 2, axis=-1)
+        if self.encoder_frozen:
+            mean, logvar = jax.lax.stop_gradient((mean, logvar))
+        logvar = jnp.clip(logvar, *LOGVAR_RANGE)
+        sample = mean
+        if not deterministic:
+            if noise is None:
+                noise = jax.random.normal(self.make_rng("sample"), mean.shape)
+            sample = mean + noise * jnp.exp(logvar / 2)
+        z = (sample - self.latent_mean.value) / (self.latent_std.value + _STD_FLOOR)
+        return Posterior(z, mean, logvar)
+
+    def decode(self, z, span: Span | None = None):
+        """Calibrated latents `[B, frames, latent_dim]` to audio `[B, about frames * hop_length, C]`.
+
+        With a `span`, in frames, the latents are a window of a longer signal's.
+
+        Raises:
+          ValueError: the latents have another shape.
+        """
+        if z.ndim != 3 or z.shape[-1] != self.latent_dim:
+            raise ValueError(f"z must be [B, frames, {self.latent_dim}], not {tuple(z.shape)}")
+        z = z * (self.latent_std.value + _STD_FLOOR) + self.latent_mean.value
+        return self.decoder(z, span).astype(jnp.float32)

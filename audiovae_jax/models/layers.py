@@ -1,0 +1,128 @@
+"""The layers that all networks are built of: Snake and weight-normalised convolutions.
+
+Parameters are float32 whatever `dtype` the layer computes in, and weight norm is taken in float32.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audiovae_jax.ops import convolution
+from audiovae_jax.ops.column_sum import add_bias
+from audiovae_jax.ops.snake import snake
+
+Dtype = Any
+
+
+class Snake(nn.Module):
+    """`x + sin(alpha * x)^2 / alpha` with an alpha per channel (Ziyin et al., 2020)."""
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        alpha = self.param("alpha", nn.initializers.ones, (x.shape[-1],))
+        return snake(x, alpha).astype(self.dtype)
+
+
+class _WeightNormed(nn.Module):
+    """Weight norm `g * v / ||v||` (Salimans and Kingma, 2016), or the folded `kernel`."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+    weight_norm: bool = True
+
+    def _parameters(self, shape, fan_in, norm_axis):
+        """The kernel and bias in `dtype`; `norm_axis` is the axis that has a `g` for each entry."""
+        bound = 1 / math.sqrt(fan_in)  # torch's default initialisation
+
+        def uniform(key, shape):
+            return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+        bias = self.param("bias", uniform, (self.features,))
+        if self.weight_norm:
+            v = self.param("v", uniform, shape)
+            g = self.param("g", lambda _, v: _norm(v, norm_axis).reshape(-1), v)
+            kernel = fold_weight_norm(g, v, norm_axis)
+        else:
+            kernel = self.param("kernel", uniform, shape)
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+class WNConv1d(_WeightNormed):
+    """Weight-normalised 1-D convolution of `[..., T, C]`.
+
+    Params: `v: [kernel_size, C / groups, features]`, `g: [features]`, `bias: [features]`.
+    """
+
+    kernel_size: int = 1
+    stride: int = 1
+    dilation: int = 1
+    padding: int = 0
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        c_in = x.shape[-1] // self.groups
+        shape = (self.kernel_size, c_in, self.features)
+        kernel, bias = self._parameters(shape, self.kernel_size * c_in, norm_axis=-1)
+        x = x.astype(self.dtype)
+        y = convolution.conv1d(
+            x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding, groups=self.groups
+        )
+        return add_bias(y, bias)
+
+
+class WNConvTranspose1d(_WeightNormed):
+    """Weight-normalised transposed convolution of `[B, T, C]`, kernel `2 * stride`, padding `stride // 2`.
+
+    Params: `v: [2 * stride, C, features]`, `g: [C]` (torch's first axis is the input channel here),
+    `bias: [features]`.
+    """
+
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (2 * self.stride, x.shape[-1], self.features)
+        kernel, bias = self._parameters(shape, 2 * self.stride * self.features, norm_axis=-2)
+        x = x.astype(self.dtype)
+        y = convolution.conv_transpose1d(x, kernel, stride=self.stride, padding=self.stride // 2)
+        return add_bias(y, bias)
+
+
+class WNConv2d(_WeightNormed):
+    """Weight-normalised 2-D convolution of `[B, rows, cols, C]`.
+
+    Params: `v: [*kernel_size, C, features]`, `g: [features]`, `bias: [features]`.
+    """
+
+    kernel_size: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (*self.kernel_size, x.shape[-1], self.features)
+        kernel, bias = self._parameters(shape, math.prod(shape[:-1]), norm_axis=-1)
+        x = x.astype(self.dtype)
+        y = convolution.conv2d(x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding)
+        return add_bias(y, bias)
+
+
+def fold_weight_norm(g, v, norm_axis: int):
+    """`g * v / ||v||`, the norm over all axes but `norm_axis`, as torch's `weight_norm(dim=0)`."""
+    shape = [1] * v.ndim
+    shape[norm_axis] = -1
+    return g.reshape(shape) * v / _norm(v, norm_axis)
+
+
+def _norm(v, norm_axis):
+    axes = tuple(i for i in range(v.ndim) if i != norm_axis % v.ndim)
+    xnp = np if isinstance(v, np.ndarray) else jnp  # folded once, on the host, there is nothing to compile
+    return xnp.sqrt(xnp.sum(xnp.square(v), axis=axes, keepdims=True))

@@ -1,0 +1,162 @@
+"""Between files of the PyTorch system and saved models of ours, with an account of each tensor."""
+
+from pathlib import Path
+
+import numpy as np
+
+from audiovae_jax.discriminators import EnCodecDiscriminator
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.persistence import checkpoint, saved_model
+from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.torch_files import reader
+from audiovae_jax.torch_io import audio_vae, export, layout, training
+from audiovae_jax.torch_io.discriminator import read_discriminator
+from audiovae_jax.torch_io.state_dict import Line
+from audiovae_jax.training.optimizer import learning_rate_schedule
+
+
+def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None = None, strict: bool = True):
+    """Make a saved model of a torch, Lightning or safetensors file, and print what became of what.
+
+    Args:
+      source: the file.
+      target: the folder to make.
+      dilations, strict: see `torch_io.import_audio_vae`.
+
+    Raises:
+      CheckpointError: the file cannot be taken, or the folder not written.
+    """
+    imported = training.read_training(source, dilations=dilations, strict=strict)
+    model = imported.audio_vae
+    lines, notes = list(model.lines), list(imported.notes)
+    discriminator = params = None
+    if imported.discriminator is not None:
+        try:
+            discriminator = EnCodecDiscriminator(**imported.discriminator_arguments())
+            filled = read_discriminator(imported.discriminator, discriminator)
+            params = filled.params
+            lines = [line for line in lines if not line.key.startswith("discriminator.")]
+            lines += [_prefixed(line, "discriminator") for line in filled.lines]
+        except CheckpointError as error:
+            discriminator = None
+            notes.append(f"the discriminator is not kept: {error}")
+    saved_model.save_model(
+        model.model,
+        model.variables,
+        target,
+        epoch=model.epoch,
+        global_step=imported.step,
+        metadata={**model.metadata, "imported_from": Path(source).name},
+        discriminator=discriminator,
+        discriminator_params=params,
+        sample_rate=model.sample_rate,
+    )
+    _print_table(lines)
+    print(f"config: {audio_vae.spell_config(model.model)}")
+    for note in notes:
+        print(f"note: {note}")
+    if imported.moments is not None:
+        print("note: optimizer states are not kept in a saved model; scripts/train.py takes them from the file itself,")
+        print(f"      with --config.init_from={source}")
+    names, difference = _round_trip(source, target)
+    print(f"round trip: {names} tensors of the model written back from {target}, largest difference {difference:.3g}")
+
+
+def export_torch(source: str, target: str, *, step: int | None = None):
+    """Write a model of ours to a `.pt` or `.safetensors` file of the PyTorch system.
+
+    From a training workdir, a `.pt` gets the optimizer's and the schedule's state too.
+
+    Args:
+      source: whatever `load_model` takes.
+      target: ends in `.pt` or `.safetensors`.
+      step: of a workdir's checkpoint; by default the best.
+
+    Raises:
+      CheckpointError: the model cannot be read, or the file not written.
+    """
+    loaded = saved_model.open_model(source, step=step)
+    states = {}
+    if loaded.kind == "checkpoint" and Path(target).suffix == ".pt":
+        states = _optimizer_states(source, loaded)
+    export.export_audio_vae(
+        loaded.model,
+        loaded.variables,
+        target,
+        epoch=loaded.epoch,
+        global_step=loaded.global_step,
+        metadata=loaded.metadata or None,
+        **states,
+    )
+    written = export.audio_vae_state_dict(loaded.variables)
+    count = sum(tensor.size for tensor in written.values())
+    print(f"{target}: {len(written)} tensors, {count:,} parameters with latent statistics")
+    print(f"config: {audio_vae.spell_config(loaded.model)}")
+    if states:
+        print(f"with the optimizer's state after step {loaded.global_step}, for torch.optim.AdamW")
+
+
+def _optimizer_states(source, loaded):
+    folder, _ = checkpoint.locate(source)
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        config = checkpoints.config(loaded.global_step)
+        opt_state = checkpoints.parts(loaded.global_step, ("opt_state",))["opt_state"]
+    finally:
+        checkpoints.close()
+    settings, step, num_steps = config["optimizer"], loaded.global_step, config["num_steps"]
+    first, last = settings["learning_rate"], settings["final_learning_rate"]
+    rate = float(learning_rate_schedule(num_steps, first, last)(step))
+    scheduler = {
+        "T_max": num_steps,
+        "eta_min": last,
+        "base_lrs": [first],
+        "last_epoch": step,
+        "_step_count": step + 1,
+        "_is_initial": False,
+        "_get_lr_called_within_step": False,
+        "_last_lr": [rate],
+    }
+    optimizer = training.optimizer_state_dict(opt_state, loaded.variables, learning_rate=rate, settings=settings)
+    return {"optimizer_state": optimizer, "scheduler_state": scheduler}
+
+
+def _prefixed(line, prefix):
+    became = None if line.became is None else f"{prefix}: {line.became}"
+    return Line(f"{prefix}.{line.key}", line.shape, line.dtype, became, line.note)
+
+
+def _print_table(lines):
+    rows = [
+        (
+            line.key,
+            f"{line.dtype}{list(line.shape)}",
+            line.became or "-",
+            line.note if line.became else f"ignored: {line.note}",
+        )
+        for line in lines
+    ]
+    widths = [max(len(row[i]) for row in [("tensor", "type", "became", ""), *rows]) for i in range(3)]
+    for row in [("tensor", "type", "became", ""), *rows]:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+    taken = sum(line.became is not None for line in lines)
+    print(f"{taken} tensors taken, {len(lines) - taken} ignored")
+
+
+def _round_trip(source, target):
+    """`(count, largest difference)` of the model's tensors in `source` against those written back from `target`."""
+    loaded = saved_model.open_model(target)
+    back = export.audio_vae_state_dict(loaded.variables)
+    found = audio_vae.model_state_dict(reader.read_checkpoint(source, skip=audio_vae.TRAINING_KEYS))
+    worst = 0.0
+    names = {key: key for key in back} | {layout.parametrized_key(key): key for key in back}
+    for key, tensor in found.items():
+        if key in names:
+            ours = back[names[key]]
+        elif f"{key}_v" in back:  # folded there
+            v, g = (back[f"{key}_{leaf}"].astype(np.float64) for leaf in "vg")
+            ours = g * v / np.sqrt(np.sum(np.square(v), axis=(1, 2), keepdims=True))
+        else:
+            continue
+        worst = max(worst, float(np.abs(ours - np.asarray(tensor, np.float32)).max(initial=0)))
+    return len(found), worst

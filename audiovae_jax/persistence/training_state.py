@@ -1,0 +1,107 @@
+"""`load_training_state`: what was saved beside a model, for going on with its training."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from audiovae_jax.config import resolve
+from audiovae_jax.discriminators import EnCodecDiscriminator
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.persistence import checkpoint, saved_model
+from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.storage import array_store
+from audiovae_jax.torch_io import import_discriminator, training
+from audiovae_jax.training.state import split_trainable
+
+
+def load_training_state(
+    path: str | Path, optimizer: optax.GradientTransformation | None = None, *, step: int | None = None
+) -> dict[str, Any]:
+    """Where training stood, and what it needs to go on, from whatever `load_model` takes.
+
+    Args:
+      path, step: see `load_model`.
+      optimizer: of which the state is wanted, with the transform and its order that it was saved with;
+        AdamW (`optimizer.adamw`) for files of the PyTorch system.
+
+    Returns:
+      `epoch`, `global_step` (None where they are not known), `metadata`, `optimizer_state` (None without
+      an optimizer, or where none was saved), `discriminator` and `discriminator_params` (likewise).
+
+    Raises:
+      CheckpointError: there is no model there, it is damaged, or the optimizer is another.
+    """
+    path = Path(path)
+    loaded = saved_model.open_model(path, step=step)
+    state = {
+        "epoch": loaded.epoch,
+        "global_step": loaded.global_step,
+        "metadata": loaded.metadata,
+        "optimizer_state": None,
+        "discriminator": None,
+        "discriminator_params": None,
+    }
+    if loaded.kind == "torch file":
+        return state | _torch_training_state(path, loaded, optimizer)
+    if loaded.kind == "saved model":
+        description = saved_model.read_description(path)
+        arrays, described = description["arrays"], description["discriminator"]
+        trees = {name: array_store.read_tree(path / name, arrays[name]) for name in arrays if name != "model"}
+    else:
+        trees, described = _checkpoint_trees(path, loaded.global_step)
+    if optimizer is not None and "optimizer" in trees:
+        state["optimizer_state"] = _fill_optimizer(optimizer, loaded, trees["optimizer"], path)
+    if described is not None and "discriminator" in trees:
+        state["discriminator"] = resolve.build(described, f"{path}: discriminator")
+        state["discriminator_params"] = jax.tree.map(jnp.asarray, trees["discriminator"])
+    return state
+
+
+def _torch_training_state(path, loaded, optimizer):
+    imported = training.read_training(path)
+    state = {"global_step": imported.step}
+    if optimizer is not None and imported.moments is not None:
+        trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
+        filled = training.with_moments(optimizer.init(trainable), trainable, imported.moments)
+        if filled is None:
+            raise CheckpointError(f"{path}: its optimizer's moments are of folded weights, or of another network")
+        state["optimizer_state"] = filled
+    if imported.discriminator is not None:
+        arguments = imported.discriminator_arguments()
+        state["discriminator"] = EnCodecDiscriminator(**arguments)
+        state["discriminator_params"] = import_discriminator(imported.discriminator, state["discriminator"])
+    return state
+
+
+def _checkpoint_trees(path, step):
+    """`(trees as a saved model has them, the discriminator's description)` of a workdir's checkpoint."""
+    folder, _ = checkpoint.locate(str(path))
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        config = checkpoints.config(step)
+        names = ("opt_state", *(("discriminator_params",) if config["use_adversarial"] else ()))
+        parts = checkpoints.parts(step, names)
+    finally:
+        checkpoints.close()
+    trees = {"optimizer": parts["opt_state"]}
+    if "discriminator_params" in parts:
+        trees["discriminator"] = parts["discriminator_params"]
+    return trees, config["discriminator"] if "discriminator" in trees else None
+
+
+def _fill_optimizer(optimizer, loaded, tree, path):
+    """An optax state of `optimizer` with the arrays that were saved, which are known by their places."""
+    trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
+    saved = array_store.named_leaves(tree)
+    for params in (trainable, loaded.variables["params"]):
+        state = jax.eval_shape(optimizer.init, params)
+        wanted = array_store.describe_shapes(state)
+        if wanted == array_store.describe_shapes(tree):
+            return jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(saved[name]) for name in wanted])
+    missing = sorted(wanted.keys() ^ saved.keys()) or sorted(wanted)
+    raise CheckpointError(
+        f"{path}: the optimizer's state is of another transform; {missing[0]} and {len(missing) - 1} more arrays differ"
+    )

@@ -1,0 +1,174 @@
+"""What is seen of a run: progress bar, TensorBoard events, samples as audio and spectrograms."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import tqdm
+
+from audiovae_jax.ops import signal
+
+# Training scalars go to TensorBoard at these steps: every step of a long run would fill a disk.
+_SCALARS_EVERY = 10
+_BAR_METRICS = {
+    "train/total_g_loss": "G",
+    "train/d_loss": "D",
+    "train/reconstruction_loss": "rec",
+    "train/feature_matching_loss": "fm",
+    "val/total_loss": "val",
+}
+
+
+class Reporter:
+    """Shows and records a run; does nothing on other hosts than the first.
+
+    Args:
+      workdir: where events and samples go.
+      start_step, num_steps: of this session.
+      first_step: of which this session writes events; what a killed one wrote from there on is hidden.
+      sample_rate: of the samples, in Hz.
+      enabled: whether this is the first host.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        start_step: int,
+        first_step: int,
+        num_steps: int,
+        sample_rate: int,
+        enabled: bool = True,
+    ):
+        self._enabled = enabled
+        self._workdir, self._sample_rate = workdir, sample_rate
+        self._shown: dict[str, float] = {}
+        if enabled:
+            import tensorboardX
+
+            self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step)
+            self._bar = tqdm.tqdm(
+                initial=start_step,
+                total=num_steps,
+                unit="step",
+                smoothing=0.05,
+                dynamic_ncols=True,
+                # A log file gets a line now and then, a terminal a moving bar.
+                mininterval=0.1 if sys.stderr.isatty() else 10,
+            )
+
+    def say(self, text: str):
+        """Print a line above the bar."""
+        if self._enabled:
+            self._bar.write(text)
+
+    @contextlib.contextmanager
+    def timed(self, what: str):
+        """`timed` with lines above the bar, whose clock stops."""
+        start = time.monotonic()
+        try:
+            with timed(what, self.say):
+                yield
+        finally:
+            self._skip_time(time.monotonic() - start)
+
+    def step(self, step: int, metrics: dict[str, float]):
+        """Show that `step` is done, with its metrics (`train/...`)."""
+        if not self._enabled:
+            return
+        self._show(metrics)
+        self._bar.update(step - self._bar.n)
+        if step == 1 or step % _SCALARS_EVERY == 0:
+            self.scalars(step, metrics)
+
+    def scalars(self, step: int, metrics: dict[str, float]):
+        """Record metrics as TensorBoard scalars."""
+        if self._enabled:
+            for name, value in metrics.items():
+                self._events.add_scalar(name, value, step)
+            self._show(metrics)
+
+    def flush(self):
+        """Write the events out."""
+        if self._enabled:
+            self._events.flush()
+
+    def samples(self, step: int, originals: list[np.ndarray], reconstructions: list[np.ndarray]):
+        """Record originals and reconstructions, `[T, C]` each: wav and png under `samples/`, and as events."""
+        if not self._enabled:
+            return
+        try:
+            self._write_samples(step, originals, reconstructions)
+        except (OSError, soundfile.LibsndfileError, AssertionError) as error:  # the last is soundfile's full disk
+            self.say(f"warning: the samples of step {step} were not written: {error or 'the disk is full'}")
+
+    def _write_samples(self, step, originals, reconstructions):
+        folder = self._workdir / "samples" / f"step_{step:08d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
+            for name, audio in (("original", original), ("reconstruction", reconstruction)):
+                audio = np.clip(audio, -1, 1)
+                soundfile.write(folder / f"{i}_{name}.wav", audio, self._sample_rate, subtype="PCM_16")
+                self._events.add_audio(f"sample_{i}/{name}", audio, step, sample_rate=self._sample_rate)
+            image = spectrogram_image(original, reconstruction, self._sample_rate, folder / f"{i}.png")
+            self._events.add_image(f"sample_{i}/spectrograms", image, step, dataformats="HWC")
+        self._events.flush()
+
+    def close(self):
+        """Write out everything and end the bar."""
+        if self._enabled:
+            self._bar.close()
+            self._events.close()
+
+    def _show(self, metrics):
+        self._shown |= {short: metrics[name] for name, short in _BAR_METRICS.items() if name in metrics}
+        self._bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in self._shown.items()), refresh=False)
+
+    def _skip_time(self, seconds):
+        if self._enabled and not self._bar.disable:
+            self._bar.start_t += seconds
+            self._bar.last_print_t += seconds
+
+
+@contextlib.contextmanager
+def timed(what: str, say: Callable[[str], None]):
+    """Say `what` at the beginning, and how long it took when it ends well."""
+    say(f"{what} ...")
+    start = time.monotonic()
+    yield
+    say(f"{what}: {time.monotonic() - start:.1f} s")
+
+
+def spectrogram_image(original: np.ndarray, reconstruction: np.ndarray, sample_rate: int, path: Path) -> np.ndarray:
+    """Spectrograms in dB of two `[T, C]` signals, one above the other, written to `path` as png.
+
+    Returns:
+      The picture as `[height, width, 3]` uint8.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 1, sharex=True)
+    n_fft = min(1024, 1 << (len(original).bit_length() - 1))
+    images = [_decibels(audio, n_fft) for audio in (original, reconstruction)]
+    top = images[0].max()
+    for axis, name, image in zip(axes, ("original", "reconstruction"), images, strict=True):
+        extent = (0, len(original) / sample_rate, 0, sample_rate / 2000)
+        mesh = axis.imshow(image.T, origin="lower", aspect="auto", extent=extent, vmin=top - 90, vmax=top)
+        axis.set(title=name, ylabel="kHz")
+    axes[-1].set_xlabel("seconds")
+    figure.colorbar(mesh, ax=axes, label="dB")
+    canvas.draw()
+    figure.savefig(path)
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _decibels(audio, n_fft):
+    spectrum = signal.stft(np.ascontiguousarray(audio.T), n_fft)
+    return np.asarray(20 * np.log10(np.asarray(signal.magnitude(spectrum)).mean(axis=0) + 1e-8))

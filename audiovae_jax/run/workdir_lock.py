@@ -1,0 +1,253 @@
+"""A workdir is one run's at a time: a file in it says whose, and its heartbeat that the run is alive."""
+
+import dataclasses
+import datetime
+import json
+import os
+import secrets
+import socket
+import threading
+from pathlib import Path
+
+from audiovae_jax.errors import ConfigError, TrainingError
+from audiovae_jax.storage import atomic
+
+NAME = "run.lock"
+_HEARTBEAT = 10.0  # seconds
+_STALE = 6 * _HEARTBEAT  # a run on another host that has been silent for so long is dead
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """The process that a lock file names.
+
+    Attributes:
+      host, pid, started: for people; `started` is the run's, local time with its offset.
+      token: this lock's own.
+      system: the host, its boot and the process's namespace: where `pid` means what it says.
+      birth: of the process, so that another one of the same number is told apart.
+    """
+
+    host: str
+    pid: int
+    started: str
+    token: str
+    system: str
+    birth: str
+
+    @classmethod
+    def this_process(cls) -> "Holder":
+        """With a new token."""
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        return cls(socket.gethostname(), os.getpid(), started, secrets.token_hex(8), _system(), _birth(os.getpid()))
+
+    def __str__(self):
+        return f"process {self.pid} on {self.host}, started {self.started}"
+
+
+class WorkdirLock:
+    """Holds a workdir for this process, from `acquire` to `release`.
+
+    It works on file systems that hosts share: the file is created exclusively, and touched every ten
+    seconds. A lock whose process is gone (on this host), or has been silent for a minute (on another), is
+    taken over.
+
+    Args:
+      workdir: made if need be.
+      enabled: whether this is the first host; the others do nothing.
+    """
+
+    def __init__(self, workdir: Path, enabled: bool = True):
+        self._enabled = enabled
+        self._workdir, self._path = workdir, workdir / NAME
+        self._me = Holder.this_process()
+        self._made: list[Path] = []
+        self._lost: str | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> Holder | None:
+        """Take the workdir.
+
+        Returns:
+          The dead run that it was taken from, if any.
+
+        Raises:
+          ConfigError: another run has it, or it cannot be written to.
+        """
+        if not self._enabled:
+            return None
+        try:
+            self._made = _make_folders(self._workdir)
+            taken_from = self._create()
+        except OSError as error:
+            self._remove_empty_folders()
+            raise ConfigError(
+                f"--workdir={self._workdir} cannot be written to ({error.strerror or error}); give another"
+            ) from error
+        self._thread = threading.Thread(target=self._beat, daemon=True, name="workdir heartbeat")
+        self._thread.start()
+        return taken_from
+
+    def require_held(self):
+        """Raise TrainingError if the workdir was deleted meanwhile, or taken by another run."""
+        if self._enabled:
+            self._look()
+        self.check()
+
+    def check(self):
+        """As `require_held`, from what the last heartbeat found: costs nothing."""
+        if self._lost is not None:
+            raise TrainingError(self._lost)
+
+    def release(self):
+        """Let go, and leave nothing behind of a workdir that nothing was written to."""
+        if self._thread is None:
+            return
+        self._stop.set()
+        self._thread.join()
+        self._thread = None
+        holder = _read(self._path)
+        if holder is not None and holder.token == self._me.token:
+            self._path.unlink(missing_ok=True)
+        self._remove_empty_folders()
+
+    def _create(self):
+        """Make the file: the dead run that had it, or None."""
+        taken_from = None
+        while True:
+            try:
+                descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            except FileExistsError:
+                taken_from = self._take_from_the_dead() or taken_from
+                continue
+            with open(descriptor, "w") as file:
+                json.dump(dataclasses.asdict(self._me), file)
+            return taken_from
+
+    def _take_from_the_dead(self):
+        """Move a dead run's file away; None if it went by itself.
+
+        Raises:
+          ConfigError: the run is alive.
+        """
+        holder = _read(self._path)
+        silent = self._silence()
+        if silent is None:
+            return None
+        if not _is_dead(holder, silent):
+            who = "another run" if holder is None else str(holder)
+            elsewhere = holder is None or holder.system != self._me.system
+            remedy = f"; if that has ended, wait {_STALE:.0f} s or delete {self._path}" if elsewhere else ""
+            raise ConfigError(
+                f"--workdir={self._workdir} is in use by {who} (last sign of life {max(0, silent):.0f} s ago); "
+                f"use another --workdir, or stop that run first{remedy}"
+            )
+        aside = atomic.beside(self._path, f"{secrets.token_hex(4)}.old")
+        try:
+            self._path.rename(aside)
+        except FileNotFoundError:
+            return None
+        moved = _read(aside)
+        if moved is not None and (holder is None or moved.token != holder.token) and not self._path.exists():
+            aside.rename(self._path)  # another process was quicker, and what was moved is its new one
+            return None
+        aside.unlink(missing_ok=True)
+        return holder
+
+    def _silence(self):
+        """Seconds since the lock's last heartbeat, by the file system's own clock; None if the lock is gone."""
+        probe = atomic.beside(self._path, f"{secrets.token_hex(4)}.tmp")
+        probe.touch()
+        try:
+            return probe.stat().st_mtime - self._path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _beat(self):
+        while not self._stop.wait(_HEARTBEAT):
+            self._look()
+            if self._lost is not None:
+                return
+            try:
+                os.utime(self._path)
+            except OSError:
+                continue  # the next look tells whether it is there
+
+    def _look(self):
+        try:
+            holder = _read(self._path)
+            gone = holder is None and not self._path.exists()
+        except OSError:
+            return  # a shared file system that is away for a moment
+        if gone:
+            self._lost = (
+                f"{self._workdir} was deleted or moved while this run was writing to it, at least its {NAME}; "
+                "what came after its last checkpoint is lost"
+            )
+        elif holder is not None and holder.token != self._me.token:
+            self._lost = f"{self._workdir} was taken over by {holder} while this run was silent; this one ends here"
+
+    def _remove_empty_folders(self):
+        for folder in reversed(self._made):
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+
+def _make_folders(path):
+    """Make a folder and its parents: those that were made, outermost first."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    made = []
+    for folder in reversed(missing):
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        made.append(folder)
+    return made
+
+
+def _read(path):
+    """The holder that a lock file names; None where it is missing, or cannot be read (it may be half written)."""
+    try:
+        holder = Holder(**json.loads(path.read_text()))
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
+        return None
+    return holder if isinstance(holder.pid, int) else None
+
+
+def _is_dead(holder, silent):
+    if holder is not None and holder.system == _system() and holder.birth:
+        return _birth(holder.pid) != holder.birth
+    return silent > _STALE
+
+
+def _system():
+    """Where process numbers mean what they say: host, boot and process namespace."""
+    parts = [socket.gethostname()]
+    for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), _namespace):
+        try:
+            parts.append(read())
+        except OSError:
+            parts.append("")
+    return " ".join(parts)
+
+
+def _namespace():
+    return os.readlink("/proc/self/ns/pid")
+
+
+def _birth(pid):
+    """When a process began, in the kernel's ticks; empty where there is none, or no telling."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (OSError, ValueError):
+        return ""
+    return "" if state in "ZX" else fields[18]  # the 22nd field of all

@@ -1,0 +1,1 @@
+"""Files that are whole or not there, checksums, and trees of arrays on disk."""

@@ -1,0 +1,128 @@
+"""Trees of arrays on disk: Orbax underneath, each array checked against a description kept elsewhere."""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.storage import orbax_noise
+from audiovae_jax.storage.checksum import checksums
+
+PyTree = Any
+
+orbax_noise.silence()
+
+
+def describe(tree: PyTree) -> dict[str, str]:
+    """`{"params/encoder/...": "float32[7, 2, 8] 1a2b3c4d"}`: dtype, shape and checksum of a tree's arrays."""
+    sums = checksums(tree)
+    return {name: f"{kind} {sums[name]}" for name, kind in describe_shapes(tree).items()}
+
+
+def describe_shapes(tree: PyTree) -> dict[str, str]:
+    """`{"params/encoder/...": "float32[7, 2, 8]"}` of a tree of arrays or shapes.
+
+    Tuples with names and dicts of the same keys give the same names.
+    """
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree).items()}
+
+
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """`{"params/encoder/...": leaf}`, in the tree's order."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def require_same(expected: dict[str, str], described: dict[str, str], where: str):
+    """Raise CheckpointError, naming the array, where shapes, dtypes or names differ."""
+    for name, ours, theirs in _differences(expected, described):
+        raise CheckpointError(f"{where} is of another configuration: {name} is {theirs} there and {ours} here")
+
+
+def require_checksums(tree: PyTree, described: dict[str, str], where: str):
+    """Raise CheckpointError where an array's contents are not those described."""
+    wrong = [name for name, value in checksums(tree).items() if described[name].rpartition(" ")[2] != value]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise CheckpointError(f"{where} is damaged: {wrong[0]}{more} does not match its checksum")
+
+
+def write_tree(directory: Path, tree: PyTree):
+    """Write `tree`; the directory must not exist.
+
+    Raises:
+      OSError: it cannot be written; the storage's own errors are made such.
+    """
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree))
+    except OSError:
+        raise
+    except Exception as error:  # Orbax and its storage raise what they like
+        raise OSError(storage_reason(error)) from error
+
+
+def read_tree(directory: Path, described: dict[str, str], parts: tuple[str, ...] | None = None) -> dict:
+    """The tree at `directory` as nested dicts of numpy arrays, on whatever devices it was written.
+
+    Args:
+      directory: what `write_tree`, or Orbax's standard handler, wrote.
+      described: what must be there, see `describe`; arrays outside of `parts` are passed over.
+      parts: top-level keys to read; None for all.
+
+    Raises:
+      CheckpointError: it is missing, damaged, or not what is described.
+    """
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            metadata = checkpointer.metadata(directory.absolute()).item_metadata
+            if metadata is None:
+                raise FileNotFoundError("its description is missing or cannot be read")
+            tree = metadata.tree
+            if parts is not None:
+                tree = {part: tree[part] for part in parts}
+            restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            restored = checkpointer.restore(
+                directory.absolute(),
+                args=ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=parts is not None),
+            )
+    except Exception as error:  # Orbax and its storage raise what they like
+        raise CheckpointError(f"{directory} is damaged: {first_line(error)}") from error
+    wanted = {name: array for name, array in described.items() if parts is None or name.partition("/")[0] in parts}
+    for name, there, written in _differences(describe_shapes(restored), wanted):
+        raise CheckpointError(f"{directory} is damaged: {name} is {there}, but was written as {written}")
+    require_checksums(restored, wanted, str(directory))
+    return restored
+
+
+def first_line(error: Exception) -> str:
+    """A foreign exception in one line."""
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def storage_reason(error: Exception) -> str:
+    """Why storage failed, in one line: the operating system's words where they are in there."""
+    while error is not None:
+        text = str(error)
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT):
+            if getattr(error, "errno", None) == number or os.strerror(number) in text:
+                return os.strerror(number)
+        last, error = error, error.__cause__ or error.__context__
+    return first_line(last)
+
+
+def _differences(shapes, described):
+    """`(name, shape, described shape)` wherever the two differ."""
+    for name in sorted(shapes.keys() | described.keys()):
+        ours = shapes.get(name, "absent")
+        theirs = described[name].rpartition(" ")[0] if name in described else "absent"
+        if ours != theirs:
+            yield name, ours, theirs

@@ -1,0 +1,1 @@
+"""One step: its state, optimizer, and the mesh of devices that it is mapped over."""

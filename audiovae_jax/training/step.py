@@ -1,0 +1,209 @@
+"""The training and validation steps: pure functions of one device, meant for a mesh axis `data`.
+
+One forward pass of the model and one of the discriminator on real and on generated audio serve both
+updates: the losses are taken on their outputs, and each pass is pulled back once per loss that needs
+it. The discriminator trains on the very reconstruction that the generator is judged by.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses, si_sdr
+from audiovae_jax.losses.kl import KLTerm
+from audiovae_jax.models.audio_vae import AudioVAE, Reconstruction
+from audiovae_jax.training.state import TrainState, split_trainable
+
+AXIS = "data"
+# Names of metrics that a loss of one's own cannot have.
+RESERVED_METRICS = (
+    "reconstruction_loss", "kl_loss", "kl_weight", "total_g_loss", "total_loss", "best_total_loss", "si_sdr_db",
+    "g_adv_loss", "feature_matching_loss", "d_loss", "d_real_acc", "d_fake_acc", "g_grad_norm", "d_grad_norm",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a step is made of; static under jit.
+
+    Attributes:
+      model: the generator.
+      losses: reconstruction losses.
+      kl: the KL term.
+      optimizer: of the model; its `update` takes `step=`.
+      discriminator: a linen module `audio -> (logits, feature_maps)`, or None.
+      adversarial: weighs the adversarial losses; None without a discriminator.
+      discriminator_optimizer: as `optimizer`; None without a discriminator.
+      generator_update_every: while the discriminator is active, the model is updated at steps
+        divisible by this.
+      discriminator_update_every: likewise for the discriminator.
+      seed: of the latent noise and the initial parameters.
+    """
+
+    model: AudioVAE
+    losses: WeightedLosses
+    kl: KLTerm
+    optimizer: optax.GradientTransformationExtraArgs
+    discriminator: nn.Module | None = None
+    adversarial: AdversarialLossCalculator | None = None
+    discriminator_optimizer: optax.GradientTransformationExtraArgs | None = None
+    generator_update_every: int = 1
+    discriminator_update_every: int = 1
+    seed: int = 0
+
+
+def train_step(
+    state: TrainState, audio: jax.Array, *, recipe: Recipe, adversarial: bool
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step on one device's share of the batch.
+
+    Must run under a mapped axis named `data` (`jax.shard_map`, `jax.pmap`).
+
+    Args:
+      state: the same on every device.
+      audio: `[b, T, C]`, this device's rows of the global batch.
+      recipe: what to compute.
+      adversarial: whether the discriminator takes part; False before `warmup_steps`.
+
+    Returns:
+      The new state and scalar metrics, the same on every device.
+    """
+    # Marked as differing between devices, so that their gradients stay local until the mean below:
+    # the gradient of a replicated value would already be a sum over devices.
+    trainable, frozen = split_trainable(state.params, recipe.model.encoder_frozen)
+    varying, discriminator_params = _varying((trainable, state.discriminator_params))
+    noise = _latent_noise(recipe, state.step, audio)
+
+    def reconstruct(trainable):
+        params = {**trainable, **frozen}
+        variables = {"params": params, "latent_statistics": state.latent_statistics}
+        return recipe.model.apply(variables, audio, noise=noise)
+
+    output, pull_back_model = jax.vjp(reconstruct, varying)
+    kl_weight = recipe.kl.weight_at(state.step)
+
+    def objective(output: Reconstruction):
+        loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
+        kl_loss = recipe.kl(output.mean, output.logvar)
+        metrics = {**values, "reconstruction_loss": loss, "kl_loss": kl_loss}
+        return loss + kl_weight * kl_loss, metrics
+
+    (loss, metrics), cotangent = jax.value_and_grad(objective, has_aux=True)(output)
+    update_model = update_discriminator = None
+    if adversarial:
+
+        @jax.jit  # so that it is traced once for real and generated audio
+        def judge(params, audio):
+            return recipe.discriminator.apply({"params": params}, audio)
+
+        real_output, pull_back_real = jax.vjp(lambda p: judge(p, audio), discriminator_params)
+        fake_output, pull_back_fake = jax.vjp(judge, discriminator_params, output.reconstruction)
+
+        def generator_loss(fake_output):
+            losses = recipe.adversarial.generator_losses(real_output, fake_output)
+            return losses["total_adv_loss"], losses
+
+        def discriminator_loss(real_output, fake_output):
+            losses = recipe.adversarial.discriminator_losses(real_output, fake_output)
+            return losses["d_loss"], losses
+
+        (_, g), g_cotangent = jax.value_and_grad(generator_loss, has_aux=True)(fake_output)
+        (_, d), d_cotangents = jax.value_and_grad(discriminator_loss, argnums=(0, 1), has_aux=True)(
+            real_output, fake_output
+        )
+        loss += g["total_adv_loss"]
+        metrics |= {"g_adv_loss": g["g_adv_loss"], "feature_matching_loss": g["fm_loss"], **d}
+        update_model = state.step % recipe.generator_update_every == 0 if recipe.generator_update_every > 1 else None
+        if recipe.discriminator_update_every > 1:
+            update_discriminator = state.step % recipe.discriminator_update_every == 0
+
+    def model_gradient():
+        total = cotangent
+        if adversarial:
+            # The parameters' half of this pull-back is not used, so the compiler drops it.
+            _, from_discriminator = pull_back_fake(g_cotangent)
+            total = total._replace(reconstruction=total.reconstruction + from_discriminator)
+        return pull_back_model(total)[0]
+
+    trainable, opt_state, metrics["g_grad_norm"] = _update(
+        recipe.optimizer, model_gradient, state.opt_state, trainable, state.step, update_model
+    )
+    state = state.replace(params={**trainable, **frozen}, opt_state=opt_state)
+    if adversarial:
+
+        def discriminator_gradient():
+            # One pull-back after the other is faster on a CPU than XLA's own order, if it takes more memory.
+            real_cotangent, fake_cotangent = d_cotangents
+            real_cotangent, _ = lax.optimization_barrier((real_cotangent, metrics["g_grad_norm"]))
+            from_real = pull_back_real(real_cotangent)[0]
+            fake_cotangent, from_real = lax.optimization_barrier((fake_cotangent, from_real))
+            return jax.tree.map(jnp.add, from_real, pull_back_fake(fake_cotangent)[0])
+
+        params, opt_state, metrics["d_grad_norm"] = _update(
+            recipe.discriminator_optimizer,
+            discriminator_gradient,
+            state.discriminator_opt_state,
+            state.discriminator_params,
+            state.step,
+            update_discriminator,
+        )
+        state = state.replace(discriminator_params=params, discriminator_opt_state=opt_state)
+    norms = {name: metrics.pop(name) for name in ("g_grad_norm", "d_grad_norm") if name in metrics}
+    metrics = lax.pmean({**metrics, "total_g_loss": loss}, AXIS)
+    return state.replace(step=state.step + 1), {**metrics, **norms, "kl_weight": kl_weight}
+
+
+def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The objective on one device's share of a validation batch, under a mapped axis `data`.
+
+    It is the objective of training without the discriminator, with noise that is the same at every
+    validation and the KL term at its final weight: one measure for the whole run, whatever the
+    warm-ups do. `si_sdr_db` and the reconstruction are of the posterior's mean, which is what a
+    trained model is used with.
+
+    Returns:
+      Scalar metrics (the same on every device) and this device's reconstruction `[b, T, C]`.
+    """
+    output = recipe.model.apply(variables, audio, noise=_latent_noise(recipe, 0, audio))
+    loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
+    kl_loss = recipe.kl(output.mean, output.logvar)
+    reconstruction = recipe.model.apply(variables, audio, deterministic=True).reconstruction
+    metrics = {
+        **values,
+        "reconstruction_loss": loss,
+        "kl_loss": kl_loss,
+        "total_loss": loss + recipe.kl.weight * kl_loss,
+        "si_sdr_db": -si_sdr(prediction=reconstruction, target=audio),
+    }
+    return lax.pmean(metrics, AXIS), reconstruction
+
+
+def _update(optimizer, gradient, opt_state, params, step, condition) -> tuple[Any, Any, jax.Array]:
+    """`(params, opt_state, gradient norm)` after an update, or unchanged where `condition` is false."""
+
+    def apply():
+        grads = lax.pmean(gradient(), AXIS)
+        updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step)
+        return optax.apply_updates(params, updates), new_opt_state, optax.tree.norm(grads)
+
+    if condition is None:
+        return apply()
+    return lax.cond(condition, apply, lambda: (params, opt_state, jnp.zeros((), jnp.float32)))
+
+
+def _latent_noise(recipe, step, audio):
+    """Standard normal `[b, frames, latent_dim]`: a function of (seed, step, row of the global batch) alone."""
+    b, t, _ = audio.shape
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), 1), step)
+    rows = lax.axis_index(AXIS) * b + jnp.arange(b)
+    shape = (recipe.model.frames(t), recipe.model.latent_dim)
+    return jax.vmap(lambda row: jax.random.normal(jax.random.fold_in(key, row), shape))(rows)
+
+
+def _varying(tree):
+    return jax.tree.map(lambda x: lax.pcast(x, AXIS, to="varying"), tree)

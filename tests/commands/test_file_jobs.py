@@ -1,0 +1,116 @@
+"""Many files: structure kept, what is there skipped, one bad file not in the way of the rest."""
+
+import os
+
+import pytest
+
+from audiovae_jax.commands import file_jobs
+from audiovae_jax.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("in/a.wav", "in/deeper/b.flac", "in/notes.txt", "single.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def _plan(folder, *inputs, output="out", suffix=".wav"):
+    names = [str(folder / name) for name in inputs]
+    return file_jobs.plan(names, str(folder / output), extensions=(".wav", ".flac"), suffix=suffix)
+
+
+def _copy(source, target, progress):
+    progress(0.5)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(source.read_text())
+
+
+def test_the_structure_is_kept(folder):
+    jobs = _plan(folder, "in", "single.wav")
+    made = sorted(str(job.target.relative_to(folder)) for job in jobs)
+    assert made == ["out/a.wav", "out/deeper/b.wav", "out/single.wav"]
+    (job,) = _plan(folder, "single.wav", output="other.wav")
+    assert job.target == folder / "other.wav"
+
+
+def test_what_is_there_is_skipped_unless_told(folder, capsys):
+    jobs = _plan(folder, "in")
+    file_jobs.run(jobs[:1], _copy)
+    file_jobs.run(jobs, _copy)
+    assert "1 made, 1 there already and skipped, 0 failed" in capsys.readouterr().out
+    jobs[0].target.write_text("old")
+    file_jobs.run(jobs, _copy, overwrite=True)
+    assert jobs[0].target.read_text() == "in/a.wav"
+
+
+def test_one_bad_file_does_not_stop_the_rest(folder, capsys):
+    def process(source, target, progress):
+        if source.name == "a.wav":
+            raise DataError(f"{source}: the file is empty")
+        _copy(source, target, progress)
+
+    jobs = _plan(folder, "in")
+    with pytest.raises(DataError, match="1 of 2 files failed"):
+        file_jobs.run(jobs, process)
+    said = capsys.readouterr()
+    assert "a.wav: the file is empty" in said.out + said.err
+    assert [job.target.exists() for job in jobs] == [False, True]
+
+
+def test_what_was_made_is_no_input_the_next_time(folder):
+    jobs = _plan(folder, "in", output="in/out")
+    file_jobs.run(jobs, _copy)
+    assert [job.target for job in _plan(folder, "in", output="in/out")] == [job.target for job in jobs]
+    with pytest.raises(DataError, match="in would be input and output at once"):
+        _plan(folder, "in", output="in")
+    assert len(_plan(folder, "in", output="in", suffix=".safetensors")) == 4  # these are no audio
+
+
+def test_one_file_in_and_an_audio_name_out_means_that_file(folder):
+    options = {"extensions": (".wav",), "suffix": ".wav", "file_suffixes": (".flac",)}
+    (job,) = file_jobs.plan([str(folder / "single.wav")], str(folder / "one.flac"), **options)
+    assert job.target == folder / "one.flac"
+    with pytest.raises(DataError, match="one.flac is one file's name, and there are several to make; give a folder"):
+        file_jobs.plan([str(folder / "in"), str(folder / "single.wav")], str(folder / "one.flac"), **options)
+    (folder / "album.flac").mkdir()
+    (job,) = file_jobs.plan([str(folder / "single.wav")], str(folder / "album.flac"), **options)
+    assert job.target == folder / "album.flac" / "single.wav"
+    with pytest.raises(DataError, match=r"notes.txt is a file; give a folder"):
+        _plan(folder, "single.wav", output="in/notes.txt")
+
+
+def test_a_failure_names_its_file_and_the_rest_goes_on(folder, capsys):
+    def process(source, target, progress):
+        raise DataError("the audio has 6 channels")
+
+    with pytest.raises(DataError, match="2 of 2 files failed"):
+        file_jobs.run(_plan(folder, "in"), process)
+    said = capsys.readouterr()
+    assert "a.wav: the audio has 6 channels" in said.out + said.err
+
+
+def test_names_that_are_no_text_do_not_stop_the_rest(folder, capsys):
+    try:
+        (folder / "in" / os.fsdecode(b"\xff.wav")).write_text("x")
+    except OSError:
+        pytest.skip("this file system takes names of valid text alone")
+    jobs = _plan(folder, "in")
+    file_jobs.run(jobs, _copy)
+    assert "3 made" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"\\udcff.wav would overwrite itself"):
+        file_jobs.plan([str(jobs[-1].source)], str(folder / "in"), extensions=(".wav",), suffix=".wav")
+
+
+def test_impossible_plans_are_refused(folder):
+    with pytest.raises(DataError, match="nothing: there is no such file"):
+        _plan(folder, "nothing")
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty holds no files of the kinds .wav, .flac"):
+        _plan(folder, "empty")
+    (folder / "in" / "a.flac").touch()
+    with pytest.raises(DataError, match=r"a.flac and .*a.wav would both make .*out/a.wav"):
+        _plan(folder, "in")
+    with pytest.raises(DataError, match=r"single.wav would overwrite itself"):
+        _plan(folder, "single.wav", output=".")

@@ -1,0 +1,162 @@
+"""Parts of a user's own, named by a dotted path: the contract and its errors."""
+
+import ml_collections
+import pytest
+
+from audiovae_jax.config import build
+from audiovae_jax.errors import ConfigError
+
+PARTS = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+class Disc(nn.Module):
+    width: int
+    def setup(self):
+        self.conv = nn.Conv(self.width, (5,), strides=4)
+    def __call__(self, audio):
+        x = self.conv(audio)
+        return [x[..., :1]], [[x]]
+
+class OneArray(Disc):
+    def __call__(self, audio):
+        return self.conv(audio)
+
+class FlatMaps(Disc):
+    def __call__(self, audio):
+        x = self.conv(audio)
+        return [x], [x]
+
+class NoMaps(Disc):
+    def __call__(self, audio):
+        return [self.conv(audio)], [[]]
+
+class Stateful(Disc):
+    @nn.compact
+    def __call__(self, audio):
+        x = nn.BatchNorm(use_running_average=True)(audio)
+        return [x], [[x]]
+
+class NotAModule:
+    pass
+
+def my_loss(*, prediction, target, power=2):
+    return jnp.mean(jnp.abs(prediction - target) ** power)
+
+def per_item(*, prediction, target):
+    return jnp.mean(jnp.abs(prediction - target), axis=(1, 2))
+
+def wrong_names(*, x, y):
+    return jnp.mean(x - y)
+"""
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    (tmp_path / "own_parts_for_test.py").write_text(PARTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "own_parts_for_test"
+
+
+def _section(**keys):
+    return ml_collections.ConfigDict(keys)
+
+
+def test_a_users_discriminator_and_loss_are_built(micro_config, parts):
+    micro_config.discriminator = _section(_target_=f"{parts}.Disc", width=3)
+    micro_config.losses.mine = _section(_target_=f"{parts}.my_loss", weight=0.5, power=1)
+    recipe = build.build_recipe(micro_config)
+    assert recipe.discriminator.width == 3
+    assert [(name, weight) for name, weight, _ in recipe.losses.terms] == [("mel", 1.0), ("mine", 0.5), ("stft", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("Disc", {"widht": 3}, "has no argument 'widht'; did you mean 'width'"),
+        ("Disc", {}, "needs the argument 'width'"),
+        ("Disc", {"width": "three"}, "trying own_parts_for_test.Disc on a batch failed: TypeError"),
+        ("OneArray", {"width": 3}, r"must return \(logits: list of arrays.*but it returned one array of shape"),
+        ("FlatMaps", {"width": 3}, r"its feature_maps are a list of 1 \(array\)"),
+        ("NoMaps", {"width": 3}, "hold no array, so there is nothing to match"),
+        ("Stateful", {"width": 3}, r"has variables \['batch_stats'\]"),
+        ("NotAModule", {}, "a discriminator is a subclass of flax.linen.Module"),
+    ],
+)
+def test_a_discriminator_that_breaks_the_contract_is_refused(micro_config, parts, name, keys, message):
+    micro_config.discriminator = _section(_target_=f"{parts}.{name}", **keys)
+    with pytest.raises(ConfigError, match=message) as error:
+        build.build_discriminator(micro_config)
+    assert "config.discriminator" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("my_loss", {"powr": 1}, "has no argument 'powr'; did you mean 'power'"),
+        ("my_loss", {"power": "two"}, "trying own_parts_for_test.my_loss on a batch failed: TypeError"),
+        ("per_item", {}, r"must return one floating-point scalar, but it returned shape \(4,\)"),
+        ("wrong_names", {}, "must take the keyword arguments prediction and target"),
+    ],
+)
+def test_a_loss_that_breaks_the_contract_is_refused(micro_config, parts, name, keys, message):
+    micro_config.losses.mine = _section(_target_=f"{parts}.{name}", weight=1.0, **keys)
+    with pytest.raises(ConfigError, match=message) as error:
+        build.build_losses(micro_config)
+    assert "config.losses.mine" in str(error.value)
+
+
+def test_the_model_is_tried_too(micro_config):
+    micro_config.model.dtype = "bf16"
+    with pytest.raises(ConfigError, match="config.model: trying AudioVAE on a batch failed: TypeError: .*bf16"):
+        build.build_recipe(micro_config)
+
+
+def test_a_loss_cannot_take_the_name_of_a_metric(micro_config):
+    micro_config.losses.kl_loss = _section(_target_="audiovae_jax.losses.waveform_l1", weight=1.0)
+    with pytest.raises(ConfigError, match="config.losses.kl_loss: the run's own metrics have that name"):
+        build.build_recipe(micro_config)
+
+
+def test_a_misspelt_key_of_an_unused_discriminator_is_refused(micro_config):
+    micro_config.use_adversarial = False
+    micro_config.discriminator.use_msdd = True
+    with pytest.raises(ConfigError, match="did you mean 'use_msd'"):
+        build.build_recipe(micro_config)
+
+
+def test_a_stereo_loss_on_mono_audio_names_the_remedy(micro_config):
+    micro_config.data.channels = micro_config.model.in_channels = 1
+    with pytest.raises(ConfigError, match="config.losses.stft: .*for mono use multi_resolution_stft"):
+        build.build_losses(micro_config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer.clip_norm", -1.0, "config.optimizer.clip_norm=-1.0 must not be negative"),
+        ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate=0.0 must be above 0"),
+        ("optimizer.final_learning_rate", -1e-5, "final_learning_rate=-1e-05 must not be negative"),
+        ("optimizer.weight_decay", -0.1, "config.optimizer.weight_decay=-0.1 must not be negative"),
+        ("discriminator_optimizer.b1", 1.0, "config.discriminator_optimizer.b1=1.0 must be below 1"),
+        ("discriminator_optimizer.eps", 0.0, "config.discriminator_optimizer.eps=0.0 must be above 0"),
+        ("optimizer.b2", float("nan"), "config.optimizer.b2=nan must be a finite number"),
+        ("kl.weight", -1.0, "config.kl: .* weight=-1.0 must not be negative"),
+        ("kl.warmup_steps", -5, "config.kl: .* warmup_steps=-5 must not be negative"),
+        ("kl.free_bits", -0.5, "config.kl: .* free_bits=-0.5 must not be negative"),
+        ("adversarial.feature_matching_weight", float("inf"), "feature_matching_weight=inf must be a finite number"),
+        ("losses.mel.weight", -1.0, "config.losses: the weight of mel=-1.0 must not be negative"),
+        ("losses.mel.w_log_mag", -1.0, "config.losses.mel: .* w_log_mag=-1.0 must not be negative"),
+        ("losses.stft.w_diff", -1.0, "config.losses.stft: .* w_diff=-1.0 must not be negative"),
+        ("losses.stft.w_lin_mag", float("nan"), "config.losses.stft: .* w_lin_mag=nan must be a finite number"),
+        ("losses.stft.hop_sizes", (0,), "config.losses.stft: .* with hop 0 and window 64"),
+    ],
+)
+def test_numbers_that_turn_or_break_the_training_are_refused(micro_config, key, value, message):
+    section, _, name = key.rpartition(".")
+    at = micro_config
+    for part in section.split("."):
+        at = at[part]
+    at[name] = value
+    with pytest.raises(ConfigError, match=message):
+        build.build_recipe(micro_config)

@@ -1,0 +1,88 @@
+"""Latent statistics from data."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+from conftest import applied, random_variables
+
+from audiovae_jax import AudioVAE, Codec, load_model, save_model
+from audiovae_jax.errors import CheckpointError, DataError
+from audiovae_jax.inference.calibration import RunningMoments, calibrate
+
+CONFIG = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3, "dilations": (1,)}
+
+
+def test_moments_of_blocks_are_those_of_the_whole():
+    """Far from zero, where the textbook's sum of squares has lost everything."""
+    values = 1e6 + np.random.default_rng(0).standard_normal((1000, 3)) * [1e-3, 1, 10]
+    moments = RunningMoments(3)
+    for block in np.split(values, [1, 10, 500]):
+        moments.add(block[:, None])
+    assert moments.count == 1000
+    np.testing.assert_allclose(moments.mean, values.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(moments.std, values.std(axis=0), rtol=1e-6)
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "audio" / "deeper").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.wav", "deeper/b.wav"):
+        soundfile.write(tmp_path / "audio" / name, 0.3 * rng.standard_normal((2000, 2)), 8000)
+    (tmp_path / "audio" / "empty.wav").touch()
+    return tmp_path / "audio"
+
+
+def test_a_target_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, data, monkeypatch):
+    _saved(tmp_path / "m")
+    monkeypatch.setattr(Codec, "load", lambda *_, **__: pytest.fail("it measured"))
+    (tmp_path / "file").touch()
+    for target in ("/proc/nope", str(tmp_path / "file"), str(tmp_path / "file" / "x")):
+        with pytest.raises(CheckpointError, match=r"cannot be written: |exists and is not a saved model"):
+            calibrate(str(tmp_path / "m"), str(data), target)
+
+
+def _saved(path, **options):
+    model = AudioVAE(**CONFIG)
+    variables = random_variables(model)
+    save_model(model, variables, path, sample_rate=8000, metadata={"note": "kept"}, **options)
+    return model, variables
+
+
+def test_calibrated_latents_have_zero_mean_and_unit_variance(tmp_path, data, capsys):
+    model, variables = _saved(tmp_path / "m", optimizer_state={"count": jnp.ones(())}, global_step=7)
+    calibrate(str(tmp_path / "m"), str(data), str(tmp_path / "m"), verify=True)
+    said = capsys.readouterr()
+    assert "2 files" not in said.out  # one of three could not be read
+    assert "empty.wav: the file is empty" in said.out + said.err
+    assert "500 latent frames of 8 samples" in said.out
+    codec = Codec.load(tmp_path / "m")
+    z = np.concatenate([codec.encode(path).z[0] for path in (data / "a.wav", data / "deeper" / "b.wav")])
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-5)
+    # The audio is the same: the statistics cancel in it.
+    again, calibrated = load_model(tmp_path / "m")
+    audio = soundfile.read(data / "a.wav", dtype="float32")[0][None]
+    np.testing.assert_allclose(
+        applied(again, calibrated, audio, deterministic=True).reconstruction,
+        applied(model, variables, audio, deterministic=True).reconstruction,
+        atol=1e-5,
+    )
+    description = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert description["latent_statistics"] == "calibrated"
+    assert description["metadata"] == {"note": "kept", "calibrated_on": str(data), "calibration_frames": 500}
+    assert description["global_step"] == 7
+    assert set(description["arrays"]) == {"model", "optimizer"}
+
+
+def test_data_that_cannot_calibrate_is_refused(tmp_path, data):
+    _saved(tmp_path / "m")
+    with pytest.raises(DataError, match="holds no audio file"):
+        calibrate(str(tmp_path / "m"), str(tmp_path / "m"), str(tmp_path / "n"))
+    soundfile.write(tmp_path / "silence.wav", np.zeros((4000, 2)), 8000)
+    with pytest.raises(DataError, match="0 latent frames are too few"):
+        calibrate(str(tmp_path / "m"), str(data / "empty.wav"), str(tmp_path / "n"))
+    assert not (tmp_path / "n").exists()

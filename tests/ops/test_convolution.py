@@ -1,0 +1,120 @@
+"""Every fast form against XLA's own convolution, values and gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from audiovae_jax.ops import convolution
+
+
+def _random(*shape):
+    return jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape), jnp.float32)
+
+
+def _assert_same_with_gradients(ours, theirs, *args):
+    expected, pull_back = jax.vjp(theirs, *args)
+    actual, our_pull_back = jax.vjp(ours, *args)
+    np.testing.assert_allclose(actual, expected, atol=1e-4)
+    cotangent = _random(*expected.shape)
+    for a, b in zip(our_pull_back(cotangent), pull_back(cotangent), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
+
+
+@pytest.mark.parametrize("length", [64, 61, 30])
+@pytest.mark.parametrize(
+    ("taps", "stride", "dilation", "padding", "groups"),
+    [
+        (7, 1, 1, 3, 1),
+        (7, 1, 3, 9, 1),
+        (8, 4, 1, 2, 1),
+        (6, 3, 1, 1, 1),
+        (5, 3, 1, 2, 1),
+        (9, 4, 1, 4, 4),
+        (1, 1, 1, 0, 1),
+    ],
+)
+def test_conv1d(length, taps, stride, dilation, padding, groups):
+    x, kernel = _random(2, length, 8), _random(taps, 8 // groups, 12)
+
+    def reference(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride,),
+            [(padding, padding)],
+            rhs_dilation=(dilation,),
+            feature_group_count=groups,
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+
+    def ours(x, kernel):
+        return convolution.conv1d(x, kernel, stride=stride, dilation=dilation, padding=padding, groups=groups)
+
+    _assert_same_with_gradients(ours, reference, x, kernel)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 5, 8])
+def test_conv_transpose1d(stride):
+    x, kernel, padding = _random(2, 9, 4), _random(2 * stride, 4, 6), stride // 2
+
+    def reference(x, kernel):
+        pad = 2 * stride - 1 - padding
+        return lax.conv_general_dilated(
+            x,
+            kernel[::-1],
+            (1,),
+            [(pad, pad)],
+            lhs_dilation=(stride,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+
+    def ours(x, kernel):
+        return convolution.conv_transpose1d(x, kernel, stride=stride, padding=padding)
+
+    _assert_same_with_gradients(ours, reference, x, kernel)
+
+
+@pytest.mark.parametrize("channels", [(3, 5), (8, 6)])  # the plain form, and the bilinear one where it serves
+@pytest.mark.parametrize(
+    ("stride", "dilation", "kernel"),
+    [
+        ((2, 1), (1, 2), (3, 9)),
+        ((1, 1), (1, 1), (3, 3)),
+        ((2, 2), (1, 1), (5, 5)),
+        ((1, 1), (1, 4), (2, 9)),
+        ((3, 1), (1, 1), (4, 5)),
+    ],
+)
+def test_conv2d(stride, dilation, kernel, channels):
+    padding = (kernel[0] // 2, kernel[1] // 2 * dilation[1])
+    x, kernel = _random(2, 11, 33, channels[0]), _random(*kernel, *channels)
+
+    def reference(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            stride,
+            [(p, p) for p in padding],
+            rhs_dilation=dilation,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+    def ours(x, kernel):
+        return convolution.conv2d(x, kernel, stride=stride, dilation=dilation, padding=padding)
+
+    _assert_same_with_gradients(ours, reference, x, kernel)
+
+
+def test_a_signal_shorter_than_the_kernel_is_refused():
+    with pytest.raises(ValueError, match="shorter than a kernel"):
+        convolution.conv1d(jnp.zeros((1, 2, 1)), jnp.zeros((7, 1, 1)))
+    with pytest.raises(ValueError, match="is shorter than a kernel of 3 x 9"):
+        convolution.conv2d(jnp.zeros((1, 9, 12, 8)), jnp.zeros((3, 9, 8, 8)), dilation=(1, 2))
+
+
+def test_rows_may_be_strided_beyond_the_kernel():
+    x, kernel = _random(1, 7, 12, 8), _random(1, 3, 8, 6)
+    y = convolution.conv2d(x, kernel, stride=(2, 1), padding=(0, 1))
+    np.testing.assert_allclose(y, convolution.conv2d(x[:, ::2], kernel, padding=(0, 1)), atol=1e-4)

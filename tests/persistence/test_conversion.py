@@ -1,0 +1,97 @@
+"""The two commands between torch's files and saved models."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import GOLDEN, applied
+
+from audiovae_jax.persistence import conversion
+from audiovae_jax.persistence.saved_model import load_model
+from audiovae_jax.torch_io import import_audio_vae, read_checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_import_tells_what_became_of_each_tensor(tmp_path, capsys):
+    conversion.import_torch(str(GOLDEN / "lightning.ckpt"), str(tmp_path / "m"))
+    said = capsys.readouterr().out
+    state = read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"]
+    rows = {line.split()[0]: line for line in said.splitlines() if line}
+    for key in state:
+        name = key.removeprefix("model.")
+        assert name in rows, name
+        kept = "window" not in name and not name.endswith("fb") and not name.startswith("loss_calculator")
+        assert ("ignored" in rows[name]) != kept
+    assert "ignored: of another part, not of the model" in rows["loss_calculator.global_step"]
+    assert "ignored: a constant, computed here" in rows["discriminator.msstft.discriminators.0.window"]
+    for part in (
+        "config: in_channels=2, base_channels=2, channel_mults=(1, 2)",
+        "note: global_step=6 counts the updates of both optimizers; 3 batches were seen",
+        "with --config.init_from=",
+        "largest difference 0\n",
+    ):
+        assert part in said
+    _, variables = load_model(tmp_path / "m")
+    jax.tree.map(np.testing.assert_array_equal, variables, import_audio_vae(GOLDEN / "lightning.ckpt")[1])
+
+
+def test_the_commands_there_and_back(tmp_path):
+    def run(script, *args):
+        command = [sys.executable, str(ROOT / "scripts" / script), *map(str, args)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    there = run("import_torch.py", GOLDEN / "bare_legacy.pt", "m", "--dilations=1,2")
+    assert there.returncode == 0, there.stderr
+    assert "inferred from its tensors" in there.stdout
+    assert "dilations=(1, 2) (given)" in there.stdout
+    back = run("export_torch.py", "m", "back.safetensors")
+    assert back.returncode == 0, back.stderr
+    original = read_checkpoint(GOLDEN / "bare_legacy.pt")
+    returned = read_checkpoint(tmp_path / "back.safetensors")
+    for key, tensor in original.items():
+        np.testing.assert_array_equal(returned[key], tensor)
+    wrong = run("import_torch.py", GOLDEN / "model.npz", "n")
+    assert wrong.returncode == 1
+    assert wrong.stderr.strip().splitlines()[-1].startswith(f"error: {GOLDEN / 'model.npz'} cannot be read")
+    assert "Traceback" not in wrong.stderr
+    few = run("export_torch.py", "m")
+    assert few.stderr.strip().endswith("export_torch.py takes IN OUT; 1 were given. --help lists the flags")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["back.safetensors", "m"]
+
+
+def test_a_run_of_ours_goes_on_in_torch(tmp_path, trained_run):
+    """Weights, AdamW's state and the schedule of a workdir, as torch.optim takes them."""
+    workdir, _, state = trained_run
+    conversion.export_torch(str(workdir), str(tmp_path / "x.pt"), step=2)
+    written = read_checkpoint(tmp_path / "x.pt")
+    assert written["global_step"] == 2
+    assert {s["step"].item() for s in written["optimizer_state_dict"]["state"].values()} == {2.0}
+    torch = pytest.importorskip("torch")
+    import torch_reference
+
+    checkpoint = torch.load(tmp_path / "x.pt")
+    theirs = torch_reference.AudioVAE(**checkpoint["model_config"])
+    theirs.load_state_dict(checkpoint["model_state_dict"], strict=True)
+    optimizer = torch.optim.AdamW(theirs.parameters())
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1)
+    optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+    scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
+    names = [name for name, _ in theirs.named_parameters()]
+    moment = optimizer.state[theirs.decoder.final_conv[1].bias]["exp_avg"]
+    ours = state.opt_state[1].mu["decoder"]["final_conv"]["bias"]
+    np.testing.assert_array_equal(moment.numpy(), np.asarray(ours))
+    assert len(names) == len(optimizer.param_groups[0]["params"])
+    audio = 0.3 * np.random.default_rng(0).standard_normal((1, 2, 400)).astype(np.float32)
+    with torch.no_grad():
+        reconstruction, *_ = theirs(torch.tensor(audio))
+    model, variables = load_model(workdir, step=2)
+    mine = applied(model, variables, np.moveaxis(audio, 1, -1), deterministic=True).reconstruction
+    np.testing.assert_allclose(np.moveaxis(np.asarray(mine), -1, 1), reconstruction.numpy(), atol=1e-5)
+    for parameter in theirs.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    scheduler.step()

@@ -1,0 +1,54 @@
+"""The cache of what was compiled, and the memory that compiling took."""
+
+import ctypes
+import gc
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from audiovae_jax.run import compilation
+
+
+@pytest.fixture
+def cache_dir():
+    """The setting, put back afterwards."""
+    before = jax.config.jax_compilation_cache_dir
+    yield lambda: jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_cache_is_in_the_users_folder_unless_told_otherwise(cache_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", "chosen")
+    compilation.use_cache()
+    assert cache_dir() == "chosen"
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation.use_cache()
+    assert cache_dir() == str(tmp_path / "audiovae_jax" / "xla")
+
+
+@pytest.mark.parametrize("library", [ctypes.CDLL, lambda _: object()])
+def test_memory_is_given_back_where_the_library_can(monkeypatch, library):
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    assert compilation.compiled(jax.jit(lambda x: x + 1), jnp.zeros(()))(jnp.ones(())) == 2
+
+
+def test_the_collector_stands_still_meanwhile_and_is_as_before_afterwards():
+    def function(x):
+        assert not gc.isenabled()
+        if x.ndim:
+            raise ValueError("not a scalar")
+        return x
+
+    compilation.compiled(jax.jit(function), jnp.zeros(()))
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="not a scalar"):
+        compilation.compiled(jax.jit(function), jnp.zeros(1))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        compilation.compiled(jax.jit(function), jnp.zeros(()))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -1,0 +1,335 @@
+"""The loop, whole runs in miniature."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+import soundfile
+
+from audiovae_jax import losses
+from audiovae_jax.config import configuration
+from audiovae_jax.data import pipeline
+from audiovae_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.run import train
+from audiovae_jax.run.workdir_lock import WorkdirLock
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _assert_same_state(a, b):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsys):
+    micro_config.data.root = str(audio_folder)
+    (audio_folder / "bad.wav").write_text("not audio")
+    state = train.train(micro_config, tmp_path / "run")
+    assert state.step == 2
+    printed = capsys.readouterr()
+    assert "skipped" in printed.out + printed.err
+    assert printed.out.strip().splitlines()[-1].startswith("done: step 2, val/total_loss ")
+    workdir = tmp_path / "run"
+    assert json.loads((workdir / "config.json").read_text())["model"]["base_channels"] == 4
+    store = Checkpoints(workdir / "checkpoints", read_only=True)
+    assert store.steps()[-1] == 2
+    store.close()
+    samples = workdir / "samples" / "step_00000002"
+    assert sorted(p.name for p in samples.iterdir()) == ["0.png", "0_original.wav", "0_reconstruction.wav"]
+    audio, rate = soundfile.read(samples / "0_reconstruction.wav")
+    assert audio.shape == (1024, 2)
+    assert rate == 44100
+    assert list(workdir.glob("events.out.tfevents*"))
+
+
+def test_the_same_command_on_a_finished_run_says_done_again(trained_run, tmp_path, capsys):
+    finished, config, state = trained_run
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    _assert_same_state(train.train(config, workdir), state)
+    store = Checkpoints(workdir / "checkpoints", read_only=True)
+    done = f"done: step 2, val/total_loss {store.metrics(2)['total_loss']:.4f} "
+    store.close()
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith(done)
+    next_config = ml_collections.ConfigDict(config)
+    next_config.init_from = str(workdir)
+    with pytest.raises(ConfigError, match=r"is at step 2 already; raise config.num_steps=2"):
+        train.train(next_config, tmp_path / "next")
+
+
+def test_a_start_that_failed_does_not_claim_the_workdir(micro_config, tmp_path):
+    micro_config.data.root = "/no/such/folder"
+    with pytest.raises(DataError, match="there is no such folder"):
+        train.train(micro_config, tmp_path)
+    micro_config.data.root = None
+    assert train.train(micro_config, tmp_path).step == 2
+
+
+def test_a_gradient_that_is_not_finite_is_caught_before_it_is_saved(micro_config, tmp_path, monkeypatch):
+    # Finite as a value, not as a gradient: the loss does not show it, the next checkpoint would.
+    def root(*, prediction, target):
+        return jnp.sqrt(jnp.sum(jnp.abs(prediction - prediction)))
+
+    monkeypatch.setattr(losses, "root_for_test", root, raising=False)
+    section = {"_target_": "audiovae_jax.losses.root_for_test", "weight": 1.0}
+    micro_config.losses.root = ml_collections.ConfigDict(section)
+    micro_config.use_adversarial = False
+    micro_config.checkpoint_every = 1
+    with pytest.raises(TrainingError, match="train/g_grad_norm became nan at step 1; there is no checkpoint yet"):
+        train.train(micro_config, tmp_path)
+
+
+def test_events_hold_the_documented_names(trained_run):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = event_accumulator.EventAccumulator(str(trained_run[0]))
+    events.Reload()
+    names = set(events.Tags()["scalars"])
+    wanted = "total_g_loss d_loss g_adv_loss feature_matching_loss kl_loss kl_weight d_real_acc d_fake_acc"
+    assert {f"train/{name}" for name in wanted.split()} | {"val/total_loss"} <= names
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
+    micro_config.num_steps = 3
+    micro_config.adversarial.warmup_steps = 1  # ends at the checkpoint
+    micro_config.discriminator_update_every = 2
+    whole = train.train(micro_config, tmp_path / "whole")
+    # The same run, stopped after step 1's checkpoint, as the third batch is fetched.
+    real, calls = train._Run._next, []
+
+    def stop(self, batches):
+        calls.append(1)
+        if len(calls) == 3:
+            self._checkpoints.wait()
+            raise KeyboardInterrupt
+        return real(self, batches)
+
+    train._Run._next = stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.train(micro_config, tmp_path / "cut")
+    finally:
+        train._Run._next = real
+    resumed = train.train(micro_config, tmp_path / "cut")
+    _assert_same_state(resumed, whole)
+    metrics = []
+    for name in ("whole", "cut"):
+        store = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
+        metrics.append(store.metrics(3))
+        store.close()
+    assert metrics[0] == metrics[1]
+
+
+def test_two_runs_on_one_workdir_are_told_apart(micro_config, trained_run, tmp_path):
+    """The second is refused before it has touched anything, a checkpoint in the making above all."""
+    workdir = shutil.copytree(trained_run[0], tmp_path / "run")
+    unfinished = workdir / "checkpoints" / "9.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    lock = WorkdirLock(workdir)
+    lock.acquire()
+    before = sorted(workdir.rglob("*"))
+    with pytest.raises(ConfigError, match=f"is in use by process {os.getpid()} on "):
+        train.train(micro_config, workdir)
+    assert sorted(workdir.rglob("*")) == before
+    lock.release()
+    micro_config.kl.weight = 0.5
+    with pytest.raises(ConfigError, match="holds a run of another config"):
+        train.train(micro_config, workdir)
+    assert unfinished.is_dir()
+
+
+def test_a_workdir_without_its_config_is_known_by_its_checkpoints(micro_config, trained_run, tmp_path):
+    workdir = shutil.copytree(trained_run[0], tmp_path / "run")
+    (workdir / "config.json").unlink()
+    micro_config.kl.weight = 0.5
+    with pytest.raises(ConfigError, match=r"holds a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"):
+        train.train(micro_config, workdir)
+    micro_config.kl.weight = 1e-4
+    train.train(micro_config, workdir)
+    assert (workdir / "config.json").exists()
+
+
+def test_a_workdir_that_is_deleted_meanwhile_is_an_error(micro_config, tmp_path, monkeypatch):
+    micro_config.use_adversarial = False
+    real = train._Run._validate
+
+    def delete(self, state, at):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return real(self, state, at)
+
+    monkeypatch.setattr(train._Run, "_validate", delete)
+    with pytest.raises(TrainingError, match="run was deleted or moved while this run was writing to it"):
+        train.train(micro_config, tmp_path / "run")
+
+
+def test_the_best_is_one_that_is_on_disk(micro_config, tmp_path, monkeypatch, capsys):
+    micro_config.use_adversarial = False
+    micro_config.num_steps, micro_config.validate_every, micro_config.checkpoint_every = 4, 1, 2
+    losses_by_step = {0: 1.0, 1: 2.0, 2: 5.0, 3: 3.0, 4: 6.0}
+    real = train._Run._validate
+
+    def validate(self, state, at):
+        return {**real(self, state, at), "total_loss": losses_by_step[at]}
+
+    monkeypatch.setattr(train._Run, "_validate", validate)
+    train.train(micro_config, tmp_path / "run")
+    assert "val/total_loss 6.0000 (best 5.0000, of checkpoint 2)" in capsys.readouterr().out
+    store = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    assert store.best() == (2, 5.0)
+    assert store.metrics(4)["best_total_loss"] == 5.0
+    # A fine-tune that only worsens: where it came from is the best, and is kept.
+    next_config = ml_collections.ConfigDict(micro_config)
+    next_config.num_steps, next_config.init_from = 6, str(tmp_path / "run")
+    losses_by_step |= {5: 7.0, 6: 8.0}
+    train.train(next_config, tmp_path / "next")
+    assert "val/total_loss 8.0000 (best 6.0000, of checkpoint 4)" in capsys.readouterr().out
+    assert Checkpoints(tmp_path / "next" / "checkpoints", read_only=True).steps() == [4, 6]
+
+
+def test_samples_of_a_workdir_inside_the_data_are_no_data(micro_config, audio_folder):
+    micro_config.use_adversarial = False
+    micro_config.data.root = str(audio_folder)
+    train.train(micro_config, audio_folder / "run")
+    assert list((audio_folder / "run" / "samples").rglob("*.wav"))
+    kept = [Path(record) for record in _scanned(micro_config, audio_folder / "run")]
+    assert not [path for path in kept if "run" in path.parts]
+
+
+def _scanned(config, workdir):
+    data = pipeline.open_data(config.data, batch_size=4, seed=0, leave_out=(workdir,))
+    return [file.path for file in (*data.folder.train, *data.folder.validation)]
+
+
+def test_every_step_of_a_resumed_run_is_seen_once(micro_config, tmp_path, monkeypatch):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    micro_config.use_adversarial = False
+    micro_config.num_steps = 2
+    real, calls = train._Run._save, []
+
+    def stop(self, state, done, metrics):
+        calls.append(done)
+        if len(calls) in (1, 3):  # killed before the first checkpoint, then after it
+            raise KeyboardInterrupt
+        real(self, state, done, metrics)
+
+    monkeypatch.setattr(train._Run, "_save", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train.train(micro_config, tmp_path)
+        time.sleep(1.1)  # event files are told apart, and ordered, by their second
+    train.train(micro_config, tmp_path)
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/total_loss")] == [0, 1, 2]
+    assert [event.step for event in events.Scalars("train/total_g_loss")] == [1]
+    assert [event.step for event in events.Scalars("val/best_total_loss")] == [1, 2]
+
+
+def test_another_config_is_refused_in_the_same_workdir(micro_config, trained_run):
+    micro_config.kl.weight = 0.5
+    with pytest.raises(ConfigError, match=r"holds a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"):
+        train.train(micro_config, trained_run[0])
+
+
+def test_init_from_goes_on_in_a_new_workdir(micro_config, trained_run, tmp_path, capsys):
+    workdir, _, first = trained_run
+    micro_config.num_steps = 4
+    micro_config.init_from = str(workdir)
+    micro_config.discriminator.mpd_channels = (3,)
+    taken = train.train(micro_config, tmp_path / "second")
+    assert taken.step == 4
+    assert int(taken.opt_state[1].count) == int(first.opt_state[1].count) + 2
+    out = capsys.readouterr()
+    assert "discriminator_params and discriminator_opt_state does not fit and starts afresh" in out.out + out.err
+    micro_config.model.latent_dim = 3
+    with pytest.raises(CheckpointError, match="its model is not that of config.model"):
+        train.train(micro_config, tmp_path / "third")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(micro_config, tmp_path):
+    micro_config.optimizer.learning_rate = 1e30
+    micro_config.use_adversarial = False
+    micro_config.num_steps = 20
+    with pytest.raises(TrainingError, match="/.* became .* Try a lower"):
+        train.train(micro_config, tmp_path)
+
+
+def test_no_adversarial_builds_no_discriminator(micro_config, tmp_path):
+    micro_config.use_adversarial = False
+    state = train.train(micro_config, tmp_path)
+    assert state.discriminator_params is None
+    assert state.discriminator_opt_state is None
+
+
+def _command(workdir, *flags):
+    return [
+        sys.executable, str(ROOT / "scripts" / "train.py"), f"--config={ROOT}/configs/tiny.py:no_adversarial",
+        f"--workdir={workdir}", "--config.model.base_channels=4", "--config.model.channel_mults=(1,)",
+        "--config.model.strides=(8,)", "--config.model.latent_dim=4", "--config.losses.stft.fft_sizes=(64,)",
+        "--config.losses.mel.fft_sizes=(256,)", "--config.losses.mel.n_mels=(8,)", "--config.data.crop_length=512",
+        "--config.num_steps=40", "--config.checkpoint_every=20", "--config.validate_every=20",
+        "--config.data.num_samples=1", "--config.data.validation_crops=4", *flags,
+    ]  # fmt: skip
+
+
+def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(_command(tmp_path / "cut"), env=environment, stdout=log, stderr=log)
+        try:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "cut" / "checkpoints" / "20").exists() and process.poll() is None:
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.01)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    for name in ("cut", "whole"):
+        subprocess.run(_command(tmp_path / name), env=environment, check=True, capture_output=True)
+    contents = []
+    for name in ("cut", "whole"):
+        store = Checkpoints(tmp_path / name / "checkpoints", read_only=True)
+        contents.append((store._run(40)["arrays"], store.metrics(40)))
+        store.close()
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config.model.latent_dimm=3", "config has no key 'model.latent_dimm'; did you mean 'model.latent_dim'"),
+        ("--config.latent_dim=3", "config has no key 'latent_dim'; did you mean 'model.latent_dim'"),
+        ("--config.data.root=/no/such/folder", "config.data.root=/no/such/folder: there is no such folder"),
+        ("--config.data.crop_length=500", "no multiple of the model's hop of 8"),
+        ("--workdir=/proc/nope", "--workdir=/proc/nope cannot be written to ("),
+    ],
+)
+def test_the_command_ends_with_one_clear_line(tmp_path, flag, message):
+    result = subprocess.run(_command(tmp_path, flag), capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_the_command_takes_the_old_flat_keys(tmp_path):
+    flags = ("--config.adversarial_warmup_steps=7", "--config.num_steps=1")
+    result = subprocess.run(_command(tmp_path, *flags), capture_output=True, text=True, check=True)
+    assert "config.adversarial_warmup_steps is deprecated; use config.adversarial.warmup_steps" in result.stderr
+    assert json.loads((tmp_path / "config.json").read_text())["adversarial"]["warmup_steps"] == 7
+
+
+def test_config_names_make_workdirs(monkeypatch):
+    from audiovae_jax.commands import cli
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config=configs/base.py:lightweight,staged", "--workdir=x"])
+    assert cli.config_name() == "base_lightweight_staged"
+    assert list(configuration.override_keys(["x", "--config.a.b=3", "--noconfig.c", "y"])) == [(1, "a.b"), (2, "c")]

@@ -1,0 +1,59 @@
+import os
+
+import pytest
+
+from audiovae_jax.storage import atomic
+
+
+def test_a_name_as_long_as_can_be_is_written(tmp_path):
+    for name in ("x" * 251 + ".wav", "ü" * 125 + ".wav", "y" * 255):
+        with atomic.replacing(tmp_path / name) as temporary:
+            temporary.write_text(name)
+        assert (tmp_path / name).read_text() == name
+    with atomic.replacing_folder(tmp_path / ("z" * 255)) as temporary:
+        temporary.mkdir()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_what_fails_leaves_what_was_there(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").touch()
+
+    def write_file():
+        with atomic.replacing(tmp_path / "a.txt") as temporary:
+            temporary.write_text("new")
+            raise KeyError
+
+    def write_folder():
+        with atomic.replacing_folder(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            raise KeyError
+
+    for write in (write_file, write_folder):
+        with pytest.raises(KeyError):
+            write()
+    assert (tmp_path / "a.txt").read_text() == "old"
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["old"]
+    with atomic.replacing_folder(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "new").touch()
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["new"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "folder"]
+
+
+def test_temporary_names_are_known_again(tmp_path):
+    for ending in ("tmp.wav", "tmp", "old"):
+        assert atomic.is_temporary(atomic.beside(tmp_path / "song.wav", ending).name)
+    for name in ("song.wav", ".hidden.wav", "a.tmp.wav"):
+        assert not atomic.is_temporary(name)
+
+
+def test_what_cannot_be_written_is_known_before(tmp_path):
+    atomic.require_writable(tmp_path / "not" / "there" / "yet")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        atomic.require_writable(tmp_path / "file" / "below")
+    with pytest.raises(OSError, match=r"(?i)no such file|permission|read-only"):
+        atomic.require_writable("/proc/nope" if os.path.isdir("/proc") else "/nope/nope")

@@ -1,0 +1,247 @@
+"""The step: who is updated when, and the same numbers on any number of devices."""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from audiovae_jax import AdversarialLossCalculator, AudioVAE, losses
+from audiovae_jax.losses import WeightedLosses
+from audiovae_jax.losses.kl import KLTerm
+from audiovae_jax.training import mesh, step
+from audiovae_jax.training.optimizer import adamw, learning_rate_schedule
+from audiovae_jax.training.state import create_train_state
+
+SHAPE = (1, 256, 2)
+ADAMW = {"final_learning_rate": 1e-5, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-4, "clip_norm": 1.0}
+
+
+class SmallDiscriminator(nn.Module):
+    @nn.compact
+    def __call__(self, audio):
+        x = nn.leaky_relu(nn.Conv(4, (7,), strides=3)(audio))
+        return [nn.Conv(1, (3,))(x)], [[x]]
+
+
+def make_recipe(**changes) -> step.Recipe:
+    recipe = step.Recipe(
+        model=AudioVAE(base_channels=4, channel_mults=(1, 2), strides=(2, 4), latent_dim=4, dilations=(1,)),
+        losses=WeightedLosses((("l1", 100.0, losses.waveform_l1),)),
+        kl=KLTerm(weight=1e-3, warmup_steps=10),
+        optimizer=adamw(num_steps=100, learning_rate=1e-3, **ADAMW),
+        discriminator=SmallDiscriminator(),
+        adversarial=AdversarialLossCalculator(),
+        discriminator_optimizer=adamw(num_steps=100, learning_rate=1e-3, **ADAMW),
+    )
+    return dataclasses.replace(recipe, **changes)
+
+
+def batch(seed=0, size=4):
+    return np.random.default_rng(seed).standard_normal((size, *SHAPE[1:])).astype(np.float32)
+
+
+def initial_state(recipe, devices=None):
+    devices = devices or mesh.make_mesh(jax.devices()[:1])
+    return jax.jit(lambda: create_train_state(recipe, SHAPE), out_shardings=mesh.replicated(devices))()
+
+
+def run(recipe, steps=1, devices=1, adversarial=True):
+    """The final state and each step's metrics."""
+    devices = mesh.make_mesh(jax.devices()[:devices])
+    per_device = functools.partial(step.train_step, recipe=recipe, adversarial=adversarial)
+    train_step = mesh.map_train_step(per_device, devices)
+    state = initial_state(recipe, devices)
+    history = []
+    for i in range(steps):
+        state, metrics = train_step(state, mesh.place_batch(devices, batch(i)))
+        history.append(jax.device_get(metrics))
+    return jax.device_get(state), history
+
+
+def assert_trees_close(a, b, rtol):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        difference = np.abs(np.asarray(x, np.float64) - y).max() if np.size(x) else 0.0
+        assert difference <= rtol * max(np.abs(y).max(), 1e-3), (jax.tree_util.keystr(path), difference)
+
+
+def assert_trees_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def changed(a, b) -> bool:
+    return any((x != y).any() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_four_devices_give_the_numbers_of_one():
+    one, one_history = run(make_recipe(), steps=3)
+    four, four_history = run(make_recipe(), steps=3, devices=4)
+    assert all(m["g_grad_norm"] > 1.0 for m in one_history)  # the clip is active
+    for a, b in zip(four_history, one_history, strict=True):
+        assert_trees_close(a, b, rtol=1e-5)
+    assert_trees_close(four.params, one.params, rtol=1e-5)
+    assert_trees_close(four.discriminator_params, one.discriminator_params, rtol=1e-5)
+    assert changed(four.params, jax.device_get(initial_state(make_recipe())).params)
+
+
+def test_pmap_of_the_same_function_agrees():
+    recipe = make_recipe()
+    expected, history = run(recipe, devices=4)
+    per_device = functools.partial(step.train_step, recipe=recipe, adversarial=True)
+    stacked = jax.tree.map(lambda x: np.stack([x] * 4), jax.device_get(initial_state(recipe)))
+    state, metrics = jax.pmap(per_device, axis_name=step.AXIS)(stacked, batch().reshape(4, 1, *SHAPE[1:]))
+    for device in range(4):
+        assert_trees_close(jax.tree.map(lambda x, d=device: x[d], jax.device_get(state)), expected, rtol=1e-5)
+    assert_trees_close(jax.tree.map(lambda x: x[0], jax.device_get(metrics)), history[0], rtol=1e-5)
+
+
+def test_the_updates_are_those_of_separate_backward_passes():
+    # The one shared forward pass against the textbook form: two losses, two gradients.
+    recipe = make_recipe()
+    state, _ = run(recipe)
+    initial = jax.device_get(initial_state(recipe))
+    audio = jnp.asarray(batch())
+    noise = jax.vmap(
+        lambda row: jax.random.normal(
+            jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), 0), row), (32, 4)
+        )
+    )(jnp.arange(4))
+
+    def generate(params):
+        return recipe.model.apply({**initial.variables, "params": params}, audio, noise=noise)
+
+    def generator_loss(params):
+        output = generate(params)
+        judge = functools.partial(recipe.discriminator.apply, {"params": initial.discriminator_params})
+        adversarial = recipe.adversarial.compute_generator_loss(judge, audio, output.reconstruction, 0)
+        reconstruction, _ = recipe.losses(prediction=output.reconstruction, target=audio)
+        return reconstruction + adversarial["total_adv_loss"]  # the KL weight is 0 at step 0
+
+    def discriminator_loss(params):
+        judge = functools.partial(recipe.discriminator.apply, {"params": params})
+        fake = generate(initial.params).reconstruction
+        return recipe.adversarial.compute_discriminator_loss(judge, audio, fake)["d_loss"]
+
+    for optimizer, loss, params, opt_state, result in (
+        (recipe.optimizer, generator_loss, initial.params, initial.opt_state, state.params),
+        (
+            recipe.discriminator_optimizer,
+            discriminator_loss,
+            initial.discriminator_params,
+            initial.discriminator_opt_state,
+            state.discriminator_params,
+        ),
+    ):
+
+        @jax.jit
+        def update(params, optimizer=optimizer, loss=loss, opt_state=opt_state):
+            updates, _ = optimizer.update(jax.grad(loss)(params), opt_state, params, step=0)
+            return optax.apply_updates(params, updates)
+
+        assert_trees_close(result, jax.device_get(update(params)), rtol=1e-4)
+
+
+def test_the_discriminator_is_bit_unchanged_and_absent_from_the_metrics_during_warm_up():
+    recipe = make_recipe()
+    initial = jax.device_get(initial_state(recipe))
+    state, history = run(recipe, steps=2, adversarial=False)
+    assert_trees_equal(state.discriminator_params, initial.discriminator_params)
+    assert_trees_equal(state.discriminator_opt_state, initial.discriminator_opt_state)
+    assert changed(state.params, initial.params)
+    assert "d_loss" not in history[0]
+    assert state.step == 2
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_update_intervals_are_honoured(steps):
+    # Step 0 is divisible by both; step 1 by neither.
+    both, _ = run(make_recipe(), steps=1)
+    recipe = make_recipe(generator_update_every=2, discriminator_update_every=2)
+    state, history = run(recipe, steps=steps)
+    assert_trees_close(state.params, both.params, rtol=1e-6)
+    assert_trees_close(state.discriminator_params, both.discriminator_params, rtol=1e-6)
+    assert state.step == steps
+    if steps == 2:
+        assert history[1]["g_grad_norm"] == history[1]["d_grad_norm"] == 0
+    alone, _ = run(make_recipe(discriminator_update_every=2), steps=2)
+    assert_trees_close(alone.discriminator_params, both.discriminator_params, rtol=1e-6)
+    assert changed(alone.params, both.params)
+
+
+def test_feature_matching_reaches_the_generator():
+    def norm(weight):
+        calculator = AdversarialLossCalculator(adversarial_weight=0.0, feature_matching_weight=weight)
+        recipe = make_recipe(adversarial=calculator, losses=WeightedLosses((("none", 0.0, losses.waveform_l1),)))
+        return run(recipe)[1][0]["g_grad_norm"]
+
+    one = norm(10.0)
+    assert norm(0.0) == 0.0
+    assert one > 1e-3
+    assert norm(20.0) == pytest.approx(2 * one, rel=1e-3)
+
+
+def test_a_frozen_encoder_has_no_optimizer_state_and_does_not_move():
+    recipe = make_recipe()
+    recipe = dataclasses.replace(recipe, model=recipe.model.clone(encoder_frozen=True))
+    initial = jax.device_get(initial_state(recipe))
+    state, _ = run(recipe, steps=2)
+    assert_trees_equal(state.params["encoder"], initial.params["encoder"])
+    assert changed(state.params["decoder"], initial.params["decoder"])
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
+    assert any("decoder" in path for path in paths)
+    assert not any("encoder" in path for path in paths)
+
+
+def test_noise_depends_on_seed_step_and_row_alone():
+    model = make_recipe().model
+
+    def noise(recipe, at, devices):
+        devices = mesh.make_mesh(jax.devices()[:devices])
+        fn = jax.shard_map(
+            lambda audio: step._latent_noise(recipe, at, audio),
+            mesh=devices,
+            in_specs=jax.P(step.AXIS),
+            out_specs=jax.P(step.AXIS),
+        )
+        return np.asarray(fn(mesh.place_batch(devices, batch())))
+
+    recipe = make_recipe(model=model)
+    one = noise(recipe, 5, 1)
+    np.testing.assert_array_equal(one, noise(recipe, 5, 4))
+    assert np.abs(one - noise(recipe, 6, 1)).max() > 0.1
+    assert np.abs(one - noise(make_recipe(seed=1), 5, 1)).max() > 0.1
+    assert np.abs(one[0] - one[1]).max() > 0.1
+
+
+def test_the_schedule_is_a_cosine_over_the_run():
+    schedule = learning_rate_schedule(100, 1e-3, 1e-5)
+    assert [float(schedule(s)) for s in (0, 50, 100, 200)] == pytest.approx([1e-3, 5.05e-4, 1e-5, 1e-5], rel=1e-4)
+
+
+def test_validation_is_the_training_objective_with_the_final_kl_weight():
+    recipe = make_recipe()
+    devices = mesh.make_mesh(jax.devices()[:2])
+    state = initial_state(recipe, devices)
+    validate = mesh.map_validation_step(functools.partial(step.validation_step, recipe=recipe), devices)
+    metrics, reconstruction = jax.device_get(validate(state.variables, mesh.place_batch(devices, batch())))
+    _, (first,) = run(recipe, adversarial=False)
+    assert metrics["l1"] == pytest.approx(first["l1"], rel=1e-5)
+    assert metrics["total_loss"] == pytest.approx(100 * metrics["l1"] + 1e-3 * metrics["kl_loss"], rel=1e-5)
+    apply = jax.jit(functools.partial(recipe.model.apply, deterministic=True))
+    expected = apply(jax.device_get(state.variables), batch()).reconstruction
+    np.testing.assert_allclose(reconstruction, expected, atol=1e-5)
+
+
+def test_a_users_loss_may_loop():
+    def looping(*, prediction, target):
+        def body(total, x):
+            return total + jnp.mean(jnp.abs(x)), None
+
+        return jax.lax.scan(body, jnp.zeros(()), jnp.moveaxis(prediction - target, 1, 0))[0]
+
+    recipe = make_recipe(losses=WeightedLosses((("loop", 1.0, looping),)))
+    assert_trees_close(run(recipe, devices=2)[0].params, run(recipe)[0].params, rtol=1e-5)
