@@ -2,6 +2,7 @@
 
 import ast
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,12 @@ def test_packages_say_what_lives_there_and_stay_small():
         sentence = ast.get_docstring(ast.parse((package / "__init__.py").read_text())).split("\n")[0]
         assert sentence.endswith("."), package
         assert len(list(package.glob("*.py"))) <= MOST_FILES, f"{package} has become two"
+
+
+def test_a_wheel_holds_every_package_and_the_configs():
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    packages = {f"audiovae_jax.{path.parent.name}" for path in PACKAGE.glob("*/__init__.py")}
+    assert set(listed) == {"audiovae_jax", "audiovae_jax.configs", *packages}
 
 
 def test_the_package_does_not_import_torch_or_the_configs():

@@ -1,15 +1,19 @@
 """The commands on files, as a user gives them."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 from conftest import random_variables
 
 from audiovae_jax import AudioVAE, save_model
+from audiovae_jax.commands import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,12 +35,18 @@ def test_files_through_a_model_by_every_command(tmp_path):
         assert "Traceback" not in done.stderr
         return done.stdout + done.stderr
 
-    said = run("encode.py", "--model=m", "songs", "latents", status=1)
+    said = run("encode.py", "m", "songs", "latents", status=1)
     assert "bad.wav: not audio that can be read" in said
     assert "2 made, 0 there already and skipped, 1 failed" in said
     (tmp_path / "songs" / "bad.wav").unlink()
-    assert "2 made" in run("decode.py", "--model=m", "latents", "out", "--format=flac")
-    assert "1 made" in run("reconstruct.py", "--model=m", "songs/a.wav", "direct.wav", "--chunk_length=100")
+    assert "2 made" in run("decode.py", "m", "latents", "out", "--format=flac")
+    said = run("reconstruct.py", "--model=m", "songs/a.wav", "direct.wav", "--chunk_length=100")
+    assert "--model=m is deprecated; give the model first" in said
+    assert "1 made" in said
+    assert "1 made" in run("reconstruct.py", "m", "songs/a.wav", "direct.flac")
+    assert soundfile.info(tmp_path / "direct.flac").format == "FLAC"
+    contradiction = run("reconstruct.py", "m", "songs/a.wav", "x.flac", "--format=wav", status=1)
+    assert "--format=wav and x.flac contradict each other" in contradiction
     decoded, _ = soundfile.read(tmp_path / "out" / "a.flac")
     direct, rate = soundfile.read(tmp_path / "direct.wav")
     assert (decoded.shape, rate) == ((3001, 2), 8000)
@@ -47,5 +57,51 @@ def test_files_through_a_model_by_every_command(tmp_path):
     assert described["metadata"]["calibration_frames"] == 2 * 376
     assert (described["sample rate (Hz)"], described["hop (samples)"]) == (8000, 8)
     # The latents are of the model before its calibration.
-    assert "were encoded by another model" in run("decode.py", "--model=m", "latents", "again", status=1)
+    assert "were encoded by another model" in run("decode.py", "m", "latents", "again", status=1)
     assert "[batch, 8*n, 2]" in run("export_stablehlo.py", "m", "served", "--platforms=cpu")
+
+
+FLAGS = {
+    "train": "--config --workdir",
+    "reconstruct": "--batch_size --chunk_length --dtype --format --mix --model --overwrite --sample_rate --step",
+    "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --step",
+    "decode": "--allow_other_model --batch_size --chunk_length --dtype --format --model --overwrite --sample_rate "
+    "--step",
+    "inspect_model": "--json --step",
+    "calibrate_latents": "--limit --sample_rate --verify",
+    "export_stablehlo": "--batch_size --chunk_length --dtype --platforms --sample_rate --step",
+    "import_torch": "--dilations --strict",
+    "export_torch": "--step",
+    "benchmark": "--adversarial --against --batch_size --config --crop --json --profile --repeats --seconds --warmup",
+}
+
+
+def _module(*args, cwd):
+    command = [sys.executable, "-m", "audiovae_jax", *args]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_every_command_lists_all_its_flags_and_no_others(tmp_path):
+    assert FLAGS.keys() == cli._MODULES.keys()
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} == FLAGS.keys()
+    for name, listed in FLAGS.items():
+        _, said = _module(name, "--help", cwd=tmp_path)
+        assert f"python -m audiovae_jax {name}" in said
+        found = re.findall(r"^  --(?:\[no\])?([\w.]+):", said, flags=re.MULTILINE)
+        assert sorted(f"--{flag}" for flag in found if not flag.startswith("config.")) == listed.split()
+
+
+def test_commands_work_as_a_module_in_any_folder(tmp_path):
+    status, said = _module(cwd=tmp_path)
+    assert status == 1
+    assert all(name in said for name in FLAGS)
+    assert "there is no command 'trian'; did you mean 'train'?" in _module("trian", cwd=tmp_path)[1]
+    status, said = _module("train", "--config=tiny:no_adversarial", "--config.data.crop_length=500", cwd=tmp_path)
+    assert (status, "no multiple of the model's hop of 64" in said) == (1, True)
+    refused = _module("benchmark", "data", "--config=tiny", "--against=torch", cwd=tmp_path)[1]
+    assert "benchmark data makes no use of --against; it takes --config, --json, --batch_size, --crop" in refused
+    (tmp_path / "mine.py").write_text("from configs import base\n\n\ndef get_config():\n    return base.nothing\n")
+    assert "has no attribute 'nothing'" in _module("train", "--config=mine.py", cwd=tmp_path)[1]

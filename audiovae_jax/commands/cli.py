@@ -1,9 +1,9 @@
-"""What the scripts share: reading a config from the command line, and errors without tracebacks."""
+"""The command line: one command, its flags, a config, and errors without tracebacks."""
 
+import importlib
 import io
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -11,49 +11,100 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from audiovae_jax.commands import bundled_configs
+from audiovae_jax.commands.command import Command
 from audiovae_jax.config import configuration
+from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError, UserError
 from audiovae_jax.run import compilation, warm_start
 
-_GOES_ON = "what was saved is whole, and the same command goes on from there"
+# Where each command lives; only the one that is asked for is imported.
+_MODULES = {
+    "train": "training",
+    "reconstruct": "codec",
+    "encode": "codec",
+    "decode": "codec",
+    "inspect_model": "models",
+    "calibrate_latents": "models",
+    "export_stablehlo": "models",
+    "import_torch": "conversion",
+    "export_torch": "conversion",
+    "benchmark": "benchmark",
+}
 
 
-def run(main: Callable[..., None], positional: tuple[str, ...] = (), interrupted: str = _GOES_ON):
-    """Parse flags and call `main`; a user's error ends the program with its message and status 1.
+def main(name: str | None = None):
+    """Run a command; a user's error ends the program with its message and status 1.
 
     Args:
-      main: takes the positional arguments, reads flags.
-      positional: their names; a name that ends in "..." stands for one or more.
-      interrupted: what someone who stops the program with Ctrl-C should know.
+      name: of the command; None for the one that the first argument names.
     """
+    try:
+        command = _find(name)
+        try:
+            _run(command)
+        except KeyboardInterrupt:
+            sys.exit(f"\ninterrupted; {command.interrupted}")
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+def _find(name):
+    if name is None:
+        given = sys.argv[1] if len(sys.argv) > 1 else ""
+        if given in ("", "-h", "--help"):
+            print(f"{_program()} COMMAND, of\n")
+            for known in _MODULES:
+                print(f"  {known.ljust(18)} {_load(known).description.splitlines()[0]}")
+            print(f"\n{_program()} COMMAND --help lists what one takes.")
+            sys.exit(0 if given else 1)
+        name = given.replace("-", "_")
+        if name not in _MODULES:
+            raise ConfigError(f"there is no command {given!r}{did_you_mean(name, _MODULES)}; --help lists them")
+        sys.argv[:2] = [f"{_program()} {name}"]
+    return _load(name)
+
+
+def _load(name) -> Command:
+    return getattr(importlib.import_module(f"audiovae_jax.commands.{_MODULES[name]}"), name.upper())
+
+
+def _program():
+    return "python -m audiovae_jax" if Path(sys.argv[0]).name == "__main__.py" else Path(sys.argv[0]).name
+
+
+def _run(command):
     # A module of the user's own is found in the folder that the command is given in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     # A file's name need not be UTF-8, and is printed all the same.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    bundled_configs.offer()
     compilation.use_cache()
-    logging.set_verbosity(logging.ERROR)  # Orbax and XLA report every policy and backend they look at
-    warnings.filterwarnings("default", message=r"config\.", category=DeprecationWarning)
-    try:
-        app.run(lambda argv: main(*_positional(argv, positional)), flags_parser=_parse)
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"\ninterrupted; {interrupted}")
+    logging.set_verbosity(logging.ERROR)  # XLA reports every backend that it looks at
+    warnings.filterwarnings("default", message=r"config\.|--", category=DeprecationWarning)
+    before = set(flags.FLAGS)
+    command.define_flags()
+    if command.old_model_flag:
+        flags.DEFINE_string("model", None, "as it was given before; now the first argument")
+    for name in set(flags.FLAGS) - before:  # or --help leaves them out
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    usage = " ".join([sys.argv[0], *command.positional, "[flags]"])
+    sys.modules["__main__"].__doc__ = f"{command.description}\n\n  {usage}\n".replace("%", "%%")
+    app.run(lambda argv: command.main(*_positional(argv, command)), flags_parser=_parse)
 
 
-def define_config_flag(default: str):
+def define_config_flag():
     """The flag `--config=FILE[:NAME,NAME]`, and `--config.KEY=VALUE` for every key."""
-    config_flags.DEFINE_config_file("config", default, "config file, and configs to mix in: base.py:lightweight,staged")
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])  # or --help leaves it out
+    what = "config file or name, and configs to mix in: base:lightweight,staged; --config.KEY=VALUE sets a key of it"
+    config_flags.DEFINE_config_file("config", str(bundled_configs.FOLDER / "base.py"), what)
 
 
-def read_config(reference: ml_collections.ConfigDict, workdir: Path) -> ml_collections.ConfigDict:
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
     """The config that the flags give, finalized; with a torch file as `init_from`, its run's settings in it.
 
     Args:
-      reference: the base config, whose keys are the allowed ones.
       workdir: of the run.
 
     Raises:
@@ -64,12 +115,12 @@ def read_config(reference: ml_collections.ConfigDict, workdir: Path) -> ml_colle
     lines = warm_start.adopt_settings(config, {key for _, key in configuration.override_keys(sys.argv)}, workdir)
     if lines and jax.process_index() == 0:
         print("\n".join(lines), flush=True)
-    return configuration.finalize(config, reference)
+    return configuration.finalize(config, bundled_configs.reference())
 
 
 def config_name() -> str:
     """`tiny` for `--config=configs/tiny.py`, `base_lightweight` for `configs/base.py:lightweight`."""
-    path, _, names = _config_argument(sys.argv).partition(":")
+    path, _, names = _config_argument(sys.argv)[1].partition(":")
     return "_".join([Path(path).stem, *filter(None, names.split(","))])
 
 
@@ -85,12 +136,17 @@ def whole_numbers(flag: str, values: list[str] | None) -> tuple[int, ...] | None
         raise ConfigError(f"--{flag}={','.join(values)} must be whole numbers between commas") from None
 
 
-def _positional(argv, names):
-    given = argv[1:]
+def _positional(argv, command):
+    given, names = argv[1:], command.positional
+    if command.old_model_flag and flags.FLAGS.model is not None:
+        warnings.warn(
+            f"--model={flags.FLAGS.model} is deprecated; give the model first", DeprecationWarning, stacklevel=2
+        )
+        given = [flags.FLAGS.model, *given]
     open_ended = any(name.endswith("...") for name in names)
     if len(given) < len(names) or (len(given) > len(names) and not open_ended):
         takes = " ".join(names) or "no arguments but flags"
-        raise ConfigError(f"{Path(argv[0]).name} takes {takes}; {len(given)} were given. --help lists the flags")
+        raise ConfigError(f"{command.name} takes {takes}; {len(given)} were given. --help lists the flags")
     return given
 
 
@@ -98,7 +154,11 @@ def _parse(argv):
     flags.FLAGS.set_gnu_getopt()  # flags may follow positional arguments
     if "config" not in flags.FLAGS:
         return app.parse_flags_with_usage(argv)
-    path, _, names = _config_argument(argv).partition(":")
+    position, given = _config_argument(argv)
+    path, _, names = given.partition(":")
+    path = bundled_configs.locate(path)
+    if position is not None:
+        argv[position] = f"--config={path}:{names}" if names else f"--config={path}"
     module = configuration.load_module(path)
     try:
         config = module.get_config(*([names] if names else []))
@@ -117,8 +177,12 @@ def _parse(argv):
 
 
 def _config_argument(argv):
+    """`(position, value)` of `--config=VALUE`, which `--config VALUE` is made into; without one the default's."""
     for i, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config":
-            return value if equals else argv[i + 1] if i + 1 < len(argv) else ""
-    return flags.FLAGS["config"].default_unparsed or ""
+            if not equals:
+                value = argv[i + 1] if i + 1 < len(argv) else ""
+                argv[i : i + 2] = [f"--config={value}"]
+            return i, value
+    return None, flags.FLAGS["config"].default_unparsed or ""

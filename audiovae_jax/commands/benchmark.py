@@ -1,0 +1,73 @@
+"""`benchmark`."""
+
+import os
+import signal
+import sys
+
+from absl import flags
+
+from audiovae_jax.benchmark import command as benchmark
+from audiovae_jax.commands import bundled_configs, cli
+from audiovae_jax.commands.command import Command
+from audiovae_jax.config import configuration
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.run import huge_pages
+
+# The flags that each subcommand reads; all take --config and --json.
+_USED = {
+    "step": ("batch_size", "crop", "adversarial", "against", "repeats", "warmup", "profile"),
+    "codec": ("seconds", "against", "repeats", "warmup"),
+    "data": ("batch_size", "crop", "repeats", "warmup"),
+    "compile": ("batch_size", "crop", "adversarial"),
+    "memory": ("batch_size", "crop", "adversarial", "against", "repeats"),
+}
+
+
+def _flags():
+    cli.define_config_flag()
+    flags.DEFINE_integer("batch_size", None, "items; by default the config's", lower_bound=1)
+    flags.DEFINE_integer("crop", None, "samples of an item; by default the config's", lower_bound=1)
+    flags.DEFINE_bool("adversarial", None, "with the discriminator; by default as the config says")
+    flags.DEFINE_float("seconds", 10.0, "of audio that codec encodes and decodes", 0.1, 3600)
+    flags.DEFINE_list("against", [], "systems to time beside ours: torch, torch_compile, oobleck (codec)")
+    flags.DEFINE_integer("repeats", 5, "measured rounds", lower_bound=1)
+    flags.DEFINE_integer("warmup", 1, "rounds before them", lower_bound=0)
+    flags.DEFINE_bool("profile", False, "step: where the time goes")
+    flags.DEFINE_string("json", None, "file for the report as JSON")
+
+
+def _benchmark(subcommand):
+    _require_used(subcommand)
+    # Another system, or a process started to measure in, needs room on an accelerator too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    huge_pages.restart()  # as training does; other systems run with the same pages
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that other processes end too
+    values = flags.FLAGS
+    benchmark.set_keys(values.config, batch_size=values.batch_size, crop=values.crop, adversarial=values.adversarial)
+    benchmark.run(
+        subcommand,
+        configuration.finalize(values.config, bundled_configs.reference()),
+        json_path=values.json,
+        against=values.against,
+        repeats=values.repeats,
+        warmup=values.warmup,
+        profiled=values.profile,
+        seconds=values.seconds,
+    )
+
+
+def _require_used(subcommand):
+    for flag in {flag for used in _USED.values() for flag in used} - set(_USED.get(subcommand, flags.FLAGS)):
+        if flags.FLAGS[flag].present:
+            takes = ", ".join(f"--{name}" for name in _USED[subcommand])
+            raise ConfigError(f"benchmark {subcommand} makes no use of --{flag}; it takes --config, --json, {takes}")
+
+
+BENCHMARK = Command(
+    name="benchmark",
+    description="Measure the step, the codec, the data, compiling or memory, alone or beside other systems.",
+    main=_benchmark,
+    positional=("step|codec|data|compile|memory",),
+    define_flags=_flags,
+    interrupted="no report was made",
+)

@@ -1,0 +1,129 @@
+"""`reconstruct`, `encode` and `decode`: files through a model; and the flags of whatever uses a codec."""
+
+from collections.abc import Collection, Sequence
+
+from absl import flags
+
+from audiovae_jax.commands import file_jobs
+from audiovae_jax.commands.command import MODEL, Command
+from audiovae_jax.data import stream
+from audiovae_jax.data.audio_file import EXTENSIONS
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.inference.codec import Codec
+
+
+def define_codec_flags():
+    """Define how a codec is loaded and computes."""
+    define_step()
+    flags.DEFINE_integer("sample_rate", None, "in Hz, where the model's file does not tell it", lower_bound=1)
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "what to compute in; by default the model's")
+    flags.DEFINE_integer(
+        "chunk_length", None, "samples computed at once; the result does not depend on it", lower_bound=1
+    )
+    flags.DEFINE_integer("batch_size", None, "windows computed at once; by default by device", lower_bound=1)
+
+
+def define_step():
+    """Define `--step`."""
+    flags.DEFINE_integer("step", None, "of a workdir's checkpoint; by default the best by validation loss")
+
+
+def load(model: str) -> Codec:
+    """The codec of a model, as the flags say."""
+    values = flags.FLAGS
+    return Codec.load(
+        model,
+        step=values.step,
+        sample_rate=values.sample_rate,
+        dtype=values.dtype,
+        chunk_length=values.chunk_length,
+        batch_size=values.batch_size,
+    )
+
+
+def _define(*, mix: bool = False, audio_format: bool = False, other_model: bool = False):
+    define_codec_flags()
+    flags.DEFINE_bool("overwrite", False, "make what is there already, too")
+    if mix:
+        flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
+    if audio_format:
+        flags.DEFINE_enum("format", "wav", ["wav", "flac"], "of the audio: 32-bit float wav, or 24-bit flac")
+    if other_model:
+        flags.DEFINE_bool("allow_other_model", False, "decode the latents of another model")
+
+
+def _plan_audio(paths: Sequence[str], extensions: Collection[str]) -> list[file_jobs.Job]:
+    """The audio files to make of `IN... OUT`, in the format of `--format`, or of a single file's name.
+
+    Raises:
+      ConfigError: the two contradict each other.
+      DataError: see `file_jobs.plan`.
+    """
+    flag = flags.FLAGS["format"]
+    jobs = file_jobs.plan(
+        paths[:-1], paths[-1], extensions=extensions, suffix=f".{flag.value}", file_suffixes=stream.SUFFIXES
+    )
+    if flag.present and jobs[0].target.suffix.lower() != f".{flag.value}":
+        raise ConfigError(f"--format={flag.value} and {jobs[0].target} contradict each other; leave one out")
+    return jobs
+
+
+def _reconstruct(model, *paths):
+    jobs = _plan_audio(paths, extensions=EXTENSIONS)
+    codec = load(model)
+
+    def process(source, target, progress):
+        codec.reconstruct_file(source, target, mix=flags.FLAGS.mix, progress=progress)
+
+    file_jobs.run(jobs, process, overwrite=flags.FLAGS.overwrite)
+
+
+def _encode(model, *paths):
+    jobs = file_jobs.plan(paths[:-1], paths[-1], extensions=EXTENSIONS, suffix=".safetensors")
+    codec = load(model)
+
+    def process(source, target, progress):
+        codec.encode_file(source, target, progress=progress, mix=flags.FLAGS.mix)
+
+    file_jobs.run(jobs, process, overwrite=flags.FLAGS.overwrite)
+
+
+def _decode(model, *paths):
+    jobs = _plan_audio(paths, extensions=(".safetensors",))
+    codec = load(model)
+
+    def process(source, target, progress):
+        codec.decode_file(source, target, allow_other_model=flags.FLAGS.allow_other_model, progress=progress)
+
+    file_jobs.run(jobs, process, overwrite=flags.FLAGS.overwrite)
+
+
+_FILES = (MODEL, "IN...", "OUT")
+_WHAT = """
+
+MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. IN are files, and folders whose
+structure is kept under OUT; a single file can be given the name of the file to make. What is there is skipped."""
+RECONSTRUCT = Command(
+    name="reconstruct",
+    description="Audio files through a model and back; any length takes the same memory." + _WHAT,
+    main=_reconstruct,
+    positional=_FILES,
+    define_flags=lambda: _define(mix=True, audio_format=True),
+    old_model_flag=True,
+)
+ENCODE = Command(
+    name="encode",
+    description="Audio files to files of latents." + _WHAT,
+    main=_encode,
+    positional=_FILES,
+    define_flags=lambda: _define(mix=True),
+    old_model_flag=True,
+)
+DECODE = Command(
+    name="decode",
+    description="Files of latents to audio files." + _WHAT,
+    main=_decode,
+    positional=_FILES,
+    define_flags=lambda: _define(audio_format=True, other_model=True),
+    old_model_flag=True,
+)
