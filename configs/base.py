@@ -63,7 +63,7 @@ def _base():
     config.model.dilations = (1, 3, 9)  # of the residual units in each block
     config.model.encoder_frozen = False  # True trains the decoder alone
     # True keeps only what lies between blocks and computes the rest of the model again for the gradient:
-    # less memory for more time (README, Performance).
+    # less memory for more time (audiovae_jax/benchmark/README.md).
     config.model.remat = False
     config.model.dtype = "float32"  # what convolutions compute in; "bfloat16" is faster on GPU and TPU
 

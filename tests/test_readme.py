@@ -1,7 +1,11 @@
 """The README's Python is what works here: its examples of saving, loading and using a model, run in order."""
 
+import functools
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import golden_configs as names
@@ -9,17 +13,19 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, initialised, random_variables
 
 import audiovae_jax
 from audiovae_jax import AudioVAE, EnCodecDiscriminator, load_model, save_model
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PACKAGE = ROOT / "audiovae_jax"
 
 
-def _blocks(heading):
+def _blocks(heading, page=README):
     """The Python blocks of a section, made small: the published width takes minutes to initialise."""
-    section = re.split(r"^#+ ", README.read_text(), flags=re.MULTILINE)
+    section = re.split(r"^#+ ", page.read_text(), flags=re.MULTILINE)
     (text,) = [part for part in section if part.startswith(heading)]
     blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     return [b.replace("latent_dim=64, base_channels=128", "latent_dim=3, base_channels=2") for b in blocks]
@@ -43,16 +49,18 @@ def namespace(tmp_path, monkeypatch):
 
 
 def test_the_codec(namespace):
-    (block,) = _blocks("Use a trained model")
+    block, saving = _blocks("Use a trained model")
     lines = [line for line in block.splitlines() if "..." not in line]  # which shows the module's own call
     assert len(lines) == len(block.splitlines()) - 1
     exec("\n".join(lines), namespace)
     assert namespace["audio"].shape == (1, 3000, 2)
     assert Path("latents.safetensors").exists()
+    exec(saving, namespace)
+    assert namespace["model"].latent_dim == 3
 
 
 def test_saving_and_loading(namespace):
-    (block,) = _blocks("Save and load")
+    (block,) = _blocks("Save and load", PACKAGE / "persistence" / "README.md")
     imports, rest = block.split("\n\n", 1)
     make, load = rest.split("\n\n", 1)
     exec(imports, namespace)
@@ -69,9 +77,72 @@ def test_saving_and_loading(namespace):
 
 
 def test_coming_from_pytorch(namespace):
-    for block in _blocks("Coming from PyTorch, and going back"):
+    for block in _blocks("Coming from PyTorch, and going back", PACKAGE / "torch_io" / "README.md"):
         exec(block, namespace)
     assert Path("back.pt").exists()
+
+
+def test_the_losses_alone(namespace):
+    namespace["real_audio"] = namespace["fake_audio"] = jax.numpy.asarray(namespace["audio"])
+    params = initialised(namespace["discriminator"], namespace["real_audio"])
+    namespace["discriminator"] = functools.partial(namespace["discriminator"].apply, params)
+    namespace["global_step"] = 6000
+    for page in (README, PACKAGE / "losses" / "README.md"):
+        (block,) = _blocks("Use the parts alone" if page == README else "Use the losses alone", page)
+        exec(block, namespace)
+        assert float(namespace["d"]["d_loss"]) > 0
+
+
+def test_links_lead_somewhere():
+    pages = [README, *PACKAGE.glob("*/README.md")]
+    assert len(pages) == 8
+    for page in pages:
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+SMALL = {  # what makes a command of the README short
+    "train.py": "--config.num_steps=1 --config.batch_size=4 --config.data.crop_length=2048 --config.sample_every=1 "
+    "--config.model.base_channels=2 --config.discriminator.stft_filters=1 --config.discriminator.n_ffts=(256,) "
+    "--config.discriminator.use_msd=False --config.discriminator.mpd_periods=(2,) "
+    "--config.discriminator.mpd_channels=(2,4) --config.losses.stft.fft_sizes=(256,) "
+    "--config.losses.mel.fft_sizes=(1024,) --config.losses.mel.n_mels=(16,) --config.data.num_samples=1",
+    "benchmark.py": "--repeats=1 --warmup=0 --crop=2048 --config.batch_size=4 --config.model.base_channels=2 "
+    "--config.use_adversarial=False --config.losses.stft.fft_sizes=(256,) --config.losses.mel.fft_sizes=(1024,) "
+    "--config.losses.mel.n_mels=(16,)",
+}
+
+
+def _commands():
+    """The lines of the README that run a script, with those that they go on in."""
+    text = "".join(re.findall(r"```bash\n(.*?)```", README.read_text(), flags=re.DOTALL)).replace("\\\n", " ")
+    return [line for line in text.splitlines() if "scripts/" in line]
+
+
+@pytest.mark.slow
+def test_every_command_works_as_it_stands(tmp_path, audio_folder):
+    """With a small model and folder in place of a user's own, and what makes training short."""
+    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
+    save_model(model, random_variables(model), tmp_path / "MODEL", sample_rate=44100)
+    shutil.copytree(audio_folder, tmp_path / "songs")
+    shutil.copy(GOLDEN / "lightning.ckpt", tmp_path / "old.ckpt")
+    commands = _commands()
+    assert len(commands) == 13
+    for number, command in enumerate(commands):
+        _, _, arguments = command.partition(".venv/bin/python scripts/")
+        script, *given = shlex.split(arguments, comments=True)
+        given = [part.replace("/path/to/audio", str(tmp_path / "songs")) for part in given]
+        if script == "benchmark.py":
+            given = [part for part in given if not part.startswith("--against")]
+        if "--config.init_from=old.ckpt" in given:  # whose settings replace the config's
+            short = ["--config.num_steps=4", *SMALL[script].split()[1:4], *SMALL[script].split()[8:]]
+        else:
+            short = SMALL.get(script, "").split()
+        workdir = [f"--workdir={tmp_path / str(number)}"] if script == "train.py" else []
+        given = [part.replace("configs/", f"{ROOT}/configs/") for part in given]
+        line = [sys.executable, str(ROOT / "scripts" / script), *given, *short, *workdir]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
 def test_the_public_names_are_there():

@@ -19,7 +19,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
       CheckpointError: there is no model there, or it is damaged.
     """
     loaded = saved_model.open_model(path, step=step)
-    state = training_state.load_training_state(path, step=step)
+    state = training_state.training_state_of(loaded, path)
     model, variables = loaded.model, loaded.variables
     rate = loaded.sample_rate
     statistics = {name: np.asarray(value) for name, value in variables["latent_statistics"].items()}

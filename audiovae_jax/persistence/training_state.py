@@ -34,8 +34,14 @@ def load_training_state(
     Raises:
       CheckpointError: there is no model there, it is damaged, or the optimizer is another.
     """
+    return training_state_of(saved_model.open_model(path, step=step), path, optimizer)
+
+
+def training_state_of(
+    loaded: saved_model.LoadedModel, path: str | Path, optimizer: optax.GradientTransformation | None = None
+) -> dict[str, Any]:
+    """`load_training_state` of a model that was opened already."""
     path = Path(path)
-    loaded = saved_model.open_model(path, step=step)
     state = {
         "epoch": loaded.epoch,
         "global_step": loaded.global_step,

@@ -155,6 +155,9 @@ class _Run:
             mesh.place_batch(devices, rows)
             for rows in self._batches(data.validation, 0, -(-config.data.validation_crops // config.batch_size))
         ]
+        # Of the last validation, so that samples need no second one.
+        self._sampled_batches = -(-config.data.num_samples * jax.process_count() // config.batch_size)
+        self._reconstructions, self._reconstructed_at = {}, None
         self._validation_step = mesh.map_validation_step(
             functools.partial(step.validation_step, recipe=recipe), devices
         )
@@ -234,7 +237,14 @@ class _Run:
             )
 
     def _validate(self, state, at):
-        results = [self._validation_step(state.variables, rows)[0] for rows in self._validation_rows]
+        results = []
+        self._reconstructions = {}
+        for i, rows in enumerate(self._validation_rows):
+            result, reconstruction = self._validation_step(state.variables, rows)
+            results.append(result)
+            if i < self._sampled_batches:
+                self._reconstructions[i] = reconstruction
+        self._reconstructed_at = at
         results = jax.device_get(results)
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
         self._require_finite("val/total_loss", metrics["total_loss"], at)
@@ -244,12 +254,13 @@ class _Run:
         return metrics
 
     def _sample(self, state, at):
+        if self._reconstructed_at != at:  # a validation has them already
+            rows = self._validation_rows[: self._sampled_batches]
+            self._reconstructions = {i: self._validation_step(state.variables, row)[1] for i, row in enumerate(rows)}
         originals, reconstructions = [], []
-        for rows in self._validation_rows:
-            if len(originals) < self._config.data.num_samples:
-                reconstruction = self._validation_step(state.variables, rows)[1]
-                originals.extend(mesh.local_rows(rows))
-                reconstructions.extend(mesh.local_rows(reconstruction))
+        for i, reconstruction in self._reconstructions.items():
+            originals.extend(mesh.local_rows(self._validation_rows[i]))
+            reconstructions.extend(mesh.local_rows(reconstruction))
         n = self._config.data.num_samples
         self._reporter.samples(at, originals[:n], reconstructions[:n])
 

@@ -49,7 +49,9 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
     if path is None or Path(path).is_dir():
         return []
     try:
-        overrides, origin = training.read_training(path).overrides, f"the run in {path}"
+        imported = _read_once(path)
+        _waiting[path] = imported  # the run that begins takes its arrays, if it gets so far
+        overrides, origin = imported[1].overrides, f"the run in {path}"
     except CheckpointError:
         overrides, origin = _adopted_before(workdir, path), f"the run in {workdir}, since {path} cannot be read again"
         if overrides is None:
@@ -94,7 +96,8 @@ def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, say: Calla
       CheckpointError: there is nothing there that can be taken over.
     """
     if not Path(path).is_dir():
-        imported = training.read_training(path)
+        _, imported = _read_once(path)
+        _waiting.clear()
         notes = list(imported.notes)
         try:
             state = training.train_state(imported, recipe, fresh, notes)
@@ -121,6 +124,21 @@ def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, say: Calla
             say(f"config.init_from={path}: its {' and '.join(names)} does not fit and starts afresh")
     say(f"taken over from {path}: step {int(old.step)}, {', '.join(parts)}")
     return fresh.replace(**parts)
+
+
+# What `adopt_settings` has read, for `take_over`: such a file has hundreds of megabytes.
+_waiting: dict = {}
+
+
+def _read_once(path):
+    """`(when it was changed, its contents)` of a torch file."""
+    try:
+        changed = Path(path).stat().st_mtime_ns
+    except OSError:
+        changed = None
+    if path in _waiting and _waiting[path][0] == changed:
+        return _waiting[path]
+    return changed, training.read_training(path)
 
 
 def _adopted_before(workdir, path):

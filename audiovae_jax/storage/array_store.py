@@ -67,6 +67,9 @@ def write_tree(directory: Path, tree: PyTree):
         raise
     except Exception as error:  # Orbax and its storage raise what they like
         raise OSError(storage_reason(error)) from error
+    # It names the folder on this machine, which is nobody's business where the tree is shared.
+    for marker in directory.rglob("commit_success.txt"):
+        marker.unlink()
 
 
 def read_tree(directory: Path, described: dict[str, str], parts: tuple[str, ...] | None = None) -> dict:

@@ -17,7 +17,6 @@ import pytest
 import soundfile
 
 from audiovae_jax import losses
-from audiovae_jax.config import configuration
 from audiovae_jax.data import pipeline
 from audiovae_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from audiovae_jax.persistence.checkpoint import Checkpoints
@@ -325,11 +324,3 @@ def test_the_command_takes_the_old_flat_keys(tmp_path):
     result = subprocess.run(_command(tmp_path, *flags), capture_output=True, text=True, check=True)
     assert "config.adversarial_warmup_steps is deprecated; use config.adversarial.warmup_steps" in result.stderr
     assert json.loads((tmp_path / "config.json").read_text())["adversarial"]["warmup_steps"] == 7
-
-
-def test_config_names_make_workdirs(monkeypatch):
-    from audiovae_jax.commands import cli
-
-    monkeypatch.setattr(sys, "argv", ["train.py", "--config=configs/base.py:lightweight,staged", "--workdir=x"])
-    assert cli.config_name() == "base_lightweight_staged"
-    assert list(configuration.override_keys(["x", "--config.a.b=3", "--noconfig.c", "y"])) == [(1, "a.b"), (2, "c")]

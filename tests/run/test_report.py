@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+import soundfile
+
+from audiovae_jax.run import report
+
+
+def _reporter(workdir, **options):
+    options = {"start_step": 0, "first_step": 0, "num_steps": 30, "sample_rate": 8000, **options}
+    return report.Reporter(workdir, **options)
+
+
+def test_scalars_are_events_now_and_then_and_the_bar_goes_on(tmp_path, capsys):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    reporter = _reporter(tmp_path)
+    for step in range(1, 31):
+        reporter.step(step, {"train/total_g_loss": float(step), "train/unseen": 1.0})
+    reporter.say("a line")
+    reporter.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/total_g_loss")] == [1, 10, 20, 30]
+    printed = capsys.readouterr()
+    assert "30/30" in printed.err
+    assert "G 30" in printed.err
+    assert "a line" in printed.out + printed.err
+
+
+def test_samples_are_audio_and_pictures(tmp_path):
+    reporter = _reporter(tmp_path)
+    audio = [np.full((2000, 2), 1.5, np.float32), np.zeros((2000, 2), np.float32)]
+    reporter.samples(7, audio, audio[::-1])
+    reporter.close()
+    folder = tmp_path / "samples" / "step_00000007"
+    names = [f"{i}{ending}" for i in range(2) for ending in (".png", "_original.wav", "_reconstruction.wav")]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    written, rate = soundfile.read(folder / "0_original.wav")
+    assert (rate, written.shape, written.max()) == (8000, (2000, 2), pytest.approx(1, abs=1e-4))  # clipped
+
+
+def test_a_full_disk_costs_the_samples_and_not_the_run(tmp_path, full_disk, capsys):
+    reporter = _reporter(tmp_path)
+    audio = [np.random.default_rng(0).uniform(-1, 1, (100_000, 2)).astype(np.float32)]
+    with full_disk(50_000):
+        reporter.samples(7, audio, audio)
+    reporter.close()
+    printed = capsys.readouterr()
+    assert "warning: the samples of step 7 were not written" in printed.out + printed.err
+
+
+def test_other_hosts_write_nothing(tmp_path, capsys):
+    reporter = _reporter(tmp_path, enabled=False)
+    reporter.step(1, {"train/total_g_loss": 1.0})
+    reporter.scalars(1, {"x": 1.0})
+    reporter.samples(1, [np.zeros((10, 1))], [np.zeros((10, 1))])
+    reporter.flush()
+    with reporter.timed("work"):
+        pass
+    reporter.close()
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_what_takes_long_is_announced_and_timed():
+    said = []
+    with report.timed("compiling", said.append):
+        assert said == ["compiling ..."]
+    assert said[1].startswith("compiling: 0.0 s")
+
+
+def test_a_louder_picture_is_brighter(tmp_path):
+    tone = np.sin(np.arange(8000) / 5)[:, None].astype(np.float32)
+    image = report.spectrogram_image(tone, 1e-3 * tone, 8000, tmp_path / "x.png")
+    assert (tmp_path / "x.png").exists()
+    top, bottom = np.array_split(image.astype(float), 2)
+    assert top[:, : image.shape[1] // 2].mean() != bottom[:, : image.shape[1] // 2].mean()
+    assert image.dtype == np.uint8
