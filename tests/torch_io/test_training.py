@@ -1,7 +1,6 @@
 """Runs of the PyTorch system that go on here: moments, steps, settings, and torch beside us."""
 
 import functools
-import os
 import shutil
 from pathlib import Path
 
@@ -385,7 +384,7 @@ def test_five_steps_on_are_torchs_five_steps(micro_config, monkeypatch):
     _check_against_torch(config, LIGHTNING, names.MICRO_MODEL, names.MICRO_DISCRIMINATOR, 1024, monkeypatch)
 
 
-@pytest.mark.skipif("AUDIOVAE_JAX_LONG_TESTS" not in os.environ, reason="takes a minute; set AUDIOVAE_JAX_LONG_TESTS")
+@pytest.mark.slow
 def test_five_steps_on_from_the_seeds_checkpoint(micro_config, monkeypatch):
     path = shared("golden/lightning_adversarial.ckpt")
     pytest.importorskip("torch")
