@@ -5,6 +5,8 @@ import numbers
 import operator
 from typing import Any
 
+import numpy as np
+
 
 def whole_number(value: Any, name: str, error: type[Exception], *, least: int = 1, most: int = 2**40 - 1) -> int:
     """`value` as an int: Python's, numpy's or jax's integers, and floats that are whole.
@@ -19,7 +21,7 @@ def whole_number(value: Any, name: str, error: type[Exception], *, least: int = 
       error: it is none, or out of range.
     """
     number = None
-    if not isinstance(value, bool | str | bytes):
+    if not isinstance(value, bool | str | bytes | np.bool_):
         try:
             number = operator.index(value)
         except TypeError:

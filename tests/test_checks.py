@@ -14,7 +14,7 @@ def test_whole_numbers_of_any_type_are_taken(value):
     assert (number, type(number)) == (48000, int)
 
 
-@pytest.mark.parametrize("value", [44100.5, "44100", None, True, float("nan"), float("inf"), [1], 1j])
+@pytest.mark.parametrize("value", [44100.5, "44100", None, True, np.True_, float("nan"), float("inf"), [1], 1j])
 def test_others_are_refused_by_name(value):
     with pytest.raises(DataError, match="rate=.* must be a whole number"):
         whole_number(value, "rate", DataError)

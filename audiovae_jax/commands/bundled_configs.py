@@ -9,7 +9,7 @@ import ml_collections
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 FOLDER = next(
-    folder for folder in (_PACKAGE.parent / "configs", _PACKAGE / "configs") if (folder / "base.py").is_file()
+    folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if (folder / "base.py").is_file()
 )
 
 

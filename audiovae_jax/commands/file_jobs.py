@@ -1,6 +1,7 @@
 """Many files in, a folder of files out: structure kept, what is there skipped, bad files not in the way of the rest."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -43,17 +44,17 @@ def plan(
         can be.
     """
     paths, target = [Path(name) for name in inputs], Path(output)
-    if target.suffix.lower() in (suffix, *file_suffixes) and not target.is_dir():
-        if len(paths) == 1 and not paths[0].is_dir():
-            if not paths[0].exists():
+    if target.suffix.lower() in (suffix, *file_suffixes) and not os.path.isdir(target):
+        if len(paths) == 1 and not os.path.isdir(paths[0]):
+            if not os.path.exists(paths[0]):
                 raise DataError(f"{printable(paths[0])}: there is no such file or folder")
             return [_safe(Job(paths[0], target))]
         raise DataError(f"{printable(target)} is one file's name, and there are several to make; give a folder")
-    if target.exists() and not target.is_dir():
+    if os.path.exists(target) and not os.path.isdir(target):
         raise DataError(f"{printable(target)} is a file; give a folder to write to")
     jobs = {}
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             raise DataError(f"{printable(path)}: there is no such file or folder")
         found = [path]
         if path.is_dir():
@@ -114,10 +115,10 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
 
 
 def _safe(job):
-    if job.target.exists() and job.target.samefile(job.source):
+    if os.path.exists(job.target) and job.target.samefile(job.source):
         raise DataError(f"{printable(job.source)} would overwrite itself; give another output folder")
     return job
 
 
 def _same(path, other):
-    return other.exists() and path.samefile(other)
+    return os.path.exists(other) and path.samefile(other)

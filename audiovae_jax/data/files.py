@@ -58,9 +58,13 @@ def _walk(folder, seen, linked_folders) -> Iterator[os.DirEntry]:
         except OSError:  # gone, or not ours to read: what is in it cannot be used either
             continue
         for entry in entries:
-            if entry.is_dir():
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself, or to what may not be looked at
+                is_folder = is_file = False
+            if is_folder:
                 (linked_folders if entry.is_symlink() else waiting).append(entry.path)
-            elif entry.is_file() or entry.is_symlink():  # a broken link too, so that its reader says so
+            elif is_file or entry.is_symlink():  # a broken link too, so that its reader says so
                 yield entry
 
 

@@ -143,6 +143,8 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
         if kind != "WAV":
             raise DataError(f"{name}: {length} samples are more than the 4 GiB of this kind; use .wav or .flac")
         kind = "RF64"
+    if subtype == "VORBIS" and sample_rate > _LARGEST_VORBIS_RATE:  # libsndfile falls over
+        raise DataError(f"{name}: Vorbis takes no more than {_LARGEST_VORBIS_RATE} Hz, not {sample_rate}; use .flac")
     written = 0
     try:
         with atomic.replacing(path) as temporary:
@@ -177,4 +179,5 @@ _KINDS = {
     ".aiff": ("AIFF", "FLOAT", 4),
 }
 SUFFIXES = tuple(suffix for suffix, (kind, *_) in _KINDS.items() if kind in soundfile.available_formats())
+_LARGEST_VORBIS_RATE = 192_000  # Hz
 _LARGEST = 2**32 - 2**16  # bytes of samples, with room for the header

@@ -85,7 +85,8 @@ class Latents:
                 z = file.get_tensor("z") if text is not None else None
         except FileNotFoundError:
             raise DataError(f"{name}: there is no such file") from None
-        except (OSError, safetensors.SafetensorError) as error:
+        except (OSError, safetensors.SafetensorError, AttributeError, TypeError, ValueError) as error:
+            # The last three: a type of numbers that numpy does not have.
             raise DataError(f"{name} cannot be read as latents: {error}") from error
         if text is None:
             raise DataError(f"{name} holds no latents: it has no {_KEY} in its metadata")

@@ -50,22 +50,26 @@ class Checkpoints:
     Args:
       directory: created when needed, unless `read_only`.
       read_only: only look.
+      still_ours: whether what is left of a failed write may be removed, and is nobody else's.
     """
 
-    def __init__(self, directory: Path, read_only: bool = False):
+    def __init__(self, directory: Path, read_only: bool = False, still_ours: Callable[[], bool] = lambda: True):
         if read_only and not directory.is_dir():
             raise CheckpointError(f"{directory}: there is no such folder")
         self._directory, self._read_only = directory, read_only
         self._manager: ocp.CheckpointManager | None = None
         self._newest_loss: dict[int, float] = {}  # of what is being written
-        self._failed = False
+        self._failed, self._still_ours = False, still_ours
 
     def steps(self) -> list[int]:
         """The steps of finished checkpoints, ascending."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             # What is not finished has another name.
             return sorted(int(child.name) for child in self._directory.iterdir() if _is_step(child))
-        return []
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(f"{self._directory} cannot be looked into: {error.strerror or error}") from error
 
     def best(self) -> tuple[int, float] | None:
         """The step of the lowest `total_loss`, and that; None where none can be told."""
@@ -230,8 +234,9 @@ class Checkpoints:
             yield
         except Exception as error:  # Orbax and its storage raise what they like
             self._failed = True
-            for leftover in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for step in self._newest_loss if jax.process_index() == 0 and self._still_ours() else ():
+                for leftover in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
             kept = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
                 f"a checkpoint was not written to {self._directory}: {array_store.storage_reason(error)}; "
@@ -242,9 +247,15 @@ class Checkpoints:
         # A run that goes on from an earlier step comes by these again.
         for step in steps if jax.process_index() == 0 else []:
             target = self._directory.parent / "damaged_checkpoints" / str(step)
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            (self._directory / str(step)).rename(target)
+            try:
+                target.parent.mkdir(exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                (self._directory / str(step)).rename(target)
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self._directory / str(step)} is damaged and could not be moved to {target}: "
+                    f"{error.strerror or error}"
+                ) from error
         if steps and self._manager is not None:
             self._manager.reload()
 
@@ -273,7 +284,10 @@ class Checkpoints:
                 run["metrics"] = json.loads((folder / _OLD_METRICS_FILE).read_text())
             elif run.get("checksum") != json_checksum(run):
                 raise CheckpointError(f"{folder} is damaged: {_RUN_FILE} does not match its checksum")
-            if not all(isinstance(run[part], dict) for part in ("config", "data", "metrics", "arrays")):
+            parts = [run[part] for part in ("config", "data", "metrics", "arrays")]
+            if not all(isinstance(part, dict) for part in parts) or not all(
+                isinstance(a, str) for a in parts[3].values()
+            ):
                 raise CheckpointError(f"{folder} is damaged: {_RUN_FILE} is not the description of a checkpoint")
         except CheckpointError:
             raise

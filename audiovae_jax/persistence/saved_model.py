@@ -6,6 +6,7 @@ A saved model is a folder: `model.json`, which a person can read, and Orbax tree
 
 import dataclasses
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ class LoadedModel:
 def open_model(path: str | Path, *, step: int | None = None, strict: bool = True) -> LoadedModel:
     """`load_model` with all that the file says of the model; the arguments are the same."""
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # which is not Path.exists: that raises for names that cannot be
         raise CheckpointError(f"{path}: there is no such file or folder")
     if not path.is_dir() or (path / DESCRIPTION).is_file():
         if step is not None:
@@ -196,7 +197,7 @@ def is_calibrated(variables: dict) -> bool:
 def require_target(path: str | Path):
     """Raise CheckpointError unless a saved model can be put at `path`, before much is computed for it."""
     path = Path(path)
-    if path.exists() and not (path / DESCRIPTION).is_file():
+    if os.path.exists(path) and not (path / DESCRIPTION).is_file():
         raise CheckpointError(f"{path} exists and is not a saved model; give another path")
     try:
         atomic.require_writable(path)
@@ -265,17 +266,18 @@ def _open_checkpoint(path, step):
 
 
 def _open_step(checkpoints, folder, step):
-    config = ml_collections.ConfigDict(checkpoints.config(step), convert_dict=True)
     variables = checkpoints.parts(step, checkpoint.VARIABLES)
     try:
-        model = build.build_model(config)
+        with as_checkpoint_error(f"{folder / str(step)}: its config makes no model"):
+            config = ml_collections.ConfigDict(checkpoints.config(step), convert_dict=True)
+            model, sample_rate = build.build_model(config), config.data.sample_rate
     except ConfigError as error:
         raise CheckpointError(f"{folder / str(step)}: {error}") from error
     return LoadedModel(
         model,
         variables,
         "checkpoint",
-        sample_rate=config.data.sample_rate,
+        sample_rate=sample_rate,
         global_step=step,
         metadata=checkpoints.metrics(step),
     )

@@ -1,6 +1,7 @@
 """What is seen of a run: progress bar, TensorBoard events, samples as audio and spectrograms."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -11,9 +12,11 @@ import soundfile
 import tqdm
 
 from audiovae_jax.ops import signal
+from audiovae_jax.run.events import Events
 
 # Training scalars go to TensorBoard at these steps: every step of a long run would fill a disk.
 _SCALARS_EVERY = 10
+_FLUSH_EVERY = 60  # seconds between looks that TensorBoard can have
 _BAR_METRICS = {
     "train/total_g_loss": "G",
     "train/d_loss": "D",
@@ -47,10 +50,8 @@ class Reporter:
         self._enabled = enabled
         self._workdir, self._sample_rate = workdir, sample_rate
         self._shown: dict[str, float] = {}
+        self._flushed = -math.inf
         if enabled:
-            import tensorboardX
-
-            self._events = tensorboardX.SummaryWriter(str(workdir), purge_step=first_step)
             self._bar = tqdm.tqdm(
                 initial=start_step,
                 total=num_steps,
@@ -60,6 +61,7 @@ class Reporter:
                 # A log file gets a line now and then, a terminal a moving bar.
                 mininterval=0.1 if sys.stderr.isatty() else 10,
             )
+            self._events = Events(workdir, first_step, self.say)
 
     def say(self, text: str):
         """Print a line above the bar."""
@@ -89,12 +91,15 @@ class Reporter:
         """Record metrics as TensorBoard scalars."""
         if self._enabled:
             for name, value in metrics.items():
-                self._events.add_scalar(name, value, step)
+                self._events.scalar(name, value, step)
+            if time.monotonic() - self._flushed > _FLUSH_EVERY:
+                self.flush()
             self._show(metrics)
 
     def flush(self):
         """Write the events out."""
         if self._enabled:
+            self._flushed = time.monotonic()
             self._events.flush()
 
     def samples(self, step: int, originals: list[np.ndarray], reconstructions: list[np.ndarray]):
@@ -113,9 +118,9 @@ class Reporter:
             for name, audio in (("original", original), ("reconstruction", reconstruction)):
                 audio = np.clip(audio, -1, 1)
                 soundfile.write(folder / f"{i}_{name}.wav", audio, self._sample_rate, subtype="PCM_16")
-                self._events.add_audio(f"sample_{i}/{name}", audio, step, sample_rate=self._sample_rate)
+                self._events.audio(f"sample_{i}/{name}", audio, step, self._sample_rate)
             image = spectrogram_image(original, reconstruction, self._sample_rate, folder / f"{i}.png")
-            self._events.add_image(f"sample_{i}/spectrograms", image, step, dataformats="HWC")
+            self._events.image(f"sample_{i}/spectrograms", image, step)
         self._events.flush()
 
     def close(self):

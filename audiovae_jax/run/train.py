@@ -48,8 +48,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         if taken_from is not None:
             say(f"taking {workdir} over from a run that ended without a word: {taken_from}")
         recipe = build.build_recipe(config)
-        data = pipeline.open_data(config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir,))
-        checkpoints = Checkpoints(workdir / "checkpoints")
+        data = pipeline.open_data(
+            config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
+        )
+        checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held)
         ending.callback(checkpoints.close)
         claim_workdir(config, workdir, checkpoints, write=is_first)
         devices = mesh.make_mesh()
@@ -90,7 +92,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints:
     if previous is None and checkpoints.steps() and path.exists():
         try:
             previous = json.loads(path.read_text())
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{path} is not readable as JSON ({error}); restore it or use another --workdir"
             ) from error
@@ -103,7 +105,10 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints:
                 + f"\nuse another --workdir, and --config.init_from={workdir} there to go on from this run"
             )
     if write:
-        checkpoint.write_json(path, current)
+        try:
+            checkpoint.write_json(path, current)
+        except OSError as error:
+            raise ConfigError(f"{path} was not written: {error.strerror or error}") from error
 
 
 def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say):
@@ -121,7 +126,7 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
         for reason in restored.damaged:
             say(f"warning: passed over {reason}")
         say(f"going on from step {restored.step}")
-        if restored.data["fingerprint"] != fingerprint:
+        if restored.data.get("fingerprint") != fingerprint:
             say(
                 "warning: the audio under config.data.root is not what it was when this run was stopped; "
                 "crops from here on differ from those of a run left alone"

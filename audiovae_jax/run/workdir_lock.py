@@ -78,7 +78,7 @@ class WorkdirLock:
         if not self._enabled:
             return None
         try:
-            self._made = _make_folders(self._workdir)
+            _make_folders(self._workdir, self._made)
             taken_from = self._create()
         except OSError as error:
             self._remove_empty_folders()
@@ -91,9 +91,14 @@ class WorkdirLock:
 
     def require_held(self):
         """Raise TrainingError if the workdir was deleted meanwhile, or taken by another run."""
+        self.is_held()
+        self.check()
+
+    def is_held(self) -> bool:
+        """Whether the workdir is this process's still."""
         if self._enabled:
             self._look()
-        self.check()
+        return self._lost is None
 
     def check(self):
         """As `require_held`, from what the last heartbeat found: costs nothing."""
@@ -117,13 +122,28 @@ class WorkdirLock:
         taken_from = None
         while True:
             try:
-                descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+                self._write()
             except FileExistsError:
                 taken_from = self._take_from_the_dead() or taken_from
                 continue
-            with open(descriptor, "w") as file:
-                json.dump(dataclasses.asdict(self._me), file)
-            return taken_from
+            if (holder := _read(self._path)) is None or holder.token == self._me.token:
+                return taken_from
+
+    def _write(self):
+        """Make the file with its contents, so that nobody sees it empty; FileExistsError where there is one."""
+        whole = atomic.beside(self._path, f"{secrets.token_hex(4)}.tmp")
+        try:
+            whole.write_text(json.dumps(dataclasses.asdict(self._me)))
+            try:
+                os.link(whole, self._path)
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links
+                text = whole.read_text()
+                with open(self._path, "x") as file:
+                    file.write(text)
+        finally:
+            whole.unlink(missing_ok=True)
 
     def _take_from_the_dead(self):
         """Move a dead run's file away; None if it went by itself.
@@ -137,7 +157,7 @@ class WorkdirLock:
             return None
         if not _is_dead(holder, silent):
             who = "another run" if holder is None else str(holder)
-            elsewhere = holder is None or holder.system != self._me.system
+            elsewhere = holder is None or holder.system != self._me.system or not holder.birth
             remedy = f"; if that has ended, wait {_STALE:.0f} s or delete {self._path}" if elsewhere else ""
             raise ConfigError(
                 f"--workdir={self._workdir} is in use by {who} (last sign of life {max(0, silent):.0f} s ago); "
@@ -149,7 +169,7 @@ class WorkdirLock:
         except FileNotFoundError:
             return None
         moved = _read(aside)
-        if moved is not None and (holder is None or moved.token != holder.token) and not self._path.exists():
+        if (moved and moved.token) != (holder and holder.token) and not self._path.exists():
             aside.rename(self._path)  # another process was quicker, and what was moved is its new one
             return None
         aside.unlink(missing_ok=True)
@@ -198,20 +218,20 @@ class WorkdirLock:
                 return
 
 
-def _make_folders(path):
-    """Make a folder and its parents: those that were made, outermost first."""
-    missing = []
-    while not path.exists():
+def _make_folders(path, made):
+    """Make a folder and its parents; those that were made are added to `made`, outermost first."""
+    missing, path = [], path.absolute()
+    while not os.path.exists(path):
+        if path.parent == path:
+            raise FileNotFoundError(2, "No such file or directory", str(path))
         missing.append(path)
         path = path.parent
-    made = []
     for folder in reversed(missing):
         try:
             folder.mkdir()
         except FileExistsError:
             continue
         made.append(folder)
-    return made
 
 
 def _read(path):
@@ -224,8 +244,16 @@ def _read(path):
 
 
 def _is_dead(holder, silent):
-    if holder is not None and holder.system == _system() and holder.birth:
-        return _birth(holder.pid) != holder.birth
+    if holder is not None and holder.system == _system() and os.name == "posix":
+        birth = _birth(holder.pid)
+        if birth and holder.birth:
+            return birth != holder.birth
+        try:
+            os.kill(holder.pid, 0)  # asks whether it is there
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):  # it is, and another user's: it may be hidden from us
+            pass
     return silent > _STALE
 
 
@@ -250,4 +278,4 @@ def _birth(pid):
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return ""
-    return "" if state in "ZX" else fields[18]  # the 22nd field of all
+    return "ended" if state in "ZX" else fields[18]  # the 22nd field of all

@@ -29,6 +29,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     A folder that was at `path` is moved aside for that moment: if the machine stops just then, it is found
     beside, as `.<name>.<number>.old`.
     """
+    path = Path(os.path.realpath(path))  # a link stays, and what it leads to is replaced
     temporary = beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,9 @@ def is_temporary(name: str) -> bool:
 def require_writable(path: str | Path):
     """Raise OSError unless something can be made at `path`; nothing is left behind."""
     folder = Path(path).absolute().parent
-    while not folder.exists():
+    while not os.path.exists(folder):
+        if folder.parent == folder:
+            raise FileNotFoundError(2, "No such file or directory", str(folder))
         folder = folder.parent
     if not folder.is_dir():
         raise NotADirectoryError(20, "Not a directory", str(folder))
@@ -72,4 +75,4 @@ def _put(temporary, path):
     except OSError:
         old.rename(path)
         raise
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)

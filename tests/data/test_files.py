@@ -59,3 +59,8 @@ def test_a_name_that_is_no_text_is_printed_escaped(folder):
     (found,) = [path for path in files.find(folder, (".wav",)) if path.name != "a.wav"]
     assert files.printable(found.name) == "\\udcff.wav"
     assert files.printable("ü.wav") == "ü.wav"
+
+
+def test_a_link_to_itself_is_in_nobodys_way(folder):
+    (folder / "self.wav").symlink_to("self.wav")
+    assert _names(folder) == ["a.wav", "deeper/b.FLAC", "self.wav"]

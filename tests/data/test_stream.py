@@ -105,3 +105,8 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, full_disk):
         with full_disk(100_000), pytest.raises(DataError, match=f"a{suffix} was not written: .*disk"):
             stream.write_file(tmp_path / f"a{suffix}", _blocks(300_000)[1], 44100, 2, 300_000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_that_vorbis_cannot_have_is_refused(tmp_path):
+    with pytest.raises(DataError, match="Vorbis takes no more than 192000 Hz, not 300000"):
+        stream.write_file(tmp_path / "a.ogg", _blocks(100)[1], 300_000, 2, 100)

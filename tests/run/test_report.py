@@ -1,3 +1,6 @@
+import os
+import time
+
 import numpy as np
 import pytest
 import soundfile
@@ -75,3 +78,28 @@ def test_a_louder_picture_is_brighter(tmp_path):
     top, bottom = np.array_split(image.astype(float), 2)
     assert top[:, : image.shape[1] // 2].mean() != bottom[:, : image.shape[1] // 2].mean()
     assert image.dtype == np.uint8
+
+
+def test_events_on_a_full_disk_are_given_up_and_the_run_goes_on(tmp_path, full_disk, capsys):
+    reporter = _reporter(tmp_path)
+    with full_disk(20_000):
+        for step in range(1, 2000):  # tensorboardX's own writer hangs here
+            reporter.scalars(step, {"train/total_g_loss": 1.0})
+            reporter.flush()
+    reporter.close()
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count("warning: TensorBoard events are no longer written: File too large") == 1
+
+
+def test_what_was_flushed_is_on_disk(tmp_path, monkeypatch):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first_step in (0, 2):  # the second hides what the first wrote from step 2 on
+        monkeypatch.setattr(os, "getpid", lambda first_step=first_step: 1000 + first_step)
+        again = _reporter(tmp_path, first_step=first_step)
+        for step in range(first_step, 4):
+            again.scalars(step, {"x": float(first_step)})
+        again.flush()
+        time.sleep(1.1)  # files are ordered by their second
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("x")] == [(0, 0), (1, 0), (2, 2), (3, 2)]

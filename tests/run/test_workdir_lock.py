@@ -143,6 +143,12 @@ def test_where_nothing_can_be_written_is_said_at_once(tmp_path):
             WorkdirLock(workdir_lock.Path(path)).acquire()
 
 
+def test_a_full_disk_leaves_no_lock(tmp_path, full_disk):
+    with full_disk(10), pytest.raises(ConfigError, match="cannot be written to"):
+        WorkdirLock(tmp_path / "run").acquire()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_left_of_a_start_that_failed(tmp_path):
     lock = WorkdirLock(tmp_path / "a" / "b")
     lock.acquire()

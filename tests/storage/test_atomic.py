@@ -42,6 +42,19 @@ def test_what_fails_leaves_what_was_there(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt", "folder"]
 
 
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "v3").mkdir()
+    (tmp_path / "v3" / "old").touch()
+    (tmp_path / "latest").symlink_to("v3")
+    for path in (tmp_path / "latest", tmp_path / "v3" / ".." / "v3" / "."):
+        with atomic.replacing_folder(path) as temporary:
+            temporary.mkdir()
+            (temporary / "new").touch()
+        assert [p.name for p in (tmp_path / "v3").iterdir()] == ["new"]
+    assert (tmp_path / "latest").is_symlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "v3"]
+
+
 def test_temporary_names_are_known_again(tmp_path):
     for ending in ("tmp.wav", "tmp", "old"):
         assert atomic.is_temporary(atomic.beside(tmp_path / "song.wav", ending).name)
