@@ -18,7 +18,7 @@ def test_a_process_is_started_anew_once_with_its_arguments(tmp_path):
     program.write_text(
         "import os, sys\n"
         f"sys.path.append({str(ROOT)!r})\n"
-        "from audiovae_jax import huge_pages\n"
+        "from audiovae_jax.run import huge_pages\n"
         "print('started', flush=True)\n"
         "huge_pages.restart()\n"
         "print(os.environ['GLIBC_TUNABLES'], sys.argv[1:], sys.flags.utf8_mode)\n"
@@ -42,7 +42,7 @@ def test_a_process_is_started_anew_once_with_its_arguments(tmp_path):
     ("arguments", "typed"), [(["-c", "{}"], ""), (["-"], "{}"), ([], "{}"), (["-i", "-c", "{}"], "")]
 )
 def test_a_process_that_its_command_line_would_not_give_again_is_left_alone(arguments, typed):
-    code = "import os; from audiovae_jax import huge_pages; print('started', flush=True); huge_pages.restart()"
+    code = "import os; from audiovae_jax.run import huge_pages; print('started', flush=True); huge_pages.restart()"
     done = subprocess.run(
         [sys.executable, *(argument.format(code) for argument in arguments)],
         input=typed.format(code),
