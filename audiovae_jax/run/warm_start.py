@@ -50,7 +50,8 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
         return []
     try:
         imported = _read_once(path)
-        _waiting[path] = imported  # the run that begins takes its arrays, if it gets so far
+        if _adopted_before(workdir, path) is None:  # a run that goes on has arrays of its own
+            _waiting[path] = imported
         overrides, origin = imported[1].overrides, f"the run in {path}"
     except CheckpointError:
         overrides, origin = _adopted_before(workdir, path), f"the run in {workdir}, since {path} cannot be read again"
