@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Output, require_audio
+from audiovae_jax.discriminators.stack import Output, chain, gather, require_audio
 from audiovae_jax.models.layers import Dtype, WNConv2d
 from audiovae_jax.ops import signal
 
@@ -37,7 +37,7 @@ class BandSplitDiscriminator(nn.Module):
                 raise ValueError(f"band_ranges has ({low}, {high}), outside the {image.shape[1]} bins of n_fft")
             stack = _BandStack(jnp.dtype(self.dtype), name=f"band_discriminators_{i}")
             outputs.append(stack(image[:, low:high]))
-        return [logits for logits, _ in outputs], [maps for _, maps in outputs]
+        return gather(outputs)
 
 
 class _BandStack(nn.Module):
@@ -45,18 +45,17 @@ class _BandStack(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        feature_maps = []
-        for i, (features, k, stride) in enumerate(_LAYERS):
-            x = WNConv2d(
+        convs = [
+            WNConv2d(
                 features,
                 kernel_size=(k, k),
                 stride=(stride, stride),
                 padding=(k // 2, k // 2),
                 dtype=self.dtype,
                 name=f"convs_{i}",
-            )(x)
-            x = nn.leaky_relu(x, _LEAKY_SLOPE)
-            feature_maps.append(x)
+            )
+            for i, (features, k, stride) in enumerate(_LAYERS)
+        ]
+        x, feature_maps = chain(convs, x, _LEAKY_SLOPE)
         x = WNConv2d(1, kernel_size=(3, 3), padding=(1, 1), dtype=self.dtype, name="final_conv")(x)
-        feature_maps.append(x)
-        return jnp.mean(x, axis=(1, 2)), feature_maps
+        return jnp.mean(x, axis=(1, 2)), [*feature_maps, x]

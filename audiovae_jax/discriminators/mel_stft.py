@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Output, SpectrogramStack, require_audio
+from audiovae_jax.discriminators.stack import Output, SpectrogramStack, gather, require_audio, resolutions
 from audiovae_jax.models.layers import Dtype
 from audiovae_jax.ops import signal
 
@@ -38,19 +38,17 @@ class MultiScaleMelSTFTDiscriminator(nn.Module):
     def __call__(self, audio) -> Output:
         require_audio(audio, self.in_channels, "MultiScaleMelSTFTDiscriminator")
         channels = jnp.moveaxis(audio, -1, 1)
-        hop_lengths = self.hop_lengths or [n // 4 for n in self.n_ffts]
-        win_lengths = self.win_lengths or self.n_ffts
-        logits, feature_maps = [], []
-        scales = zip(self.n_ffts, hop_lengths, win_lengths, self.n_mels, strict=True)
-        for i, (n_fft, hop, win, mels) in enumerate(scales):
+        scales = resolutions(self.n_ffts, self.hop_lengths, self.win_lengths)
+        if len(self.n_mels) != len(scales):
+            raise ValueError(f"one n_mels per n_fft is needed, but there are {len(self.n_mels)} for {len(scales)}")
+        outputs = []
+        for i, ((n_fft, hop, win), mels) in enumerate(zip(scales, self.n_mels, strict=True)):
             filters = signal.mel_filterbank(self.sample_rate, n_fft, mels, self.f_min, self.f_max)
             magnitudes = signal.magnitude(signal.stft(channels, n_fft, hop, win), floor=_POWER_FLOOR)
             image = jnp.log(signal.mel_spectrogram(magnitudes, filters) + 1e-5)
             stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), name=f"discriminators_{i}")
-            scale_logits, scale_maps = stack(jnp.moveaxis(image, 1, -1))
-            logits.append(scale_logits)
-            feature_maps.append(scale_maps)
-        return logits, feature_maps
+            outputs.append(stack(jnp.moveaxis(image, 1, -1)))
+        return gather(outputs)
 
 
 # Far below anything audible: it only keeps the gradient of |STFT| finite at digital silence.

@@ -3,8 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import LEAKY_SLOPE, Output, require_audio
-from audiovae_jax.models.layers import Dtype, WNConv1d
+from audiovae_jax.discriminators.stack import Output, WaveformStack, gather, require_audio
+from audiovae_jax.models.layers import Dtype
 
 
 class MultiPeriodDiscriminator(nn.Module):
@@ -25,30 +25,13 @@ class MultiPeriodDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, audio) -> Output:
         require_audio(audio, self.in_channels, "MultiPeriodDiscriminator")
-        outputs = [
-            _PeriodDiscriminator(tuple(self.channels), jnp.dtype(self.dtype), name=f"discriminators_{i}")(
-                _fold(audio, period)
-            )
-            for i, period in enumerate(self.periods)
-        ]
-        return [logits for logits, _ in outputs], [maps for _, maps in outputs]
-
-
-class _PeriodDiscriminator(nn.Module):
-    channels: tuple[int, ...]
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x):
         # Torch's kernels are (taps, 1): a 1-D convolution along T / period, each phase an item.
-        feature_maps = []
-        for i, features in enumerate(self.channels):
-            stride = 1 if i == len(self.channels) - 1 else 3
-            x = WNConv1d(features, kernel_size=5, stride=stride, padding=2, dtype=self.dtype, name=f"convs_{i}")(x)
-            x = nn.leaky_relu(x, LEAKY_SLOPE)
-            feature_maps.append(x)
-        logits = WNConv1d(1, kernel_size=3, padding=1, dtype=self.dtype, name="conv_post")(x)
-        return logits, feature_maps
+        *strided, last = self.channels
+        layers = (*((features, 5, 3, 1) for features in strided), (last, 5, 1, 1))
+        return gather(
+            WaveformStack(layers, jnp.dtype(self.dtype), name=f"discriminators_{i}")(_fold(audio, period))
+            for i, period in enumerate(self.periods)
+        )
 
 
 def _fold(audio, period):

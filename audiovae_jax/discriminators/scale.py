@@ -3,8 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import LEAKY_SLOPE, Output, require_audio
-from audiovae_jax.models.layers import Dtype, WNConv1d
+from audiovae_jax.discriminators.stack import Output, WaveformStack, gather, require_audio
+from audiovae_jax.models.layers import Dtype
 
 # features, kernel size, stride, groups
 _LAYERS = (
@@ -33,33 +33,10 @@ class MultiScaleDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, audio) -> Output:
         require_audio(audio, self.in_channels, "MultiScaleDiscriminator")
-        outputs = [
-            _ScaleDiscriminator(jnp.dtype(self.dtype), name=f"discriminators_{i}")(_average_pool(audio, scale))
+        return gather(
+            WaveformStack(_LAYERS, jnp.dtype(self.dtype), name=f"discriminators_{i}")(_average_pool(audio, scale))
             for i, scale in enumerate(self.scales)
-        ]
-        return [logits for logits, _ in outputs], [maps for _, maps in outputs]
-
-
-class _ScaleDiscriminator(nn.Module):
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x):
-        feature_maps = []
-        for i, (features, kernel_size, stride, groups) in enumerate(_LAYERS):
-            x = WNConv1d(
-                features,
-                kernel_size=kernel_size,
-                stride=stride,
-                padding=kernel_size // 2,
-                groups=groups,
-                dtype=self.dtype,
-                name=f"convs_{i}",
-            )(x)
-            x = nn.leaky_relu(x, LEAKY_SLOPE)
-            feature_maps.append(x)
-        logits = WNConv1d(1, kernel_size=3, padding=1, dtype=self.dtype, name="conv_post")(x)
-        return logits, feature_maps
+        )
 
 
 def _average_pool(audio, scale):

@@ -1,12 +1,13 @@
-"""What the discriminators share: the spectrogram conv stack, and the contract of their outputs."""
+"""What the discriminators share: conv stacks over spectrograms and waveforms, and the contract of their outputs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from audiovae_jax.models.layers import Dtype, WNConv2d
+from audiovae_jax.models.layers import Dtype, WNConv1d, WNConv2d
 
 # A discriminator's output: logits, and per logit the activations of every conv before it.
 Output = tuple[list[jax.Array], list[list[jax.Array]]]
@@ -26,9 +27,8 @@ class SpectrogramStack(nn.Module):
     @nn.compact
     def __call__(self, x) -> tuple[jax.Array, list[jax.Array]]:
         layers = [(self.filters, 1, 1)] + [(min(4 * self.filters, 512), 2, d) for d in (1, 2, 4)]
-        feature_maps = []
-        for i, (features, stride, dilation) in enumerate(layers):
-            x = WNConv2d(
+        convs = [
+            WNConv2d(
                 features,
                 kernel_size=(3, 9),
                 stride=(stride, 1),
@@ -36,11 +36,66 @@ class SpectrogramStack(nn.Module):
                 padding=(1, 4 * dilation),
                 dtype=self.dtype,
                 name=f"conv_layers_{i}",
-            )(x)
-            x = nn.leaky_relu(x, LEAKY_SLOPE)
-            feature_maps.append(x)
-        logits = WNConv2d(1, kernel_size=(3, 3), padding=(1, 1), dtype=self.dtype, name="conv_post")(x)
-        return logits, feature_maps
+            )
+            for i, (features, stride, dilation) in enumerate(layers)
+        ]
+        x, feature_maps = chain(convs, x)
+        return WNConv2d(1, kernel_size=(3, 3), padding=(1, 1), dtype=self.dtype, name="conv_post")(x), feature_maps
+
+
+class WaveformStack(nn.Module):
+    """The 1-D convolutions over a waveform `[B, ..., T, C]`, as `(features, kernel size, stride, groups)` each."""
+
+    layers: tuple[tuple[int, int, int, int], ...]
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x) -> tuple[jax.Array, list[jax.Array]]:
+        convs = [
+            WNConv1d(
+                features,
+                kernel_size=kernel_size,
+                stride=stride,
+                padding=kernel_size // 2,
+                groups=groups,
+                dtype=self.dtype,
+                name=f"convs_{i}",
+            )
+            for i, (features, kernel_size, stride, groups) in enumerate(self.layers)
+        ]
+        x, feature_maps = chain(convs, x)
+        return WNConv1d(1, kernel_size=3, padding=1, dtype=self.dtype, name="conv_post")(x), feature_maps
+
+
+def chain(convs: Sequence[nn.Module], x, slope: float = LEAKY_SLOPE) -> tuple[jax.Array, list[jax.Array]]:
+    """`x` after every conv and a leaky ReLU behind each, and the activations on the way."""
+    activations = []
+    for conv in convs:
+        x = nn.leaky_relu(conv(x), slope)
+        activations.append(x)
+    return x, activations
+
+
+def gather(outputs) -> Output:
+    """The sub-discriminators' `(logits, feature maps)` as one discriminator's output."""
+    outputs = list(outputs)
+    return [logits for logits, _ in outputs], [maps for _, maps in outputs]
+
+
+def resolutions(n_ffts, hop_lengths, win_lengths) -> list[tuple[int, int, int]]:
+    """`(n_fft, hop, window)` in samples for each scale; hops default to a quarter of the FFT, windows to all of it.
+
+    Raises:
+      ValueError: the lists are not of one length.
+    """
+    hop_lengths = hop_lengths or [n // 4 for n in n_ffts]
+    win_lengths = win_lengths or n_ffts
+    if not len(n_ffts) == len(hop_lengths) == len(win_lengths):
+        raise ValueError(
+            f"one hop_length and one win_length per n_fft is needed, but there are {len(n_ffts)} n_ffts, "
+            f"{len(hop_lengths)} hop_lengths and {len(win_lengths)} win_lengths"
+        )
+    return list(zip(n_ffts, hop_lengths, win_lengths, strict=True))
 
 
 def require_audio(audio, in_channels: int, name: str):

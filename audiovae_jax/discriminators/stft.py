@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Output, SpectrogramStack, require_audio
+from audiovae_jax.discriminators.stack import Output, SpectrogramStack, require_audio, resolutions
 from audiovae_jax.models.layers import Dtype
 from audiovae_jax.ops import signal
 
@@ -38,10 +38,8 @@ class MultiScaleSTFTDiscriminator(nn.Module):
         b, t, c = audio.shape
         # The channels share weights, so they ride in the batch.
         audio = jnp.moveaxis(audio, -1, 0).reshape(c * b, t)
-        hop_lengths = self.hop_lengths or [n // 4 for n in self.n_ffts]
-        win_lengths = self.win_lengths or self.n_ffts
         scales = []
-        for i, (n_fft, hop, win) in enumerate(zip(self.n_ffts, hop_lengths, win_lengths, strict=True)):
+        for i, (n_fft, hop, win) in enumerate(resolutions(self.n_ffts, self.hop_lengths, self.win_lengths)):
             spectrum = signal.stft(audio, n_fft, hop, win)
             if self.normalized:
                 spectrum = spectrum * n_fft**-0.5
