@@ -51,7 +51,9 @@ def adamw(
 
 
 def learning_rate_schedule(num_steps: int, learning_rate: float, final_learning_rate: float) -> optax.Schedule:
-    """Cosine from `learning_rate` at step 0 to `final_learning_rate` at `num_steps` and after."""
+    """Cosine from `learning_rate` at step 0 to `final_learning_rate` at `num_steps` and after; constant if equal."""
+    if final_learning_rate == learning_rate:
+        return optax.constant_schedule(learning_rate)
     alpha = final_learning_rate / learning_rate if learning_rate else 0.0
     return optax.cosine_decay_schedule(learning_rate, num_steps, alpha)
 

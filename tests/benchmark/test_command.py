@@ -21,8 +21,7 @@ OPTIONS = {
 
 @pytest.fixture
 def least_config(micro_config):
-    """One block, one residual unit, two discriminators: quick to compile."""
-    micro_config.model.channel_mults = (1,)
+    """One residual unit, two discriminators: quick to compile."""
     micro_config.model.strides = (4,)
     micro_config.discriminator.mpd_channels = (2,)
     return micro_config
@@ -87,7 +86,7 @@ def _end(config):
 
 
 def test_a_fresh_process_that_fails_is_an_error(micro_config, tmp_path):
-    micro_config.model.strides = (2,)
+    micro_config.model.channel_mults = (1, 2)
     with pytest.raises(ConfigError, match=r"config.model.channel_mults has 2 entries and config.model.strides 1"):
         fresh._in_fresh_process(fresh._first_step, micro_config, str(tmp_path))
     with pytest.raises(TrainingError, match="the measuring process ended with status 3"):

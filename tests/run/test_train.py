@@ -99,6 +99,7 @@ def test_events_hold_the_documented_names(trained_run):
 
 def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
     micro_config.num_steps = 3
+    micro_config.optimizer.final_learning_rate = 0.0
     micro_config.adversarial.warmup_steps = 1  # ends at the checkpoint
     micro_config.discriminator_update_every = 2
     whole = train.train(micro_config, tmp_path / "whole")
@@ -280,6 +281,7 @@ def _command(workdir, *flags):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     with open(tmp_path / "log", "w") as log:

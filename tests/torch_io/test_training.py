@@ -137,6 +137,7 @@ def test_hyperparameters_are_found_in_sections_and_in_objects(tmp_path, checkpoi
     assert {key: found[key] for key in expected} == expected
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_lightning_checkpoint(micro_config, tmp_path, capsys):
     gone = tmp_path / "old.ckpt"
     shutil.copy(LIGHTNING, gone)

@@ -14,6 +14,11 @@ def test_the_learning_rate_is_a_cosine_between_its_ends():
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_equal_ends_are_a_constant_rate():
+    schedule = learning_rate_schedule(100, 1e-2, 1e-2)
+    assert schedule(0) == schedule(50) == schedule(1000) == 1e-2
+
+
 def test_an_update_is_adams_and_decays_every_parameter():
     optimizer = adamw(**OPTIONS, weight_decay=0.1, clip_norm=0.0)
     params = {"w": jnp.array([2.0, -4.0])}
