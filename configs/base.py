@@ -141,11 +141,18 @@ def _base():
     config.discriminator_optimizer.final_learning_rate = 1e-6
 
     config.data = ml_collections.ConfigDict()
-    config.data.root = config_dict.placeholder(str)  # folder of audio files; unset: the built-in generator
+    # A folder of audio, a manifest (.jsonl, .csv), shards, tars, MUSDB18-HQ or GTZAN, here or behind a URL (s3://,
+    # gs://); unset: the built-in generator.
+    config.data.root = config_dict.placeholder(str)
+    config.data.source = (
+        "auto"  # what root is; auto recognises it: folder, manifest, shards, webdataset, musdb18, gtzan
+    )
+    config.data.mix = ()  # several roots in place of one: (("DIR", 2.0), ("built-in", 1.0)), each with its share
     config.data.sample_rate = sample_rate  # Hz; files of other rates are resampled
     config.data.channels = channels
     config.data.crop_length = 65536  # samples, a multiple of the hop
-    config.data.min_seconds = 0.1  # shorter files are skipped; shorter than a crop is zero-padded
+    config.data.min_seconds = 0.1  # shorter files are skipped; shorter than a crop is filled up
+    config.data.padding = "zero"  # what fills them up: zero, or loop for the file again
     config.data.peak_normalize = True  # each crop to a peak of 1
     config.data.validation_fraction = 0.1  # of the files, at least one
     config.data.validation_crops = 8  # fixed crops per validation, rounded up to whole batches
@@ -153,4 +160,17 @@ def _base():
     config.data.fixed_batch = False  # True trains and validates on one batch for ever
     config.data.num_threads = 8  # that read and decode crops
     config.data.prefetch_batches = 4  # batches held ready
+    config.data.mixture_share = 0.25  # of MUSDB18's crops; the others are of a single stem
+    config.data.full_band_share = config_dict.placeholder(float)  # of crops, from files whose spectrum is full
+    config.data.min_loudness_db = config_dict.placeholder(float)  # RMS in dBFS below which a crop is drawn anew
+    config.data.augment = ml_collections.ConfigDict()  # of training crops, each decided by its own number
+    config.data.augment.gain_db = (0.0, 0.0)  # range of a random gain
+    config.data.augment.polarity_probability = 0.0
+    config.data.augment.swap_probability = 0.0  # of the channels turned round
+    config.data.max_bad_share = 0.1  # of the files; when more cannot be used, the run ends
+    config.data.read_timeout = 60.0  # seconds, after which a file that does not answer is passed over; 0: never
+    config.data.retry_seconds = 120.0  # for how long a failing request to a URL is tried again
+    config.data.cache = config_dict.placeholder(str)  # folder that keeps what was fetched from URLs
+    config.data.cache_gigabytes = 50.0
+    config.data.index = True  # remember, in the user's cache folder, what files were found to be
     return config

@@ -20,6 +20,8 @@ LEVELS = [
     "storage",
     "training",
     "data",
+    "datasets",
+    "feeding",
     "torch_files",
     "torch_io",
     "config",

@@ -5,7 +5,7 @@ import time
 import ml_collections
 
 from audiovae_jax.benchmark import measure
-from audiovae_jax.data import pipeline
+from audiovae_jax.feeding import pipeline
 
 
 def run(config: ml_collections.ConfigDict, *, repeats: int, warmup: int) -> dict:
@@ -36,7 +36,7 @@ def run(config: ml_collections.ConfigDict, *, repeats: int, warmup: int) -> dict
 
     timing = measure.side_by_side({"ours": once}, repeats=repeats, warmup=warmup)["ours"]
     items = config.batch_size / timing.median
-    source = "the built-in generator" if data.folder is None else f"{len(data.folder.train)} files"
+    source = "the built-in generator" if data.catalog is None else f"{len(data.catalog.train)} {data.catalog.origin}"
     return {
         "benchmark": "data",
         "machine": measure.machine(),

@@ -26,8 +26,16 @@ LEGACY_KEYS = {
 }
 # Keys that may differ when a run is continued: they change what is seen of it, not what it computes.
 OPERATIONAL_KEYS = (
-    "checkpoint_every", "sample_every", "validate_every", "data.num_threads", "data.prefetch_batches", "model.remat"
+    "checkpoint_every", "sample_every", "validate_every", "model.remat", "data.num_threads", "data.prefetch_batches",
+    "data.source", "data.max_bad_share", "data.read_timeout", "data.retry_seconds", "data.cache",
+    "data.cache_gigabytes", "data.index",
 )  # fmt: skip
+# Keys that configs of before do not have, and what was done then.
+_LATER_KEYS = {
+    "data.mix": (), "data.padding": "zero", "data.mixture_share": 0.25, "data.full_band_share": None,
+    "data.min_loudness_db": None, "data.augment.gain_db": (0.0, 0.0), "data.augment.polarity_probability": 0.0,
+    "data.augment.swap_probability": 0.0,
+}  # fmt: skip
 # Sections whose keys are a callable's arguments, so that the callable knows which are right.
 _OPEN_SECTIONS = ("discriminator", "losses")
 _FFT_KEYS = ("fft_sizes", "n_fft", "n_ffts", "mel_stft_n_ffts")
@@ -127,13 +135,37 @@ def check(config: ml_collections.ConfigDict, device_count: int):
         0 < config.data.validation_fraction < 1,
         f"config.data.validation_fraction={config.data.validation_fraction} must lie between 0 and 1",
     )
+    _check_data(config.data)
     for key in ("sample_rate", "channels", "validation_crops", "num_samples", "num_threads", "prefetch_batches"):
         _require(config.data[key] >= 1, f"config.data.{key}={config.data[key]} must be at least 1")
 
 
+def _check_data(data):
+    for key in ("mixture_share", "full_band_share", "max_bad_share"):
+        _require(data[key] is None or 0 <= data[key] <= 1, f"config.data.{key}={data[key]} must lie between 0 and 1")
+    for key in ("polarity_probability", "swap_probability"):
+        value = data.augment[key]
+        _require(0 <= value <= 1, f"config.data.augment.{key}={value} must lie between 0 and 1")
+    for key in ("read_timeout", "retry_seconds", "cache_gigabytes"):
+        _require(data[key] >= 0, f"config.data.{key}={data[key]} must not be negative")
+    _require(data.padding in ("zero", "loop"), f"config.data.padding={data.padding!r} must be zero or loop")
+    gain = data.augment.gain_db
+    _require(
+        len(gain) == 2 and gain[0] <= gain[1],
+        f"config.data.augment.gain_db={gain} must be two numbers of dB, the lower first",
+    )
+    _require(
+        all(len(part) == 2 and isinstance(part[0], str) and part[1] > 0 for part in data.mix),
+        f"config.data.mix={data.mix} must be pairs of a root and a weight above 0: (('DIR', 2.0), ('built-in', 1.0))",
+    )
+    _require(
+        data.root is None or not data.mix, "config.data.root and config.data.mix are both set; root would not be used"
+    )
+
+
 def differences(old: dict, new: dict) -> list[str]:
     """`key: old -> new` for every key that differs and matters, of two configs as nested dicts."""
-    old, new = flatten(old), flatten(new)
+    old, new = _LATER_KEYS | flatten(old), _LATER_KEYS | flatten(new)
     missing = "(absent)"
     return [
         f"{key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"

@@ -1,5 +1,6 @@
 """One audio file: what it holds, whether it can be used, and reading a window of it."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -10,9 +11,11 @@ import numpy as np
 import soundfile
 
 from audiovae_jax.data.files import printable
+from audiovae_jax.data.remote import RemoteFile, UnreachableError
+from audiovae_jax.data.section import Section
 from audiovae_jax.errors import DataError
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
+EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 
 _PROBE_FRAMES = 2048
 # Input frames on both sides of a window that is resampled, so that its edges see their neighbours.
@@ -21,21 +24,34 @@ _RESAMPLE_CONTEXT = 1024
 _DOWNMIX_5_1 = np.array([[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]], np.float32)
 
 
+# Where a file's bytes lie: on this machine, behind a URL, or within an archive.
+Place = Path | RemoteFile | Section
+
+
 @dataclasses.dataclass(frozen=True)
 class AudioFile:
     """A readable audio file: `frames` samples per channel at `sample_rate` Hz."""
 
-    path: Path
+    path: Place
     frames: int
     sample_rate: int
     channels: int
 
     @property
+    def name(self) -> str:
+        return printable(self.path)
+
+    @property
     def seconds(self) -> float:
         return self.frames / self.sample_rate
 
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`[count, C]` float32 from sample `start` on; the errors are those of `read_blocks`."""
+        (block,) = read_blocks(self, count, start, start + count)
+        return block
 
-def probe(path: Path, min_seconds: float = 0.0, channels: int = 1, allow_silence: bool = False) -> AudioFile:
+
+def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silence: bool = False) -> AudioFile:
     """Look at a file's header, beginning, middle and end.
 
     Args:
@@ -47,14 +63,12 @@ def probe(path: Path, min_seconds: float = 0.0, channels: int = 1, allow_silence
     Raises:
       DataError: the file cannot be used; the message is the reason, without the path.
     """
-    if path.stat().st_size == 0:
+    if (path.stat().st_size if isinstance(path, Path) else path.size) == 0:
         raise DataError("the file is empty")
     try:
-        with open_sound(path) as f:
+        with _open(path) as f:
             file = AudioFile(path, f.frames, f.samplerate, f.channels)
-            if file.frames == 0 or file.seconds < min_seconds:
-                raise DataError(f"{file.frames} samples are shorter than data.min_seconds={min_seconds}")
-            adapt_channels(np.zeros((1, file.channels), np.float32), channels)
+            require_use(file, min_seconds, channels)
             silent = not allow_silence
             for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):
                 block = _read(f, file, start, min(_PROBE_FRAMES, file.frames - start))
@@ -66,15 +80,23 @@ def probe(path: Path, min_seconds: float = 0.0, channels: int = 1, allow_silence
     return file
 
 
-def read_window(file: AudioFile, position: float, length: int, sample_rate: int, channels: int) -> np.ndarray:
-    """`[length, channels]` float32 from the file, resampled and adapted, zero-padded if the file is shorter.
+def require_use(file: AudioFile, min_seconds: float, channels: int):
+    """Raise DataError if a file is empty or shorter than `min_seconds`, or cannot be adapted to `channels`."""
+    if file.frames == 0 or file.seconds < min_seconds:
+        raise DataError(f"{file.frames} samples are shorter than data.min_seconds={min_seconds}")
+    adapt_channels(np.zeros((1, file.channels), np.float32), channels)
+
+
+def read_window(file, position: float, length: int, sample_rate: int, channels: int, loop: bool = False) -> np.ndarray:
+    """`[length, channels]` float32 from the file, resampled and adapted, filled up if the file is shorter.
 
     Args:
-      file: as probed.
+      file: an `AudioFile`, or what has its `frames`, `sample_rate` and `read`.
       position: in 0..1, where in the file's room for a window of that length to begin.
       length: samples at `sample_rate`.
       sample_rate: in Hz, of the result.
       channels: of the result.
+      loop: fill up by repeating the file; else with zeros.
 
     Raises:
       DataError: the file ends early, or holds NaN or infinite samples; the message names it.
@@ -86,19 +108,13 @@ def read_window(file: AudioFile, position: float, length: int, sample_rate: int,
     context = 0 if file.sample_rate == sample_rate else -(-_RESAMPLE_CONTEXT // step) * step
     before = min(start // step * step, context)
     stop = min(file.frames, start + needed + context)
-    audio = read_frames(file, start - before, stop - (start - before))
+    audio = file.read(start - before, stop - (start - before))
     audio = adapt_channels(audio, channels)
     if context:
         audio = resample(audio, file.sample_rate, sample_rate)
         audio = audio[before * sample_rate // file.sample_rate :]
     audio = audio[:length]
-    return np.pad(audio, ((0, length - len(audio)), (0, 0)))
-
-
-def read_frames(file: AudioFile, start: int, count: int) -> np.ndarray:
-    """`[count, C]` float32 from sample `start` on, as the file has them; the errors are those of `read_blocks`."""
-    (block,) = read_blocks(file, count, start, start + count)
-    return block
+    return np.pad(audio, ((0, length - len(audio)), (0, 0)), mode="wrap" if loop else "constant")
 
 
 def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
@@ -109,18 +125,40 @@ def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = N
     """
     stop = file.frames if stop is None else stop
     try:
-        with open_sound(file.path) as f:
+        with _open(file.path) as f:
             for first in range(start, stop, size):
                 yield _read(f, file, first, min(size, stop - first))
     except soundfile.LibsndfileError as error:
-        raise DataError(f"{printable(file.path)}: {_reason(error)}") from error
+        raise DataError(f"{file.name}: {_reason(error)}") from error
+    except UnreachableError:  # it names the file already
+        raise
     except (OSError, DataError) as error:
-        raise DataError(f"{printable(file.path)}: {error}") from error
+        raise DataError(f"{file.name}: {error}") from error
 
 
 def open_sound(path: Path, mode: str = "r", **options) -> soundfile.SoundFile:
     """`soundfile.SoundFile`, for names that are no UTF-8 too."""
     return soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path), mode, **options)
+
+
+@contextlib.contextmanager
+def _open(place):
+    """A file's sound, with the reader of its bytes where it is not the operating system's, as `f.reader`."""
+    if isinstance(place, Path):
+        with open_sound(place) as f:
+            f.reader = None
+            yield f
+        return
+    with contextlib.closing(place.open()) as reader:
+        try:
+            with soundfile.SoundFile(reader) as f:
+                f.reader = reader
+                yield f
+        except (soundfile.LibsndfileError, DataError) as error:
+            # The C library sees a file that ends; what ended it is what the reader has met.
+            if reader.error is None:
+                raise
+            raise reader.error from error
 
 
 def adapt_channels(audio: np.ndarray, channels: int) -> np.ndarray:
@@ -150,6 +188,8 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 
 def _read(f, file, start, frames):
+    if f.reader is not None:
+        f.reader.expect(frames * file.path.size // file.frames)
     try:
         f.seek(start)
         block = f.read(frames, dtype="float32", always_2d=True)

@@ -11,15 +11,19 @@ import ml_collections
 import numpy as np
 
 from audiovae_jax.config import build, configuration
-from audiovae_jax.data import pipeline
 from audiovae_jax.data.files import printable
 from audiovae_jax.errors import ConfigError, TrainingError
+from audiovae_jax.feeding import pipeline
+from audiovae_jax.feeding.wait import Waiting
 from audiovae_jax.persistence import checkpoint
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
 from audiovae_jax.run.workdir_lock import WorkdirLock
 from audiovae_jax.training import mesh, step
 from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
+
+BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
+_MOST_SKIPPED_SHOWN = 20
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
@@ -54,6 +58,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held)
         ending.callback(checkpoints.close)
         claim_workdir(config, workdir, checkpoints, write=is_first)
+        if data.health is not None:
+            data.health.list_in(workdir / (BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
         devices = mesh.make_mesh()
         say("\n".join(describe(config, recipe, data)))
         state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
@@ -177,8 +183,11 @@ class _Run:
             if config.init_from is not None:
                 # Where it comes from may be better than all that follows.
                 self._save(state, start_step, metrics)
-        batches = self._batches(self._data.train, start_step, config.num_steps)
-        batch = self._next(batches) if start_step < config.num_steps else None
+        waiting = Waiting(
+            self._batches(self._data.train, start_step, config.num_steps),
+            config.data.num_threads, self._reporter.scalars, self._reporter.say,
+        )  # fmt: skip
+        batch = self._next(waiting, start_step) if start_step < config.num_steps else None
         pending = None
         for current in range(start_step, config.num_steps):
             self._lock.check()
@@ -187,7 +196,7 @@ class _Run:
             state, new = train_step(state, batch)
             # While the device computes: the next batch, and the metrics of the step before.
             if current + 1 < config.num_steps:
-                batch = self._next(batches)
+                batch = self._next(waiting, current, new["total_g_loss"].is_ready)
             self._show(pending)
             pending = (current + 1, new)
             done = current + 1
@@ -207,6 +216,12 @@ class _Run:
     def _save(self, state, done, metrics):
         self._lock.require_held()
         self._best = min(self._best, metrics["total_loss"])
+        if self._data.health is not None:
+            found = {
+                "data/bad_files": self._data.health.bad_files,
+                "data/replaced_crops": self._data.health.replaced_crops,
+            }
+            self._reporter.scalars(done, found)
         metrics = {**metrics, "best_total_loss": self._best}
         self._reporter.scalars(done, {"val/best_total_loss": self._best})
         self._reporter.flush()  # or a kill after the checkpoint loses what came before it
@@ -269,8 +284,8 @@ class _Run:
         n = self._config.data.num_samples
         self._reporter.samples(at, originals[:n], reconstructions[:n])
 
-    def _next(self, batches):
-        return mesh.place_batch(self._mesh, next(batches))
+    def _next(self, waiting, step, is_idle=lambda: True):
+        return mesh.place_batch(self._mesh, waiting.next(step, is_idle))
 
     def _batches(self, records, start_step, num_steps):
         return pipeline.batches(
@@ -306,15 +321,18 @@ def describe(config, recipe, data) -> list[str]:
         f"batch: {config.batch_size} crops of {config.data.crop_length} samples ({seconds:.2f} s) "
         f"on {jax.device_count()} {jax.devices()[0].platform} device(s)"
     )
-    if data.folder is None:
+    if data.catalog is None:
         lines.append("data: built-in music generator (config.data.root is not set)")
         return lines
-    minutes = sum(file.seconds for file in data.folder.train) / 60
+    found = data.catalog
+    minutes = sum(track.seconds for track in found.train) / 60
     lines.append(
-        f"data: {len(data.folder.train)} training files ({minutes:.1f} min) and {len(data.folder.validation)} "
-        f"for validation under {config.data.root}"
+        f"data: {len(found.train)} to train on ({minutes:.1f} min) and {len(found.validation)} for validation, "
+        f"of {found.origin}"
     )
-    if set(data.folder.train) & set(data.folder.validation):
+    if {track.key for track in found.train} & {track.key for track in found.validation}:
         lines.append("warning: there is one usable file, so training and validation share it")
-    lines += [f"skipped {printable(path)}: {reason}" for path, reason in data.folder.skipped]
+    lines += [f"skipped {name}: {reason}" for name, reason in found.skipped[:_MOST_SKIPPED_SHOWN]]
+    if len(found.skipped) > _MOST_SKIPPED_SHOWN:
+        lines.append(f"and {len(found.skipped) - _MOST_SKIPPED_SHOWN} more; all are listed in {BAD_FILES}")
     return lines

@@ -17,8 +17,8 @@ import pytest
 import soundfile
 
 from audiovae_jax import losses
-from audiovae_jax.data import pipeline
 from audiovae_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from audiovae_jax.feeding import pipeline
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train
 from audiovae_jax.run.workdir_lock import WorkdirLock
@@ -106,12 +106,12 @@ def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
     # The same run, stopped after step 1's checkpoint, as the third batch is fetched.
     real, calls = train._Run._next, []
 
-    def stop(self, batches):
+    def stop(self, *args):
         calls.append(1)
         if len(calls) == 3:
             self._checkpoints.wait()
             raise KeyboardInterrupt
-        return real(self, batches)
+        return real(self, *args)
 
     train._Run._next = stop
     try:
@@ -206,7 +206,7 @@ def test_samples_of_a_workdir_inside_the_data_are_no_data(micro_config, audio_fo
 
 def _scanned(config, workdir):
     data = pipeline.open_data(config.data, batch_size=4, seed=0, leave_out=(workdir,))
-    return [file.path for file in (*data.folder.train, *data.folder.validation)]
+    return [track.audio.path for track in (*data.catalog.train, *data.catalog.validation)]
 
 
 def test_every_step_of_a_resumed_run_is_seen_once(micro_config, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from audiovae_jax.data import pipeline
+from audiovae_jax.feeding import pipeline
 
 
 class Numbers:

@@ -1,101 +1,109 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from audiovae_jax.data import source, synthesis
+from audiovae_jax.data import audio_file, synthesis
+from audiovae_jax.datasets import folder, probing
+from audiovae_jax.datasets.catalog import Track
 from audiovae_jax.errors import DataError
+from audiovae_jax.feeding.crops import CropFormat, FixedCrops, RandomCrops, SyntheticCrops
 
-CROP = source.CropFormat(length=2048, sample_rate=44100, channels=2)
-SCAN = {"validation_fraction": 0.1, "min_seconds": 0.01, "channels": 2, "num_threads": 2}
+CROP = CropFormat(length=2048, sample_rate=44100, channels=2)
+
+
+def _scan(root, **changes):
+    options = probing.Options(min_seconds=0.01, channels=2, num_threads=2, **changes)
+    return folder.scan(str(root), options, validation_fraction=0.1)
 
 
 def test_scan_finds_files_at_any_depth_and_splits_by_file(audio_folder):
-    folder = source.scan(audio_folder, **SCAN)
-    assert len(folder.train) == 2
-    assert len(folder.validation) == 1
-    assert not set(folder.train) & set(folder.validation)
-    assert source.scan(audio_folder, **SCAN).validation == folder.validation
+    found = _scan(audio_folder)
+    assert len(found.train) == 2
+    assert len(found.validation) == 1
+    assert not set(found.train) & set(found.validation)
+    assert _scan(audio_folder).validation == found.validation
 
 
 def test_the_fingerprint_changes_with_the_files(audio_folder):
-    before = source.scan(audio_folder, **SCAN).fingerprint
+    before = _scan(audio_folder).fingerprint
     soundfile.write(audio_folder / "new.wav", np.ones((5000, 2)) * 0.1, 44100)
-    assert source.scan(audio_folder, **SCAN).fingerprint != before
+    assert _scan(audio_folder).fingerprint != before
 
 
 def test_one_file_serves_both_sides(tmp_path):
     soundfile.write(tmp_path / "only.wav", np.random.default_rng(0).uniform(-1, 1, (44100, 2)), 44100)
-    folder = source.scan(tmp_path, **SCAN)
-    assert folder.train == folder.validation
+    found = _scan(tmp_path)
+    assert found.train == found.validation
 
 
 def test_bad_files_are_skipped_with_a_reason_and_nothing_usable_is_an_error(audio_folder, tmp_path):
     (audio_folder / "notes.wav").write_text("not audio")
-    folder = source.scan(audio_folder, **SCAN)
-    assert [(path.name, "not audio" in reason) for path, reason in folder.skipped] == [("notes.wav", True)]
+    found = _scan(audio_folder)
+    assert [(Path(name).name, "not audio" in reason) for name, reason in found.skipped] == [("notes.wav", True)]
     only_bad = tmp_path / "bad"
     only_bad.mkdir()
     with pytest.raises(DataError, match="holds no audio file; looked for .wav .flac"):
-        source.scan(only_bad, **SCAN)
+        _scan(only_bad)
     (only_bad / "notes.wav").write_text("not audio")
     with pytest.raises(DataError, match=r"holds no usable audio file:\n.*notes.wav: not audio"):
-        source.scan(only_bad, **SCAN)
+        _scan(only_bad)
     with pytest.raises(DataError, match="there is no such folder"):
-        source.scan(tmp_path / "missing", **SCAN)
+        _scan(tmp_path / "missing")
 
 
 def test_crops_depend_on_seed_and_index_alone(audio_folder):
-    files = source.scan(audio_folder, **SCAN).train
-    a, b = source.FileCrops(files, CROP, seed=1), source.FileCrops(files, CROP, seed=1)
+    files = _scan(audio_folder).train
+    a, b = RandomCrops(files, CROP, seed=1), RandomCrops(files, CROP, seed=1)
     b[3]
     np.testing.assert_array_equal(a[7], b[7])
     assert (a[7] != a[8]).any()
-    assert (a[7] != source.FileCrops(files, CROP, seed=2)[7]).any()
+    assert (a[7] != RandomCrops(files, CROP, seed=2)[7]).any()
 
 
 def test_crops_are_peak_normalised_unless_all_but_silent(tmp_path):
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "quiet.wav", 0.01 * rng.uniform(-1, 1, (44100, 2)), 44100, subtype="FLOAT")
-    files = source.scan(tmp_path, **SCAN).train
-    assert np.abs(source.FileCrops(files, CROP, 0)[0]).max() == pytest.approx(1.0)
+    files = _scan(tmp_path).train
+    assert np.abs(RandomCrops(files, CROP, 0)[0]).max() == pytest.approx(1.0)
     soundfile.write(tmp_path / "quiet.wav", 1e-4 * rng.uniform(-1, 1, (44100, 2)), 44100, subtype="FLOAT")
-    assert np.abs(source.FileCrops(files, CROP, 0)[0]).max() < 2e-4
+    assert np.abs(RandomCrops(files, CROP, 0)[0]).max() < 2e-4
 
 
 def test_longer_files_are_drawn_more_often(tmp_path):
     soundfile.write(tmp_path / "long.wav", np.full((9 * 4410, 2), 0.5), 44100)
     soundfile.write(tmp_path / "short.wav", np.full((4410, 2), -0.5), 44100)
-    files = [source.audio_file.probe(p) for p in sorted(tmp_path.iterdir())]
-    crops = source.FileCrops(files, CROP, 0)
+    files = [Track(p.name, audio_file.probe(p)) for p in sorted(tmp_path.iterdir())]
+    crops = RandomCrops(files, CROP, 0)
     share = np.mean([crops[i][0, 0] > 0 for i in range(300)])
     assert 0.83 < share < 0.96
 
 
 def test_a_file_that_turns_bad_is_replaced_deterministically_and_reported_once(audio_folder, capsys):
-    files = source.scan(audio_folder, **SCAN).train
-    files[0].path.write_bytes(b"gone bad")
-    first = [source.FileCrops(files, CROP, 0)[i] for i in range(8)]
+    files = _scan(audio_folder).train
+    files[0].audio.path.write_bytes(b"gone bad")
+    first = [RandomCrops(files, CROP, 0)[i] for i in range(8)]
     capsys.readouterr()
-    crops = source.FileCrops(files, CROP, 0)
+    crops = RandomCrops(files, CROP, 0)
     for i, crop in enumerate(first):
         np.testing.assert_array_equal(crops[i], crop)
-    assert capsys.readouterr().err.count(str(files[0].path)) == 1
-    files[1].path.write_bytes(b"gone bad too")
+    assert capsys.readouterr().err.count(str(files[0].audio.path)) == 1
+    files[1].audio.path.write_bytes(b"gone bad too")
     with pytest.raises(DataError, match="16 crops in a row could not be read"):
         crops[0]
 
 
 def test_validation_crops_are_fixed_and_cover_the_files(audio_folder):
-    files = source.scan(audio_folder, **SCAN).train
-    crops = source.FixedFileCrops(files, CROP)
-    np.testing.assert_array_equal(crops[0], source.FixedFileCrops(files, CROP)[0])
+    files = _scan(audio_folder).train
+    crops = FixedCrops(files, CROP)
+    np.testing.assert_array_equal(crops[0], FixedCrops(files, CROP)[0])
     assert (crops[0] != crops[1]).any()
 
 
 def test_the_built_in_music_is_stereo_bounded_and_endless():
-    crops = source.SyntheticCrops(CROP, seed=0)
+    crops = SyntheticCrops(CROP, seed=0)
     items = [crops[i] for i in range(20)]
     assert len({item.tobytes() for item in items}) == 20
     for item in items:
@@ -103,9 +111,9 @@ def test_the_built_in_music_is_stereo_bounded_and_endless():
         assert item.dtype == np.float32
         assert np.abs(item).max() <= 1.0
     assert np.mean([np.abs(x[:, 0] - x[:, 1]).max() > 0.01 for x in items]) > 0.9
-    validation = source.SyntheticCrops(CROP, seed=0, validation=True)
+    validation = SyntheticCrops(CROP, seed=0, validation=True)
     assert (validation[0] != items[0]).any()
-    np.testing.assert_array_equal(validation[0], source.SyntheticCrops(CROP, seed=5, validation=True)[0])
+    np.testing.assert_array_equal(validation[0], SyntheticCrops(CROP, seed=5, validation=True)[0])
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -122,19 +130,19 @@ def test_a_name_that_is_no_text_is_used(tmp_path):
     with open(good, "wb") as file:
         soundfile.write(file, np.random.default_rng(0).uniform(-1, 1, (44100, 2)), 44100, format="WAV")
     (tmp_path / os.fsdecode(b"\xfd.wav")).write_text("not audio")
-    folder = source.scan(tmp_path, **SCAN)
-    assert [file.path for file in folder.train] == [good]
-    assert source.FileCrops(folder.train, CROP, 0)[0].any()
-    ((_, reason),) = folder.skipped
+    found = _scan(tmp_path)
+    assert [track.audio.path for track in found.train] == [good]
+    assert RandomCrops(found.train, CROP, 0)[0].any()
+    ((_, reason),) = found.skipped
     assert "not audio" in reason
     good.unlink()
     with pytest.raises(DataError, match=r"\\udcfd.wav: not audio"):
-        source.scan(tmp_path, **SCAN)
+        _scan(tmp_path)
 
 
 def test_links_do_not_multiply_files(audio_folder):
-    whole = source.scan(audio_folder, **SCAN)
+    whole = _scan(audio_folder)
     (audio_folder / "loop").symlink_to(".")
     (audio_folder / "deeper" / "loop").symlink_to("..")
-    assert source.scan(audio_folder, **SCAN) == whole
-    assert source.scan(audio_folder, **SCAN, leave_out=[audio_folder / "deeper"]).fingerprint != whole.fingerprint
+    assert _scan(audio_folder) == whole
+    assert _scan(audio_folder, leave_out=(audio_folder / "deeper",)).fingerprint != whole.fingerprint

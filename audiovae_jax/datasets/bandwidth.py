@@ -1,0 +1,70 @@
+"""Where files' spectra end: what was compressed or recorded narrowly teaches a model to leave the top empty."""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from audiovae_jax.data import deadline
+from audiovae_jax.datasets.catalog import Audio, Track
+from audiovae_jax.datasets.probing import Options
+from audiovae_jax.errors import DataError
+
+_WINDOW = 8192
+_PLACES = (0.2, 0.4, 0.6, 0.8)
+# Below the spectrum's peak: no music is, where there is any.
+_FLOOR_DB = -90.0
+FULL_BAND = 0.8  # of half the sample rate
+
+
+def measure(audio: Audio) -> float:
+    """The frequency in Hz above which no bin of four windows is within 90 dB of the spectrum's peak.
+
+    Raises:
+      DataError: it cannot be read.
+    """
+    count = min(_WINDOW, audio.frames)
+    power = np.zeros(_WINDOW // 2 + 1)
+    for place in _PLACES:
+        block = audio.read(int(place * (audio.frames - count)), count).mean(axis=1)
+        # Blackman-Harris: its side lobes lie under the floor.
+        power = np.maximum(power, np.abs(np.fft.rfft(np.pad(block, (0, _WINDOW - count)) * _taper())) ** 2)
+    if not power.any():
+        return 0.0
+    above = np.flatnonzero(10 * np.log10(power / power.max() + 1e-20) > _FLOOR_DB)
+    return float(above[-1] * audio.sample_rate / _WINDOW)
+
+
+def balanced(tracks: Sequence[Track], share: float, sample_rate: int, options: Options) -> tuple[Track, ...]:
+    """The tracks with weights by which `share` of the crops come from those whose spectrum is full.
+
+    That is one that reaches 0.8 of half of `sample_rate`; within each kind the weights stay in proportion
+    (Kumar et al., 2023, section 3.4, balance data so). Where there is one kind alone, nothing changes.
+    """
+
+    def is_full(track):
+        if not hasattr(track.audio, "read"):  # generated, at the rate that is asked for
+            return True
+        try:
+            return deadline.within(options.read_timeout, measure, track.audio) >= FULL_BAND * sample_rate / 2
+        except DataError:
+            return False
+
+    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
+        full = list(pool.map(is_full, tracks))
+    totals = {True: 0.0, False: 0.0}
+    for track, kind in zip(tracks, full, strict=True):
+        totals[kind] += track.seconds * track.weight
+    if not all(totals.values()):
+        return tuple(tracks)
+    factors = {True: share / totals[True], False: (1 - share) / totals[False]}
+    return tuple(
+        dataclasses.replace(track, weight=track.weight * factors[kind])
+        for track, kind in zip(tracks, full, strict=True)
+    )
+
+
+def _taper():
+    x = 2 * np.pi * np.arange(_WINDOW) / _WINDOW
+    return 0.35875 - 0.48829 * np.cos(x) + 0.14128 * np.cos(2 * x) - 0.01168 * np.cos(3 * x)

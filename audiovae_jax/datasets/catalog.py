@@ -1,0 +1,149 @@
+"""What a data set comes down to: tracks to draw crops from, on two sides of a split."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from audiovae_jax.errors import DataError
+
+
+class Audio(Protocol):
+    """Audio of which any stretch can be read: a file, a part of one, or a shard's.
+
+    Attributes:
+      name: says to a person what it is.
+      frames: samples per channel.
+      sample_rate: in Hz.
+      channels: of what `read` returns.
+    """
+
+    name: str
+    frames: int
+    sample_rate: int
+    channels: int
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`[count, channels]` float32 from sample `start` on; DataError, with the name, where that fails."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """Audio that crops are drawn from.
+
+    Attributes:
+      key: its name within the data set, the same on every machine.
+      audio: where its samples come from.
+      weight: how often a second of it is drawn, against a second of weight 1.
+    """
+
+    key: str
+    audio: Audio
+    weight: float = 1.0
+
+    @property
+    def seconds(self) -> float:
+        return self.audio.frames / self.audio.sample_rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Excerpt:
+    """A stretch of other audio: `frames` samples from `start` on."""
+
+    audio: Audio
+    start: int
+    frames: int
+
+    @property
+    def name(self) -> str:
+        return self.audio.name
+
+    @property
+    def sample_rate(self) -> int:
+        return self.audio.sample_rate
+
+    @property
+    def channels(self) -> int:
+        return self.audio.channels
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        return self.audio.read(self.start + start, count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalog:
+    """A data set's tracks.
+
+    Attributes:
+      train, validation: the tracks of each side.
+      skipped: `(name, reason)` of what cannot be used.
+      fingerprint: changes when a track comes, goes, or changes its length, rate or weight.
+      origin: what it is, for a person: `12 files under DIR`.
+    """
+
+    train: tuple[Track, ...]
+    validation: tuple[Track, ...]
+    skipped: tuple[tuple[str, str], ...]
+    fingerprint: str
+    origin: str
+
+
+def by_hash(tracks: Sequence[Track], fraction: float) -> tuple[list[Track], list[Track]]:
+    """`(train, validation)`, about `fraction` of the tracks on the second side.
+
+    The side depends on a track's key alone: it stays there when others come. Only where that leaves a side
+    empty, the track that is nearest to it goes over; a single track is on both.
+    """
+    places = [_place(track.key) for track in tracks]
+    order = sorted(range(len(tracks)), key=places.__getitem__)
+    wanted = sum(place < fraction for place in places)
+    validation = set(order[: min(max(1, wanted), max(1, len(tracks) - 1))])
+    train = [track for i, track in enumerate(tracks) if i not in validation] or list(tracks)
+    return train, [track for i, track in enumerate(tracks) if i in validation]
+
+
+def fingerprint(tracks: Iterable[Track]) -> str:
+    """Of the tracks' keys, lengths, rates, channels and weights."""
+    listing = "\n".join(
+        f"{track.key} {track.audio.frames} {track.audio.sample_rate} {track.audio.channels}"
+        + ("" if track.weight == 1.0 else f" {track.weight!r}")
+        for track in tracks
+    )
+    return hashlib.sha256(os.fsencode(listing)).hexdigest()[:16]
+
+
+def mixed(parts: Sequence[tuple[Catalog, float]]) -> Catalog:
+    """Several data sets as one, of which each is drawn by its weight, whatever its length."""
+    total = sum(weight for _, weight in parts)
+
+    def weighed(side: Callable[[Catalog], tuple[Track, ...]]) -> tuple[Track, ...]:
+        tracks = []
+        for i, (catalog, weight) in enumerate(parts):
+            seconds = sum(track.seconds * track.weight for track in side(catalog))
+            for track in side(catalog):
+                share = track.weight * weight / total / seconds
+                tracks.append(dataclasses.replace(track, key=f"{i}/{track.key}", weight=share))
+        return tuple(tracks)
+
+    marks = " ".join(f"{catalog.fingerprint} {weight!r}" for catalog, weight in parts)
+    return Catalog(
+        train=weighed(lambda catalog: catalog.train),
+        validation=weighed(lambda catalog: catalog.validation),
+        skipped=tuple(entry for catalog, _ in parts for entry in catalog.skipped),
+        fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:16],
+        origin="; ".join(f"{weight / total:.0%} of crops from {catalog.origin}" for catalog, weight in parts),
+    )
+
+
+def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], root: str):
+    """Raise DataError, with the first reasons, where nothing is usable."""
+    if not tracks:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in skipped[:10])
+        raise DataError(f"config.data.root={root} holds no usable audio file:\n{reasons}")
+
+
+def _place(key):
+    return int.from_bytes(hashlib.sha256(os.fsencode(key)).digest()[:8]) / 2**64

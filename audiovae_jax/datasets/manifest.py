@@ -1,0 +1,127 @@
+"""A manifest: a JSON Lines or CSV file that lists audio, and how each of it is used."""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from audiovae_jax.data import remote
+from audiovae_jax.data.audio_file import Place
+from audiovae_jax.datasets import catalog, probing
+from audiovae_jax.datasets.catalog import Catalog, Excerpt, Track
+from audiovae_jax.errors import DataError
+
+SUFFIXES = (".jsonl", ".csv")
+_FIELDS = ("path", "start", "duration", "weight", "split")
+_TRAIN, _VALIDATION, _HELD_OUT = "train", "validation", "test"
+_SPLITS = {"train": _TRAIN, "valid": _VALIDATION, "val": _VALIDATION, "validation": _VALIDATION, "test": _HELD_OUT}
+
+
+def scan(root: str, options: probing.Options, validation_fraction: float) -> Catalog:
+    """The audio that a manifest lists.
+
+    A line of JSON Lines is an object, a CSV has a first line of names. `path` (relative to the manifest's
+    folder, absolute, or a URL) is needed; `start` and `duration` in seconds choose a part, `weight` says how
+    often a second of it is drawn (1 if left out), and `split` is train, validation or test. Where no line has
+    a split, the side depends on the path alone.
+
+    Raises:
+      DataError: a line is not as it should be (it is named), or nothing can be used.
+    """
+    entries = list(_entries(root, options))
+    if not entries:
+        raise DataError(f"config.data.root={root} lists no audio")
+    places: dict[str, Place] = {}
+    base = root.rpartition("/")[0] if remote.is_url(root) else Path(remote.local_path(root)).parent
+    for entry in entries:
+        if entry["path"] not in places:
+            places[entry["path"]] = _place(base, entry["path"], options)
+    probed = dict(zip(places, probing.probe(root, list(places.values()), options), strict=True))
+    sides, skipped = {_TRAIN: [], _VALIDATION: [], _HELD_OUT: []}, []
+    has_split = any(entry["split"] for entry in entries)
+    for entry in entries:
+        file = probed[entry["path"]]
+        if isinstance(file, str):
+            skipped.append((str(places[entry["path"]]), file))
+            continue
+        track = _track(entry, file)
+        if isinstance(track, str):
+            skipped.append((str(places[entry["path"]]), track))
+        else:
+            sides[_SPLITS[entry["split"]] if entry["split"] else _TRAIN].append(track)
+    train, validation = sides[_TRAIN], sides[_VALIDATION]
+    catalog.require_tracks(train + validation, skipped, root)
+    if not has_split:
+        train, validation = catalog.by_hash(train, validation_fraction)
+    if not train or not validation:
+        missing = _VALIDATION if train else _TRAIN
+        raise DataError(
+            f"config.data.root={root}: no usable line has split {missing!r}; leave all splits out or add it"
+        )
+    skipped = tuple(dict.fromkeys(skipped))
+    origin = f"entries of {root}"
+    return Catalog(tuple(train), tuple(validation), skipped, catalog.fingerprint(train + validation), origin)
+
+
+def _entries(root, options) -> Iterator[dict]:
+    if remote.is_url(root):
+        text = remote.read_bytes(root, options.access).decode(errors="surrogateescape")
+    else:
+        try:
+            text = Path(remote.local_path(root)).read_text(errors="surrogateescape")
+        except OSError as error:
+            raise DataError(f"config.data.root={root}: {error.strerror or error}") from error
+    rows = csv.DictReader(io.StringIO(text)) if root.lower().endswith(".csv") else _json_lines(root, text)
+    for i, row in enumerate(rows, start=1):
+        yield _checked(f"{root}: entry {i}", row)
+
+
+def _json_lines(root, text):
+    for i, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{root}: line {i} is no JSON ({error})") from error
+
+
+def _checked(where, row):
+    if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not row["path"]:
+        raise DataError(f"{where} has no path; the fields are {', '.join(_FIELDS)}")
+    entry = {"path": row["path"], "split": row.get("split") or None}
+    if entry["split"] is not None and entry["split"] not in _SPLITS:
+        raise DataError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}")
+    for field, default in (("start", 0.0), ("duration", None), ("weight", 1.0)):
+        given = row.get(field)
+        try:
+            entry[field] = default if given in (None, "") else float(given)
+        except (TypeError, ValueError):
+            raise DataError(f"{where}: {field} {given!r} is no number") from None
+        value = entry[field]
+        if value is not None and (not math.isfinite(value) or value < 0 or (field != "start" and value == 0)):
+            raise DataError(f"{where}: {field} {given!r} must be {'0 or more' if field == 'start' else 'above 0'}")
+    return entry
+
+
+def _place(base, path, options) -> Place:
+    if remote.is_url(path):
+        return remote.open_url(path, options.access)
+    if isinstance(base, str) and not os.path.isabs(path):
+        return remote.open_url(f"{base}/{path}", options.access)
+    return Path(base) / remote.local_path(path)
+
+
+def _track(entry, file) -> Track | str:
+    """The track, or why there is none."""
+    start = round(entry["start"] * file.sample_rate)
+    frames = file.frames - start
+    if entry["duration"] is not None:
+        frames = min(frames, round(entry["duration"] * file.sample_rate))
+    if frames <= 0:
+        return f"its {file.seconds:.3f} s end before start={entry['start']:g}"
+    whole = frames == file.frames
+    key = entry["path"] if whole else f"{entry['path']}@{start}+{frames}"
+    return Track(key, file if whole else Excerpt(file, start, frames), entry["weight"])

@@ -1,0 +1,58 @@
+"""What lies at a root, and how it is read: the data set behind `config.data.root`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from audiovae_jax.data import remote
+from audiovae_jax.datasets import folder, gtzan, manifest, musdb18, probing, shards, webdataset
+from audiovae_jax.datasets.catalog import Catalog
+from audiovae_jax.errors import ConfigError, DataError
+
+AUTO = "auto"
+# By name: whether a root is one, and how it is read. The first that knows a root takes it.
+_KINDS: dict[str, tuple[Callable, Callable]] = {
+    "manifest": (
+        lambda root, options: root.lower().endswith(manifest.SUFFIXES),
+        lambda root, options, c: manifest.scan(root, options, c.validation_fraction),
+    ),
+    "shards": (shards.is_shards, lambda root, options, c: shards.scan(root, options)),
+    "musdb18": (
+        lambda root, options: musdb18.recognise(root) is not None,
+        lambda root, options, c: musdb18.scan(root, options, c.mixture_share),
+    ),
+    "gtzan": (
+        lambda root, options: gtzan.genres_folder(root) is not None,
+        lambda root, options, c: gtzan.scan(root, options),
+    ),
+    "webdataset": (
+        lambda root, options: bool(webdataset.archives(root, options)),
+        lambda root, options, c: webdataset.scan(root, options, c.validation_fraction),
+    ),
+    "folder": (
+        lambda root, options: True,
+        lambda root, options, c: folder.scan(root, options, c.validation_fraction),
+    ),
+}
+NAMES = (AUTO, *_KINDS)
+
+
+def open_root(root: str, source: str, options: probing.Options, config) -> Catalog:
+    """The data set at a root.
+
+    Args:
+      root: a folder, a manifest, tars, or a URL of one of them.
+      source: its kind, one of `NAMES`; "auto" recognises it by what lies there.
+      options: how files are looked at.
+      config: the section `config.data`, for what a kind needs of it.
+
+    Raises:
+      ConfigError: there is no such kind.
+      DataError: there is nothing usable.
+    """
+    if source not in NAMES:
+        raise ConfigError(f"config.data.source={source!r} is none of {', '.join(NAMES)}")
+    if source == AUTO:
+        if not remote.is_url(root) and not Path(remote.local_path(root)).exists() and "{" not in root:
+            raise DataError(f"config.data.root={root}: there is no such folder")
+        source = next(name for name, (knows, _) in _KINDS.items() if knows(root, options))
+    return _KINDS[source][1](root, options, config)

@@ -1,0 +1,1 @@
+"""Feeding: crops by number, and the pipeline that brings them to the step."""

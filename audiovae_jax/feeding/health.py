@@ -1,0 +1,85 @@
+"""What went wrong with a run's audio: counted, said once, listed in a file, and fatal past a share."""
+
+import json
+import sys
+import threading
+from pathlib import Path
+
+from audiovae_jax.errors import DataError
+
+
+class Health:
+    """Keeps account of files that cannot be used.
+
+    Args:
+      total: how many files there are, usable or not.
+      skipped: `(name, reason)` of those that were found unusable at the start.
+      max_share: of `total`; more unusable ones end the run.
+    """
+
+    def __init__(self, total: int, skipped=(), max_share: float = 1.0):
+        self._total, self._max_share = total, max_share
+        self._path = None
+        self._bad: dict[str, str] = dict(skipped)
+        self._replaced = 0
+        self._lock = threading.Lock()
+
+    def list_in(self, path: Path):
+        """List what cannot be used, now and from here on: JSON Lines of a name and a reason each.
+
+        Raises:
+          DataError: it is too much already, or the list cannot be written.
+        """
+        self._path = path
+        try:
+            if self._bad or path.exists():
+                path.write_text("".join(_line(name, reason) for name, reason in self._bad.items()))
+        except OSError as error:
+            raise DataError(f"{path} was not written: {error.strerror or error}") from error
+        self._require_few()
+
+    @property
+    def bad_files(self) -> int:
+        """How many files cannot be used, as far as is known."""
+        return len(self._bad)
+
+    @property
+    def replaced_crops(self) -> int:
+        """How many crops were drawn anew since theirs could not be read."""
+        return self._replaced
+
+    def is_bad(self, name: str) -> bool:
+        """Whether a file is known not to be usable."""
+        return name in self._bad
+
+    def replaced(self, name: str, reason: str | None = None):
+        """Count a crop that is drawn anew; with a reason, its file has turned out bad.
+
+        Raises:
+          DataError: too many have.
+        """
+        with self._lock:
+            self._replaced += 1
+            if reason is None or name in self._bad:
+                return
+            self._bad[name] = reason
+            print(f"warning: another crop is taken in place of {reason}", file=sys.stderr)
+            if self._path is not None:
+                try:
+                    with open(self._path, "a") as file:
+                        file.write(_line(name, reason))
+                except OSError:  # the warning above has said it
+                    pass
+        self._require_few()
+
+    def _require_few(self):
+        if len(self._bad) > self._max_share * self._total:
+            reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(self._bad.items())[-5:])
+            raise DataError(
+                f"{len(self._bad)} of {self._total} files cannot be used, more than "
+                f"data.max_bad_share={self._max_share:g} allows; the last:\n{reasons}"
+            )
+
+
+def _line(name, reason):
+    return json.dumps({"file": name, "reason": reason}) + "\n"

@@ -1,0 +1,167 @@
+"""Feeds steps: threads read ahead, every host its own rows of every global batch.
+
+The pipeline's whole state is the step: record `step * batch_size + row` belongs to row `row` of step
+`step`, whatever the number of hosts or threads.
+"""
+
+import dataclasses
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from audiovae_jax.data import remote
+from audiovae_jax.datasets import catalog, probing, sources
+from audiovae_jax.datasets.bandwidth import balanced
+from audiovae_jax.datasets.catalog import Catalog, Track
+from audiovae_jax.feeding import crops
+from audiovae_jax.feeding.augment import Augment
+from audiovae_jax.feeding.crops import CropFormat
+from audiovae_jax.feeding.health import Health
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A run's audio.
+
+    Attributes:
+      train: endless training records, `train[index] -> [T, C]`.
+      validation: fixed validation records.
+      catalog: what the tracks are, or None for the built-in generator.
+      fingerprint: of the audio, to tell on resumption whether it is still the same.
+      health: of the files; None for the built-in generator.
+    """
+
+    train: Any
+    validation: Any
+    catalog: Catalog | None
+    fingerprint: str
+    health: Health | None
+
+
+def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path] = ()) -> Data:
+    """The training and validation records of `config.data`.
+
+    Args:
+      config: that section.
+      batch_size, seed: of the run.
+      leave_out: folders under the data's root that are none of it, as a run's own workdir with its samples.
+
+    Raises:
+      ConfigError: a value that says nothing known.
+      DataError: there is nothing usable.
+    """
+    augment = Augment(**config.augment.to_dict())
+    crop = CropFormat(
+        config.crop_length, config.sample_rate, config.channels, config.peak_normalize,
+        loop=config.padding == "loop", min_loudness_db=config.min_loudness_db,
+        # What is behind a URL has its own patience, which comes first.
+        read_timeout=config.read_timeout and config.read_timeout + config.retry_seconds * _is_remote(config),
+    )  # fmt: skip
+    found = open_catalog(config, leave_out)
+    if found is None:
+        train = crops.SyntheticCrops(crop, seed, augment=augment)
+        validation, health = crops.SyntheticCrops(crop, seed, validation=True), None
+    else:
+        names = {track.audio.name for track in (*found.train, *found.validation)} | {name for name, _ in found.skipped}
+        health = Health(len(names), found.skipped, config.max_bad_share)
+        train = crops.RandomCrops(found.train, crop, seed, health, augment)
+        validation = crops.FixedCrops(found.validation, crop, health)
+    if config.fixed_batch:
+        train = validation = crops.Repeated(train, batch_size)
+    return Data(train, validation, found, found.fingerprint if found else "built-in", health)
+
+
+def open_catalog(config, leave_out: Collection[Path] = ()) -> Catalog | None:
+    """What there is to draw from under `config.data`'s root or mix; None for the built-in generator alone.
+
+    Raises:
+      ConfigError: a value that says nothing known.
+      DataError: there is nothing usable.
+    """
+    if config.root is None and not config.mix:
+        return None
+    cache = None
+    if config.cache is not None:
+        cache = remote.BlockCache(config.cache, int(config.cache_gigabytes * 1e9))
+    options = probing.Options(
+        channels=config.channels,
+        min_seconds=config.min_seconds,
+        num_threads=config.num_threads,
+        read_timeout=config.read_timeout,
+        index_folder=index_folder() if config.index else None,
+        access=remote.Access(config.retry_seconds, cache),
+        leave_out=tuple(leave_out),
+    )
+    if config.mix:
+        found = catalog.mixed(
+            [(_open(root, config.source, options, config), float(weight)) for root, weight in config.mix]
+        )
+    else:
+        found = _open(config.root, config.source, options, config)
+    if config.full_band_share is not None:
+        train = balanced(found.train, config.full_band_share, config.sample_rate, options)
+        found = dataclasses.replace(found, train=train)
+    return found
+
+
+def index_folder() -> Path:
+    """Where what files were found to be is remembered: the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "audiovae_jax" / "index"
+
+
+def batches(
+    records,
+    *,
+    batch_size: int,
+    start_step: int,
+    num_steps: int,
+    num_threads: int,
+    prefetch_batches: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[np.ndarray]:
+    """This host's `[batch_size / process_count, T, C]` of every step from `start_step` to `num_steps`.
+
+    Threads read whole batches ahead, at most `prefetch_batches`.
+    """
+    local = batch_size // process_count
+    rows = _HostRows(records, batch_size, local, process_index * local, num_steps)
+    dataset = grain.MapDataset.source(rows).batch(local)[start_step:]
+    options = grain.ReadOptions(
+        num_threads=min(num_threads, prefetch_batches), prefetch_buffer_size=max(1, prefetch_batches)
+    )
+    return iter(dataset.to_iter_dataset(options))
+
+
+class _HostRows:
+    """A contiguous block of rows of every global batch, as one sequence."""
+
+    def __init__(self, records, batch_size, local, first, num_steps):
+        self._records, self._batch_size, self._local = records, batch_size, local
+        self._first, self._num_steps = first, num_steps
+
+    def __len__(self):
+        return self._num_steps * self._local
+
+    def __getitem__(self, index):
+        step, row = divmod(index, self._local)
+        return self._records[step * self._batch_size + self._first + row]
+
+
+_GENERATOR = "built-in"  # as a root of a mix
+
+
+def _open(root, source, options, config):
+    if root != _GENERATOR:
+        return sources.open_root(root, source, options, config)
+    track = Track(_GENERATOR, crops.Generated())
+    return Catalog((track,), (track,), (), _GENERATOR, "the built-in generator")
+
+
+def _is_remote(config):
+    return any(remote.is_url(root) for root in (config.root, *(root for root, _ in config.mix)) if root)
