@@ -167,7 +167,7 @@ def _base():
     config.data.augment.gain_db = (0.0, 0.0)  # range of a random gain
     config.data.augment.polarity_probability = 0.0
     config.data.augment.swap_probability = 0.0  # of the channels turned round
-    config.data.max_bad_share = 0.1  # of the files; when more cannot be used, the run ends
+    config.data.max_bad_share = 0.5  # of the files; when more cannot be used, the run ends
     config.data.read_timeout = 60.0  # seconds, after which a file that does not answer is passed over; 0: never
     config.data.retry_seconds = 120.0  # for how long a failing request to a URL is tried again
     config.data.cache = config_dict.placeholder(str)  # folder that keeps what was fetched from URLs

@@ -23,7 +23,8 @@ if "XLA_FLAGS" not in os.environ:
     if asked.returncode == 0:
         os.environ["XLA_FLAGS"] = sooner["XLA_FLAGS"]
 if not _IS_WORKER:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="audiovae_jax_tests_")
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="audiovae_jax_tests_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "xla")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
@@ -44,7 +45,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 def pytest_sessionfinish():
     if not _IS_WORKER:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+        shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 def _micro_config():

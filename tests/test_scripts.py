@@ -72,6 +72,8 @@ FLAGS = {
     "export_stablehlo": "--batch_size --chunk_length --dtype --platforms --sample_rate --step",
     "import_torch": "--dilations --strict",
     "export_torch": "--step",
+    "make_shards": "--min_seconds --mixture_share --num_threads --record_seconds --shard_megabytes --source "
+    "--validation_fraction",
     "benchmark": "--adversarial --against --batch_size --config --crop --json --profile --repeats --seconds --warmup",
 }
 

@@ -29,6 +29,7 @@ _MODULES = {
     "export_stablehlo": "models",
     "import_torch": "conversion",
     "export_torch": "conversion",
+    "make_shards": "data",
     "benchmark": "benchmark",
 }
 

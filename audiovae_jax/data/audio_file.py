@@ -67,6 +67,8 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
         raise DataError("the file is empty")
     try:
         with _open(path) as f:
+            if f.format == "RAW":  # libsndfile's guess at what has no header, by its name
+                raise DataError("not audio that can be read (it has no header)")
             file = AudioFile(path, f.frames, f.samplerate, f.channels)
             require_use(file, min_seconds, channels)
             silent = not allow_silence

@@ -138,6 +138,21 @@ def mixed(parts: Sequence[tuple[Catalog, float]]) -> Catalog:
     )
 
 
+def joined(parts: Sequence[Catalog]) -> Catalog:
+    """Several data sets as one, in which each second counts alike."""
+    train = tuple(dataclasses.replace(t, key=f"{i}/{t.key}") for i, part in enumerate(parts) for t in part.train)
+    validation = tuple(
+        dataclasses.replace(t, key=f"{i}/{t.key}") for i, part in enumerate(parts) for t in part.validation
+    )
+    return Catalog(
+        train=train,
+        validation=validation,
+        skipped=tuple(entry for part in parts for entry in part.skipped),
+        fingerprint=fingerprint(train + validation),
+        origin="; ".join(part.origin for part in parts),
+    )
+
+
 def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], root: str):
     """Raise DataError, with the first reasons, where nothing is usable."""
     if not tracks:

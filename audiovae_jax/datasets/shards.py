@@ -2,7 +2,7 @@
 
 A folder holds `shard-00000.arrayrecord` and on, for each of them a `.json` that says where its records lie,
 and `index.json`, the list of all tracks. A record is four bytes of checksum (CRC-32, little endian), then its
-audio as a file: FLAC of 16 or 24 bits where that is exact, floating-point WAV where it is not. Any reader of
+audio as a file: FLAC of 16 or 24 bits where that is exact, floating-point AU where it is not. Any reader of
 ArrayRecord takes them; this one reads by byte range, here and behind URLs.
 
 ArrayRecord files are Riegeli files (github.com/google/riegeli): a stream of chunks, interrupted by a header of
@@ -127,7 +127,7 @@ class ShardedAudio:
 
 def encode_record(audio: np.ndarray, sample_rate: int) -> bytes:
     """`[T, C]` float32 as a record: exact, and as small as that allows."""
-    kind = {"format": "WAV", "subtype": "FLOAT"}
+    kind = {"format": "AU", "subtype": "FLOAT"}  # a WAV of floats would hold the time it was made at
     for bits, dtype in ((16, np.int16), (24, np.int32)):
         scaled = audio * np.float32(2 ** (bits - 1))
         fits = (scaled == np.rint(scaled)).all() and np.abs(scaled).max(initial=0) < 2 ** (bits - 1)

@@ -1,0 +1,61 @@
+"""`make_shards`: a data set made ready for training from a bucket or a slow disk."""
+
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+
+from audiovae_jax.commands import bundled_configs
+from audiovae_jax.commands.command import Command
+from audiovae_jax.datasets import catalog, shard_writer
+from audiovae_jax.feeding import pipeline
+
+
+def _shards_flags():
+    flags.DEFINE_float("record_seconds", 4.0, "of audio in a record: what a crop reads at least", lower_bound=0.1)
+    flags.DEFINE_integer("shard_megabytes", 1024, "of 16-bit audio in a shard, before FLAC", lower_bound=1)
+    flags.DEFINE_float("validation_fraction", 0.1, "of the files, where the data set has no split of its own")
+    flags.DEFINE_float("mixture_share", 0.25, "of MUSDB18's crops; the others are of a single stem")
+    flags.DEFINE_float("min_seconds", 0.1, "shorter files are left out", lower_bound=0.0)
+    flags.DEFINE_string("source", "auto", "what the inputs are; auto recognises them")
+    flags.DEFINE_integer("num_threads", 8, "that read and encode", lower_bound=1)
+
+
+def _make_shards(*paths):
+    *roots, output = paths
+    values = flags.FLAGS
+    data = bundled_configs.reference().data
+    with data.unlocked():
+        for name in ("validation_fraction", "mixture_share", "min_seconds", "source", "num_threads"):
+            data[name] = values[name].value
+        data.channels = 1  # to which all that there is can be adapted; shards keep what files have
+    parts = []
+    for root in roots:
+        of_root = ml_collections.ConfigDict(data)
+        of_root.root = root
+        parts.append(pipeline.open_catalog(of_root))
+    found = parts[0] if len(parts) == 1 else catalog.joined(parts)
+    seconds = sum(track.seconds for track in {track.key: track for track in (*found.train, *found.validation)}.values())
+    print(f"{len(found.train)} to train on and {len(found.validation)} for validation, of {found.origin}")
+    written = shard_writer.write(
+        found,
+        Path(output),
+        record_seconds=values.record_seconds,
+        shard_bytes=values.shard_megabytes * 1_000_000,
+        num_threads=values.num_threads,
+    )
+    size = sum(path.stat().st_size for path in Path(output).glob("*.arrayrecord"))
+    print(f"done: {written} tracks, {seconds / 3600:.2f} h, {size / 1e9:.3f} GB in {output}")
+
+
+MAKE_SHARDS = Command(
+    name="make_shards",
+    description="""Shards of a data set, in which a crop reads little wherever they lie.
+
+IN is a folder, a manifest, tars, MUSDB18-HQ or GTZAN, here or behind a URL; OUT a folder of this machine, to be
+copied to a bucket as it is. Nothing of the audio is lost: what FLAC cannot hold exactly stays floating point.
+Stopped, the same command goes on. Train with --config.data.root=OUT; the crops are those of IN, to the bit.""",
+    main=_make_shards,
+    positional=("IN...", "OUT"),
+    define_flags=_shards_flags,
+)

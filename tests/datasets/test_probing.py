@@ -1,0 +1,92 @@
+import json
+import os
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiovae_jax.data import audio_file
+from audiovae_jax.datasets import bandwidth, folder, probing
+from audiovae_jax.datasets.catalog import Track
+
+
+@pytest.fixture
+def probes(monkeypatch):
+    """Counts how many files are opened."""
+    real, calls = audio_file.probe, []
+
+    def probe(*args, **options):
+        calls.append(args[0].name)
+        return real(*args, **options)
+
+    monkeypatch.setattr(audio_file, "probe", probe)
+    return calls
+
+
+def test_a_second_scan_opens_what_has_changed_alone(audio_folder, tmp_path, probes):
+    (audio_folder / "bad.wav").write_text("not audio")
+    options = probing.Options(channels=2, index_folder=tmp_path / "index")
+    first = folder.scan(str(audio_folder), options, 0.1)
+    assert len(probes) == 4
+    assert folder.scan(str(audio_folder), options, 0.1) == first
+    assert len(probes) == 4
+    soundfile.write(audio_folder / "bad.wav", np.full((44100, 2), 0.1), 44100)
+    (audio_folder / "c.ogg").unlink()
+    again = folder.scan(str(audio_folder), options, 0.1)
+    assert probes[4:] == ["bad.wav"]
+    assert not again.skipped
+    assert len(again.train) + len(again.validation) == 3
+    (index,) = (tmp_path / "index").iterdir()
+    assert len(json.loads(index.read_text())["files"]) == 3
+
+
+def test_the_index_serves_other_settings_and_damage_does_no_harm(audio_folder, tmp_path, probes):
+    options = probing.Options(channels=2, index_folder=tmp_path / "index")
+    first = folder.scan(str(audio_folder), options, 0.1)
+    stricter = probing.Options(channels=2, min_seconds=0.6, index_folder=tmp_path / "index")
+    with pytest.raises(Exception, match=r"shorter than data.min_seconds=0.6"):
+        folder.scan(str(audio_folder), stricter, 0.1)
+    (index,) = (tmp_path / "index").iterdir()
+    for damage in (
+        '{"version": 1, "files": [',
+        '{"version": 1, "files": {"a": 3}}',
+        '{"version": 0, "files": {}}',
+        "[]",
+    ):
+        index.write_text(damage)
+        assert folder.scan(str(audio_folder), options, 0.1) == first
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    unwritable = probing.Options(channels=2, index_folder=nowhere / "index")
+    assert folder.scan(str(audio_folder), unwritable, 0.1) == first
+
+
+def test_a_file_that_changes_within_its_size_is_looked_at_again(audio_folder, tmp_path, probes):
+    options = probing.Options(channels=2, index_folder=tmp_path / "index")
+    folder.scan(str(audio_folder), options, 0.1)
+    size = (audio_folder / "a.wav").stat().st_size
+    (audio_folder / "a.wav").write_bytes(bytes(size))
+    os.utime(audio_folder / "a.wav", ns=(1, 1))
+    (skipped,) = folder.scan(str(audio_folder), options, 0.1).skipped
+    assert skipped[0].endswith("a.wav")
+
+
+def _noise(path, cutoff, rate=44100):
+    spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(rate))
+    spectrum[int(cutoff) :] = 0
+    audio = np.fft.irfft(spectrum)
+    soundfile.write(path, 0.5 * audio / np.abs(audio).max(), rate, subtype="FLOAT")
+    return Track(path.name, audio_file.probe(path))
+
+
+@pytest.mark.parametrize("cutoff", [4000, 11000, 16000, 22050])
+def test_where_a_spectrum_ends(tmp_path, cutoff):
+    assert bandwidth.measure(_noise(tmp_path / "noise.wav", cutoff).audio) == pytest.approx(cutoff, abs=60)
+
+
+def test_full_spectra_are_drawn_by_their_share(tmp_path):
+    tracks = [_noise(tmp_path / f"{i}.wav", cutoff) for i, cutoff in enumerate((22050, 22050, 8000, 8000, 8000, 8000))]
+    options = probing.Options(channels=1)
+    weights = [track.weight for track in bandwidth.balanced(tracks, 0.9, 44100, options)]
+    assert sum(weights[:2]) / sum(weights) == pytest.approx(0.9)
+    assert bandwidth.balanced(tracks[:2], 0.9, 44100, options) == tuple(tracks[:2])  # there is nothing to balance
