@@ -131,7 +131,9 @@ def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = N
             for first in range(start, stop, size):
                 yield _read(f, file, first, min(size, stop - first))
     except soundfile.LibsndfileError as error:
-        raise DataError(f"{file.name}: {_reason(error)}") from error
+        is_gone = isinstance(file.path, Path) and not os.path.exists(file.path)
+        reason = "No such file or directory" if is_gone else _reason(error)
+        raise DataError(f"{file.name}: {reason}") from error
     except UnreachableError:  # it names the file already
         raise
     except (OSError, DataError) as error:
