@@ -45,22 +45,24 @@ def run(
             f"there is no benchmark {subcommand!r}{did_you_mean(subcommand, SUBCOMMANDS)}; "
             f"there are {', '.join(SUBCOMMANDS)}"
         )
-    if against and subcommand in ("data", "compile"):
-        raise ConfigError(f"{subcommand} has nothing to compare with; leave --against out")
-    for system in against:
+    if against and subcommand == "compile":
+        raise ConfigError("compile has nothing to compare with; leave --against out")
+    if subcommand == "data" and set(against) - {data.WHOLE}:
+        raise ConfigError(f"data is compared with --against={data.WHOLE}, which decodes whole files, and nothing else")
+    for system in [] if subcommand == "data" else against:
         peer.check(system, "codec" if subcommand == "codec" else "step", config)
     if not math.isfinite(seconds):
         raise ConfigError(f"--seconds={seconds} must be a number of seconds")
     if json_path is not None:
         _require_writable(json_path)
     if subcommand not in ("compile", "memory"):  # their processes look, since a device may serve one alone
-        peer.check_devices(config, against)
+        peer.check_devices(config, [] if subcommand == "data" else against)
     if subcommand == "step":
         report = step.run(config, against=against, repeats=repeats, warmup=warmup, profiled=profiled)
     elif subcommand == "codec":
         report = codec.run(config, against=against, repeats=repeats, warmup=warmup, seconds=seconds)
     elif subcommand == "data":
-        report = data.run(config, repeats=repeats, warmup=warmup)
+        report = data.run(config, against=against, repeats=repeats, warmup=warmup)
     elif subcommand == "compile":
         report = fresh.first_step(config)
     else:

@@ -17,7 +17,7 @@ from audiovae_jax.run import huge_pages
 _USED = {
     "step": ("batch_size", "crop", "adversarial", "against", "repeats", "warmup", "profile"),
     "codec": ("seconds", "against", "repeats", "warmup"),
-    "data": ("batch_size", "crop", "repeats", "warmup"),
+    "data": ("batch_size", "crop", "against", "repeats", "warmup"),
     "compile": ("batch_size", "crop", "adversarial"),
     "memory": ("batch_size", "crop", "adversarial", "against", "repeats"),
 }
@@ -29,7 +29,7 @@ def _flags():
     flags.DEFINE_integer("crop", None, "samples of an item; by default the config's", lower_bound=1)
     flags.DEFINE_bool("adversarial", None, "with the discriminator; by default as the config says")
     flags.DEFINE_float("seconds", 10.0, "of audio that codec encodes and decodes", 0.1, 3600)
-    flags.DEFINE_list("against", [], "systems to time beside ours: torch, torch_compile, oobleck (codec)")
+    flags.DEFINE_list("against", [], "to time beside ours: torch, torch_compile, oobleck (codec), whole (data)")
     flags.DEFINE_integer("repeats", 5, "measured rounds", lower_bound=1)
     flags.DEFINE_integer("warmup", 1, "rounds before them", lower_bound=0)
     flags.DEFINE_bool("profile", False, "step: where the time goes")

@@ -111,7 +111,7 @@ def _place(base, path, options) -> Place:
         return remote.open_url(path, options.access)
     if isinstance(base, str) and not os.path.isabs(path):
         return remote.open_url(f"{base}/{path}", options.access)
-    return Path(base) / remote.local_path(path)
+    return Path(os.path.join(base, remote.local_path(path)))
 
 
 def _track(entry, file) -> Track | str:

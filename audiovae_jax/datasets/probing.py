@@ -15,6 +15,7 @@ from audiovae_jax.data.audio_file import AudioFile, Place
 from audiovae_jax.errors import DataError
 from audiovae_jax.storage import atomic
 
+_CHUNK = 256  # files whose sizes and times a thread asks for at once
 _VERSION = 1  # of the index; what a file is found to be must not depend on an older program
 
 
@@ -67,36 +68,49 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
     """
     index = _Index(options.index_folder, root)
 
-    def look(place) -> tuple[str, str, list | str | None]:
-        try:
-            key, mark = _identity(place)
-        except OSError as error:
-            return files.printable(place), "", str(error)
-        known = index.get(key, mark)
-        if known is not None:
-            return key, mark, known
+    def known(places) -> list[tuple]:
+        return [(place, *_identity(place)) for place in places]
+
+    def look(place) -> tuple[bool, list | str]:
+        """Whether it would be the same tomorrow, and what it is: its frames, rate and channels, or a reason."""
         try:
             file = deadline.within(options.read_timeout, audio_file.probe, place)
-            return key, mark, [file.frames, file.sample_rate, file.channels]
+            return True, [file.frames, file.sample_rate, file.channels]
+        except OSError as error:
+            return False, error.strerror or str(error)
+        except (deadline.TimedOutError, remote.UnreachableError) as error:
+            return False, str(error)
         except DataError as error:
-            return key, mark, str(error)
-        except OSError as error:  # may be another tomorrow
-            return key, "", str(error)
+            return True, str(error)
 
-    found: list[AudioFile | str] = []
+    results: list[list | str | None] = []
     with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
-        results = _shown(pool.map(look, places), len(places), f"looking at the files under {root}")
-        for place, (key, mark, result) in zip(places, results, strict=True):
-            index.put(key, mark, result)
-            found.append(result if isinstance(result, str) else _checked(AudioFile(place, *result), options))
+        chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
+        marked = [entry for chunk in pool.map(known, chunks) for entry in chunk]
+        for _, key, mark in marked:
+            results.append(index.get(key, mark))
+        new = [i for i, result in enumerate(results) if result is None]
+        looked = pool.map(look, [places[i] for i in new])
+        for i, (lasting, result) in zip(new, _shown(looked, len(new), f"looking at files under {root}"), strict=True):
+            results[i] = result
+            if not lasting:
+                marked[i] = (places[i], "", "")
+    for (_, key, mark), result in zip(marked, results, strict=True):
+        index.put(key, mark, result)
     index.save()
-    return found
+    return [
+        result if isinstance(result, str) else _checked(AudioFile(place, *result), options)
+        for place, result in zip(places, results, strict=True)
+    ]
 
 
 def _identity(place):
-    """`(name, mark)`; the mark changes with the content."""
+    """`(name, mark)`; the mark changes with the content, and is empty for what cannot be looked at."""
     if isinstance(place, Path):
-        stat = os.stat(place)
+        try:
+            stat = os.stat(place)
+        except OSError:
+            return "", ""
         return os.fsencode(place).hex() if _odd(place) else str(place), f"{stat.st_size} {stat.st_mtime_ns}"
     archive = getattr(place, "archive", None)
     if archive is not None:
