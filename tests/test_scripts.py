@@ -67,6 +67,9 @@ FLAGS = {
     "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --step",
     "decode": "--allow_other_model --batch_size --chunk_length --dtype --format --model --overwrite --sample_rate "
     "--step",
+    "encode_dataset": "--batch_size --chunk_length --dtype --host_count --host_index --mix --num_threads "
+    "--record_frames --sample_rate --seed --shard_megabytes --source --step --storage_dtype --validation_fraction "
+    "--what",
     "inspect_model": "--json --step",
     "calibrate_latents": "--limit --sample_rate --verify",
     "export_stablehlo": "--batch_size --chunk_length --dtype --platforms --sample_rate --step",
