@@ -52,6 +52,10 @@ def test_files_through_a_model_by_every_command(tmp_path):
     assert (decoded.shape, rate) == ((3001, 2), 8000)
     np.testing.assert_allclose(decoded, np.clip(direct, -1, 1), atol=1e-5)
     assert (tmp_path / "out" / "deeper" / "b.flac").exists()
+    assert "2 tracks, 0.00 hours" in run("encode_dataset.py", "m", "songs", "shards", "--what=samples")
+    assert "seed: 0 there, 1 now differ" in run(
+        "encode_dataset.py", "m", "songs", "shards", "--what=samples", "--seed=1", status=1
+    )
     assert "written to m" in run("calibrate_latents.py", "m", "songs", "m")
     described = json.loads(run("inspect_model.py", "m", "--json"))
     assert described["metadata"]["calibration_frames"] == 2 * 376
