@@ -52,6 +52,10 @@ def test_files_through_a_model_by_every_command(tmp_path):
     assert (decoded.shape, rate) == ((3001, 2), 8000)
     np.testing.assert_allclose(decoded, np.clip(direct, -1, 1), atol=1e-5)
     assert (tmp_path / "out" / "deeper" / "b.flac").exists()
+    assert "2 tracks, 0.00 hours" in run("encode_dataset.py", "m", "songs", "shards", "--what=samples")
+    assert "seed: 0 there, 1 now differ" in run(
+        "encode_dataset.py", "m", "songs", "shards", "--what=samples", "--seed=1", status=1
+    )
     assert "written to m" in run("calibrate_latents.py", "m", "songs", "m")
     described = json.loads(run("inspect_model.py", "m", "--json"))
     assert described["metadata"]["calibration_frames"] == 2 * 376
@@ -67,6 +71,9 @@ FLAGS = {
     "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --step",
     "decode": "--allow_other_model --batch_size --chunk_length --dtype --format --model --overwrite --sample_rate "
     "--step",
+    "encode_dataset": "--batch_size --chunk_length --dtype --host_count --host_index --mix --num_threads "
+    "--record_frames --sample_rate --seed --shard_megabytes --source --step --storage_dtype --validation_fraction "
+    "--what",
     "inspect_model": "--json --step",
     "calibrate_latents": "--limit --sample_rate --verify",
     "export_stablehlo": "--batch_size --chunk_length --dtype --platforms --sample_rate --step",

@@ -24,6 +24,7 @@ _MODULES = {
     "reconstruct": "codec",
     "encode": "codec",
     "decode": "codec",
+    "encode_dataset": "latents",
     "inspect_model": "models",
     "calibrate_latents": "models",
     "export_stablehlo": "models",

@@ -8,7 +8,7 @@ from pathlib import Path
 import tqdm
 
 from audiovae_jax.data.files import printable
-from audiovae_jax.datasets import shards
+from audiovae_jax.datasets import sharding, shards
 from audiovae_jax.datasets.catalog import Catalog, Track
 from audiovae_jax.errors import DataError
 from audiovae_jax.storage import atomic
@@ -47,10 +47,10 @@ def write(
         for track in of_side:
             tracks[track.key] = track
             sides.setdefault(track.key, []).append(side)
-    groups = _groups(list(tracks.values()), shard_bytes)
+    groups = sharding.groups(list(tracks.values()), _pcm_bytes, shard_bytes)
     names = [f"shard-{i:05d}" for i in range(len(groups))]
     settings = {"fingerprint": catalog.fingerprint, "record_seconds": record_seconds, "shard_bytes": shard_bytes}
-    _claim(folder, settings)
+    sharding.claim(folder, settings)
     try:
         with concurrent.futures.ThreadPoolExecutor(num_threads) as pool:
             jobs = [
@@ -84,49 +84,14 @@ def write(
         }
         with atomic.replacing(folder / shards.INDEX) as temporary:
             temporary.write_text(json.dumps(content))
-        (folder / _PLAN).unlink(missing_ok=True)
+        (folder / sharding.PLAN).unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{printable(folder)}: {error.strerror or error}") from error
     return len(entries)
 
 
-_PLAN = "unfinished.json"  # what a folder is being made of, until its index is there
-
-
-def _claim(folder, settings):
-    for name in (shards.INDEX, _PLAN):
-        path = folder / name
-        if not path.exists():
-            continue
-        try:
-            previous = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"{printable(path)} cannot be read ({error}); delete the folder, or give another"
-            ) from error
-        different = [key for key, value in settings.items() if previous.get(key) != value]
-        if different:
-            raise DataError(
-                f"{printable(folder)} holds shards of another data set or other settings ({', '.join(different)} "
-                "differ); give another folder"
-            )
-    try:
-        with atomic.replacing(folder / _PLAN) as temporary:
-            temporary.write_text(json.dumps(settings))
-    except OSError as error:
-        raise DataError(f"{printable(folder)} cannot be written to: {error.strerror or error}") from error
-
-
-def _groups(tracks, shard_bytes):
-    groups, size = [[]], 0
-    for track in tracks:
-        of_track = 2 * track.audio.frames * track.audio.channels
-        if groups[-1] and size + of_track > shard_bytes:
-            groups.append([])
-            size = 0
-        groups[-1].append(track)
-        size += of_track
-    return groups
+def _pcm_bytes(track):
+    return 2 * track.audio.frames * track.audio.channels
 
 
 def _write_shard(path, tracks, record_seconds):
@@ -172,7 +137,7 @@ def _write_shard(path, tracks, record_seconds):
                     sizes.append((len(record), record[:64]))
         finally:
             writer.close()
-        positions = _positions(temporary, sizes)
+        positions = sharding.positions(temporary, sizes)
     content = {
         "bytes": target.stat().st_size,
         "of": [track.key for track in tracks],
@@ -183,16 +148,3 @@ def _write_shard(path, tracks, record_seconds):
     with atomic.replacing(listing) as temporary:
         temporary.write_text(json.dumps(content))
     return entries, skipped
-
-
-def _positions(path, sizes):
-    """Where the records lie in the stream: found by their beginnings, in order."""
-    stream = shards.without_headers(path.read_bytes())
-    positions, after = [], 0
-    for size, beginning in sizes:
-        at = stream.find(beginning, after)
-        if at < 0:
-            raise DataError(f"{printable(path)}: a record was not written as expected; is array_record too new?")
-        positions.append([at, size])
-        after = at + size
-    return positions

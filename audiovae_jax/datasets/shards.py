@@ -58,19 +58,15 @@ class Shard:
 
     def _bytes(self, start, stop):
         """A stretch of the stream: of the file, without the block headers in it."""
-        first, end = _in_file(start), _in_file(stop - 1) + 1
         if isinstance(self.place, Path):
             with open(self.place, "rb") as f:
-                f.seek(first)
-                raw = f.read(end - first)
-        else:
-            reader = self.place.open()
-            reader.expect(end - first)
-            reader.seek(first)
-            raw = reader.read(end - first)
-            if reader.error is not None:
-                raise reader.error
-        return without_headers(raw, first)
+                return read_stream(f, start, stop)
+        reader = self.place.open()
+        reader.expect(_in_file(stop - 1) + 1 - _in_file(start))
+        stream = read_stream(reader, start, stop)
+        if reader.error is not None:
+            raise reader.error
+        return stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +137,13 @@ def encode_record(audio: np.ndarray, sample_rate: int) -> bytes:
     return zlib.crc32(content).to_bytes(4, "little") + content
 
 
+def read_stream(file, start: int, stop: int) -> bytes:
+    """Positions `start` to `stop` of the stream that an open Riegeli file holds, fewer where it ends."""
+    first = _in_file(start)
+    file.seek(first)
+    return without_headers(file.read(_in_file(stop - 1) + 1 - first), first)
+
+
 def without_headers(raw: bytes, first: int = 0) -> bytes:
     """Of a Riegeli file's bytes, from position `first` on, those that are not block headers."""
     pieces, position = [], first
@@ -176,7 +179,9 @@ def scan(root: str, options: probing.Options) -> Catalog:
         raise DataError(f"config.data.root={root}: {error.strerror or error}") from error
     try:
         content = json.loads(text)
-        if content["format"] != FORMAT or content["version"] > VERSION:
+        if content["format"] != FORMAT:
+            raise DataError(f"config.data.root={root} holds no audio: its {INDEX} is of {content['format']}")
+        if content["version"] > VERSION:
             raise DataError(f"config.data.root={root}: its {INDEX} is of a newer version of this program")
         if isinstance(base, str):
             shards = [

@@ -223,12 +223,17 @@ def _compiled(step):
 
 
 def _encode(variables, audio, span, lane, key, *, model, core, context, sample):
-    noise = None
+    drawn = None
     if sample:
         frames = span.start[:, None] // model.hop_length + jnp.arange(model.frames(audio.shape[1]))
-        noise = jax.vmap(jax.vmap(functools.partial(_noise, key, model.latent_dim), (None, 0)))(lane, frames)
-    posterior = model.apply(variables, audio, deterministic=not sample, noise=noise, span=span, method=AudioVAE.encode)
+        drawn = noise(key, lane, frames, model.latent_dim)
+    posterior = model.apply(variables, audio, deterministic=not sample, noise=drawn, span=span, method=AudioVAE.encode)
     return tuple(x[:, context.before : context.before + core] for x in posterior)
+
+
+def noise(key: jax.Array, lane: jax.Array, frames: jax.Array, width: int) -> jax.Array:
+    """The noise of a key: standard normal `[B, n, width]` for `lane: [B]` and `frames: [B, n]`."""
+    return jax.vmap(jax.vmap(functools.partial(_noise, key, width), (None, 0)))(lane, frames)
 
 
 def _noise(key, width, lane, frame):

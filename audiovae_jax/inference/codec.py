@@ -1,5 +1,6 @@
 """`Codec`: a trained model for use: audio to latents and back, of any length, rate and channel count."""
 
+import dataclasses
 import hashlib
 import json
 import warnings
@@ -17,11 +18,28 @@ from audiovae_jax.data.stream import AudioStream
 from audiovae_jax.errors import CheckpointError, DataError
 from audiovae_jax.inference.chunked import ChunkedModel
 from audiovae_jax.inference.latents import Latents, require_model
-from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.models.audio_vae import AudioVAE, Posterior
 from audiovae_jax.persistence import saved_model
 from audiovae_jax.storage import array_store
 
 _DEFAULT_RATE = 44100
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentStream:
+    """Latents that are computed as they are asked for.
+
+    Attributes:
+      posteriors: consecutive `(z, mean, logvar)`, each `[n, lanes, latent_dim]`; `z` is calibrated.
+      frames: in all.
+      lanes: one, or one per channel for a mono model.
+      channels: of the audio that they decode to.
+    """
+
+    posteriors: Iterator[Posterior]
+    frames: int
+    lanes: int
+    channels: int
 
 
 class Codec:
@@ -225,10 +243,23 @@ class Codec:
         blocks = _watched(blocks, file.length, progress)
         stream.write_file(Path(target), blocks, file.sample_rate, channels, file.length)
 
+    def stream(self, source: AudioStream, *, key: jax.Array | None = None, mix: bool = False) -> LatentStream:
+        """The latents of audio of any length, those of `encode`, in memory that does not grow with it.
+
+        Args:
+          source: the audio.
+          key, mix: see `encode`.
+
+        Raises:
+          DataError: audio that cannot be used; at once, or as the latents are asked for.
+        """
+        lanes, channels = self._lanes(source, 1, mix)
+        frames, count = self._chunked.frames_of(lanes.length), lanes.channels // self.model.in_channels
+        return LatentStream(self._encode(lanes, key), frames, count, channels)
+
     def posteriors(self, path: str | Path, mix: bool = True) -> Iterator[np.ndarray]:
         """The uncalibrated means of a file's latents, in blocks `[n, lanes, latent_dim]`."""
-        lanes, _ = self._lanes(stream.open_file(path), 1, mix)
-        for posterior in self._encode(lanes, None):
+        for posterior in self.stream(stream.open_file(path), mix=mix).posteriors:
             yield posterior.mean
 
     def _lanes(self, source: AudioStream, batch: int, mix: bool) -> tuple[AudioStream, int]:

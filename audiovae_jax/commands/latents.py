@@ -1,0 +1,77 @@
+"""`encode_dataset`: a data set through the encoder, for training on its latents."""
+
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from audiovae_jax.commands import bundled_configs, codec
+from audiovae_jax.commands.command import MODEL, Command
+from audiovae_jax.data import remote
+from audiovae_jax.datasets import sources
+from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.feeding import pipeline
+from audiovae_jax.inference import latent_records, latent_writer
+
+
+def _define():
+    codec.define_codec_flags()
+    form = latent_writer.LatentFormat()
+    flags.DEFINE_enum("what", form.what, list(latent_records.ARRAYS), "to keep: mean and log-variance, or a sample")
+    flags.DEFINE_enum("storage_dtype", form.storage_dtype, list(latent_records.DTYPES), "what latents are kept as")
+    flags.DEFINE_integer("seed", form.seed, "of the samples", lower_bound=0)
+    flags.DEFINE_bool("mix", form.mix, "mix channels down or up to the model's")
+    flags.DEFINE_integer("record_frames", form.record_frames, "latent frames in a record", lower_bound=1)
+    flags.DEFINE_integer("shard_megabytes", form.shard_bytes // 10**6, "about so much is in a shard", lower_bound=1)
+    flags.DEFINE_enum("source", sources.AUTO, list(sources.NAMES), "what IN is; auto recognises it")
+    what = "of the tracks, where IN has no split of its own; by default as in training"
+    flags.DEFINE_float("validation_fraction", None, what, lower_bound=0.0, upper_bound=1.0)
+    flags.DEFINE_integer("num_threads", 2, "shards made at once", lower_bound=1)
+    flags.DEFINE_integer("host_index", None, "which of the hosts this is, from 0; by default as JAX knows it")
+    flags.DEFINE_integer("host_count", None, "hosts that share the work, and OUT; by default as JAX knows them")
+
+
+def _encode_dataset(model, root, target):
+    values = flags.FLAGS
+    if remote.is_url(target):
+        raise ConfigError(f"{target}: shards are written to a folder on this machine; copy it afterwards")
+    folder = Path(remote.local_path(target))
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{target} is a file; give a folder to write to")
+    if (values.host_index is None) != (values.host_count is None):
+        raise ConfigError("--host_index and --host_count are given together, or neither")
+    index = jax.process_index() if values.host_index is None else values.host_index
+    count = jax.process_count() if values.host_count is None else values.host_count
+    if not 0 <= index < count:
+        raise ConfigError(f"--host_index={index} must be from 0 to --host_count={count} less 1")
+    form = latent_writer.LatentFormat(
+        what=values.what,
+        storage_dtype=values.storage_dtype,
+        seed=values.seed,
+        mix=values.mix,
+        record_frames=values.record_frames,
+        shard_bytes=values.shard_megabytes * 10**6,
+    )
+    loaded = codec.load(model)
+    data = bundled_configs.reference().data
+    data.root, data.source, data.channels = root, values.source, loaded.model.in_channels
+    data.sample_rate = loaded.sample_rate
+    if values.validation_fraction is not None:
+        data.validation_fraction = values.validation_fraction
+    catalog = pipeline.open_catalog(data, leave_out=[folder])
+    print(catalog.origin)
+    latent_writer.write(
+        loaded, catalog, folder, form, host_index=index, host_count=count, num_threads=values.num_threads
+    )
+
+
+ENCODE_DATASET = Command(
+    name="encode_dataset",
+    description="""A data set to shards of latents, to train on without encoding again.
+
+MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. IN is whatever config.data.root takes: a
+folder, a manifest, shards, tars, MUSDB18-HQ, GTZAN, or a URL. OUT is a folder; shards that are there are kept.""",
+    main=_encode_dataset,
+    positional=(MODEL, "IN", "OUT"),
+    define_flags=_define,
+)

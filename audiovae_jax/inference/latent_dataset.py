@@ -1,0 +1,321 @@
+"""`LatentDataset`: shards of latents as a data set: tracks to read from, and batches of crops to train on.
+
+A crop is a function of (seed, index) alone, so a run's data needs no state: row `row` of step `step` is crop
+`step * batch_size + row`, whatever the number of hosts or threads.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from audiovae_jax.data import remote
+from audiovae_jax.data.files import printable
+from audiovae_jax.data.remote import RemoteFile
+from audiovae_jax.datasets import shards
+from audiovae_jax.datasets.shards import Shard
+from audiovae_jax.errors import DataError
+from audiovae_jax.feeding import pipeline
+from audiovae_jax.inference import chunked, latent_records, latent_writer
+from audiovae_jax.inference.latents import Latents
+
+SIDES = ("train", "validation")
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentTrack:
+    """A track's latents in consecutive records of a shard.
+
+    Attributes:
+      key: its name within the data set that was encoded.
+      sides: which of "train" and "validation" it is on.
+      frames: of its latents.
+      lanes: one, or one per channel for a mono model.
+      sample_rate: of its audio, in Hz.
+      length: of its audio, in samples at `sample_rate`.
+      channels: of the audio that its latents decode to.
+      weight: how often a second of it is drawn, against a second of weight 1.
+      shard: which of the folder's.
+      first_record: where in it the track begins.
+    """
+
+    key: str
+    sides: tuple[str, ...]
+    frames: int
+    lanes: int
+    sample_rate: int
+    length: int
+    channels: int
+    weight: float
+    shard: int
+    first_record: int
+
+
+class LatentDataset:
+    """What `encode_dataset` has made. All latents are in calibrated units, those of `Codec.encode` and `decode`.
+
+    Args:
+      root: the folder, or its URL.
+      access: how a URL is reached.
+
+    Raises:
+      DataError: it is not whole, or not of this format.
+
+    Attributes:
+      tracks: all of them.
+      settings: of the index: `model`, `hop_length`, `latent_dim`, `sample_rate` in Hz, `what`, `storage_dtype`,
+        `latent_mean` and `latent_std`, with which `z * (latent_std + 1e-8) + latent_mean` is uncalibrated, and others.
+    """
+
+    def __init__(self, root: str | Path, access: remote.Access | None = None):
+        root, access = str(root), access or remote.Access()
+        self._name = printable(root)
+        is_url = remote.is_url(root)
+        base = root.rstrip("/") if is_url else Path(remote.local_path(root))
+        content = _read_index(base, self._name, access)
+        try:
+            self.settings: dict[str, Any] = {
+                key: value for key, value in content.items() if key not in ("tracks", "shards")
+            }
+            self.tracks = tuple(LatentTrack(**{**track, "sides": tuple(track["sides"])}) for track in content["tracks"])
+            self._by_key = {track.key: track for track in self.tracks}
+            self._shards = []
+            for name, size in content["shards"]:
+                place = f"{base}/{name}{shards.SUFFIX}"
+                place = RemoteFile(place, size, access) if is_url else Path(place)
+                self._shards.append(Shard(place, f"{base}/{name}.json" if is_url else base / f"{name}.json"))
+                if not is_url and (not place.is_file() or place.stat().st_size != size):
+                    raise DataError(f"{printable(place)} is not there, or has not its {size} bytes; encode it anew")
+            self._model, self._what = content["model"], content["what"]
+            self._record_frames, self._arrays = content["record_frames"], latent_records.ARRAYS[self._what]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self._name}: its {shards.INDEX} is damaged ({error!r}); encode it anew") from error
+
+    def __len__(self) -> int:
+        return len(self.tracks)
+
+    def side(self, name: str) -> tuple[LatentTrack, ...]:
+        """The tracks of "train" or "validation"."""
+        if name not in SIDES:
+            raise DataError(f"side={name!r} is none of {', '.join(SIDES)}")
+        return tuple(track for track in self.tracks if name in track.sides)
+
+    def read(
+        self,
+        track: LatentTrack | str,
+        first_frame: int = 0,
+        frames: int | None = None,
+        *,
+        rng: np.random.Generator | None = None,
+    ) -> np.ndarray:
+        """Latents of a stretch of a track.
+
+        Args:
+          track: one of `tracks`, or its key.
+          first_frame: where it begins.
+          frames: how many; None for all up to the end.
+          rng: to sample the posterior with; without it, and of stored samples, they are what is stored: the mean,
+            or the sample.
+
+        Returns:
+          float32 `[lanes, frames, latent_dim]`.
+
+        Raises:
+          DataError: there is no such track or stretch, or a record is damaged; the message names it.
+        """
+        arrays = self._read(track, first_frame, frames)
+        if self._what == "samples":
+            return arrays["z"]
+        mean, logvar = arrays["mean"], arrays["logvar"]
+        return mean if rng is None else mean + rng.standard_normal(mean.shape, np.float32) * np.exp(logvar / 2)
+
+    def posterior(
+        self, track: LatentTrack | str, first_frame: int = 0, frames: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """`(mean, logvar)` of a stretch of a track, each as `read` returns it; DataError where samples are stored."""
+        if self._what == "samples":
+            raise DataError(f"{self._name} holds samples, and no posterior; encode it with --what=posterior")
+        arrays = self._read(track, first_frame, frames)
+        return arrays["mean"], arrays["logvar"]
+
+    def latents(self, track: LatentTrack | str, *, key: jax.Array | None = None) -> Latents:
+        """A whole track, for `Codec.decode`: as `Codec.encode(audio, key=key)` gives it.
+
+        Stored as float32, what is stored comes back exactly: the mean (no key), or the sample. A posterior that is
+        sampled with a key has the codec's noise, and the codec's sample up to the rounding of float32.
+
+        Raises:
+          DataError: there is no such track, a record is damaged, or a key was given for stored samples.
+        """
+        track = self._track(track)
+        if key is not None:
+            mean, logvar = self.posterior(track)
+            lanes, frames = jnp.arange(track.lanes), jnp.arange(track.frames)
+            frames = jnp.broadcast_to(frames, (track.lanes, track.frames))
+            z = mean + np.asarray(chunked.noise(key, lanes, frames, mean.shape[-1])) * np.exp(logvar / 2)
+        else:
+            z = self.read(track)
+        return Latents(
+            z=z,
+            model=self._model,
+            hop_length=self.settings["hop_length"],
+            model_sample_rate=self.settings["sample_rate"],
+            sample_rate=track.sample_rate,
+            length=track.length,
+            channels=track.channels,
+        )
+
+    def crops(self, frames: int, *, seed: int = 0, side: str = "train", sample: bool = True) -> "LatentCrops":
+        """Random crops of one side's tracks by number; the arguments are those of `batches`."""
+        return LatentCrops(self, self.side(side), frames, seed, sample and self._what == "posterior")
+
+    def batches(
+        self,
+        batch_size: int,
+        frames: int,
+        *,
+        num_steps: int,
+        seed: int = 0,
+        start_step: int = 0,
+        side: str = "train",
+        sample: bool = True,
+        num_threads: int = 4,
+        prefetch_batches: int = 4,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> Iterator[np.ndarray]:
+        """This host's `[batch_size / process_count, frames, latent_dim]` of every step, read ahead by threads.
+
+        Args:
+          batch_size: over all hosts.
+          frames: of a crop; shorter tracks are left out.
+          num_steps: where to stop.
+          seed: of the crops, and of the samples of the posterior.
+          start_step: where to begin; the batch of a step does not depend on it.
+          side: "train" or "validation".
+          sample: the posterior, anew for each crop; else its mean is taken. Stored samples stay as they are.
+          num_threads: that read.
+          prefetch_batches: that are held ready, at most.
+          process_index, process_count: which of how many hosts this one is.
+
+        Raises:
+          DataError: no track is long enough, the batch cannot be split over the hosts, or a record is damaged.
+        """
+        if batch_size < 1 or batch_size % process_count:
+            raise DataError(f"batch_size={batch_size} must be a positive multiple of the {process_count} hosts")
+        return pipeline.batches(
+            self.crops(frames, seed=seed, side=side, sample=sample),
+            batch_size=batch_size,
+            start_step=start_step,
+            num_steps=num_steps,
+            num_threads=num_threads,
+            prefetch_batches=prefetch_batches,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    def _track(self, track):
+        if isinstance(track, LatentTrack):
+            return track
+        if track not in self._by_key:
+            raise DataError(f"{self._name} holds no track {printable(track)!r}")
+        return self._by_key[track]
+
+    def _read(self, track, first_frame, frames):
+        """The stored arrays of a stretch, by name."""
+        track = self._track(track)
+        frames = track.frames - first_frame if frames is None else frames
+        if first_frame < 0 or frames < 1 or first_frame + frames > track.frames:
+            raise DataError(
+                f"{printable(track.key)} has {track.frames} frames, and not {frames} from frame {first_frame} on"
+            )
+        each = self._record_frames
+        first, last = first_frame // each, (first_frame + frames - 1) // each
+        shape = (track.lanes, self.settings["latent_dim"])
+        parts = {name: [] for name in self._arrays}
+        try:
+            contents = self._shards[track.shard].read(track.first_record + first, last - first + 1)
+            for i, content in enumerate(contents, start=first):
+                arrays = latent_records.decode(content, model=self._model, key=track.key, first_frame=i * each)
+                held = min(each, track.frames - i * each)
+                low, high = max(0, first_frame - i * each), first_frame + frames - i * each
+                for name, pieces in parts.items():
+                    array = arrays.get(name)
+                    if array is None or array.shape != (shape[0], held, shape[1]):
+                        raise DataError("its records hold other latents than the index says; encode it anew")
+                    pieces.append(array[:, low:high])
+        except remote.UnreachableError:
+            raise
+        except DataError as error:
+            raise DataError(f"{printable(track.key)}: {error}") from error
+        except OSError as error:
+            raise DataError(f"{printable(track.key)}: {error.strerror or error}") from error
+        return {name: np.concatenate(pieces, axis=1) for name, pieces in parts.items()}
+
+
+class LatentCrops:
+    """Random crops of tracks by number: each frame is as likely as any other of the same weight.
+
+    Args:
+      dataset: what is read from.
+      tracks: of it, to draw from; those that are shorter than a crop are left out.
+      frames: of a crop.
+      seed: of the drawing.
+      sample: the posterior, in place of taking its mean.
+
+    Raises:
+      DataError: no track is long enough.
+    """
+
+    def __init__(
+        self, dataset: LatentDataset, tracks: Sequence[LatentTrack], frames: int, seed: int, sample: bool = False
+    ):
+        self.tracks = [track for track in tracks if track.frames >= frames > 0 and track.weight > 0]
+        if not self.tracks:
+            longest = max((track.frames for track in tracks), default=0)
+            raise DataError(f"no track has {frames} frames: there are {len(tracks)}, the longest of {longest}")
+        self._dataset, self._frames, self._seed, self._sample = dataset, frames, seed, sample
+        self._ends = np.cumsum([track.frames * track.weight for track in self.tracks])
+
+    def where(self, index: int) -> tuple[LatentTrack, int, int]:
+        """`(track, first frame, lane)` of a crop: for conditioning on what it is of."""
+        return self._where(_generator(self._seed, index))
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """`[frames, latent_dim]` float32."""
+        rng = _generator(self._seed, index)
+        track, first, lane = self._where(rng)
+        return self._dataset.read(track, first, self._frames, rng=rng if self._sample else None)[lane]
+
+    def _where(self, rng):
+        chosen = int(np.searchsorted(self._ends, rng.random() * self._ends[-1], side="right"))
+        track = self.tracks[min(chosen, len(self.tracks) - 1)]
+        return track, int(rng.integers(track.frames - self._frames + 1)), int(rng.integers(track.lanes))
+
+
+def _read_index(base, name, access):
+    try:
+        place = f"{base}/{shards.INDEX}" if isinstance(base, str) else base / shards.INDEX
+        text = remote.read_bytes(place, access) if isinstance(base, str) else place.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{name} holds no {shards.INDEX}: encode_dataset makes it, once all shards are there") from None
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from error
+    try:
+        content = json.loads(text)
+        if content["format"] != latent_writer.FORMAT:
+            raise DataError(f"{name} holds no latents: its {shards.INDEX} is of {content['format']}")
+        if content["version"] > latent_writer.VERSION:
+            raise DataError(f"{name}: its {shards.INDEX} is of a newer version of this program")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{name}: its {shards.INDEX} is damaged ({error!r}); encode it anew") from error
+    return content
+
+
+def _generator(seed, index):
+    return np.random.Generator(np.random.Philox(key=[seed, index]))

@@ -1,0 +1,71 @@
+"""A stretch of a track's latents as a record: four bytes of checksum, then a safetensors file that says what it is.
+
+The checksum is CRC-32, little endian, of what follows. The file holds `mean` and `logvar`, or `z`, each
+`[lanes, frames, latent_dim]`, in calibrated units: those of `Latents.z` and of `Codec.decode`. Its metadata has one
+entry, `audiovae_latents`: JSON with `format`, `model` (the fingerprint), `key` (the track) and `first_frame`.
+"""
+
+import json
+import zlib
+
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from audiovae_jax.errors import DataError
+
+# By what is kept of the posterior: the arrays of a record.
+ARRAYS = {"posterior": ("mean", "logvar"), "samples": ("z",)}
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_FORMAT = 1
+_KEY = "audiovae_latents"
+_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def encode(arrays: dict[str, np.ndarray], dtype: str, *, model: str, key: str, first_frame: int) -> bytes:
+    """A record.
+
+    Args:
+      arrays: float32 `[lanes, frames, latent_dim]`, by name.
+      dtype: one of `DTYPES`, which they are kept as.
+      model: fingerprint of the model.
+      key: of the track.
+      first_frame: where in the track they begin.
+
+    Raises:
+      DataError: a value is not finite in that type.
+    """
+    with np.errstate(over="ignore"):
+        kept = {name: np.ascontiguousarray(array).astype(DTYPES[dtype]) for name, array in arrays.items()}
+    if not all(np.isfinite(array.astype(np.float32)).all() for array in kept.values()):
+        raise DataError(f"its latents hold values that are no finite {dtype}")
+    described = {"format": _FORMAT, "model": model, "key": key, "first_frame": first_frame}
+    # One entry: safetensors writes several in an order that changes.
+    content = safetensors.numpy.save(kept, {_KEY: json.dumps(described)})
+    return zlib.crc32(content).to_bytes(4, "little") + content
+
+
+def decode(content: bytes, *, model: str, key: str, first_frame: int) -> dict[str, np.ndarray]:
+    """The arrays of a record without its checksum, as float32 `[lanes, frames, latent_dim]`.
+
+    Args:
+      content: what follows the checksum.
+      model, key, first_frame: what it must be of.
+
+    Raises:
+      DataError: it is damaged, or of something else.
+    """
+    try:
+        size = int.from_bytes(content[:8], "little")
+        described = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_KEY])
+        arrays = {}
+        for name, tensor in safetensors.deserialize(content):
+            values = np.frombuffer(tensor["data"], DTYPES[_NAMES[tensor["dtype"]]])
+            arrays[name] = values.reshape(tensor["shape"]).astype(np.float32)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"a record is damaged ({type(error).__name__}: {error})") from error
+    expected = {"format": _FORMAT, "model": model, "key": key, "first_frame": first_frame}
+    if described != expected:
+        raise DataError(f"a record is of {described}, not of {expected}")
+    return arrays

@@ -1,0 +1,376 @@
+"""Makes shards of latents of a data set: in parallel, over hosts, and going on where it was stopped.
+
+A folder holds `shard-00000.arrayrecord` and on, for each of them a `.json` that says what is in it and where its
+records lie, and `index.json`, the list of all tracks, which is there once all shards are. Which tracks are in a
+shard depends on the data set and the settings alone, so that hosts and resumed runs agree without a word.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import tqdm
+
+from audiovae_jax.checks import whole_number
+from audiovae_jax.data import audio_file, remote, stream
+from audiovae_jax.data.audio_file import AudioFile
+from audiovae_jax.data.files import printable
+from audiovae_jax.data.stream import AudioStream
+from audiovae_jax.datasets import sharding, shards
+from audiovae_jax.datasets.catalog import Audio, Catalog, Excerpt, Track
+from audiovae_jax.errors import DataError
+from audiovae_jax.inference import latent_records
+from audiovae_jax.inference.codec import Codec
+from audiovae_jax.storage import atomic
+
+FORMAT, VERSION = "audiovae_jax.latents", 1
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentFormat:
+    """What is kept of a data set's latents.
+
+    Attributes:
+      what: "posterior" keeps mean and log-variance, "samples" one sample of them.
+      storage_dtype: "float32", "float16" or "bfloat16".
+      seed: of the samples; what a posterior is does not depend on it.
+      mix: mix channels down or up to the model's, see `Codec.encode`.
+      record_frames: latent frames in a record.
+      shard_bytes: about so much is in a shard.
+
+    Raises:
+      DataError: a value that cannot be.
+    """
+
+    what: str = "posterior"
+    storage_dtype: str = "float32"
+    seed: int = 0
+    mix: bool = False
+    record_frames: int = 256
+    shard_bytes: int = 256_000_000
+
+    def __post_init__(self):
+        if self.what not in latent_records.ARRAYS:
+            raise DataError(f"what={self.what!r} is none of {', '.join(latent_records.ARRAYS)}")
+        if self.storage_dtype not in latent_records.DTYPES:
+            raise DataError(f"storage_dtype={self.storage_dtype!r} is none of {', '.join(latent_records.DTYPES)}")
+        whole_number(self.seed, "seed", DataError, least=0, most=2**32 - 1)
+        whole_number(self.record_frames, "record_frames", DataError)
+        whole_number(self.shard_bytes, "shard_bytes", DataError)
+
+
+def track_key(seed: int, key: str) -> jax.Array:
+    """What a track's samples are drawn with: `Codec.encode(audio, key=track_key(seed, key))` gives the same."""
+    number = int.from_bytes(hashlib.sha256(os.fsencode(key)).digest()[:4], "little")
+    return jax.random.fold_in(jax.random.key(seed), np.uint32(number))
+
+
+def write(
+    codec: Codec,
+    catalog: Catalog,
+    folder: Path,
+    form: LatentFormat | None = None,
+    *,
+    host_index: int = 0,
+    host_count: int = 1,
+    num_threads: int = 2,
+    say: Callable[[str], None] = print,
+) -> bool:
+    """Encode a data set into shards of latents in `folder`.
+
+    Host `i` of `n` makes the shards `i`, `i + n` and so on; who finds all of them there makes the index. A shard that
+    is there whole is kept. Tracks that cannot be read are left out and said.
+
+    Args:
+      codec: the model. A track's windows are computed on all of this host's devices.
+      catalog: the data set.
+      folder: made if it is not there; the same one for all hosts.
+      form: what is kept.
+      host_index, host_count: which of how many hosts this one is.
+      num_threads: shards made at once: while one's audio is read, another's is computed.
+      say: takes what happens, a line at a time.
+
+    Returns:
+      Whether the index was made; if not, other hosts have still to finish.
+
+    Raises:
+      DataError: no track could be read, a server does not answer, the folder is of another model, data set or
+        settings, or cannot be written to.
+    """
+    form = form or LatentFormat()
+    whole_number(host_count, "host_count", DataError)
+    whole_number(host_index, "host_index", DataError, least=0, most=host_count - 1)
+    plan = _Plan(codec, catalog, folder, form)
+    sharding.claim(folder, plan.settings)
+    waiting = [i for i in range(host_index, len(plan.groups), host_count) if plan.listing(i) is None]
+    started, encoded = time.monotonic(), 0.0
+    try:
+        if waiting:
+            encoded = _write_shards(codec, plan, waiting, num_threads)
+        listings = [plan.listing(i) for i in range(len(plan.groups))]
+        missing = [i for i, listing in enumerate(listings) if listing is None]
+        done = plan.index(listings) if not missing else None
+    except OSError as error:
+        raise DataError(f"{printable(folder)}: {error.strerror or error}; {_GOES_ON}") from error
+    _report(plan, [listings[i] for i in range(host_index, len(listings), host_count)], catalog, say)
+    speed = f", {encoded / max(1e-9, time.monotonic() - started):.1f} times real time" if encoded else ""
+    if done is None:
+        say(
+            f"host {host_index} of {host_count} is done{speed}; {len(missing)} of {len(listings)} shards are not there "
+            f"yet, and whoever makes the last of them writes {shards.INDEX}"
+        )
+        return False
+    say(f"{done} in {printable(folder)}{speed}")
+    return True
+
+
+_GOES_ON = "what is there is whole, and the same command goes on from there"
+_BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} min of audio [{elapsed}<{remaining}]"
+_MOST_IN_MEMORY = 1 << 26  # bytes of a track's records, before they go to a temporary file
+
+
+class _Plan:
+    """What a folder is to hold: its settings, and the tracks of each shard."""
+
+    def __init__(self, codec, catalog, folder, form):
+        self.folder, self.form = folder, form
+        self.tracks: dict[str, Track] = {}
+        self.sides: dict[str, list[str]] = {}
+        for side, of_side in (("train", catalog.train), ("validation", catalog.validation)):
+            for track in of_side:
+                self.tracks[track.key] = track
+                self.sides.setdefault(track.key, []).append(side)
+        itemsize = latent_records.DTYPES[form.storage_dtype].itemsize * len(latent_records.ARRAYS[form.what])
+
+        def size_of(track):
+            lanes = track.audio.channels if codec.model.in_channels == 1 else 1
+            samples = stream.resampled_length(track.audio.frames, track.audio.sample_rate, codec.sample_rate)
+            return -(-samples // codec.model.hop_length) * lanes * codec.model.latent_dim * itemsize
+
+        self.groups = sharding.groups(list(self.tracks.values()), size_of, form.shard_bytes)
+        self.names = [f"shard-{i:05d}" for i in range(len(self.groups))]
+        statistics = codec.variables["latent_statistics"]
+        listed = json.dumps([[key, self.sides[key], track.weight] for key, track in self.tracks.items()])
+        self.settings = {
+            "format": FORMAT,
+            "model": codec.fingerprint,
+            "model_dtype": np.dtype(codec.model.dtype).name,
+            "hop_length": codec.model.hop_length,
+            "latent_dim": codec.model.latent_dim,
+            "sample_rate": codec.sample_rate,
+            "data_set": catalog.fingerprint,
+            "sides": hashlib.sha256(listed.encode()).hexdigest()[:16],
+            "what": form.what,
+            "storage_dtype": form.storage_dtype,
+            "seed": form.seed if form.what == "samples" else None,
+            "mix": form.mix,
+            "record_frames": form.record_frames,
+            "shard_bytes": form.shard_bytes,
+        }
+        self.statistics = {name: np.asarray(value).tolist() for name, value in sorted(statistics.items())}
+
+    def shard(self, i) -> Path:
+        return self.folder / f"{self.names[i]}{shards.SUFFIX}"
+
+    def listing(self, i) -> dict | None:
+        """What is in a shard, if it is there whole."""
+        try:
+            content = json.loads((self.folder / f"{self.names[i]}.json").read_text())
+            whole = content["bytes"] == self.shard(i).stat().st_size and content["model"] == self.settings["model"]
+            return content if whole and content["of"] == [track.key for track in self.groups[i]] else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def index(self, listings) -> str:
+        """Write the index, and say what there is."""
+        entries = [
+            {**entry, "shard": i, "weight": self.tracks[entry["key"]].weight, "sides": self.sides[entry["key"]]}
+            for i, listing in enumerate(listings)
+            for entry in listing["tracks"]
+        ]
+        if not entries:
+            reasons = [f"{name}: {why}" for listing in listings for name, why in listing["skipped"]]
+            raise DataError("no track could be encoded: " + "; ".join(reasons[:5]))
+        content = {
+            **self.settings,
+            "version": VERSION,
+            **self.statistics,
+            "shards": [[name, listing["bytes"]] for name, listing in zip(self.names, listings, strict=True)],
+            "tracks": entries,
+        }
+        sharding.put(self.folder / shards.INDEX, json.dumps(content))
+        (self.folder / sharding.PLAN).unlink(missing_ok=True)
+        for left in self.folder.iterdir():  # by runs that were killed: all is there now
+            if atomic.is_temporary(left.name):
+                left.unlink(missing_ok=True)
+        hours = sum(entry["length"] / entry["sample_rate"] for entry in entries) / 3600
+        size = sum(listing["bytes"] for listing in listings)
+        return f"{len(entries)} tracks, {hours:.2f} hours, {size / 1e6:.1f} MB in {len(listings)} shards"
+
+
+def _report(plan, listings, catalog, say):
+    skipped = [(printable(name), reason) for name, reason in catalog.skipped]
+    for listing in listings:
+        skipped += [] if listing is None else listing["skipped"]
+    for name, reason in skipped:
+        say(f"left out {reason if name in reason else f'{name}: {reason}'}")
+
+
+def _write_shards(codec, plan, numbers, num_threads) -> float:
+    """Make shards; the seconds of audio that were encoded."""
+    ended = threading.Event()
+    total = sum(track.seconds for i in numbers for track in plan.groups[i])
+    with tqdm.tqdm(total=total / 60, bar_format=_BAR, dynamic_ncols=True) as bar:
+        lock = threading.Lock()
+
+        def progress(seconds):
+            if ended.is_set():
+                raise _EndedError
+            with lock:
+                bar.update(min(seconds / 60, bar.total - bar.n))
+
+        with concurrent.futures.ThreadPoolExecutor(max(1, num_threads)) as pool:
+            jobs = [pool.submit(_write_shard, codec, plan, i, progress) for i in numbers]
+            try:
+                for job in concurrent.futures.as_completed(jobs):
+                    job.result()
+            except BaseException:
+                ended.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+    return sum(job.result() for job in jobs)
+
+
+class _EndedError(Exception):
+    """Another shard's thread has failed, or the user has had enough."""
+
+
+def _write_shard(codec, plan, i, progress) -> float:
+    """Make one shard and its listing; the seconds of audio in it."""
+    for left in plan.folder.glob(f".{plan.names[i]}.*"):  # by a run that was killed; it may be large
+        left.unlink(missing_ok=True)
+    entries, skipped, records = [], [], []
+    with atomic.replacing(plan.shard(i)) as temporary:
+        with _array_record(temporary, plan.shard(i)) as write_record:
+            for track in plan.groups[i]:
+                # A track that fails at its end leaves nothing in the shard.
+                with tempfile.SpooledTemporaryFile(_MOST_IN_MEMORY, dir=plan.folder) as spool:
+                    try:
+                        entry, written = _encode_track(codec, plan, track, spool, progress)
+                    except remote.UnreachableError:  # may answer tomorrow
+                        raise
+                    except DataError as error:
+                        skipped.append((printable(track.key), str(error)))
+                        continue
+                    entries.append({**entry, "first_record": len(records)})
+                    records += written
+                    spool.seek(0)
+                    for size, _ in written:
+                        write_record(spool.read(size))
+        positions = sharding.positions(temporary, records)
+    content = {
+        "model": plan.settings["model"],
+        "bytes": plan.shard(i).stat().st_size,
+        "of": [track.key for track in plan.groups[i]],
+        "tracks": entries,
+        "skipped": skipped,
+        "records": positions,
+    }
+    with atomic.replacing(plan.folder / f"{plan.names[i]}.json") as temporary:
+        temporary.write_text(json.dumps(content))
+    return sum(plan.tracks[entry["key"]].seconds for entry in entries)
+
+
+@contextlib.contextmanager
+def _array_record(path, target) -> Iterator[Callable[[bytes], None]]:
+    """A function that writes a record to `path`, which is to become `target`."""
+    from array_record.python import array_record_module
+
+    def said(function, *args):
+        try:
+            return function(*args)
+        except RuntimeError as error:  # its word for what the disk refuses
+            reason = str(error).split(";")[0]
+            raise OSError(f"{printable(target.name)} was not written: {reason}") from error
+
+    writer = said(array_record_module.ArrayRecordWriter, str(path), shards.WRITER_OPTIONS)
+    try:
+        yield functools.partial(said, writer.write)
+    finally:
+        said(writer.close)
+
+
+def _encode_track(codec, plan, track, file, progress) -> tuple[dict, list[tuple[int, bytes]]]:
+    """Write a track's records to a file one after the other: its entry in the listing, and `(size, beginning)`."""
+    form = plan.form
+    key = track_key(form.seed, track.key) if form.what == "samples" else None
+    latents = codec.stream(_stream(track.audio), key=key, mix=form.mix)
+    seconds = codec.model.hop_length / codec.sample_rate
+    written, done = [], 0
+    for arrays in _cut(_kept(latents.posteriors, form.what, plan.statistics), form.record_frames):
+        record = latent_records.encode(
+            arrays, form.storage_dtype, model=codec.fingerprint, key=track.key, first_frame=done
+        )
+        file.write(record)
+        written.append((len(record), record[:64]))
+        frames = next(iter(arrays.values())).shape[1]
+        done += frames
+        progress(frames * seconds)
+    entry = {
+        "key": track.key,
+        "frames": done,
+        "lanes": latents.lanes,
+        "sample_rate": track.audio.sample_rate,
+        "length": track.audio.frames,
+        "channels": latents.channels,
+    }
+    return entry, written
+
+
+def _kept(posteriors, what, statistics) -> Iterator[dict[str, np.ndarray]]:
+    """Of each posterior the arrays `[n, lanes, latent_dim]` that are kept, calibrated."""
+    std = np.abs(np.asarray(statistics["latent_std"], np.float32) + np.float32(1e-8))
+    for posterior in posteriors:
+        if what == "samples":
+            yield {"z": posterior.z}
+        else:  # without a key, z is the calibrated mean
+            yield {"mean": posterior.z, "logvar": posterior.logvar - 2 * np.log(std)}
+
+
+def _cut(blocks, frames) -> Iterator[dict[str, np.ndarray]]:
+    """Arrays `[n, lanes, latent_dim]` as consecutive `[lanes, frames, latent_dim]`; the last may be shorter."""
+    held = None
+    for block in blocks:
+        held = block if held is None else {name: np.concatenate([held[name], block[name]]) for name in block}
+        while len(next(iter(held.values()))) >= frames:
+            yield {name: np.moveaxis(array[:frames], 1, 0) for name, array in held.items()}
+            held = {name: array[frames:] for name, array in held.items()}
+    if held is not None and len(next(iter(held.values()))):
+        yield {name: np.moveaxis(array, 1, 0) for name, array in held.items()}
+
+
+def _stream(audio: Audio) -> AudioStream:
+    """A track's audio in blocks; a file is opened once, and read as the codec reads it."""
+    start, inner = 0, audio
+    while isinstance(inner, Excerpt):
+        start, inner = start + inner.start, inner.audio
+
+    def blocks():
+        if isinstance(inner, AudioFile):
+            yield from audio_file.read_blocks(inner, stream.BLOCK, start, start + audio.frames)
+            return
+        for first in range(0, audio.frames, stream.BLOCK):
+            yield audio.read(first, min(stream.BLOCK, audio.frames - first))
+
+    return AudioStream(audio.sample_rate, audio.frames, audio.channels, blocks, f"{audio.name}: the audio")
