@@ -73,6 +73,8 @@ FLAGS = {
     "import_torch": "--dilations --strict",
     "export_torch": "--step",
     "benchmark": "--adversarial --against --batch_size --config --crop --json --profile --repeats --seconds --warmup",
+    "check_data": "--config --json --limit --page --seconds --workdir",
+    "convert_musdb18": "--num_workers",
 }
 
 

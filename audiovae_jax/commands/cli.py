@@ -30,6 +30,8 @@ _MODULES = {
     "import_torch": "conversion",
     "export_torch": "conversion",
     "benchmark": "benchmark",
+    "check_data": "survey",
+    "convert_musdb18": "musdb18",
 }
 
 
@@ -144,7 +146,8 @@ def _positional(argv, command):
         )
         given = [flags.FLAGS.model, *given]
     open_ended = any(name.endswith("...") for name in names)
-    if len(given) < len(names) or (len(given) > len(names) and not open_ended):
+    needed = [name for name in names if not name.startswith("[")]
+    if len(given) < len(needed) or (len(given) > len(names) and not open_ended):
         takes = " ".join(names) or "no arguments but flags"
         raise ConfigError(f"{command.name} takes {takes}; {len(given)} were given. --help lists the flags")
     return given
