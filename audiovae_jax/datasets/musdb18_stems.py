@@ -162,4 +162,4 @@ def _run(command):
 
 def _last_line(said):
     lines = [line.strip() for line in said.splitlines() if line.strip() and "At least one output" not in line]
-    return lines[-1] if lines else ""
+    return re.sub(r" @ 0x[0-9a-f]+", "", lines[-1]) if lines else ""

@@ -58,10 +58,10 @@ def plots(found: Survey) -> Figure:
     heard = found.measured
     loudness.hist([track.loudness_lufs for track in heard if track.loudness_lufs is not None], 30)
     loudness.set(title="loudness", xlabel="LUFS", ylabel="tracks listened to")
-    silence.hist([100 * track.silence for track in heard], 20, (0, 100))
+    silence.hist([100 * track.silence for track in heard], 20, range=(0, 100))
     silence.set(title="silence", xlabel="% of a track", ylabel="tracks listened to")
     top = max([found.sample_rate / 2, *(track.band_hz for track in heard)])
-    ends.hist([track.band_hz / 1000 for track in heard], 32, (0, top / 1000))
+    ends.hist([track.band_hz / 1000 for track in heard], 32, range=(0, top / 1000))
     ends.axvline(survey.full_band_hz(found) / 1000, color="C1", label="full from here on")
     ends.set(title="where spectra end", xlabel="kHz", ylabel="tracks listened to")
     ends.legend()

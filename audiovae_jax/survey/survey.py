@@ -114,19 +114,15 @@ def look(config, data: Data, *, root: str, batch_size: int, limit: int, seconds:
     """
     if data.catalog is None:
         raise DataError("there are no files to look at: the config's data is the built-in generator")
-    reading = refusal = None
+    reading = reading_failed = None
     try:
         # Before files are listened to, which leaves them in the operating system's cache.
         reading = _read(config, data, batch_size, seconds) if seconds else None
     except DataError as error:
-        refusal = str(error)
+        reading_failed = str(error)
     train, validation = _of_files(data.catalog.train), _of_files(data.catalog.validation)
     tracks = list({track.key: track for track in (*train, *validation)}.values())
     measured, unreadable = _listen(spread(tracks, limit), config.num_threads, pipeline.read_timeout(config))
-    try:
-        data.health.require_few()
-    except DataError as error:
-        refusal = str(error)
     survey = Survey(
         root=root,
         origin=data.catalog.origin,
@@ -145,7 +141,7 @@ def look(config, data: Data, *, root: str, batch_size: int, limit: int, seconds:
         measured=tuple(measured),
         unreadable=tuple(unreadable),
         reading=reading,
-        refusal=refusal,
+        refusal=reading_failed or _refusal(data.health, config.max_bad_share, unreadable),
     )
     return dataclasses.replace(survey, doubts=tuple(_doubts(survey)))
 
@@ -180,6 +176,22 @@ def silence(survey: Survey) -> float:
     """The share of silence in the data set, estimated from the tracks that were listened to."""
     total = sum(track.seconds for track in survey.measured)
     return sum(track.silence * track.seconds for track in survey.measured) / total if total else 0.0
+
+
+def _refusal(health, max_share, unreadable):
+    try:
+        health.require_few()
+    except DataError as error:
+        return str(error)
+    later = {name: reason for name, reason in unreadable if not health.is_bad(name)}
+    if health.bad_files + len(later) <= max_share * health.total:
+        return None
+    reasons = "\n".join(f"  {_said(*entry)}" for entry in list(later.items())[:_EXAMPLES])
+    return (
+        f"{health.bad_files + len(later)} of {health.total} files cannot be used, more than "
+        f"data.max_bad_share={max_share:g} allows; {len(later)} of them look well at first, and would end the run "
+        f"once it comes to where they are damaged:\n{reasons}"
+    )
 
 
 def _doubts(survey) -> Iterator[str]:
@@ -223,11 +235,12 @@ def _doubts(survey) -> Iterator[str]:
         lambda track: track.clips_per_minute > MANY_CLIPS, f"clipped more than {MANY_CLIPS:g} times a minute"
     )
     if survey.unreadable:
-        name, reason = survey.unreadable[0]
-        yield (
-            f"{len(survey.unreadable)} of the tracks looked well and could not be read; the first: "
-            f"{reason if name in reason else f'{name}: {reason}'}"
-        )
+        first = _said(*survey.unreadable[0])
+        yield f"{len(survey.unreadable)} of the tracks looked well and could not be read; the first: {first}"
+
+
+def _said(name, reason):
+    return reason if name in reason else f"{name}: {reason}"
 
 
 def _listen(tracks, num_threads, read_timeout):
