@@ -28,8 +28,8 @@ class Measures:
       peak: the greatest magnitude; full scale is 1.
       silence: share of the time whose RMS, in blocks of 50 ms, is below -60 dBFS.
       clips_per_minute: runs of four samples or more at full scale.
-      band_hz: where the spectrum ends (see `datasets.bandwidth`).
-      is_dual_mono: whether it has several channels that are all the same.
+      band_hz: where the spectrum ends (see `datasets.bandwidth`); 0 for silence.
+      is_dual_mono: whether it has several channels that are all the same, and not silent.
     """
 
     name: str
@@ -68,7 +68,7 @@ def measure(track: Track, read_timeout: float = 0.0) -> Measures:
         silence=_silence(stretches, audio.sample_rate),
         clips_per_minute=sum(map(_clips, stretches)) / heard * 60,
         band_hz=deadline.within(read_timeout, bandwidth.measure, audio),
-        is_dual_mono=audio.channels > 1 and all((stretch == stretch[:, :1]).all() for stretch in stretches),
+        is_dual_mono=_is_dual_mono(stretches),
     )
 
 
@@ -90,6 +90,11 @@ def _silence(stretches, sample_rate):
         quiet += int(lengths[power < 10 ** (SILENCE_DB / 10)].sum())
         blocks += len(stretch)
     return quiet / blocks
+
+
+def _is_dual_mono(stretches):
+    same = all((stretch == stretch[:, :1]).all() for stretch in stretches)
+    return stretches[0].shape[1] > 1 and same and any(stretch.any() for stretch in stretches)
 
 
 def _clips(audio):

@@ -61,7 +61,7 @@ def plots(found: Survey) -> Figure:
     silence.hist([100 * track.silence for track in heard], 20, range=(0, 100))
     silence.set(title="silence", xlabel="% of a track", ylabel="tracks listened to")
     top = max([found.sample_rate / 2, *(track.band_hz for track in heard)])
-    ends.hist([track.band_hz / 1000 for track in heard], 32, range=(0, top / 1000))
+    ends.hist([track.band_hz / 1000 for track in heard if track.band_hz], 32, range=(0, top / 1000))
     ends.axvline(survey.full_band_hz(found) / 1000, color="C1", label="full from here on")
     ends.set(title="where spectra end", xlabel="kHz", ylabel="tracks listened to")
     ends.legend()
@@ -93,7 +93,7 @@ def _outliers(found):
     tables = (
         ("Most silence", lambda track: -track.silence, lambda track: f"{track.silence:.0%}", lambda t: t.silence > 0),
         ("Narrowest spectra", lambda track: track.band_hz, lambda track: f"{track.band_hz / 1000:.1f} kHz",
-         lambda track: track.band_hz < survey.full_band_hz(found)),
+         lambda track: 0 < track.band_hz < survey.full_band_hz(found)),
         ("Most clips", lambda track: -track.clips_per_minute, lambda track: f"{track.clips_per_minute:.0f} a minute",
          lambda track: track.clips_per_minute > 0),
     )  # fmt: skip

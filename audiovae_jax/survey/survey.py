@@ -228,7 +228,7 @@ def _doubts(survey) -> Iterator[str]:
         lambda track: track.silence > MUCH_SILENCE, f"silent for more than {MUCH_SILENCE:.0%} of their time"
     )
     yield from of_heard(
-        lambda track: track.band_hz < band,
+        lambda track: 0 < track.band_hz < band,
         f"nothing above {band / 1000:.1f} kHz; with config.data.full_band_share they are balanced with the others",
     )
     yield from of_heard(

@@ -57,9 +57,9 @@ def listened_to(found: Survey) -> str:
 
 
 def bands(found: Survey) -> list[tuple[float, float, int]]:
-    """`(from Hz, to Hz, tracks)`: a histogram of where spectra end."""
-    ends = [track.band_hz for track in found.measured]
-    counts, edges = np.histogram(ends, _BANDS, (0, max(found.sample_rate / 2, *ends)))
+    """`(from Hz, to Hz, tracks)`: a histogram of where spectra end, without silence."""
+    ends = [track.band_hz for track in found.measured if track.band_hz]
+    counts, edges = np.histogram(ends, _BANDS, (0, max([found.sample_rate / 2, *ends])))
     return [(float(low), float(high), int(n)) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)]
 
 
@@ -85,7 +85,7 @@ def _clips(heard):
 
 
 def _histogram(counts):
-    most = max(count for _, _, count in counts)
+    most = max(1, *(count for _, _, count in counts))
     return "\n".join(
         f"{low / 1000:4.1f} - {high / 1000:4.1f} kHz  {count:5d} {'#' * -(-_BAR * count // most)}".rstrip()
         for low, high, count in counts

@@ -58,6 +58,8 @@ def test_channels_that_are_the_same():
     assert not _measure(audio).is_dual_mono
     assert _measure(np.repeat(audio[:, :1], 2, axis=1)).is_dual_mono
     assert not _measure(audio[:, :1]).is_dual_mono
+    silent = _measure(np.zeros_like(audio))
+    assert (silent.is_dual_mono, silent.silence, silent.loudness_lufs, silent.band_hz) == (False, 1.0, None, 0.0)
 
 
 def test_where_a_spectrum_ends():

@@ -128,7 +128,11 @@ def test_a_page_needs_no_other_file_and_escapes_names(micro_config, mixed_folder
 
 
 def test_plots_of_next_to_nothing(micro_config, audio_folder):
-    """One track, and none that could be listened to."""
+    """One track, and none that could be listened to, or silence alone."""
     found = _look(micro_config, audio_folder, seconds=0)
+    silent = dataclasses.replace(found.measured[0], silence=1.0, band_hz=0.0, loudness_lufs=None)
+    silent = dataclasses.replace(found, measured=(silent,))
+    assert len(page.plots(silent).axes) == 6
+    assert "none: all is silent, or too short" in "\n".join(text.lines(silent))
     assert len(page.plots(dataclasses.replace(found, measured=(), lengths=(0.5,))).axes) == 6
     assert "listened to" in "\n".join(text.lines(dataclasses.replace(found, measured=())))
