@@ -22,6 +22,7 @@ LEVELS = [
     "data",
     "datasets",
     "feeding",
+    "survey",
     "torch_files",
     "torch_io",
     "config",

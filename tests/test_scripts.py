@@ -82,6 +82,8 @@ FLAGS = {
     "make_shards": "--min_seconds --mixture_share --num_threads --record_seconds --shard_megabytes --source "
     "--validation_fraction",
     "benchmark": "--adversarial --against --batch_size --config --crop --json --profile --repeats --seconds --warmup",
+    "check_data": "--config --json --limit --page --seconds --workdir",
+    "convert_musdb18": "--num_workers",
 }
 
 

@@ -32,6 +32,8 @@ _MODULES = {
     "export_torch": "conversion",
     "make_shards": "data",
     "benchmark": "benchmark",
+    "check_data": "survey",
+    "convert_musdb18": "musdb18",
 }
 
 
@@ -146,7 +148,8 @@ def _positional(argv, command):
         )
         given = [flags.FLAGS.model, *given]
     open_ended = any(name.endswith("...") for name in names)
-    if len(given) < len(names) or (len(given) > len(names) and not open_ended):
+    needed = [name for name in names if not name.startswith("[")]
+    if len(given) < len(needed) or (len(given) > len(names) and not open_ended):
         takes = " ".join(names) or "no arguments but flags"
         raise ConfigError(f"{command.name} takes {takes}; {len(given)} were given. --help lists the flags")
     return given

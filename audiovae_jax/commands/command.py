@@ -15,7 +15,7 @@ class Command:
       name: as users type it.
       description: of what it does, for `--help`.
       main: takes the positional arguments, reads flags.
-      positional: their names; a name that ends in "..." stands for one or more.
+      positional: their names; a name that ends in "..." stands for one or more, one in brackets for one or none.
       define_flags: defines its flags, and no others.
       old_model_flag: whether `--model=MODEL` was its form before, and is still taken.
       interrupted: what someone who stops it with Ctrl-C should know.

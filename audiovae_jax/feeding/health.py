@@ -36,7 +36,12 @@ class Health:
                 path.write_text("".join(_line(name, reason) for name, reason in self._bad.items()))
         except OSError as error:
             raise DataError(f"{path} was not written: {error.strerror or error}") from error
-        self._require_few()
+        self.require_few()
+
+    @property
+    def total(self) -> int:
+        """How many files there are, usable or not."""
+        return self._total
 
     @property
     def bad_files(self) -> int:
@@ -70,9 +75,10 @@ class Health:
                         file.write(_line(name, reason))
                 except OSError:  # the warning above has said it
                     pass
-        self._require_few()
+        self.require_few()
 
-    def _require_few(self):
+    def require_few(self):
+        """Raise DataError, with the last reasons, if more files than `max_share` cannot be used."""
         if len(self._bad) > self._max_share * self._total:
             reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(self._bad.items())[-5:])
             raise DataError(

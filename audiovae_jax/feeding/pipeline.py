@@ -58,8 +58,7 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path]
     crop = CropFormat(
         config.crop_length, config.sample_rate, config.channels, config.peak_normalize,
         loop=config.padding == "loop", min_loudness_db=config.min_loudness_db,
-        # What is behind a URL has its own patience, which comes first.
-        read_timeout=config.read_timeout and config.read_timeout + config.retry_seconds * _is_remote(config),
+        read_timeout=read_timeout(config),
     )  # fmt: skip
     found = open_catalog(config, leave_out)
     if found is None:
@@ -106,6 +105,11 @@ def open_catalog(config, leave_out: Collection[Path] = ()) -> Catalog | None:
         train = balanced(found.train, config.full_band_share, config.sample_rate, options)
         found = dataclasses.replace(found, train=train)
     return found
+
+
+def read_timeout(config) -> float:
+    """Seconds after which a read is given up; what is behind a URL has its own patience, which comes first."""
+    return config.read_timeout and config.read_timeout + config.retry_seconds * _is_remote(config)
 
 
 def index_folder() -> Path:

@@ -30,7 +30,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     beside, as `.<name>.<number>.old`.
     """
     path = Path(os.path.realpath(path))  # a link stays, and what it leads to is replaced
-    temporary = beside(path, "tmp")
+    temporary = beside(path, "tmp", path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -39,12 +39,16 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def beside(path: Path, ending: str) -> Path:
-    """A hidden name of this process's own in the folder of `path`: `.<name>.<process>.<ending>`."""
-    ending = f".{os.getpid()}.{ending}"
-    stem = os.fsencode(path.stem)[: _LONGEST_NAME - 1 - len(os.fsencode(ending))]
+def beside(path: Path, ending: str, name: str | None = None) -> Path:
+    """A hidden name of this process's own in the folder of `path`: `.<name>.<process>.<ending>`.
+
+    The name is the path's without its suffix, if none is given. A folder's is given whole: in `Song v1.2`, `.2` is
+    no suffix, and `Song v1.3` is another folder.
+    """
+    ending, name = f".{os.getpid()}.{ending}", path.stem if name is None else name
+    start = os.fsencode(name)[: _LONGEST_NAME - 1 - len(os.fsencode(ending))]
     # A character that was cut in the middle would be a name that some file systems refuse.
-    return path.with_name(f".{stem.decode(errors='ignore') if stem != os.fsencode(path.stem) else path.stem}{ending}")
+    return path.with_name(f".{start.decode(errors='ignore') if start != os.fsencode(name) else name}{ending}")
 
 
 def is_temporary(name: str) -> bool:
@@ -68,7 +72,7 @@ def _put(temporary, path):
     if not path.exists():
         temporary.rename(path)
         return
-    old = beside(path, "old")
+    old = beside(path, "old", path.name)
     path.rename(old)
     try:
         temporary.rename(path)

@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from audiovae_jax.commands import bundled_configs, cli
+from audiovae_jax.commands.command import Command
 from audiovae_jax.config import configuration
 from audiovae_jax.errors import ConfigError
 
@@ -37,4 +38,13 @@ def test_every_command_is_where_its_name_says():
     for name in cli._MODULES:
         command = cli._load(name)
         assert command.name == name
-        assert command.positional == () or command.positional[0] in ("MODEL", "step|codec|data|compile|memory")
+        begins_with = ("MODEL", "ROOT", "[ROOT]", "step|codec|data|compile|memory")
+        assert command.positional == () or command.positional[0] in begins_with
+
+
+def test_an_argument_in_brackets_may_be_left_out():
+    command = Command("look", "", lambda: None, positional=("[ROOT]",))
+    assert cli._positional(["look"], command) == []
+    assert cli._positional(["look", "a"], command) == ["a"]
+    with pytest.raises(ConfigError, match="look takes .ROOT.; 2 were given"):
+        cli._positional(["look", "a", "b"], command)
