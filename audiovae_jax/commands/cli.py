@@ -33,7 +33,7 @@ _MODULES = {
     "make_shards": "data",
     "benchmark": "benchmark",
     "check_data": "survey",
-    "convert_musdb18": "musdb18",
+    "convert_musdb18": "data",
 }
 
 

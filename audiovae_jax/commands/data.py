@@ -1,5 +1,6 @@
-"""`make_shards`: a data set made ready for training from a bucket or a slow disk."""
+"""`make_shards` and `convert_musdb18`: data sets made ready for training."""
 
+import os
 from pathlib import Path
 
 import ml_collections
@@ -7,7 +8,7 @@ from absl import flags
 
 from audiovae_jax.commands import bundled_configs
 from audiovae_jax.commands.command import Command
-from audiovae_jax.datasets import catalog, shard_writer
+from audiovae_jax.datasets import catalog, musdb18_stems, shard_writer
 from audiovae_jax.feeding import pipeline
 
 
@@ -48,6 +49,14 @@ def _make_shards(*paths):
     print(f"done: {written} tracks, {seconds / 3600:.2f} h, {size / 1e9:.3f} GB in {output}")
 
 
+def _convert_flags():
+    flags.DEFINE_integer("num_workers", min(4, os.cpu_count() or 1), "songs that are converted at once", lower_bound=1)
+
+
+def _convert(root, out):
+    musdb18_stems.convert(Path(root), Path(out), num_workers=flags.FLAGS.num_workers)
+
+
 MAKE_SHARDS = Command(
     name="make_shards",
     description="""Shards of a data set, in which a crop reads little wherever they lie.
@@ -58,4 +67,14 @@ Stopped, the same command goes on. Train with --config.data.root=OUT; the crops 
     main=_make_shards,
     positional=("IN...", "OUT"),
     define_flags=_shards_flags,
+)
+CONVERT_MUSDB18 = Command(
+    name="convert_musdb18",
+    description="""Convert MUSDB18 (.stem.mp4) to the layout of MUSDB18-HQ, once; needs ffmpeg.
+
+ROOT holds train/ and test/ as they are shared; OUT gets a folder of five wav files for each song.""",
+    main=_convert,
+    positional=("ROOT", "OUT"),
+    define_flags=_convert_flags,
+    interrupted="songs that were made are whole, and the same command goes on from there",
 )

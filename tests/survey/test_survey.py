@@ -69,6 +69,7 @@ def test_good_data_raises_no_doubt(micro_config, tmp_path):
 
 
 def test_training_would_refuse_what_is_refused_here(micro_config, mixed_folder):
+    micro_config.data.max_bad_share = 0.1
     found = _look(micro_config, mixed_folder)
     assert "3 of 7 files cannot be used, more than data.max_bad_share=0.1" in found.refusal
     # One that looks well at its beginning, middle and end, and is damaged elsewhere.
