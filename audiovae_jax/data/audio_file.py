@@ -11,12 +11,13 @@ import numpy as np
 import soundfile
 
 from audiovae_jax.data.files import printable
-from audiovae_jax.data.remote import RemoteFile, UnreachableError
+from audiovae_jax.data.remote import BLOCK, RemoteFile, UnreachableError
 from audiovae_jax.data.section import Section
 from audiovae_jax.errors import DataError
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 
+_UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
 _PROBE_FRAMES = 2048
 # Input frames on both sides of a window that is resampled, so that its edges see their neighbours.
 _RESAMPLE_CONTEXT = 1024
@@ -189,7 +190,9 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 def _read(f, file, start, frames):
     if f.reader is not None:
-        f.reader.expect(frames * file.path.size // file.frames)
+        # Compressed audio takes more here and less there, and a little before it is read to find the place.
+        slack = 0 if f.format in _UNCOMPRESSED else BLOCK
+        f.reader.expect(frames * file.path.size // max(1, file.frames) + slack)
     try:
         f.seek(start)
         block = f.read(frames, dtype="float32", always_2d=True)

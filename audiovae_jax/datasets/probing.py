@@ -48,11 +48,10 @@ def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXT
       DataError: there is no such folder.
     """
     if remote.is_url(root):
-        base = root.rstrip("/") + "/"
         return [
-            (url.removeprefix(base), remote.RemoteFile(url, size, options.access, mark))
-            for url, size, mark in remote.list_files(root, options.access)
-            if url.lower().endswith(tuple(extensions))
+            (name, file)
+            for name, file in remote.list_files(root, options.access)
+            if name.lower().endswith(tuple(extensions)) and not atomic.is_temporary(name.rpartition("/")[2])
         ]
     folder = Path(remote.local_path(root))
     if not folder.is_dir():
@@ -64,6 +63,10 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
     """What each file is, or why it cannot be used.
 
     What is found is kept in `options.index_folder`, a file for each root, keyed by path, size and time of change.
+    What may be otherwise tomorrow is not kept: a file that does not answer.
+
+    Raises:
+      UnreachableError: a server has failed for too long; that says nothing about its files.
     """
     index = _Index(options.index_folder, root)
 
@@ -76,12 +79,14 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
         if known is not None:
             return key, mark, known
         try:
-            file = deadline.within(options.read_timeout, audio_file.probe, place)
+            file = deadline.within(_patience(place, options), audio_file.probe, place)
             return key, mark, [file.frames, file.sample_rate, file.channels]
+        except remote.UnreachableError:
+            raise
+        except (OSError, deadline.TimedOutError) as error:
+            return key, "", str(error)
         except DataError as error:
             return key, mark, str(error)
-        except OSError as error:  # may be another tomorrow
-            return key, "", str(error)
 
     found: list[AudioFile | str] = []
     with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
@@ -91,6 +96,12 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
             found.append(result if isinstance(result, str) else _checked(AudioFile(place, *result), options))
     index.save()
     return found
+
+
+def _patience(place, options):
+    """Seconds until a file is given up; what is behind a URL is tried again for a while of its own."""
+    is_local = isinstance(getattr(place, "archive", place), Path)
+    return options.read_timeout and options.read_timeout + (0 if is_local else options.access.retry_seconds)
 
 
 def _identity(place):
