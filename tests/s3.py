@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -56,7 +55,7 @@ class Server:
         requests.post(url, data="0" if required else "inf", timeout=30).raise_for_status()
 
     def kill(self):
-        self._process.send_signal(signal.SIGKILL)
+        self._process.kill()
         self._process.wait()
         self._process.stdout.close()
 

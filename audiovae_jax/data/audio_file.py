@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 
 _UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
 _PROBE_FRAMES = 2048
+_MOST_OPENINGS = 8
 # Input frames on both sides of a window that is resampled, so that its edges see their neighbours.
 _RESAMPLE_CONTEXT = 1024
 # ITU-R BS.775: centre and surround at -3 dB, no LFE. WAV order is L R C LFE Ls Rs.
@@ -138,8 +140,33 @@ def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = N
 
 
 def open_sound(path: Path, mode: str = "r", **options) -> soundfile.SoundFile:
-    """`soundfile.SoundFile`, for names that are no UTF-8 too."""
-    return soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path), mode, **options)
+    """`soundfile.SoundFile`, for names that are no UTF-8 too, and beside others that hang."""
+    return _opened(lambda: _Sound(path if os.name == "nt" else os.fsencode(path), mode, **options), mode == "r")
+
+
+class _Sound(soundfile.SoundFile):
+    """A sound that opens without waiting for others to open.
+
+    soundfile holds one lock for all while it opens a file, for the sake of the C library's error number: a
+    file that hangs would keep every other from being opened, and one that is fetched keep them waiting.
+    """
+
+    def __init__(self, *args, **options):
+        self._sf_error_lock = threading.Lock()
+        super().__init__(*args, **options)
+
+
+def _opened(opening, is_read):
+    """What `opening()` opens; the error is one that came twice, since another thread's may stand in its place."""
+    previous = None
+    for _ in range(_MOST_OPENINGS if is_read else 1):
+        try:
+            return opening()
+        except soundfile.LibsndfileError as error:
+            if error.code and error.code == previous:
+                raise
+            previous, last = error.code, error
+    raise last
 
 
 @contextlib.contextmanager
@@ -152,7 +179,7 @@ def _open(place):
         return
     with contextlib.closing(place.open()) as reader:
         try:
-            with soundfile.SoundFile(reader) as f:
+            with _opened(lambda: reader.seek(0) or _Sound(reader), is_read=True) as f:
                 f.reader = reader
                 yield f
         except (soundfile.LibsndfileError, DataError) as error:
