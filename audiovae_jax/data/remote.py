@@ -31,6 +31,8 @@ _OPENING_BLOCKS, _MOST_OPENING_BLOCKS = 8, 4096
 _MOST_BLOCKS = 1024  # that a reader holds, beside those that it has just fetched
 _LONGEST_RUN = 1 << 20  # bytes in a request of a decoder that reads on and on, as that of MP3 to find a place
 _LONGEST_PAUSE = 5.0  # seconds between two attempts
+# For how long a file that was there is looked for: a server that starts again may not have all at once.
+_GONE_SECONDS = 10.0
 _CONNECTIONS = 64
 # What another attempt does not change, by type and by name: the backends' own types are not imported here.
 _FINAL_ERRORS = (
@@ -277,7 +279,7 @@ def _range(file, start, end):
         def request():
             return filesystem.cat_file(path, start=start, end=end)
 
-    data = _persistently(request, file.url, file.access)
+    data = _persistently(request, file.url, file.access, _GONE_SECONDS)
     file.access.count(len(data))
     if len(data) != end - start:
         raise DataError(f"{file.url}: {len(data)} bytes came where {end - start} were asked for; has it changed?")
@@ -331,14 +333,16 @@ def _connect(server, url):
     return filesystem
 
 
-def _persistently(request, url, access):
+def _persistently(request, url, access, gone_seconds=0.0):
     """What `request()` returns; tried again, with growing pauses, while the network or the server fails."""
-    began, pause = time.monotonic(), 0.1
+    began, pause, gone = time.monotonic(), 0.1, None
     while True:
         try:
             return request()
         except Exception as error:  # every backend has exceptions of its own
-            if _is_final(error):
+            if isinstance(error, FileNotFoundError) and gone is None:
+                gone = time.monotonic()
+            if _is_final(error) and (gone is None or time.monotonic() - gone + pause > gone_seconds):
                 raise DataError(f"{url}: {_explained(error, url)}") from error
             if time.monotonic() - began + pause > access.retry_seconds:
                 raise UnreachableError(

@@ -207,13 +207,13 @@ def test_batches_are_the_same_when_the_line_is_cut_for_a_while(proxy, everything
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [3, 10])
-def test_batches_are_the_same_when_the_server_is_killed_and_started_again(everything, monkeypatch, seconds):
+def test_batches_are_the_same_when_the_server_is_killed_and_started_again(long_music, monkeypatch, seconds):
     s3.require_packages()
     server = s3.Server()
-    server.upload(everything, "bucket")
+    server.upload(long_music, "bucket")
     s3.use(monkeypatch, server.port)
-    undisturbed = list(_batches(_open(str(everything / "long")), 60))
-    data = _open("s3://bucket/long")
+    undisturbed = list(_batches(_open(str(long_music)), 60))
+    data = _open("s3://bucket")
     batches, seen, started = _batches(data, 60), [], []
     for _ in range(5):
         seen.append(next(batches))
@@ -222,15 +222,14 @@ def test_batches_are_the_same_when_the_server_is_killed_and_started_again(everyt
     def restart():
         time.sleep(seconds)
         started.append(s3.Server(server.port))
-        # Until this is done the answer is "there is no such bucket", which is final: so it comes first.
-        started[0].upload(everything, "bucket")
+        started[0].upload(long_music, "bucket")  # until then there is no such bucket
 
-    proxy = threading.Thread(target=restart)
-    proxy.start()
+    restarting = threading.Thread(target=restart)
+    restarting.start()
     try:
         seen += list(batches)
     finally:
-        proxy.join()
+        restarting.join()
         started[0].kill()
     np.testing.assert_array_equal(seen, undisturbed)
     assert data.health.replaced_crops == 0
@@ -386,6 +385,23 @@ def test_a_file_that_has_become_shorter_is_an_error(in_memory):
     reader.expect(len(content))
     assert reader.read(len(content)) == b""
     assert "has it changed?" in str(reader.error)
+
+
+def test_a_file_that_was_there_is_looked_for_a_little_while(in_memory, monkeypatch):
+    content, file = in_memory
+    filesystem, path = file.access.filesystem(file.url)
+    filesystem.rm(path)
+    timer = threading.Timer(0.3, filesystem.pipe_file, (path, content))
+    timer.start()
+    assert file.open().read(10) == content[:10]
+    timer.join()
+    filesystem.rm(path)
+    monkeypatch.setattr(remote, "_GONE_SECONDS", 0.2)
+    reader = file.open()
+    reader.seek(2 * remote.BLOCK)
+    assert reader.read(10) == b""
+    assert "there is no such file" in str(reader.error)
+    filesystem.pipe_file(path, content)
 
 
 def test_openings_are_fetched_once(in_memory):
