@@ -142,7 +142,7 @@ def _base():
 
     config.data = ml_collections.ConfigDict()
     # A folder of audio, a manifest (.jsonl, .csv), shards, tars, MUSDB18-HQ or GTZAN, here or behind a URL (s3://,
-    # gs://); unset: the built-in generator.
+    # gs://; AWS_ENDPOINT_URL names a server of one's own); unset: the built-in generator.
     config.data.root = config_dict.placeholder(str)
     config.data.source = (
         "auto"  # what root is; auto recognises it: folder, manifest, shards, webdataset, musdb18, gtzan

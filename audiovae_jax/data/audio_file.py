@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +67,10 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
     Raises:
       DataError: the file cannot be used; the message is the reason, without the path.
     """
-    if (path.stat().st_size if isinstance(path, Path) else path.size) == 0:
+    status = path.stat() if isinstance(path, Path) else None
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        raise DataError("not a regular file")  # a pipe waits for ever, and a folder holds no sound
+    if (path.size if status is None else status.st_size) == 0:
         raise DataError("the file is empty")
     try:
         with _open(path) as f:

@@ -88,7 +88,7 @@ def test_crops_go_on_without_files_that_hang(config, tmp_path, hanging, capsys):
     began = time.monotonic()
     data = pipeline.open_data(config, batch_size=4, seed=0)
     assert time.monotonic() - began < 20.0
-    assert [name for name, _ in data.catalog.skipped] == [str(tmp_path / "pipe.wav")]
+    assert data.catalog.skipped == ((str(tmp_path / "pipe.wav"), "not a regular file"),)
     expected = {i: data.train[i] for i in range(8)}
     # What was a file when it was looked at hangs from now on.
     hanging(tmp_path / "b.wav")
