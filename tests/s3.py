@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 _SERVE = """
-import sys, time
+import sys
 from moto.server import ThreadedMotoServer
 server = ThreadedMotoServer("127.0.0.1", int(sys.argv[1]), verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
-time.sleep(1e6)
+sys.stdin.read()  # ends with the process that has started it, however that ends
 """
 _KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 
@@ -28,7 +28,8 @@ class Server:
     def __init__(self, port: int = 0):
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SERVE, str(port)],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **_KEYS},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, **_KEYS},
         )  # fmt: skip
         line = self._process.stdout.readline()
         assert line.strip(), "the S3 server has not started"
@@ -57,6 +58,7 @@ class Server:
     def kill(self):
         self._process.kill()
         self._process.wait()
+        self._process.stdin.close()
         self._process.stdout.close()
 
 

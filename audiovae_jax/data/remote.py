@@ -369,10 +369,9 @@ def _status(error):
     answer = getattr(error, "response", None)
     if isinstance(answer, dict):
         return answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), answer.get("Error", {}).get("Code")
-    for name in ("status", "code"):
-        if isinstance(getattr(error, name, None), int):
-            return getattr(error, name), None
-    return None, None
+    # aiohttp says "code 400" of an answer that breaks off, which is no answer: what it was told is `status`.
+    status = getattr(error, "code" if type(error).__name__ == "HttpError" else "status", None)
+    return (status if isinstance(status, int) else None), None
 
 
 def _explained(error, url):

@@ -377,6 +377,23 @@ def test_a_request_is_tried_again_until_it_succeeds_or_the_time_is_over(in_memor
     assert 0.3 < time.monotonic() - began < 10.0
 
 
+def test_an_answer_that_breaks_off_is_asked_for_again(in_memory, monkeypatch):
+    content, file = in_memory
+    filesystem, _ = file.access.filesystem(file.url)
+    fetch, failures = type(filesystem).cat_file, [1]
+
+    class ContentLengthError(Exception):  # as aiohttp has it
+        code = 400
+
+    def breaking(self, *args, **options):
+        if failures and failures.pop():
+            raise OSError("Response payload is not completed") from ContentLengthError()
+        return fetch(self, *args, **options)
+
+    monkeypatch.setattr(type(filesystem), "cat_file", breaking)
+    assert file.open().read(10) == content[:10]
+
+
 def test_a_file_that_has_become_shorter_is_an_error(in_memory):
     content, file = in_memory
     filesystem, path = file.access.filesystem(file.url)
