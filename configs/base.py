@@ -142,7 +142,7 @@ def _base():
 
     config.data = ml_collections.ConfigDict()
     # A folder of audio, a manifest (.jsonl, .csv), shards, tars, MUSDB18-HQ or GTZAN, here or behind a URL (s3://,
-    # gs://); unset: the built-in generator.
+    # gs://; AWS_ENDPOINT_URL names a server of one's own); unset: the built-in generator.
     config.data.root = config_dict.placeholder(str)
     config.data.source = (
         "auto"  # what root is; auto recognises it: folder, manifest, shards, webdataset, musdb18, gtzan
@@ -159,7 +159,7 @@ def _base():
     config.data.num_samples = 4  # of the validation crops, kept as audio and spectrograms
     config.data.fixed_batch = False  # True trains and validates on one batch for ever
     config.data.num_threads = 8  # that read and decode crops
-    config.data.prefetch_batches = 4  # batches held ready
+    config.data.prefetch_batches = 8  # batches held ready, each read by a thread of its own
     config.data.mixture_share = 0.25  # of MUSDB18's crops; the others are of a single stem
     config.data.full_band_share = config_dict.placeholder(float)  # of crops, from files whose spectrum is full
     config.data.min_loudness_db = config_dict.placeholder(float)  # RMS in dBFS below which a crop is drawn anew

@@ -4,6 +4,8 @@ import contextlib
 import dataclasses
 import math
 import os
+import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +13,15 @@ import numpy as np
 import soundfile
 
 from audiovae_jax.data.files import printable
-from audiovae_jax.data.remote import RemoteFile, UnreachableError
+from audiovae_jax.data.remote import BLOCK, RemoteFile, UnreachableError
 from audiovae_jax.data.section import Section
 from audiovae_jax.errors import DataError
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 
+_UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
 _PROBE_FRAMES = 2048
+_MOST_OPENINGS = 8
 # Input frames on both sides of a window that is resampled, so that its edges see their neighbours.
 _RESAMPLE_CONTEXT = 1024
 # ITU-R BS.775: centre and surround at -3 dB, no LFE. WAV order is L R C LFE Ls Rs.
@@ -63,7 +67,10 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
     Raises:
       DataError: the file cannot be used; the message is the reason, without the path.
     """
-    if (path.stat().st_size if isinstance(path, Path) else path.size) == 0:
+    status = path.stat() if isinstance(path, Path) else None
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        raise DataError("not a regular file")  # a pipe waits for ever, and a folder holds no sound
+    if (path.size if status is None else status.st_size) == 0:
         raise DataError("the file is empty")
     try:
         with _open(path) as f:
@@ -141,8 +148,33 @@ def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = N
 
 
 def open_sound(path: Path, mode: str = "r", **options) -> soundfile.SoundFile:
-    """`soundfile.SoundFile`, for names that are no UTF-8 too."""
-    return soundfile.SoundFile(path if os.name == "nt" else os.fsencode(path), mode, **options)
+    """`soundfile.SoundFile`, for names that are no UTF-8 too, and beside others that hang."""
+    return _opened(lambda: _Sound(path if os.name == "nt" else os.fsencode(path), mode, **options), mode == "r")
+
+
+class _Sound(soundfile.SoundFile):
+    """A sound that opens without waiting for others to open.
+
+    soundfile holds one lock for all while it opens a file, for the sake of the C library's error number: a
+    file that hangs would keep every other from being opened, and one that is fetched keep them waiting.
+    """
+
+    def __init__(self, *args, **options):
+        self._sf_error_lock = threading.Lock()
+        super().__init__(*args, **options)
+
+
+def _opened(opening, is_read):
+    """What `opening()` opens; the error is one that came twice, since another thread's may stand in its place."""
+    previous = None
+    for _ in range(_MOST_OPENINGS if is_read else 1):
+        try:
+            return opening()
+        except soundfile.LibsndfileError as error:
+            if error.code and error.code == previous:
+                raise
+            previous, last = error.code, error
+    raise last
 
 
 @contextlib.contextmanager
@@ -155,7 +187,7 @@ def _open(place):
         return
     with contextlib.closing(place.open()) as reader:
         try:
-            with soundfile.SoundFile(reader) as f:
+            with _opened(lambda: reader.seek(0) or _Sound(reader), is_read=True) as f:
                 f.reader = reader
                 yield f
         except (soundfile.LibsndfileError, DataError) as error:
@@ -193,7 +225,9 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
 
 def _read(f, file, start, frames):
     if f.reader is not None:
-        f.reader.expect(frames * file.path.size // file.frames)
+        # Compressed audio takes more here and less there, and a little before it is read to find the place.
+        slack = 0 if f.format in _UNCOMPRESSED else BLOCK
+        f.reader.expect(frames * file.path.size // max(1, file.frames) + slack)
     try:
         f.seek(start)
         block = f.read(frames, dtype="float32", always_2d=True)

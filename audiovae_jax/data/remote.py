@@ -1,18 +1,22 @@
-"""Files behind URLs: byte ranges through fsspec, tried again where the network fails, kept where that is asked for."""
+"""Files behind URLs: byte ranges through fsspec, tried again where the network fails, kept where that is asked for.
+
+Credentials are found as the backend finds them (for s3://: AWS_PROFILE, AWS_ACCESS_KEY_ID and so on). A server
+other than Amazon's is named by AWS_ENDPOINT_URL; FSSPEC_S3_ANON=true reads public buckets without credentials.
+"""
 
 import collections
 import dataclasses
-import hashlib
 import io
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from audiovae_jax.data.block_cache import BlockCache
 from audiovae_jax.errors import DataError
-from audiovae_jax.storage import atomic
 
 
 class UnreachableError(DataError):
@@ -20,12 +24,29 @@ class UnreachableError(DataError):
 
 
 # Bytes fetched at least, and the unit that is kept.
-BLOCK = 1 << 16
-# Of every file its first block is kept in memory: all its windows begin with it.
-_HEADERS = 4096
-_MOST_BLOCKS = 512  # that a reader holds, beside those that it has just fetched
+BLOCK = 1 << 15
+# What decoders read when they open a file is the same for all of its windows, so it stays in memory: at most
+# so many blocks of a file, and of all files.
+_OPENING_BLOCKS, _MOST_OPENING_BLOCKS = 8, 4096
+_MOST_BLOCKS = 1024  # that a reader holds, beside those that it has just fetched
+_LONGEST_RUN = 1 << 20  # bytes in a request of a decoder that reads on and on, as that of MP3 to find a place
 _LONGEST_PAUSE = 5.0  # seconds between two attempts
-_NOT_WORTH_A_RETRY = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+# For how long a file that was there is looked for: a server that starts again may not have all at once.
+_GONE_SECONDS = 10.0
+_CONNECTIONS = 64
+# What another attempt does not change, by type and by name: the backends' own types are not imported here.
+_FINAL_ERRORS = (
+    FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError,
+    ValueError, TypeError, AttributeError, NotImplementedError, ImportError,
+)  # fmt: skip
+_FINAL_NAMES = re.compile("Credentials|Profile|SSOToken|ParamValidation")
+_WORTH_ANOTHER = (408, 429)  # of HTTP's 4xx: time-out, too many requests
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CREDENTIALS = {
+    "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 @dataclasses.dataclass
@@ -35,17 +56,50 @@ class Access:
     Attributes:
       retry_seconds: for how long a failing request is tried again.
       cache: keeps blocks on this machine's disk; None keeps none.
-      fetched_bytes, requests: counted.
+      fetched_bytes, requests: counted; listings count as requests alone.
     """
 
     retry_seconds: float = 120.0
-    cache: "BlockCache | None" = None
+    cache: BlockCache | None = None
     fetched_bytes: int = 0
     requests: int = 0
 
     def __post_init__(self):
-        self.headers = collections.OrderedDict()
-        self.lock = threading.Lock()
+        self._openings = collections.OrderedDict()
+        self._filesystems = {}
+        self._lock = threading.Lock()
+
+    def count(self, size: int):
+        """Count a request that has brought `size` bytes."""
+        with self._lock:
+            self.requests += 1
+            self.fetched_bytes += size
+
+    def opening(self, file: "RemoteFile", index: int) -> bytes | None:
+        """A block that was kept in memory."""
+        with self._lock:
+            block = self._openings.get((file, index))
+            if block is not None:
+                self._openings.move_to_end((file, index))
+            return block
+
+    def keep_opening(self, file: "RemoteFile", index: int, block: bytes):
+        """Keep a block in memory, in place of the longest unused one."""
+        with self._lock:
+            self._openings[file, index] = block
+            while len(self._openings) > _MOST_OPENING_BLOCKS:
+                self._openings.popitem(last=False)
+
+    def filesystem(self, url: str):
+        """`(file system, path in it)`, one for all threads of a process: each has its connections."""
+        scheme, _, rest = url.partition("://")
+        server = f"{scheme}://{rest.partition('/')[0]}"
+        with self._lock:
+            # A forked process has none of its parent's threads.
+            filesystem = self._filesystems.get((os.getpid(), server))
+            if filesystem is None:
+                filesystem = self._filesystems[os.getpid(), server] = _connect(server, url)
+        return filesystem, filesystem._strip_protocol(url)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +110,7 @@ class RemoteFile:
       url: as fsspec takes it: `s3://bucket/name`, `gs://`, `https://`.
       size: in bytes.
       access: how it is reached.
-      mark: changes with its content.
+      mark: changes with its content; empty where the server has none.
     """
 
     url: str
@@ -78,7 +132,7 @@ class RemoteFile:
 
 def is_url(root: str) -> bool:
     """Whether a root lies elsewhere; `file://` does not."""
-    return "://" in root and not root.startswith("file://")
+    return _URL.match(root) is not None and not root.startswith("file://")
 
 
 def local_path(root: str) -> str:
@@ -86,40 +140,46 @@ def local_path(root: str) -> str:
     return root.removeprefix("file://")
 
 
-def list_files(url: str, access: Access) -> Iterator[tuple[str, int, str]]:
-    """`(url, size, mark)` of the files under `url`, sorted; the mark changes with a file's content.
+def list_files(url: str, access: Access) -> Iterator[tuple[str, RemoteFile]]:
+    """`(name under url, file)` of the files under `url`, in the order of the same folder on disk.
 
     Raises:
       DataError: there is nothing there, or it cannot be reached.
     """
-    filesystem, path = _filesystem(url)
+    filesystem, path = access.filesystem(url.rstrip("/"))
     found = _persistently(lambda: filesystem.find(path, detail=True), url, access)
-    if not found:
+    access.count(0)
+    names = {entry.removeprefix(path).strip("/"): entry for entry in found if entry.startswith(f"{path}/")}
+    if not names:
         raise DataError(f"config.data.root={url}: there is nothing there")
-    for name in sorted(found):
-        entry = found[name]
-        mark = next(
-            (str(entry[key]) for key in ("ETag", "etag", "mtime", "LastModified", "updated") if key in entry), ""
-        )
-        yield filesystem.unstrip_protocol(name), int(entry["size"] or 0), mark
+    for name in sorted(names, key=lambda name: name.split("/")):
+        entry = found[names[name]]
+        yield name, RemoteFile(f"{url.rstrip('/')}/{name}", int(entry["size"] or 0), access, _mark(entry))
 
 
 def open_url(url: str, access: Access) -> RemoteFile:
     """The file behind `url`; DataError where there is none."""
-    filesystem, path = _filesystem(url)
-    return RemoteFile(url, int(_persistently(lambda: filesystem.size(path), url, access)), access)
+    filesystem, path = access.filesystem(url)
+    entry = _persistently(lambda: filesystem.info(path), url, access)
+    access.count(0)
+    if entry.get("type") == "directory" or entry.get("size") is None:
+        raise DataError(f"{url}: this is no file, or the server does not say its size")
+    return RemoteFile(url, int(entry["size"]), access, _mark(entry))
 
 
 def exists(url: str, access: Access) -> bool:
     """Whether there is a file behind `url`."""
-    filesystem, path = _filesystem(url)
+    filesystem, path = access.filesystem(url)
+    access.count(0)
     return _persistently(lambda: filesystem.exists(path), url, access)
 
 
 def read_bytes(url: str, access: Access) -> bytes:
     """The whole of a small file."""
-    filesystem, path = _filesystem(url)
-    return _persistently(lambda: filesystem.cat_file(path), url, access)
+    filesystem, path = access.filesystem(url)
+    content = _persistently(lambda: filesystem.cat_file(path), url, access)
+    access.count(len(content))
+    return content
 
 
 class RangeReader(io.RawIOBase):
@@ -131,11 +191,13 @@ class RangeReader(io.RawIOBase):
     def __init__(self, file: RemoteFile):
         self._file, self._position, self._blocks = file, 0, {}
         self.error: Exception | None = None
-        self._ahead = BLOCK
+        self._ahead, self._run, self._next = BLOCK, BLOCK, None
+        self._opening = _OPENING_BLOCKS  # blocks that may yet be kept for the next reader of the file
 
     def expect(self, size: int):
         """Of what is read next, this many bytes at once are worth fetching."""
         self._ahead = max(BLOCK, size)
+        self._opening = 0
 
     def readable(self):
         return True
@@ -174,123 +236,156 @@ class RangeReader(io.RawIOBase):
     def _fetch(self, first, size):
         """Have `size` bytes from block `first` on, without what is there already."""
         file, access = self._file, self._file.access
-        last = min(-(-file.size // BLOCK), first + -(-size // BLOCK))
+        while len(self._blocks) > _MOST_BLOCKS:
+            self._blocks.pop(next(iter(self._blocks)))
+        self._run = min(2 * self._run, _LONGEST_RUN) if first == self._next else BLOCK
+        last = min(-(-file.size // BLOCK), first + -(-max(size, self._run) // BLOCK))
         for index in range(first, last):
-            block = access.headers.get((file.url, file.size)) if index == 0 else None
-            if block is None and access.cache is not None:
-                block = access.cache.get(file, index)
-            if block is not None:
+            if index not in self._blocks and (block := self._kept(index)) is not None:
                 self._blocks[index] = block
         if first in self._blocks:
             return
         stop = next((index for index in range(first, last) if index in self._blocks), last)
-        filesystem, path = _filesystem(file.url)
-        start, end = first * BLOCK, min(stop * BLOCK, file.size)
-        data = _persistently(lambda: filesystem.cat_file(path, start=start, end=end), file.url, access)
-        if len(data) != end - start:
-            raise DataError(f"{file.url}: {len(data)} bytes came where {end - start} were asked for; has it changed?")
-        with access.lock:
-            access.requests += 1
-            access.fetched_bytes += len(data)
-        while len(self._blocks) > _MOST_BLOCKS:
-            self._blocks.pop(next(iter(self._blocks)))
+        data = _range(file, first * BLOCK, min(stop * BLOCK, file.size))
+        self._next = stop
         for index in range(first, stop):
             block = data[(index - first) * BLOCK : (index - first + 1) * BLOCK]
             self._blocks[index] = block
+            if self._opening > 0:
+                self._opening -= 1
+                access.keep_opening(file, index, block)
             if access.cache is not None:
-                access.cache.put(file, index, block)
-        if first == 0:
-            with access.lock:
-                access.headers[file.url, file.size] = self._blocks[0]
-                while len(access.headers) > _HEADERS:
-                    access.headers.popitem(last=False)
+                access.cache.put(_cache_key(file, index), block)
+
+    def _kept(self, index):
+        file, access = self._file, self._file.access
+        block = access.opening(file, index)
+        if block is None and access.cache is not None:
+            block = access.cache.get(_cache_key(file, index))
+        return block if block is not None and len(block) == min(BLOCK, file.size - index * BLOCK) else None
 
 
-class BlockCache:
-    """Blocks of remote files in a folder of this machine, the longest unused deleted when it is full.
+def _cache_key(file, index):
+    return f"{file.url} {file.size} {file.mark} {BLOCK} {index}"
 
-    Several processes may share the folder; each counts what it finds there at its start and what it adds.
 
-    Args:
-      folder: made if it is not there.
-      capacity: in bytes.
-    """
+def _range(file, start, end):
+    """Bytes `start` to `end`; DataError if the file is another than it was."""
+    filesystem, path = file.access.filesystem(file.url)
+    if hasattr(filesystem, "call_s3") and file.mark:
+        request = _s3_range(filesystem, path, start, end, file.mark)
+    else:
 
-    def __init__(self, folder: str | Path, capacity: int):
-        self._folder, self._capacity = Path(folder), capacity
-        self._lock = threading.Lock()
-        self._sizes = collections.OrderedDict()
+        def request():
+            return filesystem.cat_file(path, start=start, end=end)
+
+    data = _persistently(request, file.url, file.access, _GONE_SECONDS)
+    file.access.count(len(data))
+    if len(data) != end - start:
+        raise DataError(f"{file.url}: {len(data)} bytes came where {end - start} were asked for; has it changed?")
+    return data
+
+
+def _s3_range(filesystem, path, start, end, etag):
+    """A request that fails if the object is another by now: `cat_file` has no such condition."""
+    from fsspec import asyn
+
+    bucket, key, _ = filesystem.split_path(path)
+
+    async def fetch():
+        answer = await filesystem._call_s3(
+            "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", IfMatch=f'"{etag}"'
+        )
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            found = [(entry.stat(), entry) for entry in self._folder.rglob("*.block")]
-        except OSError as error:
-            raise DataError(f"config.data.cache={folder}: {error.strerror or error}") from error
-        for stat, entry in sorted(found, key=lambda pair: pair[0].st_mtime_ns):
-            self._sizes[entry] = stat.st_size
-        self._total = sum(self._sizes.values())
+            return await answer["Body"].read()
+        finally:
+            answer["Body"].close()
 
-    def get(self, file: RemoteFile, index: int) -> bytes | None:
-        path = self._path(file, index)
-        try:
-            block = path.read_bytes()
-        except OSError:
-            return None
-        if len(block) != min(BLOCK, file.size - index * BLOCK):
-            return None
-        with self._lock:
-            if path in self._sizes:
-                self._sizes.move_to_end(path)
-        return block
-
-    def put(self, file: RemoteFile, index: int, block: bytes):
-        path = self._path(file, index)
-        with self._lock:
-            try:
-                with atomic.replacing(path) as temporary:
-                    temporary.write_bytes(block)
-            except OSError:  # a cache that cannot be written to is none
-                return
-            self._total += len(block) - self._sizes.pop(path, 0)
-            self._sizes[path] = len(block)
-            while self._total > self._capacity:
-                oldest, size = self._sizes.popitem(last=False)
-                self._total -= size
-                oldest.unlink(missing_ok=True)
-
-    def _path(self, file, index):
-        name = hashlib.sha256(f"{file.url} {file.size} {index}".encode()).hexdigest()[:32]
-        return self._folder / name[:2] / f"{name}.block"
+    return lambda: asyn.sync(filesystem.loop, fetch)
 
 
-def _filesystem(url):
+def _mark(entry):
+    """What changes with a file's content, of a listing's entry."""
+    keys = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")
+    return next((str(entry[key]).strip('"') for key in keys if entry.get(key)), "")
+
+
+def _connect(server, url):
+    scheme = server.partition("://")[0]
+    # What lists files may be cached and then be wrong for ever.
+    options = {"use_listings_cache": False, "skip_instance_cache": True}
     try:
         import fsspec
 
-        return fsspec.core.url_to_fs(url)
+        if _EXTRAS.get(scheme) == "s3":
+            given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            # Attempts are counted here alone: botocore's times s3fs's would be minutes for each of ours.
+            options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, **given, "retries": {"max_attempts": 0}}
+        filesystem, _ = fsspec.url_to_fs(f"{server}/", **options)
     except ImportError as error:
-        scheme = url.partition("://")[0]
-        extra = {"s3": "s3", "gs": "gcs", "gcs": "gcs"}.get(scheme)
+        extra = _EXTRAS.get(scheme)
         remedy = f"pip install 'audiovae-jax[{extra}]'" if extra else "install the package that fsspec names"
         raise DataError(f"{url}: {scheme}:// needs a package that is not installed ({error}); {remedy}") from error
-    except ValueError as error:
-        raise DataError(f"{url}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{url}: {error}; s3://, gs://, https:// and file:// can be read") from error
+    if _EXTRAS.get(scheme) == "s3":
+        filesystem.retries = 1
+    return filesystem
 
 
-def _persistently(request, url, access):
+def _persistently(request, url, access, gone_seconds=0.0):
     """What `request()` returns; tried again, with growing pauses, while the network or the server fails."""
-    began, pause = time.monotonic(), 0.1
+    began, pause, gone = time.monotonic(), 0.1, None
     while True:
         try:
             return request()
-        except _NOT_WORTH_A_RETRY as error:
-            raise DataError(f"{url}: {_reason(error)}") from error
         except Exception as error:  # every backend has exceptions of its own
+            if isinstance(error, FileNotFoundError) and gone is None:
+                gone = time.monotonic()
+            if _is_final(error) and (gone is None or time.monotonic() - gone + pause > gone_seconds):
+                raise DataError(f"{url}: {_explained(error, url)}") from error
             if time.monotonic() - began + pause > access.retry_seconds:
                 raise UnreachableError(
                     f"{url}: not reached within data.retry_seconds={access.retry_seconds:g} ({_reason(error)})"
                 ) from error
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _is_final(error):
+    """Whether another attempt would bring nothing else."""
+    while error is not None:
+        if isinstance(error, _FINAL_ERRORS) or _FINAL_NAMES.search(type(error).__name__):
+            return True
+        status, code = _status(error)
+        if status is not None:
+            return 400 <= status < 500 and status not in _WORTH_ANOTHER and code != "RequestTimeout"
+        error = error.__cause__
+    return False
+
+
+def _status(error):
+    """HTTP's `(status, S3's code)` of a backend's exception; None where it has none."""
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), answer.get("Error", {}).get("Code")
+    # aiohttp says "code 400" of an answer that breaks off, which is no answer: what it was told is `status`.
+    status = getattr(error, "code" if type(error).__name__ == "HttpError" else "status", None)
+    return (status if isinstance(status, int) else None), None
+
+
+def _explained(error, url):
+    """What a final error means, and what to do."""
+    status, _ = _status(error.__cause__ or error)
+    if isinstance(error, FileNotFoundError):
+        return f"there is no such file or bucket ({_reason(error)})"
+    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__ or status in (401, 403):
+        scheme = url.partition("://")[0]
+        remedy = _CREDENTIALS.get({"gcs": "gs", "s3a": "s3"}.get(scheme, scheme), "check the credentials")
+        return f"access is refused ({_reason(error)}); {remedy}"
+    if status in (412, 416):
+        return "it has changed since it was looked at; start the run again"
+    return _reason(error)
 
 
 def _reason(error):

@@ -1,5 +1,6 @@
 """A manifest: a JSON Lines or CSV file that lists audio, and how each of it is used."""
 
+import concurrent.futures
 import csv
 import io
 import json
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from audiovae_jax.data import remote
 from audiovae_jax.data.audio_file import Place
+from audiovae_jax.data.files import printable
 from audiovae_jax.datasets import catalog, probing
 from audiovae_jax.datasets.catalog import Catalog, Excerpt, Track
 from audiovae_jax.errors import DataError
@@ -34,22 +36,23 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
     entries = list(_entries(root, options))
     if not entries:
         raise DataError(f"config.data.root={root} lists no audio")
-    places: dict[str, Place] = {}
     base = root.rpartition("/")[0] if remote.is_url(root) else Path(remote.local_path(root)).parent
-    for entry in entries:
-        if entry["path"] not in places:
-            places[entry["path"]] = _place(base, entry["path"], options)
-    probed = dict(zip(places, probing.probe(root, list(places.values()), options), strict=True))
+    paths = list(dict.fromkeys(entry["path"] for entry in entries))
+    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:  # each URL is a request
+        places = dict(zip(paths, pool.map(lambda path: _place(base, path, options), paths), strict=True))
+    probed = {path: place for path, place in places.items() if isinstance(place, str)}
+    there = [path for path in paths if path not in probed]
+    probed |= dict(zip(there, probing.probe(root, [places[path] for path in there], options), strict=True))
     sides, skipped = {_TRAIN: [], _VALIDATION: [], _HELD_OUT: []}, []
     has_split = any(entry["split"] for entry in entries)
     for entry in entries:
         file = probed[entry["path"]]
         if isinstance(file, str):
-            skipped.append((str(places[entry["path"]]), file))
+            skipped.append((_name(entry, places), file))
             continue
         track = _track(entry, file)
         if isinstance(track, str):
-            skipped.append((str(places[entry["path"]]), track))
+            skipped.append((_name(entry, places), track))
         else:
             sides[_SPLITS[entry["split"]] if entry["split"] else _TRAIN].append(track)
     train, validation = sides[_TRAIN], sides[_VALIDATION]
@@ -106,12 +109,23 @@ def _checked(where, row):
     return entry
 
 
-def _place(base, path, options) -> Place:
-    if remote.is_url(path):
+def _place(base, path, options) -> Place | str:
+    """Where an entry's file lies, or why it is not there."""
+    if isinstance(base, str) and not remote.is_url(path) and not os.path.isabs(remote.local_path(path)):
+        path = f"{base}/{path}"
+    if not remote.is_url(path):
+        return Path(os.path.join(base, remote.local_path(path)))
+    try:
         return remote.open_url(path, options.access)
-    if isinstance(base, str) and not os.path.isabs(path):
-        return remote.open_url(f"{base}/{path}", options.access)
-    return Path(os.path.join(base, remote.local_path(path)))
+    except remote.UnreachableError:
+        raise
+    except DataError as error:
+        return str(error)
+
+
+def _name(entry, places):
+    place = places[entry["path"]]
+    return printable(entry["path"] if isinstance(place, str) else place)
 
 
 def _track(entry, file) -> Track | str:

@@ -49,11 +49,10 @@ def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXT
       DataError: there is no such folder.
     """
     if remote.is_url(root):
-        base = root.rstrip("/") + "/"
         return [
-            (url.removeprefix(base), remote.RemoteFile(url, size, options.access, mark))
-            for url, size, mark in remote.list_files(root, options.access)
-            if url.lower().endswith(tuple(extensions))
+            (name, file)
+            for name, file in remote.list_files(root, options.access)
+            if name.lower().endswith(tuple(extensions)) and not atomic.is_temporary(name.rpartition("/")[2])
         ]
     folder = Path(remote.local_path(root))
     if not folder.is_dir():
@@ -65,6 +64,10 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
     """What each file is, or why it cannot be used.
 
     What is found is kept in `options.index_folder`, a file for each root, keyed by path, size and time of change.
+    What may be otherwise tomorrow is not kept: a file that does not answer.
+
+    Raises:
+      UnreachableError: a server has failed for too long; that says nothing about its files.
     """
     index = _Index(options.index_folder, root)
 
@@ -74,12 +77,14 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
     def look(place) -> tuple[bool, list | str]:
         """Whether it would be the same tomorrow, and what it is: its frames, rate and channels, or a reason."""
         try:
-            file = deadline.within(options.read_timeout, audio_file.probe, place)
+            file = deadline.within(_patience(place, options), audio_file.probe, place)
             return True, [file.frames, file.sample_rate, file.channels]
         except OSError as error:
             return False, error.strerror or str(error)
-        except (deadline.TimedOutError, remote.UnreachableError) as error:
+        except deadline.TimedOutError as error:
             return False, str(error)
+        except remote.UnreachableError:
+            raise
         except DataError as error:
             return True, str(error)
 
@@ -102,6 +107,12 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
         result if isinstance(result, str) else _checked(AudioFile(place, *result), options)
         for place, result in zip(places, results, strict=True)
     ]
+
+
+def _patience(place, options):
+    """Seconds until a file is given up; what is behind a URL is tried again for a while of its own."""
+    is_local = isinstance(getattr(place, "archive", place), Path)
+    return options.read_timeout and options.read_timeout + (0 if is_local else options.access.retry_seconds)
 
 
 def _identity(place):

@@ -184,9 +184,10 @@ def scan(root: str, options: probing.Options) -> Catalog:
         if content["version"] > VERSION:
             raise DataError(f"config.data.root={root}: its {INDEX} is of a newer version of this program")
         if isinstance(base, str):
+            there = {file.url: file for _, file in remote.list_files(base, options.access)}
             shards = [
-                Shard(RemoteFile(f"{base}/{name}{SUFFIX}", size, options.access), f"{base}/{name}.json")
-                for name, size in content["shards"]
+                Shard(there.get(url, RemoteFile(url, 0, options.access)), f"{base}/{name}.json")
+                for name, url in ((name, f"{base}/{name}{SUFFIX}") for name, _ in content["shards"])
             ]
         else:
             shards = [Shard(base / f"{name}{SUFFIX}", base / f"{name}.json") for name, _ in content["shards"]]
@@ -203,7 +204,7 @@ def scan(root: str, options: probing.Options) -> Catalog:
         raise DataError(f"config.data.root={root}: its {INDEX} is damaged ({error!r}); make the shards anew") from error
     skipped = []
     for shard, (name, size) in zip(shards, content["shards"], strict=True):
-        if isinstance(shard.place, Path) and (not shard.place.is_file() or shard.place.stat().st_size != size):
+        if _size(shard.place) != size:
             skipped.append((printable(shard.place), f"is not there, or has not the {size} bytes of {name}"))
     gone = {place for place, _ in skipped}
     train, validation = (
@@ -225,6 +226,12 @@ def _positions(shard) -> np.ndarray:
         return np.asarray(json.loads(text)["records"], np.int64).reshape(-1, 2)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{printable(shard.list_path)} is damaged ({error!r}); make the shards anew") from error
+
+
+def _size(place):
+    if isinstance(place, RemoteFile):
+        return place.size
+    return place.stat().st_size if place.is_file() else None
 
 
 def _in_file(position: int) -> int:

@@ -51,6 +51,8 @@ def open_root(root: str, source: str, options: probing.Options, config) -> Catal
     """
     if source not in NAMES:
         raise ConfigError(f"config.data.source={source!r} is none of {', '.join(NAMES)}")
+    if remote.is_url(root):
+        options.access.filesystem(root)  # what its scheme lacks is said of the root, not of a file under it
     if source == AUTO:
         if not remote.is_url(root) and not Path(remote.local_path(root)).exists() and "{" not in root:
             raise DataError(f"config.data.root={root}: there is no such folder")

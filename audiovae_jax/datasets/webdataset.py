@@ -42,6 +42,8 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
     for name, place in archives(root, options):
         try:
             found += [(f"{name}/{member.name}", member) for member in members(place)]
+        except remote.UnreachableError:
+            raise
         except (tarfile.TarError, OSError, DataError) as error:
             skipped.append((printable(place), f"not a tar that can be read ({error})"))
     if not found and not skipped:
@@ -58,12 +60,18 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
 
 def members(place: Place, extensions: Sequence[str] = audio_file.EXTENSIONS) -> list[Section]:
     """The audio files in a tar."""
-    with _opened(place) as f, tarfile.open(fileobj=f, mode="r:") as archive:
-        return [
-            Section(place, member.offset_data, member.size, member.name)
-            for member in archive
-            if member.isreg() and member.name.lower().endswith(tuple(extensions))
-        ]
+    with _opened(place) as f:
+        try:
+            with tarfile.open(fileobj=f, mode="r:") as archive:
+                return [
+                    Section(place, member.offset_data, member.size, member.name)
+                    for member in archive
+                    if member.isreg() and member.name.lower().endswith(tuple(extensions))
+                ]
+        finally:
+            # What could not be fetched looks like the archive's end.
+            if getattr(f, "raw", None) is not None and getattr(f.raw, "error", None) is not None:
+                raise f.raw.error
 
 
 def _opened(place):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from audiovae_jax.data import audio_file, deadline, synthesis
+from audiovae_jax.data.remote import UnreachableError
 from audiovae_jax.datasets.catalog import Track
 from audiovae_jax.errors import DataError
 from audiovae_jax.feeding.augment import Augment
@@ -85,6 +86,8 @@ class RandomCrops:
                 continue
             try:
                 crop = _read(audio, position, rng, self._crop)
+            except UnreachableError:  # of its server, not of the file: others would not come either
+                raise
             except DataError as error:
                 reason = error
                 self._health.replaced(audio.name, str(error))
@@ -119,6 +122,8 @@ class FixedCrops:
                 continue
             try:
                 return _finish(_read(audio, position, rng, self._crop), self._crop)
+            except UnreachableError:
+                raise
             except DataError as error:
                 reason = error
                 self._health.replaced(audio.name, str(error))

@@ -13,7 +13,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from audiovae_jax.data import remote
+from audiovae_jax.data import block_cache, remote
 from audiovae_jax.datasets import catalog, probing, sources
 from audiovae_jax.datasets.bandwidth import balanced
 from audiovae_jax.datasets.catalog import Catalog, Track
@@ -55,12 +55,12 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path]
       DataError: there is nothing usable.
     """
     augment = Augment(**config.augment.to_dict())
+    found = open_catalog(config, leave_out)
     crop = CropFormat(
         config.crop_length, config.sample_rate, config.channels, config.peak_normalize,
         loop=config.padding == "loop", min_loudness_db=config.min_loudness_db,
-        read_timeout=read_timeout(config),
+        read_timeout=read_timeout(config, found),
     )  # fmt: skip
-    found = open_catalog(config, leave_out)
     if found is None:
         train = crops.SyntheticCrops(crop, seed, augment=augment)
         validation, health = crops.SyntheticCrops(crop, seed, validation=True), None
@@ -85,7 +85,7 @@ def open_catalog(config, leave_out: Collection[Path] = ()) -> Catalog | None:
         return None
     cache = None
     if config.cache is not None:
-        cache = remote.BlockCache(config.cache, int(config.cache_gigabytes * 1e9))
+        cache = block_cache.BlockCache(config.cache, int(config.cache_gigabytes * 1e9))
     options = probing.Options(
         channels=config.channels,
         min_seconds=config.min_seconds,
@@ -107,9 +107,9 @@ def open_catalog(config, leave_out: Collection[Path] = ()) -> Catalog | None:
     return found
 
 
-def read_timeout(config) -> float:
+def read_timeout(config, found: Catalog | None) -> float:
     """Seconds after which a read is given up; what is behind a URL has its own patience, which comes first."""
-    return config.read_timeout and config.read_timeout + config.retry_seconds * _is_remote(config)
+    return config.read_timeout and config.read_timeout + config.retry_seconds * _is_remote(found)
 
 
 def index_folder() -> Path:
@@ -167,5 +167,6 @@ def _open(root, source, options, config):
     return Catalog((track,), (track,), (), _GENERATOR, "the built-in generator")
 
 
-def _is_remote(config):
-    return any(remote.is_url(root) for root in (config.root, *(root for root, _ in config.mix)) if root)
+def _is_remote(found):
+    # By the tracks and not by the root, since a manifest of this machine may list URLs.
+    return found is not None and any(remote.is_url(track.audio.name) for track in found.train)

@@ -47,7 +47,7 @@ class Waiting:
                 self._warned = True
                 self._say(
                     f"warning: {share:.0%} of the time goes by waiting for data; raise config.data.num_threads "
-                    f"(now {self._num_threads}), or make shards of it (scripts/make_shards.py)"
+                    f"(now {self._num_threads}) and prefetch_batches with it, or make shards of it (scripts/make_shards.py)"
                 )
             self._restart()
         return batch

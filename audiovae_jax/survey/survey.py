@@ -122,7 +122,9 @@ def look(config, data: Data, *, root: str, batch_size: int, limit: int, seconds:
         reading_failed = str(error)
     train, validation = _of_files(data.catalog.train), _of_files(data.catalog.validation)
     tracks = list({track.key: track for track in (*train, *validation)}.values())
-    measured, unreadable = _listen(spread(tracks, limit), config.num_threads, pipeline.read_timeout(config))
+    measured, unreadable = _listen(
+        spread(tracks, limit), config.num_threads, pipeline.read_timeout(config, data.catalog)
+    )
     survey = Survey(
         root=root,
         origin=data.catalog.origin,
