@@ -46,8 +46,8 @@ class Waiting:
             if share > _WORTH_A_WARNING and not self._warned:
                 self._warned = True
                 self._say(
-                    f"warning: {share:.0%} of the time goes by waiting for data; raise config.data.num_threads "
-                    f"(now {self._num_threads}) and prefetch_batches with it, or make shards of it (scripts/make_shards.py)"
+                    f"warning: {share:.0%} of the time goes by waiting for data; raise config.data.num_threads (now "
+                    f"{self._num_threads}) and prefetch_batches with it, or make shards of it (scripts/make_shards.py)"
                 )
             self._restart()
         return batch
