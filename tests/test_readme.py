@@ -94,7 +94,7 @@ def test_the_losses_alone(namespace):
 
 def test_links_lead_somewhere():
     pages = [README, *PACKAGE.glob("*/README.md")]
-    assert len(pages) == 7
+    assert len(pages) == 8
     for page in pages:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
@@ -126,7 +126,7 @@ def test_every_command_works_as_it_stands(tmp_path, audio_folder):
     shutil.copytree(audio_folder, tmp_path / "songs")
     shutil.copy(GOLDEN / "lightning.ckpt", tmp_path / "old.ckpt")
     commands = _commands()
-    assert len(commands) == 13
+    assert len(commands) == 16
     for number, command in enumerate(commands):
         _, _, arguments = command.partition(".venv/bin/python scripts/")
         script, *given = shlex.split(arguments, comments=True)

@@ -18,6 +18,7 @@ from audiovae_jax.commands import cli
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_files_through_a_model_by_every_command(tmp_path):
     """One test, since each command takes seconds to start."""
     model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))

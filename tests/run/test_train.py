@@ -321,6 +321,7 @@ def test_the_command_ends_with_one_clear_line(tmp_path, flag, message):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_old_flat_keys(tmp_path):
     flags = ("--config.adversarial_warmup_steps=7", "--config.num_steps=1")
     result = subprocess.run(_command(tmp_path, *flags), capture_output=True, text=True, check=True)
