@@ -123,6 +123,8 @@ def read_window(file, position: float, length: int, sample_rate: int, channels: 
         audio = resample(audio, file.sample_rate, sample_rate)
         audio = audio[before * sample_rate // file.sample_rate :]
     audio = audio[:length]
+    if len(audio) == length:
+        return audio
     return np.pad(audio, ((0, length - len(audio)), (0, 0)), mode="wrap" if loop else "constant")
 
 
