@@ -27,6 +27,7 @@ def least_config(micro_config):
     return micro_config
 
 
+@pytest.mark.slow
 def test_step_counts_the_compiled_work_and_tells_the_parts_apart(least_config, tmp_path, capsys):
     path = tmp_path / "step.json"
     options = {**OPTIONS, "against": PEERS, "profiled": True, "json_path": str(path)}

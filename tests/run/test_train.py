@@ -171,6 +171,7 @@ def test_a_workdir_that_is_deleted_meanwhile_is_an_error(micro_config, tmp_path,
         train.train(micro_config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_best_is_one_that_is_on_disk(micro_config, tmp_path, monkeypatch, capsys):
     micro_config.use_adversarial = False
     micro_config.num_steps, micro_config.validate_every, micro_config.checkpoint_every = 4, 1, 2
@@ -209,6 +210,7 @@ def _scanned(config, workdir):
     return [track.audio.path for track in (*data.catalog.train, *data.catalog.validation)]
 
 
+@pytest.mark.slow
 def test_every_step_of_a_resumed_run_is_seen_once(micro_config, tmp_path, monkeypatch):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     micro_config.use_adversarial = False
