@@ -15,11 +15,12 @@ from audiovae_jax.feeding import pipeline
 def _shards_flags():
     flags.DEFINE_float("record_seconds", 4.0, "of audio in a record: what a crop reads at least", lower_bound=0.1)
     flags.DEFINE_integer("shard_megabytes", 1024, "of 16-bit audio in a shard, before FLAC", lower_bound=1)
-    flags.DEFINE_float("validation_fraction", 0.1, "of the files, where the data set has no split of its own")
-    flags.DEFINE_float("mixture_share", 0.25, "of MUSDB18's crops; the others are of a single stem")
-    flags.DEFINE_float("min_seconds", 0.1, "shorter files are left out", lower_bound=0.0)
-    flags.DEFINE_string("source", "auto", "what the inputs are; auto recognises them")
-    flags.DEFINE_integer("num_threads", 8, "that read and encode", lower_bound=1)
+    # By default as configs/base.py has it for training.
+    flags.DEFINE_float("validation_fraction", None, "of the files, where the data set has no split of its own")
+    flags.DEFINE_float("mixture_share", None, "of MUSDB18's crops; the others are of a single stem")
+    flags.DEFINE_float("min_seconds", None, "shorter files are left out", lower_bound=0.0)
+    flags.DEFINE_string("source", None, "what the inputs are; auto recognises them")
+    flags.DEFINE_integer("num_threads", None, "that read and encode", lower_bound=1)
 
 
 def _make_shards(*paths):
@@ -28,7 +29,8 @@ def _make_shards(*paths):
     data = bundled_configs.reference().data
     with data.unlocked():
         for name in ("validation_fraction", "mixture_share", "min_seconds", "source", "num_threads"):
-            data[name] = values[name].value
+            if values[name].value is not None:
+                data[name] = values[name].value
         data.channels = 1  # to which all that there is can be adapted; shards keep what files have
     parts = []
     for root in roots:
@@ -43,7 +45,7 @@ def _make_shards(*paths):
         Path(output),
         record_seconds=values.record_seconds,
         shard_bytes=values.shard_megabytes * 1_000_000,
-        num_threads=values.num_threads,
+        num_threads=data.num_threads,
     )
     size = sum(path.stat().st_size for path in Path(output).glob("*.arrayrecord"))
     print(f"done: {written} tracks, {seconds / 3600:.2f} h, {size / 1e9:.3f} GB in {output}")

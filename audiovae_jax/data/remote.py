@@ -6,7 +6,6 @@ other than Amazon's is named by AWS_ENDPOINT_URL; FSSPEC_S3_ANON=true reads publ
 
 import collections
 import dataclasses
-import io
 import os
 import random
 import re
@@ -16,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from audiovae_jax.data.block_cache import BlockCache
+from audiovae_jax.data.reader import Reader
 from audiovae_jax.errors import DataError
 
 
@@ -182,14 +182,15 @@ def read_bytes(url: str, access: Access) -> bytes:
     return content
 
 
-class RangeReader(io.RawIOBase):
+class RangeReader(Reader):
     """A file's bytes, fetched by range as they are read.
 
     What reads it may be C code that loses an exception; `error` keeps the first, and nothing is read after it.
     """
 
     def __init__(self, file: RemoteFile):
-        self._file, self._position, self._blocks = file, 0, {}
+        super().__init__(file.size)
+        self._file, self._blocks = file, {}
         self.error: Exception | None = None
         self._ahead, self._run, self._next = BLOCK, BLOCK, None
         self._opening = _OPENING_BLOCKS  # blocks that may yet be kept for the next reader of the file
@@ -198,20 +199,6 @@ class RangeReader(io.RawIOBase):
         """Of what is read next, this many bytes at once are worth fetching."""
         self._ahead = max(BLOCK, size)
         self._opening = 0
-
-    def readable(self):
-        return True
-
-    def seekable(self):
-        return True
-
-    def tell(self):
-        return self._position
-
-    def seek(self, offset, whence=os.SEEK_SET):
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
 
     def readinto(self, buffer):
         if self.error is not None:

@@ -1,11 +1,10 @@
 """A file within a file: one member of an archive that lies on this machine or behind a URL."""
 
 import dataclasses
-import io
-import os
 from pathlib import Path
 
 from audiovae_jax.data.files import printable
+from audiovae_jax.data.reader import Reader
 from audiovae_jax.data.remote import RemoteFile
 
 
@@ -38,11 +37,12 @@ class Section:
         return SectionReader(self.archive.open(), self.offset, self.size)
 
 
-class SectionReader(io.RawIOBase):
+class SectionReader(Reader):
     """A stretch of another reader, as a file of its own."""
 
     def __init__(self, whole, offset: int, size: int):
-        self._whole, self._offset, self._size, self._position = whole, offset, size, 0
+        super().__init__(size)
+        self._whole, self._offset = whole, offset
 
     @property
     def error(self) -> Exception | None:
@@ -51,20 +51,6 @@ class SectionReader(io.RawIOBase):
     def expect(self, size: int):
         """Of what is read next, this many bytes at once are worth fetching."""
         getattr(self._whole, "expect", lambda size: None)(size)
-
-    def readable(self):
-        return True
-
-    def seekable(self):
-        return True
-
-    def tell(self):
-        return self._position
-
-    def seek(self, offset, whence=os.SEEK_SET):
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, base + offset)
-        return self._position
 
     def readinto(self, buffer):
         view = memoryview(buffer).cast("B")[: max(0, self._size - self._position)]

@@ -71,9 +71,6 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
     """
     index = _Index(options.index_folder, root)
 
-    def known(places) -> list[tuple]:
-        return [(place, *_identity(place)) for place in places]
-
     def look(place) -> tuple[bool, list | str]:
         """Whether it would be the same tomorrow, and what it is: its frames, rate and channels, or a reason."""
         try:
@@ -88,19 +85,19 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
         except DataError as error:
             return True, str(error)
 
-    results: list[list | str | None] = []
     with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
         chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
-        marked = [entry for chunk in pool.map(known, chunks) for entry in chunk]
-        for _, key, mark in marked:
-            results.append(index.get(key, mark))
+        marked = [
+            identity for of_chunk in pool.map(lambda chunk: [*map(_identity, chunk)], chunks) for identity in of_chunk
+        ]
+        results: list[list | str | None] = [index.get(key, mark) for key, mark in marked]
         new = [i for i, result in enumerate(results) if result is None]
         looked = pool.map(look, [places[i] for i in new])
         for i, (lasting, result) in zip(new, _shown(looked, len(new), f"looking at files under {root}"), strict=True):
             results[i] = result
             if not lasting:
-                marked[i] = (places[i], "", "")
-    for (_, key, mark), result in zip(marked, results, strict=True):
+                marked[i] = ("", "")
+    for (key, mark), result in zip(marked, results, strict=True):
         index.put(key, mark, result)
     index.save()
     return [

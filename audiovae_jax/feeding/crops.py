@@ -59,17 +59,9 @@ class Generated:
 class RandomCrops:
     """Random crops of tracks: each second of audio is as likely as any other of the same weight."""
 
-    def __init__(
-        self,
-        tracks: Sequence[Track],
-        crop: CropFormat,
-        seed: int,
-        health: Health | None = None,
-        augment: Augment | None = None,
-    ):
+    def __init__(self, tracks: Sequence[Track], crop: CropFormat, seed: int, health: Health | None = None):
         self._tracks, self._crop, self._seed = tracks, crop, seed
         self._health = health or Health(len(tracks))
-        self._augment = augment if augment != Augment() else None
         shortest = crop.length / crop.sample_rate
         self._ends = np.cumsum([max(track.seconds, shortest) * track.weight for track in tracks])
 
@@ -99,10 +91,7 @@ class RandomCrops:
                 break
         if loudest is None:
             raise DataError(f"{_ATTEMPTS} crops in a row could not be read; the last: {reason or 'known to be bad'}")
-        crop = _finish(loudest[1], self._crop)
-        if self._augment is not None:
-            crop = self._augment(crop, _generator(self._seed, _AUGMENT_STREAM, index))
-        return crop
+        return _finish(loudest[1], self._crop)
 
 
 class FixedCrops:
@@ -133,16 +122,22 @@ class FixedCrops:
 class SyntheticCrops:
     """The built-in generator's music; `validation` draws from a stream of its own."""
 
-    def __init__(self, crop: CropFormat, seed: int, validation: bool = False, augment: Augment | None = None):
+    def __init__(self, crop: CropFormat, seed: int, validation: bool = False):
         self._crop, self._seed = crop, 0 if validation else seed
         self._stream = _VALIDATION_STREAM if validation else _TRAIN_STREAM
-        self._augment = augment if augment != Augment() else None
 
     def __getitem__(self, index: int) -> np.ndarray:
-        crop = _finish(Generated().crop(_generator(self._seed, self._stream, index), self._crop), self._crop)
-        if self._augment is not None:
-            crop = self._augment(crop, _generator(self._seed, _AUGMENT_STREAM, index))
-        return crop
+        return _finish(Generated().crop(_generator(self._seed, self._stream, index), self._crop), self._crop)
+
+
+class Augmented:
+    """Another source's records, each changed as its own generator decides."""
+
+    def __init__(self, source, augment: Augment, seed: int):
+        self._source, self._augment, self._seed = source, augment, seed
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._augment(self._source[index], _generator(self._seed, _AUGMENT_STREAM, index))
 
 
 class Repeated:

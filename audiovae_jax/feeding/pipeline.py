@@ -62,13 +62,15 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path]
         read_timeout=read_timeout(config, found),
     )  # fmt: skip
     if found is None:
-        train = crops.SyntheticCrops(crop, seed, augment=augment)
+        train = crops.SyntheticCrops(crop, seed)
         validation, health = crops.SyntheticCrops(crop, seed, validation=True), None
     else:
         names = {track.audio.name for track in (*found.train, *found.validation)} | {name for name, _ in found.skipped}
         health = Health(len(names), found.skipped, config.max_bad_share)
-        train = crops.RandomCrops(found.train, crop, seed, health, augment)
+        train = crops.RandomCrops(found.train, crop, seed, health)
         validation = crops.FixedCrops(found.validation, crop, health)
+    if augment != Augment():
+        train = crops.Augmented(train, augment, seed)
     if config.fixed_batch:
         train = validation = crops.Repeated(train, batch_size)
     return Data(train, validation, found, found.fingerprint if found else "built-in", health)

@@ -8,7 +8,7 @@ from audiovae_jax.datasets import folder, probing
 from audiovae_jax.errors import DataError
 from audiovae_jax.feeding import pipeline
 from audiovae_jax.feeding.augment import Augment
-from audiovae_jax.feeding.crops import CropFormat, RandomCrops, SyntheticCrops
+from audiovae_jax.feeding.crops import Augmented, CropFormat, RandomCrops, SyntheticCrops
 from audiovae_jax.feeding.health import Health
 from audiovae_jax.feeding.wait import Waiting
 
@@ -91,18 +91,18 @@ def test_three_in_a_hundred_bad_files_do_not_end_a_run(tmp_path, micro_config):
 
 def test_augmentations_are_the_crops_own_and_off_by_default():
     plain = SyntheticCrops(CROP, seed=0)
-    np.testing.assert_array_equal(SyntheticCrops(CROP, 0, augment=Augment())[3], plain[3])
-    turned = SyntheticCrops(CROP, 0, augment=Augment(polarity_probability=1.0))
+    np.testing.assert_array_equal(Augmented(SyntheticCrops(CROP, 0), Augment(), 0)[3], plain[3])
+    turned = Augmented(SyntheticCrops(CROP, 0), Augment(polarity_probability=1.0), 0)
     np.testing.assert_array_equal(turned[3], -plain[3])
-    swapped = SyntheticCrops(CROP, 0, augment=Augment(swap_probability=1.0))
+    swapped = Augmented(SyntheticCrops(CROP, 0), Augment(swap_probability=1.0), 0)
     np.testing.assert_array_equal(swapped[3], plain[3][:, ::-1])
-    louder = SyntheticCrops(CROP, 0, augment=Augment(gain_db=(-12.0, 0.0)))
+    louder = Augmented(SyntheticCrops(CROP, 0), Augment(gain_db=(-12.0, 0.0)), 0)
     gains = [20 * np.log10(np.abs(louder[i]).max() / np.abs(plain[i]).max()) for i in range(100)]
     assert -12 <= min(gains) < -11
     assert -1 < max(gains) <= 1e-5
-    both = SyntheticCrops(CROP, 0, augment=Augment(gain_db=(-12.0, 0.0), polarity_probability=1.0))
+    both = Augmented(SyntheticCrops(CROP, 0), Augment(gain_db=(-12.0, 0.0), polarity_probability=1.0), 0)
     np.testing.assert_array_equal(both[3], -louder[3])  # one does not move the other's number
-    half = SyntheticCrops(CROP, 0, augment=Augment(polarity_probability=0.5))
+    half = Augmented(SyntheticCrops(CROP, 0), Augment(polarity_probability=0.5), 0)
     assert 20 < sum((half[i] == -plain[i]).all() for i in range(60)) < 40
 
 
