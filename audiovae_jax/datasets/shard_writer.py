@@ -9,7 +9,7 @@ import tqdm
 
 from audiovae_jax.data.files import printable
 from audiovae_jax.datasets import sharding, shards
-from audiovae_jax.datasets.catalog import Catalog, Track
+from audiovae_jax.datasets.catalog import Catalog
 from audiovae_jax.errors import DataError
 from audiovae_jax.storage import atomic
 
@@ -41,12 +41,7 @@ def write(
     Raises:
       DataError: nothing could be read, the folder holds shards of something else, or cannot be written to.
     """
-    sides: dict[str, list[str]] = {}
-    tracks: dict[str, Track] = {}
-    for side, of_side in (("train", catalog.train), ("validation", catalog.validation)):
-        for track in of_side:
-            tracks[track.key] = track
-            sides.setdefault(track.key, []).append(side)
+    tracks, sides = sharding.by_key(catalog)
     groups = sharding.groups(list(tracks.values()), _pcm_bytes, shard_bytes)
     names = [f"shard-{i:05d}" for i in range(len(groups))]
     settings = {"fingerprint": catalog.fingerprint, "record_seconds": record_seconds, "shard_bytes": shard_bytes}

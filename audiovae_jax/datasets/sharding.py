@@ -7,12 +7,23 @@ from typing import Any
 
 from audiovae_jax.data.files import printable
 from audiovae_jax.datasets import shards
-from audiovae_jax.datasets.catalog import Track
+from audiovae_jax.datasets.catalog import Catalog, Track
 from audiovae_jax.errors import DataError
 from audiovae_jax.storage import atomic
 
 PLAN = "unfinished.json"  # what a folder is being made of, until its index is there
 _SEARCHED = 1 << 12  # bytes, the least that is searched for a record at once
+
+
+def by_key(catalog: Catalog) -> tuple[dict[str, Track], dict[str, list[str]]]:
+    """The tracks by key, in their order, and the sides that each is on."""
+    tracks: dict[str, Track] = {}
+    sides: dict[str, list[str]] = {}
+    for side, of_side in (("train", catalog.train), ("validation", catalog.validation)):
+        for track in of_side:
+            tracks[track.key] = track
+            sides.setdefault(track.key, []).append(side)
+    return tracks, sides
 
 
 def groups(tracks: Sequence[Track], size_of: Callable[[Track], int], shard_bytes: int) -> list[list[Track]]:

@@ -28,7 +28,7 @@ from audiovae_jax.data.audio_file import AudioFile
 from audiovae_jax.data.files import printable
 from audiovae_jax.data.stream import AudioStream
 from audiovae_jax.datasets import sharding, shards
-from audiovae_jax.datasets.catalog import Audio, Catalog, Excerpt, Track
+from audiovae_jax.datasets.catalog import Audio, Catalog, Excerpt
 from audiovae_jax.errors import DataError
 from audiovae_jax.inference import latent_records
 from audiovae_jax.inference.codec import Codec
@@ -145,12 +145,7 @@ class _Plan:
 
     def __init__(self, codec, catalog, folder, form):
         self.folder, self.form = folder, form
-        self.tracks: dict[str, Track] = {}
-        self.sides: dict[str, list[str]] = {}
-        for side, of_side in (("train", catalog.train), ("validation", catalog.validation)):
-            for track in of_side:
-                self.tracks[track.key] = track
-                self.sides.setdefault(track.key, []).append(side)
+        self.tracks, self.sides = sharding.by_key(catalog)
         itemsize = latent_records.DTYPES[form.storage_dtype].itemsize * len(latent_records.ARRAYS[form.what])
 
         def size_of(track):
