@@ -80,6 +80,11 @@ class Codec:
         self.fingerprint = self.fingerprint_of(model, variables)
         self._chunked = ChunkedModel(self.model, self.variables, chunk_length=chunk_length, batch_size=batch_size)
 
+    @property
+    def windows(self) -> dict[str, Any]:
+        """What rounding depends on, see `ChunkedModel.windows`."""
+        return self._chunked.windows
+
     @classmethod
     def load(
         cls, path: str | Path, *, step: int | None = None, sample_rate: int | None = None, **options: Any
