@@ -28,6 +28,7 @@ LEVELS = [
     "config",
     "persistence",
     "inference",
+    "evaluation",
     "run",
     "benchmark",
     "commands",

@@ -33,6 +33,7 @@ _MODULES = {
     "make_shards": "data",
     "benchmark": "benchmark",
     "check_data": "survey",
+    "evaluate": "judging",
     "convert_musdb18": "data",
 }
 
