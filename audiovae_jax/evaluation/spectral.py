@@ -110,25 +110,26 @@ class Definition:
 
 
 def _auraloss_sums(y, x):
-    return (_total(np.square(y - x)), _total(np.square(y)), _total(np.abs(np.log(x) - np.log(y)))), y.size
+    with np.errstate(invalid="ignore"):  # a mel band that holds no bin has no logarithm, and the distance no value
+        logs = np.log(x / y)
+    return (_total(np.square(y - x)), _total(np.square(y)), _total(np.abs(logs))), y.size
 
 
 def _auraloss_finish(sums, count):
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.sqrt(sums[0] / sums[1]) + sums[2] / count
+    return np.sqrt(sums[0] / sums[1]) + sums[2] / count
 
 
 def _audiotools_sums(y, x):
-    logs = [2 * np.log10(np.maximum(a, 1e-5)) for a in (y, x)]
-    return (_total(np.abs(logs[1] - logs[0])) + _total(np.abs(x - y)),), y.size
+    logs = 2 * np.log10(np.maximum(x, 1e-5) / np.maximum(y, 1e-5))
+    return (_total(np.abs(logs)) + _total(np.abs(x - y)),), y.size
 
 
 def _log1p_sums(y, x):
-    return (_total(np.abs(np.log1p(x) - np.log1p(y))),), y.size
+    return (_total(np.abs(np.log((1 + x) / (1 + y)))),), y.size
 
 
 def _decibel_sums(y, x):
-    squares = np.square(20 * (np.log10(x) - np.log10(y)))
+    squares = np.square(20 * np.log10(x / y))
     return (_total(np.sqrt(squares.mean(axis=-1))),), squares[..., 0].size
 
 
