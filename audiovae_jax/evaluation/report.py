@@ -24,7 +24,8 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto } td, th { padding: .2em .8em;
 text-align: left; border-bottom: 1px solid #ddd; vertical-align: top } td.n { text-align: right; white-space: nowrap;
-font-variant-numeric: tabular-nums } .best { font-weight: 700 } small { color: #666; display: block }
+font-variant-numeric: tabular-nums } .best { font-weight: 700 } small { color: #666; display: block; font-weight: 400 }
+th.n { text-align: right } tr > th:first-child { min-width: 18em }
 img { max-width: 100% } .warning { background: #fff3cd; padding: .3em .8em } audio { width: 100%; height: 2.2em }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(22em, 1fr)); gap: 1em } figure { margin: 0 }
 details { margin: 1em 0 }
@@ -119,7 +120,7 @@ def write(
 
 
 def _table(summary, systems):
-    head = "".join(f"<th>{_text(name)}</th>" for name in systems)
+    head = "".join(f'<th class="n">{_text(name)}</th>' for name in systems)
     lines = []
     for name, column in COLUMNS.items():
         entries = [summary[system].get(name) for system in systems]
@@ -136,7 +137,7 @@ def _table(summary, systems):
             less = ""
             if entry.get("less_first_low") is not None and column.better:
                 less = (
-                    f"<small>less {_text(systems[0])}: {number(entry['less_first'])} "
+                    f"<small>against {_text(systems[0])}: {entry['less_first']:+.3g} "
                     f"({number(entry['less_first_low'])} to {number(entry['less_first_high'])})</small>"
                 )
             style = "n best" if entry is best else "n"
@@ -162,7 +163,9 @@ def _best(column, entries):
 
 
 def _published(summary, systems, preset):
-    head = "".join(f"<th>{_text(label)}<small>{_text(name)}</small></th>" for name, label in preset.columns.items())
+    head = "".join(
+        f'<th class="n">{_text(label)}<small>{_text(name)}</small></th>' for name, label in preset.columns.items()
+    )
     own = {f"{system} (here)": {n: e["mean"] for n, e in summary[system].items()} for system in systems}
     lines = "".join(
         f"<tr><th>{_text(system)}</th>"
