@@ -1,0 +1,105 @@
+"""Plans and checks as text: one column a target, one row a figure."""
+
+import textwrap
+
+_WIDTH = 110
+_NOTE = (
+    "Planned by XLA, of one device and step; nothing was run. Times are bounds: what the published peaks and "
+    "bandwidths allow at most, each alone. A step is shorter than none of them, and longer than all where they do not "
+    "overlap."
+)
+
+
+def plan_lines(report: dict) -> list[str]:
+    """A report of `plan.plan` for people."""
+    versions = report["versions"]
+    shown = {name: entry for name, entry in report["targets"].items() if "devices" in entry or "count" in entry}
+    lines = [
+        f"plan: {report['what']}",
+        f"jax {versions['jax']}, jaxlib {versions['jaxlib']}, Python {versions['python']}, {report['date']}",
+    ]
+    if shown:
+        rows = [("", *shown)]
+        for label, text in _ROWS:
+            cells = [_cell(text, entry) for entry in shown.values()]
+            if any(cells):
+                rows.append((label, *(cell or "-" for cell in cells)))
+        lines += ["", *columns(rows), "", *textwrap.wrap(_NOTE, _WIDTH)]
+    sources = {entry["source"] for entry in shown.values() if "source" in entry}
+    lines += [f"Published figures: {source}." for source in sorted(sources)]
+    lines += [f"error: {entry['error']}" for entry in report["targets"].values() if "error" in entry]
+    return lines
+
+
+def columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of as many cells each, aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def gigabytes(size: float) -> str:
+    """`61.7 GB`, with three digits that count."""
+    return f"{size / 1e9:#.3g} GB".replace(". ", " ")
+
+
+def _cell(text, entry):
+    try:
+        return text(entry)
+    except KeyError:  # of what was not reached
+        return ""
+
+
+def _memory(entry):
+    usable = entry["usable_bytes"]
+    there = f" of {gigabytes(usable)}" if usable else ""
+    return f"{gigabytes(entry['peak_bytes'])}{there}" + ("" if entry["fits"] is not False else ", TOO MUCH")
+
+
+def _largest(entry):
+    if not entry["compiled"]:
+        return ""
+    tried = ", ".join(
+        f"{each['batch_per_device']}{'' if each['peak_bytes'] is not None else ' (no room)'}"
+        for each in entry["compiled"]
+    )
+    if entry["largest_batch_per_device"] is None:
+        return f"not searched (compiled: {tried})"
+    unfinished = "" if entry.get("search_ended", True) else " or more"
+    return f"{entry['largest_batch_per_device'] or 'none'}{unfinished} (compiled: {tried})"
+
+
+def _collectives(entry):
+    found = entry["collectives"]
+    if not found:
+        return "none"
+    kinds = {}
+    for collective in found:
+        kinds.setdefault(collective["op"], []).append(collective["bytes"])
+    return ", ".join(
+        f"{len(sizes)} {kind}{'s' * (len(sizes) > 1)} of {' + '.join(f'{size / 1e6:,.1f}' for size in sizes)} MB"
+        for kind, sizes in kinds.items()
+    )
+
+
+def _milliseconds(name):
+    return lambda entry: f"{1e3 * entry['bound_seconds'][name]:#.3g} ms".replace(". ", " ")
+
+
+_ROWS = (
+    ("devices", lambda e: f"{e['count']} x {e['kind']}, {e['hosts']} host{'s' * (e['hosts'] > 1)}"),
+    ("batch", lambda e: f"{e['batch_per_device']} a device, {e['batch_per_device'] * e['count']} in all"),
+    ("arguments", lambda e: gigabytes(e["argument_bytes"])),
+    ("temporaries", lambda e: gigabytes(e["temp_bytes"])),
+    ("peak, program included", _memory),
+    ("largest batch a device", _largest),
+    ("arithmetic", lambda e: f"{e['flops'] / 1e12:#.4g} TFLOP"),
+    ("memory traffic", lambda e: f"{gigabytes(e['bytes_moved'])} ({e['bytes_moved_of']})"),
+    ("collectives", _collectives),
+    ("bound: arithmetic at peak", _milliseconds("arithmetic")),
+    ("bound: memory traffic", _milliseconds("memory")),
+    ("bound: collectives", _milliseconds("collectives")),
+    ("feed, at most", lambda e: f"{e['crops_per_second_at_most']:,.0f} crops/s"),
+    ("checkpoint", lambda e: gigabytes(e["checkpoint_bytes"])),
+    ("compiling", lambda e: f"{e['compile_seconds']:.0f} s"),
+    ("planning", lambda e: f"{e['planning_seconds']:.0f} s, {gigabytes(e['host_peak_bytes'])} of this machine"),
+)
