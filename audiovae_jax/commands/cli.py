@@ -35,6 +35,7 @@ _MODULES = {
     "check_data": "survey",
     "convert_musdb18": "data",
     "plan": "planning",
+    "doctor": "planning",
 }
 
 

@@ -1,16 +1,17 @@
-"""`plan`."""
+"""`plan` and `doctor`."""
 
 import json
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from audiovae_jax.commands import cli
 from audiovae_jax.commands.command import Command
 from audiovae_jax.data.files import printable
 from audiovae_jax.errors import ConfigError, PlanError
-from audiovae_jax.planning import compiling, plan, table, targets
+from audiovae_jax.planning import compiling, doctor, plan, table, targets
 from audiovae_jax.storage import atomic
 
 
@@ -66,4 +67,40 @@ The real train step is compiled for each target; GPUs and TPUs need the extras c
     main=_plan,
     define_flags=_plan_flags,
     interrupted="no plan was made",
+)
+
+
+def _doctor_flags():
+    cli.define_config_flag()
+    flags.DEFINE_string("workdir", None, "of the run; default runs/<config name>, as train has it")
+    flags.DEFINE_bool("compile", True, "compile the step, for the memory that it takes; training finds it in the cache")
+
+
+def _doctor():
+    values = flags.FLAGS
+    workdir = Path(values.workdir or Path("runs") / cli.config_name())
+    config = cli.read_config(workdir)
+    first = jax.process_index() == 0
+    checks = doctor.examine(
+        config,
+        workdir,
+        compile_step=values.compile,
+        say=lambda text: print(text, file=sys.stderr, flush=True) if first else None,
+    )
+    failed = any(check.status == doctor.FAILED for check in checks)
+    if first or failed:
+        whose = f"process {jax.process_index()}:\n" if jax.process_count() > 1 else ""
+        print(whose + "\n".join(doctor.lines(checks)), flush=True)
+    if failed:
+        sys.exit(1)
+
+
+DOCTOR = Command(
+    name="doctor",
+    description="""Look at a machine before a run: devices, config, data, memory, disk, a checkpoint there and back.
+
+Run it as training is run, on every host. The status is 1 where training would fail.""",
+    main=_doctor,
+    define_flags=_doctor_flags,
+    interrupted="not everything was looked at",
 )

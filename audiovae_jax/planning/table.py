@@ -3,6 +3,7 @@
 import textwrap
 
 _WIDTH = 110
+_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _NOTE = (
     "Planned by XLA, of one device and step; nothing was run. Times are bounds: what the published peaks and "
     "bandwidths allow at most, each alone. A step is shorter than none of them, and longer than all where they do not "
@@ -37,9 +38,10 @@ def columns(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def gigabytes(size: float) -> str:
-    """`61.7 GB`, with three digits that count."""
-    return f"{size / 1e9:#.3g} GB".replace(". ", " ")
+def size(count: float) -> str:
+    """`61.7 GB` for bytes, with three digits that count."""
+    unit, name = next(((unit, name) for unit, name in _UNITS if count >= unit), (1, "B"))
+    return f"{count / unit:#.3g} {name}".replace(". ", " ")
 
 
 def _cell(text, entry):
@@ -51,8 +53,8 @@ def _cell(text, entry):
 
 def _memory(entry):
     usable = entry["usable_bytes"]
-    there = f" of {gigabytes(usable)}" if usable else ""
-    return f"{gigabytes(entry['peak_bytes'])}{there}" + ("" if entry["fits"] is not False else ", TOO MUCH")
+    there = f" of {size(usable)}" if usable else ""
+    return f"{size(entry['peak_bytes'])}{there}" + ("" if entry["fits"] is not False else ", TOO MUCH")
 
 
 def _largest(entry):
@@ -76,7 +78,7 @@ def _collectives(entry):
     for collective in found:
         kinds.setdefault(collective["op"], []).append(collective["bytes"])
     return ", ".join(
-        f"{len(sizes)} {kind}{'s' * (len(sizes) > 1)} of {' + '.join(f'{size / 1e6:,.1f}' for size in sizes)} MB"
+        f"{len(sizes)} {kind}{'s' * (len(sizes) > 1)} of {' + '.join(map(size, sizes))}"
         for kind, sizes in kinds.items()
     )
 
@@ -88,18 +90,18 @@ def _milliseconds(name):
 _ROWS = (
     ("devices", lambda e: f"{e['count']} x {e['kind']}, {e['hosts']} host{'s' * (e['hosts'] > 1)}"),
     ("batch", lambda e: f"{e['batch_per_device']} a device, {e['batch_per_device'] * e['count']} in all"),
-    ("arguments", lambda e: gigabytes(e["argument_bytes"])),
-    ("temporaries", lambda e: gigabytes(e["temp_bytes"])),
+    ("arguments", lambda e: size(e["argument_bytes"])),
+    ("temporaries", lambda e: size(e["temp_bytes"])),
     ("peak, program included", _memory),
     ("largest batch a device", _largest),
     ("arithmetic", lambda e: f"{e['flops'] / 1e12:#.4g} TFLOP"),
-    ("memory traffic", lambda e: f"{gigabytes(e['bytes_moved'])} ({e['bytes_moved_of']})"),
+    ("memory traffic", lambda e: f"{size(e['bytes_moved'])} ({e['bytes_moved_of']})"),
     ("collectives", _collectives),
     ("bound: arithmetic at peak", _milliseconds("arithmetic")),
     ("bound: memory traffic", _milliseconds("memory")),
     ("bound: collectives", _milliseconds("collectives")),
     ("feed, at most", lambda e: f"{e['crops_per_second_at_most']:,.0f} crops/s"),
-    ("checkpoint", lambda e: gigabytes(e["checkpoint_bytes"])),
+    ("checkpoint", lambda e: size(e["checkpoint_bytes"])),
     ("compiling", lambda e: f"{e['compile_seconds']:.0f} s"),
-    ("planning", lambda e: f"{e['planning_seconds']:.0f} s, {gigabytes(e['host_peak_bytes'])} of this machine"),
+    ("planning", lambda e: f"{e['planning_seconds']:.0f} s, {size(e['host_peak_bytes'])} of this machine"),
 )
