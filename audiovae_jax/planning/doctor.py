@@ -237,15 +237,16 @@ class _Looker:
         remedy = "a smaller config.batch_size, config.model.remat=True or dtype bfloat16; plan says what fits"
         if compiled is None:
             raise Finding(f"{batch} item(s) a device do not fit: the compiler finds no room", remedy)
-        needed = (
-            f"{table.size(compiled.peak_bytes)} a device for {batch} item(s), of which temporaries "
-            f"{table.size(compiled.temp_bytes)} (planned)"
+        planned = (
+            f"planned: {table.size(compiled.temp_bytes)} of temporaries, {table.size(compiled.bytes_moved)} moved in a "
+            f"step, collectives: {table.collectives([(each.op, each.bytes) for each in compiled.collectives])}"
         )
+        needed = f"{batch} item(s) a device take {table.size(compiled.peak_bytes)}"
         if usable is None:
-            return f"{needed}; the device does not say what it has"
+            return f"{needed}; the device does not say what it has ({planned})"
         if compiled.peak_bytes > usable:
-            raise Finding(f"{needed}, and there are {table.size(usable)}", remedy)
-        return f"{needed}, of {table.size(usable)}"
+            raise Finding(f"{needed} of {table.size(usable)} ({planned})", remedy)
+        return f"{needed} of {table.size(usable)} ({planned})"
 
     def disk(self):
         size = self._state_bytes()

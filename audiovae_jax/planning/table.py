@@ -44,6 +44,19 @@ def size(count: float) -> str:
     return f"{count / unit:#.3g} {name}".replace(". ", " ")
 
 
+def collectives(found: list[tuple[str, int]]) -> str:
+    """`2 all-reduces of 151 MB + 202 MB`, for pairs of an operation and its bytes."""
+    if not found:
+        return "none"
+    kinds = {}
+    for op, count in found:
+        kinds.setdefault(op, []).append(count)
+    return ", ".join(
+        f"{len(sizes)} {kind}{'s' * (len(sizes) > 1)} of {' + '.join(map(size, sizes))}"
+        for kind, sizes in kinds.items()
+    )
+
+
 def _cell(text, entry):
     try:
         return text(entry)
@@ -70,19 +83,6 @@ def _largest(entry):
     return f"{entry['largest_batch_per_device'] or 'none'}{unfinished} (compiled: {tried})"
 
 
-def _collectives(entry):
-    found = entry["collectives"]
-    if not found:
-        return "none"
-    kinds = {}
-    for collective in found:
-        kinds.setdefault(collective["op"], []).append(collective["bytes"])
-    return ", ".join(
-        f"{len(sizes)} {kind}{'s' * (len(sizes) > 1)} of {' + '.join(map(size, sizes))}"
-        for kind, sizes in kinds.items()
-    )
-
-
 def _milliseconds(name):
     return lambda entry: f"{1e3 * entry['bound_seconds'][name]:#.3g} ms".replace(". ", " ")
 
@@ -96,7 +96,7 @@ _ROWS = (
     ("largest batch a device", _largest),
     ("arithmetic", lambda e: f"{e['flops'] / 1e12:#.4g} TFLOP"),
     ("memory traffic", lambda e: f"{size(e['bytes_moved'])} ({e['bytes_moved_of']})"),
-    ("collectives", _collectives),
+    ("collectives", lambda e: collectives([(each["op"], each["bytes"]) for each in e["collectives"]])),
     ("bound: arithmetic at peak", _milliseconds("arithmetic")),
     ("bound: memory traffic", _milliseconds("memory")),
     ("bound: collectives", _milliseconds("collectives")),

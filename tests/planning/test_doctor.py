@@ -106,5 +106,5 @@ def test_a_step_that_does_not_fit(small, tmp_path, monkeypatch):
     monkeypatch.setattr(StepCompiler, "__init__", on_a_small_device)
     checks = {check.name: check for check in doctor.examine(small, tmp_path / "run")}
     assert _failed(checks) == ["memory"]
-    assert checks["memory"].result.endswith("and there are 100 kB")
+    assert "of 100 kB (planned: " in checks["memory"].result
     assert checks["memory"].remedy.startswith("a smaller config.batch_size")
