@@ -1,6 +1,12 @@
 """A healthy set-up, and broken ones as users have them."""
 
 import json
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -78,7 +84,7 @@ def test_rates_that_differ(small, tmp_path):
 
 
 def test_a_workdir_that_cannot_be_written_to(small, tmp_path):
-    checks = _examine(small, doctor.Path("/proc/nope"), free=lambda path: 10**12)
+    checks = _examine(small, Path("/proc/nope"), free=lambda path: 10**12)
     assert _failed(checks) == ["checkpoint"]
     assert checks["checkpoint"].result.startswith("/proc cannot be written to (")
     (tmp_path / "run").write_text("a file")
@@ -108,3 +114,48 @@ def test_a_step_that_does_not_fit(small, tmp_path, monkeypatch):
     assert _failed(checks) == ["memory"]
     assert "of 100 kB (planned: " in checks["memory"].result
     assert checks["memory"].remedy.startswith("a smaller config.batch_size")
+
+
+PROCESS = """
+import pickle, sys
+from pathlib import Path
+import jax, ml_collections
+index, address, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(
+    address, 2, index, cluster_detection_method="deactivate", coordinator_bind_address=address,
+    initialization_timeout=120, heartbeat_timeout_seconds=60, shutdown_timeout_seconds=60,
+)
+from audiovae_jax.planning import doctor
+config = ml_collections.ConfigDict(pickle.loads((folder / f"config{index}").read_bytes()))
+checks = doctor.examine(config, folder / "run", compile_step=False)
+(folder / f"checks{index}").write_bytes(pickle.dumps([(check.name, check.status, check.result) for check in checks]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("differ", [False, True])
+def test_two_processes(small, tmp_path, differ):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = []
+    for index in range(2):
+        small.kl.weight = 0.5 if differ and index else 1e-4
+        (tmp_path / f"config{index}").write_bytes(pickle.dumps(small.to_dict()))
+        command = [sys.executable, "-c", PROCESS, str(index), address, str(tmp_path)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    said = [process.communicate(timeout=300)[0].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    for index in range(2):
+        checks = {name: rest for name, *rest in pickle.loads((tmp_path / f"checks{index}").read_bytes())}
+        assert "4 x cpu (cpu), 2 process(es)" in checks["devices"][1]
+        if differ:
+            assert checks["processes"] == [FAILED, "not as process 0 has it: config of process 1"]
+            assert checks["checkpoint"][0] == SKIPPED
+        else:
+            assert checks["processes"] == [OK, "2 agree on config, data and versions"]
+            assert checks["checkpoint"][0] == OK
+            assert checks["checkpoint"][1].endswith("checksums equal")
+    assert not list(tmp_path.glob(".doctor*"))
