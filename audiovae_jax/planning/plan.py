@@ -88,6 +88,7 @@ def _fill(entry, config, target, limits, say):
             "batch_per_device": batch,
             "checkpoint_bytes": worker.state_bytes,
             "largest_batch_per_device": None,
+            "search_ended": False,
             "compiled": [],
         }
         say(f"{devices.count} x {devices.kind}, {worker.state_bytes / 1e9:.2f} GB of state; tracing")
@@ -97,24 +98,25 @@ def _fill(entry, config, target, limits, say):
 
         def peak(size):
             compiled = _compile(worker, size, entry, say)
-            return compiled and compiled.peak_bytes
+            if compiled is None:
+                return None
+            if "figures_of_batch" not in entry:  # of the config's batch, or where that has no room, of the next tried
+                entry.update(_figures(compiled))
+                entry["flops"] = worker.flops(size)
+                entry.update(_bounds(entry, config, target, devices))
+            return compiled.peak_bytes
 
         try:
-            first = _compile(worker, batch, entry, say)
-            known[batch] = first and first.peak_bytes
-            entry["fits"] = _fits(first, devices.usable_bytes)
-            if first is not None:
-                entry |= _figures(first)
-                entry["flops"] = worker.flops(batch)
-                entry |= _bounds(entry, config, target, devices)
+            known[batch] = peak(batch)
+            entry["fits"] = _fits(known[batch], devices.usable_bytes)
             if devices.usable_bytes is not None:
-                fixed = first.argument_bytes if first else worker.state_bytes
-                largest, ended = search.largest_batch(
-                    peak, known=known, fixed_bytes=fixed, usable_bytes=devices.usable_bytes,
+                _, entry["search_ended"] = search.largest_batch(
+                    peak, known=known, fixed_bytes=worker.state_bytes, usable_bytes=devices.usable_bytes,
                     compiles=limits.compiles - 1,
                 )  # fmt: skip
-                entry |= {"largest_batch_per_device": largest, "search_ended": ended}
-        finally:
+        finally:  # what was found before the planning was stopped is kept
+            if known and devices.usable_bytes is not None:
+                entry["largest_batch_per_device"], _ = search.bracket(known, devices.usable_bytes)
             entry["host_peak_bytes"] = worker.host_peak_bytes
             entry["planning_seconds"] = time.perf_counter() - start
 
@@ -134,15 +136,15 @@ def _compile(worker, size, entry, say) -> Compiled | None:
     return compiled
 
 
-def _fits(compiled, usable_bytes):
+def _fits(peak_bytes, usable_bytes):
     if usable_bytes is None:
         return None
-    return compiled is not None and compiled.peak_bytes <= usable_bytes
+    return peak_bytes is not None and peak_bytes <= usable_bytes
 
 
 def _figures(compiled: Compiled) -> dict:
     figures = dataclasses.asdict(compiled)
-    del figures["batch_per_device"]
+    figures["figures_of_batch"] = figures.pop("batch_per_device")
     figures["compile_seconds"] = figures.pop("seconds")
     figures["collectives"] = [dataclasses.asdict(collective) for collective in compiled.collectives]
     return figures
@@ -161,7 +163,7 @@ def _bounds(entry, config, target: Target, devices: Devices) -> dict:
         hosts=devices.hosts,
         per_host=devices.per_host,
     )
-    crops = entry["batch_per_device"] * devices.count
+    crops = entry["figures_of_batch"] * devices.count
     return {
         "bound_seconds": bounds,
         "crops_per_second_at_most": crops / max(bounds.values()),

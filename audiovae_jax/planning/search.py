@@ -29,7 +29,7 @@ def largest_batch(
       The largest batch that was compiled and fits (0 if none did), and whether the search came to its end.
     """
     while True:
-        fits, too_large = _bracket(known, usable_bytes)
+        fits, too_large = bracket(known, usable_bytes)
         if too_large == fits + 1:
             return fits, True
         proposed = _proposed(known, fits, too_large, fixed_bytes, usable_bytes)
@@ -41,8 +41,8 @@ def largest_batch(
         known[proposed] = peak(proposed)
 
 
-def _bracket(known, usable_bytes):
-    """The largest batch that fits, and the smallest that does not; MOST + 1 where all do."""
+def bracket(known: dict[int, int | None], usable_bytes: int) -> tuple[int, int]:
+    """The largest batch that is known to fit (0: none), and the smallest known not to (MOST + 1: none)."""
     too_large = min((batch for batch, bytes_ in known.items() if not _fits(bytes_, usable_bytes)), default=MOST + 1)
     fits = max((batch for batch, bytes_ in known.items() if _fits(bytes_, usable_bytes)), default=0)
     return fits, max(too_large, fits + 1)

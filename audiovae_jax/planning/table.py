@@ -64,10 +64,16 @@ def _cell(text, entry):
         return ""
 
 
+def _batch(entry):
+    planned = entry.get("figures_of_batch", entry["batch_per_device"])
+    instead = "" if planned == entry["batch_per_device"] else f" ({entry['batch_per_device']} have no room)"
+    return f"{planned} a device, {planned * entry['count']} in all{instead}"
+
+
 def _memory(entry):
     usable = entry["usable_bytes"]
     there = f" of {size(usable)}" if usable else ""
-    return f"{size(entry['peak_bytes'])}{there}" + ("" if entry["fits"] is not False else ", TOO MUCH")
+    return f"{size(entry['peak_bytes'])}{there}" + (", TOO MUCH" if usable and entry["peak_bytes"] > usable else "")
 
 
 def _largest(entry):
@@ -79,7 +85,7 @@ def _largest(entry):
     )
     if entry["largest_batch_per_device"] is None:
         return f"not searched (compiled: {tried})"
-    unfinished = "" if entry.get("search_ended", True) else " or more"
+    unfinished = "" if entry["search_ended"] else " or more"
     return f"{entry['largest_batch_per_device'] or 'none'}{unfinished} (compiled: {tried})"
 
 
@@ -89,7 +95,7 @@ def _milliseconds(name):
 
 _ROWS = (
     ("devices", lambda e: f"{e['count']} x {e['kind']}, {e['hosts']} host{'s' * (e['hosts'] > 1)}"),
-    ("batch", lambda e: f"{e['batch_per_device']} a device, {e['batch_per_device'] * e['count']} in all"),
+    ("batch", _batch),
     ("arguments", lambda e: size(e["argument_bytes"])),
     ("temporaries", lambda e: size(e["temp_bytes"])),
     ("peak, program included", _memory),
