@@ -113,8 +113,7 @@ def read_window(file, position: float, length: int, sample_rate: int, channels: 
       DataError: the file ends early, or holds NaN or infinite samples; the message names it.
     """
     # Counted in the file's own samples; the context is a whole number of samples at both rates.
-    needed = -(-length * file.sample_rate // sample_rate)
-    start = int(position * max(0, file.frames - needed))
+    start, needed = window(file, position, length, sample_rate)
     step = file.sample_rate // math.gcd(file.sample_rate, sample_rate)
     context = 0 if file.sample_rate == sample_rate else -(-_RESAMPLE_CONTEXT // step) * step
     before = min(start // step * step, context)
@@ -128,6 +127,12 @@ def read_window(file, position: float, length: int, sample_rate: int, channels: 
     if len(audio) == length:
         return audio
     return np.pad(audio, ((0, length - len(audio)), (0, 0)), mode="wrap" if loop else "constant")
+
+
+def window(file, position: float, length: int, sample_rate: int) -> tuple[int, int]:
+    """`(first sample, samples)` of the file, at its own rate, that `read_window` takes its window from."""
+    needed = -(-length * file.sample_rate // sample_rate)
+    return int(position * max(0, file.frames - needed)), needed
 
 
 def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:

@@ -1,9 +1,11 @@
 """Crops by number: a record is a function of (seed, index) alone, so a run's data needs no state.
 
 Random numbers come from counter-based generators keyed by the record, so that neither threads nor
-the number of hosts change what a step sees.
+the number of hosts change what a step sees. Training records come in orders, by number: `in_order(1)`
+is another draw of the same audio, for a run that cannot go on with the first.
 """
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 
@@ -15,6 +17,7 @@ from audiovae_jax.datasets.catalog import Track
 from audiovae_jax.errors import DataError
 from audiovae_jax.feeding.augment import Augment
 from audiovae_jax.feeding.health import Health
+from audiovae_jax.feeding.origin import Origin, Origins
 
 _ATTEMPTS = 16
 _QUIET = 1e-3  # a crop whose peak is below -60 dBFS is left as quiet as it is
@@ -62,9 +65,18 @@ class RandomCrops:
         self._health = health or Health(len(tracks))
         shortest = crop.length / crop.sample_rate
         self._ends = np.cumsum([max(track.seconds, shortest) * track.weight for track in tracks])
+        self._order, self._origins = 0, Origins()
+
+    def in_order(self, order: int) -> "RandomCrops":
+        """These tracks' crops in another order; they share what is known of the files."""
+        return _in_order(self, order, _origins=Origins())
+
+    def origin(self, index: int) -> Origin | None:
+        """Where a record was cut from that was made lately."""
+        return self._origins.get(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        rng = _generator(self._seed, _TRAIN_STREAM, index)
+        rng = _generator(self._seed, _TRAIN_STREAM, index, self._order)
         reason, loudest = None, None
         for _ in range(_ATTEMPTS):
             chosen = int(np.searchsorted(self._ends, rng.random() * self._ends[-1], side="right"))
@@ -84,11 +96,12 @@ class RandomCrops:
                 continue
             loudness = _rms_db(crop) if self._crop.min_loudness_db is not None else None
             if loudest is None or (loudness is not None and loudness > loudest[0]):
-                loudest = (loudness, crop)
+                loudest = (loudness, crop, _origin(audio, position, self._crop))
             if loudness is None or loudness >= self._crop.min_loudness_db:
                 break
         if loudest is None:
             raise DataError(f"{_ATTEMPTS} crops in a row could not be read; the last: {reason or 'known to be bad'}")
+        self._origins.remember(index, loudest[2])
         return _finish(loudest[1], self._crop)
 
 
@@ -123,9 +136,19 @@ class SyntheticCrops:
     def __init__(self, crop: CropFormat, seed: int, validation: bool = False):
         self._crop, self._seed = crop, 0 if validation else seed
         self._stream = _VALIDATION_STREAM if validation else _TRAIN_STREAM
+        self._order = 0
+
+    def in_order(self, order: int) -> "SyntheticCrops":
+        """Other music of the same kind."""
+        return _in_order(self, order)
+
+    def origin(self, index: int) -> Origin:
+        """The generator."""
+        return Origin(Generated.name)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return _finish(Generated().crop(_generator(self._seed, self._stream, index), self._crop), self._crop)
+        rng = _generator(self._seed, self._stream, index, self._order)
+        return _finish(Generated().crop(rng, self._crop), self._crop)
 
 
 class Augmented:
@@ -133,9 +156,18 @@ class Augmented:
 
     def __init__(self, source, augment: Augment, seed: int):
         self._source, self._augment, self._seed = source, augment, seed
+        self._order = 0
+
+    def in_order(self, order: int) -> "Augmented":
+        """The other source's records in another order, each changed as its number there decides."""
+        return _in_order(self, order, _source=self._source.in_order(order))
+
+    def origin(self, index: int) -> Origin | None:
+        """Where the other source's record comes from."""
+        return self._source.origin(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._augment(self._source[index], _generator(self._seed, _AUGMENT_STREAM, index))
+        return self._augment(self._source[index], _generator(self._seed, _AUGMENT_STREAM, index, self._order))
 
 
 class Repeated:
@@ -143,6 +175,14 @@ class Repeated:
 
     def __init__(self, source, period: int):
         self._source, self._period = source, period
+
+    def in_order(self, order: int) -> "Repeated":
+        """The very same records: they are fixed."""
+        return self
+
+    def origin(self, index: int) -> Origin | None:
+        """Where the record that is repeated comes from."""
+        return self._source.origin(index % self._period)
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self._source[index % self._period]
@@ -166,5 +206,19 @@ def _finish(audio, crop):
     return np.ascontiguousarray(audio, np.float32)
 
 
-def _generator(seed, stream, index):
-    return np.random.Generator(np.random.Philox(key=[seed, (stream << 60) + index]))
+def _origin(audio, position, crop):
+    if isinstance(audio, Generated):
+        return Origin(audio.name)
+    start, _ = audio_file.window(audio, position, crop.length, crop.sample_rate)
+    return Origin(audio.name, start / audio.sample_rate)
+
+
+def _in_order(records, order, **changes):
+    other = copy.copy(records)
+    vars(other).update(_order=order, **changes)
+    return other
+
+
+def _generator(seed, stream, index, order=0):
+    # Seeds are below 2^32, so that an order's numbers are no other seed's.
+    return np.random.Generator(np.random.Philox(key=[seed + (order << 32), (stream << 60) + index]))

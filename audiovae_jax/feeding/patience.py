@@ -6,6 +6,7 @@ import numpy as np
 
 from audiovae_jax.data import deadline
 from audiovae_jax.feeding.health import Health
+from audiovae_jax.feeding.origin import Origin
 
 
 class Patient:
@@ -19,6 +20,14 @@ class Patient:
 
     def __init__(self, source, seconds: float, health: Health):
         self._source, self._seconds, self._health = source, seconds, health
+
+    def in_order(self, order: int) -> "Patient":
+        """The source's records in another order."""
+        return Patient(self._source.in_order(order), self._seconds, self._health)
+
+    def origin(self, index: int) -> Origin | None:
+        """Where the source's record comes from."""
+        return self._source.origin(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.batch([index])[0]
