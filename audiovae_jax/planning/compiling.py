@@ -112,7 +112,7 @@ class StepCompiler:
             if "RESOURCE_EXHAUSTED" in str(error):
                 return None
             raise PlanError(f"{self._target.name}: compiling failed: {str(error).splitlines()[0]}") from error
-        return _read(executable, batch_per_device, seconds, has_peak=self._platform != "cpu")
+        return _read(executable, batch_per_device, seconds, has_peak=self._platform == "tpu")
 
     def flops(self, batch_per_device: int) -> float:
         """Floating-point operations of a step on one device, as the program has them before it is compiled.
@@ -185,7 +185,8 @@ def _read(executable, batch_per_device, seconds, has_peak):
     if not moved:
         moved, moved_of = program.entry_traffic(text), "entry instructions"
     new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # A TPU's temporaries are of all its memories, and the peak of the large one alone; a CPU's peak has no temporaries.
+    # A TPU's temporaries are of all its memories, and its peak is that of the large one. Elsewhere temporaries are one
+    # block, taken whole, and what is called the peak has gaps in that block left out, or the block itself.
     peak = getattr(memory, "peak_memory_in_bytes", 0) if has_peak else 0
     if not peak:
         peak = memory.argument_size_in_bytes + new_outputs + memory.temp_size_in_bytes

@@ -3,7 +3,7 @@
 import textwrap
 
 _WIDTH = 110
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _NOTE = (
     "Planned by XLA, of one device and step; nothing was run. Times are bounds: what the published peaks and "
     "bandwidths allow at most, each alone. A step is shorter than none of them, and longer than all where they do not "
