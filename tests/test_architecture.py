@@ -30,6 +30,7 @@ LEVELS = [
     "inference",
     "run",
     "benchmark",
+    "planning",
     "commands",
     "__main__",
 ]

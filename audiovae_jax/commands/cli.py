@@ -34,6 +34,8 @@ _MODULES = {
     "benchmark": "benchmark",
     "check_data": "survey",
     "convert_musdb18": "data",
+    "plan": "planning",
+    "doctor": "planning",
 }
 
 

@@ -19,7 +19,7 @@ from audiovae_jax.persistence import checkpoint
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
 from audiovae_jax.run.workdir_lock import WorkdirLock
-from audiovae_jax.training import mesh, step
+from audiovae_jax.training import mesh, program, step
 from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
 
 BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
@@ -231,10 +231,9 @@ class _Run:
     def _train_step(self, current, state, batch):
         adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
         if adversarial not in self._compiled:
-            per_device = functools.partial(step.train_step, recipe=self._recipe, adversarial=adversarial)
             what = "compiling the step" + (" with discriminator" if adversarial else "")
             with self._reporter.timed(what):
-                mapped = mesh.map_train_step(per_device, self._mesh)
+                mapped = program.map_step(self._recipe, self._mesh, adversarial)
                 self._compiled[adversarial] = compilation.compiled(mapped, state, batch)
         return self._compiled[adversarial]
 
