@@ -35,7 +35,7 @@ def test_one_refused_process_ends_all_with_the_same_words(micro_config, tmp_path
     lock = WorkdirLock(workdir)
     lock.acquire()
     with Run(tmp_path, "refused", micro_config, workdir=workdir) as run:
-        assert run.wait(60) == [1, 1]
+        assert run.wait() == [1, 1]
         said = [run.log(i).strip() for i in range(2)]
     lock.release()
     assert said[0] == said[1]
@@ -45,7 +45,7 @@ def test_one_refused_process_ends_all_with_the_same_words(micro_config, tmp_path
 def test_processes_of_different_configs_are_refused(micro_config, tmp_path):
     other = _config(micro_config, validate_every=7)
     with Run(tmp_path, "differ", _config(micro_config), configs={1: other}) as run:
-        assert run.wait(60) == [1, 1]
+        assert run.wait() == [1, 1]
         for i in range(2):
             assert "error: process 1 of 2 (on " in run.log(i)
             assert "is of another run:\n  validate_every: 5 in process 0, 7 there\n" in run.log(i)
@@ -56,7 +56,7 @@ def test_processes_of_different_configs_are_refused(micro_config, tmp_path):
 def test_a_workdir_that_is_not_shared_is_refused(micro_config, tmp_path):
     each = {1: {"workdir": str(tmp_path / "elsewhere")}}
     with Run(tmp_path, "apart", micro_config, each=each) as run:
-        assert run.wait(90) == [1, 1]
+        assert run.wait() == [1, 1]
         assert "is not the folder that process 0 has under that name" in run.log(0)
 
 
@@ -78,7 +78,7 @@ def test_two_processes_are_one_run(micro_config, tmp_path):
     with Run(tmp_path, "two", config) as two:
         two.finished()
     assert one.global_batches() == two.global_batches()
-    for step, metrics in one.record()["losses"].items():
+    for step in one.record()["losses"]:
         loss, other = (float.fromhex(r["losses"][step]["train/total_g_loss"]) for r in (one.record(), two.record()))
         np.testing.assert_allclose(loss, other, rtol=1e-6)
     assert two.record(0)["digests"] == two.record(1)["digests"]
@@ -105,7 +105,7 @@ def test_the_other_ends_when_one_is_killed(micro_config, tmp_path):
     with Run(tmp_path, "killed", config, **limits) as run:
         run.wait_for("worker: step 12")
         run.processes[1].kill()
-        assert run.processes[0].wait(30) == 1
+        assert run.processes[0].wait(120) == 1
         assert "error: process 1 of 2 (on " in run.log(0)
         assert "has given no sign of life for 4 s" in run.log(0)
     with Run(tmp_path, "killed", config, train={"stop_after": 20}) as again:
