@@ -71,10 +71,10 @@ def joined(
         yield
     except UserError as error:
         _end(f"error: {error}")
-    except BaseException as error:
-        if isinstance(error, SystemExit) and not error.code:
-            raise
-        _end("".join(traceback.format_exception(error)))
+    except KeyboardInterrupt:
+        _end("interrupted")
+    except Exception:
+        _end(traceback.format_exc())
 
 
 def _end(message):

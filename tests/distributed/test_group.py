@@ -1,5 +1,6 @@
 """Processes of one run, for real, on loopback."""
 
+import shutil
 import signal
 
 import ml_collections
@@ -42,6 +43,7 @@ def test_one_refused_process_ends_all_with_the_same_words(micro_config, tmp_path
     assert said[0].startswith(f"error: --workdir={workdir} is in use by process ")
 
 
+@pytest.mark.slow
 def test_processes_of_different_configs_are_refused(micro_config, tmp_path):
     other = _config(micro_config, validate_every=7)
     with Run(tmp_path, "differ", _config(micro_config), configs={1: other}) as run:
@@ -78,9 +80,7 @@ def test_two_processes_are_one_run(micro_config, tmp_path):
     with Run(tmp_path, "two", config) as two:
         two.finished()
     assert one.global_batches() == two.global_batches()
-    for step in one.record()["losses"]:
-        loss, other = (float.fromhex(r["losses"][step]["train/total_g_loss"]) for r in (one.record(), two.record()))
-        np.testing.assert_allclose(loss, other, rtol=1e-6)
+    _assert_near(one, two)
     assert two.record(0)["digests"] == two.record(1)["digests"]
 
     with Run(tmp_path, "cut", config) as cut:
@@ -92,10 +92,22 @@ def test_two_processes_are_one_run(micro_config, tmp_path):
     assert said[0] == said[1]
     if stopped < 12:
         assert f"stopped at step {stopped} after SIGTERM (in process 1 of 2): saved; the same command" in said[0][0]
+    shutil.copytree(tmp_path / "cut", tmp_path / "elsewhere")
     with Run(tmp_path, "cut", config) as resumed:
         resumed.finished()
+    with Run(tmp_path, "elsewhere", config, count=1, devices=2) as elsewhere:
+        elsewhere.finished()
+    _assert_near(elsewhere, two)
     assert resumed.record()["digests"] == two.record()["digests"]
     assert _last_checkpoint(tmp_path / "cut") == _last_checkpoint(tmp_path / "two")
+
+
+def _assert_near(run, whole):
+    """The losses of a run's steps are those of `whole`, to 1e-6 of themselves."""
+    for step, metrics in run.record()["losses"].items():
+        loss = float.fromhex(metrics["train/total_g_loss"])
+        other = float.fromhex(whole.record()["losses"][step]["train/total_g_loss"])
+        np.testing.assert_allclose(loss, other, rtol=1e-6)
 
 
 @pytest.mark.slow
