@@ -234,6 +234,7 @@ class Group:
         while self.index == 0 and self._failure is not None and time.monotonic() < deadline:
             news = dict(self._client.key_value_dir_get(f"{self._prefix}/news/left"))
             if len(news) + len(self._dead) >= self.count:
+                time.sleep(_PERIOD / 2)  # or they hear that the store is gone before they are
                 return
             time.sleep(_PERIOD / 10)
 

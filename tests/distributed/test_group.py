@@ -1,125 +1,202 @@
-"""Processes of one run, for real, on loopback."""
+"""How processes agree, with a store in memory and a thread for each; `test_several_processes` has real ones."""
 
-import shutil
-import signal
+import itertools
+import threading
+import time
 
-import ml_collections
-import numpy as np
+import jax
 import pytest
-from processes import Run
 
-from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run.workdir_lock import WorkdirLock
-
-
-def _config(micro_config, num_steps=12, **changes):
-    """No discriminator, to compile in half the time, and a rate at which rounding is not magnified."""
-    config = ml_collections.ConfigDict(micro_config)
-    config.use_adversarial = False
-    config.num_steps, config.validate_every, config.checkpoint_every, config.sample_every = num_steps, 5, 10, 100
-    config.optimizer.learning_rate = config.optimizer.final_learning_rate = 1e-5
-    config.update(changes)
-    return config
+from audiovae_jax.distributed import group as module
+from audiovae_jax.distributed.group import Group
+from audiovae_jax.errors import ConfigError, DataError, TrainingError
 
 
-def _last_checkpoint(workdir):
-    store = Checkpoints(workdir / "checkpoints", read_only=True)
-    step = store.steps()[-1]
-    try:
-        return step, store._run(step)["arrays"], store.metrics(step)
-    finally:
-        store.close()
+class _Store:
+    """What `jax.distributed` has, in memory."""
+
+    def __init__(self):
+        self._values, self._lock = {}, threading.Lock()
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        with self._lock:
+            if key in self._values and not allow_overwrite:
+                raise jax.errors.JaxRuntimeError(f"ALREADY_EXISTS: {key}")
+            self._values[key] = value
+
+    def key_value_dir_get(self, prefix):
+        with self._lock:
+            return [(key, value) for key, value in self._values.items() if key.startswith(prefix)]
+
+    def blocking_key_value_get(self, key, milliseconds):
+        deadline = time.monotonic() + milliseconds / 1000
+        while time.monotonic() < deadline:
+            with self._lock:
+                if key in self._values:
+                    return self._values[key]
+            time.sleep(0.001)
+        raise jax.errors.JaxRuntimeError(f"DEADLINE_EXCEEDED: {key}")
 
 
-def test_one_refused_process_ends_all_with_the_same_words(micro_config, tmp_path):
-    workdir = tmp_path / "run"
-    lock = WorkdirLock(workdir)
-    lock.acquire()
-    with Run(tmp_path, "refused", micro_config, workdir=workdir) as run:
-        assert run.wait() == [1, 1]
-        said = [run.log(i).strip() for i in range(2)]
-    lock.release()
-    assert said[0] == said[1]
-    assert said[0].startswith(f"error: --workdir={workdir} is in use by process ")
+@pytest.fixture
+def processes(monkeypatch):
+    """Makes the groups of a run's processes, entered."""
+    jax.devices()  # which asks a client that is there
+    monkeypatch.setattr(module.distributed.global_state, "client", _Store())
+    monkeypatch.setattr(module, "_runs", itertools.repeat(0))
+    monkeypatch.setattr(module, "_PERIOD", 0.02)
+    made = []
+
+    def make(count, heartbeat_timeout=30.0):
+        for index in range(count):
+            group = Group(heartbeat_timeout)
+            group.index, group.count = index, count
+            made.append(group.__enter__())
+        return made
+
+    yield make
+    threads = [threading.Thread(target=group.__exit__) for group in made[::-1]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
-@pytest.mark.slow
-def test_processes_of_different_configs_are_refused(micro_config, tmp_path):
-    other = _config(micro_config, validate_every=7)
-    with Run(tmp_path, "differ", _config(micro_config), configs={1: other}) as run:
-        assert run.wait() == [1, 1]
-        for i in range(2):
-            assert "error: process 1 of 2 (on " in run.log(i)
-            assert "is of another run:\n  validate_every: 5 in process 0, 7 there\n" in run.log(i)
-    assert not (tmp_path / "differ").exists()
+def _each(groups, call):
+    """What `call(group)` gives or raises, in a thread for each."""
+    results = [None] * len(groups)
+
+    def run(i):
+        try:
+            results[i] = call(groups[i])
+        except Exception as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(groups))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return results
 
 
-@pytest.mark.slow
-def test_a_workdir_that_is_not_shared_is_refused(micro_config, tmp_path):
-    each = {1: {"workdir": str(tmp_path / "elsewhere")}}
-    with Run(tmp_path, "apart", micro_config, each=each) as run:
-        assert run.wait() == [1, 1]
-        assert "is not the folder that process 0 has under that name" in run.log(0)
+def test_they_wait_for_each_other_and_hear_what_the_first_tells(processes):
+    groups = processes(3)
+    assert _each(groups, lambda g: g.meet("place", same={"a": [1, 2]}, tell=g.index + 7)) == [7, 7, 7]
 
 
-@pytest.mark.slow
-def test_bad_data_in_one_process_ends_the_other(micro_config, tmp_path):
-    with Run(tmp_path, "bad", _config(micro_config), each={1: {"fail_at": 3}}) as run:
-        assert run.wait() == [1, 1]
-        for i in range(2):
-            assert ": songs/a.wav: cannot be read any more" in run.log(i)
-            assert "error: process 1 of 2 (on " in run.log(i)
+def test_a_difference_is_named_to_all(processes):
+    groups = processes(3)
+
+    def start(group):
+        with group.together():
+            group.meet("config", same={"seed": 1 if group.index == 2 else 0, "kl.weight": 0.5})
+
+    said = _each(groups, start)
+    assert {type(error) for error in said} == {ConfigError}
+    assert len({str(error) for error in said}) == 1
+    assert "process 2 of 3 (on " in str(said[0])
+    assert "seed: 0 in process 0, 1 there" in str(said[0])
+    assert "kl.weight" not in str(said[0])
 
 
-@pytest.mark.slow
-def test_two_processes_are_one_run(micro_config, tmp_path):
-    """Two of two devices against one of four; stopped by a signal to one of them, and resumed."""
-    config = _config(micro_config)
-    with Run(tmp_path, "one", config, count=1, devices=4) as one:
-        one.finished()
-    with Run(tmp_path, "two", config) as two:
-        two.finished()
-    assert one.global_batches() == two.global_batches()
-    _assert_near(one, two)
-    assert two.record(0)["digests"] == two.record(1)["digests"]
+def test_all_stop_at_one_step_that_none_has_passed(processes):
+    groups = processes(3)
+    stopped = {}
 
-    with Run(tmp_path, "cut", config) as cut:
-        cut.wait_for("worker: step 2")
-        cut.processes[1].send_signal(signal.SIGTERM)
-        cut.finished()
-        said = [[line for line in cut.log(i).splitlines() if line.startswith("stopped at step ")] for i in range(2)]
-        stopped = cut.record()["step"]
-    assert said[0] == said[1]
-    if stopped < 12:
-        assert f"stopped at step {stopped} after SIGTERM (in process 1 of 2): saved; the same command" in said[0][0]
-    shutil.copytree(tmp_path / "cut", tmp_path / "elsewhere")
-    with Run(tmp_path, "cut", config) as resumed:
-        resumed.finished()
-    with Run(tmp_path, "elsewhere", config, count=1, devices=2) as elsewhere:
-        elsewhere.finished()
-    _assert_near(elsewhere, two)
-    assert resumed.record()["digests"] == two.record()["digests"]
-    assert _last_checkpoint(tmp_path / "cut") == _last_checkpoint(tmp_path / "two")
+    def train(group):
+        for step in range(10_000):
+            reason = group.stop_reason(step)
+            if reason is not None:
+                stopped[group.index] = step
+                return reason
+            if step == 5 and group.index == 1:
+                group.ask_to_stop("SIGTERM")
+            time.sleep(0.002 * (group.index + 1))  # none is at the step of another
+        return None
+
+    assert _each(groups, train) == ["SIGTERM (in process 1 of 3)"] * 3
+    assert len(set(stopped.values())) == 1
+    assert stopped[0] > 5
 
 
-def _assert_near(run, whole):
-    """The losses of a run's steps are those of `whole`, to 1e-6 of themselves."""
-    for step, metrics in run.record()["losses"].items():
-        loss = float.fromhex(metrics["train/total_g_loss"])
-        other = float.fromhex(whole.record()["losses"][step]["train/total_g_loss"])
-        np.testing.assert_allclose(loss, other, rtol=1e-6)
+def test_the_first_failure_ends_all(processes):
+    groups = processes(3)
+
+    def train(group):
+        with group.together():
+            for step in range(10_000):
+                group.stop_reason(step)
+                if step == 3 and group.index == 1:
+                    raise DataError("a.wav: cannot be read")
+                time.sleep(0.002)
+
+    said = _each(groups, train)
+    assert [type(error) for error in said] == [DataError] * 3
+    assert len({str(error) for error in said}) == 1
+    assert str(said[0]).startswith("process 1 of 3 (on ")
+    assert str(said[0]).endswith("): a.wav: cannot be read")
 
 
-@pytest.mark.slow
-def test_the_other_ends_when_one_is_killed(micro_config, tmp_path):
-    config = _config(micro_config, num_steps=2000)
-    limits = {"join": {"heartbeat_timeout": 4.0}, "train": {"heartbeat_timeout": 4.0}}
-    with Run(tmp_path, "killed", config, **limits) as run:
-        run.wait_for("worker: step 12")
-        run.processes[1].kill()
-        assert run.processes[0].wait(120) == 1
-        assert "error: process 1 of 2 (on " in run.log(0)
-        assert "has given no sign of life for 4 s" in run.log(0)
-    with Run(tmp_path, "killed", config, train={"stop_after": 20}) as again:
-        again.finished()
-        assert "going on from step 10" in again.log(0)
+def test_a_fault_of_the_program_keeps_its_traceback_where_it_is(processes):
+    groups = processes(2)
+
+    def train(group):
+        with group.together():
+            if group.index == 0:
+                raise KeyError("step")
+            while True:
+                group.stop_reason(0)
+                time.sleep(0.002)
+
+    said = _each(groups, train)
+    assert [type(error) for error in said] == [KeyError, TrainingError]
+    assert "KeyError: 'step'" in str(said[1])
+
+
+def test_silence_is_death_and_a_collective_that_fails_waits_for_that_news(processes):
+    groups = processes(2, heartbeat_timeout=0.4)
+    time.sleep(0.2)  # both have been heard of
+    groups[1]._left.set()  # killed: it says no more, not even that it leaves
+
+    def train(group):
+        with group.together():
+            raise jax.errors.JaxRuntimeError("INTERNAL: Connection closed by peer")
+
+    (said,) = _each(groups[:1], train)
+    assert isinstance(said, TrainingError)
+    assert str(said).startswith("process 1 of 2 (on ")
+    assert "has given no sign of life for 0 s" in str(said)
+
+
+def test_who_has_left_is_not_missed(processes):
+    groups = processes(2, heartbeat_timeout=0.2)
+    time.sleep(0.1)
+    groups[1].__exit__()
+    time.sleep(0.5)
+    assert groups[0].stop_reason(1) is None
+
+
+def test_a_process_that_does_not_come_out_is_ended(processes, monkeypatch, capsys):
+    """Its main thread waits for a collective that the failed one will not come to."""
+    ended = threading.Event()
+    monkeypatch.setattr(module, "_GRACE", 0.2)
+    monkeypatch.setattr(module.os, "_exit", lambda status: ended.set())
+    groups = processes(2)
+    let_go = []
+    groups[0].before_exit(lambda: let_go.append(True))
+    with pytest.raises(DataError), groups[1].together():
+        raise DataError("a.wav: cannot be read")
+    assert ended.wait(10)
+    assert let_go
+    assert "a.wav: cannot be read" in capsys.readouterr().err
+
+
+def test_alone_it_stops_when_asked():
+    with Group() as group:
+        assert group.meet("place", tell=3) == 3
+        assert group.stop_reason(4) is None
+        group.ask_to_stop("SIGTERM")
+        assert group.stop_reason(5) == "SIGTERM"
+        with pytest.raises(DataError, match="^gone$"), group.together():
+            raise DataError("gone")
