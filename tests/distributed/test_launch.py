@@ -125,3 +125,36 @@ def test_who_does_not_come_is_missed_with_a_clear_line():
     ended = _join(address, 2, 0)
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
     assert f"error: of 2 processes, not all came to process 0 at {address} within 2 s; start them all" in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", ["slurm", "ompi"])
+def test_what_a_launcher_sets_is_enough(cluster):
+    """Two processes with a launcher's variables find each other without a flag."""
+    code = (
+        "from audiovae_jax.distributed import launch\n"
+        "import jax\n"
+        "with launch.joined(): print(jax.process_index(), jax.process_count(), jax.device_count())"
+    )
+    job = str(free_port())  # jax makes the port of it
+    processes = []
+    for i in range(2):
+        if cluster == "slurm":
+            variables = {
+                **SLURM, "SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_PROCID": str(i),
+                "SLURM_LOCALID": str(i), "SLURM_STEP_TASKS_PER_NODE": "2",
+            }  # fmt: skip
+        else:
+            variables = {
+                **OMPI, "OMPI_MCA_orte_hnp_uri": f"{int(job) * 4096}.0;tcp://127.0.0.1:1",
+                "OMPI_COMM_WORLD_RANK": str(i), "OMPI_COMM_WORLD_LOCAL_RANK": str(i),
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+            }  # fmt: skip
+        environment = {**os.environ, **variables, "JAX_NUM_CPU_DEVICES": "2"}
+        command = [sys.executable, "-c", code]
+        processes.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        )
+    said = [process.communicate(timeout=300) for process in processes]
+    for i, (out, err) in enumerate(said):
+        assert f"{i} 2 4" in out.decode(), err.decode()

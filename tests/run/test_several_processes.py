@@ -1,7 +1,9 @@
 """Whole runs of two processes, for real, on loopback."""
 
+import random
 import shutil
 import signal
+import time
 
 import ml_collections
 import numpy as np
@@ -123,3 +125,20 @@ def test_the_other_ends_when_one_is_killed(micro_config, tmp_path):
     with Run(tmp_path, "killed", config, train={"stop_after": 20}) as again:
         again.finished()
         assert "going on from step 10" in again.log(0)
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing(micro_config, tmp_path):
+    """Saves included: there is one after every step."""
+    config = _config(micro_config, num_steps=12, checkpoint_every=1)
+    with Run(tmp_path, "whole", config, count=1) as whole:
+        whole.finished()
+    moments = random.Random(0)
+    for _ in range(3):
+        with Run(tmp_path, "cut", config, count=1) as life:
+            life.wait_for("worker: step ")
+            time.sleep(moments.uniform(0, 2))
+    with Run(tmp_path, "cut", config, count=1) as last:
+        last.finished()
+    assert last.record()["digests"] == whole.record()["digests"]
+    assert _last_checkpoint(tmp_path / "cut") == _last_checkpoint(tmp_path / "whole")
