@@ -130,14 +130,14 @@ def test_the_other_ends_when_one_is_killed(micro_config, tmp_path):
 @pytest.mark.slow
 def test_kills_at_any_moment_change_nothing(micro_config, tmp_path):
     """Saves included: there is one after every step."""
-    config = _config(micro_config, num_steps=12, checkpoint_every=1)
+    config = _config(micro_config, num_steps=60, checkpoint_every=1)
     with Run(tmp_path, "whole", config, count=1) as whole:
         whole.finished()
     moments = random.Random(0)
     for _ in range(3):
         with Run(tmp_path, "cut", config, count=1) as life:
             life.wait_for("worker: step ")
-            time.sleep(moments.uniform(0, 2))
+            time.sleep(moments.uniform(0, 0.5))
     with Run(tmp_path, "cut", config, count=1) as last:
         last.finished()
     assert last.record()["digests"] == whole.record()["digests"]
