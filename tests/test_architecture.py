@@ -28,6 +28,7 @@ LEVELS = [
     "config",
     "persistence",
     "inference",
+    "distributed",
     "run",
     "benchmark",
     "planning",

@@ -67,7 +67,8 @@ def test_files_through_a_model_by_every_command(tmp_path):
 
 
 FLAGS = {
-    "train": "--config --workdir",
+    "train": "--config --coordinator_address --heartbeat_timeout --initialization_timeout --num_processes --process_id "
+    "--stop_after --workdir",
     "reconstruct": "--batch_size --chunk_length --dtype --format --mix --model --overwrite --sample_rate --step",
     "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --seed --step "
     "--storage_dtype",

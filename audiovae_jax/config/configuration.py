@@ -30,6 +30,8 @@ OPERATIONAL_KEYS = (
     "data.source", "data.max_bad_share", "data.read_timeout", "data.retry_seconds", "data.cache",
     "data.cache_gigabytes", "data.index",
 )  # fmt: skip
+# Those of them that may differ between the hosts of a run: none of them says what is computed, or when.
+HOST_KEYS = tuple(key for key in OPERATIONAL_KEYS if key.startswith("data."))
 # Keys that configs of before do not have, and what was done then.
 _LATER_KEYS = {
     "data.mix": (), "data.padding": "zero", "data.mixture_share": 0.25, "data.full_band_share": None,

@@ -12,6 +12,9 @@ import numpy as np
 
 from audiovae_jax.config import build, configuration
 from audiovae_jax.data.files import printable
+from audiovae_jax.distributed import stopping
+from audiovae_jax.distributed.group import Group
+from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
 from audiovae_jax.errors import ConfigError, TrainingError
 from audiovae_jax.feeding import pipeline
 from audiovae_jax.feeding.wait import Waiting
@@ -26,31 +29,49 @@ BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their numbe
 _MOST_SKIPPED_SHOWN = 20
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    *,
+    stop_after: float | None = None,
+    heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+) -> TrainState:
     """Train as `config` says, or go on where `workdir` stopped.
+
+    SIGTERM, Ctrl-C and `stop_after` end it in good order: it saves and returns, and the same call goes on
+    from there to the same bits.
 
     Args:
       config: finalized (see `configuration.finalize`).
       workdir: gets `config.json`, `checkpoints/`, TensorBoard events and `samples/`.
+      stop_after: seconds from now; None for no limit.
+      heartbeat_timeout: seconds of silence after which another process of the run counts as dead.
 
     Returns:
-      The final train state.
+      The last train state, of `config.num_steps` unless it was stopped.
 
     Raises:
       ConfigError: values that cannot work, or a workdir of another config, in use, or not to be written to.
       DataError: no usable audio.
       CheckpointError: nothing to go on from where there should be, or a checkpoint could not be written.
-      TrainingError: the loss became NaN or infinite, or the workdir was deleted meanwhile.
+      TrainingError: the loss became NaN or infinite, the workdir was deleted meanwhile, or another process died.
     """
-    configuration.check(config, jax.device_count())
     is_first = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first else lambda text: None
-    with contextlib.ExitStack() as ending:  # whatever fails, the rest of it is done
+    # Whatever fails, the rest of `ending` is done, and the other processes hear of it first.
+    with Group(heartbeat_timeout) as group, contextlib.ExitStack() as ending, group.together():
+        configuration.check(config, jax.device_count())
+        group.meet("config", same=_what_all_share(config))
         lock = WorkdirLock(workdir, enabled=is_first)
         taken_from = lock.acquire()
         ending.callback(lock.release)
+        group.before_exit(lock.release)
+        ending.enter_context(stopping.requests(group.ask_to_stop, stop_after, at_once=lock.release))
         if taken_from is not None:
             say(f"taking {workdir} over from a run that ended without a word: {taken_from}")
+        token = group.meet("workdir", tell=lock.token)
+        if not is_first:
+            lock.require_shared(token)
         recipe = build.build_recipe(config)
         data = pipeline.open_data(
             config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
@@ -60,30 +81,42 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         claim_workdir(config, workdir, checkpoints, write=is_first)
         if data.health is not None:
             data.health.list_in(workdir / (BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
+        group.meet("data", same={"what the audio is": data.fingerprint})
         devices = mesh.make_mesh()
         say("\n".join(describe(config, recipe, data)))
         state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
+        group.meet("state", same={"checkpoint to go on from": start_step})
         reporter = report.Reporter(
             workdir,
             start_step=start_step,
-            first_step=start_step + 1 if metrics else start_step,
+            first_step=start_step if metrics is None else start_step + 1,
             num_steps=config.num_steps,
             sample_rate=config.data.sample_rate,
             enabled=is_first,
         )
         ending.callback(reporter.close)
-        run = _Run(config, recipe, data, devices, checkpoints, reporter, lock)
-        state, metrics = run.go(state, start_step, metrics)
+        run = _Run(config, recipe, data, devices, checkpoints, reporter, lock, group)
+        state, metrics, stopped = run.go(state, start_step, metrics)
         checkpoints.wait()
         lock.require_held()
-        if config.num_steps not in checkpoints.steps():
+        if stopped is None and config.num_steps not in checkpoints.steps():
             raise TrainingError(f"the last checkpoint is not in {workdir}: something else deleted or moved it")
+    if stopped is not None:
+        print(f"{stopped}; the same command goes on from there", flush=True)
+        return state
     step, loss = checkpoints.best() or (config.num_steps, math.nan)
     say(
         f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} (best {loss:.4f}, of checkpoint "
         f"{step}). Checkpoints, samples and TensorBoard events are in {printable(workdir)}"
     )
     return state
+
+
+def _what_all_share(config):
+    """What has to be alike in all processes: what they compile, and when they meet."""
+    flat = configuration.flatten(json.loads(configuration.to_json(config)))
+    shared = {key: value for key, value in flat.items() if key not in configuration.HOST_KEYS}
+    return shared | {"version of jax": jax.__version__, "devices of a process": jax.local_device_count()}
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints: Checkpoints, write: bool):
@@ -120,7 +153,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints:
 def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say):
     """`(state, step, validation metrics)` to start from: the workdir's newest checkpoint, `init_from`, or fresh.
 
-    What happens is told to `say`, a line at a time.
+    The metrics are None where there is no checkpoint of this run yet. What happens is told to `say`, a line at a time.
 
     Raises:
       CheckpointError: there are checkpoints, but none is whole.
@@ -141,22 +174,23 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
     with report.timed("compiling and drawing the initial parameters", say):
         state = jax.block_until_ready(compilation.compiled(jax.jit(create, out_shardings=sharding))())
     if config.init_from is None:
-        return state, 0, {}
+        return state, 0, None
     state = warm_start.take_over(config.init_from, recipe, state, sharding, say)
     if int(state.step) >= config.num_steps:
         raise ConfigError(
             f"config.init_from={config.init_from} is at step {int(state.step)} already; "
             f"raise config.num_steps={config.num_steps} to go on"
         )
-    return state, int(state.step), {}
+    return state, int(state.step), None
 
 
 class _Run:
     """The moving parts of one session of training."""
 
-    def __init__(self, config, recipe, data, devices, checkpoints, reporter, lock):
+    def __init__(self, config, recipe, data, devices, checkpoints, reporter, lock, group):
         self._config, self._recipe, self._data = config, recipe, data
         self._mesh, self._checkpoints, self._reporter, self._lock = devices, checkpoints, reporter, lock
+        self._group, self._saved_at = group, None
         self._config_dict = json.loads(configuration.to_json(config))
         self._compiled = {}
         # Of the checkpoints alone: what no file holds is nobody's best.
@@ -173,10 +207,10 @@ class _Run:
             functools.partial(step.validation_step, recipe=recipe), devices
         )
 
-    def go(self, state: TrainState, start_step: int, metrics: dict):
-        """Run to the end: `(state, last validation metrics)`."""
+    def go(self, state: TrainState, start_step: int, metrics: dict | None):
+        """Run to the end: `(state, last validation metrics, None)`, or why and where it stopped before."""
         config = self._config
-        if not metrics:
+        if metrics is None:
             with self._reporter.timed("compiling and running the first validation"):
                 metrics = self._validate(state, start_step)
                 self._sample(state, start_step)
@@ -192,6 +226,10 @@ class _Run:
         for current in range(start_step, config.num_steps):
             self._lock.check()
             self._checkpoints.check()
+            reason = self._group.stop_reason(current)
+            if reason is not None:
+                self._show(pending)
+                return state, metrics, self._stop(state, start_step, current, reason)
             train_step = self._train_step(current, state, batch)
             state, new = train_step(state, batch)
             # While the device computes: the next batch, and the metrics of the step before.
@@ -211,19 +249,30 @@ class _Run:
             if checkpoint_due:
                 self._save(state, done, metrics)
         self._show(pending)
-        return state, metrics
+        return state, metrics, None
+
+    def _stop(self, state, start_step, at, reason):
+        """Save, and say so. The checkpoint has no loss, since it is one that a run left alone has not validated."""
+        if at == start_step:
+            saved = "nothing new to save" if self._checkpoints.steps() else "nothing to save yet"
+            return f"stopped at step {at} after {reason}: {saved}"
+        if self._saved_at != at:
+            self._save(state, at, {})
+        return f"stopped at step {at} after {reason}: saved"
 
     def _save(self, state, done, metrics):
         self._lock.require_held()
-        self._best = min(self._best, metrics["total_loss"])
+        self._saved_at = done
+        self._best = min(self._best, metrics.get("total_loss", math.inf))
         if self._data.health is not None:
             found = {
                 "data/bad_files": self._data.health.bad_files,
                 "data/replaced_crops": self._data.health.replaced_crops,
             }
             self._reporter.scalars(done, found)
-        metrics = {**metrics, "best_total_loss": self._best}
-        self._reporter.scalars(done, {"val/best_total_loss": self._best})
+        if metrics:
+            metrics = {**metrics, "best_total_loss": self._best}
+            self._reporter.scalars(done, {"val/best_total_loss": self._best})
         self._reporter.flush()  # or a kill after the checkpoint loses what came before it
         position = {"step": done, "fingerprint": self._data.fingerprint}
         self._checkpoints.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from pathlib import Path
 
 from audiovae_jax.errors import ConfigError, TrainingError
@@ -15,6 +16,7 @@ from audiovae_jax.storage import atomic
 NAME = "run.lock"
 _HEARTBEAT = 10.0  # seconds
 _STALE = 6 * _HEARTBEAT  # a run on another host that has been silent for so long is dead
+_SHARED_WITHIN = 30.0  # seconds in which a shared file system shows to one host what another has written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,22 @@ class WorkdirLock:
         self._thread = threading.Thread(target=self._beat, daemon=True, name="workdir heartbeat")
         self._thread.start()
         return taken_from
+
+    @property
+    def token(self) -> str:
+        """What the other hosts find in the lock's file, where the workdir is theirs too."""
+        return self._me.token
+
+    def require_shared(self, token: str):
+        """Raise ConfigError if this is not the folder in which the first host has the lock of that token."""
+        deadline = time.monotonic() + _SHARED_WITHIN
+        while (holder := _read(self._path)) is None or holder.token != token:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"--workdir={self._workdir} is not the folder that process 0 has under that name; give one that "
+                    "all hosts share, as every host writes its part of a checkpoint"
+                )
+            time.sleep(0.1)
 
     def require_held(self):
         """Raise TrainingError if the workdir was deleted meanwhile, or taken by another run."""
