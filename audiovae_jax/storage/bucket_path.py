@@ -189,7 +189,12 @@ class BucketPath:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _as_os_error(self, error, final):
-        if isinstance(error, OSError) and error.strerror and error.filename is not None and not server.is_refusal(error):
+        if (
+            isinstance(error, OSError)
+            and error.strerror
+            and error.filename is not None
+            and not server.is_refusal(error)
+        ):
             return error  # of a local file, or ours
         if server.is_refusal(error):
             return PermissionError(errno.EACCES, server.explained(error, self._url), self._url)
