@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 from audiovae_jax.errors import DataError
+from audiovae_jax.storage.bucket_path import BucketPath
 
 
 class Health:
@@ -24,7 +25,7 @@ class Health:
         self._replaced = 0
         self._lock = threading.Lock()
 
-    def list_in(self, path: Path):
+    def list_in(self, path: Path | BucketPath):
         """List what cannot be used, now and from here on: JSON Lines of a name and a reason each.
 
         Raises:
@@ -33,7 +34,7 @@ class Health:
         self._path = path
         try:
             if self._bad or path.exists():
-                path.write_text("".join(_line(name, reason) for name, reason in self._bad.items()))
+                path.write_text(self._lines())
         except OSError as error:
             raise DataError(f"{path} was not written: {error.strerror or error}") from error
         self.require_few()
@@ -71,11 +72,20 @@ class Health:
             print(f"warning: another crop is taken in place of {reason}", file=sys.stderr)
             if self._path is not None:
                 try:
-                    with open(self._path, "a") as file:
-                        file.write(_line(name, reason))
+                    self._add(name, reason)
                 except OSError:  # the warning above has said it
                     pass
         self.require_few()
+
+    def _add(self, name, reason):
+        if isinstance(self._path, BucketPath):  # where nothing can be appended to
+            self._path.write_text(self._lines())
+            return
+        with open(self._path, "a") as file:
+            file.write(_line(name, reason))
+
+    def _lines(self):
+        return "".join(_line(name, reason) for name, reason in self._bad.items())
 
     def require_few(self):
         """Raise DataError, with the last reasons, if more files than `max_share` cannot be used."""

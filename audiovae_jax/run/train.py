@@ -18,7 +18,9 @@ from audiovae_jax.feeding.wait import Waiting
 from audiovae_jax.persistence import checkpoint
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
-from audiovae_jax.run.workdir_lock import WorkdirLock
+from audiovae_jax.run.bucket_lock import as_workdir, lock_of
+from audiovae_jax.run.saving import Saving
+from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training import mesh, step
 from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
 
@@ -26,12 +28,12 @@ BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their numbe
 _MOST_SKIPPED_SHOWN = 20
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
+def train(config: ml_collections.ConfigDict, workdir: Path | BucketPath | str) -> TrainState:
     """Train as `config` says, or go on where `workdir` stopped.
 
     Args:
       config: finalized (see `configuration.finalize`).
-      workdir: gets `config.json`, `checkpoints/`, TensorBoard events and `samples/`.
+      workdir: gets `config.json`, `checkpoints/`, TensorBoard events and `samples/`; a folder, or `s3://` or `gs://`.
 
     Returns:
       The final train state.
@@ -39,14 +41,16 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     Raises:
       ConfigError: values that cannot work, or a workdir of another config, in use, or not to be written to.
       DataError: no usable audio.
-      CheckpointError: nothing to go on from where there should be, or a checkpoint could not be written.
+      CheckpointError: nothing to go on from where there should be, or `max_failed_saves` checkpoints in a row
+        could not be written.
       TrainingError: the loss became NaN or infinite, or the workdir was deleted meanwhile.
     """
     configuration.check(config, jax.device_count())
     is_first = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first else lambda text: None
     with contextlib.ExitStack() as ending:  # whatever fails, the rest of it is done
-        lock = WorkdirLock(workdir, enabled=is_first)
+        workdir = as_workdir(workdir)
+        lock = lock_of(workdir, enabled=is_first)
         taken_from = lock.acquire()
         ending.callback(lock.release)
         if taken_from is not None:
@@ -55,7 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         data = pipeline.open_data(
             config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
         )
-        checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held)
+        checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
         ending.callback(checkpoints.close)
         claim_workdir(config, workdir, checkpoints, write=is_first)
         if data.health is not None:
@@ -72,9 +76,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
             enabled=is_first,
         )
         ending.callback(reporter.close)
-        run = _Run(config, recipe, data, devices, checkpoints, reporter, lock)
+        saving = Saving(checkpoints, config.max_failed_saves, reporter.say)
+        run = _Run(config, recipe, data, devices, checkpoints, saving, reporter, lock)
         state, metrics = run.go(state, start_step, metrics)
-        checkpoints.wait()
+        saving.finish()
         lock.require_held()
         if config.num_steps not in checkpoints.steps():
             raise TrainingError(f"the last checkpoint is not in {workdir}: something else deleted or moved it")
@@ -86,7 +91,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
     return state
 
 
-def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints: Checkpoints, write: bool):
+def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath, checkpoints: Checkpoints, write: bool):
     """Write `config.json`; where there are checkpoints, compare with the config that they are of first.
 
     Raises:
@@ -154,9 +159,10 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
 class _Run:
     """The moving parts of one session of training."""
 
-    def __init__(self, config, recipe, data, devices, checkpoints, reporter, lock):
+    def __init__(self, config, recipe, data, devices, checkpoints, saving, reporter, lock):
         self._config, self._recipe, self._data = config, recipe, data
-        self._mesh, self._checkpoints, self._reporter, self._lock = devices, checkpoints, reporter, lock
+        self._mesh, self._checkpoints, self._saving = devices, checkpoints, saving
+        self._reporter, self._lock = reporter, lock
         self._config_dict = json.loads(configuration.to_json(config))
         self._compiled = {}
         # Of the checkpoints alone: what no file holds is nobody's best.
@@ -191,7 +197,7 @@ class _Run:
         pending = None
         for current in range(start_step, config.num_steps):
             self._lock.check()
-            self._checkpoints.check()
+            self._saving.check()
             train_step = self._train_step(current, state, batch)
             state, new = train_step(state, batch)
             # While the device computes: the next batch, and the metrics of the step before.
@@ -201,7 +207,7 @@ class _Run:
             pending = (current + 1, new)
             done = current + 1
             last = done == config.num_steps
-            checkpoint_due = last or done % config.checkpoint_every == 0
+            checkpoint_due = last or done % config.checkpoint_every == 0 or self._saving.is_due_again()
             if checkpoint_due or done % config.validate_every == 0:
                 self._show(pending)
                 pending = None
@@ -226,7 +232,7 @@ class _Run:
         self._reporter.scalars(done, {"val/best_total_loss": self._best})
         self._reporter.flush()  # or a kill after the checkpoint loses what came before it
         position = {"step": done, "fingerprint": self._data.fingerprint}
-        self._checkpoints.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
+        self._saving.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
     def _train_step(self, current, state, batch):
         adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)

@@ -118,8 +118,33 @@ class BucketPath:
         self.write_bytes(text.encode())
 
     def create(self, text: str):
-        """Put the object there; FileExistsError, of one writer for certain, where there is one."""
-        self._request(lambda filesystem, key: filesystem.pipe_file(key, text.encode(), mode="create"))
+        """Put the object there, unless there is one.
+
+        Of several writers one succeeds; a server that knows no conditions lets two of the same moment succeed.
+
+        Raises:
+          FileExistsError: there is one.
+        """
+        if self.exists():
+            raise FileExistsError(errno.EEXIST, "there is one already", self._url)
+        self._put_if(text, mode="create")
+
+    def replace(self, text: str, version: str):
+        """Put the object in place of that of a `version`.
+
+        On S3 of several writers one succeeds; elsewhere two of the same moment may.
+
+        Raises:
+          FileExistsError: what is there is another one.
+        """
+        if self.version() != version:
+            raise FileExistsError(errno.EEXIST, "there is another one already", self._url)
+        self._put_if(text, **({"IfMatch": version} if self._url.startswith("s3://") else {}))
+
+    def version(self) -> str:
+        """What changes with the object's contents; S3's ETag where there is one."""
+        info = self._request(lambda filesystem, key: filesystem.info(key))
+        return str(info.get("ETag") or info.get("etag") or info.get("generation") or "")
 
     def modified(self) -> float:
         """When the object was last written, in seconds by the server's clock."""
@@ -175,6 +200,14 @@ class BucketPath:
     def _key(self):
         return self._url.partition("://")[2]
 
+    def _put_if(self, text, **condition):
+        try:
+            self._request(lambda filesystem, key: filesystem.pipe_file(key, text.encode(), **condition))
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            self.write_text(text)
+
     def _request(self, action):
         """What `action(file system, key)` returns, tried again while that can help."""
         began, pause = time.monotonic(), 0.1
@@ -200,8 +233,11 @@ class BucketPath:
             return PermissionError(errno.EACCES, server.explained(error, self._url), self._url)
         if isinstance(error, FileNotFoundError):
             return FileNotFoundError(errno.ENOENT, server.explained(error, self._url), self._url)
-        if isinstance(error, FileExistsError) or server.status_of(error.__cause__ or error)[0] == 412:
+        status, _ = server.status_of(error.__cause__ or error)
+        if isinstance(error, FileExistsError) or status in (409, 412):
             return FileExistsError(errno.EEXIST, "there is one already", self._url)
+        if status == 501:
+            return OSError(errno.ENOSYS, server.reason(error), self._url)
         if final:
             return OSError(errno.EIO, server.reason(error), self._url)
         return OSError(errno.EIO, f"not reached for {self._patience:g} s ({server.reason(error)})", self._url)

@@ -64,7 +64,8 @@ def is_final(error: Exception) -> bool:
             return True
         status, code = status_of(error)
         if status is not None:
-            return 400 <= status < 500 and status not in _WORTH_ANOTHER and code != "RequestTimeout"
+            refused = 400 <= status < 500 or status == 501
+            return refused and status not in _WORTH_ANOTHER and code != "RequestTimeout"
         error = error.__cause__
     return False
 
