@@ -26,9 +26,9 @@ LEGACY_KEYS = {
 }
 # Keys that may differ when a run is continued: they change what is seen of it, not what it computes.
 OPERATIONAL_KEYS = (
-    "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "model.remat", "data.num_threads", "data.prefetch_batches",
-    "data.source", "data.max_bad_share", "data.read_timeout", "data.retry_seconds", "data.cache",
-    "data.cache_gigabytes", "data.index",
+    "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "model.remat",
+    "data.num_threads", "data.prefetch_batches", "data.source", "data.max_bad_share", "data.read_timeout",
+    "data.retry_seconds", "data.cache", "data.cache_gigabytes", "data.index",
 )  # fmt: skip
 # Keys that configs of before do not have, and what was done then.
 _LATER_KEYS = {

@@ -1,5 +1,6 @@
 """What went wrong with a run's audio: counted, said once, listed in a file, and fatal past a share."""
 
+import contextlib
 import json
 import sys
 import threading
@@ -71,10 +72,8 @@ class Health:
             self._bad[name] = reason
             print(f"warning: another crop is taken in place of {reason}", file=sys.stderr)
             if self._path is not None:
-                try:
+                with contextlib.suppress(OSError):  # the warning above has said it
                     self._add(name, reason)
-                except OSError:  # the warning above has said it
-                    pass
         self.require_few()
 
     def _add(self, name, reason):

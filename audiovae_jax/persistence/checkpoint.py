@@ -73,6 +73,7 @@ class Checkpoints:
         self._folders = StepObjects(directory) if isinstance(directory, BucketPath) else StepFolders(directory)
         self._writer = None
         self._newest_loss: dict[int, float] = {}  # of what is being written
+        self._failed: set[int] = set()  # steps of which something may be left
         self._still_ours, self._kept = still_ours, kept
 
     def steps(self) -> list[int]:
@@ -127,6 +128,7 @@ class Checkpoints:
             self._set_aside(hosts.of_first([old for old in there if old != step and not self._is_described(old)]))
         if step in there:
             self._set_aside([step])
+        self._failed.discard(step)
         with self._writing():
             if self._writer is None:
                 self._writer = self._folders.writer(self._to_keep, self._still_ours)
@@ -207,7 +209,9 @@ class Checkpoints:
         """Raise CheckpointError if what is written in the background has failed; it is said once."""
         if self._writer is not None:
             with self._writing():
-                self._writer.check_for_errors()
+                # Orbax's own `check_for_errors` takes the error from the thread that, without it, removes old steps.
+                if not self._writer.is_saving_in_progress():
+                    self._writer.wait_until_finished()
 
     def wait(self):
         """Wait until everything is written.
@@ -218,6 +222,7 @@ class Checkpoints:
         if self._writer is not None:
             with self._writing():
                 self._writer.wait_until_finished()
+        self._sweep()
 
     def close(self):
         """Finish writing and let go.
@@ -229,6 +234,7 @@ class Checkpoints:
             with self._writing():
                 self._writer.close()
             self._writer = None
+        self._sweep()
 
     @contextlib.contextmanager
     def _writing(self):
@@ -240,14 +246,20 @@ class Checkpoints:
             for _ in range(2 if writer is not None else 0):  # Orbax says it again before it lets go
                 with contextlib.suppress(Exception):
                     writer.close()
-            for step in self._newest_loss if hosts.is_first() and self._still_ours() else ():
-                for leftover in self._folders.unfinished(step):
-                    shutil.rmtree(leftover, ignore_errors=True)
+            self._failed |= self._newest_loss.keys()
+            self._sweep()
             kept = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
                 f"a checkpoint was not written to {self._directory}: {array_store.storage_reason(error)}; "
                 f"those that are there whole: {kept}. With that mended, the same command goes on from there"
             ) from error
+
+    def _sweep(self):
+        """Remove what failed writes have left; again later, since Orbax's threads may not have heard of the failure."""
+        if self._failed and hosts.is_first() and self._still_ours():
+            for step in self._failed:
+                for leftover in self._folders.unfinished(step):
+                    shutil.rmtree(leftover, ignore_errors=True)
 
     def _set_aside(self, steps):
         """Move steps away, where a run that goes on from an earlier one comes by them again."""

@@ -97,18 +97,18 @@ class Uploads:
         )
         self._thread.start()
 
-    def check_for_errors(self):
-        """Raise what has gone wrong, once."""
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+    def is_saving_in_progress(self) -> bool:
+        """Whether something is on its way."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wait_until_finished(self):
-        """Until the step is in the bucket; raises what has gone wrong."""
+        """Until the step is in the bucket; raises what has gone wrong, once."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self.check_for_errors()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def close(self):
         """Finish."""

@@ -1,4 +1,4 @@
-"""TensorBoard events, written at once: on disk, or in a bucket, when they are said to be, and no more when it is full."""
+"""TensorBoard events, written at once: on disk or in a bucket when they are said to be, left out while that is full."""
 
 import os
 import tempfile

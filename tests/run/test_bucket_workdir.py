@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import s3
 
-from audiovae_jax import Codec, load_model
+from audiovae_jax import Codec, load_model, save_model
 from audiovae_jax.errors import CheckpointError, ConfigError, TrainingError
 from audiovae_jax.inference import inspection
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train, workdir_lock
 from audiovae_jax.run.bucket_lock import BucketLock
+from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,10 +37,12 @@ def server():
 def bucket(server, monkeypatch, request, tmp_path):
     """A bucket of the test's own."""
     s3.use(monkeypatch, server.port)
+    bucket_path._filesystem.cache_clear()
     name = f"bucket-{abs(hash(request.node.nodeid))}"
     (tmp_path / "nothing").mkdir()
     server.upload(tmp_path / "nothing", name)
-    return as_path(f"s3://{name}")
+    yield as_path(f"s3://{name}")
+    bucket_path._filesystem.cache_clear()
 
 
 def _assert_same_state(a, b):
@@ -63,7 +66,15 @@ def test_a_run_in_a_bucket_leaves_what_one_on_disk_does(bucket, micro_config, tr
     there, here = (Checkpoints(folder / "checkpoints", read_only=True) for folder in (workdir, on_disk))
     assert there.steps() == here.steps()
     assert there._run(2) == here._run(2)
-    # Once more: nothing is left to do; then with the newest checkpoint damaged.
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, micro_config, trained_run, capsys):
+    on_disk, _, state = trained_run
+    workdir = bucket / "run"
+    workdir.upload(on_disk)
+    files = workdir.files()
+    # Nothing is left to do; then with the newest checkpoint damaged.
     _assert_same_state(train.train(micro_config, workdir), state)
     path = workdir / "checkpoints" / "2" / "run" / "metadata"
     damaged = path.read_text().replace('"step": 2', '"step": 3')
@@ -76,6 +87,7 @@ def test_a_run_in_a_bucket_leaves_what_one_on_disk_does(bucket, micro_config, tr
     }
 
 
+@pytest.mark.slow
 def test_models_are_loaded_by_their_url(bucket, trained_run, tmp_path):
     on_disk, _, state = trained_run
     (bucket / "run").upload(on_disk)  # as `aws s3 sync` puts it there
@@ -85,8 +97,6 @@ def test_models_are_loaded_by_their_url(bucket, trained_run, tmp_path):
     assert codec.sample_rate == 44100
     description = inspection.inspect_model(f"{bucket}/run")
     assert description["bytes"] == inspection.inspect_model(str(on_disk))["bytes"]
-    from audiovae_jax import save_model
-
     save_model(model, variables, tmp_path / "saved", sample_rate=44100)
     (bucket / "saved").upload(tmp_path / "saved")
     _assert_same_state(load_model(f"{bucket}/saved")[1], variables)
@@ -122,7 +132,7 @@ def test_only_the_last_and_the_best_stay_in_the_bucket(bucket):
 def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(server, monkeypatch, bucket):
     proxy = s3.Proxy(server.port)
     s3.use(monkeypatch, proxy.port)
-    monkeypatch.setattr("audiovae_jax.storage.bucket_path._filesystem", _fresh_filesystem)
+    bucket_path._filesystem.cache_clear()
     state = train.TrainState(step=jax.numpy.int32(0), params={}, latent_statistics={}, opt_state=())
     directory = BucketPath(f"{bucket}/checkpoints", patience=0.5)
     store = Checkpoints(directory)
@@ -136,12 +146,6 @@ def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(server, monkeypatc
     store.save(state, step=3, config={}, data={}, metrics={"total_loss": 1.0})
     store.close()
     assert store.steps() == [1, 3]
-
-
-def _fresh_filesystem(scheme, process):
-    from audiovae_jax.storage import server
-
-    return server.connect(f"{scheme}://")
 
 
 def test_the_lock_holds_in_a_bucket(bucket, monkeypatch):
@@ -215,12 +219,15 @@ def test_a_workdir_that_cannot_be_is_said_at_once(bucket, micro_config, workdir,
 
 
 def test_a_missing_package_is_named(monkeypatch, micro_config):
+    registry = pytest.importorskip("fsspec.registry")
+    monkeypatch.delitem(registry._registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.setattr("audiovae_jax.storage.bucket_path._filesystem", _fresh_filesystem)
+    bucket_path._filesystem.cache_clear()
     with pytest.raises(ConfigError, match=r"cannot be written to \(s3:// needs a package .*pip install .*\[s3\]"):
         train.train(micro_config, "s3://bucket/run")
 
 
+@pytest.mark.slow
 def test_samples_of_a_workdir_inside_the_data_are_no_data_in_a_bucket(bucket, micro_config, audio_folder):
     (bucket / "audio").upload(audio_folder)
     micro_config.use_adversarial = False
