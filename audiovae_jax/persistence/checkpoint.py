@@ -251,7 +251,7 @@ class Checkpoints:
             kept = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
                 f"a checkpoint was not written to {self._directory}: {array_store.storage_reason(error)}; "
-                f"those that are there whole: {kept}. With that mended, the same command goes on from there"
+                f"those that are there whole: {kept}"
             ) from error
 
     def _sweep(self):

@@ -17,6 +17,8 @@ def of_first(numbers: list[int]) -> list[int]:
     if jax.process_count() == 1:
         return numbers
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
+    if count == 0:
+        return []
     # As halves: without 64 bits in jax, a step beyond them would be cut off.
     halves = np.zeros((count, 2), np.uint32)
     if is_first():

