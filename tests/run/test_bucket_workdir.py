@@ -261,7 +261,7 @@ def test_a_killed_run_in_a_bucket_goes_on_to_the_bits_of_one_on_disk(bucket, tmp
         with open(tmp_path / "log", "w") as log:
             process = subprocess.Popen(_command(workdir), env=environment, stdout=log, stderr=log)
             try:
-                deadline = time.monotonic() + 180
+                deadline = time.monotonic() + 600
                 while not any(name.startswith(until) for name in workdir.files()) and process.poll() is None:
                     assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                     time.sleep(0.01)
