@@ -38,8 +38,7 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
         raise DataError(f"config.data.root={root} lists no audio")
     base = root.rpartition("/")[0] if remote.is_url(root) else Path(remote.local_path(root)).parent
     paths = list(dict.fromkeys(entry["path"] for entry in entries))
-    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:  # each URL is a request
-        places = dict(zip(paths, pool.map(lambda path: _place(base, path, options), paths), strict=True))
+    places = _places(base, paths, options)
     probed = {path: place for path, place in places.items() if isinstance(place, str)}
     there = [path for path in paths if path not in probed]
     probed |= dict(zip(there, probing.probe(root, [places[path] for path in there], options), strict=True))
@@ -109,18 +108,27 @@ def _checked(where, row):
     return entry
 
 
-def _place(base, path, options) -> Place | str:
-    """Where an entry's file lies, or why it is not there."""
-    if isinstance(base, str) and not remote.is_url(path) and not os.path.isabs(remote.local_path(path)):
-        path = f"{base}/{path}"
-    if not remote.is_url(path):
-        return Path(os.path.join(base, remote.local_path(path)))
-    try:
-        return remote.open_url(path, options.access)
-    except remote.UnreachableError:
-        raise
-    except DataError as error:
-        return str(error)
+def _places(base, paths, options) -> dict[str, Place | str]:
+    """Where each path's file lies, or why it is not there."""
+    urls, places = {}, {}
+    for path in paths:
+        if remote.is_url(path):
+            urls[path] = path
+        elif isinstance(base, str) and not os.path.isabs(remote.local_path(path)):
+            urls[path] = f"{base}/{path}"
+        else:
+            places[path] = Path(os.path.join(base, remote.local_path(path)))
+
+    def look(url):
+        try:
+            return remote.open_url(url, options.access)
+        except remote.UnreachableError:
+            raise
+        except DataError as error:
+            return str(error).removeprefix(f"{url}: ")
+
+    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:  # each is a request
+        return places | dict(zip(urls, pool.map(look, urls.values()), strict=True))
 
 
 def _name(entry, places):

@@ -33,7 +33,6 @@ class CropFormat:
       peak_normalize: to a peak of 1, unless it is all but silent.
       loop: fill up what is shorter by repeating it; else with zeros.
       min_loudness_db: training crops whose RMS is lower, in dBFS, are drawn anew; None takes all.
-      read_timeout: seconds after which a file that does not answer is passed over; 0 waits for ever.
     """
 
     length: int
@@ -42,7 +41,6 @@ class CropFormat:
     peak_normalize: bool = True
     loop: bool = False
     min_loudness_db: float | None = None
-    read_timeout: float = 0.0
 
 
 class Generated:
@@ -153,13 +151,8 @@ class Repeated:
 def _read(audio, position, rng, crop):
     if isinstance(audio, Generated):
         return audio.crop(rng, crop)
-    try:
-        return deadline.within(
-            crop.read_timeout, audio_file.read_window,
-            audio, position, crop.length, crop.sample_rate, crop.channels, crop.loop,
-        )  # fmt: skip
-    except deadline.TimedOutError as error:
-        raise DataError(f"{audio.name}: {error}") from error
+    deadline.begin(audio.name)
+    return audio_file.read_window(audio, position, crop.length, crop.sample_rate, crop.channels, crop.loop)
 
 
 def _rms_db(audio):

@@ -21,6 +21,7 @@ from audiovae_jax.feeding import crops
 from audiovae_jax.feeding.augment import Augment
 from audiovae_jax.feeding.crops import CropFormat
 from audiovae_jax.feeding.health import Health
+from audiovae_jax.feeding.patience import Patient, stacked
 from audiovae_jax.storage.bucket_path import BucketPath
 
 
@@ -60,7 +61,6 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path 
     crop = CropFormat(
         config.crop_length, config.sample_rate, config.channels, config.peak_normalize,
         loop=config.padding == "loop", min_loudness_db=config.min_loudness_db,
-        read_timeout=read_timeout(config, found),
     )  # fmt: skip
     if found is None:
         train = crops.SyntheticCrops(crop, seed)
@@ -74,6 +74,9 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path 
         train = crops.Augmented(train, augment, seed)
     if config.fixed_batch:
         train = validation = crops.Repeated(train, batch_size)
+    if health is not None:
+        patience = read_timeout(config, found)
+        train, validation = Patient(train, patience, health), Patient(validation, patience, health)
     return Data(train, validation, found, found.fingerprint if found else "built-in", health)
 
 
@@ -105,7 +108,8 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
     else:
         found = _open(config.root, config.source, options, config)
     if config.full_band_share is not None:
-        train = balanced(found.train, config.full_band_share, config.sample_rate, options)
+        origin = str(config.root if not config.mix else config.mix)
+        train = balanced(found.train, config.full_band_share, config.sample_rate, options, origin)
         found = dataclasses.replace(found, train=train)
     return found
 
@@ -137,27 +141,27 @@ def batches(
     Threads read whole batches ahead, at most `prefetch_batches`.
     """
     local = batch_size // process_count
-    rows = _HostRows(records, batch_size, local, process_index * local, num_steps)
-    dataset = grain.MapDataset.source(rows).batch(local)[start_step:]
+    dataset = grain.MapDataset.source(_HostBatches(records, batch_size, local, process_index * local, num_steps))
+    dataset = dataset[start_step:]
     options = grain.ReadOptions(
         num_threads=min(num_threads, prefetch_batches), prefetch_buffer_size=max(1, prefetch_batches)
     )
     return iter(dataset.to_iter_dataset(options))
 
 
-class _HostRows:
-    """A contiguous block of rows of every global batch, as one sequence."""
+class _HostBatches:
+    """A contiguous block of rows of every global batch, by step."""
 
     def __init__(self, records, batch_size, local, first, num_steps):
         self._records, self._batch_size, self._local = records, batch_size, local
         self._first, self._num_steps = first, num_steps
 
     def __len__(self):
-        return self._num_steps * self._local
+        return self._num_steps
 
-    def __getitem__(self, index):
-        step, row = divmod(index, self._local)
-        return self._records[step * self._batch_size + self._first + row]
+    def __getitem__(self, step):
+        start = step * self._batch_size + self._first
+        return stacked(self._records, range(start, start + self._local))
 
 
 _GENERATOR = "built-in"  # as a root of a mix

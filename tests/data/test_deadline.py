@@ -52,6 +52,32 @@ def test_a_read_that_hangs_is_given_up(tmp_path, hanging):
     assert deadline.within(10.0, lambda: "another") == "another"
 
 
+def test_each_read_of_a_call_has_the_whole_time():
+    def reads():
+        for _ in range(4):
+            deadline.begin("a.wav")
+            time.sleep(0.2)
+        return "done"
+
+    assert deadline.within(0.6, reads) == "done"
+
+
+def test_the_read_that_hangs_is_named(tmp_path, hanging):
+    pipe = hanging(tmp_path / "pipe")
+
+    def reads():
+        deadline.begin("a.wav")
+        deadline.begin("b.wav")
+        return pipe.read_bytes()
+
+    with pytest.raises(deadline.TimedOutError) as raised:
+        deadline.within(0.2, reads)
+    assert raised.value.what == "b.wav"
+    with pytest.raises(deadline.TimedOutError) as raised:
+        deadline.within(0.2, open, pipe, "rb")
+    assert raised.value.what is None
+
+
 _HANGS = """
 import sys
 from audiovae_jax.data import deadline
@@ -92,7 +118,10 @@ def test_crops_go_on_without_files_that_hang(config, tmp_path, hanging, capsys):
     expected = {i: data.train[i] for i in range(8)}
     # What was a file when it was looked at hangs from now on.
     hanging(tmp_path / "b.wav")
-    crops = [data.train[i] for i in range(8)]
+    # In one batch: what was read before it hangs is read again.
+    crops = next(
+        pipeline.batches(data.train, batch_size=8, start_step=0, num_steps=1, num_threads=1, prefetch_batches=1)
+    )
     changed = [i for i in range(8) if (crops[i] != expected[i]).any()]
     assert 0 < len(changed) < 8
     assert data.health.replaced_crops >= len(changed)
