@@ -21,7 +21,7 @@ from audiovae_jax.persistence import hosts
 from audiovae_jax.persistence.step_folders import StepFolders
 from audiovae_jax.persistence.step_objects import StepObjects
 from audiovae_jax.storage import array_store, atomic
-from audiovae_jax.storage.bucket_path import BucketPath, as_path
+from audiovae_jax.storage.bucket_path import BucketPath, ServerAwayError, as_path
 from audiovae_jax.storage.checksum import json_checksum
 from audiovae_jax.training import mesh
 from audiovae_jax.training.state import TrainState
@@ -32,6 +32,10 @@ VARIABLES = ("params", "latent_statistics")
 # 1 named arrays in another way; 2 had its metrics in an item of Orbax's own, and no checksum of its JSON.
 _FORMAT, _KNOWN_FORMATS = 3, (2, 3)
 _RUN_FILE, _OLD_METRICS_FILE = "run/metadata", "metrics/metrics"
+
+
+class _OutOfReachError(CheckpointError):
+    """A checkpoint that may be whole, behind a server that is away or rights that are missing: no damage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +154,7 @@ class Checkpoints:
     def newest_config(self) -> dict | None:
         """The config of the newest checkpoint whose description can be read; None if there is none."""
         for step in self.steps()[::-1]:
-            with contextlib.suppress(CheckpointError):
+            if self._is_described(step):
                 return self.config(step)
         return None
 
@@ -182,7 +186,7 @@ class Checkpoints:
             finds damaged is so for all.
 
         Raises:
-          CheckpointError: none can be restored; the message says why for each.
+          CheckpointError: none can be restored, and the message says why for each; or one cannot be reached.
         """
         candidates = [step] if step is not None else hosts.of_first(self.steps())[::-1]
         damaged = []
@@ -190,6 +194,8 @@ class Checkpoints:
             restored, reason = None, None
             try:
                 restored = self._restore_step(candidate, abstract_state)
+            except _OutOfReachError:
+                raise
             except CheckpointError as error:
                 reason = str(error)
             reason = hosts.any_reason(reason)
@@ -284,8 +290,12 @@ class Checkpoints:
         try:
             with self._folders.opened(step) as folder:
                 yield folder
+        except (ServerAwayError, PermissionError) as error:
+            raise _OutOfReachError(
+                f"{self._directory / str(step)} cannot be read: {error.strerror or error}"
+            ) from error
         except OSError as error:
-            raise CheckpointError(f"{self._directory / str(step)} cannot be read: {error.strerror or error}") from error
+            raise CheckpointError(f"{self._directory / str(step)} is damaged: {error.strerror or error}") from error
 
     def _restore_step(self, step, abstract_state):
         """A checkpoint, on this process's first device and by itself: others may fail where this one does not."""
@@ -315,6 +325,8 @@ class Checkpoints:
                 raise CheckpointError(f"{folder} is damaged: {_RUN_FILE} is not the description of a checkpoint")
         except CheckpointError:
             raise
+        except (ServerAwayError, PermissionError) as error:
+            raise _OutOfReachError(f"{folder} cannot be read: {error.strerror or error}") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{folder} is damaged: {array_store.first_line(error)}") from error
         return run
@@ -331,6 +343,8 @@ class Checkpoints:
     def _is_described(self, step):
         try:
             self._run(step)
+        except _OutOfReachError:
+            raise
         except CheckpointError:
             return False
         return True

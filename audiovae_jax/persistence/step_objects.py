@@ -119,15 +119,19 @@ class Uploads:
             manager.wait_until_finished()
             manager.close()
             self._upload(folder / str(step), self._directory / str(step))
-            steps = self._steps()
-            kept = self._kept(steps)
-            for old in steps:
-                if old not in kept:
-                    (self._directory / str(old)).remove_tree(first=_MARKER)
+            with contextlib.suppress(OSError):  # what is too many goes with the next one
+                self._remove_others()
         except Exception as error:
             self._error = error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _remove_others(self):
+        steps = self._steps()
+        kept = self._kept(steps)
+        for old in steps:
+            if old not in kept:
+                (self._directory / str(old)).remove_tree(first=_MARKER)
 
     def _upload(self, folder, target):
         if not self._still_ours():

@@ -21,6 +21,10 @@ _PATIENCE = 60.0  # seconds for which a request that fails is tried again
 _LONGEST_PAUSE = 5.0  # seconds between two attempts
 
 
+class ServerAwayError(OSError):
+    """A server that did not answer for as long as was waited; it says nothing of what is there."""
+
+
 class BucketPath:
     """An object, or the objects under a name that is like a folder's: `s3://bucket/run` or `gs://bucket/run`.
 
@@ -240,7 +244,7 @@ class BucketPath:
             return OSError(errno.ENOSYS, server.reason(error), self._url)
         if final:
             return OSError(errno.EIO, server.reason(error), self._url)
-        return OSError(errno.EIO, f"not reached for {self._patience:g} s ({server.reason(error)})", self._url)
+        return ServerAwayError(errno.EIO, f"not reached for {self._patience:g} s ({server.reason(error)})", self._url)
 
 
 def as_path(path: "str | os.PathLike | BucketPath") -> "Path | BucketPath":

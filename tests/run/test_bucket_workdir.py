@@ -21,6 +21,7 @@ from audiovae_jax.run import train, workdir_lock
 from audiovae_jax.run.bucket_lock import BucketLock
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
+from audiovae_jax.training import mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -142,10 +143,13 @@ def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(server, monkeypatc
     # What is there can not be told either, and that is said in place of it.
     with pytest.raises(CheckpointError, match=r"not reached for 0.5 s"):
         store.save(state, step=2, config={}, data={}, metrics={"total_loss": 1.0})
+    with pytest.raises(CheckpointError, match=r"checkpoints/1 cannot be read: not reached"):
+        store.restore(jax.eval_shape(lambda: state), mesh.replicated(mesh.make_mesh()), step=1)
     proxy.restore()
     store.save(state, step=3, config={}, data={}, metrics={"total_loss": 1.0})
     store.close()
     assert store.steps() == [1, 3]
+    assert not (bucket / "damaged_checkpoints").exists()
 
 
 def test_the_lock_holds_in_a_bucket(bucket, monkeypatch):
