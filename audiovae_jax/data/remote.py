@@ -9,6 +9,7 @@ import os
 import random
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from audiovae_jax.storage.server import is_url as is_url  # of what is read, as 
 
 class UnreachableError(DataError):
     """The network or the server has failed for too long; the message names the URL."""
+
+
+class RefusedError(DataError):
+    """The server does not give a file, or no longer the same: that may be otherwise tomorrow."""
 
 
 # Bytes fetched at least, and the unit that is kept.
@@ -130,7 +135,9 @@ class RemoteFile:
 
 def local_path(root: str) -> str:
     """A path as the operating system takes it, of `file://` URLs too."""
-    return root.removeprefix("file://")
+    if not root.startswith("file://"):
+        return os.path.expanduser(root)
+    return urllib.parse.unquote(root.removeprefix("file://").removeprefix("localhost"))
 
 
 def list_files(url: str, access: Access) -> Iterator[tuple[str, RemoteFile]]:
@@ -299,7 +306,7 @@ def _persistently(request, url, access, gone_seconds=0.0):
             if isinstance(error, FileNotFoundError) and gone is None:
                 gone = time.monotonic()
             if server.is_final(error) and (gone is None or time.monotonic() - gone + pause > gone_seconds):
-                raise DataError(f"{url}: {server.explained(error, url)}") from error
+                raise RefusedError(f"{url}: {server.explained(error, url)}") from error
             if time.monotonic() - began + pause > access.retry_seconds:
                 raise UnreachableError(
                     f"{url}: not reached within data.retry_seconds={access.retry_seconds:g} ({server.reason(error)})"

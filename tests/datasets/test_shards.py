@@ -46,8 +46,7 @@ def test_shards_give_the_crops_of_their_folder_to_the_bit(audio, made, micro_con
     found = sources.open_root(str(made), "auto", OPTIONS, micro_config.data)
     assert found.fingerprint == whole.fingerprint
     for kind, side in ((RandomCrops, "train"), (FixedCrops, "validation")):
-        arguments = (CROP, 3) if kind is RandomCrops else (CROP,)
-        ours, theirs = (kind(getattr(c, side), *arguments) for c in (found, whole))
+        ours, theirs = (kind(getattr(c, side), CROP, 3) for c in (found, whole))
         for i in range(40):
             np.testing.assert_array_equal(ours[i], theirs[i])
 
