@@ -7,12 +7,12 @@ from absl import flags
 from audiovae_jax.commands import cli
 from audiovae_jax.commands.command import Command
 from audiovae_jax.distributed import launch, stopping
-from audiovae_jax.run import huge_pages, train
+from audiovae_jax.run import bucket_lock, huge_pages, train
 
 
 def _flags():
     cli.define_config_flag()
-    flags.DEFINE_string("workdir", None, "where the run lives; default runs/<config name>")
+    flags.DEFINE_string("workdir", None, "where the run lives, a folder or s3:// or gs://; default runs/<config name>")
     flags.DEFINE_string("stop_after", None, "save and end after this time, for a queue's limit: 11h50m, 90s, 1d")
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; the cluster tells where it can")
     flags.DEFINE_integer("num_processes", None, "of the run, on all hosts; 1 alone trains in this process alone")
@@ -24,7 +24,7 @@ def _flags():
 def _train():
     huge_pages.restart()
     given = flags.FLAGS
-    workdir = Path(given.workdir or Path("runs") / cli.config_name())
+    workdir = bucket_lock.as_workdir(given.workdir or Path("runs") / cli.config_name())
     stop_after = None if given.stop_after is None else stopping.seconds(given.stop_after)
     with launch.joined(
         given.coordinator_address, given.num_processes, given.process_id,
