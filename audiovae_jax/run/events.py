@@ -31,6 +31,10 @@ class Events:
             self._writer = EventsWriter(str(workdir / "events"), f".{os.getpid()}")
         except OSError as error:
             self._give_up(error)
+        self.restart(first_step)
+
+    def restart(self, first_step: int):
+        """Hide the events from `first_step` on that were recorded before."""
         self._write(
             event_pb2.Event(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
         )

@@ -87,6 +87,12 @@ class Reporter:
         if step == 1 or step % _SCALARS_EVERY == 0:
             self.scalars(step, metrics)
 
+    def rewind(self, step: int):
+        """Go on from an earlier step; what was recorded of the steps after it is hidden."""
+        if self._enabled:
+            self._events.restart(step + 1)
+            self._bar.n = step
+
     def scalars(self, step: int, metrics: dict[str, float]):
         """Record metrics as TensorBoard scalars."""
         if self._enabled:

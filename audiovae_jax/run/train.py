@@ -18,6 +18,8 @@ from audiovae_jax.feeding.wait import Waiting
 from audiovae_jax.persistence import checkpoint
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
+from audiovae_jax.run.bad_batches import BadBatches
+from audiovae_jax.run.safety import RollBack, Safety
 from audiovae_jax.run.workdir_lock import WorkdirLock
 from audiovae_jax.training import mesh, step
 from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
@@ -40,7 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
       ConfigError: values that cannot work, or a workdir of another config, in use, or not to be written to.
       DataError: no usable audio.
       CheckpointError: nothing to go on from where there should be, or a checkpoint could not be written.
-      TrainingError: the loss became NaN or infinite, or the workdir was deleted meanwhile.
+      TrainingError: too many updates were NaN or infinite, or the workdir was deleted meanwhile.
     """
     configuration.check(config, jax.device_count())
     is_first = jax.process_index() == 0
@@ -62,7 +64,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
             data.health.list_in(workdir / (BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
         devices = mesh.make_mesh()
         say("\n".join(describe(config, recipe, data)))
-        state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
+        state, start_step, metrics, position = initial_state(
+            config, recipe, devices, checkpoints, data.fingerprint, say
+        )
         reporter = report.Reporter(
             workdir,
             start_step=start_step,
@@ -72,13 +76,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
             enabled=is_first,
         )
         ending.callback(reporter.close)
-        run = _Run(config, recipe, data, devices, checkpoints, reporter, lock)
+        kept = BadBatches(
+            workdir, config.data.sample_rate, config.safety.kept_batches, jax.process_index(), reporter.say
+        )
+        safety = Safety(config.safety, recipe, kept, reporter.say, position)
+        run = _Run(config, recipe, data, devices, checkpoints, reporter, lock, safety)
         state, metrics = run.go(state, start_step, metrics)
         checkpoints.wait()
         lock.require_held()
         if config.num_steps not in checkpoints.steps():
             raise TrainingError(f"the last checkpoint is not in {workdir}: something else deleted or moved it")
     step, loss = checkpoints.best() or (config.num_steps, math.nan)
+    if skipped := safety.summary():
+        say(skipped)
     say(
         f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} (best {loss:.4f}, of checkpoint "
         f"{step}). Checkpoints, samples and TensorBoard events are in {printable(workdir)}"
@@ -118,7 +128,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints:
 
 
 def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say):
-    """`(state, step, validation metrics)` to start from: the workdir's newest checkpoint, `init_from`, or fresh.
+    """`(state, step, validation metrics, data position)` to start from: newest checkpoint, `init_from`, or fresh.
 
     What happens is told to `say`, a line at a time.
 
@@ -137,28 +147,29 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
                 "warning: the audio under config.data.root is not what it was when this run was stopped; "
                 "crops from here on differ from those of a run left alone"
             )
-        return restored.state, restored.step, restored.metrics
+        return restored.state, restored.step, restored.metrics, restored.data
     with report.timed("compiling and drawing the initial parameters", say):
         state = jax.block_until_ready(compilation.compiled(jax.jit(create, out_shardings=sharding))())
     if config.init_from is None:
-        return state, 0, {}
+        return state, 0, {}, {}
     state = warm_start.take_over(config.init_from, recipe, state, sharding, say)
     if int(state.step) >= config.num_steps:
         raise ConfigError(
             f"config.init_from={config.init_from} is at step {int(state.step)} already; "
             f"raise config.num_steps={config.num_steps} to go on"
         )
-    return state, int(state.step), {}
+    return state, int(state.step), {}, {}
 
 
 class _Run:
     """The moving parts of one session of training."""
 
-    def __init__(self, config, recipe, data, devices, checkpoints, reporter, lock):
-        self._config, self._recipe, self._data = config, recipe, data
+    def __init__(self, config, recipe, data, devices, checkpoints, reporter, lock, safety):
+        self._config, self._recipe, self._data, self._safety = config, recipe, data, safety
         self._mesh, self._checkpoints, self._reporter, self._lock = devices, checkpoints, reporter, lock
         self._config_dict = json.loads(configuration.to_json(config))
         self._compiled = {}
+        self._train_records = data.train
         # Of the checkpoints alone: what no file holds is nobody's best.
         self._best = (checkpoints.best() or (None, math.inf))[1]
         # On the host and the device once: they are the same at every validation.
@@ -174,7 +185,20 @@ class _Run:
         )
 
     def go(self, state: TrainState, start_step: int, metrics: dict):
-        """Run to the end: `(state, last validation metrics)`."""
+        """Run to the end, with as many attempts as that takes: `(state, last validation metrics)`."""
+        while True:
+            try:
+                return self._go_on(state, start_step, metrics)
+            except RollBack as reason:
+                self._checkpoints.wait()
+                self._safety.roll_back(reason, max(self._checkpoints.steps(), default=None))
+            state = None  # both would not fit into memory
+            state, start_step, metrics, _ = initial_state(
+                self._config, self._recipe, self._mesh, self._checkpoints, self._data.fingerprint, self._reporter.say
+            )
+            self._reporter.rewind(start_step)
+
+    def _go_on(self, state, start_step, metrics):
         config = self._config
         if not metrics:
             with self._reporter.timed("compiling and running the first validation"):
@@ -183,8 +207,9 @@ class _Run:
             if config.init_from is not None:
                 # Where it comes from may be better than all that follows.
                 self._save(state, start_step, metrics)
+        self._train_records = self._data.train.in_order(self._safety.order)
         waiting = Waiting(
-            self._batches(self._data.train, start_step, config.num_steps),
+            self._batches(self._train_records, start_step, config.num_steps),
             config.data.num_threads, self._reporter.scalars, self._reporter.say,
         )  # fmt: skip
         batch = self._next(waiting, start_step) if start_step < config.num_steps else None
@@ -194,17 +219,21 @@ class _Run:
             self._checkpoints.check()
             train_step = self._train_step(current, state, batch)
             state, new = train_step(state, batch)
+            new_pending = (current + 1, new, batch)
             # While the device computes: the next batch, and the metrics of the step before.
             if current + 1 < config.num_steps:
                 batch = self._next(waiting, current, new["total_g_loss"].is_ready)
             self._show(pending)
-            pending = (current + 1, new)
+            pending = new_pending
             done = current + 1
             last = done == config.num_steps
             checkpoint_due = last or done % config.checkpoint_every == 0
-            if checkpoint_due or done % config.validate_every == 0:
+            validation_due = last or done % config.validate_every == 0
+            if checkpoint_due or validation_due or not self._safety.is_whole:
                 self._show(pending)
                 pending = None
+            checkpoint_due = self._safety.may_save(checkpoint_due) or last
+            if checkpoint_due or validation_due:
                 metrics = self._validate(state, done)
             if last or done % config.sample_every == 0:
                 self._sample(state, done)
@@ -225,7 +254,7 @@ class _Run:
         metrics = {**metrics, "best_total_loss": self._best}
         self._reporter.scalars(done, {"val/best_total_loss": self._best})
         self._reporter.flush()  # or a kill after the checkpoint loses what came before it
-        position = {"step": done, "fingerprint": self._data.fingerprint}
+        position = {"step": done, "fingerprint": self._data.fingerprint, **self._safety.position()}
         self._checkpoints.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
     def _train_step(self, current, state, batch):
@@ -241,20 +270,13 @@ class _Run:
     def _show(self, pending):
         if pending is None:
             return
-        done, metrics = pending
+        done, metrics, batch = pending
         metrics = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ("train/total_g_loss", "train/d_loss", "train/g_grad_norm", "train/d_grad_norm"):
-            self._require_finite(name, metrics.get(name, 0.0), done)
-        self._reporter.step(done, metrics)
-
-    def _require_finite(self, name, value, at):
-        if not math.isfinite(value):
-            steps = self._checkpoints.steps()
-            saved = f"checkpoint {steps[-1]} is from before" if steps else "there is no checkpoint yet"
-            raise TrainingError(
-                f"{name} became {value} at step {at}; {saved}. Try a lower config.optimizer.learning_rate, "
-                "a smaller clip_norm, or dtype float32"
-            )
+        batch_size, host = self._config.batch_size, jax.process_index()
+        first = (done - 1) * batch_size + host * (batch_size // jax.process_count())
+        counts = self._safety.see(done, metrics, lambda: mesh.local_rows(batch), first, self._train_records)
+        self._reporter.step(done, metrics | counts)
+        self._safety.require_progress()
 
     def _validate(self, state, at):
         results = []
@@ -267,7 +289,7 @@ class _Run:
         self._reconstructed_at = at
         results = jax.device_get(results)
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
-        self._require_finite("val/total_loss", metrics["total_loss"], at)
+        self._safety.require_finite_validation(at, metrics["total_loss"])
         self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("total_loss", "reconstruction_loss", "si_sdr_db"))
         self._reporter.say(f"step {at}: validation {shown}")

@@ -202,7 +202,7 @@ def test_noise_depends_on_seed_step_and_row_alone():
     def noise(recipe, at, devices):
         devices = mesh.make_mesh(jax.devices()[:devices])
         fn = jax.shard_map(
-            lambda audio: step._latent_noise(recipe, at, audio),
+            lambda audio: step.latent_noise(recipe, at, audio),
             mesh=devices,
             in_specs=jax.P(step.AXIS),
             out_specs=jax.P(step.AXIS),
