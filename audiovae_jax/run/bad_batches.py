@@ -45,7 +45,9 @@ class BadBatches:
         self.folder = workdir / FOLDER / f"host_{host}" if host else workdir / FOLDER
         self._sample_rate, self._most_audio, self._warn = sample_rate, most_audio, warn
 
-    def keep(self, step: int, order: int, metrics: dict[str, float], audio: np.ndarray, first: int, records) -> BadBatch:
+    def keep(
+        self, step: int, order: int, metrics: dict[str, float], audio: np.ndarray, first: int, records
+    ) -> BadBatch:
         """Keep a batch.
 
         Args:

@@ -43,6 +43,10 @@ class Events:
         """Record a number."""
         self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
 
+    def text(self, name: str, text: str, step: int):
+        """Record a line of text."""
+        self._write(event_pb2.Event(step=step, summary=summary.text(name, text)))
+
     def audio(self, name: str, audio: np.ndarray, step: int, sample_rate: int):
         """Record `[T, C]` audio in -1..1."""
         self._write(event_pb2.Event(step=step, summary=summary.audio(name, audio, sample_rate)))

@@ -102,6 +102,11 @@ class Reporter:
                 self.flush()
             self._show(metrics)
 
+    def text(self, step: int, name: str, text: str):
+        """Record a line of text."""
+        if self._enabled:
+            self._events.text(name, text, step)
+
     def flush(self):
         """Write the events out."""
         if self._enabled:

@@ -19,9 +19,10 @@ from audiovae_jax.persistence import checkpoint
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
 from audiovae_jax.run.bad_batches import BadBatches
+from audiovae_jax.run.gan_health import Figures, GanHealth
 from audiovae_jax.run.safety import RollBack, Safety
 from audiovae_jax.run.workdir_lock import WorkdirLock
-from audiovae_jax.training import mesh, step
+from audiovae_jax.training import diagnosis, mesh, step
 from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
 
 BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
@@ -180,6 +181,7 @@ class _Run:
         # Of the last validation, so that samples need no second one.
         self._sampled_batches = -(-config.data.num_samples * jax.process_count() // config.batch_size)
         self._reconstructions, self._reconstructed_at = {}, None
+        self._health = GanHealth(reporter.say)
         self._validation_step = mesh.map_validation_step(
             functools.partial(step.validation_step, recipe=recipe), devices
         )
@@ -235,6 +237,8 @@ class _Run:
             checkpoint_due = self._safety.may_save(checkpoint_due) or last
             if checkpoint_due or validation_due:
                 metrics = self._validate(state, done)
+            if config.diagnose_every and done % config.diagnose_every == 0:
+                self._diagnose(state, done)
             if last or done % config.sample_every == 0:
                 self._sample(state, done)
             if checkpoint_due:
@@ -258,14 +262,26 @@ class _Run:
         self._checkpoints.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
     def _train_step(self, current, state, batch):
+        return self._compile("the step", step.train_step, mesh.map_train_step, current, state, batch)
+
+    def _compile(self, name, function, map_over, current, state, batch):
+        """A function of a state and a batch, with or without discriminator as step `current` is, compiled once."""
         adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
-        if adversarial not in self._compiled:
-            per_device = functools.partial(step.train_step, recipe=self._recipe, adversarial=adversarial)
-            what = "compiling the step" + (" with discriminator" if adversarial else "")
-            with self._reporter.timed(what):
-                mapped = mesh.map_train_step(per_device, self._mesh)
-                self._compiled[adversarial] = compilation.compiled(mapped, state, batch)
-        return self._compiled[adversarial]
+        if (name, adversarial) not in self._compiled:
+            per_device = functools.partial(function, recipe=self._recipe, adversarial=adversarial)
+            with self._reporter.timed(f"compiling {name}" + (" with discriminator" if adversarial else "")):
+                mapped = map_over(per_device, self._mesh)
+                self._compiled[name, adversarial] = compilation.compiled(mapped, state, batch)
+        return self._compiled[name, adversarial]
+
+    def _diagnose(self, state, at):
+        rows = self._validation_rows
+        diagnose = self._compile("the diagnosis", diagnosis.diagnose, mesh.map_diagnosis, at - 1, state, rows[0])
+        figures = Figures.of(jax.device_get([diagnose(state, batch) for batch in rows]))
+        metrics, warnings = self._health.look(at, figures)
+        self._reporter.scalars(at, metrics)
+        for warning in warnings:
+            self._reporter.text(at, "health/warnings", warning)
 
     def _show(self, pending):
         if pending is None:
