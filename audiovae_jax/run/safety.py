@@ -133,7 +133,7 @@ class Safety:
         back_to = "the beginning" if newest_checkpoint is None else f"checkpoint {newest_checkpoint}"
         self._say(
             f"warning: {reason}: going back to {back_to}, with the data in another order "
-            f"(for time {self.order} of at most {self._config.max_rollbacks})"
+            f"(time {self.order} of at most {self._config.max_rollbacks})"
         )
         self._in_a_row = {name: 0 for name in NETWORKS}
         self._has_updated = self._holds_checkpoint = False
@@ -143,7 +143,7 @@ class Safety:
         if not any(self._skipped.values()):
             return None
         counts = " and ".join(f"{count} of the {NETWORKS[name]}" for name, count in self._skipped.items() if count)
-        back = f", and the run went back {self.order} times" if self.order else ""
+        back = f", and the run went back {_times(self.order)}" if self.order else ""
         return f"warning: updates that were skipped: {counts}{back}; their batches are in {self._batches.folder}"
 
     def _is_due(self, name, step, metrics):
@@ -167,7 +167,7 @@ class Safety:
         self._say("\n".join(filter(None, lines)))
 
     def _report(self, reason, newest_checkpoint):
-        lines = [f"training cannot go on: {reason}, and the run has gone back {self.order} times already"]
+        lines = [f"training cannot go on: {reason}, and the run has gone back {_times(self.order)}"]
         if self._last_skipped is not None:
             step, metrics = self._last_skipped
             lines.append(f"  at step {step}: {_not_finite(metrics)}")
@@ -199,6 +199,10 @@ class Safety:
         of = "discriminator_optimizer" if self._in_a_row["d"] > self._in_a_row["g"] else "optimizer"
         yield f"a lower config.{of}.learning_rate, or a smaller clip_norm"
         yield "in a new --workdir, with --config.init_from of this one, since it keeps its config"
+
+
+def _times(count):
+    return "once" if count == 1 else f"{count} times"
 
 
 def _not_finite(metrics):

@@ -72,7 +72,8 @@ def test_a_bad_batch_is_skipped_told_and_kept(micro_config, tmp_path, monkeypatc
     assert int(state.opt_state[1].count) == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
     printed = capsys.readouterr().out
-    assert "warning: step 3: the update of the generator was skipped; not finite: train/stft nan, " in printed
+    assert "warning: step 3: the update of the generator was skipped; not finite: train/" in printed
+    assert "train/total_g_loss nan" in printed
     assert "a.wav at 8.00 s, a.wav at 9.00 s, a.wav at 10.00 s, a.wav at 11.00 s" in printed
     assert "4 of them hold NaN or infinite samples" in printed
     assert "warning: updates that were skipped: 1 of the generator; their batches are in" in printed
@@ -103,12 +104,11 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
     printed = capsys.readouterr().out
     assert (
         "warning: 3 updates of the generator in a row were skipped: going back to checkpoint 3, with the data in "
-        "another order (for time 1 of at most 3)"
+        "another order (time 1 of at most 3)"
     ) in printed
-    assert "updates that were skipped: 4 of the generator, and the run went back 1 times" in printed
-    # The third checkpoint is due amid skipped updates the first time, and after one the second.
+    assert "updates that were skipped: 4 of the generator, and the run went back once" in printed
     store = Checkpoints(tmp_path / "whole" / "checkpoints", read_only=True)
-    assert store.steps()[-2:] == [6, 8] or store.steps()[-1] == 8
+    assert store.steps()[-1] == 8
     assert store._run(8)["data"]["order"] == 1
     # Killed at each batch in turn, and gone on with.
     real = train._Run._next
@@ -222,7 +222,7 @@ def test_counts_go_on_from_a_checkpoint(tmp_path):
         again.require_progress()
     again.roll_back(RollBack("why"), 0)
     assert again.position() == {"order": 1, "skipped": {"g": 3, "d": 0}, "skipped_in_a_row": {"g": 0, "d": 0}}
-    with pytest.raises(TrainingError, match="training cannot go on: why, and the run has gone back 1 times already"):
+    with pytest.raises(TrainingError, match="training cannot go on: why, and the run has gone back once"):
         again.roll_back(RollBack("why"), 0)
 
 
