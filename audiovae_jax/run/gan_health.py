@@ -1,7 +1,8 @@
 """Whether the latent and the discriminator are doing well: figures for the events, and warnings with a remedy.
 
 A warning is given when its sign has been there at three looks in a row, once, and again only after three
-looks without it.
+looks without it. Signs in the latent count from the end of the KL term's warm-up on: before it, a latent may
+not have found its use yet.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ import numpy as np
 
 LOOKS = 3  # in a row that a sign must be there, or gone
 ACTIVE_VARIANCE = 0.01  # of a channel's mean over data: Burda et al., "Importance Weighted Autoencoders", 2016
-_FEW_ACTIVE = 0.1  # of the channels
+_FEW_CHANNELS, _NO_INFORMATION = 0.1, 0.05  # share of all; nats per frame, of a channel that is the prior's
 _IDLE_DECODER = 0.02  # of the reconstruction that depends on the latent, as a ratio of RMS
 _CERTAIN, _LOSS_OF_CERTAIN = 0.99, 0.05  # accuracy and hinge loss of a discriminator that has nothing to learn
 _SILENT = 1e-3  # of the gradient at the decoder's output
@@ -71,6 +72,11 @@ class Figures:
         return int((self.variance_per_channel > ACTIVE_VARIANCE).sum())
 
     @property
+    def informative_channels(self) -> int:
+        """How many latent channels are active, or differ from the prior: the less its weight, the freer their scale."""
+        return int(((self.variance_per_channel > ACTIVE_VARIANCE) | (self.kl_per_channel > _NO_INFORMATION)).sum())
+
+    @property
     def saturated(self) -> np.ndarray:
         """Which sub-discriminators, `[n]`, tell audio that neither network trains on with hardly a loss."""
         certain = np.minimum(self.d_real_acc, self.d_fake_acc) >= _CERTAIN
@@ -100,29 +106,33 @@ class Sign:
       shows: whether the figures have it.
       says: what they are.
       remedy: what to try.
+      of_the_latent: whether it counts only after the KL term's warm-up.
     """
 
     name: str
     shows: Callable[[Figures], bool]
     says: Callable[[Figures], str]
     remedy: str
+    of_the_latent: bool = False
 
 
 SIGNS = (
     Sign(
         "posterior_collapsed",
-        lambda f: f.active_channels < max(1, _FEW_ACTIVE * len(f.variance_per_channel)),
+        lambda f: f.informative_channels < max(1, _FEW_CHANNELS * len(f.kl_per_channel)),
         lambda f: (
-            f"the posterior has collapsed: {f.active_channels} of {len(f.variance_per_channel)} latent channels are "
-            f"active (their means vary by more than {ACTIVE_VARIANCE}), KL {f.kl_per_channel.sum():.3g} nats a frame"
+            f"the posterior has collapsed: {f.informative_channels} of {len(f.kl_per_channel)} latent channels differ "
+            f"from the prior, KL {f.kl_per_channel.sum():.3g} nats a frame"
         ),
         "a lower config.kl.weight, a longer config.kl.warmup_steps, or config.kl.free_bits above 0",
+        of_the_latent=True,
     ),
     Sign(
         "latent_ignored",
         lambda f: f.latent_effect < _IDLE_DECODER,
         lambda f: f"the decoder ignores the latent: with z = 0 its output changes by {f.latent_effect:.2%} of itself",
         "a lower config.kl.weight, a lower config.optimizer.learning_rate, or more weight on reconstruction losses",
+        of_the_latent=True,
     ),
     Sign(
         "discriminator_saturated",
@@ -153,17 +163,18 @@ class GanHealth:
 
     Args:
       say: takes a warning.
+      warmup_steps: of the KL term.
     """
 
-    def __init__(self, say: Callable[[str], None]):
-        self._say = say
+    def __init__(self, say: Callable[[str], None], warmup_steps: int):
+        self._say, self._warmup_steps = say, warmup_steps
         self._with, self._without, self._said = ({sign.name: 0 for sign in SIGNS} for _ in range(3))
 
     def look(self, step: int, figures: Figures) -> tuple[dict[str, float], list[str]]:
         """`(metrics, warnings)` of a look at `step`; the warnings are those that were said now."""
         metrics, warnings = figures.metrics(), []
         for sign in SIGNS:
-            shows = bool(sign.shows(figures))
+            shows = bool(sign.shows(figures)) and not (sign.of_the_latent and step < self._warmup_steps)
             self._with[sign.name] = (self._with[sign.name] + 1) * shows
             self._without[sign.name] = (self._without[sign.name] + 1) * (not shows)
             if self._with[sign.name] >= LOOKS and not self._said[sign.name]:

@@ -181,7 +181,7 @@ class _Run:
         # Of the last validation, so that samples need no second one.
         self._sampled_batches = -(-config.data.num_samples * jax.process_count() // config.batch_size)
         self._reconstructions, self._reconstructed_at = {}, None
-        self._health = GanHealth(reporter.say)
+        self._health = GanHealth(reporter.say, recipe.kl.warmup_steps)
         self._validation_step = mesh.map_validation_step(
             functools.partial(step.validation_step, recipe=recipe), devices
         )

@@ -20,7 +20,7 @@ WELL = Figures(
     feature_matching_gradient_share=0.3,
 )
 ILL = {
-    "posterior_collapsed": {"variance_per_channel": np.full(4, 1e-4)},
+    "posterior_collapsed": {"variance_per_channel": np.full(4, 1e-4), "kl_per_channel": np.full(4, 0.01)},
     "latent_ignored": {"latent_effect": 0.001},
     "discriminator_saturated": {
         "d_loss": np.array([0.001, 0.0]), "d_real_acc": np.ones(2), "d_fake_acc": np.array([1.0, 0.995]),
@@ -59,7 +59,7 @@ def test_metrics_name_every_channel_and_every_part():
 @pytest.mark.parametrize("name", ILL)
 def test_a_warning_is_said_once_when_its_sign_stays_and_again_after_it_was_gone(name):
     said = []
-    health = GanHealth(said.append)
+    health = GanHealth(said.append, 0)
     ill = dataclasses.replace(WELL, **ILL[name])
     for step in range(LOOKS - 1):
         metrics, warnings = health.look(step, ill)
@@ -82,7 +82,7 @@ def test_a_warning_is_said_once_when_its_sign_stays_and_again_after_it_was_gone(
 
 def test_a_run_that_does_well_is_told_nothing():
     said = []
-    health = GanHealth(said.append)
+    health = GanHealth(said.append, 0)
     alone = dataclasses.replace(
         WELL, d_loss=np.zeros(0), d_real_acc=np.zeros(0), d_fake_acc=np.zeros(0), feature_matching_share=None,
         adversarial_gradient_ratio=None, feature_matching_gradient_ratio=None, feature_matching_gradient_share=None,
@@ -97,7 +97,24 @@ def test_a_part_that_is_saturated_among_others_that_are_not_is_no_warning():
     figures = dataclasses.replace(WELL, d_loss=np.array([0.0, 1.0]), d_real_acc=np.ones(2), d_fake_acc=np.ones(2))
     assert figures.saturated.tolist() == [True, False]
     said = []
-    health = GanHealth(said.append)
+    health = GanHealth(said.append, 0)
     for step in range(2 * LOOKS):
         health.look(step, figures)
     assert not said
+
+
+def test_the_latent_is_not_judged_during_its_warm_up_nor_by_its_scale_alone():
+    said = []
+    health = GanHealth(said.append, 100)
+    ill = dataclasses.replace(WELL, **ILL["posterior_collapsed"], **ILL["latent_ignored"])
+    for step in (10, 20, 30, 40):
+        health.look(step, ill)
+    assert not said
+    small = dataclasses.replace(WELL, variance_per_channel=np.full(4, 1e-4))  # and its deviation is smaller still
+    assert (small.active_channels, small.informative_channels) == (0, 3)
+    for step in (100, 110, 120):
+        health.look(step, small)
+    assert not said
+    for step in (130, 140, 150):
+        health.look(step, ill)
+    assert [line.split(":")[1] for line in said] == [" step 150"] * 2
