@@ -69,7 +69,8 @@ def test_files_through_a_model_by_every_command(tmp_path):
 FLAGS = {
     "train": "--config --workdir",
     "reconstruct": "--batch_size --chunk_length --dtype --format --mix --model --overwrite --sample_rate --step",
-    "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --step",
+    "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --seed --step "
+    "--storage_dtype",
     "decode": "--allow_other_model --batch_size --chunk_length --dtype --format --model --overwrite --sample_rate "
     "--step",
     "encode_dataset": "--batch_size --chunk_length --dtype --host_count --host_index --mix --num_threads "

@@ -61,8 +61,9 @@ def _encode_dataset(model, root, target):
     catalog = pipeline.open_catalog(data, leave_out=[folder])
     print(catalog.origin)
     latent_writer.write(
-        loaded, catalog, folder, form, host_index=index, host_count=count, num_threads=values.num_threads
-    )
+        loaded, catalog, folder, form, host_index=index, host_count=count, num_threads=values.num_threads,
+        read_timeout=pipeline.read_timeout(data, catalog),
+    )  # fmt: skip
 
 
 ENCODE_DATASET = Command(

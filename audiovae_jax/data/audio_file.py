@@ -91,7 +91,9 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
 
 def require_use(file: AudioFile, min_seconds: float, channels: int):
     """Raise DataError if a file is empty or shorter than `min_seconds`, or cannot be adapted to `channels`."""
-    if file.frames == 0 or file.seconds < min_seconds:
+    if file.frames == 0:
+        raise DataError("holds no samples")
+    if file.seconds < min_seconds:
         raise DataError(f"{file.frames} samples are shorter than data.min_seconds={min_seconds}")
     adapt_channels(np.zeros((1, file.channels), np.float32), channels)
 

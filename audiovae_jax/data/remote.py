@@ -11,7 +11,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from audiovae_jax.data.block_cache import BlockCache
@@ -67,6 +67,7 @@ class Access:
     def __post_init__(self):
         self._openings = collections.OrderedDict()
         self._filesystems = {}
+        self._listing = None, {}
         self._lock = threading.Lock()
 
     def count(self, size: int):
@@ -89,6 +90,13 @@ class Access:
             self._openings[file, index] = block
             while len(self._openings) > _MOST_OPENING_BLOCKS:
                 self._openings.popitem(last=False)
+
+    def listing(self, url: str, ask: Callable[[], dict]) -> dict:
+        """What is under `url`: what kind of data set it is, and what is in it, are told by one listing."""
+        if self._listing[0] != url:
+            self._listing = url, ask()
+            self.count(0)
+        return self._listing[1]
 
     def filesystem(self, url: str):
         """`(file system, path in it)`, one for all threads of a process: each has its connections."""
@@ -147,8 +155,7 @@ def list_files(url: str, access: Access) -> Iterator[tuple[str, RemoteFile]]:
       DataError: there is nothing there, or it cannot be reached.
     """
     filesystem, path = access.filesystem(url.rstrip("/"))
-    found = _persistently(lambda: filesystem.find(path, detail=True), url, access)
-    access.count(0)
+    found = access.listing(url, lambda: _persistently(lambda: filesystem.find(path, detail=True), url, access))
     names = {entry.removeprefix(path).strip("/"): entry for entry in found if entry.startswith(f"{path}/")}
     if not names:
         raise DataError(f"config.data.root={url}: there is nothing there")

@@ -1,14 +1,17 @@
 """Where files' spectra end: what was compressed or recorded narrowly teaches a model to leave the top empty."""
 
-import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from audiovae_jax.data import deadline
-from audiovae_jax.datasets.catalog import Audio, Track
+from audiovae_jax.data.audio_file import Place
+from audiovae_jax.data.remote import UnreachableError
+from audiovae_jax.datasets import probing
+from audiovae_jax.datasets.catalog import Audio, Excerpt, Track
 from audiovae_jax.datasets.probing import Options
+from audiovae_jax.datasets.shards import ShardedAudio
 from audiovae_jax.errors import DataError
 
 _WINDOW = 8192
@@ -36,23 +39,33 @@ def measure(audio: Audio) -> float:
     return float(above[-1] * audio.sample_rate / _WINDOW)
 
 
-def balanced(tracks: Sequence[Track], share: float, sample_rate: int, options: Options) -> tuple[Track, ...]:
+def balanced(
+    tracks: Sequence[Track], share: float, sample_rate: int, options: Options, origin: str
+) -> tuple[Track, ...]:
     """The tracks with weights by which `share` of the crops come from those whose spectrum is full.
 
     That is one that reaches 0.8 of half of `sample_rate`; within each kind the weights stay in proportion
     (Kumar et al., 2023, section 3.4, balance data so). Where there is one kind alone, nothing changes.
+
+    Where spectra end is remembered, in a file for each `origin`, as `probing.probe` remembers what files are.
     """
+    # What is generated is so at the rate that is asked for.
+    recorded = [track.audio for track in tracks if hasattr(track.audio, "read")]
 
-    def is_full(track):
-        if not hasattr(track.audio, "read"):  # generated, at the rate that is asked for
-            return True
+    def look(i):
         try:
-            return deadline.within(options.read_timeout, measure, track.audio) >= FULL_BAND * sample_rate / 2
+            return True, deadline.within(options.read_timeout, measure, recorded[i])
+        except UnreachableError:
+            raise
         except DataError:
-            return False
+            return False, 0.0
 
-    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
-        full = list(pool.map(is_full, tracks))
+    ends = iter(
+        probing.remembered(
+            f"spectra of {origin}", [_place(audio) for audio in recorded], look, options, "listening for full spectra"
+        )
+    )
+    full = [not hasattr(track.audio, "read") or next(ends) >= FULL_BAND * sample_rate / 2 for track in tracks]
     totals = {True: 0.0, False: 0.0}
     for track, kind in zip(tracks, full, strict=True):
         totals[kind] += track.seconds * track.weight
@@ -63,6 +76,21 @@ def balanced(tracks: Sequence[Track], share: float, sample_rate: int, options: O
         dataclasses.replace(track, weight=track.weight * factors[kind])
         for track, kind in zip(tracks, full, strict=True)
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    within: Place
+    part: str
+
+
+def _place(audio):
+    """What tells whether audio is what it was."""
+    if isinstance(audio, Excerpt):
+        return _Part(_place(audio.audio), f"{audio.start}+{audio.frames}")
+    if isinstance(audio, ShardedAudio):
+        return _Part(audio.shard.place, f"{audio.first_record}+{audio.frames}")
+    return audio.path
 
 
 def _taper():

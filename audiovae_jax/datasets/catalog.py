@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -119,19 +119,18 @@ def mixed(parts: Sequence[tuple[Catalog, float]]) -> Catalog:
     """Several data sets as one, of which each is drawn by its weight, whatever its length."""
     total = sum(weight for _, weight in parts)
 
-    def weighed(side: Callable[[Catalog], tuple[Track, ...]]) -> tuple[Track, ...]:
+    def weighed(side: str) -> tuple[Track, ...]:
         tracks = []
         for i, (catalog, weight) in enumerate(parts):
-            seconds = sum(track.seconds * track.weight for track in side(catalog))
-            for track in side(catalog):
-                share = track.weight * weight / total / seconds
-                tracks.append(dataclasses.replace(track, key=f"{i}/{track.key}", weight=share))
+            of_side = getattr(catalog, side)
+            seconds = sum(track.seconds * track.weight for track in of_side)
+            tracks += [_within(i, track, track.weight * weight / total / seconds) for track in of_side]
         return tuple(tracks)
 
     marks = " ".join(f"{catalog.fingerprint} {weight!r}" for catalog, weight in parts)
     return Catalog(
-        train=weighed(lambda catalog: catalog.train),
-        validation=weighed(lambda catalog: catalog.validation),
+        train=weighed("train"),
+        validation=weighed("validation"),
         skipped=tuple(entry for catalog, _ in parts for entry in catalog.skipped),
         fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:16],
         origin="; ".join(f"{weight / total:.0%} of crops from {catalog.origin}" for catalog, weight in parts),
@@ -140,9 +139,9 @@ def mixed(parts: Sequence[tuple[Catalog, float]]) -> Catalog:
 
 def joined(parts: Sequence[Catalog]) -> Catalog:
     """Several data sets as one, in which each second counts alike."""
-    train = tuple(dataclasses.replace(t, key=f"{i}/{t.key}") for i, part in enumerate(parts) for t in part.train)
-    validation = tuple(
-        dataclasses.replace(t, key=f"{i}/{t.key}") for i, part in enumerate(parts) for t in part.validation
+    train, validation = (
+        tuple(_within(i, track) for i, part in enumerate(parts) for track in getattr(part, side))
+        for side in ("train", "validation")
     )
     return Catalog(
         train=train,
@@ -158,6 +157,11 @@ def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], 
     if not tracks:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in skipped[:10])
         raise DataError(f"config.data.root={root} holds no usable audio file:\n{reasons}")
+
+
+def _within(part, track, weight=None):
+    """A track of one of several data sets."""
+    return dataclasses.replace(track, key=f"{part}/{track.key}", weight=track.weight if weight is None else weight)
 
 
 def _place(key):

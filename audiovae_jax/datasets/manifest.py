@@ -125,7 +125,7 @@ def _places(base, paths, options) -> dict[str, Place | str]:
         except remote.UnreachableError:
             raise
         except DataError as error:
-            return str(error)
+            return str(error).removeprefix(f"{url}: ")
 
     with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:  # each is a request
         return places | dict(zip(urls, pool.map(look, urls.values()), strict=True))

@@ -1,6 +1,7 @@
 """MUSDB18 as it is shared, a `.stem.mp4` a song, converted once to the layout of MUSDB18-HQ."""
 
 import concurrent.futures
+import glob
 import os
 import re
 import shutil
@@ -104,6 +105,8 @@ def _convert_song(ffmpeg, source, target):
         )
     seconds = _look(ffmpeg, source)
     try:
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with atomic.replacing_folder(target) as temporary:
             temporary.mkdir()
             made = [temporary / f"{part}.wav" for part in PARTS]

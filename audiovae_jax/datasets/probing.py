@@ -5,8 +5,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tqdm
 
@@ -69,10 +70,10 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
     Raises:
       UnreachableError: a server has failed for too long; that says nothing about its files.
     """
-    index = _Index(options.index_folder, root)
 
-    def look(place) -> tuple[bool, list | str]:
+    def look(i) -> tuple[bool, list | str]:
         """Whether it would be the same tomorrow, and what it is: its frames, rate and channels, or a reason."""
+        place = places[i]
         try:
             file = deadline.within(_patience(place, options), audio_file.probe, place)
             return True, [file.frames, file.sample_rate, file.channels]
@@ -85,25 +86,42 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
         except DataError as error:
             return True, str(error)
 
+    subject = root if remote.is_url(root) else os.path.realpath(root)
+    results = remembered(subject, places, look, options, f"looking at files under {root}")
+    return [
+        result if isinstance(result, str) else _checked(AudioFile(place, *result), options)
+        for place, result in zip(places, results, strict=True)
+    ]
+
+
+def remembered(
+    subject: str, places: Sequence[Place], look: Callable[[int], tuple[bool, Any]], options: Options, doing: str
+) -> list[Any]:
+    """What `look` says of each of many places, asked anew only of those that have changed.
+
+    Args:
+      subject: what is asked, of which root: a file in `options.index_folder` for each.
+      places: what is asked about: anything that `identity` knows.
+      look: of a place's number: whether it would be the same tomorrow, and what is found, as JSON has it.
+      options: how files are looked at.
+      doing: for whom it takes long.
+    """
+    index = _Index(options.index_folder, subject)
     with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
         chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
-        marked = [
-            identity for of_chunk in pool.map(lambda chunk: [*map(_identity, chunk)], chunks) for identity in of_chunk
-        ]
-        results: list[list | str | None] = [index.get(key, mark) for key, mark in marked]
+        marked = [mark for of_chunk in pool.map(lambda chunk: [*map(identity, chunk)], chunks) for mark in of_chunk]
+        results = [index.get(key, mark) for key, mark in marked]
         new = [i for i, result in enumerate(results) if result is None]
-        looked = pool.map(look, [places[i] for i in new])
-        for i, (lasting, result) in zip(new, _shown(looked, len(new), f"looking at files under {root}"), strict=True):
+        # The bar is for those who have time to read it.
+        looked = tqdm.tqdm(pool.map(look, new), total=len(new), desc=doing, unit="file", delay=5.0, leave=False)
+        for i, (lasting, result) in zip(new, looked, strict=True):
             results[i] = result
             if not lasting:
                 marked[i] = ("", "")
     for (key, mark), result in zip(marked, results, strict=True):
         index.put(key, mark, result)
     index.save()
-    return [
-        result if isinstance(result, str) else _checked(AudioFile(place, *result), options)
-        for place, result in zip(places, results, strict=True)
-    ]
+    return results
 
 
 def _patience(place, options):
@@ -112,8 +130,15 @@ def _patience(place, options):
     return options.read_timeout and options.read_timeout + (0 if is_local else options.access.retry_seconds)
 
 
-def _identity(place):
-    """`(name, mark)`; the mark changes with the content, and is empty for what cannot be looked at."""
+def identity(place) -> tuple[str, str]:
+    """`(name, mark)`; the mark changes with the content, and is empty for what cannot be looked at.
+
+    Args:
+      place: a file, a member of an archive, or part of one of them: what has its `within` and `part`.
+    """
+    if hasattr(place, "part"):
+        key, mark = identity(place.within)
+        return f"{key} {place.part}", mark
     if isinstance(place, Path):
         try:
             stat = os.stat(place)
@@ -122,7 +147,7 @@ def _identity(place):
         return os.fsencode(place).hex() if _odd(place) else str(place), f"{stat.st_size} {stat.st_mtime_ns}"
     archive = getattr(place, "archive", None)
     if archive is not None:
-        key, mark = _identity(archive)
+        key, mark = identity(archive)
         return f"{key} {place.name}", f"{mark} {place.offset} {place.size}"
     return place.url, f"{place.size} {place.mark}"
 
@@ -143,14 +168,9 @@ def _checked(file, options):
     return file
 
 
-def _shown(results, total, what) -> Iterator:
-    # Only where there is time to read it.
-    return tqdm.tqdm(results, total=total, desc=what, unit="file", delay=5.0, leave=False)
-
-
 class _Index:
-    def __init__(self, folder, root):
-        name = hashlib.sha256(os.fsencode(root if remote.is_url(root) else os.path.realpath(root))).hexdigest()[:24]
+    def __init__(self, folder, subject):
+        name = hashlib.sha256(os.fsencode(subject)).hexdigest()[:24]
         self._path = None if folder is None else Path(folder) / f"{name}.json"
         self._known, self._seen = {}, {}
         if self._path is None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from audiovae_jax.data import remote
+from audiovae_jax.data import audio_file, remote
 from audiovae_jax.datasets import folder, gtzan, manifest, musdb18, probing, shards, webdataset
 from audiovae_jax.datasets.catalog import Catalog
 from audiovae_jax.errors import ConfigError, DataError
@@ -56,5 +56,7 @@ def open_root(root: str, source: str, options: probing.Options, config) -> Catal
     if source == AUTO:
         if not remote.is_url(root) and not Path(remote.local_path(root)).exists() and "{" not in root:
             raise DataError(f"config.data.root={root}: there is no such folder")
+        if not remote.is_url(root) and root.lower().endswith(audio_file.EXTENSIONS):
+            raise DataError(f"config.data.root={root} is a file; give its folder, or a manifest (.jsonl) that lists it")
         source = next(name for name, (knows, _) in _KINDS.items() if knows(root, options))
     return _KINDS[source][1](root, options, config)

@@ -107,7 +107,8 @@ def open_catalog(config, leave_out: Collection[Path] = ()) -> Catalog | None:
     else:
         found = _open(config.root, config.source, options, config)
     if config.full_band_share is not None:
-        train = balanced(found.train, config.full_band_share, config.sample_rate, options)
+        origin = str(config.root if not config.mix else config.mix)
+        train = balanced(found.train, config.full_band_share, config.sample_rate, options, origin)
         found = dataclasses.replace(found, train=train)
     return found
 

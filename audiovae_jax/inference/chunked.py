@@ -10,6 +10,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,11 @@ class ChunkedModel:
         least = 4 * max(sum(context) for context in self._contexts.values())
         largest = max(least, 1 << int(math.log2(max(1, samples / model.hop_length))))
         self._cores = tuple(sorted({max(least, largest // factor) for factor in _SHRINK}))
+
+    @property
+    def windows(self) -> dict[str, Any]:
+        """What rounding depends on: the frames that a window may give, and the windows that a device has at once."""
+        return {"window_frames": list(self._cores), "windows_at_once": self._batch_size // self._devices.size}
 
     def encode(self, blocks: Iterable[np.ndarray], length: int, key: jax.Array | None = None) -> Iterator[Posterior]:
         """The posterior of a signal, in blocks of consecutive frames.

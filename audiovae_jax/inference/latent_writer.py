@@ -23,7 +23,7 @@ import numpy as np
 import tqdm
 
 from audiovae_jax.checks import whole_number
-from audiovae_jax.data import audio_file, remote, stream
+from audiovae_jax.data import audio_file, deadline, remote, stream
 from audiovae_jax.data.audio_file import AudioFile
 from audiovae_jax.data.files import printable
 from audiovae_jax.data.stream import AudioStream
@@ -85,6 +85,7 @@ def write(
     host_index: int = 0,
     host_count: int = 1,
     num_threads: int = 2,
+    read_timeout: float = 0.0,
     say: Callable[[str], None] = print,
 ) -> bool:
     """Encode a data set into shards of latents in `folder`.
@@ -99,6 +100,7 @@ def write(
       form: what is kept.
       host_index, host_count: which of how many hosts this one is.
       num_threads: shards made at once: while one's audio is read, another's is computed.
+      read_timeout: seconds after which a file that does not answer is left out; 0 waits for ever.
       say: takes what happens, a line at a time.
 
     Returns:
@@ -111,7 +113,7 @@ def write(
     form = form or LatentFormat()
     whole_number(host_count, "host_count", DataError)
     whole_number(host_index, "host_index", DataError, least=0, most=host_count - 1)
-    plan = _Plan(codec, catalog, folder, form)
+    plan = _Plan(codec, catalog, folder, form, read_timeout)
     sharding.claim(folder, plan.settings)
     waiting = [i for i in range(host_index, len(plan.groups), host_count) if plan.listing(i) is None]
     started, encoded = time.monotonic(), 0.0
@@ -143,8 +145,8 @@ _MOST_IN_MEMORY = 1 << 26  # bytes of a track's records, before they go to a tem
 class _Plan:
     """What a folder is to hold: its settings, and the tracks of each shard."""
 
-    def __init__(self, codec, catalog, folder, form):
-        self.folder, self.form = folder, form
+    def __init__(self, codec, catalog, folder, form, read_timeout):
+        self.folder, self.form, self.read_timeout = folder, form, read_timeout
         self.tracks, self.sides = sharding.by_key(catalog)
         itemsize = latent_records.DTYPES[form.storage_dtype].itemsize * len(latent_records.ARRAYS[form.what])
 
@@ -161,6 +163,8 @@ class _Plan:
             "format": FORMAT,
             "model": codec.fingerprint,
             "model_dtype": np.dtype(codec.model.dtype).name,
+            # Other windows round otherwise.
+            **codec.windows,
             "hop_length": codec.model.hop_length,
             "latent_dim": codec.model.latent_dim,
             "sample_rate": codec.sample_rate,
@@ -310,7 +314,7 @@ def _encode_track(codec, plan, track, file, progress) -> tuple[dict, list[tuple[
     """Write a track's records to a file one after the other: its entry in the listing, and `(size, beginning)`."""
     form = plan.form
     key = track_key(form.seed, track.key) if form.what == "samples" else None
-    latents = codec.stream(_stream(track.audio), key=key, mix=form.mix)
+    latents = codec.stream(_stream(track.audio, plan.read_timeout), key=key, mix=form.mix)
     seconds = codec.model.hop_length / codec.sample_rate
     written, done = [], 0
     for arrays in _cut(_kept(latents.posteriors, form.what, plan.statistics), form.record_frames):
@@ -355,17 +359,25 @@ def _cut(blocks, frames) -> Iterator[dict[str, np.ndarray]]:
         yield {name: np.moveaxis(array, 1, 0) for name, array in held.items()}
 
 
-def _stream(audio: Audio) -> AudioStream:
+def _stream(audio: Audio, read_timeout: float = 0.0) -> AudioStream:
     """A track's audio in blocks; a file is opened once, and read as the codec reads it."""
     start, inner = 0, audio
     while isinstance(inner, Excerpt):
         start, inner = start + inner.start, inner.audio
 
-    def blocks():
+    def read():
         if isinstance(inner, AudioFile):
             yield from audio_file.read_blocks(inner, stream.BLOCK, start, start + audio.frames)
             return
         for first in range(0, audio.frames, stream.BLOCK):
             yield audio.read(first, min(stream.BLOCK, audio.frames - first))
+
+    def blocks():
+        reading = read()
+        try:
+            while (block := deadline.within(read_timeout, next, reading, None)) is not None:
+                yield block
+        except deadline.TimedOutError as error:
+            raise DataError(f"{audio.name}: {error}") from error
 
     return AudioStream(audio.sample_rate, audio.frames, audio.channels, blocks, f"{audio.name}: the audio")

@@ -118,6 +118,20 @@ def test_the_same_crops_as_from_this_machines_disk(proxy, everything, root):
     )
 
 
+def test_what_a_root_is_and_holds_is_one_listing(proxy, monkeypatch):
+    listed = []
+    actual = remote.Access.listing
+
+    def listing(access, url, ask):
+        return actual(access, url, lambda: (listed.append(url), ask())[1])
+
+    monkeypatch.setattr(remote.Access, "listing", listing)
+    for root in ("s3://bucket/music", "s3://bucket/shards", "s3://bucket/tars"):
+        listed.clear()
+        _open(root)
+        assert listed == [root]
+
+
 def test_a_list_on_this_machine_of_files_elsewhere(proxy, everything, tmp_path):
     lines = [json.dumps({"path": f"s3://bucket/long/{name}"}) + "\n" for name in ("a.wav", "b.wav", "gone.wav")]
     (tmp_path / "list.jsonl").write_text("".join(lines))

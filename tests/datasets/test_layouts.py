@@ -7,6 +7,7 @@ import soundfile
 
 from audiovae_jax.datasets import gtzan, musdb18, probing, sources
 from audiovae_jax.errors import DataError
+from audiovae_jax.feeding import pipeline
 from audiovae_jax.feeding.crops import CropFormat, RandomCrops
 
 OPTIONS = probing.Options(channels=2, num_threads=2)
@@ -97,3 +98,10 @@ def test_no_gtzan_says_so(tmp_path):
         _write(tmp_path / genre / "one.wav", 0.1)
     with pytest.raises(DataError, match="needs ten files"):
         gtzan.scan(str(tmp_path), OPTIONS)
+
+
+def test_a_file_as_root_says_what_to_give(tmp_path, micro_config):
+    _write(tmp_path / "a.wav", 0.5)
+    micro_config.data.root = str(tmp_path / "a.wav")
+    with pytest.raises(DataError, match=r"a.wav is a file; give its folder, or a manifest"):
+        pipeline.open_data(micro_config.data, batch_size=2, seed=0)

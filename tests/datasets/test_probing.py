@@ -7,7 +7,7 @@ import soundfile
 
 from audiovae_jax.data import audio_file
 from audiovae_jax.datasets import bandwidth, folder, probing
-from audiovae_jax.datasets.catalog import Track
+from audiovae_jax.datasets.catalog import Excerpt, Track
 
 
 @pytest.fixture
@@ -84,9 +84,30 @@ def test_where_a_spectrum_ends(tmp_path, cutoff):
     assert bandwidth.measure(_noise(tmp_path / "noise.wav", cutoff).audio) == pytest.approx(cutoff, abs=60)
 
 
-def test_full_spectra_are_drawn_by_their_share(tmp_path):
+def test_full_spectra_are_drawn_by_their_share(tmp_path, monkeypatch):
     tracks = [_noise(tmp_path / f"{i}.wav", cutoff) for i, cutoff in enumerate((22050, 22050, 8000, 8000, 8000, 8000))]
-    options = probing.Options(channels=1)
-    weights = [track.weight for track in bandwidth.balanced(tracks, 0.9, 44100, options)]
-    assert sum(weights[:2]) / sum(weights) == pytest.approx(0.9)
-    assert bandwidth.balanced(tracks[:2], 0.9, 44100, options) == tuple(tracks[:2])  # there is nothing to balance
+    tracks.append(Track("part", Excerpt(tracks[0].audio, 1000, 40000)))
+    measured = []
+
+    def measure(audio):
+        measured.append(audio.name)
+        return actual(audio)
+
+    actual = bandwidth.measure
+    monkeypatch.setattr(bandwidth, "measure", measure)
+    options = probing.Options(channels=1, index_folder=tmp_path / "index")
+
+    def weights(tracks):
+        return [track.weight for track in bandwidth.balanced(tracks, 0.9, 44100, options, "noise")]
+
+    first = weights(tracks)
+    share = [weight * track.seconds for weight, track in zip(first, tracks, strict=True)]
+    assert sum((*share[:2], share[6])) / sum(share) == pytest.approx(0.9)
+    assert len(measured) == 7
+    # A second time none is listened to but one that has changed.
+    assert weights(tracks) == first
+    assert len(measured) == 7
+    tracks[1] = _noise(tmp_path / "1.wav", 8100)
+    assert weights(tracks)[1] < first[1]
+    assert measured[7:] == [str(tmp_path / "1.wav")]
+    assert weights(tracks[2:4]) == [1.0, 1.0]  # there is nothing to balance

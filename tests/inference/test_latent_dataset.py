@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3
 import safetensors.numpy
 import soundfile
 from conftest import random_variables
@@ -169,6 +170,37 @@ def test_a_track_that_cannot_be_read_is_left_out_and_said(codec, catalog, encode
     assert "5 tracks, 0.00 hours" in said[-1]
     assert "times real time" in said[-1]
     assert _contents(tmp_path / "again") == _contents(encoded)  # whatever the threads
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes, which hang as a dead mount does")
+def test_a_file_that_hangs_is_left_out(codec, music, tmp_path):
+    for name in ("a.wav", "b.flac"):
+        shutil.copy(music / name, tmp_path / name)
+    catalog = folder.scan(str(tmp_path), probing.Options(channels=2), 0.3)
+    (tmp_path / "a.wav").unlink()
+    os.mkfifo(tmp_path / "a.wav")
+    said = []
+    try:
+        latent_writer.write(codec, catalog, tmp_path / "out", LatentFormat(**SMALL), read_timeout=0.3, say=said.append)
+    finally:  # whoever hangs there goes on
+        os.close(os.open(tmp_path / "a.wav", os.O_RDWR | os.O_NONBLOCK))
+    assert "a.wav: reading did not return within data.read_timeout=0.3 s" in said[0]
+    assert said[-1].startswith("1 tracks")
+
+
+def test_latents_behind_a_url_are_those_of_the_folder(encoded, monkeypatch):
+    s3.require_packages()
+    server = s3.Server()
+    try:
+        server.upload(encoded, "bucket")
+        s3.use(monkeypatch, server.port)
+        here, there = LatentDataset(encoded), LatentDataset("s3://bucket")
+        options = {"num_steps": 3, "seed": 3}
+        np.testing.assert_array_equal(list(there.batches(4, 50, **options)), list(here.batches(4, 50, **options)))
+        for track in here.tracks:
+            np.testing.assert_array_equal(there.read(track.key), here.read(track.key))
+    finally:
+        server.kill()
 
 
 class _KilledError(Exception):
