@@ -206,14 +206,19 @@ def _times(count):
 
 
 def _not_finite(metrics):
-    names = [name for name, value in metrics.items() if not math.isfinite(value)]
-    return f"not finite: {_figures(metrics, names)}" if names else "its audio is not finite"
+    names = sorted((name for name, value in metrics.items() if not math.isfinite(value)), key=_place)
+    return f"not finite: {_few([_figures(metrics, [name]) for name in names])}" if names else "its audio is not finite"
+
+
+def _place(name):
+    """The sums first, then what they are made of."""
+    return (_SHOWN.index(name) if name in _SHOWN else len(_SHOWN), name)
 
 
 def _figures(metrics, names):
     return ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
 
 
-def _few(items, most=4):
+def _few(items, most=5):
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(items[:most]) + more
