@@ -13,7 +13,7 @@ class Patient:
     """Another source's records, each file of which has a time to answer in.
 
     Args:
-      source: its records say `deadline.begin` of each file, and pass over what `health` knows to be bad.
+      source: its records say `deadline.begin` of each file, and pass over what `health` knows to hang.
       seconds: for each file; 0 waits for ever.
       health: told of what did not answer.
     """
@@ -44,7 +44,7 @@ class Patient:
             except deadline.TimedOutError as error:
                 if error.what is None:  # no file's fault
                     raise
-                self._health.replaced(error.what, f"{error.what}: {error}")
+                self._health.replaced(error.what, f"{error.what}: {error}", is_hanging=True)
 
 
 def stacked(source, indices: Sequence[int]) -> np.ndarray:
