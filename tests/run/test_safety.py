@@ -128,6 +128,7 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
         _assert_same_state(train.train(config, tmp_path / str(stop_at)), whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_go_on_ends_with_a_report(micro_config, tmp_path, monkeypatch, capsys):
     def overflowing(*, prediction, target):
         import jax.numpy as jnp

@@ -91,6 +91,7 @@ def test_the_figures_are_those_of_their_definitions():
     assert figures.feature_matching_share == pytest.approx(float(expected), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_silent_feature_matching_and_an_idle_decoder_are_zeros():
     def deaf(state):
         first = state.params["decoder"]["input_conv"]

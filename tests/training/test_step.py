@@ -328,6 +328,7 @@ class _ForgivingDiscriminator(SmallDiscriminator):
         return super().__call__(jnp.nan_to_num(audio, posinf=1.0))
 
 
+@pytest.mark.slow
 def test_a_discriminator_does_not_learn_from_audio_that_is_not_finite():
     audio = batch()
     audio[0, 0, 0] = np.nan
@@ -338,6 +339,7 @@ def test_a_discriminator_does_not_learn_from_audio_that_is_not_finite():
     assert_trees_equal(after.replace(step=before.step), before)
 
 
+@pytest.mark.slow
 def test_an_update_that_is_not_due_is_not_skipped():
     audio = batch()
     audio[0, 0, 0] = np.nan
