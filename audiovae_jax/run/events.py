@@ -39,6 +39,10 @@ class Events:
         self._writer: EventsWriter | None = None
         self._files, self._failed_at, self._not_there = 0, None, False
         self._open()
+        self.restart(first_step)
+
+    def restart(self, first_step: int):
+        """Hide the events from `first_step` on that were recorded before."""
         self._write(
             event_pb2.Event(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
         )
@@ -46,6 +50,10 @@ class Events:
     def scalar(self, name: str, value: float, step: int):
         """Record a number."""
         self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+
+    def text(self, name: str, text: str, step: int):
+        """Record a line of text."""
+        self._write(event_pb2.Event(step=step, summary=summary.text(name, text)))
 
     def audio(self, name: str, audio: np.ndarray, step: int, sample_rate: int):
         """Record `[T, C]` audio in -1..1."""

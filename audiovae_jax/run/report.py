@@ -89,6 +89,12 @@ class Reporter:
         if step == 1 or step % _SCALARS_EVERY == 0:
             self.scalars(step, metrics)
 
+    def rewind(self, step: int):
+        """Go on from an earlier step; what was recorded of the steps after it is hidden."""
+        if self._enabled:
+            self._events.restart(step + 1)
+            self._bar.n = step
+
     def scalars(self, step: int, metrics: dict[str, float]):
         """Record metrics as TensorBoard scalars."""
         if self._enabled:
@@ -97,6 +103,11 @@ class Reporter:
             if time.monotonic() - self._flushed > _FLUSH_EVERY:
                 self.flush()
             self._show(metrics)
+
+    def text(self, step: int, name: str, text: str):
+        """Record a line of text."""
+        if self._enabled:
+            self._events.text(name, text, step)
 
     def flush(self):
         """Write the events out."""
