@@ -12,6 +12,7 @@ from audiovae_jax.commands.command import Command
 from audiovae_jax.data.files import printable
 from audiovae_jax.errors import ConfigError, PlanError
 from audiovae_jax.planning import compiling, doctor, plan, table, targets
+from audiovae_jax.run import bucket_lock
 from audiovae_jax.storage import atomic
 
 
@@ -87,7 +88,7 @@ def _doctor():
 def _look():
     """Whether something would fail."""
     values = flags.FLAGS
-    workdir = Path(values.workdir or Path("runs") / cli.config_name())
+    workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / cli.config_name())
     config = cli.read_config(workdir)
     first = jax.process_index() == 0
     checks = doctor.examine(

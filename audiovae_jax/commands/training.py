@@ -7,7 +7,7 @@ from absl import flags
 from audiovae_jax.commands import cli
 from audiovae_jax.commands.command import Command
 from audiovae_jax.distributed import launch, stopping
-from audiovae_jax.run import huge_pages, train
+from audiovae_jax.run import bucket_lock, huge_pages, train
 
 
 def define_process_flags():
@@ -30,7 +30,7 @@ def joined():
 
 def _flags():
     cli.define_config_flag()
-    flags.DEFINE_string("workdir", None, "where the run lives; default runs/<config name>")
+    flags.DEFINE_string("workdir", None, "where the run lives, a folder or s3:// or gs://; default runs/<config name>")
     flags.DEFINE_string("stop_after", None, "save and end after this time, for a queue's limit: 11h50m, 90s, 1d")
     define_process_flags()
 
@@ -38,7 +38,7 @@ def _flags():
 def _train():
     huge_pages.restart()
     given = flags.FLAGS
-    workdir = Path(given.workdir or Path("runs") / cli.config_name())
+    workdir = bucket_lock.as_workdir(given.workdir or Path("runs") / cli.config_name())
     stop_after = None if given.stop_after is None else stopping.seconds(given.stop_after)
     with joined():
         train.train(cli.read_config(workdir), workdir, stop_after=stop_after, heartbeat_timeout=given.heartbeat_timeout)

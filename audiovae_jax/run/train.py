@@ -21,7 +21,9 @@ from audiovae_jax.feeding.wait import Waiting
 from audiovae_jax.persistence import checkpoint
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
-from audiovae_jax.run.workdir_lock import WorkdirLock
+from audiovae_jax.run.bucket_lock import as_workdir, lock_of
+from audiovae_jax.run.saving import Saving
+from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training import mesh, program, step
 from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
 
@@ -31,7 +33,7 @@ _MOST_SKIPPED_SHOWN = 20
 
 def train(
     config: ml_collections.ConfigDict,
-    workdir: Path,
+    workdir: Path | BucketPath | str,
     *,
     stop_after: float | None = None,
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
@@ -43,7 +45,7 @@ def train(
 
     Args:
       config: finalized (see `configuration.finalize`).
-      workdir: gets `config.json`, `checkpoints/`, TensorBoard events and `samples/`.
+      workdir: gets `config.json`, `checkpoints/`, TensorBoard events and `samples/`; a folder, or `s3://` or `gs://`.
       stop_after: seconds from now; None for no limit.
       heartbeat_timeout: seconds of silence after which another process of the run counts as dead.
 
@@ -53,7 +55,8 @@ def train(
     Raises:
       ConfigError: values that cannot work, or a workdir of another config, in use, or not to be written to.
       DataError: no usable audio.
-      CheckpointError: nothing to go on from where there should be, or a checkpoint could not be written.
+      CheckpointError: nothing to go on from where there should be, or `max_failed_saves` checkpoints in a row
+        could not be written.
       TrainingError: the loss became NaN or infinite, the workdir was deleted meanwhile, or another process died.
     """
     is_first = jax.process_index() == 0
@@ -62,7 +65,8 @@ def train(
     with Group(heartbeat_timeout) as group, contextlib.ExitStack() as ending, group.together():
         configuration.check(config, jax.device_count())
         group.meet("config", same=_what_all_share(config))
-        lock = WorkdirLock(workdir, enabled=is_first)
+        workdir = as_workdir(workdir)
+        lock = lock_of(workdir, enabled=is_first)
         taken_from = lock.acquire()
         ending.callback(lock.release)
         group.before_exit(lock.release)
@@ -76,7 +80,7 @@ def train(
         data = pipeline.open_data(
             config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
         )
-        checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held)
+        checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
         ending.callback(checkpoints.close)
         claim_workdir(config, workdir, checkpoints, write=is_first)
         if data.health is not None:
@@ -95,9 +99,11 @@ def train(
             enabled=is_first,
         )
         ending.callback(reporter.close)
-        run = _Run(config, recipe, data, devices, checkpoints, reporter, lock, group)
+        saving = Saving(checkpoints, config.max_failed_saves, reporter.say)
+        run = _Run(config, recipe, data, devices, checkpoints, saving, reporter, lock, group)
         state, metrics, stopped = run.go(state, start_step, metrics)
-        checkpoints.wait()
+        # Who asks for the end may not wait for another attempt.
+        saving.finish(again=stopped is None)
         lock.require_held()
         if stopped is None and config.num_steps not in checkpoints.steps():
             raise TrainingError(f"the last checkpoint is not in {workdir}: something else deleted or moved it")
@@ -119,7 +125,7 @@ def _what_all_share(config):
     return shared | {"version of jax": jax.__version__, "devices of a process": jax.local_device_count()}
 
 
-def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints: Checkpoints, write: bool):
+def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath, checkpoints: Checkpoints, write: bool):
     """Write `config.json`; where there are checkpoints, compare with the config that they are of first.
 
     Raises:
@@ -187,9 +193,10 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
 class _Run:
     """The moving parts of one session of training."""
 
-    def __init__(self, config, recipe, data, devices, checkpoints, reporter, lock, group):
+    def __init__(self, config, recipe, data, devices, checkpoints, saving, reporter, lock, group):
         self._config, self._recipe, self._data = config, recipe, data
-        self._mesh, self._checkpoints, self._reporter, self._lock = devices, checkpoints, reporter, lock
+        self._mesh, self._checkpoints, self._saving = devices, checkpoints, saving
+        self._reporter, self._lock = reporter, lock
         self._group, self._saved_at = group, None
         self._config_dict = json.loads(configuration.to_json(config))
         self._compiled = {}
@@ -225,7 +232,7 @@ class _Run:
         pending = None
         for current in range(start_step, config.num_steps):
             self._lock.check()
-            self._checkpoints.check()
+            self._saving.check()
             reason = self._group.stop_reason(current)
             if reason is not None:
                 self._show(pending)
@@ -239,7 +246,7 @@ class _Run:
             pending = (current + 1, new)
             done = current + 1
             last = done == config.num_steps
-            checkpoint_due = last or done % config.checkpoint_every == 0
+            checkpoint_due = last or done % config.checkpoint_every == 0 or self._saving.is_due_again()
             if checkpoint_due or done % config.validate_every == 0:
                 self._show(pending)
                 pending = None
@@ -275,7 +282,7 @@ class _Run:
             self._reporter.scalars(done, {"val/best_total_loss": self._best})
         self._reporter.flush()  # or a kill after the checkpoint loses what came before it
         position = {"step": done, "fingerprint": self._data.fingerprint}
-        self._checkpoints.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
+        self._saving.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
     def _train_step(self, current, state, batch):
         adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)

@@ -24,6 +24,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def replicate(tree, sharding: NamedSharding):
+    """What this process holds on one device, on all devices of `sharding`; every process has to hold the same."""
+
+    def put(array):
+        copies = [jax.device_put(array, device) for device in sharding.addressable_devices]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, copies)
+
+    return jax.tree.map(put, tree)
+
+
 def place_batch(mesh: Mesh, local_batch) -> jax.Array:
     """This process's rows `[b, T, C]` of a global batch, as one array over the mesh."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXIS)), local_batch)
