@@ -98,7 +98,11 @@ class BadBatches:
             (target / f"{row}.wav").write_bytes(_wav(crop, self._sample_rate))
 
     def _steps(self, suffix):
-        return [child for child in self.folder.iterdir() if child.name.startswith("step_") and child.suffix == suffix]
+        try:
+            children = list(self.folder.iterdir())
+        except FileNotFoundError:  # a bucket has no empty folder
+            return []
+        return [child for child in children if child.name.startswith("step_") and child.suffix == suffix]
 
 
 def _wav(audio, sample_rate) -> bytes:
