@@ -29,8 +29,10 @@ LEVELS = [
     "persistence",
     "inference",
     "evaluation",
+    "distributed",
     "run",
     "benchmark",
+    "planning",
     "commands",
     "__main__",
 ]

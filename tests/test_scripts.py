@@ -67,9 +67,11 @@ def test_files_through_a_model_by_every_command(tmp_path):
 
 
 FLAGS = {
-    "train": "--config --workdir",
+    "train": "--config --coordinator_address --heartbeat_timeout --initialization_timeout --num_processes --process_id "
+    "--stop_after --workdir",
     "reconstruct": "--batch_size --chunk_length --dtype --format --mix --model --overwrite --sample_rate --step",
-    "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --step",
+    "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --seed --step "
+    "--storage_dtype",
     "decode": "--allow_other_model --batch_size --chunk_length --dtype --format --model --overwrite --sample_rate "
     "--step",
     "encode_dataset": "--batch_size --chunk_length --dtype --host_count --host_index --mix --num_threads "
@@ -87,6 +89,9 @@ FLAGS = {
     "convert_musdb18": "--num_workers",
     "evaluate": "--baselines --batch_size --chunk_length --dtype --embedding --limit --measure_at --mix --out --preset "
     "--sample_rate --side --source --step --validation_fraction --visqol",
+    "doctor": "--compile --config --coordinator_address --heartbeat_timeout --initialization_timeout --num_processes "
+    "--process_id --workdir",
+    "plan": "--compiles --config --host_memory --json --minutes --target",
 }
 
 

@@ -26,10 +26,13 @@ LEGACY_KEYS = {
 }
 # Keys that may differ when a run is continued: they change what is seen of it, not what it computes.
 OPERATIONAL_KEYS = (
-    "checkpoint_every", "sample_every", "validate_every", "model.remat", "data.num_threads", "data.prefetch_batches",
-    "data.source", "data.max_bad_share", "data.read_timeout", "data.retry_seconds", "data.cache",
-    "data.cache_gigabytes", "data.index",
+    "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "diagnose_every",
+    "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches", "model.remat", "data.num_threads",
+    "data.prefetch_batches", "data.source", "data.max_bad_share", "data.read_timeout", "data.retry_seconds",
+    "data.cache", "data.cache_gigabytes", "data.index",
 )  # fmt: skip
+# Those of them that may differ between the hosts of a run: none of them says what is computed, or when.
+HOST_KEYS = tuple(key for key in OPERATIONAL_KEYS if key.startswith("data."))
 # Keys that configs of before do not have, and what was done then.
 _LATER_KEYS = {
     "data.mix": (), "data.padding": "zero", "data.mixture_share": 0.25, "data.full_band_share": None,
@@ -69,7 +72,8 @@ def warn_legacy_key(old: str, new: str):
 
 def check(config: ml_collections.ConfigDict, device_count: int):
     """Raise ConfigError, with the remedy, for values that cannot work together."""
-    for key in ("num_steps", "batch_size", "validate_every", "checkpoint_every", "sample_every"):
+    counts = ("num_steps", "batch_size", "validate_every", "checkpoint_every", "sample_every")
+    for key in (*counts, "checkpoints_kept", "max_failed_saves"):
         _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")
     for key in ("generator_update_every", "discriminator_update_every"):
         _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")
@@ -78,6 +82,9 @@ def check(config: ml_collections.ConfigDict, device_count: int):
         f"config.batch_size={config.batch_size} cannot be split over {device_count} devices; "
         f"use {_nearest_multiples(config.batch_size, device_count)}",
     )
+    for key, least in (("max_skipped", 1), ("max_rollbacks", 0), ("kept_batches", 0)):
+        _require(config.safety[key] >= least, f"config.safety.{key}={config.safety[key]} must be at least {least}")
+    _require(config.diagnose_every >= 0, f"config.diagnose_every={config.diagnose_every} must be at least 0")
     strides = config.model.strides
     _require(
         len(strides) > 0 and all(stride >= 1 for stride in strides),

@@ -22,6 +22,7 @@ from audiovae_jax.feeding.augment import Augment
 from audiovae_jax.feeding.crops import CropFormat
 from audiovae_jax.feeding.health import Health
 from audiovae_jax.feeding.patience import Patient, stacked
+from audiovae_jax.storage.bucket_path import BucketPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Data:
     health: Health | None
 
 
-def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path] = ()) -> Data:
+def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path | BucketPath] = ()) -> Data:
     """The training and validation records of `config.data`.
 
     Args:
@@ -66,9 +67,9 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path]
         validation, health = crops.SyntheticCrops(crop, seed, validation=True), None
     else:
         names = {track.audio.name for track in (*found.train, *found.validation)} | {name for name, _ in found.skipped}
-        health = Health(len(names), found.skipped, config.max_bad_share)
+        health = Health(len(names), found.skipped, config.max_bad_share, names)
         train = crops.RandomCrops(found.train, crop, seed, health)
-        validation = crops.FixedCrops(found.validation, crop, health)
+        validation = crops.FixedCrops(found.validation, crop, config.validation_crops, health)
     if augment != Augment():
         train = crops.Augmented(train, augment, seed)
     if config.fixed_batch:
@@ -79,7 +80,7 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path]
     return Data(train, validation, found, found.fingerprint if found else "built-in", health)
 
 
-def open_catalog(config, leave_out: Collection[Path] = ()) -> Catalog | None:
+def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catalog | None:
     """What there is to draw from under `config.data`'s root or mix; None for the built-in generator alone.
 
     Raises:
@@ -101,14 +102,16 @@ def open_catalog(config, leave_out: Collection[Path] = ()) -> Catalog | None:
         leave_out=tuple(leave_out),
     )
     if config.mix:
-        found = catalog.mixed(
-            [(_open(root, config.source, options, config), float(weight)) for root, weight in config.mix]
-        )
+        parts = [(_open(root, config.source, options, config), float(weight)) for root, weight in config.mix]
+        found = catalog.mixed(parts, config.crop_length / config.sample_rate)
     else:
         found = _open(config.root, config.source, options, config)
     if config.full_band_share is not None:
         origin = str(config.root if not config.mix else config.mix)
-        train = balanced(found.train, config.full_band_share, config.sample_rate, options, origin)
+        train = balanced(
+            found.train, config.full_band_share, config.sample_rate, options, origin,
+            config.crop_length / config.sample_rate,
+        )  # fmt: skip
         found = dataclasses.replace(found, train=train)
     return found
 

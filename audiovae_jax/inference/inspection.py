@@ -1,13 +1,13 @@
 """What a stranger asks of a model file, in lines."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 
+from audiovae_jax.errors import ConfigError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.models.receptive_field import decoder_context, encoder_context
 from audiovae_jax.persistence import saved_model, training_state
+from audiovae_jax.storage.bucket_path import BucketPath, as_path
 from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS
 from audiovae_jax.training.state import count_parameters
 
@@ -19,7 +19,12 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
       CheckpointError: there is no model there, or it is damaged.
     """
     loaded = saved_model.open_model(path, step=step)
-    state = training_state.training_state_of(loaded, path)
+    try:
+        state = training_state.training_state_of(loaded, path)
+        discriminator = _discriminator(state)
+    except ConfigError as error:  # of the user's own, which is not on this machine
+        state = {"epoch": loaded.epoch, "global_step": loaded.global_step}
+        discriminator = f"not known here ({error})"
     model, variables = loaded.model, loaded.variables
     rate = loaded.sample_rate
     statistics = {name: np.asarray(value) for name, value in variables["latent_statistics"].items()}
@@ -31,7 +36,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
     return {
         "path": str(path),
         "kind": loaded.kind,
-        "bytes": _size(Path(path)),
+        "bytes": _size(as_path(path)),
         "fingerprint": Codec.fingerprint_of(model, variables),
         "config": {key: getattr(model, key) for key in CONFIG_KEYS},
         "computes in": str(np.dtype(model.dtype)),
@@ -52,7 +57,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
         "step": state["global_step"],
         "metadata": loaded.metadata,
         "notes": loaded.notes,
-        "discriminator": _discriminator(state),
+        "discriminator": discriminator,
     }
 
 
@@ -84,5 +89,7 @@ def _discriminator(state):
 
 
 def _size(path):
+    if isinstance(path, BucketPath):
+        return path.size()
     files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import tqdm
 
 from audiovae_jax.ops import signal
 from audiovae_jax.run.events import Events
+from audiovae_jax.storage.bucket_path import BucketPath
 
 # Training scalars go to TensorBoard at these steps: every step of a long run would fill a disk.
 _SCALARS_EVERY = 10
@@ -30,7 +32,7 @@ class Reporter:
     """Shows and records a run; does nothing on other hosts than the first.
 
     Args:
-      workdir: where events and samples go.
+      workdir: where events and samples go; a folder, or a path in a bucket.
       start_step, num_steps: of this session.
       first_step: of which this session writes events; what a killed one wrote from there on is hidden.
       sample_rate: of the samples, in Hz.
@@ -39,7 +41,7 @@ class Reporter:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: Path | BucketPath,
         *,
         start_step: int,
         first_step: int,
@@ -87,6 +89,12 @@ class Reporter:
         if step == 1 or step % _SCALARS_EVERY == 0:
             self.scalars(step, metrics)
 
+    def rewind(self, step: int):
+        """Go on from an earlier step; what was recorded of the steps after it is hidden."""
+        if self._enabled:
+            self._events.restart(step + 1)
+            self._bar.n = step
+
     def scalars(self, step: int, metrics: dict[str, float]):
         """Record metrics as TensorBoard scalars."""
         if self._enabled:
@@ -95,6 +103,11 @@ class Reporter:
             if time.monotonic() - self._flushed > _FLUSH_EVERY:
                 self.flush()
             self._show(metrics)
+
+    def text(self, step: int, name: str, text: str):
+        """Record a line of text."""
+        if self._enabled:
+            self._events.text(name, text, step)
 
     def flush(self):
         """Write the events out."""
@@ -112,8 +125,16 @@ class Reporter:
             self.say(f"warning: the samples of step {step} were not written: {error or 'the disk is full'}")
 
     def _write_samples(self, step, originals, reconstructions):
-        folder = self._workdir / "samples" / f"step_{step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        place = self._workdir / "samples" / f"step_{step:08d}"
+        if not isinstance(place, BucketPath):
+            place.mkdir(parents=True, exist_ok=True)
+            self._write_samples_to(place, step, originals, reconstructions)
+            return
+        with tempfile.TemporaryDirectory(prefix="audiovae_jax_samples_") as folder:
+            self._write_samples_to(Path(folder), step, originals, reconstructions)
+            place.upload(Path(folder))
+
+    def _write_samples_to(self, folder, step, originals, reconstructions):
         for i, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
             for name, audio in (("original", original), ("reconstruction", reconstruction)):
                 audio = np.clip(audio, -1, 1)
