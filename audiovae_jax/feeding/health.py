@@ -63,6 +63,10 @@ class Health:
         """How many crops were drawn anew since theirs could not be read."""
         return self._replaced
 
+    def is_bad(self, name: str) -> bool:
+        """Whether a file is known not to be usable."""
+        return name in self._bad
+
     def is_hanging(self, name: str) -> bool:
         """Whether a file is known not to answer."""
         return name in self._hanging
