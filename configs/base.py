@@ -52,6 +52,12 @@ def _base():
     # torch, Lightning or safetensors file, whose settings then replace those here.
     config.init_from = config_dict.placeholder(str)
 
+    # Where a run is recorded, besides metrics.jsonl in the workdir (audiovae_jax/tracking/README.md).
+    config.logging = ml_collections.ConfigDict()
+    config.logging.writers = ("tensorboard",)  # and "mlflow", which the extra mlflow installs
+    config.logging.mlflow_uri = config_dict.placeholder(str)  # server or store; unset: MLFLOW_TRACKING_URI
+    config.logging.mlflow_experiment = "audiovae_jax"
+
     # The arguments of audiovae_jax.AudioVAE.
     config.model = ml_collections.ConfigDict()
     config.model.in_channels = channels

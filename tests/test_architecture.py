@@ -26,6 +26,7 @@ LEVELS = [
     "torch_files",
     "torch_io",
     "config",
+    "migration",
     "persistence",
     "inference",
     "run",

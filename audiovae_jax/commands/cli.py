@@ -30,6 +30,7 @@ _MODULES = {
     "export_stablehlo": "models",
     "import_torch": "conversion",
     "export_torch": "conversion",
+    "migrate_config": "conversion",
     "make_shards": "data",
     "benchmark": "benchmark",
     "check_data": "survey",

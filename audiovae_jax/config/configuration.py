@@ -28,7 +28,7 @@ LEGACY_KEYS = {
 OPERATIONAL_KEYS = (
     "checkpoint_every", "sample_every", "validate_every", "model.remat", "data.num_threads", "data.prefetch_batches",
     "data.source", "data.max_bad_share", "data.read_timeout", "data.retry_seconds", "data.cache",
-    "data.cache_gigabytes", "data.index",
+    "data.cache_gigabytes", "data.index", "logging.writers", "logging.mlflow_uri", "logging.mlflow_experiment",
 )  # fmt: skip
 # Keys that configs of before do not have, and what was done then.
 _LATER_KEYS = {
