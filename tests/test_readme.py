@@ -94,7 +94,7 @@ def test_the_losses_alone(namespace):
 
 def test_links_lead_somewhere():
     pages = [README, *PACKAGE.glob("*/README.md")]
-    assert len(pages) == 8
+    assert len(pages) == 9
     for page in pages:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"

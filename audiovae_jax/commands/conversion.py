@@ -38,7 +38,7 @@ def _migrate(*given):
     if output is not None and Path(output).exists() and not flags.FLAGS.overwrite:
         raise ConfigError(f"{printable(output)} is there already; --overwrite replaces it")
     files = [Path(name) for name in given if "=" not in name or Path(name).is_file()]
-    if not files or "=" in given[0] and not Path(given[0]).is_file():
+    if not files or ("=" in given[0] and not Path(given[0]).is_file()):
         raise ConfigError("give the old config first, for instance configs/train.yaml, then KEY=VALUE")
     overrides = [name for name in given if Path(name) not in files]
     reference = bundled_configs.reference()

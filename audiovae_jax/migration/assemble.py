@@ -89,7 +89,9 @@ def _counts(found, setting):
         if epoch is None:
             found.dropped.append((*fact, f"how long an epoch is, is not said (train_samples); set config.{new}"))
             continue
-        found.changed.append((fact[0], f"{fact[1]:g} epochs of {epoch} batches are config.{new}={int(fact[1] * epoch)}"))
+        found.changed.append(
+            (fact[0], f"{fact[1]:g} epochs of {epoch} batches are config.{new}={int(fact[1] * epoch)}")
+        )
         if new == "num_steps":
             lengths.append(int(fact[1] * epoch))
         else:
@@ -119,7 +121,9 @@ def _precision(found):
         if precision in _HALF:
             found.changed.append((key, "bfloat16 in place of float16: convolutions compute in it, the rest in float32"))
     elif not precision.startswith("32"):
-        found.dropped.append((key, precision, "parameters, losses and STFTs are float32, convolutions that or bfloat16"))
+        found.dropped.append(
+            (key, precision, "parameters, losses and STFTs are float32, convolutions that or bfloat16")
+        )
 
 
 def _crop(found, setting):
@@ -200,6 +204,8 @@ def _section(values: dict[str, Any]) -> str:
 
 def _python(value):
     """A value as this project's code writes it."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_python, value))}{',' * (len(value) == 1)})"
     text = repr(value)
     return f'"{text[1:-1]}"' if text.startswith("'") and '"' not in text else text
 

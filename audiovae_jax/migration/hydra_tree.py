@@ -64,7 +64,7 @@ def compose(files: list[Path], overrides: list[str]) -> Tree:
     for override in overrides:
         _sort_override(override, root, choices, assignments)
     for _ in range(_MOST_ROUNDS):
-        composer = _Composer(root, choices)
+        composer = _Composer(root, choices, {"/".join(path): value for path, value in assignments})
         values: dict[str, Any] = {}
         for file in primaries:
             _merge(values, composer.config(file, group="", package=""))
@@ -76,16 +76,21 @@ def compose(files: list[Path], overrides: list[str]) -> Tree:
     else:
         raise ConfigError(f"{files[0]}: the defaults lists override one another without end")
     for path, value in assignments:
-        _assign(values, path, value)
+        if "/".join(path) not in composer.chosen:
+            _assign(values, path, value)
     return Tree(values, composer.files, composer.missing)
 
 
 class _Composer:
-    """One pass over the defaults lists."""
+    """One pass over the defaults lists.
 
-    def __init__(self, root, choices):
-        self._root, self._given = root, choices
-        self.choices = dict(choices)
+    `given` are choices by group; of `assigned`, those to a group that a defaults list has are choices too, as the
+    PyTorch system's own document writes them (`model.discriminator=discriminator/lightweight`).
+    """
+
+    def __init__(self, root, given, assigned):
+        self._root, self._given, self._assigned = root, given, assigned
+        self.choices = dict(given)
         self.chosen: dict[str, tuple[str, ...]] = {}
         self.files: list[Path] = []
         self.missing: list[str] = []
@@ -127,7 +132,10 @@ class _Composer:
 
     def choice(self, group, entry, package, file):
         """The values of what is chosen of a group."""
-        options = self.chosen[group] = self._given.get(group, entry.options)
+        options = self._given.get(group, entry.options)
+        if isinstance(self._assigned.get(group), str):
+            options = (self._assigned[group],)
+        self.chosen[group] = options
         own = (entry.group or group).lstrip("/").replace("/", ".")
         made: dict[str, Any] = {}
         for option in options:

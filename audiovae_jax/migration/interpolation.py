@@ -107,4 +107,3 @@ class _Resolver:
             return self.section(value, keys)
         finally:
             self._within.pop()
-

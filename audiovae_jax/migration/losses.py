@@ -50,8 +50,7 @@ def take_losses(section: Section, found: Findings):
     for flag, (name, cls) in _FLAGS.items():
         configured = section.whatever(name)
         if section.flag(flag, False):
-            given[name] = configured or {"_target_": cls, "fft_sizes": list(_STEREO_FFTS), "hop_sizes": None,
-                                         "win_lengths": None}  # fmt: skip
+            given[name] = configured or {"_target_": cls, "fft_sizes": list(_STEREO_FFTS)}
     given |= dict(section.sections())
     given |= given.pop("additional_losses", {})
     for name, value in given.items():
@@ -105,13 +104,13 @@ def _take_loss(name, values, path, weight, found):
 
 
 def _simplify(made):
-    """Hops of a quarter and windows of a whole FFT are what is meant where none are given."""
+    """Hops of a quarter and windows of a whole FFT are what is meant where none are given, or not one for each."""
     if "win_lengths" not in made:
         return
     sizes = made["fft_sizes"]
-    if made["hop_sizes"] == tuple(size // 4 for size in sizes):
+    if made["hop_sizes"] == tuple(size // 4 for size in sizes) or len(made["hop_sizes"] or sizes) != len(sizes):
         made["hop_sizes"] = None
-    if made["win_lengths"] == sizes:
+    if made["win_lengths"] == sizes or len(made["win_lengths"] or sizes) != len(sizes):
         made["win_lengths"] = None
 
 

@@ -10,6 +10,7 @@ from audiovae_jax.migration.findings import UNKNOWN, Findings, Section
 _STEPS = "the learning rate follows a cosine over config.num_steps, a step at a time"
 _PRINTED = "it is printed, and written to config.json in the workdir, at every start"
 _SAME = "a run is the same again for the same seed, always"
+_SHARED = ("in_channels", "sample_rate")  # with the data: arguments of which there is one setting here
 # Keys that nothing here is like, wherever they stand.
 _REASONS = {
     "experiment_name": "a run is its workdir: --workdir=runs/NAME",
@@ -152,9 +153,8 @@ def _discriminator(section: Section, found: Findings):
             found.sample_rates[section.key(key)] = value
         elif value is not None:
             taken[key] = _tuples(value)
-        elif key not in ("in_channels",) and not key.endswith("sample_rate"):
-            if parameter.default is not parameter.empty and section.target:
-                taken[key] = parameter.default
+        elif section.target and parameter.default is not parameter.empty and not key.endswith(_SHARED):
+            taken[key] = parameter.default
     if section.flag("use_log", True) is not True:
         found.dropped.append((section.key("use_log"), False, "mel spectrograms are always taken as logarithms"))
     if name == "EnCodecDiscriminator":

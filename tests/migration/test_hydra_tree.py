@@ -40,7 +40,7 @@ def test_groups_nest_and_packages_place(tmp_path):
 
 def test_choices_are_changed_by_experiments_files_and_the_command_line(tmp_path):
     files = {
-        "m.yaml": "defaults: [db: a, optional exp: none]\nn: 1",
+        "m.yaml": "defaults: [_self_, db: a, optional exp: none]\nn: 1",
         "db/a.yaml": "x: a",
         "db/b.yaml": "x: b",
         "db/c.yaml": "x: ${n}",
@@ -60,7 +60,7 @@ def test_choices_are_changed_by_experiments_files_and_the_command_line(tmp_path)
     ("files", "overrides", "says"),
     [
         ({"m.yaml": "defaults: [db: mysq]", "db/mysql.yaml": ""}, (), "did you mean 'mysql'?; there are mysql"),
-        ({"m.yaml": "defaults: [db: ???]"}, (), "db is left open"),
+        ({"m.yaml": "defaults:\n  - db: ???"}, (), "db is left open"),
         ({"m.yaml": "defaults: [a]", "a.yaml": "defaults: [m]"}, (), "circle: m.yaml -> a.yaml -> m.yaml"),
         ({"m.yaml": "defaults: {a: b}"}, (), "defaults must be a list"),
         ({"m.yaml": "defaults: [{a: 1, b: 2}]"}, (), "is neither a config's name"),
