@@ -68,6 +68,7 @@ def test_files_through_a_model_by_every_command(tmp_path):
 
 FLAGS = {
     "train": "--config --workdir",
+    "report": "--out --sample_steps",
     "reconstruct": "--batch_size --chunk_length --dtype --format --mix --model --overwrite --sample_rate --step",
     "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --step",
     "decode": "--allow_other_model --batch_size --chunk_length --dtype --format --model --overwrite --sample_rate "

@@ -21,6 +21,7 @@ from audiovae_jax.run import compilation, warm_start
 # Where each command lives; only the one that is asked for is imported.
 _MODULES = {
     "train": "training",
+    "report": "training",
     "reconstruct": "codec",
     "encode": "codec",
     "decode": "codec",
