@@ -55,7 +55,8 @@ def _base():
     # Where a run is recorded, besides metrics.jsonl in the workdir (audiovae_jax/tracking/README.md).
     config.logging = ml_collections.ConfigDict()
     config.logging.writers = ("tensorboard",)  # and "mlflow", which the extra mlflow installs
-    config.logging.mlflow_uri = config_dict.placeholder(str)  # server or store; unset: MLFLOW_TRACKING_URI
+    # A server or store; unset: MLFLOW_TRACKING_URI or, without that, mlflow.db beside the workdir.
+    config.logging.mlflow_uri = config_dict.placeholder(str)
     config.logging.mlflow_experiment = "audiovae_jax"
 
     # The arguments of audiovae_jax.AudioVAE.

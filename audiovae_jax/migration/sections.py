@@ -264,7 +264,7 @@ def _mlflow(section: Section, found: Findings):
         if (value := section.text(key)) is not None:
             found.settings[f"logging.{new}"] = value
     section.drop({
-        "save_dir": "without a tracking_uri, runs are recorded in mlruns.db in the folder of the command",
+        "save_dir": "without a tracking_uri, runs are recorded in mlflow.db beside their workdirs",
         "artifact_location": "the server's own is used",
         "run_name": "a run has its workdir's name",
         "run_id": "a workdir knows its run, and goes on with it",

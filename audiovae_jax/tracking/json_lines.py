@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from audiovae_jax.tracking.writer import Writer
+
 NAME = "metrics.jsonl"
 _AGAIN_AFTER = 60.0  # seconds until a disk that was full is tried again
 
 
-class JsonLines:
+class JsonLines(Writer):
     """Appends records; each is whole or not there.
 
     Args:
@@ -49,7 +51,7 @@ class JsonLines:
         if self._file is not None:
             self._attempt(lambda: os.fsync(self._file))
 
-    def close(self):
+    def close(self, finished):
         """Let go of the file."""
         if self._file is not None:
             self.flush()

@@ -17,7 +17,7 @@ def _run(workdir, rate=1e-3, steps=40):
     for step in range(1, steps + 1):
         lines.scalars({"train/total_g_loss": 100.0 / step, "val/total_loss": abs(step - 20) + 1.0}, step)
     lines.text("warning", "<b>the discriminator</b> is saturated", 30)
-    lines.close()
+    lines.close(True)
     config = base.get_config().to_dict()
     config["optimizer"]["learning_rate"] = rate
     config["data"]["root"] = "<script>alert(1)</script>"
