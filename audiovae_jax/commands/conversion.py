@@ -37,10 +37,10 @@ def _migrate(*given):
         raise ConfigError(f"--output={output} must end in .py")
     if output is not None and Path(output).exists() and not flags.FLAGS.overwrite:
         raise ConfigError(f"{printable(output)} is there already; --overwrite replaces it")
-    files = [Path(name) for name in given if "=" not in name or Path(name).is_file()]
-    if not files or ("=" in given[0] and not Path(given[0]).is_file()):
+    overrides = [name for name in given if ("=" in name or name.startswith("~")) and not Path(name).is_file()]
+    if given[0] in overrides:
         raise ConfigError("give the old config first, for instance configs/train.yaml, then KEY=VALUE")
-    overrides = [name for name in given if Path(name) not in files]
+    files = [Path(name) for name in given if name not in overrides]
     reference = bundled_configs.reference()
     made = migrate.migrate(files, overrides, reference)
     for title, lines in (

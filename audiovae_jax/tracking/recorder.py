@@ -1,0 +1,54 @@
+"""The writers that a config asks for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+
+from audiovae_jax.config import configuration
+from audiovae_jax.config.resolve import did_you_mean
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.tracking import mlflow_store
+from audiovae_jax.tracking.background import Background
+from audiovae_jax.tracking.events import Events
+from audiovae_jax.tracking.json_lines import JsonLines
+from audiovae_jax.tracking.writer import Writers
+
+NAMES = ("tensorboard", "mlflow")
+
+
+def check(config: ml_collections.ConfigDict):
+    """Raise ConfigError unless all of `config.logging.writers` are there to be used."""
+    for name in config.logging.writers:
+        if name not in NAMES:
+            raise ConfigError(
+                f"config.logging.writers has {name!r}{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}"
+            )
+    if "mlflow" in config.logging.writers:
+        mlflow_store.require_installed()
+
+
+def open_writers(
+    config: ml_collections.ConfigDict, workdir: Path, first_step: int, warn: Callable[[str], None]
+) -> Writers:
+    """What records a run: JSON Lines, and the writers of `config.logging`.
+
+    Args:
+      config: of the run; checked, see `check`.
+      workdir: of the run.
+      first_step: of which this session writes; what a killed one wrote from there on is hidden.
+      warn: is told where something is not recorded.
+    """
+    writers = [JsonLines(workdir, first_step, warn)]
+    if "tensorboard" in config.logging.writers:
+        writers.append(Events(workdir, first_step, warn))
+    if "mlflow" in config.logging.writers:
+        params = configuration.flatten(json.loads(configuration.to_json(config)))
+
+        def connect():
+            section = config.logging
+            return mlflow_store.MlflowStore(workdir, section.mlflow_uri, section.mlflow_experiment, params)
+
+        writers.append(Background("MLflow", connect, warn))
+    return Writers(writers)
