@@ -2,6 +2,7 @@
 
 from audiovae_jax.discriminators import EnCodecDiscriminator as EnCodecDiscriminator
 from audiovae_jax.inference.codec import Codec as Codec
+from audiovae_jax.inference.latents import Latents as Latents
 from audiovae_jax.losses import AdversarialLossCalculator as AdversarialLossCalculator
 from audiovae_jax.models.audio_vae import AudioVAE as AudioVAE
 from audiovae_jax.persistence.saved_model import load_from_lightning_checkpoint as load_from_lightning_checkpoint

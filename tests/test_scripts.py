@@ -70,7 +70,8 @@ FLAGS = {
     "train": "--config --workdir",
     "report": "--out --sample_steps",
     "reconstruct": "--batch_size --chunk_length --dtype --format --mix --model --overwrite --sample_rate --step",
-    "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --step",
+    "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --seed --step "
+    "--storage_dtype",
     "decode": "--allow_other_model --batch_size --chunk_length --dtype --format --model --overwrite --sample_rate "
     "--step",
     "encode_dataset": "--batch_size --chunk_length --dtype --host_count --host_index --mix --num_threads "

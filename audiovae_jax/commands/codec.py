@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
+import jax
 from absl import flags
 
 from audiovae_jax.commands import file_jobs
@@ -9,6 +10,7 @@ from audiovae_jax.commands.command import MODEL, Command
 from audiovae_jax.data import stream
 from audiovae_jax.data.audio_file import EXTENSIONS
 from audiovae_jax.errors import ConfigError
+from audiovae_jax.inference import latent_records
 from audiovae_jax.inference.codec import Codec
 
 
@@ -68,32 +70,33 @@ def _plan_audio(paths: Sequence[str], extensions: Collection[str]) -> list[file_
     return jobs
 
 
+def _encode_flags():
+    _define(mix=True)
+    flags.DEFINE_integer("seed", None, "sample the latents, by this seed; by default they are means", lower_bound=0)
+    flags.DEFINE_enum("storage_dtype", "float32", list(latent_records.DTYPES), "what latents are kept as")
+
+
 def _reconstruct(model, *paths):
-    jobs = _plan_audio(paths, extensions=EXTENSIONS)
-    codec = load(model)
-
-    def process(source, target, progress):
-        codec.reconstruct_file(source, target, mix=flags.FLAGS.mix, progress=progress)
-
-    file_jobs.run(jobs, process, overwrite=flags.FLAGS.overwrite)
+    _run(_plan_audio(paths, extensions=EXTENSIONS), model, Codec.reconstruct_file, mix=flags.FLAGS.mix)
 
 
 def _encode(model, *paths):
     jobs = file_jobs.plan(paths[:-1], paths[-1], extensions=EXTENSIONS, suffix=".safetensors")
-    codec = load(model)
-
-    def process(source, target, progress):
-        codec.encode_file(source, target, progress=progress, mix=flags.FLAGS.mix)
-
-    file_jobs.run(jobs, process, overwrite=flags.FLAGS.overwrite)
+    values = flags.FLAGS
+    key = None if values.seed is None else jax.random.key(values.seed)
+    _run(jobs, model, Codec.encode_file, mix=values.mix, key=key, storage_dtype=values.storage_dtype)
 
 
 def _decode(model, *paths):
     jobs = _plan_audio(paths, extensions=(".safetensors",))
+    _run(jobs, model, Codec.decode_file, allow_other_model=flags.FLAGS.allow_other_model)
+
+
+def _run(jobs, model, method, **options):
     codec = load(model)
 
     def process(source, target, progress):
-        codec.decode_file(source, target, allow_other_model=flags.FLAGS.allow_other_model, progress=progress)
+        method(codec, source, target, progress=progress, **options)
 
     file_jobs.run(jobs, process, overwrite=flags.FLAGS.overwrite)
 
@@ -116,7 +119,7 @@ ENCODE = Command(
     description="Audio files to files of latents." + _WHAT,
     main=_encode,
     positional=_FILES,
-    define_flags=lambda: _define(mix=True),
+    define_flags=_encode_flags,
     old_model_flag=True,
 )
 DECODE = Command(

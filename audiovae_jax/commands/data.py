@@ -8,7 +8,7 @@ from absl import flags
 
 from audiovae_jax.commands import bundled_configs
 from audiovae_jax.commands.command import Command
-from audiovae_jax.datasets import catalog, musdb18_stems, shard_writer
+from audiovae_jax.datasets import catalog, musdb18_stems, shard_writer, sharding
 from audiovae_jax.feeding import pipeline
 
 
@@ -36,6 +36,7 @@ def _make_shards(*paths):
     for root in roots:
         of_root = ml_collections.ConfigDict(data)
         of_root.root = root
+        sharding.require_apart(root, Path(output))
         parts.append(pipeline.open_catalog(of_root))
     found = parts[0] if len(parts) == 1 else catalog.joined(parts)
     seconds = sum(track.seconds for track in {track.key: track for track in (*found.train, *found.validation)}.values())

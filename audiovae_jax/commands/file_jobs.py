@@ -10,6 +10,7 @@ import tqdm
 from audiovae_jax.data import files
 from audiovae_jax.data.files import printable
 from audiovae_jax.errors import DataError, UserError
+from audiovae_jax.storage import atomic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Job:
 
     source: Path
     target: Path
+    refused: str | None = None  # why it cannot be done
 
 
 def plan(
@@ -36,12 +38,12 @@ def plan(
       output: a folder, in which the folders' structure is kept; or, for a single file, a path that
         ends in `suffix` or one of `file_suffixes`, which then is the file to make.
       extensions: lower case, with the dot.
-      suffix: of the files to make, with the dot.
+      suffix: of the files to make, with the dot. It takes the place of a source's, and follows it where two
+        sources would make one file: of `a.wav` and `a.flac`, `a.wav.wav` and `a.flac.wav`.
       file_suffixes: of a single file that can be made, besides `suffix`.
 
     Raises:
-      DataError: an input is missing or empty, two of them would make one file, or the output is none that
-        can be.
+      DataError: an input is missing or empty, or the output is none that can be.
     """
     paths, target = [Path(name) for name in inputs], Path(output)
     if target.suffix.lower() in (suffix, *file_suffixes) and not os.path.isdir(target):
@@ -52,7 +54,7 @@ def plan(
         raise DataError(f"{printable(target)} is one file's name, and there are several to make; give a folder")
     if os.path.exists(target) and not os.path.isdir(target):
         raise DataError(f"{printable(target)} is a file; give a folder to write to")
-    jobs = {}
+    sources: dict[Path, list[tuple[Path, Path]]] = {}  # by the name that they would have first
     for path in paths:
         if not os.path.exists(path):
             raise DataError(f"{printable(path)}: there is no such file or folder")
@@ -68,13 +70,16 @@ def plan(
                 raise DataError(f"{printable(path)} holds no files of the kinds {', '.join(extensions)}")
         for source in found:
             relative = source.relative_to(path) if path.is_dir() else Path(source.name)
-            made = target / relative.with_suffix(suffix)
-            if made in jobs:
-                raise DataError(
-                    f"{printable(jobs[made].source)} and {printable(source)} would both make {printable(made)}; "
-                    "take them apart"
-                )
-            jobs[made] = _safe(Job(source, made))
+            sources.setdefault(relative.with_suffix(suffix), []).append((source, relative))
+    jobs: dict[Path, Job] = {}
+    for made, found in sources.items():
+        for source, relative in found:
+            name = target / (made if len(found) == 1 else relative.with_name(relative.name + suffix))
+            if name in jobs:
+                other = f"{printable(jobs[name].source)} makes {printable(name)} too; take them apart"
+                jobs[name / str(len(jobs))] = Job(source, name, refused=other)
+            else:
+                jobs[name] = _safe(Job(source, name))
     return list(jobs.values())
 
 
@@ -89,7 +94,9 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
     Raises:
       DataError: some failed; their reasons were printed.
     """
-    waiting = [job for job in jobs if overwrite or not job.target.exists()]
+    for folder in {job.target.parent for job in jobs}:
+        atomic.remove_leftovers(folder)
+    waiting = [job for job in jobs if job.refused or overwrite or not job.target.exists()]
     failed = []
     with tqdm.tqdm(total=len(waiting), unit="file", dynamic_ncols=True) as bar:
         for done, job in enumerate(waiting):
@@ -100,6 +107,8 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
                 bar.refresh()
 
             try:
+                if job.refused:
+                    raise DataError(job.refused)
                 process(job.source, job.target, progress)
             except UserError as error:
                 failed.append(job)

@@ -8,7 +8,7 @@ from absl import flags
 from audiovae_jax.commands import bundled_configs, codec
 from audiovae_jax.commands.command import MODEL, Command
 from audiovae_jax.data import remote
-from audiovae_jax.datasets import sources
+from audiovae_jax.datasets import sharding, sources
 from audiovae_jax.errors import ConfigError, DataError
 from audiovae_jax.feeding import pipeline
 from audiovae_jax.inference import latent_records, latent_writer
@@ -38,6 +38,7 @@ def _encode_dataset(model, root, target):
     folder = Path(remote.local_path(target))
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{target} is a file; give a folder to write to")
+    sharding.require_apart(root, folder)
     if (values.host_index is None) != (values.host_count is None):
         raise ConfigError("--host_index and --host_count are given together, or neither")
     index = jax.process_index() if values.host_index is None else values.host_index

@@ -22,6 +22,7 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 _UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
 _PROBE_FRAMES = 2048
 _MOST_OPENINGS = 8
+_RATES = (1000, 10_000_000)  # Hz; what a damaged header says lies outside, more often than not
 # Input frames on both sides of a window that is resampled, so that its edges see their neighbours.
 _RESAMPLE_CONTEXT = 1024
 # ITU-R BS.775: centre and surround at -3 dB, no LFE. WAV order is L R C LFE Ls Rs.
@@ -68,6 +69,9 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
       DataError: the file cannot be used; the message is the reason, without the path.
     """
     status = path.stat() if isinstance(path, Path) else None
+    if status is not None and stat.S_ISREG(status.st_mode):
+        with open(path, "rb"):  # an error of the operating system, which the C library does not tell apart
+            pass
     if status is not None and not stat.S_ISREG(status.st_mode):
         raise DataError("not a regular file")  # a pipe waits for ever, and a folder holds no sound
     if (path.size if status is None else status.st_size) == 0:
@@ -89,9 +93,13 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
     return file
 
 
-def require_use(file: AudioFile, min_seconds: float, channels: int):
-    """Raise DataError if a file is empty or shorter than `min_seconds`, or cannot be adapted to `channels`."""
-    if file.frames == 0 or file.seconds < min_seconds:
+def require_use(file, min_seconds: float, channels: int):
+    """Raise DataError if audio is none, is shorter than `min_seconds`, or cannot be adapted to `channels`."""
+    if not _RATES[0] <= file.sample_rate <= _RATES[1]:
+        raise DataError(f"its sample rate of {file.sample_rate} Hz is none of sound")
+    if file.frames == 0:
+        raise DataError("holds no samples")
+    if file.frames < min_seconds * file.sample_rate:
         raise DataError(f"{file.frames} samples are shorter than data.min_seconds={min_seconds}")
     adapt_channels(np.zeros((1, file.channels), np.float32), channels)
 
@@ -111,14 +119,16 @@ def read_window(file, position: float, length: int, sample_rate: int, channels: 
       DataError: the file ends early, or holds NaN or infinite samples; the message names it.
     """
     # Counted in the file's own samples; the context is a whole number of samples at both rates.
-    needed = -(-length * file.sample_rate // sample_rate)
-    start = int(position * max(0, file.frames - needed))
-    step = file.sample_rate // math.gcd(file.sample_rate, sample_rate)
+    start, needed = window(file, position, length, sample_rate)
+    step = _step(file.sample_rate, sample_rate)
     context = 0 if file.sample_rate == sample_rate else -(-_RESAMPLE_CONTEXT // step) * step
-    before = min(start // step * step, context)
+    before = min(start, context)
     stop = min(file.frames, start + needed + context)
     audio = file.read(start - before, stop - (start - before))
-    audio = adapt_channels(audio, channels)
+    try:
+        audio = adapt_channels(audio, channels)
+    except DataError as error:
+        raise DataError(f"{file.name}: {error}") from None
     if context:
         audio = resample(audio, file.sample_rate, sample_rate)
         audio = audio[before * sample_rate // file.sample_rate :]
@@ -126,6 +136,14 @@ def read_window(file, position: float, length: int, sample_rate: int, channels: 
     if len(audio) == length:
         return audio
     return np.pad(audio, ((0, length - len(audio)), (0, 0)), mode="wrap" if loop else "constant")
+
+
+def window(file, position: float, length: int, sample_rate: int) -> tuple[int, int]:
+    """`(first sample, samples)` of the file, at its own rate, that `read_window` takes its window from."""
+    needed = -(-length * file.sample_rate // sample_rate)
+    start = int(position * max(0, file.frames - needed))
+    # Where a sample of the whole file, resampled, lies too, so that a window is a stretch of that.
+    return start - start % _step(file.sample_rate, sample_rate), needed
 
 
 def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
@@ -223,6 +241,11 @@ def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
     import soxr
 
     return soxr.resample(audio, from_rate, to_rate, quality="HQ").astype(np.float32)
+
+
+def _step(from_rate, to_rate):
+    """The samples at `from_rate` after which samples of both rates fall together again."""
+    return from_rate // math.gcd(from_rate, to_rate)
 
 
 def _read(f, file, start, frames):

@@ -11,6 +11,7 @@ import random
 import re
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,10 @@ from audiovae_jax.errors import DataError
 
 class UnreachableError(DataError):
     """The network or the server has failed for too long; the message names the URL."""
+
+
+class RefusedError(DataError):
+    """The server does not give a file, or no longer the same: that may be otherwise tomorrow."""
 
 
 # Bytes fetched at least, and the unit that is kept.
@@ -145,7 +150,9 @@ def is_url(root: str) -> bool:
 
 def local_path(root: str) -> str:
     """A path as the operating system takes it, of `file://` URLs too."""
-    return root.removeprefix("file://")
+    if not root.startswith("file://"):
+        return os.path.expanduser(root)
+    return urllib.parse.unquote(root.removeprefix("file://").removeprefix("localhost"))
 
 
 def list_files(url: str, access: Access) -> Iterator[tuple[str, RemoteFile]]:
@@ -337,7 +344,7 @@ def _persistently(request, url, access, gone_seconds=0.0):
             if isinstance(error, FileNotFoundError) and gone is None:
                 gone = time.monotonic()
             if _is_final(error) and (gone is None or time.monotonic() - gone + pause > gone_seconds):
-                raise DataError(f"{url}: {_explained(error, url)}") from error
+                raise RefusedError(f"{url}: {_explained(error, url)}") from error
             if time.monotonic() - began + pause > access.retry_seconds:
                 raise UnreachableError(
                     f"{url}: not reached within data.retry_seconds={access.retry_seconds:g} ({_reason(error)})"

@@ -40,7 +40,7 @@ def measure(audio: Audio) -> float:
 
 
 def balanced(
-    tracks: Sequence[Track], share: float, sample_rate: int, options: Options, origin: str
+    tracks: Sequence[Track], share: float, sample_rate: int, options: Options, origin: str, crop_seconds: float = 0.0
 ) -> tuple[Track, ...]:
     """The tracks with weights by which `share` of the crops come from those whose spectrum is full.
 
@@ -68,7 +68,7 @@ def balanced(
     full = [not hasattr(track.audio, "read") or next(ends) >= FULL_BAND * sample_rate / 2 for track in tracks]
     totals = {True: 0.0, False: 0.0}
     for track, kind in zip(tracks, full, strict=True):
-        totals[kind] += track.seconds * track.weight
+        totals[kind] += track.share(crop_seconds)
     if not all(totals.values()):
         return tuple(tracks)
     factors = {True: share / totals[True], False: (1 - share) / totals[False]}

@@ -48,6 +48,10 @@ class Track:
     def seconds(self) -> float:
         return self.audio.frames / self.audio.sample_rate
 
+    def share(self, shortest: float = 0.0) -> float:
+        """How likely it is to be drawn, against others; what is shorter than `shortest` seconds, as if it were not."""
+        return max(self.seconds, shortest) * self.weight
+
 
 @dataclasses.dataclass(frozen=True)
 class Excerpt:
@@ -115,15 +119,20 @@ def fingerprint(tracks: Iterable[Track]) -> str:
     return hashlib.sha256(os.fsencode(listing)).hexdigest()[:16]
 
 
-def mixed(parts: Sequence[tuple[Catalog, float]]) -> Catalog:
-    """Several data sets as one, of which each is drawn by its weight, whatever its length."""
+def mixed(parts: Sequence[tuple[Catalog, float]], crop_seconds: float) -> Catalog:
+    """Several data sets as one, of which each is drawn by its weight, whatever its length.
+
+    Args:
+      parts: data sets and their weights.
+      crop_seconds: of the crops to be drawn: shorter tracks are drawn as if they were so long.
+    """
     total = sum(weight for _, weight in parts)
 
     def weighed(side: str) -> tuple[Track, ...]:
         tracks = []
         for i, (catalog, weight) in enumerate(parts):
             of_side = getattr(catalog, side)
-            seconds = sum(track.seconds * track.weight for track in of_side)
+            seconds = sum(track.share(crop_seconds) for track in of_side)
             tracks += [_within(i, track, track.weight * weight / total / seconds) for track in of_side]
         return tuple(tracks)
 

@@ -11,13 +11,16 @@ GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "
 _FOLDERS = ("genres", "genres_original")
 
 
-def genres_folder(root: str) -> Path | None:
-    """The folder that holds the genres: `root` itself or one of its known names under it; None if it is no GTZAN."""
+def genres_folder(root: str, options: probing.Options) -> str | None:
+    """The folder under `root` that holds the genres, "" for `root` itself; None if it is no GTZAN."""
     if remote.is_url(root):
-        return None
-    base = Path(remote.local_path(root))
-    for candidate in (*(base / name for name in _FOLDERS), base):
-        if sum((candidate / genre).is_dir() for genre in GENRES) >= 2:
+        folders = {name.rpartition("/")[0] for name, _ in remote.list_files(root, options.access)}
+    else:
+        base = Path(remote.local_path(root))
+        candidates = [f"{name}/{genre}".lstrip("/") for name in (*_FOLDERS, "") for genre in GENRES]
+        folders = {name for name in candidates if (base / name).is_dir()}
+    for candidate in (*_FOLDERS, ""):
+        if sum(f"{candidate}/{genre}".lstrip("/") in folders for genre in GENRES) >= 2:
             return candidate
     return None
 
@@ -28,10 +31,10 @@ def scan(root: str, options: probing.Options) -> Catalog:
     Raises:
       DataError: it is not laid out so, or nothing can be used.
     """
-    base = genres_folder(root)
+    base = genres_folder(root, options)
     if base is None:
         raise DataError(f"config.data.root={root} is no GTZAN: no {' or '.join(_FOLDERS)} with a folder per genre")
-    found = probing.find(str(base), options)
+    found = probing.find_under(root, base, options)
     tracks, skipped = folder.usable(root, found, options)
     catalog.require_tracks(tracks, skipped, root)
     kept = {track.key: track for track in tracks}

@@ -1,10 +1,13 @@
 """A manifest: a JSON Lines or CSV file that lists audio, and how each of it is used."""
 
+import codecs
+import collections
 import concurrent.futures
 import csv
+import dataclasses
+import difflib
 import io
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,7 @@ from audiovae_jax.errors import DataError
 SUFFIXES = (".jsonl", ".csv")
 _FIELDS = ("path", "start", "duration", "weight", "split")
 _TRAIN, _VALIDATION, _HELD_OUT = "train", "validation", "test"
+_MOST = 1e9  # seconds, or weight
 _SPLITS = {"train": _TRAIN, "valid": _VALIDATION, "val": _VALIDATION, "validation": _VALIDATION, "test": _HELD_OUT}
 
 
@@ -44,6 +48,7 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
     probed |= dict(zip(there, probing.probe(root, [places[path] for path in there], options), strict=True))
     sides, skipped = {_TRAIN: [], _VALIDATION: [], _HELD_OUT: []}, []
     has_split = any(entry["split"] for entry in entries)
+    times = collections.Counter()
     for entry in entries:
         file = probed[entry["path"]]
         if isinstance(file, str):
@@ -53,6 +58,9 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
         if isinstance(track, str):
             skipped.append((_name(entry, places), track))
         else:
+            times[track.key] += 1
+            if times[track.key] > 1:  # what is listed again has a name of its own
+                track = dataclasses.replace(track, key=f"{track.key}#{times[track.key]}")
             sides[_SPLITS[entry["split"]] if entry["split"] else _TRAIN].append(track)
     train, validation = sides[_TRAIN], sides[_VALIDATION]
     catalog.require_tracks(train + validation, skipped, root)
@@ -70,19 +78,34 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
 
 def _entries(root, options) -> Iterator[dict]:
     if remote.is_url(root):
-        text = remote.read_bytes(root, options.access).decode(errors="surrogateescape")
+        content = remote.read_bytes(root, options.access)
     else:
         try:
-            text = Path(remote.local_path(root)).read_text(errors="surrogateescape")
+            content = Path(remote.local_path(root)).read_bytes()
         except OSError as error:
             raise DataError(f"config.data.root={root}: {error.strerror or error}") from error
-    rows = csv.DictReader(io.StringIO(text)) if root.lower().endswith(".csv") else _json_lines(root, text)
+    text = content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
+    rows = _csv_lines(root, text) if root.lower().endswith(".csv") else _json_lines(root, text)
     for i, row in enumerate(rows, start=1):
         yield _checked(f"{root}: entry {i}", row)
 
 
+def _csv_lines(root, text):
+    heading = text.partition("\n")[0]
+    rows = csv.reader(io.StringIO(text), delimiter=";" if ";" in heading and "," not in heading else ",")
+    try:
+        fields = [field.strip().lower() for field in next(rows, [])]
+        if "path" not in fields:
+            raise DataError(f"{root}: its first line names no path, but {', '.join(fields) or 'nothing'}")
+        for row in rows:
+            if row:
+                yield dict(zip(fields, row, strict=False))
+    except csv.Error as error:
+        raise DataError(f"{root}: line {rows.line_num} is no CSV ({error})") from error
+
+
 def _json_lines(root, text):
-    for i, line in enumerate(text.splitlines(), start=1):
+    for i, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
@@ -93,17 +116,23 @@ def _json_lines(root, text):
 def _checked(where, row):
     if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not row["path"]:
         raise DataError(f"{where} has no path; the fields are {', '.join(_FIELDS)}")
+    if "\0" in row["path"]:
+        raise DataError(f"{where}: its path {row['path']!r} is none")
+    for field in row:
+        near = difflib.get_close_matches(str(field).strip().lower(), _FIELDS, n=1, cutoff=0.8)
+        if field not in _FIELDS and near and near[0] not in row:
+            raise DataError(f"{where} has {field!r}; did you mean {near[0]!r}?")
     entry = {"path": row["path"], "split": row.get("split") or None}
-    if entry["split"] is not None and entry["split"] not in _SPLITS:
+    if entry["split"] is not None and (not isinstance(entry["split"], str) or entry["split"] not in _SPLITS):
         raise DataError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}")
     for field, default in (("start", 0.0), ("duration", None), ("weight", 1.0)):
         given = row.get(field)
         try:
             entry[field] = default if given in (None, "") else float(given)
-        except (TypeError, ValueError):
-            raise DataError(f"{where}: {field} {given!r} is no number") from None
+        except (TypeError, ValueError, OverflowError):
+            raise DataError(f"{where}: {field} {str(given)[:20]!r} is no number") from None
         value = entry[field]
-        if value is not None and (not math.isfinite(value) or value < 0 or (field != "start" and value == 0)):
+        if value is not None and (not value <= _MOST or value < 0 or (field != "start" and value == 0)):
             raise DataError(f"{where}: {field} {given!r} must be {'0 or more' if field == 'start' else 'above 0'}")
     return entry
 

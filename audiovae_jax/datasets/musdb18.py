@@ -1,5 +1,6 @@
 """MUSDB18 and MUSDB18-HQ (Rafii et al., 2017): songs with their mixture and four stems."""
 
+import fnmatch
 from pathlib import Path
 
 from audiovae_jax.data import remote
@@ -27,9 +28,13 @@ VALIDATION_SONGS = (
 )
 
 
-def recognise(root: str) -> str | None:
+def recognise(root: str, options: probing.Options) -> str | None:
     """`"wav"` for MUSDB18-HQ, `"mp4"` for MUSDB18 as it is shared, None for neither."""
     if remote.is_url(root):
+        names = [name for name, _ in remote.list_files(root, options.access)]
+        for kind, pattern in (("wav", "train/*/mixture.wav"), ("mp4", "train/*.stem.mp4")):
+            if fnmatch.filter(names, pattern):
+                return kind
         return None
     base = Path(remote.local_path(root))
     if any((base / "train").glob("*/mixture.wav")):
@@ -50,7 +55,7 @@ def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
     Raises:
       DataError: it is not laid out so, or nothing can be used.
     """
-    kind = recognise(root)
+    kind = recognise(root, options)
     if kind == "mp4":
         raise DataError(
             f"config.data.root={root} holds MUSDB18 as .stem.mp4; convert it once with "
@@ -58,10 +63,9 @@ def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
         )
     if kind is None:
         raise DataError(f"config.data.root={root} is no MUSDB18-HQ: there is no train/SONG/mixture.wav")
-    train_folder = Path(remote.local_path(root)) / "train"
     names = {"mixture", *STEMS}
     found = [
-        (key, place) for key, place in probing.find(str(train_folder), options, (".wav",))
+        (key, place) for key, place in probing.find_under(root, "train", options, (".wav",))
         if key.count("/") == 1 and Path(key).stem in names
     ]  # fmt: skip
     tracks, skipped = folder.usable(root, found, options)

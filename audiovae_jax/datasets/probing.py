@@ -61,6 +61,19 @@ def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXT
     return [(path.relative_to(folder).as_posix(), path) for path in files.find(folder, extensions, options.leave_out)]
 
 
+def find_under(
+    root: str, folder: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS
+) -> list[tuple[str, Place]]:
+    """As `find`, of a folder under the root; the names are those under the folder."""
+    if not folder:
+        return find(root, options, extensions)
+    if not remote.is_url(root):
+        return find(str(Path(remote.local_path(root)) / folder), options, extensions)
+    start = f"{folder}/"
+    found = find(root, options, extensions)
+    return [(name.removeprefix(start), place) for name, place in found if name.startswith(start)]
+
+
 def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFile | str]:
     """What each file is, or why it cannot be used.
 
@@ -83,6 +96,8 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
             return False, str(error)
         except remote.UnreachableError:
             raise
+        except remote.RefusedError as error:
+            return False, str(error)
         except DataError as error:
             return True, str(error)
 

@@ -79,7 +79,7 @@ def write(
         }
         with atomic.replacing(folder / shards.INDEX) as temporary:
             temporary.write_text(json.dumps(content))
-        (folder / sharding.PLAN).unlink(missing_ok=True)
+        sharding.finish(folder)
     except OSError as error:
         raise DataError(f"{printable(folder)}: {error.strerror or error}") from error
     return len(entries)

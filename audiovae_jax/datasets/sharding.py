@@ -1,10 +1,12 @@
 """What writers of shards have in common: which tracks go where, whose a folder is, and where records lie."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from audiovae_jax.data import remote
 from audiovae_jax.data.files import printable
 from audiovae_jax.datasets import shards
 from audiovae_jax.datasets.catalog import Catalog, Track
@@ -39,6 +41,12 @@ def groups(tracks: Sequence[Track], size_of: Callable[[Track], int], shard_bytes
     return found
 
 
+def require_apart(root: str, folder: Path):
+    """Raise DataError if shards of `root` would be written into it."""
+    if not remote.is_url(root) and os.path.realpath(remote.local_path(root)) == os.path.realpath(folder):
+        raise DataError(f"{printable(folder)} would be input and output at once; give another output folder")
+
+
 def claim(folder: Path, settings: dict[str, Any]):
     """Note what a folder is made of, or see that it is being made of the same.
 
@@ -69,6 +77,14 @@ def claim(folder: Path, settings: dict[str, Any]):
         put(folder / PLAN, json.dumps(settings))
     except OSError as error:
         raise DataError(f"{printable(folder)} cannot be written to: {error.strerror or error}") from error
+
+
+def finish(folder: Path):
+    """Remove what was of use while shards were made, and what killed runs have left: all is there now."""
+    (folder / PLAN).unlink(missing_ok=True)
+    for left in folder.iterdir():
+        if atomic.is_temporary(left.name):
+            left.unlink(missing_ok=True)
 
 
 def put(path: Path, text: str):

@@ -11,15 +11,17 @@ ArrayRecord files are Riegeli files (github.com/google/riegeli): a stream of chu
 
 import dataclasses
 import functools
+import hashlib
 import io
 import json
+import os
 import zlib
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from audiovae_jax.data import remote
+from audiovae_jax.data import audio_file, remote
 from audiovae_jax.data.files import printable
 from audiovae_jax.data.remote import RemoteFile, UnreachableError
 from audiovae_jax.datasets import catalog, probing
@@ -126,7 +128,8 @@ def encode_record(audio: np.ndarray, sample_rate: int) -> bytes:
     kind = {"format": "AU", "subtype": "FLOAT"}  # a WAV of floats would hold the time it was made at
     for bits, dtype in ((16, np.int16), (24, np.int32)):
         scaled = audio * np.float32(2 ** (bits - 1))
-        fits = (scaled == np.rint(scaled)).all() and np.abs(scaled).max(initial=0) < 2 ** (bits - 1)
+        limit = 2 ** (bits - 1)
+        fits = (scaled == np.rint(scaled)).all() and -limit <= scaled.min(initial=0) <= scaled.max(initial=0) < limit
         if fits and audio.shape[1] <= 8 and sample_rate <= 655350:
             kind = {"format": "FLAC", "subtype": f"PCM_{bits}"}
             audio = scaled.astype(dtype) << (8 if bits == 24 else 0)
@@ -191,14 +194,13 @@ def scan(root: str, options: probing.Options) -> Catalog:
             ]
         else:
             shards = [Shard(base / f"{name}{SUFFIX}", base / f"{name}.json") for name, _ in content["shards"]]
-        sides = {"train": [], "validation": []}
+        tracks = []
         for track in content["tracks"]:
             audio = ShardedAudio(
                 shards[track["shard"]], track["key"], track["first_record"], track["record_frames"],
                 track["frames"], track["sample_rate"], track["channels"],
             )  # fmt: skip
-            for side in track["sides"]:
-                sides[side].append(Track(track["key"], audio, track["weight"]))
+            tracks.append((Track(track["key"], audio, track["weight"]), track["sides"]))
         mark = content["fingerprint"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"config.data.root={root}: its {INDEX} is damaged ({error!r}); make the shards anew") from error
@@ -207,9 +209,22 @@ def scan(root: str, options: probing.Options) -> Catalog:
         if _size(shard.place) != size:
             skipped.append((printable(shard.place), f"is not there, or has not the {size} bytes of {name}"))
     gone = {place for place, _ in skipped}
-    train, validation = (
-        tuple(track for track in sides[side] if printable(track.audio.shard.place) not in gone) for side in sides
-    )
+    sides: dict[str, list[Track]] = {"train": [], "validation": []}
+    left_out = [name for name, _ in skipped]
+    for track, of_track in tracks:
+        if printable(track.audio.shard.place) in gone:
+            continue
+        try:
+            audio_file.require_use(track.audio, options.min_seconds, options.channels)
+        except DataError as error:
+            skipped.append((track.audio.name, str(error)))
+            left_out.append(track.key)
+            continue
+        for side in of_track:
+            sides[side].append(track)
+    if left_out:  # it is another data set now
+        mark = hashlib.sha256(os.fsencode("\n".join([mark, *left_out]))).hexdigest()[:16]
+    train, validation = tuple(sides["train"]), tuple(sides["validation"])
     catalog.require_tracks(train, skipped, root)
     catalog.require_tracks(validation, skipped, root)
     return Catalog(train, validation, tuple(skipped), mark, f"tracks in {len(shards)} shards under {root}")

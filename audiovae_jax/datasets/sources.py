@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from audiovae_jax.data import audio_file, remote
+from audiovae_jax.data import remote
 from audiovae_jax.datasets import folder, gtzan, manifest, musdb18, probing, shards, webdataset
 from audiovae_jax.datasets.catalog import Catalog
 from audiovae_jax.errors import ConfigError, DataError
@@ -17,11 +17,11 @@ _KINDS: dict[str, tuple[Callable, Callable]] = {
     ),
     "shards": (shards.is_shards, lambda root, options, c: shards.scan(root, options)),
     "musdb18": (
-        lambda root, options: musdb18.recognise(root) is not None,
+        lambda root, options: not root.endswith(_FILES) and musdb18.recognise(root, options) is not None,
         lambda root, options, c: musdb18.scan(root, options, c.mixture_share),
     ),
     "gtzan": (
-        lambda root, options: gtzan.genres_folder(root) is not None,
+        lambda root, options: not root.endswith(_FILES) and gtzan.genres_folder(root, options) is not None,
         lambda root, options, c: gtzan.scan(root, options),
     ),
     "webdataset": (
@@ -33,6 +33,7 @@ _KINDS: dict[str, tuple[Callable, Callable]] = {
         lambda root, options, c: folder.scan(root, options, c.validation_fraction),
     ),
 }
+_FILES = (*manifest.SUFFIXES, ".tar")  # roots that are files
 NAMES = (AUTO, *_KINDS)
 
 
@@ -56,7 +57,10 @@ def open_root(root: str, source: str, options: probing.Options, config) -> Catal
     if source == AUTO:
         if not remote.is_url(root) and not Path(remote.local_path(root)).exists() and "{" not in root:
             raise DataError(f"config.data.root={root}: there is no such folder")
-        if not remote.is_url(root) and root.lower().endswith(audio_file.EXTENSIONS):
-            raise DataError(f"config.data.root={root} is a file; give its folder, or a manifest (.jsonl) that lists it")
+        if not remote.is_url(root) and not root.lower().endswith(_FILES) and Path(remote.local_path(root)).is_file():
+            raise DataError(
+                f"config.data.root={root} is a file; give its folder, or a manifest ({' or '.join(manifest.SUFFIXES)}) "
+                "that lists it"
+            )
         source = next(name for name, (knows, _) in _KINDS.items() if knows(root, options))
     return _KINDS[source][1](root, options, config)

@@ -3,6 +3,7 @@
 import json
 import sys
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 from audiovae_jax.errors import DataError
@@ -15,10 +16,12 @@ class Health:
       total: how many files there are, usable or not.
       skipped: `(name, reason)` of those that were found unusable at the start.
       max_share: of `total`; more unusable ones end the run.
+      names: of all files, where an earlier run's list is to be gone on with.
     """
 
-    def __init__(self, total: int, skipped=(), max_share: float = 1.0):
-        self._total, self._max_share = total, max_share
+    def __init__(self, total: int, skipped=(), max_share: float = 1.0, names: Collection[str] = ()):
+        self._total, self._max_share, self._names = total, max_share, names
+        self._hanging: set[str] = set()
         self._path = None
         self._bad: dict[str, str] = dict(skipped)
         self._replaced = 0
@@ -27,10 +30,15 @@ class Health:
     def list_in(self, path: Path):
         """List what cannot be used, now and from here on: JSON Lines of a name and a reason each.
 
+        What such a list has already, of files that are still there, counts too.
+
         Raises:
           DataError: it is too much already, or the list cannot be written.
         """
         self._path = path
+        for name, reason in _listed(path):
+            if name in self._names:
+                self._bad.setdefault(name, reason)
         try:
             if self._bad or path.exists():
                 path.write_text("".join(_line(name, reason) for name, reason in self._bad.items()))
@@ -53,19 +61,21 @@ class Health:
         """How many crops were drawn anew since theirs could not be read."""
         return self._replaced
 
-    def is_bad(self, name: str) -> bool:
-        """Whether a file is known not to be usable."""
-        return name in self._bad
+    def is_hanging(self, name: str) -> bool:
+        """Whether a file is known not to answer."""
+        return name in self._hanging
 
-    def replaced(self, name: str, reason: str | None = None):
-        """Count a crop that is drawn anew; with a reason, its file has turned out bad.
+    def replaced(self, name: str, reason: str, is_hanging: bool = False):
+        """Count a crop that is drawn anew, since its file has turned out bad, or has not answered.
 
         Raises:
           DataError: too many have.
         """
         with self._lock:
             self._replaced += 1
-            if reason is None or name in self._bad:
+            if is_hanging:
+                self._hanging.add(name)
+            if name in self._bad:
                 return
             self._bad[name] = reason
             print(f"warning: another crop is taken in place of {reason}", file=sys.stderr)
@@ -85,6 +95,20 @@ class Health:
                 f"{len(self._bad)} of {self._total} files cannot be used, more than "
                 f"data.max_bad_share={self._max_share:g} allows; the last:\n{reasons}"
             )
+
+
+def _listed(path):
+    """`(name, reason)` of an earlier run's list, as far as it can be read."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            yield str(entry["file"]), str(entry["reason"])
+        except (ValueError, KeyError, TypeError):  # half a line, of a run that was killed
+            continue
 
 
 def _line(name, reason):

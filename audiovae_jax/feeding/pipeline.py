@@ -66,9 +66,9 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path]
         validation, health = crops.SyntheticCrops(crop, seed, validation=True), None
     else:
         names = {track.audio.name for track in (*found.train, *found.validation)} | {name for name, _ in found.skipped}
-        health = Health(len(names), found.skipped, config.max_bad_share)
+        health = Health(len(names), found.skipped, config.max_bad_share, names)
         train = crops.RandomCrops(found.train, crop, seed, health)
-        validation = crops.FixedCrops(found.validation, crop, health)
+        validation = crops.FixedCrops(found.validation, crop, config.validation_crops, health)
     if augment != Augment():
         train = crops.Augmented(train, augment, seed)
     if config.fixed_batch:
@@ -101,14 +101,16 @@ def open_catalog(config, leave_out: Collection[Path] = ()) -> Catalog | None:
         leave_out=tuple(leave_out),
     )
     if config.mix:
-        found = catalog.mixed(
-            [(_open(root, config.source, options, config), float(weight)) for root, weight in config.mix]
-        )
+        parts = [(_open(root, config.source, options, config), float(weight)) for root, weight in config.mix]
+        found = catalog.mixed(parts, config.crop_length / config.sample_rate)
     else:
         found = _open(config.root, config.source, options, config)
     if config.full_band_share is not None:
         origin = str(config.root if not config.mix else config.mix)
-        train = balanced(found.train, config.full_band_share, config.sample_rate, options, origin)
+        train = balanced(
+            found.train, config.full_band_share, config.sample_rate, options, origin,
+            config.crop_length / config.sample_rate,
+        )  # fmt: skip
         found = dataclasses.replace(found, train=train)
     return found
 

@@ -145,8 +145,12 @@ class Codec:
             source, shape = stream.open_file(audio), {}
         else:
             source, shape = _of_array(audio, self.sample_rate if sample_rate is None else sample_rate)
+        return self._latents(source, shape, key=key, mix=mix)
+
+    def _latents(self, source, shape, progress=None, *, key=None, mix=False):
         lanes, channels = self._lanes(source, shape.get("batch") or 1, mix)
-        frames = [posterior.z for posterior in self._encode(lanes, key)]
+        blocks = (posterior.z for posterior in self._encode(lanes, key))
+        frames = list(_watched(blocks, self._chunked.frames_of(lanes.length), progress))
         return Latents(
             z=np.moveaxis(np.concatenate(frames), 1, 0),
             model=self.fingerprint,
@@ -162,8 +166,8 @@ class Codec:
         """Latents to audio.
 
         Args:
-          latents: from `encode`; or an array `[frames, latent_dim]` or `[B, frames, latent_dim]`, whose
-            audio has the model's rate and channels.
+          latents: from `encode`, or the path of their file; or an array `[frames, latent_dim]` or
+            `[B, frames, latent_dim]`, whose audio has the model's rate and channels.
           allow_other_model: decode the latents of another model.
 
         Returns:
@@ -173,6 +177,8 @@ class Codec:
           CheckpointError: the latents are of another model.
           DataError: they do not fit this one.
         """
+        if isinstance(latents, (str, Path)):
+            latents = Latents.load(latents)
         if not isinstance(latents, Latents):
             return self._decode_array(_floats(latents, "latents", "floats"))
         self._require(latents, "the latents", allow_other_model)
@@ -188,22 +194,27 @@ class Codec:
         return self.decode(self.encode(audio, sample_rate, **options))
 
     def encode_file(
-        self, source: str | Path, target: str | Path, progress: Callable[[float], None] | None = None, **options
+        self,
+        source: str | Path,
+        target: str | Path,
+        progress: Callable[[float], None] | None = None,
+        *,
+        storage_dtype: str = "float32",
+        **options,
     ):
         """Encode an audio file to a `.safetensors` file of latents.
 
         Args:
           source, target: paths.
           progress: called with the share that is done.
+          storage_dtype: of the file, see `Latents.save`.
           **options: `key` and `mix`, see `encode`.
 
         Raises:
           DataError: the audio cannot be used, or the file not written.
         """
-        latents = self.encode(source, **options)
-        latents.save(target)
-        if progress is not None:
-            progress(1.0)
+        file = stream.open_file(source)
+        self._latents(file, {}, progress, **options).save(target, storage_dtype)
 
     def decode_file(
         self,
@@ -311,6 +322,11 @@ class Codec:
         return block.mean(axis=2).reshape(n, channels)
 
     def _decode_array(self, z):
+        if z.ndim in (2, 3) and z.shape[-2] == self.model.latent_dim != z.shape[-1]:
+            raise DataError(
+                f"latents of shape {list(z.shape)} are as PyTorch has them; transpose them to [..., frames, "
+                f"{self.model.latent_dim}], as latents.swapaxes(-2, -1) does"
+            )
         if z.ndim not in (2, 3) or z.shape[-1] != self.model.latent_dim or 0 in z.shape:
             raise DataError(f"latents must be [frames, {self.model.latent_dim}] or with a batch before, not {z.shape}")
         _require_finite(z, "the latents")

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from audiovae_jax.errors import ConfigError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.models.receptive_field import decoder_context, encoder_context
 from audiovae_jax.persistence import saved_model, training_state
@@ -19,7 +20,12 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
       CheckpointError: there is no model there, or it is damaged.
     """
     loaded = saved_model.open_model(path, step=step)
-    state = training_state.training_state_of(loaded, path)
+    try:
+        state = training_state.training_state_of(loaded, path)
+        discriminator = _discriminator(state)
+    except ConfigError as error:  # of the user's own, which is not on this machine
+        state = {"epoch": loaded.epoch, "global_step": loaded.global_step}
+        discriminator = f"not known here ({error})"
     model, variables = loaded.model, loaded.variables
     rate = loaded.sample_rate
     statistics = {name: np.asarray(value) for name, value in variables["latent_statistics"].items()}
@@ -52,7 +58,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
         "step": state["global_step"],
         "metadata": loaded.metadata,
         "notes": loaded.notes,
-        "discriminator": _discriminator(state),
+        "discriminator": discriminator,
     }
 
 

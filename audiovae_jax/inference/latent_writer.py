@@ -209,10 +209,7 @@ class _Plan:
             "tracks": entries,
         }
         sharding.put(self.folder / shards.INDEX, json.dumps(content))
-        (self.folder / sharding.PLAN).unlink(missing_ok=True)
-        for left in self.folder.iterdir():  # by runs that were killed: all is there now
-            if atomic.is_temporary(left.name):
-                left.unlink(missing_ok=True)
+        sharding.finish(self.folder)
         hours = sum(entry["length"] / entry["sample_rate"] for entry in entries) / 3600
         size = sum(listing["bytes"] for listing in listings)
         return f"{len(entries)} tracks, {hours:.2f} hours, {size / 1e6:.1f} MB in {len(listings)} shards"

@@ -11,6 +11,7 @@ import safetensors.numpy
 from audiovae_jax.checks import whole_number
 from audiovae_jax.data.files import printable
 from audiovae_jax.errors import CheckpointError, DataError
+from audiovae_jax.inference.latent_records import DTYPES
 from audiovae_jax.storage import atomic
 
 _FORMAT = 1
@@ -53,8 +54,16 @@ class Latents:
                 object.__setattr__(self, name, whole_number(value, name, DataError))
         object.__setattr__(self, "flat", bool(self.flat))
 
-    def save(self, path: str | Path):
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        """`z`."""
+        return np.array(self.z, dtype, copy=copy)
+
+    def save(self, path: str | Path, storage_dtype: str = "float32"):
         """Write a `.safetensors` file, whole or not at all.
+
+        Args:
+          path: of the file.
+          storage_dtype: "float32", "float16" or "bfloat16", which `z` is rounded to in the file.
 
         Raises:
           DataError: it cannot be written, or would not be read again.
@@ -63,9 +72,15 @@ class Latents:
         self._require_consistent(f"{printable(path)} was not written")
         described = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "z"}
         metadata = {_KEY: json.dumps({"format": _FORMAT, **described})}
+        if storage_dtype not in DTYPES:
+            raise DataError(f"storage_dtype={storage_dtype!r} is none of {', '.join(DTYPES)}")
+        with np.errstate(over="ignore"):
+            z = np.ascontiguousarray(self.z).astype(DTYPES[storage_dtype])
+        if not np.isfinite(z.astype(np.float32)).all():
+            raise DataError(f"{printable(path)} was not written: z holds values that are no finite {storage_dtype}")
         try:
             with atomic.replacing(path) as temporary:
-                safetensors.numpy.save_file({"z": np.ascontiguousarray(self.z)}, temporary, metadata=metadata)
+                safetensors.numpy.save_file({"z": z}, temporary, metadata=metadata)
         except OSError as error:
             raise DataError(f"{printable(path)} was not written: {error.strerror or error}") from error
         except safetensors.SafetensorError as error:  # a full disk, for one
@@ -83,6 +98,8 @@ class Latents:
             with safetensors.safe_open(path, framework="numpy") as file:
                 text = (file.metadata() or {}).get(_KEY)
                 z = file.get_tensor("z") if text is not None else None
+                if z is not None and z.dtype in DTYPES.values():
+                    z = z.astype(np.float32)
         except FileNotFoundError:
             raise DataError(f"{name}: there is no such file") from None
         except (OSError, safetensors.SafetensorError, AttributeError, TypeError, ValueError) as error:

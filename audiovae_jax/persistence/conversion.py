@@ -76,16 +76,22 @@ def export_torch(source: str, target: str, *, step: int | None = None):
       CheckpointError: the model cannot be read, or the file not written.
     """
     loaded = saved_model.open_model(source, step=step)
-    states = {}
+    states, left_out = {}, []
     if loaded.kind == "checkpoint" and Path(target).suffix == ".pt":
         states = _optimizer_states(source, loaded)
+    elif loaded.kind == "checkpoint":
+        left_out.append("the optimizer's state, which a .pt file holds")
+    if loaded.kind == "checkpoint":
+        left_out.append("the discriminator and its optimizer's state")
+    # The PyTorch system has no place of its own for it.
+    metadata = dict(loaded.metadata or {}) | ({} if loaded.sample_rate is None else {"sample_rate": loaded.sample_rate})
     export.export_audio_vae(
         loaded.model,
         loaded.variables,
         target,
         epoch=loaded.epoch,
         global_step=loaded.global_step,
-        metadata=loaded.metadata or None,
+        metadata=metadata or None,
         **states,
     )
     written = export.audio_vae_state_dict(loaded.variables)
@@ -94,6 +100,8 @@ def export_torch(source: str, target: str, *, step: int | None = None):
     print(f"config: {audio_vae.spell_config(loaded.model)}")
     if states:
         print(f"with the optimizer's state after step {loaded.global_step}, for torch.optim.AdamW")
+    if left_out:
+        print(f"not in it: {'; '.join(left_out)}")
 
 
 def _optimizer_states(source, loaded):

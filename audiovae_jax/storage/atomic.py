@@ -2,21 +2,33 @@
 
 import contextlib
 import os
+import re
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+_UNFINISHED = re.compile(r"\.(\d+)\.tmp(\.[^.]*)?$")
+_SILENT = 60.0  # seconds
 _LONGEST_NAME = 255  # bytes, on nearly every file system
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path of the same suffix, which takes the place of `path` if nothing goes wrong."""
+    """A temporary path of the same suffix, which takes the place of `path` if nothing goes wrong.
+
+    Whatever writes it, who may read the file is as the user's umask has it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path, f"tmp{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(stat.S_IMODE(mode))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -51,6 +63,24 @@ def beside(path: Path, ending: str, name: str | None = None) -> Path:
     return path.with_name(f".{start.decode(errors='ignore') if start != os.fsencode(name) else name}{ending}")
 
 
+def remove_leftovers(folder: Path):
+    """Delete what programs that were killed have left unfinished in a folder.
+
+    That is what has the number of no process of this machine in its name, and was not written to for a minute, as
+    another machine's would be.
+    """
+    try:
+        names = [name for name in os.listdir(folder) if is_temporary(name)]
+    except OSError:
+        return
+    for name in names:
+        match = _UNFINISHED.search(name)
+        path = folder / name
+        with contextlib.suppress(OSError):
+            if match and not _is_running(int(match[1])) and time.time() - path.stat().st_mtime > _SILENT:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def is_temporary(name: str) -> bool:
     """Whether a file's name is one of `beside`: of something that was not finished."""
     return name.startswith(".") and (".tmp." in name or name.endswith((".tmp", ".old")))
@@ -66,6 +96,16 @@ def require_writable(path: str | Path):
     if not folder.is_dir():
         raise NotADirectoryError(20, "Not a directory", str(folder))
     os.rmdir(tempfile.mkdtemp(prefix=".", dir=folder))
+
+
+def _is_running(pid):
+    try:
+        os.kill(pid, 0)  # asks whether it is there
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _put(temporary, path):

@@ -45,7 +45,7 @@ class ImportedAudioVAE:
       variables: its `params` and `latent_statistics`, float32.
       lines: what became of each tensor of the file.
       notes: what was inferred, assumed or left out.
-      sample_rate: in Hz, where the file tells it.
+      sample_rate: in Hz, where the file tells it: in Lightning's hyper_parameters, or in the metadata.
       epoch: as the file counts it.
       global_step: batches seen, see `batches_seen`.
       metadata: what was saved with the model, as far as JSON can hold it.
@@ -157,11 +157,15 @@ def from_checkpoint(
         variables,
         lines,
         notes,
-        sample_rate=_count(hyperparameters.get("sample_rate")) if isinstance(hyperparameters, dict) else None,
+        sample_rate=_sample_rate(hyperparameters) or _sample_rate(metadata),
         epoch=_count(checkpoint.get("epoch")),
         global_step=batches_seen(checkpoint, [], adversarial),
         metadata={str(key): _for_json(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {},
     )
+
+
+def _sample_rate(section):
+    return _count(section.get("sample_rate")) or None if isinstance(section, dict) else None
 
 
 def find_state_dict(checkpoint: dict) -> dict:

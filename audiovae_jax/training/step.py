@@ -24,6 +24,7 @@ AXIS = "data"
 RESERVED_METRICS = (
     "reconstruction_loss", "kl_loss", "kl_weight", "total_g_loss", "total_loss", "best_total_loss", "si_sdr_db",
     "g_adv_loss", "feature_matching_loss", "d_loss", "d_real_acc", "d_fake_acc", "g_grad_norm", "d_grad_norm",
+    "g_skipped", "d_skipped", "skipped_g_updates", "skipped_d_updates",
 )  # fmt: skip
 
 
@@ -64,6 +65,12 @@ def train_step(
 
     Must run under a mapped axis named `data` (`jax.shard_map`, `jax.pmap`).
 
+    An update whose loss or gradient is NaN or infinite, on any device, is skipped on all of them: it leaves
+    its network's parameters and optimizer state, Adam's count included, as they are, and is told in the
+    metrics `g_skipped` and `d_skipped`. Each network decides for itself, but both are skipped where the
+    audio or its reconstruction is not finite, since the discriminator learns from these too. `step` counts
+    batches, and goes on.
+
     Args:
       state: the same on every device.
       audio: `[b, T, C]`, this device's rows of the global batch.
@@ -71,7 +78,7 @@ def train_step(
       adversarial: whether the discriminator takes part; False before `warmup_steps`.
 
     Returns:
-      The new state and scalar metrics, the same on every device.
+      The new state and scalar metrics, the same on every device; after a skip they are what was not finite.
     """
     # Marked as differing between devices, so that their gradients stay local until the mean below:
     # the gradient of a replicated value would already be a sum over devices.
@@ -122,6 +129,10 @@ def train_step(
         if recipe.discriminator_update_every > 1:
             update_discriminator = state.step % recipe.discriminator_update_every == 0
 
+    # Known on every device before the updates, which they decide on.
+    metrics = lax.pmean({**metrics, "total_g_loss": loss, "finite": _is_finite(audio, output.reconstruction)}, AXIS)
+    batch_is_finite = metrics.pop("finite") == 1
+
     def model_gradient():
         total = cotangent
         if adversarial:
@@ -130,8 +141,14 @@ def train_step(
             total = total._replace(reconstruction=total.reconstruction + from_discriminator)
         return pull_back_model(total)[0]
 
-    trainable, opt_state, metrics["g_grad_norm"] = _update(
-        recipe.optimizer, model_gradient, state.opt_state, trainable, state.step, update_model
+    trainable, opt_state, metrics["g_grad_norm"], metrics["g_skipped"] = _update(
+        recipe.optimizer,
+        model_gradient,
+        state.opt_state,
+        trainable,
+        state.step,
+        update_model,
+        batch_is_finite & jnp.isfinite(metrics["total_g_loss"]),
     )
     state = state.replace(params={**trainable, **frozen}, opt_state=opt_state)
     if adversarial:
@@ -144,18 +161,17 @@ def train_step(
             fake_cotangent, from_real = lax.optimization_barrier((fake_cotangent, from_real))
             return jax.tree.map(jnp.add, from_real, pull_back_fake(fake_cotangent)[0])
 
-        params, opt_state, metrics["d_grad_norm"] = _update(
+        params, opt_state, metrics["d_grad_norm"], metrics["d_skipped"] = _update(
             recipe.discriminator_optimizer,
             discriminator_gradient,
             state.discriminator_opt_state,
             state.discriminator_params,
             state.step,
             update_discriminator,
+            batch_is_finite & jnp.isfinite(metrics["d_loss"]),
         )
         state = state.replace(discriminator_params=params, discriminator_opt_state=opt_state)
-    norms = {name: metrics.pop(name) for name in ("g_grad_norm", "d_grad_norm") if name in metrics}
-    metrics = lax.pmean({**metrics, "total_g_loss": loss}, AXIS)
-    return state.replace(step=state.step + 1), {**metrics, **norms, "kl_weight": kl_weight}
+    return state.replace(step=state.step + 1), {**metrics, "kl_weight": kl_weight}
 
 
 def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -183,17 +199,33 @@ def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tup
     return lax.pmean(metrics, AXIS), reconstruction
 
 
-def _update(optimizer, gradient, opt_state, params, step, condition) -> tuple[Any, Any, jax.Array]:
-    """`(params, opt_state, gradient norm)` after an update, or unchanged where `condition` is false."""
+def _update(
+    optimizer, gradient, opt_state, params, step, condition, loss_is_finite
+) -> tuple[Any, Any, jax.Array, jax.Array]:
+    """`(params, opt_state, gradient norm, skipped)` after an update; unchanged where it is not due or not finite.
+
+    Args:
+      condition: whether it is due; None for always.
+      loss_is_finite: the same on every device, as the gradient's norm is after the mean.
+    """
 
     def apply():
         grads = lax.pmean(gradient(), AXIS)
+        norm = optax.tree.norm(grads)
+        is_whole = loss_is_finite & jnp.isfinite(norm)
         updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step)
-        return optax.apply_updates(params, updates), new_opt_state, optax.tree.norm(grads)
+        new = (optax.apply_updates(params, updates), new_opt_state)
+        kept = jax.tree.map(lambda new, old: jnp.where(is_whole, new, old), new, (params, opt_state))
+        return *kept, norm, ~is_whole
 
     if condition is None:
         return apply()
-    return lax.cond(condition, apply, lambda: (params, opt_state, jnp.zeros((), jnp.float32)))
+    return lax.cond(condition, apply, lambda: (params, opt_state, jnp.zeros((), jnp.float32), jnp.zeros((), bool)))
+
+
+def _is_finite(*arrays) -> jax.Array:
+    """1 where every element is finite, else 0; float32, so that it can be averaged over devices."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays])).astype(jnp.float32)
 
 
 def _latent_noise(recipe, step, audio):

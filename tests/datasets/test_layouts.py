@@ -50,6 +50,30 @@ def test_musdb_has_its_official_split_and_no_song_on_both_sides(musdb, micro_con
     assert not found.skipped
 
 
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Puts what is on disk behind a URL."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+
+    def put(folder):
+        for path in folder.rglob("*"):
+            if path.is_file():
+                memory.pipe(f"/{folder.name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return f"memory://{folder.name}"
+
+    yield put
+    memory.store.clear()
+
+
+def test_musdb_behind_a_url_is_the_same(musdb, elsewhere, micro_config):
+    here = sources.open_root(str(musdb), "auto", OPTIONS, micro_config.data)
+    there = sources.open_root(elsewhere(musdb), "auto", OPTIONS, micro_config.data)
+    assert there.fingerprint == here.fingerprint
+    assert "MUSDB18" in there.origin
+    np.testing.assert_array_equal(there.train[3].audio.read(5, 50), here.train[3].audio.read(5, 50))
+
+
 @pytest.mark.parametrize("share", [0.25, 0.7])
 def test_musdbs_mixtures_and_stems_are_drawn_by_their_shares(musdb, share):
     found = musdb18.scan(str(musdb), OPTIONS, share)
@@ -89,6 +113,30 @@ def test_gtzan_is_split_by_sorted_name_within_each_genre(tmp_path, micro_config,
     ((name, reason),) = found.skipped
     assert name.endswith(f"jazz.00003.{suffix}")
     assert "not audio" in reason
+
+
+def test_gtzan_behind_a_url_is_the_same(tmp_path, elsewhere, micro_config):
+    root = tmp_path / "gtzan"
+    for genre in ("blues", "rock"):
+        for i in range(10):
+            _write(root / "genres" / genre / f"{genre}.{i:05d}.wav", 0.3)
+    here = sources.open_root(str(root), "auto", OPTIONS, micro_config.data)
+    there = sources.open_root(elsewhere(root), "auto", OPTIONS, micro_config.data)
+    assert there.fingerprint == here.fingerprint
+    assert "GTZAN" in there.origin
+
+
+def test_roots_are_spelt_as_people_spell_them(tmp_path, micro_config, monkeypatch):
+    root = tmp_path / "Müsik und mehr"
+    for name in "abc":
+        _write(root / f"{name}.wav", 0.3)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for spelt in (str(root), root.as_uri(), root.as_uri().replace("file://", "file://localhost"), f"~/{root.name}"):
+        found = sources.open_root(spelt, "auto", OPTIONS, micro_config.data)
+        assert len(found.train) + len(found.validation) == 3
+    _write(root / "slow.wav", 0.3, seconds=30, rate=4)
+    (skipped,) = sources.open_root(str(root), "auto", OPTIONS, micro_config.data).skipped
+    assert skipped[1] == "its sample rate of 4 Hz is none of sound"
 
 
 def test_no_gtzan_says_so(tmp_path):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -88,9 +89,43 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(audio):
         ('{"path": "a.wav", "split": "training"}', "split 'training' is none of train"),
         ('{"path": "a.wav", "split": "train"}', "no usable line has split 'validation'"),
         ("", "lists no audio"),
+        ('{"path": "a.wav", "split": ["train"]}', "split ['train'] is none of train"),
+        ('{"path": "a\\u0000.wav"}', "is none"),
+        ('{"path": "a.wav", "start": 1e306}', "start 1e+306 must be"),
+        ('{"path": "a.wav", "start": ' + "9" * 400 + "}", "is no number"),
+        ('{"path": "a.wav", "Split": "train"}', "has 'Split'; did you mean 'split'?"),
     ],
 )
 def test_a_wrong_line_is_named(audio, line, message):
     (audio / "list.jsonl").write_text(line)
-    with pytest.raises(DataError, match=message.replace("[", r"\[")):
+    with pytest.raises(DataError, match=re.escape(message)):
         manifest.scan(str(audio / "list.jsonl"), OPTIONS, 0.1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path, Split\na.wav,train\ndeeper/b.wav,valid\n",
+        "\ufeffpath,split\na.wav,train\ndeeper/b.wav,valid\n",
+        "PATH;split\na.wav;train\ndeeper/b.wav;valid\n",
+    ],
+)
+def test_a_csv_is_taken_as_spreadsheets_write_it(audio, text):
+    (audio / "list.csv").write_text(text, encoding="utf-8")
+    found = manifest.scan(str(audio / "list.csv"), OPTIONS, 0.1)
+    assert [track.key for track in (*found.train, *found.validation)] == ["a.wav", "deeper/b.wav"]
+
+
+def test_what_is_no_csv_is_named(audio):
+    (audio / "list.csv").write_text("file,split\na.wav,train\n")
+    with pytest.raises(DataError, match="its first line names no path, but file, split"):
+        manifest.scan(str(audio / "list.csv"), OPTIONS, 0.1)
+    (audio / "list.csv").write_text('path,split\n"' + "a" * 200_000)
+    with pytest.raises(DataError, match=r"list.csv: line \d+ is no CSV"):
+        manifest.scan(str(audio / "list.csv"), OPTIONS, 0.1)
+
+
+def test_what_is_listed_twice_keeps_both_weights(audio):
+    lines = [{"path": "a.wav", "weight": weight, "split": "train"} for weight in (1, 3)]
+    found = manifest.scan(_jsonl(audio, *lines, {"path": "deeper/b.wav", "split": "valid"}), OPTIONS, 0.1)
+    assert [(track.key, track.weight) for track in found.train] == [("a.wav", 1.0), ("a.wav#2", 3.0)]

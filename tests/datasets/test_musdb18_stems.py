@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiovae_jax.datasets import musdb18, musdb18_stems
+from audiovae_jax.datasets import musdb18, musdb18_stems, probing
 from audiovae_jax.errors import DataError
 
 RATE = 44100
@@ -60,7 +60,7 @@ def test_songs_in_the_layout_of_hq(root, tmp_path, monkeypatch):
     shutil.copy(root / "test" / "a.stem.mp4", root / "train" / f"{ODD}.3.stem.mp4")
     shutil.copy(root / "test" / "a.stem.mp4", os.fsencode(root / "train") + b"/\xff.stem.mp4")
     assert _convert(root, tmp_path / "out") == "5 made, 0 there already and skipped, 0 failed"
-    assert musdb18.recognise(str(tmp_path / "out")) == "wav"
+    assert musdb18.recognise(str(tmp_path / "out"), probing.Options(channels=2)) == "wav"
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
     names = {f"{ODD}.2", f"{ODD}.3", os.fsdecode(b"\xff"), musdb18.VALIDATION_SONGS[0]}
     assert set(os.listdir(tmp_path / "out" / "train")) == names

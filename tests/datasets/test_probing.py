@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiovae_jax.data import audio_file
+from audiovae_jax.data import audio_file, remote
 from audiovae_jax.datasets import bandwidth, folder, probing
 from audiovae_jax.datasets.catalog import Excerpt, Track
 
@@ -111,3 +111,28 @@ def test_full_spectra_are_drawn_by_their_share(tmp_path, monkeypatch):
     assert weights(tracks)[1] < first[1]
     assert measured[7:] == [str(tmp_path / "1.wav")]
     assert weights(tracks[2:4]) == [1.0, 1.0]  # there is nothing to balance
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may read everything")
+def test_what_may_not_be_read_today_may_tomorrow(audio_folder, tmp_path):
+    options = probing.Options(channels=2, index_folder=tmp_path / "index")
+    (audio_folder / "a.wav").chmod(0)
+    (skipped,) = folder.scan(str(audio_folder), options, 0.1).skipped
+    assert skipped[1] == "Permission denied"
+    (audio_folder / "a.wav").chmod(0o644)
+    assert not folder.scan(str(audio_folder), options, 0.1).skipped
+
+
+def test_what_a_server_refuses_is_asked_for_again(tmp_path, monkeypatch):
+    asked = []
+
+    def look(place):
+        asked.append(place)
+        raise remote.RefusedError(f"{place.url}: access is refused")
+
+    monkeypatch.setattr(audio_file, "probe", look)
+    place = remote.RemoteFile("s3://bucket/a.wav", 100, remote.Access(), "mark")
+    options = probing.Options(channels=2, index_folder=tmp_path / "index")
+    for _ in range(2):
+        assert probing.probe("s3://bucket", [place], options) == ["s3://bucket/a.wav: access is refused"]
+    assert len(asked) == 2

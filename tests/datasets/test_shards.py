@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 import tarfile
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiovae_jax.datasets import folder, probing, shard_writer, shards, sources
+from audiovae_jax.datasets import folder, probing, shard_writer, sharding, shards, sources
 from audiovae_jax.errors import DataError
 from audiovae_jax.feeding.crops import CropFormat, FixedCrops, RandomCrops
 
@@ -46,8 +47,7 @@ def test_shards_give_the_crops_of_their_folder_to_the_bit(audio, made, micro_con
     found = sources.open_root(str(made), "auto", OPTIONS, micro_config.data)
     assert found.fingerprint == whole.fingerprint
     for kind, side in ((RandomCrops, "train"), (FixedCrops, "validation")):
-        arguments = (CROP, 3) if kind is RandomCrops else (CROP,)
-        ours, theirs = (kind(getattr(c, side), *arguments) for c in (found, whole))
+        ours, theirs = (kind(getattr(c, side), CROP, 3) for c in (found, whole))
         for i in range(40):
             np.testing.assert_array_equal(ours[i], theirs[i])
 
@@ -136,6 +136,40 @@ def test_damage_is_noticed_and_named(made):
     (made / "index.json").write_text('{"format": "audiovae_jax.shards", "version": 99}')
     with pytest.raises(DataError, match="newer version"):
         shards.scan(str(made), OPTIONS)
+
+
+def test_what_is_left_out_of_shards_is_said_and_makes_another_data_set(audio, made):
+    whole = folder.scan(str(audio), OPTIONS, 0.2)
+    short = dataclasses.replace(OPTIONS, min_seconds=0.40003)
+    strict = shards.scan(str(made), short)
+    assert strict.fingerprint != whole.fingerprint
+    assert 0 < len(strict.train) + len(strict.validation) < 9
+    assert all("shorter than data.min_seconds=0.40003" in reason for _, reason in strict.skipped)
+    sorted(made.glob("*.arrayrecord"))[0].unlink()
+    assert shards.scan(str(made), OPTIONS).fingerprint != whole.fingerprint
+
+
+def test_the_lowest_sample_is_flacs_too():
+    audio = np.array([[-1.0], [0.5]] * 2000, np.float32)
+    assert shards.encode_record(audio, 44100)[4:8] == b"fLaC"
+    with soundfile.SoundFile(io.BytesIO(shards.encode_record(audio, 44100)[4:])) as f:
+        np.testing.assert_array_equal(f.read(dtype="float32", always_2d=True), audio)
+    assert shards.encode_record(-audio, 44100)[4:8] == b".snd"  # 1.0 is above the highest
+
+
+def test_killed_writers_leave_nothing_once_all_is_there(audio, tmp_path):
+    target = tmp_path / "shards"
+    target.mkdir()
+    (target / ".shard-00000.4194305.tmp.arrayrecord").write_bytes(b"half")
+    shard_writer.write(folder.scan(str(audio), OPTIONS, 0.2), target, **SETTINGS)
+    assert not [path.name for path in target.iterdir() if path.name.startswith(".")]
+
+
+def test_shards_are_not_written_into_what_they_are_made_of(audio, tmp_path):
+    (tmp_path / "link").symlink_to(audio)
+    with pytest.raises(DataError, match="link would be input and output at once"):
+        sharding.require_apart(str(audio), tmp_path / "link")
+    sharding.require_apart(str(audio), audio / "shards")
 
 
 @pytest.mark.parametrize("form", ["tar", "folder", "pattern"])

@@ -33,6 +33,48 @@ def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path, ca
         Health(10, [("a", ""), ("b", ""), ("c", "")], max_share=0.2).list_in(path)
 
 
+def test_what_an_earlier_run_found_bad_counts_on(tmp_path):
+    path = tmp_path / "bad_files.jsonl"
+    first = Health(10, [("a", "empty")], names=("a", "b", "c"))
+    first.list_in(path)
+    first.replaced("b", "b: gone")
+    path.write_text(path.read_text() + '{"file": "x", "reason": "of another data set"}\n{"file": "c"')
+    second = Health(10, [("a", "empty")], names=("a", "b", "c"))
+    second.list_in(path)
+    assert [json.loads(line)["file"] for line in path.read_text().splitlines()] == ["a", "b"]
+    with pytest.raises(DataError, match="2 of 10 files"):
+        Health(10, [("a", "empty")], max_share=0.1, names=("a", "b", "c")).list_in(path)
+
+
+def test_a_crop_does_not_depend_on_what_was_found_bad_before(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        audio = 0.5 * rng.uniform(-1, 1, (5 * 8000, 2))
+        if i % 2:
+            audio[3 * 8000 : 4 * 8000] = np.nan  # where no look at beginning, middle and end finds it
+        soundfile.write(tmp_path / f"{i}.wav", audio, 8000, subtype="FLOAT")
+    found = folder.scan(str(tmp_path), probing.Options(channels=2), 0.1)
+    crop = CropFormat(1000, 8000, 2)
+    forward, backward = RandomCrops(found.train, crop, 0), RandomCrops(found.train, crop, 0)
+    other = {i: backward[i] for i in range(59, -1, -1)}
+    for i in range(60):
+        np.testing.assert_array_equal(forward[i], other[i])
+
+
+def test_one_bad_file_that_is_most_of_the_audio_does_not_end_a_run(tmp_path):
+    rng = np.random.default_rng(0)
+    bad = 0.5 * rng.uniform(-1, 1, (60 * 8000, 2))
+    bad[1000:230_000] = bad[250_000:470_000:2].mean() * np.nan
+    bad[230_000:239_000] = bad[241_500:479_000] = np.nan
+    soundfile.write(tmp_path / "bad.wav", bad, 8000, subtype="FLOAT")
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", 0.5 * rng.uniform(-1, 1, (1000, 2)), 8000, subtype="FLOAT")
+    found = folder.scan(str(tmp_path), probing.Options(channels=2), 0.1)
+    train = [*found.train, *found.validation]
+    crops = RandomCrops(train, CropFormat(500, 8000, 2), 0)
+    assert all(np.isfinite(crops[i]).all() for i in range(100))
+
+
 def _break(folder):
     """Thirty of a thousand files, broken in eight ways; five of them only once they are in use."""
     rng = np.random.default_rng(0)

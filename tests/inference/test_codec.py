@@ -1,6 +1,7 @@
 """The codec: any shape, rate and channels in, the same out; files, latents on disk, and clear refusals."""
 
 import dataclasses
+import os
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +166,39 @@ def test_latents_of_a_rate_of_any_type_survive_the_disk(stereo, tmp_path, rate):
     latents.save(tmp_path / "x.safetensors")
     again = Latents.load(tmp_path / "x.safetensors")
     assert (again.sample_rate, type(again.sample_rate)) == (11025, int)
+
+
+def test_latents_are_their_array_and_a_path_decodes_as_they_do(stereo, tmp_path):
+    latents = stereo.encode(np.zeros((700, 2), np.float32) + 0.1)
+    latents.save(tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(np.asarray(latents), latents.z)
+    assert np.asarray(latents, np.float64).dtype == np.float64
+    np.testing.assert_array_equal(stereo.decode(tmp_path / "x.safetensors"), stereo.decode(latents))
+    assert oct((tmp_path / "x.safetensors").stat().st_mode & 0o777) == oct(0o666 & ~_umask())
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_latents_in_torchs_order_are_refused_with_the_remedy(stereo):
+    width = stereo.model.latent_dim
+    with pytest.raises(DataError, match=rf"\[1, {width}, 50\] are as PyTorch has them; transpose them"):
+        stereo.decode(np.zeros((1, width, 50), np.float32))
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("float16", 2.0**-11), ("bfloat16", 2.0**-8)])
+def test_latents_kept_in_halves_are_rounded(stereo, tmp_path, dtype, share):
+    latents = stereo.encode(0.1 * np.random.default_rng(0).standard_normal((700, 2)))
+    latents.save(tmp_path / "x.safetensors", dtype)
+    again = Latents.load(tmp_path / "x.safetensors")
+    assert again.z.dtype == np.float32
+    np.testing.assert_allclose(again.z, latents.z, rtol=share, atol=1e-7)
+    assert (tmp_path / "x.safetensors").stat().st_size < latents.z.nbytes + 600
+    with pytest.raises(DataError, match="storage_dtype='int8' is none of float32, float16, bfloat16"):
+        latents.save(tmp_path / "x.safetensors", "int8")
 
 
 def test_latents_that_would_not_be_read_again_are_not_written(stereo, tmp_path):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN, applied
 
+from audiovae_jax import Codec
 from audiovae_jax.persistence import conversion
-from audiovae_jax.persistence.saved_model import load_model
+from audiovae_jax.persistence.saved_model import load_model, open_model, save_model
 from audiovae_jax.torch_io import import_audio_vae, read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +63,23 @@ def test_the_commands_there_and_back(tmp_path):
     few = run("export_torch.py", "m")
     assert few.stderr.strip().endswith("export_torch takes MODEL OUT; 1 were given. --help lists the flags")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.safetensors", "m"]
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_the_sample_rate_survives_and_what_is_left_out_is_said(tmp_path, trained_run, capsys, name):
+    workdir, _, _ = trained_run
+    conversion.export_torch(str(workdir), str(tmp_path / name), step=2)
+    said = capsys.readouterr().out
+    assert "not in it: " in said
+    assert ("the optimizer's state, which a .pt file holds" in said) == (name == "x.safetensors")
+    assert "the discriminator and its optimizer's state" in said
+    assert open_model(tmp_path / name).sample_rate == 44100
+    save_model(*load_model(workdir), tmp_path / "m", sample_rate=48000)
+    conversion.export_torch(str(tmp_path / "m"), str(tmp_path / name))
+    conversion.import_torch(str(tmp_path / name), str(tmp_path / "n"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Codec.load(tmp_path / "n").sample_rate == 48000
 
 
 def test_a_run_of_ours_goes_on_in_torch(tmp_path, trained_run):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from conftest import GOLDEN, initialised, random_variables
 from audiovae_jax import AudioVAE, EnCodecDiscriminator
 from audiovae_jax.config import build
 from audiovae_jax.errors import CheckpointError
+from audiovae_jax.inference import inspection
 from audiovae_jax.persistence import checkpoint, saved_model
 from audiovae_jax.persistence.saved_model import load_model, save_model
 from audiovae_jax.persistence.training_state import load_training_state
@@ -280,3 +282,21 @@ def test_a_best_checkpoint_that_is_damaged_is_passed_over_and_named(tmp_path, tr
     shutil.rmtree(folder / "5" / "state")
     with pytest.raises(CheckpointError, match=r"2 is damaged(.|\n)*5/state is damaged"):
         load_model(tmp_path / "run")
+
+
+def test_what_has_a_discriminator_of_ones_own_is_described_where_that_is_not(tmp_path, whole, monkeypatch):
+    (tmp_path / "my_parts.py").write_text(
+        "from audiovae_jax import EnCodecDiscriminator\n\n\nclass Mine(EnCodecDiscriminator):\n    pass\n"
+    )
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        import my_parts
+
+        discriminator = my_parts.Mine(stft_filters=1, n_ffts=(64,), use_msd=False, use_mpd=False)
+        params = {"weight": np.zeros(3, np.float32)}
+        save_model(*whole, tmp_path / "m", discriminator=discriminator, discriminator_params=params)
+    monkeypatch.delitem(sys.modules, "my_parts")
+    described = inspection.inspect_model(tmp_path / "m")
+    assert described["parameters"] > 0
+    assert described["discriminator"].startswith("not known here (")
+    assert "there is no module 'my_parts'; put its folder on PYTHONPATH" in described["discriminator"]
