@@ -229,6 +229,7 @@ def _sort_override(override, root, choices, assignments):
     key = key.lstrip("+")
     if key.startswith("~"):
         assignments.append((key[1:].split("."), _DELETED))
+        choices[key[1:].replace(".", "/")] = ()  # if it is a group
         return
     if not equals or not key:
         raise ConfigError(f"{override!r} is neither a file nor KEY=VALUE")
