@@ -68,7 +68,8 @@ def compose(files: list[Path], overrides: list[str]) -> Tree:
         values: dict[str, Any] = {}
         for file in primaries:
             _merge(values, composer.config(file, group="", package=""))
-        for group in choices.keys() - composer.chosen.keys():  # none of the defaults lists has it
+        # Those that none of the defaults lists has.
+        for group in sorted(group for group in choices.keys() - composer.chosen.keys() if choices[group]):
             _merge(values, composer.choice(group, _Entry(group, choices[group], None, False, False), "", ""))
         if composer.choices == choices:
             break

@@ -26,7 +26,7 @@ def migrate_config(tmp_path, monkeypatch):
 def test_an_old_tree_is_told_of_and_written(migrate_config, tmp_path, capsys):
     migrate_config("old/train.yaml", "trainer.max_epochs=5", "~logger")
     told = capsys.readouterr().out
-    assert "read: 16\n  old/train.yaml" in told
+    assert "read: 15\n  old/train.yaml" in told
     assert "config.num_steps = 5000" in told
     assert "config.logging" not in told
     assert not (tmp_path / "mine.py").exists()
