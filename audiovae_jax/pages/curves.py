@@ -30,12 +30,12 @@ def chart(title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> st
     x = _Axis(min(s.min() for s, _ in drawn), max(s.max() for s, _ in drawn), _LEFT, _WIDTH - _RIGHT, False)
     y = _Axis(every.min(), every.max(), _HEIGHT - _BOTTOM, _TOP, logarithmic)
     parts = [f'<text x="{_LEFT}" y="16" style="font-size:13px;fill:#222">{escaped(title)}</text>']
-    for value in y.ticks():
+    for value, label in y.ticks():
         at = y.at(value)
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}" stroke="#eee"/>')
-        parts.append(f'<text x="{_LEFT - 4}" y="{at + 4:.1f}" text-anchor="end">{value:.4g}</text>')
-    for value in x.ticks():
-        parts.append(f'<text x="{x.at(value):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{value:g}</text>')
+        parts.append(f'<text x="{_LEFT - 4}" y="{at + 4:.1f}" text-anchor="end">{label}</text>')
+    for value, label in x.ticks():
+        parts.append(f'<text x="{x.at(value):.1f}" y="{_HEIGHT - 8}" text-anchor="middle">{label}</text>')
     for i, (name, (steps, values)) in enumerate(finite.items()):
         if not len(steps):
             continue
@@ -68,15 +68,17 @@ class _Axis:
         return self._start + (self._map(value) - self._map(self._low)) * self._scale
 
     def ticks(self):
+        """`(value, label)` of round values, with as many digits as tell them apart."""
         if self._logarithmic:
             exponents = range(math.ceil(math.log10(self._low)), math.floor(math.log10(self._high)) + 1)
-            tens = [10.0**exponent for exponent in exponents]
-            return tens if len(tens) > 1 else [self._low, self._high]
+            values = [10.0**exponent for exponent in exponents]
+            return [(value, f"{value:.3g}") for value in (values if len(values) > 1 else (self._low, self._high))]
         rough = (self._high - self._low) / 4
         size = 10.0 ** math.floor(math.log10(rough))
         step = next(size * factor for factor in (1, 2, 5, 10) if size * factor >= rough)
-        first = math.ceil(self._low / step - 1e-9)
-        return [i * step for i in range(first, math.floor(self._high / step + 1e-9) + 1)]
+        numbers = range(math.ceil(self._low / step - 1e-9), math.floor(self._high / step + 1e-9) + 1)
+        digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        return [(i * step, f"{i * step:.{digits}f}" if digits < 7 else f"{i * step:.3g}") for i in numbers]
 
 
 def _finite(steps, values):
