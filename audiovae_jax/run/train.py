@@ -15,11 +15,12 @@ from audiovae_jax.data.files import printable
 from audiovae_jax.errors import ConfigError, TrainingError
 from audiovae_jax.feeding import pipeline
 from audiovae_jax.feeding.wait import Waiting
-from audiovae_jax.persistence import checkpoint
+from audiovae_jax.persistence import checkpoint, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
 from audiovae_jax.run.workdir_lock import WorkdirLock
-from audiovae_jax.training import mesh, step
+from audiovae_jax.tracking import recorder
+from audiovae_jax.training import mesh, optimizer, step
 from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
 
 BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
@@ -43,6 +44,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
       TrainingError: the loss became NaN or infinite, or the workdir was deleted meanwhile.
     """
     configuration.check(config, jax.device_count())
+    recorder.check(config)
     is_first = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first else lambda text: None
     with contextlib.ExitStack() as ending:  # whatever fails, the rest of it is done
@@ -63,13 +65,15 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         devices = mesh.make_mesh()
         say("\n".join(describe(config, recipe, data)))
         state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
+        first_step = start_step + 1 if metrics else start_step
         reporter = report.Reporter(
             workdir,
             start_step=start_step,
-            first_step=start_step + 1 if metrics else start_step,
+            first_step=first_step,
             num_steps=config.num_steps,
             sample_rate=config.data.sample_rate,
             enabled=is_first,
+            writers=functools.partial(recorder.open_writers, config, workdir, first_step),
         )
         ending.callback(reporter.close)
         run = _Run(config, recipe, data, devices, checkpoints, reporter, lock)
@@ -78,12 +82,18 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
         lock.require_held()
         if config.num_steps not in checkpoints.steps():
             raise TrainingError(f"the last checkpoint is not in {workdir}: something else deleted or moved it")
+        reporter.finish(functools.partial(_save_best, config, workdir))
     step, loss = checkpoints.best() or (config.num_steps, math.nan)
     say(
         f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} (best {loss:.4f}, of checkpoint "
         f"{step}). Checkpoints, samples and TensorBoard events are in {printable(workdir)}"
     )
     return state
+
+
+def _save_best(config, workdir, path):
+    model, variables = saved_model.load_model(workdir)
+    saved_model.save_model(model, variables, path, sample_rate=config.data.sample_rate)
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints: Checkpoints, write: bool):
@@ -159,6 +169,7 @@ class _Run:
         self._mesh, self._checkpoints, self._reporter, self._lock = devices, checkpoints, reporter, lock
         self._config_dict = json.loads(configuration.to_json(config))
         self._compiled = {}
+        self._host = jax.local_devices(backend="cpu")[0]
         # Of the checkpoints alone: what no file holds is nobody's best.
         self._best = (checkpoints.best() or (None, math.inf))[1]
         # On the host and the device once: they are the same at every validation.
@@ -238,11 +249,22 @@ class _Run:
                 self._compiled[adversarial] = compilation.compiled(mapped, state, batch)
         return self._compiled[adversarial]
 
+    def _learning_rate(self, at):
+        """The generator's, at a step; on the CPU, so that it does not wait for the device, and seldom: it takes time."""
+        section = self._config.optimizer
+        rate = optimizer.learning_rate_schedule(
+            self._config.num_steps, section.learning_rate, section.final_learning_rate
+        )
+        with jax.default_device(self._host):
+            return float(rate(at))
+
     def _show(self, pending):
         if pending is None:
             return
         done, metrics = pending
         metrics = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+        if report.is_recorded(done):
+            metrics["train/learning_rate"] = self._learning_rate(done - 1)
         for name in ("train/total_g_loss", "train/d_loss", "train/g_grad_norm", "train/d_grad_norm"):
             self._require_finite(name, metrics.get(name, 0.0), done)
         self._reporter.step(done, metrics)

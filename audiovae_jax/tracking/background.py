@@ -23,6 +23,8 @@ class Background(Writer):
       warn: takes a line; from the thread too.
     """
 
+    takes_models = True
+
     def __init__(self, name: str, connect: Callable[[], Writer], warn: Callable[[str], None]):
         self._name, self._connect, self._warn = name, connect, warn
         self._waiting: collections.deque = collections.deque()

@@ -7,7 +7,13 @@ import numpy as np
 
 
 class Writer:
-    """Records a run; each method may be left as it is, which records nothing."""
+    """Records a run; each method may be left as it is, which records nothing.
+
+    Attributes:
+      takes_models: whether `model` is worth being called.
+    """
+
+    takes_models = False
 
     def restart(self, first_step: int):
         """Hide what was recorded from `first_step` on, where that can be hidden: those steps come again."""
@@ -39,6 +45,10 @@ class Writers(Writer):
 
     def __init__(self, writers: Sequence[Writer]):
         self._writers = tuple(writers)
+
+    @property
+    def takes_models(self):
+        return any(writer.takes_models for writer in self._writers)
 
     def restart(self, first_step):
         for writer in self._writers:

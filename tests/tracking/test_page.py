@@ -6,8 +6,8 @@ import pytest
 import soundfile
 
 from audiovae_jax.errors import DataError
-from audiovae_jax.run.events import Events
 from audiovae_jax.tracking import history, json_lines, page
+from audiovae_jax.tracking.events import Events
 from configs import base
 
 
@@ -63,7 +63,7 @@ def test_runs_of_before_are_read_from_their_events(tmp_path):
     for first in (0, 2):
         events = Events(tmp_path, first, pytest.fail)
         for step in range(first, 5):
-            events.scalar("train/x", first + step / 10, step)
+            events.scalars({"train/x": first + step / 10}, step)
         events.close()
         (path,) = [path for path in tmp_path.glob("events.out.tfevents.*") if "kept" not in path.name]
         path.rename(tmp_path / f"events.out.tfevents.{first}.kept")

@@ -10,8 +10,10 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
+from audiovae_jax.tracking.writer import Writer
 
-class Events:
+
+class Events(Writer):
     """An event file of a workdir.
 
     tensorboardX's own writer hands events to a thread; where that ends, on a full disk, its queue
@@ -35,9 +37,10 @@ class Events:
             event_pb2.Event(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
         )
 
-    def scalar(self, name: str, value: float, step: int):
-        """Record a number."""
-        self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+    def scalars(self, values: dict[str, float], step: int):
+        """Record numbers."""
+        for name, value in values.items():
+            self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
 
     def audio(self, name: str, audio: np.ndarray, step: int, sample_rate: int):
         """Record `[T, C]` audio in -1..1."""
@@ -51,7 +54,7 @@ class Events:
         """Put what was recorded on disk."""
         self._attempt(lambda: self._writer.flush())
 
-    def close(self):
+    def close(self, finished: bool = False):
         """Flush, and let go."""
         self._attempt(lambda: self._writer.close())
         self._writer = None
