@@ -23,6 +23,10 @@ class TrainingError(UserError):
     """A run that cannot go on."""
 
 
+class PlanError(UserError):
+    """A program that could not be compiled for what it was to be planned for."""
+
+
 @contextlib.contextmanager
 def as_checkpoint_error(what: str):
     """Whatever goes wrong inside, other than a user's error, is a CheckpointError that begins with `what`."""

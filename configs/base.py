@@ -43,6 +43,8 @@ def _base():
     config.seed = 0  # of parameters, latent noise and crops
     config.validate_every = 1000  # steps
     config.checkpoint_every = 5000  # steps; each checkpoint is validated too, to find the best
+    config.checkpoints_kept = 3  # the last ones; the best is kept besides
+    config.max_failed_saves = 10  # checkpoints in a row that could not be written, on a full disk for one, end the run
     config.sample_every = 5000  # steps between audio and spectrograms of fixed validation crops
     config.use_adversarial = True
     config.generator_update_every = 1  # steps, while the discriminator is active

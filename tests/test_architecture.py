@@ -31,8 +31,10 @@ LEVELS = [
     "persistence",
     "inference",
     "tracking",
+    "distributed",
     "run",
     "benchmark",
+    "planning",
     "commands",
     "__main__",
 ]

@@ -94,7 +94,7 @@ def test_the_losses_alone(namespace):
 
 def test_links_lead_somewhere():
     pages = [README, *PACKAGE.glob("*/README.md")]
-    assert len(pages) == 9
+    assert len(pages) == 11
     for page in pages:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
@@ -106,6 +106,9 @@ SMALL = {  # what makes a command of the README short
     "--config.discriminator.use_msd=False --config.discriminator.mpd_periods=(2,) "
     "--config.discriminator.mpd_channels=(2,4) --config.losses.stft.fft_sizes=(256,) "
     "--config.losses.mel.fft_sizes=(1024,) --config.losses.mel.n_mels=(16,) --config.data.num_samples=1",
+    "doctor.py": "--config.data.crop_length=2048 --config.model.base_channels=2 --config.use_adversarial=False "
+    "--config.batch_size=4 --config.losses.stft.fft_sizes=(256,) --config.losses.mel.fft_sizes=(1024,) "
+    "--config.losses.mel.n_mels=(16,)",
     "benchmark.py": "--repeats=1 --warmup=0 --crop=2048 --config.batch_size=4 --config.model.base_channels=2 "
     "--config.use_adversarial=False --config.losses.stft.fft_sizes=(256,) --config.losses.mel.fft_sizes=(1024,) "
     "--config.losses.mel.n_mels=(16,)",
@@ -126,7 +129,7 @@ def test_every_command_works_as_it_stands(tmp_path, audio_folder):
     shutil.copytree(audio_folder, tmp_path / "songs")
     shutil.copy(GOLDEN / "lightning.ckpt", tmp_path / "old.ckpt")
     commands = _commands()
-    assert len(commands) == 16
+    assert len(commands) == 17
     for number, command in enumerate(commands):
         _, _, arguments = command.partition(".venv/bin/python scripts/")
         script, *given = shlex.split(arguments, comments=True)

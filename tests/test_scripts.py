@@ -67,7 +67,8 @@ def test_files_through_a_model_by_every_command(tmp_path):
 
 
 FLAGS = {
-    "train": "--config --workdir",
+    "train": "--config --coordinator_address --heartbeat_timeout --initialization_timeout --num_processes --process_id "
+    "--stop_after --workdir",
     "report": "--out --sample_steps",
     "reconstruct": "--batch_size --chunk_length --dtype --format --mix --model --overwrite --sample_rate --step",
     "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --seed --step "
@@ -88,6 +89,8 @@ FLAGS = {
     "benchmark": "--adversarial --against --batch_size --config --crop --json --profile --repeats --seconds --warmup",
     "check_data": "--config --json --limit --page --seconds --workdir",
     "convert_musdb18": "--num_workers",
+    "doctor": "--compile --config --workdir",
+    "plan": "--compiles --config --host_memory --json --minutes --target",
 }
 
 

@@ -114,6 +114,11 @@ def peak_memory() -> int:
     statistics_of_device = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics_of_device:
         return statistics_of_device["peak_bytes_in_use"]
+    return peak_host_memory()
+
+
+def peak_host_memory() -> int:
+    """Bytes of the process, most at one time; 0 where unknown."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

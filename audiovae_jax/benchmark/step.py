@@ -16,9 +16,8 @@ from audiovae_jax.benchmark.profile import profile
 from audiovae_jax.config import build
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.run import compilation
-from audiovae_jax.training import mesh
+from audiovae_jax.training import mesh, program
 from audiovae_jax.training.state import create_train_state
-from audiovae_jax.training.step import train_step
 
 
 @dataclasses.dataclass
@@ -51,8 +50,7 @@ class Step:
         shape = (config.batch_size, *build.example_shape(config)[1:])
         audio = mesh.place_batch(devices, 0.3 * jax.random.normal(jax.random.key(0), shape))
         initialised = time.perf_counter()
-        per_device = functools.partial(train_step, recipe=recipe, adversarial=config.use_adversarial)
-        mapped = mesh.map_train_step(per_device, devices)
+        mapped = program.map_step(recipe, devices, config.use_adversarial)
         compiled = compilation.compiled(mapped, state, audio)
         seconds = {"initialise": initialised - start, "compile": time.perf_counter() - initialised}
         # Compiled for a GPU, products and convolutions are calls of libraries, whose work XLA does not count.

@@ -17,6 +17,7 @@ from audiovae_jax.config import configuration
 from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError, UserError
 from audiovae_jax.run import compilation, warm_start
+from audiovae_jax.storage.bucket_path import BucketPath
 
 # Where each command lives; only the one that is asked for is imported.
 _MODULES = {
@@ -36,6 +37,8 @@ _MODULES = {
     "benchmark": "benchmark",
     "check_data": "survey",
     "convert_musdb18": "data",
+    "plan": "planning",
+    "doctor": "planning",
 }
 
 
@@ -107,7 +110,7 @@ def define_config_flag():
     config_flags.DEFINE_config_file("config", str(bundled_configs.FOLDER / "base.py"), what)
 
 
-def read_config(workdir: Path) -> ml_collections.ConfigDict:
+def read_config(workdir: Path | BucketPath) -> ml_collections.ConfigDict:
     """The config that the flags give, finalized; with a torch file as `init_from`, its run's settings in it.
 
     Args:

@@ -12,6 +12,7 @@ from audiovae_jax.config import configuration
 from audiovae_jax.data.files import printable
 from audiovae_jax.errors import ConfigError, DataError
 from audiovae_jax.feeding import pipeline
+from audiovae_jax.run import bucket_lock
 from audiovae_jax.storage import atomic
 from audiovae_jax.survey import page, survey, text
 
@@ -30,7 +31,7 @@ def _check(root=None):
     _require_writable(values.json, values.page)
     if root is not None:
         values.config.data.root = root
-    workdir = Path(values.workdir or Path("runs") / cli.config_name())
+    workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / cli.config_name())
     config = cli.read_config(workdir)
     configuration.check(config, device_count=1)
     if config.data.root is None and not config.data.mix:

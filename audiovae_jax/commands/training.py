@@ -7,21 +7,34 @@ from absl import flags
 from audiovae_jax.commands import bundled_configs, cli
 from audiovae_jax.commands.command import Command
 from audiovae_jax.data.files import printable
+from audiovae_jax.distributed import launch, stopping
 from audiovae_jax.errors import ConfigError, DataError
-from audiovae_jax.run import huge_pages, train
-from audiovae_jax.storage import atomic
+from audiovae_jax.run import bucket_lock, huge_pages, train
+from audiovae_jax.storage import atomic, server
 from audiovae_jax.tracking import history, page
 
 
 def _flags():
     cli.define_config_flag()
-    flags.DEFINE_string("workdir", None, "where the run lives; default runs/<config name>")
+    flags.DEFINE_string("workdir", None, "where the run lives, a folder or s3:// or gs://; default runs/<config name>")
+    flags.DEFINE_string("stop_after", None, "save and end after this time, for a queue's limit: 11h50m, 90s, 1d")
+    flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; the cluster tells where it can")
+    flags.DEFINE_integer("num_processes", None, "of the run, on all hosts; 1 alone trains in this process alone")
+    flags.DEFINE_integer("process_id", None, "of this process, from 0")
+    flags.DEFINE_float("initialization_timeout", 300, "seconds that all processes have to come", 1)
+    flags.DEFINE_float("heartbeat_timeout", launch.HEARTBEAT_TIMEOUT, "seconds of silence that end all processes", 1)
 
 
 def _train():
     huge_pages.restart()
-    workdir = Path(flags.FLAGS.workdir or Path("runs") / cli.config_name())
-    train.train(cli.read_config(workdir), workdir)
+    given = flags.FLAGS
+    workdir = bucket_lock.as_workdir(given.workdir or Path("runs") / cli.config_name())
+    stop_after = None if given.stop_after is None else stopping.seconds(given.stop_after)
+    with launch.joined(
+        given.coordinator_address, given.num_processes, given.process_id,
+        initialization_timeout=given.initialization_timeout, heartbeat_timeout=given.heartbeat_timeout,
+    ):  # fmt: skip
+        train.train(cli.read_config(workdir), workdir, stop_after=stop_after, heartbeat_timeout=given.heartbeat_timeout)
 
 
 TRAIN = Command(
@@ -38,6 +51,8 @@ def _report_flags():
 
 
 def _report(*workdirs):
+    if any(server.is_url(workdir) for workdir in workdirs):
+        raise ConfigError(f"copy {history.NEEDED} of a run in a bucket to a folder first, and give that")
     runs = [history.read(Path(workdir)) for workdir in workdirs]
     path = Path(flags.FLAGS.out or runs[0].workdir / "report.html")
     if path.suffix.lower() not in (".html", ".htm"):

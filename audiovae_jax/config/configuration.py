@@ -26,10 +26,13 @@ LEGACY_KEYS = {
 }
 # Keys that may differ when a run is continued: they change what is seen of it, not what it computes.
 OPERATIONAL_KEYS = (
-    "checkpoint_every", "sample_every", "validate_every", "model.remat", "data.num_threads", "data.prefetch_batches",
-    "data.source", "data.max_bad_share", "data.read_timeout", "data.retry_seconds", "data.cache",
-    "data.cache_gigabytes", "data.index", "logging.writers", "logging.mlflow_uri", "logging.mlflow_experiment",
+    "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "model.remat",
+    "data.num_threads", "data.prefetch_batches", "data.source", "data.max_bad_share", "data.read_timeout",
+    "data.retry_seconds", "data.cache", "data.cache_gigabytes", "data.index", "logging.writers", "logging.mlflow_uri",
+    "logging.mlflow_experiment",
 )  # fmt: skip
+# Those of them that may differ between the hosts of a run: none of them says what is computed, or when.
+HOST_KEYS = tuple(key for key in OPERATIONAL_KEYS if key.startswith("data."))
 # Keys that configs of before do not have, and what was done then.
 _LATER_KEYS = {
     "data.mix": (), "data.padding": "zero", "data.mixture_share": 0.25, "data.full_band_share": None,
@@ -69,7 +72,8 @@ def warn_legacy_key(old: str, new: str):
 
 def check(config: ml_collections.ConfigDict, device_count: int):
     """Raise ConfigError, with the remedy, for values that cannot work together."""
-    for key in ("num_steps", "batch_size", "validate_every", "checkpoint_every", "sample_every"):
+    counts = ("num_steps", "batch_size", "validate_every", "checkpoint_every", "sample_every")
+    for key in (*counts, "checkpoints_kept", "max_failed_saves"):
         _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")
     for key in ("generator_update_every", "discriminator_update_every"):
         _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")

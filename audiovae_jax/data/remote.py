@@ -1,14 +1,12 @@
 """Files behind URLs: byte ranges through fsspec, tried again where the network fails, kept where that is asked for.
 
-Credentials are found as the backend finds them (for s3://: AWS_PROFILE, AWS_ACCESS_KEY_ID and so on). A server
-other than Amazon's is named by AWS_ENDPOINT_URL; FSSPEC_S3_ANON=true reads public buckets without credentials.
+How a server is found, and by which credentials, `storage.server` says.
 """
 
 import collections
 import dataclasses
 import os
 import random
-import re
 import threading
 import time
 import urllib.parse
@@ -18,6 +16,8 @@ from pathlib import Path
 from audiovae_jax.data.block_cache import BlockCache
 from audiovae_jax.data.reader import Reader
 from audiovae_jax.errors import DataError
+from audiovae_jax.storage import server
+from audiovae_jax.storage.server import is_url as is_url  # of what is read, as of what is written
 
 
 class UnreachableError(DataError):
@@ -38,20 +38,6 @@ _LONGEST_RUN = 1 << 20  # bytes in a request of a decoder that reads on and on, 
 _LONGEST_PAUSE = 5.0  # seconds between two attempts
 # For how long a file that was there is looked for: a server that starts again may not have all at once.
 _GONE_SECONDS = 10.0
-_CONNECTIONS = 64
-# What another attempt does not change, by type and by name: the backends' own types are not imported here.
-_FINAL_ERRORS = (
-    FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError,
-    ValueError, TypeError, AttributeError, NotImplementedError, ImportError,
-)  # fmt: skip
-_FINAL_NAMES = re.compile("Credentials|Profile|SSOToken|ParamValidation")
-_WORTH_ANOTHER = (408, 429)  # of HTTP's 4xx: time-out, too many requests
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_CREDENTIALS = {
-    "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-    "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
-}
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 @dataclasses.dataclass
@@ -106,12 +92,16 @@ class Access:
     def filesystem(self, url: str):
         """`(file system, path in it)`, one for all threads of a process: each has its connections."""
         scheme, _, rest = url.partition("://")
-        server = f"{scheme}://{rest.partition('/')[0]}"
+        place = f"{scheme}://{rest.partition('/')[0]}"
         with self._lock:
             # A forked process has none of its parent's threads.
-            filesystem = self._filesystems.get((os.getpid(), server))
+            filesystem = self._filesystems.get((os.getpid(), place))
             if filesystem is None:
-                filesystem = self._filesystems[os.getpid(), server] = _connect(server, url)
+                try:
+                    filesystem = server.connect(url)
+                except OSError as error:
+                    raise DataError(f"{url}: {error.strerror}") from error
+                self._filesystems[os.getpid(), place] = filesystem
         return filesystem, filesystem._strip_protocol(url)
 
 
@@ -141,11 +131,6 @@ class RemoteFile:
     def open(self) -> "RangeReader":
         """A seekable reader of its bytes."""
         return RangeReader(self)
-
-
-def is_url(root: str) -> bool:
-    """Whether a root lies elsewhere; `file://` does not."""
-    return _URL.match(root) is not None and not root.startswith("file://")
 
 
 def local_path(root: str) -> str:
@@ -311,29 +296,6 @@ def _mark(entry):
     return next((str(entry[key]).strip('"') for key in keys if entry.get(key)), "")
 
 
-def _connect(server, url):
-    scheme = server.partition("://")[0]
-    # What lists files may be cached and then be wrong for ever.
-    options = {"use_listings_cache": False, "skip_instance_cache": True}
-    try:
-        import fsspec
-
-        if _EXTRAS.get(scheme) == "s3":
-            given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-            # Attempts are counted here alone: botocore's times s3fs's would be minutes for each of ours.
-            options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, **given, "retries": {"max_attempts": 0}}
-        filesystem, _ = fsspec.url_to_fs(f"{server}/", **options)
-    except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        remedy = f"pip install 'audiovae-jax[{extra}]'" if extra else "install the package that fsspec names"
-        raise DataError(f"{url}: {scheme}:// needs a package that is not installed ({error}); {remedy}") from error
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{url}: {error}; s3://, gs://, https:// and file:// can be read") from error
-    if _EXTRAS.get(scheme) == "s3":
-        filesystem.retries = 1
-    return filesystem
-
-
 def _persistently(request, url, access, gone_seconds=0.0):
     """What `request()` returns; tried again, with growing pauses, while the network or the server fails."""
     began, pause, gone = time.monotonic(), 0.1, None
@@ -343,51 +305,11 @@ def _persistently(request, url, access, gone_seconds=0.0):
         except Exception as error:  # every backend has exceptions of its own
             if isinstance(error, FileNotFoundError) and gone is None:
                 gone = time.monotonic()
-            if _is_final(error) and (gone is None or time.monotonic() - gone + pause > gone_seconds):
-                raise RefusedError(f"{url}: {_explained(error, url)}") from error
+            if server.is_final(error) and (gone is None or time.monotonic() - gone + pause > gone_seconds):
+                raise RefusedError(f"{url}: {server.explained(error, url)}") from error
             if time.monotonic() - began + pause > access.retry_seconds:
                 raise UnreachableError(
-                    f"{url}: not reached within data.retry_seconds={access.retry_seconds:g} ({_reason(error)})"
+                    f"{url}: not reached within data.retry_seconds={access.retry_seconds:g} ({server.reason(error)})"
                 ) from error
         time.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, _LONGEST_PAUSE)
-
-
-def _is_final(error):
-    """Whether another attempt would bring nothing else."""
-    while error is not None:
-        if isinstance(error, _FINAL_ERRORS) or _FINAL_NAMES.search(type(error).__name__):
-            return True
-        status, code = _status(error)
-        if status is not None:
-            return 400 <= status < 500 and status not in _WORTH_ANOTHER and code != "RequestTimeout"
-        error = error.__cause__
-    return False
-
-
-def _status(error):
-    """HTTP's `(status, S3's code)` of a backend's exception; None where it has none."""
-    answer = getattr(error, "response", None)
-    if isinstance(answer, dict):
-        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), answer.get("Error", {}).get("Code")
-    # aiohttp says "code 400" of an answer that breaks off, which is no answer: what it was told is `status`.
-    status = getattr(error, "code" if type(error).__name__ == "HttpError" else "status", None)
-    return (status if isinstance(status, int) else None), None
-
-
-def _explained(error, url):
-    """What a final error means, and what to do."""
-    status, _ = _status(error.__cause__ or error)
-    if isinstance(error, FileNotFoundError):
-        return f"there is no such file or bucket ({_reason(error)})"
-    if isinstance(error, PermissionError) or "Credentials" in type(error).__name__ or status in (401, 403):
-        scheme = url.partition("://")[0]
-        remedy = _CREDENTIALS.get({"gcs": "gs", "s3a": "s3"}.get(scheme, scheme), "check the credentials")
-        return f"access is refused ({_reason(error)}); {remedy}"
-    if status in (412, 416):
-        return "it has changed since it was looked at; start the run again"
-    return _reason(error)
-
-
-def _reason(error):
-    return " ".join(str(error).split()) or type(error).__name__

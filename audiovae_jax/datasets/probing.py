@@ -15,6 +15,7 @@ from audiovae_jax.data import audio_file, deadline, files, remote
 from audiovae_jax.data.audio_file import AudioFile, Place
 from audiovae_jax.errors import DataError
 from audiovae_jax.storage import atomic
+from audiovae_jax.storage.bucket_path import BucketPath
 
 _CHUNK = 256  # files whose sizes and times a thread asks for at once
 _VERSION = 1  # of the index; what a file is found to be must not depend on an older program
@@ -31,7 +32,7 @@ class Options:
       read_timeout: seconds after which a file that does not answer is passed over; 0 waits for ever.
       index_folder: where what was found is remembered; None remembers nothing.
       access: how files behind URLs are reached.
-      leave_out: folders that are passed over.
+      leave_out: folders, here or behind URLs, that are passed over.
     """
 
     channels: int
@@ -40,7 +41,7 @@ class Options:
     read_timeout: float = 0.0
     index_folder: Path | None = None
     access: remote.Access = dataclasses.field(default_factory=remote.Access)
-    leave_out: tuple[Path, ...] = ()
+    leave_out: tuple[Path | BucketPath, ...] = ()
 
 
 def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS) -> list[tuple[str, Place]]:
@@ -50,15 +51,19 @@ def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXT
       DataError: there is no such folder.
     """
     if remote.is_url(root):
+        left_out = tuple(f"{folder}/" for folder in options.leave_out)
         return [
             (name, file)
             for name, file in remote.list_files(root, options.access)
-            if name.lower().endswith(tuple(extensions)) and not atomic.is_temporary(name.rpartition("/")[2])
+            if name.lower().endswith(tuple(extensions))
+            and not atomic.is_temporary(name.rpartition("/")[2])
+            and not file.url.startswith(left_out)
         ]
     folder = Path(remote.local_path(root))
     if not folder.is_dir():
         raise DataError(f"config.data.root={root}: there is no such folder")
-    return [(path.relative_to(folder).as_posix(), path) for path in files.find(folder, extensions, options.leave_out)]
+    left_out = [path for path in options.leave_out if isinstance(path, Path)]
+    return [(path.relative_to(folder).as_posix(), path) for path in files.find(folder, extensions, left_out)]
 
 
 def find_under(

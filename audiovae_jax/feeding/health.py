@@ -1,5 +1,6 @@
 """What went wrong with a run's audio: counted, said once, listed in a file, and fatal past a share."""
 
+import contextlib
 import json
 import sys
 import threading
@@ -7,6 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from audiovae_jax.errors import DataError
+from audiovae_jax.storage.bucket_path import BucketPath
 
 
 class Health:
@@ -27,7 +29,7 @@ class Health:
         self._replaced = 0
         self._lock = threading.Lock()
 
-    def list_in(self, path: Path):
+    def list_in(self, path: Path | BucketPath):
         """List what cannot be used, now and from here on: JSON Lines of a name and a reason each.
 
         What such a list has already, of files that are still there, counts too.
@@ -41,7 +43,7 @@ class Health:
                 self._bad.setdefault(name, reason)
         try:
             if self._bad or path.exists():
-                path.write_text("".join(_line(name, reason) for name, reason in self._bad.items()))
+                path.write_text(self._lines())
         except OSError as error:
             raise DataError(f"{path} was not written: {error.strerror or error}") from error
         self.require_few()
@@ -80,12 +82,19 @@ class Health:
             self._bad[name] = reason
             print(f"warning: another crop is taken in place of {reason}", file=sys.stderr)
             if self._path is not None:
-                try:
-                    with open(self._path, "a") as file:
-                        file.write(_line(name, reason))
-                except OSError:  # the warning above has said it
-                    pass
+                with contextlib.suppress(OSError):  # the warning above has said it
+                    self._add(name, reason)
         self.require_few()
+
+    def _add(self, name, reason):
+        if isinstance(self._path, BucketPath):  # where nothing can be appended to
+            self._path.write_text(self._lines())
+            return
+        with open(self._path, "a") as file:
+            file.write(_line(name, reason))
+
+    def _lines(self):
+        return "".join(_line(name, reason) for name, reason in self._bad.items())
 
     def require_few(self):
         """Raise DataError, with the last reasons, if more files than `max_share` cannot be used."""

@@ -22,6 +22,7 @@ from audiovae_jax.feeding.augment import Augment
 from audiovae_jax.feeding.crops import CropFormat
 from audiovae_jax.feeding.health import Health
 from audiovae_jax.feeding.patience import Patient, stacked
+from audiovae_jax.storage.bucket_path import BucketPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Data:
     health: Health | None
 
 
-def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path] = ()) -> Data:
+def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path | BucketPath] = ()) -> Data:
     """The training and validation records of `config.data`.
 
     Args:
@@ -79,7 +80,7 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path]
     return Data(train, validation, found, found.fingerprint if found else "built-in", health)
 
 
-def open_catalog(config, leave_out: Collection[Path] = ()) -> Catalog | None:
+def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catalog | None:
     """What there is to draw from under `config.data`'s root or mix; None for the built-in generator alone.
 
     Raises:

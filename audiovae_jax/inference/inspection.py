@@ -1,7 +1,5 @@
 """What a stranger asks of a model file, in lines."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 
@@ -9,6 +7,7 @@ from audiovae_jax.errors import ConfigError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.models.receptive_field import decoder_context, encoder_context
 from audiovae_jax.persistence import saved_model, training_state
+from audiovae_jax.storage.bucket_path import BucketPath, as_path
 from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS
 from audiovae_jax.training.state import count_parameters
 
@@ -37,7 +36,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
     return {
         "path": str(path),
         "kind": loaded.kind,
-        "bytes": _size(Path(path)),
+        "bytes": _size(as_path(path)),
         "fingerprint": Codec.fingerprint_of(model, variables),
         "config": {key: getattr(model, key) for key in CONFIG_KEYS},
         "computes in": str(np.dtype(model.dtype)),
@@ -90,5 +89,7 @@ def _discriminator(state):
 
 
 def _size(path):
+    if isinstance(path, BucketPath):
+        return path.size()
     files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: Orbax underneath, with a checksum per array and walking back over damage.
 
 A checkpoint holds the train state, and a JSON item with the config, the data position, the validation
-metrics and the checksums. The last one and the best by `total_loss` are kept.
+metrics and the checksums. The last few and the best by `total_loss` are kept.
 """
 
 import contextlib
@@ -17,8 +17,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from audiovae_jax.errors import CheckpointError
+from audiovae_jax.persistence import hosts
+from audiovae_jax.persistence.step_folders import StepFolders
+from audiovae_jax.persistence.step_objects import StepObjects
 from audiovae_jax.storage import array_store, atomic
+from audiovae_jax.storage.bucket_path import BucketPath, ServerAwayError, as_path
 from audiovae_jax.storage.checksum import json_checksum
+from audiovae_jax.training import mesh
 from audiovae_jax.training.state import TrainState
 
 BEST_METRIC = "total_loss"
@@ -26,8 +31,11 @@ BEST_METRIC = "total_loss"
 VARIABLES = ("params", "latent_statistics")
 # 1 named arrays in another way; 2 had its metrics in an item of Orbax's own, and no checksum of its JSON.
 _FORMAT, _KNOWN_FORMATS = 3, (2, 3)
-_RUN_FILE = Path("run") / "metadata"
-_OLD_METRICS_FILE = Path("metrics") / "metrics"
+_RUN_FILE, _OLD_METRICS_FILE = "run/metadata", "metrics/metrics"
+
+
+class _OutOfReachError(CheckpointError):
+    """A checkpoint that may be whole, behind a server that is away or rights that are missing: no damage."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,29 +53,37 @@ class Restored:
 class Checkpoints:
     """The checkpoints under `directory`, one folder per step.
 
-    Nothing is made or deleted before the first `save`, but for damaged checkpoints that `restore` sets aside.
+    Nothing is made or deleted before the first `save`, but for damaged checkpoints that are set aside:
+    moved to `damaged_checkpoints/` beside the folder, where nothing is ever removed. In a run of several processes
+    all of them call `restore` and `save`, and the first alone moves files.
 
     Args:
       directory: created when needed, unless `read_only`.
       read_only: only look.
       still_ours: whether what is left of a failed write may be removed, and is nobody else's.
+      kept: how many of the last ones; the best is kept besides.
     """
 
-    def __init__(self, directory: Path, read_only: bool = False, still_ours: Callable[[], bool] = lambda: True):
+    def __init__(
+        self,
+        directory: Path | BucketPath,
+        read_only: bool = False,
+        still_ours: Callable[[], bool] = lambda: True,
+        kept: int = 3,
+    ):
         if read_only and not directory.is_dir():
             raise CheckpointError(f"{directory}: there is no such folder")
         self._directory, self._read_only = directory, read_only
-        self._manager: ocp.CheckpointManager | None = None
+        self._folders = StepObjects(directory) if isinstance(directory, BucketPath) else StepFolders(directory)
+        self._writer = None
         self._newest_loss: dict[int, float] = {}  # of what is being written
-        self._failed, self._still_ours = False, still_ours
+        self._failed: set[int] = set()  # steps of which something may be left
+        self._still_ours, self._kept = still_ours, kept
 
     def steps(self) -> list[int]:
         """The steps of finished checkpoints, ascending."""
         try:
-            # What is not finished has another name.
-            return sorted(int(child.name) for child in self._directory.iterdir() if _is_step(child))
-        except FileNotFoundError:
-            return []
+            return self._folders.steps()
         except OSError as error:
             raise CheckpointError(f"{self._directory} cannot be looked into: {error.strerror or error}") from error
 
@@ -107,14 +123,21 @@ class Checkpoints:
         arrays = array_store.describe(state)
         run = {"format": _FORMAT, "config": config, "data": data, "metrics": metrics, "arrays": arrays}
         run["checksum"] = json_checksum(run)
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or isinstance(self._folders, StepObjects):
             # Orbax divides what every device holds among them, which takes an operation per device and array.
             state = jax.tree.map(lambda array: array.addressable_data(0), state)
+        there = hosts.of_first(self.steps())
+        if self._writer is None:
+            # What cannot be described may have been the best; Orbax falls over some of it, or takes it for leftovers.
+            self._set_aside(hosts.of_first([old for old in there if old != step and not self._is_described(old)]))
+        if step in there:
+            self._set_aside([step])
+        self._failed.discard(step)
         with self._writing():
-            if self._manager is None:
-                self._manager = self._open_manager()
+            if self._writer is None:
+                self._writer = self._folders.writer(self._to_keep, self._still_ours)
             self._newest_loss = {step: _finite_loss(metrics)}
-            self._manager.save(
+            self._writer.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
                 force=True,
@@ -131,7 +154,7 @@ class Checkpoints:
     def newest_config(self) -> dict | None:
         """The config of the newest checkpoint whose description can be read; None if there is none."""
         for step in self.steps()[::-1]:
-            with contextlib.suppress(CheckpointError):
+            if self._is_described(step):
                 return self.config(step)
         return None
 
@@ -150,51 +173,62 @@ class Checkpoints:
           CheckpointError: they cannot be read, or do not match their checksums.
         """
         described = self._run(step)["arrays"]
-        return array_store.read_tree(self._directory / str(step) / "state", described, names)
+        with self._opened(step) as folder:
+            return array_store.read_tree(folder / "state", described, names, where=f"{self._directory / str(step)}")
 
     def restore(self, abstract_state: TrainState, sharding, step: int | None = None) -> Restored:
         """The checkpoint at `step`, or the newest that is whole.
 
         Args:
           abstract_state: shapes and dtypes to expect.
-          sharding: where to put the arrays.
-          step: None walks back from the newest over damaged ones, which are moved to
-            `damaged_checkpoints/` beside the folder.
+          sharding: where to put the arrays: the same on all devices.
+          step: None walks back from the newest over damaged ones, which are set aside. What any process
+            finds damaged is so for all.
 
         Raises:
-          CheckpointError: none can be restored; the message says why for each.
+          CheckpointError: none can be restored, and the message says why for each; or one cannot be reached.
         """
-        candidates = [step] if step is not None else self.steps()[::-1]
+        candidates = [step] if step is not None else hosts.of_first(self.steps())[::-1]
         damaged = []
         for candidate in candidates:
+            restored, reason = None, None
             try:
-                restored = self._restore_step(candidate, abstract_state, sharding)
+                restored = self._restore_step(candidate, abstract_state)
+            except _OutOfReachError:
+                raise
             except CheckpointError as error:
-                damaged.append((candidate, str(error)))
+                reason = str(error)
+            reason = hosts.any_reason(reason)
+            if reason is not None:
+                damaged.append((candidate, reason))
                 continue
             if not self._read_only:
                 self._set_aside([failed for failed, _ in damaged])
-            return dataclasses.replace(restored, damaged=tuple(reason for _, reason in damaged))
+            state = mesh.replicate(restored.state, sharding)
+            return dataclasses.replace(restored, state=state, damaged=tuple(reason for _, reason in damaged))
         reasons = "\n".join(f"  {reason}" for _, reason in damaged) or f"  {self._directory} holds none"
         raise CheckpointError(
             f"no checkpoint could be restored:\n{reasons}\nrestore them from a copy, or start in another --workdir"
         )
 
     def check(self):
-        """Raise CheckpointError if what is written in the background has failed."""
-        if self._manager is not None:
+        """Raise CheckpointError if what is written in the background has failed; it is said once."""
+        if self._writer is not None:
             with self._writing():
-                self._manager.check_for_errors()
+                # Orbax's own `check_for_errors` takes the error from the thread that, without it, removes old steps.
+                if not self._writer.is_saving_in_progress():
+                    self._writer.wait_until_finished()
 
     def wait(self):
-        """Wait until everything is on disk.
+        """Wait until everything is written.
 
         Raises:
-          CheckpointError: the last one could not be written.
+          CheckpointError: the last one could not be, and that was not said before.
         """
-        if self._manager is not None:
+        if self._writer is not None:
             with self._writing():
-                self._manager.wait_until_finished()
+                self._writer.wait_until_finished()
+        self._sweep()
 
     def close(self):
         """Finish writing and let go.
@@ -202,30 +236,11 @@ class Checkpoints:
         Raises:
           CheckpointError: the last one could not be written, and that was not said before.
         """
-        if self._manager is None:
-            return
-        manager, self._manager = self._manager, None
-        if self._failed:
-            with contextlib.suppress(Exception):
-                manager.close()
-            return
-        with self._writing():
-            manager.close()
-
-    def _open_manager(self):
-        # Orbax looks into the metrics of every checkpoint of the old format, and falls over damaged ones.
-        self._set_aside([step for step in self.steps() if not self._has_readable_old_metrics(step)])
-        self._directory.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LastAndBest(lambda: {**self._losses(), **self._newest_loss}),
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
-        )
-        return ocp.CheckpointManager(
-            self._directory.absolute(),
-            options=options,
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
-        )
+        if self._writer is not None:
+            with self._writing():
+                self._writer.close()
+            self._writer = None
+        self._sweep()
 
     @contextlib.contextmanager
     def _writing(self):
@@ -233,55 +248,74 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # Orbax and its storage raise what they like
-            self._failed = True
-            for step in self._newest_loss if jax.process_index() == 0 and self._still_ours() else ():
-                for leftover in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
+            writer, self._writer = self._writer, None  # the next save begins afresh
+            for _ in range(2 if writer is not None else 0):  # Orbax says it again before it lets go
+                with contextlib.suppress(Exception):
+                    writer.close()
+            self._failed |= self._newest_loss.keys()
+            self._sweep()
             kept = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
                 f"a checkpoint was not written to {self._directory}: {array_store.storage_reason(error)}; "
-                f"those that are there whole: {kept}. With that mended, the same command goes on from there"
+                f"those that are there whole: {kept}"
             ) from error
 
-    def _set_aside(self, steps):
-        # A run that goes on from an earlier step comes by these again.
-        for step in steps if jax.process_index() == 0 else []:
-            target = self._directory.parent / "damaged_checkpoints" / str(step)
-            try:
-                target.parent.mkdir(exist_ok=True)
-                shutil.rmtree(target, ignore_errors=True)
-                (self._directory / str(step)).rename(target)
-            except OSError as error:
-                raise CheckpointError(
-                    f"{self._directory / str(step)} is damaged and could not be moved to {target}: "
-                    f"{error.strerror or error}"
-                ) from error
-        if steps and self._manager is not None:
-            self._manager.reload()
+    def _sweep(self):
+        """Remove what failed writes have left; again later, since Orbax's threads may not have heard of the failure."""
+        if self._failed and hosts.is_first() and self._still_ours():
+            for step in self._failed:
+                for leftover in self._folders.unfinished(step):
+                    shutil.rmtree(leftover, ignore_errors=True)
 
-    def _restore_step(self, step, abstract_state, sharding):
-        folder = self._directory / str(step)
-        run = self._run(step)
-        array_store.require_same(array_store.describe_shapes(abstract_state), run["arrays"], where=str(folder))
-        target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_state)
+    def _set_aside(self, steps):
+        """Move steps away, where a run that goes on from an earlier one comes by them again."""
+        if steps:
+            self.close()  # Orbax remembers what there is
+        reason = None
+        for step in steps if hosts.is_first() else []:
+            try:
+                self._folders.set_aside(step)
+            except OSError as error:
+                reason = (
+                    f"{self._directory / str(step)} could not be moved to damaged_checkpoints/: "
+                    f"{error.strerror or error}"
+                )
+        reason = hosts.any_reason(reason)
+        if reason is not None:
+            raise CheckpointError(reason)
+
+    @contextlib.contextmanager
+    def _opened(self, step):
+        """The folder of a step on this machine; CheckpointError where it cannot be had."""
         try:
-            with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-                state = checkpointer.restore(folder.absolute() / "state", args=ocp.args.StandardRestore(target))
-        except Exception as error:  # Orbax and its storage raise what they like
-            raise CheckpointError(f"{folder} is damaged: {array_store.first_line(error)}") from error
-        array_store.require_checksums(state, run["arrays"], where=str(folder))
+            with self._folders.opened(step) as folder:
+                yield folder
+        except (ServerAwayError, PermissionError) as error:
+            raise _OutOfReachError(
+                f"{self._directory / str(step)} cannot be read: {error.strerror or error}"
+            ) from error
+        except OSError as error:
+            raise CheckpointError(f"{self._directory / str(step)} is damaged: {error.strerror or error}") from error
+
+    def _restore_step(self, step, abstract_state):
+        """A checkpoint, on this process's first device and by itself: others may fail where this one does not."""
+        where, run = str(self._directory / str(step)), self._run(step)
+        array_store.require_same(array_store.describe_shapes(abstract_state), run["arrays"], where=where)
+        with self._opened(step) as folder:
+            state = array_store.read_like(folder / "state", abstract_state, where)
+        array_store.require_checksums(state, run["arrays"], where)
         return Restored(state, step, run["config"], run["data"], run["metrics"])
 
     def _run(self, step):
         """The JSON item of a checkpoint, checked; of the old format with its metrics in it."""
         folder = self._directory / str(step)
         try:
-            run = json.loads((folder / _RUN_FILE).read_text())
+            run = json.loads(self._folders.read(step, _RUN_FILE))
             if not isinstance(run, dict) or run.get("format") not in _KNOWN_FORMATS:
                 found = run.get("format", "none") if isinstance(run, dict) else "none"
                 raise CheckpointError(f"{folder} has format {found}; this version reads format {_FORMAT}")
             if run["format"] == 2:
-                run["metrics"] = json.loads((folder / _OLD_METRICS_FILE).read_text())
+                run["metrics"] = json.loads(self._folders.read(step, _OLD_METRICS_FILE))
             elif run.get("checksum") != json_checksum(run):
                 raise CheckpointError(f"{folder} is damaged: {_RUN_FILE} does not match its checksum")
             parts = [run[part] for part in ("config", "data", "metrics", "arrays")]
@@ -291,6 +325,8 @@ class Checkpoints:
                 raise CheckpointError(f"{folder} is damaged: {_RUN_FILE} is not the description of a checkpoint")
         except CheckpointError:
             raise
+        except (ServerAwayError, PermissionError) as error:
+            raise _OutOfReachError(f"{folder} cannot be read: {error.strerror or error}") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{folder} is damaged: {array_store.first_line(error)}") from error
         return run
@@ -304,33 +340,21 @@ class Checkpoints:
                 losses[step] = _finite_loss(self.metrics(step))
         return losses
 
-    def _has_readable_old_metrics(self, step):
-        path = self._directory / str(step) / _OLD_METRICS_FILE
+    def _is_described(self, step):
         try:
-            json.loads(path.read_text())
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, RecursionError):
+            self._run(step)
+        except _OutOfReachError:
+            raise
+        except CheckpointError:
             return False
         return True
 
-
-class _LastAndBest(ocp.checkpoint_managers.PreservationPolicy):
-    """Which checkpoints Orbax keeps: the last one, and the best.
-
-    Args:
-      losses: gives `{step: total_loss}` of those on disk and the one that is being written.
-    """
-
-    def __init__(self, losses: Callable[[], dict[int, float]]):
-        self._losses = losses
-
-    def should_preserve(self, checkpoints, *, context):
-        del context
-        steps = [info.step for info in checkpoints]
-        best = _best_of({step: loss for step, loss in self._losses().items() if step in steps})
-        kept = {max(steps, default=None), best and best[0]}
-        return [step in kept for step in steps]
+    def _to_keep(self, steps):
+        """Which of the steps there are, and the one that is being written, are kept."""
+        losses = {step: loss for step, loss in {**self._losses(), **self._newest_loss}.items() if step in steps}
+        best = _best_of(losses)
+        unknown = {step for step, loss in losses.items() if loss is None}  # one of them may be the best
+        return {*sorted(steps)[-self._kept :], *unknown, *(best[:1] if best else ())}
 
 
 def _best_of(losses):
@@ -345,15 +369,11 @@ def _finite_loss(metrics):
     return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
 
 
-def _is_step(folder):
-    return folder.name.isdigit() and folder.is_dir()
-
-
-def locate(path: str) -> tuple[Path, int | None]:
+def locate(path: str | Path | BucketPath) -> tuple[Path | BucketPath, int | None]:
     """The checkpoint folder and step that a user's path means.
 
     Args:
-      path: a workdir, its `checkpoints` folder, or one step's folder.
+      path: a workdir, its `checkpoints` folder, or one step's folder; or the URL of one.
 
     Returns:
       `(folder of checkpoints, step)`; None for the newest step.
@@ -361,7 +381,7 @@ def locate(path: str) -> tuple[Path, int | None]:
     Raises:
       CheckpointError: there is no checkpoint there.
     """
-    given = Path(path)
+    given = opened_path(path)
     if not given.exists():
         raise CheckpointError(f"{path}: there is no such file or folder")
     if given.name.isdigit() and (given / "state").is_dir():
@@ -372,7 +392,22 @@ def locate(path: str) -> tuple[Path, int | None]:
     raise CheckpointError(f"{path} holds no checkpoint; give a training workdir, or one of its checkpoints/<step>")
 
 
-def write_json(path: Path, value: Any):
+def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
+    """A user's path to read from; CheckpointError where it is a URL that cannot be reached."""
+    try:
+        path = as_path(path)
+        if isinstance(path, BucketPath):
+            path.exists()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    return path
+
+
+def write_json(path: Path | BucketPath, value: Any):
     """Write JSON so that the file is either whole or not there."""
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    if isinstance(path, BucketPath):
+        path.write_text(text)
+        return
     with atomic.replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+        temporary.write_text(text)

@@ -4,10 +4,12 @@ A saved model is a folder: `model.json`, which a person can read, and Orbax tree
 `model/` and, if given, `optimizer/` and `discriminator/`. The JSON has a checksum for every array.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from audiovae_jax.models.audio_vae import AudioVAE
 from audiovae_jax.persistence import checkpoint
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.storage import array_store, atomic
+from audiovae_jax.storage.bucket_path import BucketPath, local_copy
 from audiovae_jax.storage.checksum import json_checksum
 from audiovae_jax.torch_io import audio_vae
 from audiovae_jax.training.state import count_parameters
@@ -98,7 +101,7 @@ def load_model(
 
     Args:
       path: a saved model, a training workdir (or its `checkpoints`, or one of them), or a `.pt`,
-        `.ckpt` or `.safetensors` file of the PyTorch system.
+        `.ckpt` or `.safetensors` file of the PyTorch system; or the `s3://` or `gs://` URL of one.
       step: of a workdir's checkpoint; by default the best by validation loss.
       device: where to put the arrays; by default JAX's first.
       strict: for files of the PyTorch system, see `torch_io.import_audio_vae`.
@@ -140,7 +143,9 @@ class LoadedModel:
 
 def open_model(path: str | Path, *, step: int | None = None, strict: bool = True) -> LoadedModel:
     """`load_model` with all that the file says of the model; the arguments are the same."""
-    path = Path(path)
+    path = checkpoint.opened_path(path)
+    if isinstance(path, BucketPath):
+        return _open_url(path, step, strict)
     if not os.path.exists(path):  # which is not Path.exists: that raises for names that cannot be
         raise CheckpointError(f"{path}: there is no such file or folder")
     if not path.is_dir() or (path / DESCRIPTION).is_file():
@@ -167,8 +172,13 @@ def with_latent_statistics(source: str | Path, target: str | Path, mean: np.ndar
     Raises:
       CheckpointError: as `load_model` and `save_model`.
     """
-    source, target = Path(source), Path(target)
+    target = Path(target)
     statistics = {"latent_mean": np.asarray(mean, np.float32), "latent_std": np.asarray(std, np.float32)}
+    with at_hand(checkpoint.opened_path(source)) as local:
+        _with_latent_statistics(local, target, statistics, metadata)
+
+
+def _with_latent_statistics(source, target, statistics, metadata):
     if not (source / DESCRIPTION).is_file():
         loaded = open_model(source)
         save_model(
@@ -235,6 +245,39 @@ def _write(path, description, trees):
         raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
 
 
+def _open_url(path, step, strict):
+    """`open_model` of what is in a bucket: all of a file or a saved model is fetched, and one of a workdir's steps."""
+    with at_hand(path) as local:
+        if local is not path:
+            return open_model(local, step=step, strict=strict)
+    return _open_checkpoint(path, step)
+
+
+@contextlib.contextmanager
+def at_hand(path: Path | BucketPath) -> Iterator[Path | BucketPath]:
+    """A copy on this machine of the file or saved model that is behind a URL; a workdir stays where it is.
+
+    Raises:
+      CheckpointError: there is nothing there; what is raised inside names the URL.
+    """
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    local = None
+    try:
+        if not path.exists():
+            raise CheckpointError(f"{path}: there is no such file or folder")
+        if path.is_dir() and not (path / DESCRIPTION).is_file():
+            yield path
+            return
+        with local_copy(path) as local:
+            yield local
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(local), str(path))) from error
+
+
 def _open_saved(path):
     description = read_description(path)
     model = _model(description["config"], str(path / DESCRIPTION))
@@ -246,7 +289,7 @@ def _open_saved(path):
 
 
 def _open_checkpoint(path, step):
-    folder, named = checkpoint.locate(str(path))
+    folder, named = checkpoint.locate(path)
     checkpoints = Checkpoints(folder, read_only=True)
     chosen = step if step is not None else named
     if chosen is not None and chosen not in checkpoints.steps():

@@ -41,7 +41,11 @@ def training_state_of(
     loaded: saved_model.LoadedModel, path: str | Path, optimizer: optax.GradientTransformation | None = None
 ) -> dict[str, Any]:
     """`load_training_state` of a model that was opened already."""
-    path = Path(path)
+    with saved_model.at_hand(checkpoint.opened_path(path)) as local:
+        return _training_state(loaded, local, optimizer)
+
+
+def _training_state(loaded, path, optimizer):
     state = {
         "epoch": loaded.epoch,
         "global_step": loaded.global_step,
@@ -84,7 +88,7 @@ def _torch_training_state(path, loaded, optimizer):
 
 def _checkpoint_trees(path, step):
     """`(trees as a saved model has them, the discriminator's description)` of a workdir's checkpoint."""
-    folder, _ = checkpoint.locate(str(path))
+    folder, _ = checkpoint.locate(path)
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         config = checkpoints.config(step)

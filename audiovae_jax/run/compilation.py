@@ -19,22 +19,29 @@ def use_cache():
 def compiled(function: jax.stages.Wrapped, *args) -> jax.stages.Compiled:
     """What `function.lower(*args).compile()` returns, sooner and in less memory.
 
-    Python's garbage collector stands still meanwhile: its passes over the many objects of a trace are a
-    quarter of the time that tracing takes. The memory that compiling has freed is given back to the system,
-    since malloc holds on to it for later: 1 GB of a process that has loaded a step with the published
-    discriminators from the cache, and 2.7 GB of one that has compiled it.
-
     Args:
       function: a jitted one.
       args: arrays or their shapes.
     """
+    with sparing():
+        return function.lower(*args).compile()
+
+
+@contextlib.contextmanager
+def sparing():
+    """For tracing and compiling: sooner, and with less memory taken afterwards.
+
+    Python's garbage collector stands still meanwhile: its passes over the many objects of a trace are a
+    quarter of the time that tracing takes. The memory that compiling has freed is given back to the system,
+    since malloc holds on to it for later: 1 GB of a process that has loaded a step with the published
+    discriminators from the cache, and 2.7 GB of one that has compiled it.
+    """
     collects = gc.isenabled()
     gc.disable()
     try:
-        executable = function.lower(*args).compile()
+        yield
     finally:
         if collects:
             gc.enable()
     with contextlib.suppress(AttributeError, OSError, TypeError):  # where the C library is not glibc
         ctypes.CDLL(None).malloc_trim(0)
-    return executable

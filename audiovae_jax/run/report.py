@@ -15,6 +15,7 @@ import tqdm
 
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.ops import signal
+from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking.events import Events
 from audiovae_jax.tracking.writer import Writer
 
@@ -34,7 +35,7 @@ class Reporter:
     """Shows and records a run; does nothing on other hosts than the first.
 
     Args:
-      workdir: where events and samples go.
+      workdir: where events and samples go; a folder, or a path in a bucket.
       start_step, num_steps: of this session.
       first_step: of which this session writes events; what a killed one wrote from there on is hidden.
       sample_rate: of the samples, in Hz.
@@ -44,7 +45,7 @@ class Reporter:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: Path | BucketPath,
         *,
         start_step: int,
         first_step: int,
@@ -124,8 +125,16 @@ class Reporter:
             self.say(f"warning: the samples of step {step} were not written: {error or 'the disk is full'}")
 
     def _write_samples(self, step, originals, reconstructions):
-        folder = self._workdir / "samples" / f"step_{step:08d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        place = self._workdir / "samples" / f"step_{step:08d}"
+        if not isinstance(place, BucketPath):
+            place.mkdir(parents=True, exist_ok=True)
+            self._write_samples_to(place, step, originals, reconstructions)
+            return
+        with tempfile.TemporaryDirectory(prefix="audiovae_jax_samples_") as folder:
+            self._write_samples_to(Path(folder), step, originals, reconstructions)
+            place.upload(Path(folder))
+
+    def _write_samples_to(self, folder, step, originals, reconstructions):
         for i, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
             for name, audio in (("original", original), ("reconstruction", reconstruction)):
                 audio = np.clip(audio, -1, 1)

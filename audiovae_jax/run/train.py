@@ -12,60 +12,87 @@ import numpy as np
 
 from audiovae_jax.config import build, configuration
 from audiovae_jax.data.files import printable
+from audiovae_jax.distributed import stopping
+from audiovae_jax.distributed.group import Group
+from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
 from audiovae_jax.errors import ConfigError, TrainingError
 from audiovae_jax.feeding import pipeline
 from audiovae_jax.feeding.wait import Waiting
 from audiovae_jax.persistence import checkpoint, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
-from audiovae_jax.run.workdir_lock import WorkdirLock
+from audiovae_jax.run.bucket_lock import as_workdir, lock_of
+from audiovae_jax.run.saving import Saving
+from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking import recorder
-from audiovae_jax.training import mesh, optimizer, step
+from audiovae_jax.training import mesh, optimizer, program, step
 from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
 
 BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
 _MOST_SKIPPED_SHOWN = 20
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: Path | BucketPath | str,
+    *,
+    stop_after: float | None = None,
+    heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+) -> TrainState:
     """Train as `config` says, or go on where `workdir` stopped.
+
+    SIGTERM, Ctrl-C and `stop_after` end it in good order: it saves and returns, and the same call goes on
+    from there to the same bits.
 
     Args:
       config: finalized (see `configuration.finalize`).
-      workdir: gets `config.json`, `checkpoints/`, TensorBoard events and `samples/`.
+      workdir: gets `config.json`, `checkpoints/`, TensorBoard events and `samples/`; a folder, or `s3://` or `gs://`.
+      stop_after: seconds from now; None for no limit.
+      heartbeat_timeout: seconds of silence after which another process of the run counts as dead.
 
     Returns:
-      The final train state.
+      The last train state, of `config.num_steps` unless it was stopped.
 
     Raises:
       ConfigError: values that cannot work, or a workdir of another config, in use, or not to be written to.
       DataError: no usable audio.
-      CheckpointError: nothing to go on from where there should be, or a checkpoint could not be written.
-      TrainingError: the loss became NaN or infinite, or the workdir was deleted meanwhile.
+      CheckpointError: nothing to go on from where there should be, or `max_failed_saves` checkpoints in a row
+        could not be written.
+      TrainingError: the loss became NaN or infinite, the workdir was deleted meanwhile, or another process died.
     """
-    configuration.check(config, jax.device_count())
-    recorder.check(config)
     is_first = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first else lambda text: None
-    with contextlib.ExitStack() as ending:  # whatever fails, the rest of it is done
-        lock = WorkdirLock(workdir, enabled=is_first)
+    # Whatever fails, the rest of `ending` is done, and the other processes hear of it first.
+    with Group(heartbeat_timeout) as group, contextlib.ExitStack() as ending, group.together():
+        configuration.check(config, jax.device_count())
+        recorder.check(config)
+        group.meet("config", same=_what_all_share(config))
+        workdir = as_workdir(workdir)
+        lock = lock_of(workdir, enabled=is_first)
         taken_from = lock.acquire()
         ending.callback(lock.release)
+        group.before_exit(lock.release)
+        ending.enter_context(stopping.requests(group.ask_to_stop, stop_after, at_once=lock.release))
         if taken_from is not None:
             say(f"taking {workdir} over from a run that ended without a word: {taken_from}")
+        token = group.meet("workdir", tell=lock.token)
+        if not is_first:
+            lock.require_shared(token)
         recipe = build.build_recipe(config)
         data = pipeline.open_data(
             config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
         )
-        checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held)
+        checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
         ending.callback(checkpoints.close)
         claim_workdir(config, workdir, checkpoints, write=is_first)
         if data.health is not None:
             data.health.list_in(workdir / (BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
+        group.meet("data", same={"what the audio is": data.fingerprint})
         devices = mesh.make_mesh()
         say("\n".join(describe(config, recipe, data)))
         state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
-        first_step = start_step + 1 if metrics else start_step
+        group.meet("state", same={"checkpoint to go on from": start_step})
+        first_step = start_step if metrics is None else start_step + 1
         reporter = report.Reporter(
             workdir,
             start_step=start_step,
@@ -76,13 +103,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> TrainState:
             writers=functools.partial(recorder.open_writers, config, workdir, first_step),
         )
         ending.callback(reporter.close)
-        run = _Run(config, recipe, data, devices, checkpoints, reporter, lock)
-        state, metrics = run.go(state, start_step, metrics)
-        checkpoints.wait()
+        saving = Saving(checkpoints, config.max_failed_saves, reporter.say)
+        run = _Run(config, recipe, data, devices, checkpoints, saving, reporter, lock, group)
+        state, metrics, stopped = run.go(state, start_step, metrics)
+        # Who asks for the end may not wait for another attempt.
+        saving.finish(again=stopped is None)
         lock.require_held()
-        if config.num_steps not in checkpoints.steps():
+        if stopped is None and config.num_steps not in checkpoints.steps():
             raise TrainingError(f"the last checkpoint is not in {workdir}: something else deleted or moved it")
-        reporter.finish(functools.partial(_save_best, config, workdir))
+        if stopped is None:
+            reporter.finish(functools.partial(_save_best, config, workdir))
+    if stopped is not None:
+        print(f"{stopped}; the same command goes on from there", flush=True)
+        return state
     step, loss = checkpoints.best() or (config.num_steps, math.nan)
     say(
         f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} (best {loss:.4f}, of checkpoint "
@@ -96,7 +129,14 @@ def _save_best(config, workdir, path):
     saved_model.save_model(model, variables, path, sample_rate=config.data.sample_rate)
 
 
-def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints: Checkpoints, write: bool):
+def _what_all_share(config):
+    """What has to be alike in all processes: what they compile, and when they meet."""
+    flat = configuration.flatten(json.loads(configuration.to_json(config)))
+    shared = {key: value for key, value in flat.items() if key not in configuration.HOST_KEYS}
+    return shared | {"version of jax": jax.__version__, "devices of a process": jax.local_device_count()}
+
+
+def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath, checkpoints: Checkpoints, write: bool):
     """Write `config.json`; where there are checkpoints, compare with the config that they are of first.
 
     Raises:
@@ -130,7 +170,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path, checkpoints:
 def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say):
     """`(state, step, validation metrics)` to start from: the workdir's newest checkpoint, `init_from`, or fresh.
 
-    What happens is told to `say`, a line at a time.
+    The metrics are None where there is no checkpoint of this run yet. What happens is told to `say`, a line at a time.
 
     Raises:
       CheckpointError: there are checkpoints, but none is whole.
@@ -151,22 +191,24 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
     with report.timed("compiling and drawing the initial parameters", say):
         state = jax.block_until_ready(compilation.compiled(jax.jit(create, out_shardings=sharding))())
     if config.init_from is None:
-        return state, 0, {}
+        return state, 0, None
     state = warm_start.take_over(config.init_from, recipe, state, sharding, say)
     if int(state.step) >= config.num_steps:
         raise ConfigError(
             f"config.init_from={config.init_from} is at step {int(state.step)} already; "
             f"raise config.num_steps={config.num_steps} to go on"
         )
-    return state, int(state.step), {}
+    return state, int(state.step), None
 
 
 class _Run:
     """The moving parts of one session of training."""
 
-    def __init__(self, config, recipe, data, devices, checkpoints, reporter, lock):
+    def __init__(self, config, recipe, data, devices, checkpoints, saving, reporter, lock, group):
         self._config, self._recipe, self._data = config, recipe, data
-        self._mesh, self._checkpoints, self._reporter, self._lock = devices, checkpoints, reporter, lock
+        self._mesh, self._checkpoints, self._saving = devices, checkpoints, saving
+        self._reporter, self._lock = reporter, lock
+        self._group, self._saved_at = group, None
         self._config_dict = json.loads(configuration.to_json(config))
         self._compiled = {}
         self._host = jax.local_devices(backend="cpu")[0]
@@ -184,10 +226,10 @@ class _Run:
             functools.partial(step.validation_step, recipe=recipe), devices
         )
 
-    def go(self, state: TrainState, start_step: int, metrics: dict):
-        """Run to the end: `(state, last validation metrics)`."""
+    def go(self, state: TrainState, start_step: int, metrics: dict | None):
+        """Run to the end: `(state, last validation metrics, None)`, or why and where it stopped before."""
         config = self._config
-        if not metrics:
+        if metrics is None:
             with self._reporter.timed("compiling and running the first validation"):
                 metrics = self._validate(state, start_step)
                 self._sample(state, start_step)
@@ -202,7 +244,11 @@ class _Run:
         pending = None
         for current in range(start_step, config.num_steps):
             self._lock.check()
-            self._checkpoints.check()
+            self._saving.check()
+            reason = self._group.stop_reason(current)
+            if reason is not None:
+                self._show(pending)
+                return state, metrics, self._stop(state, start_step, current, reason)
             train_step = self._train_step(current, state, batch)
             state, new = train_step(state, batch)
             # While the device computes: the next batch, and the metrics of the step before.
@@ -212,7 +258,7 @@ class _Run:
             pending = (current + 1, new)
             done = current + 1
             last = done == config.num_steps
-            checkpoint_due = last or done % config.checkpoint_every == 0
+            checkpoint_due = last or done % config.checkpoint_every == 0 or self._saving.is_due_again()
             if checkpoint_due or done % config.validate_every == 0:
                 self._show(pending)
                 pending = None
@@ -222,35 +268,45 @@ class _Run:
             if checkpoint_due:
                 self._save(state, done, metrics)
         self._show(pending)
-        return state, metrics
+        return state, metrics, None
+
+    def _stop(self, state, start_step, at, reason):
+        """Save, and say so. The checkpoint has no loss, since it is one that a run left alone has not validated."""
+        if at == start_step:
+            saved = "nothing new to save" if self._checkpoints.steps() else "nothing to save yet"
+            return f"stopped at step {at} after {reason}: {saved}"
+        if self._saved_at != at:
+            self._save(state, at, {})
+        return f"stopped at step {at} after {reason}: saved"
 
     def _save(self, state, done, metrics):
         self._lock.require_held()
-        self._best = min(self._best, metrics["total_loss"])
+        self._saved_at = done
+        self._best = min(self._best, metrics.get("total_loss", math.inf))
         if self._data.health is not None:
             found = {
                 "data/bad_files": self._data.health.bad_files,
                 "data/replaced_crops": self._data.health.replaced_crops,
             }
             self._reporter.scalars(done, found)
-        metrics = {**metrics, "best_total_loss": self._best}
-        self._reporter.scalars(done, {"val/best_total_loss": self._best})
+        if metrics:
+            metrics = {**metrics, "best_total_loss": self._best}
+            self._reporter.scalars(done, {"val/best_total_loss": self._best})
         self._reporter.flush()  # or a kill after the checkpoint loses what came before it
         position = {"step": done, "fingerprint": self._data.fingerprint}
-        self._checkpoints.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
+        self._saving.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
     def _train_step(self, current, state, batch):
         adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
         if adversarial not in self._compiled:
-            per_device = functools.partial(step.train_step, recipe=self._recipe, adversarial=adversarial)
             what = "compiling the step" + (" with discriminator" if adversarial else "")
             with self._reporter.timed(what):
-                mapped = mesh.map_train_step(per_device, self._mesh)
+                mapped = program.map_step(self._recipe, self._mesh, adversarial)
                 self._compiled[adversarial] = compilation.compiled(mapped, state, batch)
         return self._compiled[adversarial]
 
     def _learning_rate(self, at):
-        """The generator's, at a step; on the CPU, so that it does not wait for the device, and seldom: it takes time."""
+        """The generator's, at a step; on the CPU, so that it does not wait for the device."""
         section = self._config.optimizer
         rate = optimizer.learning_rate_schedule(
             self._config.num_steps, section.learning_rate, section.final_learning_rate

@@ -11,8 +11,9 @@ import ml_collections
 from audiovae_jax.config import build, configuration, resolve
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError, ConfigError
-from audiovae_jax.persistence import checkpoint
+from audiovae_jax.persistence import checkpoint, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.torch_io import training
 from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS
 from audiovae_jax.training.state import TrainState, create_train_state
@@ -27,7 +28,7 @@ _ADOPTABLE = (
 )
 
 
-def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], workdir: Path) -> list[str]:
+def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], workdir: Path | BucketPath) -> list[str]:
     """Set what a torch file at `config.init_from` tells of its run: architectures, rates, weights.
 
     What the command line gives stands. Runs of ours have their config beside them and are not looked
@@ -46,7 +47,7 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
       ConfigError: a setting does not fit the config's key.
     """
     path = config.init_from
-    if path is None or Path(path).is_dir():
+    if path is None or checkpoint.opened_path(path).is_dir():
         return []
     try:
         imported = _read_once(path)
@@ -96,7 +97,7 @@ def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, say: Calla
     Raises:
       CheckpointError: there is nothing there that can be taken over.
     """
-    if not Path(path).is_dir():
+    if not checkpoint.opened_path(path).is_dir():
         _, imported = _read_once(path)
         _waiting.clear()
         notes = list(imported.notes)
@@ -133,13 +134,15 @@ _waiting: dict = {}
 
 def _read_once(path):
     """`(when it was changed, its contents)` of a torch file."""
+    place = checkpoint.opened_path(path)
     try:
-        changed = Path(path).stat().st_mtime_ns
+        changed = place.version() if isinstance(place, BucketPath) else place.stat().st_mtime_ns
     except OSError:
         changed = None
     if path in _waiting and _waiting[path][0] == changed:
         return _waiting[path]
-    return changed, training.read_training(path)
+    with saved_model.at_hand(place) as local:
+        return changed, training.read_training(local)
 
 
 def _adopted_before(workdir, path):

@@ -1,4 +1,7 @@
-"""A workdir is one run's at a time: a file in it says whose, and its heartbeat that the run is alive."""
+"""A workdir is one run's at a time: a file in it says whose, and its heartbeat that the run is alive.
+
+In buckets `bucket_lock` has what differs.
+"""
 
 import dataclasses
 import datetime
@@ -7,6 +10,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from pathlib import Path
 
 from audiovae_jax.errors import ConfigError, TrainingError
@@ -15,6 +19,7 @@ from audiovae_jax.storage import atomic
 NAME = "run.lock"
 _HEARTBEAT = 10.0  # seconds
 _STALE = 6 * _HEARTBEAT  # a run on another host that has been silent for so long is dead
+_SHARED_WITHIN = 30.0  # seconds in which a shared file system shows to one host what another has written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +83,6 @@ class WorkdirLock:
         if not self._enabled:
             return None
         try:
-            _make_folders(self._workdir, self._made)
             taken_from = self._create()
         except OSError as error:
             self._remove_empty_folders()
@@ -88,6 +92,22 @@ class WorkdirLock:
         self._thread = threading.Thread(target=self._beat, daemon=True, name="workdir heartbeat")
         self._thread.start()
         return taken_from
+
+    @property
+    def token(self) -> str:
+        """What the other hosts find in the lock's file, where the workdir is theirs too."""
+        return self._me.token
+
+    def require_shared(self, token: str):
+        """Raise ConfigError if this is not the folder in which the first host has the lock of that token."""
+        deadline = time.monotonic() + _SHARED_WITHIN
+        while (holder := read_holder(self._path)) is None or holder.token != token:
+            if time.monotonic() > deadline:
+                raise ConfigError(
+                    f"--workdir={self._workdir} is not the folder that process 0 has under that name; give one that "
+                    "all hosts share, as every host writes its part of a checkpoint"
+                )
+            time.sleep(0.1)
 
     def require_held(self):
         """Raise TrainingError if the workdir was deleted meanwhile, or taken by another run."""
@@ -112,13 +132,17 @@ class WorkdirLock:
         self._stop.set()
         self._thread.join()
         self._thread = None
-        holder = _read(self._path)
+        self._remove()
+        self._remove_empty_folders()
+
+    def _remove(self):
+        holder = read_holder(self._path)
         if holder is not None and holder.token == self._me.token:
             self._path.unlink(missing_ok=True)
-        self._remove_empty_folders()
 
     def _create(self):
         """Make the file: the dead run that had it, or None."""
+        _make_folders(self._workdir, self._made)
         taken_from = None
         while True:
             try:
@@ -126,7 +150,7 @@ class WorkdirLock:
             except FileExistsError:
                 taken_from = self._take_from_the_dead() or taken_from
                 continue
-            if (holder := _read(self._path)) is None or holder.token == self._me.token:
+            if (holder := read_holder(self._path)) is None or holder.token == self._me.token:
                 return taken_from
 
     def _write(self):
@@ -151,10 +175,25 @@ class WorkdirLock:
         Raises:
           ConfigError: the run is alive.
         """
-        holder = _read(self._path)
+        holder = read_holder(self._path)
         silent = self._silence()
         if silent is None:
             return None
+        self._require_dead(holder, silent)
+        aside = atomic.beside(self._path, f"{secrets.token_hex(4)}.old")
+        try:
+            self._path.rename(aside)
+        except FileNotFoundError:
+            return None
+        moved = read_holder(aside)
+        if (moved and moved.token) != (holder and holder.token) and not self._path.exists():
+            aside.rename(self._path)  # another process was quicker, and what was moved is its new one
+            return None
+        aside.unlink(missing_ok=True)
+        return holder
+
+    def _require_dead(self, holder, silent):
+        """Raise ConfigError if a lock's run is alive, which was last heard of so many seconds ago."""
         if not _is_dead(holder, silent):
             who = "another run" if holder is None else str(holder)
             elsewhere = holder is None or holder.system != self._me.system or not holder.birth
@@ -163,17 +202,6 @@ class WorkdirLock:
                 f"--workdir={self._workdir} is in use by {who} (last sign of life {max(0, silent):.0f} s ago); "
                 f"use another --workdir, or stop that run first{remedy}"
             )
-        aside = atomic.beside(self._path, f"{secrets.token_hex(4)}.old")
-        try:
-            self._path.rename(aside)
-        except FileNotFoundError:
-            return None
-        moved = _read(aside)
-        if (moved and moved.token) != (holder and holder.token) and not self._path.exists():
-            aside.rename(self._path)  # another process was quicker, and what was moved is its new one
-            return None
-        aside.unlink(missing_ok=True)
-        return holder
 
     def _silence(self):
         """Seconds since the lock's last heartbeat, by the file system's own clock; None if the lock is gone."""
@@ -192,16 +220,23 @@ class WorkdirLock:
             if self._lost is not None:
                 return
             try:
-                os.utime(self._path)
+                self._touch()
             except OSError:
                 continue  # the next look tells whether it is there
 
+    def _touch(self):
+        os.utime(self._path)
+
     def _look(self):
         try:
-            holder = _read(self._path)
+            holder = read_holder(self._path)
             gone = holder is None and not self._path.exists()
         except OSError:
             return  # a shared file system that is away for a moment
+        self._judge(holder, gone)
+
+    def _judge(self, holder, gone):
+        """Note what has become of the lock."""
         if gone:
             self._lost = (
                 f"{self._workdir} was deleted or moved while this run was writing to it, at least its {NAME}; "
@@ -234,7 +269,7 @@ def _make_folders(path, made):
         made.append(folder)
 
 
-def _read(path):
+def read_holder(path) -> Holder | None:
     """The holder that a lock file names; None where it is missing, or cannot be read (it may be half written)."""
     try:
         holder = Holder(**json.loads(path.read_text()))

@@ -72,19 +72,45 @@ def write_tree(directory: Path, tree: PyTree):
         marker.unlink()
 
 
-def read_tree(directory: Path, described: dict[str, str], parts: tuple[str, ...] | None = None) -> dict:
+def read_like(directory: Path, abstract: PyTree, where: str) -> PyTree:
+    """The tree at `directory` with the structure, shapes and dtypes of `abstract`, on this process's first device.
+
+    Other processes are not waited for.
+
+    Args:
+      directory: what Orbax's standard handler wrote.
+      abstract: a tree of shapes.
+      where: what errors call the directory.
+
+    Raises:
+      CheckpointError: it is missing or damaged.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+    try:
+        with _reader(ocp.StandardCheckpointHandler) as checkpointer:
+            return checkpointer.restore(directory.absolute(), args=ocp.args.StandardRestore(target))
+    except Exception as error:  # Orbax and its storage raise what they like
+        raise CheckpointError(f"{where} is damaged: {first_line(error)}") from error
+
+
+def read_tree(
+    directory: Path, described: dict[str, str], parts: tuple[str, ...] | None = None, where: str | None = None
+) -> dict:
     """The tree at `directory` as nested dicts of numpy arrays, on whatever devices it was written.
 
     Args:
       directory: what `write_tree`, or Orbax's standard handler, wrote.
       described: what must be there, see `describe`; arrays outside of `parts` are passed over.
       parts: top-level keys to read; None for all.
+      where: what errors call the directory.
 
     Raises:
       CheckpointError: it is missing, damaged, or not what is described.
     """
+    where = where or str(directory)
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _reader(ocp.PyTreeCheckpointHandler) as checkpointer:
             metadata = checkpointer.metadata(directory.absolute()).item_metadata
             if metadata is None:
                 raise FileNotFoundError("its description is missing or cannot be read")
@@ -97,11 +123,11 @@ def read_tree(directory: Path, described: dict[str, str], parts: tuple[str, ...]
                 args=ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=parts is not None),
             )
     except Exception as error:  # Orbax and its storage raise what they like
-        raise CheckpointError(f"{directory} is damaged: {first_line(error)}") from error
+        raise CheckpointError(f"{where} is damaged: {first_line(error)}") from error
     wanted = {name: array for name, array in described.items() if parts is None or name.partition("/")[0] in parts}
     for name, there, written in _differences(describe_shapes(restored), wanted):
-        raise CheckpointError(f"{directory} is damaged: {name} is {there}, but was written as {written}")
-    require_checksums(restored, wanted, str(directory))
+        raise CheckpointError(f"{where} is damaged: {name} is {there}, but was written as {written}")
+    require_checksums(restored, wanted, where)
     return restored
 
 
@@ -117,9 +143,18 @@ def storage_reason(error: Exception) -> str:
         text = str(error)
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT):
             if getattr(error, "errno", None) == number or os.strerror(number) in text:
-                return os.strerror(number)
+                return getattr(error, "strerror", None) or os.strerror(number)
         last, error = error, error.__cause__ or error.__context__
     return first_line(last)
+
+
+def _reader(handler):
+    """A checkpointer that reads for this process alone: what fails in one must not keep others waiting."""
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"
+    )
+    return ocp.Checkpointer(handler(multiprocessing_options=alone), multiprocessing_options=alone)
 
 
 def _differences(shapes, described):

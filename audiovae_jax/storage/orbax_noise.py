@@ -6,6 +6,7 @@ or a traceback for each, from threads of their own.
 
 import logging
 import sys
+import traceback
 
 _SOURCES = ("/orbax/", "/tensorstore/")
 
@@ -25,6 +26,8 @@ def _is_of_others(record):
     if record.name == "absl":
         return not _is_theirs(record.pathname)
     text = record.getMessage()
+    if record.exc_info and record.exc_info[1] is not None:
+        text += "".join(traceback.format_tb(record.exc_info[1].__traceback__))
     return "exception was never retrieved" not in text or not (_is_theirs(text) or "OCDBT" in text or "zarr" in text)
 
 

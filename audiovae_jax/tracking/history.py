@@ -14,6 +14,7 @@ from audiovae_jax.data.files import printable
 from audiovae_jax.errors import DataError
 from audiovae_jax.tracking import json_lines
 
+NEEDED = f"{json_lines.NAME}, config.json and samples/"  # of a workdir
 _LARGEST_EVENT = 1 << 28  # bytes; a length beyond it is damage
 _SAMPLES = re.compile(r"step_(\d+)$")
 

@@ -3,30 +3,43 @@
 import json
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking.writer import Writer
 
 NAME = "metrics.jsonl"
 _AGAIN_AFTER = 60.0  # seconds until a disk that was full is tried again
+_PATIENCE = 10.0  # seconds for which training waits for a bucket
+_BYTES_A_SECOND = 1e5  # that a bucket is sent on average
 
 
 class JsonLines(Writer):
     """Appends records; each is whole or not there.
 
     Args:
-      workdir: where the file is.
+      workdir: where the file is; of one in a bucket, it is put there now and then, and at the end.
       first_step: records from there on of sessions before are taken away.
       warn: is told when nothing can be written, and when something can be again.
     """
 
-    def __init__(self, workdir: Path, first_step: int, warn: Callable[[str], None]):
-        self._path, self._warn = workdir / NAME, warn
+    def __init__(self, workdir: Path | BucketPath, first_step: int, warn: Callable[[str], None]):
+        self._warn = warn
         self._file: int | None = None
         self._failed_at: float | None = None
+        self._object: BucketPath | None = None
+        self._put_at = -math.inf
+        if isinstance(workdir, BucketPath):
+            self._object = workdir.patient(_PATIENCE) / NAME
+            self._local = tempfile.TemporaryDirectory(prefix="audiovae_jax_metrics_")
+            workdir = Path(self._local.name)
+            if first_step > 0:
+                self._attempt(lambda: self._object.exists() and self._object.download_file(workdir / NAME))
+        self._path = workdir / NAME
         self.restart(first_step)
 
     def restart(self, first_step: int):
@@ -47,16 +60,23 @@ class JsonLines(Writer):
         self._append({"step": step, "time": time.time(), "name": name, "text": text})
 
     def flush(self):
-        """Ask the disk to keep what was recorded."""
+        """Ask the disk to keep what was recorded; a bucket gets all of it, so the more there is, the less often."""
         if self._file is not None:
             self._attempt(lambda: os.fsync(self._file))
+            pause = os.fstat(self._file).st_size / _BYTES_A_SECOND
+            if self._object is not None and time.monotonic() - self._put_at > pause:
+                self._put_at = time.monotonic()
+                self._attempt(lambda: self._object.upload_file(self._path))
 
     def close(self, finished):
         """Let go of the file."""
         if self._file is not None:
+            self._put_at = -math.inf
             self.flush()
             os.close(self._file)
             self._file = None
+        if self._object is not None:
+            self._local.cleanup()
 
     def _append(self, record):
         line = json.dumps(record, allow_nan=False).encode() + b"\n"

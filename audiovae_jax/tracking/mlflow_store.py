@@ -13,7 +13,8 @@ import numpy as np
 import soundfile
 
 from audiovae_jax.errors import ConfigError
-from audiovae_jax.storage import atomic
+from audiovae_jax.persistence import checkpoint
+from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking.writer import Writer
 
 NAME = "mlflow.json"  # of a workdir: the runs that it has, by tracking URI
@@ -41,7 +42,7 @@ class MlflowStore(Writer):
       params: the config, flat.
     """
 
-    def __init__(self, workdir: Path, uri: str | None, experiment: str, params: dict[str, Any]):
+    def __init__(self, workdir: Path | BucketPath, uri: str | None, experiment: str, params: dict[str, Any]):
         for name, value in _IMPATIENCE.items():
             os.environ.setdefault(name, value)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -107,10 +108,10 @@ class MlflowStore(Writer):
     def _created(self, workdir, uri, experiment, artifacts):
         found = self._client.get_experiment_by_name(experiment)
         number = found.experiment_id if found else self._client.create_experiment(experiment, artifacts)
-        run_id = self._client.create_run(number, run_name=workdir.resolve().name).info.run_id
-        with atomic.replacing(workdir / NAME) as temporary:
-            temporary.write_text(json.dumps({**_known(workdir), uri: run_id}, indent=2) + "\n")
-        self._client.set_tag(run_id, "workdir", str(workdir.resolve()))
+        workdir = workdir if isinstance(workdir, BucketPath) else workdir.resolve()
+        run_id = self._client.create_run(number, run_name=workdir.name).info.run_id
+        checkpoint.write_json(workdir / NAME, {**_known(workdir), uri: run_id})
+        self._client.set_tag(run_id, "workdir", str(workdir))
         return run_id
 
     def _log_params(self, params):
@@ -132,7 +133,7 @@ def _place(workdir, uri):
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         return uri, None
-    folder = workdir.resolve().parent
+    folder = Path.cwd() if isinstance(workdir, BucketPath) else workdir.resolve().parent
     return f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlflow_artifacts").as_uri()
 
 

@@ -9,6 +9,7 @@ import ml_collections
 from audiovae_jax.config import configuration
 from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError
+from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking import mlflow_store
 from audiovae_jax.tracking.background import Background
 from audiovae_jax.tracking.events import Events
@@ -30,7 +31,7 @@ def check(config: ml_collections.ConfigDict):
 
 
 def open_writers(
-    config: ml_collections.ConfigDict, workdir: Path, first_step: int, warn: Callable[[str], None]
+    config: ml_collections.ConfigDict, workdir: Path | BucketPath, first_step: int, warn: Callable[[str], None]
 ) -> Writers:
     """What records a run: JSON Lines, and the writers of `config.logging`.
 

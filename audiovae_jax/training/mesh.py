@@ -9,14 +9,29 @@ from audiovae_jax.training.step import AXIS
 
 
 def make_mesh(devices=None) -> Mesh:
-    """All devices (or those given) along the axis `data`."""
+    """All devices (or those given) along the axis `data`, those of a process side by side.
+
+    A process then holds the rows of a global batch that `feeding.pipeline` gives it. `jax.make_mesh` would
+    order a TPU's devices by their places, which changes nothing for the one all-reduce along one axis.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices)
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, P())
+
+
+def replicate(tree, sharding: NamedSharding):
+    """What this process holds on one device, on all devices of `sharding`; every process has to hold the same."""
+
+    def put(array):
+        copies = [jax.device_put(array, device) for device in sharding.addressable_devices]
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, copies)
+
+    return jax.tree.map(put, tree)
 
 
 def place_batch(mesh: Mesh, local_batch) -> jax.Array:

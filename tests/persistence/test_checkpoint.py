@@ -48,10 +48,13 @@ def test_a_checkpoint_comes_back_bit_for_bit_with_its_config_and_metrics(store):
     assert restored.state.params["a"].sharding.num_devices == 4
 
 
-def test_the_last_and_the_best_are_kept_and_nan_is_never_best(store):
-    for step, loss in enumerate([3.0, 1.0, math.nan, 2.0], start=1):
+@pytest.mark.parametrize(("kept", "steps"), [(1, [2, 6]), (3, [2, 4, 5, 6])])
+def test_the_last_few_and_the_best_are_kept_and_nan_is_never_best(tmp_path, kept, steps):
+    store = Checkpoints(tmp_path / "checkpoints", kept=kept)
+    for step, loss in enumerate([3.0, 1.0, math.nan, 2.0, -math.inf, math.nan], start=1):
         _save(store, step, loss=loss)
-    assert store.steps() == [2, 4]
+    store.close()
+    assert store.steps() == steps
     assert store.best_step() == 2
 
 

@@ -6,6 +6,7 @@ import pytest
 import soundfile
 
 from audiovae_jax.run import report
+from audiovae_jax.tracking import events
 
 
 def _reporter(workdir, **options):
@@ -80,15 +81,21 @@ def test_a_louder_picture_is_brighter(tmp_path):
     assert image.dtype == np.uint8
 
 
-def test_events_on_a_full_disk_are_given_up_and_the_run_goes_on(tmp_path, full_disk, capsys):
+def test_events_on_a_full_disk_are_left_out_until_there_is_space(tmp_path, full_disk, capsys, monkeypatch):
     reporter = _reporter(tmp_path)
     with full_disk(20_000):
         for step in range(1, 2000):  # tensorboardX's own writer hangs here
             reporter.scalars(step, {"train/total_g_loss": 1.0})
             reporter.flush()
+    monkeypatch.setattr(events, "_AGAIN_AFTER", 0.0)
+    reporter.flush()
+    reporter.scalars(2000, {"train/total_g_loss": 1.0})
     reporter.close()
     printed = capsys.readouterr()
-    assert (printed.out + printed.err).count("warning: TensorBoard events are no longer written: File too large") == 1
+    printed = printed.out + printed.err
+    assert printed.count("warning: TensorBoard events are not written for now: File too large") == 1
+    assert printed.count("TensorBoard events are written again") == 1
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_was_flushed_is_on_disk(tmp_path, monkeypatch):

@@ -1,0 +1,106 @@
+"""`plan` and `doctor`."""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from audiovae_jax.commands import cli
+from audiovae_jax.commands.command import Command
+from audiovae_jax.data.files import printable
+from audiovae_jax.errors import ConfigError, PlanError
+from audiovae_jax.planning import compiling, doctor, plan, table, targets
+from audiovae_jax.storage import atomic
+
+
+def _plan_flags():
+    cli.define_config_flag()
+    flags.DEFINE_list(
+        "target", ["here"], "what to plan for: h200:2x8 (hosts x GPUs; h100), v5e:4x4 (a slice; v5p, v6e), cpu:8, here"
+    )
+    flags.DEFINE_integer("compiles", 4, "most compiles a target, to find the largest batch; 1: no search", 1, 20)
+    flags.DEFINE_float("host_memory", None, "GB that compiling may take; by default nine tenths of what is free", 0.1)
+    flags.DEFINE_float("minutes", 60.0, "that a compile may take", 0.01)
+    flags.DEFINE_string("json", None, "file for the plan as JSON")
+
+
+def _plan():
+    values = flags.FLAGS
+    if values.json is not None:
+        _require_writable(values.json)
+    chosen = targets.parse(values.target)
+    free = compiling.available_memory()
+    limits = plan.Limits(
+        compiles=values.compiles,
+        host_memory=int(values.host_memory * 1e9) if values.host_memory else free and int(0.9 * free),
+        seconds=60 * values.minutes,
+    )
+    config = cli.read_config(Path("runs") / cli.config_name())
+    report = plan.plan(config, chosen, limits, lambda text: print(text, file=sys.stderr, flush=True))
+    print("\n".join(table.plan_lines(report)), flush=True)
+    if values.json is not None:
+        try:
+            with atomic.replacing(Path(values.json)) as temporary:
+                temporary.write_text(json.dumps(report, indent=2) + "\n")
+        except OSError as error:
+            raise PlanError(f"the plan was not written: {error.strerror or error}") from error
+    failed = [name for name, entry in report["targets"].items() if "error" in entry]
+    if failed:
+        raise PlanError(f"{', '.join(failed)} could not be planned, or not to the end; the reasons stand above")
+
+
+def _require_writable(path):
+    """Before the work, not after it."""
+    try:
+        atomic.require_writable(path)
+    except OSError as error:
+        raise ConfigError(f"--json={printable(path)} cannot be written: {error.strerror or error}") from error
+
+
+PLAN = Command(
+    name="plan",
+    description="""Plan a run before its machines are there: memory, the largest batch, traffic between devices.
+
+The real train step is compiled for each target; GPUs and TPUs need the extras cuda and tpu, and no device.""",
+    main=_plan,
+    define_flags=_plan_flags,
+    interrupted="no plan was made",
+)
+
+
+def _doctor_flags():
+    cli.define_config_flag()
+    flags.DEFINE_string("workdir", None, "of the run; default runs/<config name>, as train has it")
+    flags.DEFINE_bool("compile", True, "compile the step, for the memory that it takes; training finds it in the cache")
+
+
+def _doctor():
+    values = flags.FLAGS
+    workdir = Path(values.workdir or Path("runs") / cli.config_name())
+    config = cli.read_config(workdir)
+    first = jax.process_index() == 0
+    checks = doctor.examine(
+        config,
+        workdir,
+        compile_step=values.compile,
+        say=lambda text: print(text, file=sys.stderr, flush=True) if first else None,
+    )
+    failed = any(check.status == doctor.FAILED for check in checks)
+    if first or failed:
+        whose = f"process {jax.process_index()}:\n" if jax.process_count() > 1 else ""
+        print(whose + "\n".join(doctor.lines(checks)), flush=True)
+    if failed:
+        sys.exit(1)
+
+
+DOCTOR = Command(
+    name="doctor",
+    description="""Look at a machine before a run: devices, config, data, memory, disk, a checkpoint there and back.
+
+Run it as training is run, on every host. The status is 1 where training would fail.""",
+    main=_doctor,
+    define_flags=_doctor_flags,
+    interrupted="not everything was looked at",
+)

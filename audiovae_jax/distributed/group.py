@@ -1,0 +1,273 @@
+"""The processes of one run: they agree before they begin, stop at the same step, and end when one of them fails."""
+
+import contextlib
+import itertools
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax._src import distributed  # jax has no public name for its client; Orbax takes it from here too
+
+from audiovae_jax import errors
+from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
+from audiovae_jax.errors import ConfigError, TrainingError, UserError
+
+_PERIOD = 1.0  # seconds between looks at the others
+_GRACE = 10.0  # seconds that a process has to end by itself once another has failed
+_runs = itertools.count()
+
+
+class Group:
+    """This process and the others of its run; alone, it does nothing but stop when asked.
+
+    A thread looks once a second at what the others say, through the key-value store of
+    `jax.distributed`, whose server is process 0. Nothing of it waits for the accelerators, so that it
+    works while they wait for a process that will not come.
+
+    Args:
+      heartbeat_timeout: seconds of silence after which a process counts as dead.
+    """
+
+    def __init__(self, heartbeat_timeout: float = HEARTBEAT_TIMEOUT):
+        self.index, self.count = jax.process_index(), jax.process_count()
+        self._timeout = heartbeat_timeout
+        self._failure: UserError | None = None
+        self._asked: str | None = None
+        self._stop_at: tuple[int, str] | None = None  # step and reason
+        self._step = -1  # the last one that `stop_reason` was asked about
+        self._boundary = threading.Lock()  # held while the processes agree: none passes another step meanwhile
+        self._before_exit: list[Callable[[], None]] = []
+        self._left = threading.Event()
+        self._seen: dict[int, tuple[str, float]] = {}  # a process's last sign of life, and when it came
+        self._dead: set[int] = set()
+        self._beats = itertools.count()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self):
+        if self.count > 1:
+            self._client = distributed.global_state.client
+            if self._client is None:
+                raise ConfigError("several processes, but jax.distributed.initialize was not called before training")
+            self._prefix = f"audiovae_jax/{next(_runs)}"
+            self._thread = threading.Thread(target=self._watch, daemon=True, name="other processes")
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        if self._thread is None:
+            return
+        with contextlib.suppress(Exception):  # the store is gone when process 0 is
+            self._leave()
+        self._left.set()
+        self._thread.join()
+        self._thread = None
+
+    def before_exit(self, action: Callable[[], None]):
+        """Have `action` called if the process has to be ended from outside of its main thread."""
+        self._before_exit.append(action)
+
+    @contextlib.contextmanager
+    def together(self):
+        """What fails inside in one process fails in all of them, with the words of the first that failed."""
+        try:
+            yield
+        except Exception as error:
+            if self.count == 1 or error is self._failure:
+                raise
+            if self._failure is None and _is_of_a_collective(error):
+                self._await_news()  # it fails when a process is gone, and that is what to say
+            is_first = self._failure is None and self._publish(error)
+            if is_first and not isinstance(error, UserError):
+                raise  # a fault of the program's own: here with its traceback
+            raise self._failure from error
+
+    def meet(self, name: str, same: dict[str, Any] | None = None, tell: Any = None) -> Any:
+        """Wait until all processes have come here.
+
+        Args:
+          name: of the place; each is met at once.
+          same: what has to be alike in all, as JSON.
+          tell: what process 0 tells the others.
+
+        Returns:
+          What process 0 told.
+
+        Raises:
+          ConfigError: `same` differs; the keys are named.
+          UserError: a process has failed before it came.
+        """
+        if self.count == 1:
+            return tell
+        self._set(f"meet/{name}/{self.index}", json.dumps([socket.gethostname(), same or {}]))
+        if self.index != 0:
+            return json.loads(self._get(f"meet/{name}/told"))
+        mine = json.loads(json.dumps(same or {}))
+        for other in range(1, self.count):
+            host, theirs = json.loads(self._get(f"meet/{name}/{other}"))
+            differing = [
+                f"\n  {key}: {mine.get(key)!r} in process 0, {theirs.get(key)!r} there"
+                for key in sorted(mine.keys() | theirs.keys())
+                if mine.get(key) != theirs.get(key)
+            ]
+            if differing:
+                raise ConfigError(
+                    f"process {other} of {self.count} (on {host}) is of another run:{''.join(differing)}\n"
+                    "start all processes with the same command, code and data"
+                )
+        self._set(f"meet/{name}/told", json.dumps(tell))
+        return tell
+
+    def ask_to_stop(self, reason: str):
+        """Have all processes stop at one step, soon; from any thread."""
+        if self.count == 1:
+            self._stop_at = self._stop_at or (0, reason)
+            return
+        self._asked = self._asked or f"{reason} (in process {self.index} of {self.count})"
+
+    def stop_reason(self, step: int) -> str | None:
+        """Why the run is to stop before it takes `step`, the same in all processes; None to go on.
+
+        Raises:
+          UserError: another process has failed.
+        """
+        with self._boundary:
+            self._step = step
+            if self._failure is not None:
+                raise self._failure
+            return self._stop_at[1] if self._stop_at is not None and step >= self._stop_at[0] else None
+
+    def _watch(self):
+        failed_at = None
+        while not self._left.wait(_PERIOD):
+            self._look()
+            if self._failure is None:
+                continue
+            failed_at = failed_at or time.monotonic()
+            if time.monotonic() - failed_at > _GRACE:
+                self._end()
+
+    def _look(self):
+        """Give a sign of life, and take in what the others say: `{key: value}`."""
+        try:
+            self._set(f"news/alive/{self.index}", f"{next(self._beats)} {socket.gethostname()}", again=True)
+            if self._asked is not None:
+                self._set(f"news/stop/{self.index}", self._asked, again=True)
+            start = len(f"{self._prefix}/news/")
+            news = {key[start:]: value for key, value in self._client.key_value_dir_get(f"{self._prefix}/news/")}
+        except jax.errors.JaxRuntimeError:
+            if not self._left.is_set():
+                self._failure = self._failure or TrainingError(
+                    f"process 0 of {self.count}, through which the others hear of each other, is gone; see what it "
+                    "said. The same command on every host goes on from the last checkpoint"
+                )
+            return {}
+        if "failed" in news:
+            self._failure = self._failure or _as_error(json.loads(news["failed"]))
+        self._note_silence(news)
+        if self._stop_at is None and self._failure is None and any(key.startswith("stop/") for key in news):
+            self._agree_on_the_step()
+        return news
+
+    def _note_silence(self, news):
+        now = time.monotonic()
+        for other in range(self.count):
+            alive = news.get(f"alive/{other}")
+            if alive is None or f"left/{other}" in news:
+                continue
+            if self._seen.get(other, ("", 0))[0] != alive:
+                self._seen[other] = (alive, now)
+            elif now - self._seen[other][1] > self._timeout and self._failure is None:
+                self._dead.add(other)
+                host = alive.partition(" ")[2]
+                self._publish(
+                    TrainingError(
+                        f"process {other} of {self.count} (on {host}) has given no sign of life for "
+                        f"{self._timeout:.0f} s; see what it said last. The same command on every host goes on from "
+                        "the last checkpoint"
+                    ),
+                    own=False,
+                )
+
+    def _agree_on_the_step(self):
+        """Find a step that no process has passed: the one after the furthest."""
+        # Only the threads that watch take part: a main thread may wait for a step that another has to take first.
+        with self._boundary:
+            self._set(f"news/at/{self.index}", str(self._step))
+            self._stop_at = (sys.maxsize, "")
+            while not self._left.is_set() and self._failure is None:
+                news = self._look()
+                at = [int(value) for key, value in news.items() if key.startswith("at/")]
+                if len(at) == self.count:
+                    reasons = {int(key[len("stop/") :]): why for key, why in news.items() if key.startswith("stop/")}
+                    self._stop_at = (max(at) + 1, reasons[min(reasons)])
+                    return
+                self._left.wait(_PERIOD / 10)
+
+    def _publish(self, error, own=True):
+        """Say that this process has failed, or that another is dead: whether that is the first such news."""
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if own and self.index != 0:
+            message = f"process {self.index} of {self.count} (on {socket.gethostname()}): {message}"
+        record = ours = json.dumps([type(error).__name__, message])
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first, or process 0 is gone
+            self._set("news/failed", ours)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            record = self._client.blocking_key_value_get(f"{self._prefix}/news/failed", 1000)
+        self._failure = _as_error(json.loads(record))
+        return record == ours
+
+    def _await_news(self):
+        deadline = time.monotonic() + self._timeout + 2 * _PERIOD
+        while self._failure is None and time.monotonic() < deadline:
+            time.sleep(_PERIOD / 10)
+
+    def _leave(self):
+        """Be no longer missed. Process 0 is the last to go when something has failed, so that all hear of it."""
+        self._set(f"news/left/{self.index}", "", again=True)
+        deadline = time.monotonic() + _GRACE
+        while self.index == 0 and self._failure is not None and time.monotonic() < deadline:
+            news = dict(self._client.key_value_dir_get(f"{self._prefix}/news/left"))
+            if len(news) + len(self._dead) >= self.count:
+                time.sleep(_PERIOD / 2)  # or they hear that the store is gone before they are
+                return
+            time.sleep(_PERIOD / 10)
+
+    def _end(self):
+        """End the process, whatever its main thread waits for."""
+        print(f"error: {self._failure}", file=sys.stderr, flush=True)
+        for action in self._before_exit:
+            with contextlib.suppress(Exception):
+                action()
+        with contextlib.suppress(Exception):
+            self._leave()
+        os._exit(1)
+
+    def _set(self, key, value, again=False):
+        self._client.key_value_set(f"{self._prefix}/{key}", value, allow_overwrite=again)
+
+    def _get(self, key):
+        """A value that another process has said or will say."""
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                return self._client.blocking_key_value_get(f"{self._prefix}/{key}", int(1000 * _PERIOD))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+
+
+def _as_error(record):
+    kind, message = record
+    kind = getattr(errors, kind, TrainingError)
+    return (kind if isinstance(kind, type) and issubclass(kind, UserError) else TrainingError)(message)
+
+
+def _is_of_a_collective(error):
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)

@@ -1,0 +1,221 @@
+"""Joining the processes of a run: by itself under SLURM, Open MPI, GKE and on TPU VMs, by flags elsewhere."""
+
+import contextlib
+import glob
+import importlib.util
+import os
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Mapping
+
+import jax
+
+from audiovae_jax.errors import ConfigError, UserError
+
+HEARTBEAT_TIMEOUT = 60.0  # seconds
+# jax ends a process whose peers are gone by a signal, with a page of C++; it is to come after ours.
+_JAX_IS_LATER = 30  # seconds
+_SHUTDOWN_TIMEOUT = 60  # seconds
+
+
+@contextlib.contextmanager
+def joined(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    initialization_timeout: float = 300.0,
+    heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+) -> Iterator[None]:
+    """Join the run that this process is one of, before anything of jax is used; nothing where it is alone.
+
+    Without the first three, what started the process is asked: SLURM, Open MPI, GKE, a TPU VM. One task,
+    a batch script outside of `srun` and a plain shell are alone. `num_processes=1` by itself means alone,
+    whatever started it.
+
+    An error that comes out of it ends the process, where there are several: jax would wait for the others,
+    who may be gone.
+
+    Args:
+      coordinator_address: `host:port` of process 0, which listens there.
+      num_processes, process_id: how many there are, and which of them this is, from 0.
+      initialization_timeout: seconds that the others have to come.
+      heartbeat_timeout: seconds of silence after which a process counts as dead.
+
+    Raises:
+      ConfigError: flags that do not go together, or process 0 cannot listen at its address.
+    """
+    arguments = _arguments(coordinator_address, num_processes, process_id)
+    if arguments is None or jax.distributed.is_initialized():
+        yield
+        return
+    # Of jax's own two ways to stop on SIGTERM, ours is the one that knows of other signals and the clock.
+    jax.config.update("jax_enable_preemption_service", False)
+    with _time_limit(initialization_timeout, arguments):
+        try:
+            jax.distributed.initialize(
+                **arguments,
+                # After our own limit: jax ends the process by a signal.
+                initialization_timeout=int(initialization_timeout) + _JAX_IS_LATER,
+                heartbeat_timeout_seconds=int(heartbeat_timeout) + _JAX_IS_LATER,
+                shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ConfigError(_failure(arguments, error)) from error
+    if arguments.get("cluster_detection_method") in _ONE_DEVICE_A_TASK and _sees_its_own_devices(os.environ):
+        for key in ("jax_cuda_visible_devices", "jax_rocm_visible_devices"):
+            jax.config.update(key, "all")
+    try:
+        yield
+    except UserError as error:
+        _end(f"error: {error}")
+    except KeyboardInterrupt:
+        _end("interrupted")
+    except Exception:
+        _end(traceback.format_exc())
+
+
+def _end(message):
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def _arguments(address, count, index):
+    """What `jax.distributed.initialize` is given; None where this process is alone."""
+    given = {"--coordinator_address": address, "--num_processes": count, "--process_id": index}
+    if given == {"--coordinator_address": None, "--num_processes": 1, "--process_id": None}:
+        return None
+    if all(value is None for value in given.values()):
+        return _detected(os.environ)
+    missing = [flag for flag, value in given.items() if value is None]
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} not given, but {' and '.join(given.keys() - set(missing))}: give all three on "
+            "every host, or none where the cluster tells (SLURM, Open MPI, GKE, TPU VMs); --num_processes=1 alone "
+            "trains in this process alone"
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"--coordinator_address={address} must be HOST:PORT of the first process")
+    if count < 1 or not 0 <= index < count:
+        raise ConfigError(f"--process_id={index} must lie between 0 and --num_processes={count} less one")
+    return _by_name(address, count, index)
+
+
+def _by_name(address, count, index):
+    return {
+        "coordinator_address": address,
+        "num_processes": count,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+
+
+# jax gives each task of these the one device that has its number on the host.
+_ONE_DEVICE_A_TASK = ("slurm", "ompi")
+
+
+def _detected(environment: Mapping[str, str]):
+    """As `_arguments`, by what started this process. jax knows the rest, but not when it is alone."""
+    if "SLURM_JOB_ID" in environment:
+        # A batch script has its job's number of tasks in its environment, and is none of them.
+        is_task = "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment
+        tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
+        return {"cluster_detection_method": "slurm"} if is_task and int(tasks) > 1 else None
+    if int(environment.get("OMPI_COMM_WORLD_SIZE", "1")) > 1:
+        if "OMPI_MCA_orte_hnp_uri" in environment:
+            return {"cluster_detection_method": "ompi"}
+        address = environment.get("JAX_COORDINATOR_ADDRESS")
+        if address is None:
+            raise ConfigError(
+                "Open MPI 5 does not tell where its first process is: "
+                "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT ... with the first host's name and a free port"
+            )
+        return _by_name(address, int(environment["OMPI_COMM_WORLD_SIZE"]), int(environment["OMPI_COMM_WORLD_RANK"]))
+    if _has_tpu(environment):
+        hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+        if hosts is not None:
+            is_alone = "," not in hosts and int(environment.get("MEGASCALE_NUM_SLICES") or 1) == 1
+            return None if is_alone else {"cluster_detection_method": "gketpu"}
+        return None if "TPU_SKIP_MDS_QUERY" in environment else {"cluster_detection_method": "gcetpu"}
+    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+        if importlib.util.find_spec("kubernetes") is not None:
+            return {"cluster_detection_method": "k8s"}
+        print(
+            "warning: this is a pod of an indexed Job. To train across its pods give --coordinator_address, "
+            "--num_processes and --process_id, or install jax[k8s]; --num_processes=1 says that it trains alone",
+            file=sys.stderr,
+        )
+    return None
+
+
+def _has_tpu(environment):
+    platforms = environment.get("JAX_PLATFORMS", "")
+    if importlib.util.find_spec("libtpu") is None or (platforms and "tpu" not in platforms):
+        return False
+    return bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+
+
+def _sees_its_own_devices(environment: Mapping[str, str]):
+    """Whether a task is to take every device that it sees: it is alone on its host, or sees but its share."""
+    if "JAX_LOCAL_DEVICE_IDS" in environment:
+        return False
+    tasks = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    tasks = max((int(part.partition("(")[0]) for part in tasks.split(",") if part), default=None)  # "4(x2),3"
+    if tasks is None:
+        return False
+    visible = environment.get("CUDA_VISIBLE_DEVICES") or environment.get("ROCR_VISIBLE_DEVICES")
+    return tasks == 1 or (visible is not None and len(visible.split(",")) < tasks)
+
+
+@contextlib.contextmanager
+def _time_limit(seconds, arguments):
+    """End the process with a clear message after so long. jax's own end would be a signal and a page of C++."""
+
+    def end():
+        print(f"error: {_silence(arguments, seconds)}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _silence(arguments, seconds):
+    remedy = "start them all within that time, or raise --initialization_timeout"
+    address, count = arguments.get("coordinator_address"), arguments.get("num_processes")
+    if address is None:
+        method = arguments["cluster_detection_method"]
+        return f"the processes of this run (found by {method}) did not all come within {seconds:.0f} s; {remedy}"
+    if arguments["process_id"] != 0 and not _answers(address):
+        return (
+            f"nothing answered at --coordinator_address={address} for {seconds:.0f} s: process 0 does not run, or a "
+            f"firewall or another address keeps it from being reached; {remedy}"
+        )
+    return f"of {count} processes, not all came to process 0 at {address} within {seconds:.0f} s; {remedy}"
+
+
+def _answers(address):
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _failure(arguments, error):
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "Failed to start RPC server" in reason:
+        address = arguments.get("coordinator_address", "its address")
+        return f"process 0 cannot listen at {address}: the port is in use, or the host is another; give a free port"
+    method = arguments["cluster_detection_method"]
+    how = "" if method == "deactivate" else f" (found by {method})"
+    return f"the processes of this run{how} could not join: {reason}"

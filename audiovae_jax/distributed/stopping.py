@@ -1,0 +1,92 @@
+"""Stopping a run in good order: on SIGTERM, on Ctrl-C, and by the clock."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from audiovae_jax.errors import ConfigError
+
+_UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+_INTERRUPTED = 130  # the status of a shell's command that Ctrl-C has ended
+
+
+def seconds(text: str) -> int:
+    """`11h50m`, `90s`, `1d` in seconds.
+
+    Raises:
+      ConfigError: it says no time.
+    """
+    if not re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", text) or not text:
+        raise ConfigError(f"--stop_after={text} must be a time as 11h50m, 90s or 1d")
+    return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))
+
+
+@contextlib.contextmanager
+def requests(request: Callable[[str], None], after: float | None, at_once: Callable[[], None]) -> Iterator[None]:
+    """Call `request` with what asks for the end: SIGTERM, SIGINT, or that `after` seconds have passed.
+
+    A second SIGINT ends the process at once. Both are seen while the main thread is deep in a compilation,
+    since a thread of their own sees them. Outside of the main thread, signals stay as they were.
+
+    Args:
+      request: takes what happened; called in another thread.
+      after: seconds from now, or None.
+      at_once: called before a second SIGINT ends the process.
+    """
+    with contextlib.ExitStack() as ending:
+        if after is not None:
+            timer = threading.Timer(after, request, ["the time of --stop_after"])
+            timer.daemon = True
+            timer.start()
+            ending.callback(timer.cancel)
+        if threading.current_thread() is threading.main_thread():
+            ending.enter_context(_signals(request, at_once))
+        yield
+
+
+@contextlib.contextmanager
+def _signals(request, at_once):
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = {number: signal.signal(number, _heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=_listen, args=(ours, request, at_once), daemon=True, name="signals")
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        theirs.close()  # which ends the thread
+        thread.join()
+        ours.close()
+
+
+def _heard(number, frame):
+    """Nothing: the thread that listens does it. But without a handler of Python's, it would not hear."""
+
+
+def _listen(ours, request, at_once):
+    interrupted = False
+    while heard := ours.recv(1):
+        if heard[0] == signal.SIGTERM:
+            _say("SIGTERM: this step, then saving")
+            request("SIGTERM")
+        elif heard[0] == signal.SIGINT and not interrupted:
+            interrupted = True
+            _say("Ctrl-C: this step, then saving; a second one ends it at once")
+            request("Ctrl-C")
+        elif heard[0] == signal.SIGINT:
+            _say("interrupted; what was saved is whole, and the same command goes on from there")
+            at_once()
+            os._exit(_INTERRUPTED)
+
+
+def _say(text):
+    print(f"\n{text}", file=sys.stderr, flush=True)

@@ -1,0 +1,40 @@
+"""What all processes of a run have to agree on; with one process, nothing is asked."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+_LONGEST = 600  # bytes of a reason
+
+
+def is_first() -> bool:
+    """Whether this is the process that moves files."""
+    return jax.process_index() == 0
+
+
+def of_first(numbers: list[int]) -> list[int]:
+    """The first process's numbers, on all; every process has to call it."""
+    if jax.process_count() == 1:
+        return numbers
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
+    if count == 0:
+        return []
+    # As halves: without 64 bits in jax, a step beyond them would be cut off.
+    halves = np.zeros((count, 2), np.uint32)
+    if is_first():
+        halves[:] = [[number >> 32, number & 0xFFFFFFFF] for number in numbers]
+    return [(int(high) << 32) + int(low) for high, low in multihost_utils.broadcast_one_to_all(halves)]
+
+
+def any_reason(reason: str | None) -> str | None:
+    """The first reason that any process has, on all; every process has to call it."""
+    if jax.process_count() == 1:
+        return reason
+    text = np.zeros(_LONGEST, np.uint8)
+    encoded = (reason or "").encode()[:_LONGEST]
+    text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    for process, row in enumerate(np.asarray(multihost_utils.process_allgather(text))):
+        if row.any():
+            found = row.tobytes().rstrip(b"\0").decode(errors="ignore")
+            return found if process == jax.process_index() else f"{found} (process {process})"
+    return None

@@ -1,0 +1,92 @@
+"""The lock of a workdir in a bucket: an object in place of a file, written anew at every heartbeat."""
+
+import contextlib
+import dataclasses
+import json
+import secrets
+from pathlib import Path
+
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.run.workdir_lock import WorkdirLock, read_holder
+from audiovae_jax.storage.bucket_path import BucketPath, as_path
+
+_PATIENCE = 5.0  # seconds; the next heartbeat is another attempt
+
+
+def as_workdir(workdir: Path | BucketPath | str) -> Path | BucketPath:
+    """A run's place as a path; ConfigError for a URL that nothing can be written to."""
+    try:
+        return as_path(workdir)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir}: {error.strerror}") from error
+
+
+def lock_of(workdir: Path | BucketPath, enabled: bool = True) -> WorkdirLock:
+    """The lock of a workdir, wherever that is."""
+    return (BucketLock if isinstance(workdir, BucketPath) else WorkdirLock)(workdir, enabled)
+
+
+class BucketLock(WorkdirLock):
+    """`WorkdirLock` for a bucket.
+
+    The object is made, and taken over from a dead run, under the condition that nobody did so meanwhile, where the
+    server knows conditions: S3 does, Google for what is not there yet. Elsewhere two runs that begin in one
+    moment may both come through; the one that was overwritten finds it at its next heartbeat, and ends.
+    """
+
+    def __init__(self, workdir: BucketPath, enabled: bool = True):
+        super().__init__(workdir, enabled)
+        self._object = self._path.patient(_PATIENCE)
+        self._beats = 0
+
+    def _create(self):
+        text = json.dumps(dataclasses.asdict(self._me))
+        taken_from = None
+        try:
+            self._path.create(text)
+        except FileExistsError:
+            taken_from = self._take_over(text)
+        holder = read_holder(self._path)
+        if holder is None or holder.token != self._me.token:
+            self._require_dead(holder, 0.0)
+        return taken_from
+
+    def _take_over(self, text):
+        """Put our text in place of a dead run's; ConfigError if it is alive, or another was quicker."""
+        try:
+            version, holder = self._path.version(), read_holder(self._path)
+            self._require_dead(holder, self._silence())
+            self._path.replace(text, version)
+        except (FileNotFoundError, FileExistsError) as error:
+            raise ConfigError(f"--workdir={self._workdir} is being taken by another run at this moment") from error
+        return holder
+
+    def _silence(self):
+        probe = self._workdir / f".{secrets.token_hex(4)}.tmp"
+        probe.write_text("")
+        try:
+            return probe.modified() - self._path.modified()
+        finally:
+            probe.unlink(missing_ok=True)
+
+    def _touch(self):
+        version, holder = self._object.version(), read_holder(self._object)
+        if holder is not None and holder.token == self._me.token:
+            self._beats += 1
+            # Spaces make it another version, which nobody replaces who has seen the one before.
+            text = json.dumps(dataclasses.asdict(holder)) + " " * (self._beats % 60)
+            with contextlib.suppress(FileExistsError):  # the next look tells whose it is
+                self._object.replace(text, version)
+
+    def _look(self):
+        try:
+            holder = read_holder(self._object)
+            self._judge(holder, gone=holder is None and not self._object.exists())
+        except OSError:
+            return  # a server that is away for a moment
+
+    def _remove(self):
+        with contextlib.suppress(OSError):  # or it will be found silent
+            holder = read_holder(self._object)
+            if holder is not None and holder.token == self._me.token:
+                self._object.unlink(missing_ok=True)

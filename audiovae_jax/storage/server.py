@@ -1,0 +1,105 @@
+"""Servers behind URLs, through fsspec: how they are reached, and what their errors mean.
+
+Credentials are found as the backend finds them (for s3://: AWS_PROFILE, AWS_ACCESS_KEY_ID and so on). A server
+other than Amazon's is named by AWS_ENDPOINT_URL; FSSPEC_S3_ANON=true reads public buckets without credentials.
+"""
+
+import errno
+import re
+
+# What another attempt does not change, by type and by name: the backends' own types are not imported here.
+_FINAL_ERRORS = (
+    FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError,
+    ValueError, TypeError, AttributeError, NotImplementedError, ImportError,
+)  # fmt: skip
+_FINAL_NAMES = re.compile("Credentials|Profile|SSOToken|ParamValidation")
+_WORTH_ANOTHER = (408, 429)  # of HTTP's 4xx: time-out, too many requests
+_CONNECTIONS = 64
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CREDENTIALS = {
+    "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS",
+}
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+def is_url(root: str) -> bool:
+    """Whether a root lies elsewhere; `file://` does not."""
+    return _URL.match(root) is not None and not root.startswith("file://")
+
+
+def connect(url: str):
+    """The fsspec file system of a URL's server, with connections of its own.
+
+    Raises:
+      OSError: its package is not installed, or no backend takes the URL; `strerror` says so without the URL.
+    """
+    scheme, _, rest = url.partition("://")
+    # What lists files may be cached and then be wrong for ever.
+    options = {"use_listings_cache": False, "skip_instance_cache": True}
+    try:
+        import fsspec
+
+        if _EXTRAS.get(scheme) == "s3":
+            given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            # Attempts are counted by who asks: botocore's times s3fs's would be minutes for each of theirs.
+            options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, **given, "retries": {"max_attempts": 0}}
+        filesystem, _ = fsspec.url_to_fs(f"{scheme}://{rest.partition('/')[0]}/", **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        remedy = f"pip install 'audiovae-jax[{extra}]'" if extra else "install the package that fsspec names"
+        text = f"{scheme}:// needs a package that is not installed ({error}); {remedy}"
+        raise OSError(errno.ENOSYS, text, url) from error
+    except (ValueError, TypeError) as error:
+        raise OSError(errno.EINVAL, f"{error}; s3://, gs://, https:// and file:// can be read", url) from error
+    if _EXTRAS.get(scheme) == "s3":
+        filesystem.retries = 1
+    return filesystem
+
+
+def is_final(error: Exception) -> bool:
+    """Whether another attempt would bring nothing else."""
+    while error is not None:
+        if isinstance(error, _FINAL_ERRORS) or _FINAL_NAMES.search(type(error).__name__):
+            return True
+        status, code = status_of(error)
+        if status is not None:
+            refused = 400 <= status < 500 or status == 501
+            return refused and status not in _WORTH_ANOTHER and code != "RequestTimeout"
+        error = error.__cause__
+    return False
+
+
+def status_of(error: Exception) -> tuple[int | None, str | None]:
+    """HTTP's `(status, S3's code)` of a backend's exception; None where it has none."""
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), answer.get("Error", {}).get("Code")
+    # aiohttp says "code 400" of an answer that breaks off, which is no answer: what it was told is `status`.
+    status = getattr(error, "code" if type(error).__name__ == "HttpError" else "status", None)
+    return (status if isinstance(status, int) else None), None
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether it is about credentials, or rights that they do not have."""
+    status, _ = status_of(error.__cause__ or error)
+    return isinstance(error, PermissionError) or "Credentials" in type(error).__name__ or status in (401, 403)
+
+
+def explained(error: Exception, url: str) -> str:
+    """What a final error means, and what to do."""
+    status, _ = status_of(error.__cause__ or error)
+    if isinstance(error, FileNotFoundError):
+        return f"there is no such file or bucket ({reason(error)})"
+    if is_refusal(error):
+        scheme = url.partition("://")[0]
+        remedy = _CREDENTIALS.get({"gcs": "gs", "s3a": "s3"}.get(scheme, scheme), "check the credentials")
+        return f"access is refused ({reason(error)}); {remedy}"
+    if status in (412, 416):
+        return "it has changed since it was looked at; start the run again"
+    return reason(error)
+
+
+def reason(error: Exception) -> str:
+    """A backend's exception in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,202 @@
+"""How processes agree, with a store in memory and a thread for each; `test_several_processes` has real ones."""
+
+import itertools
+import threading
+import time
+
+import jax
+import pytest
+
+from audiovae_jax.distributed import group as module
+from audiovae_jax.distributed.group import Group
+from audiovae_jax.errors import ConfigError, DataError, TrainingError
+
+
+class _Store:
+    """What `jax.distributed` has, in memory."""
+
+    def __init__(self):
+        self._values, self._lock = {}, threading.Lock()
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        with self._lock:
+            if key in self._values and not allow_overwrite:
+                raise jax.errors.JaxRuntimeError(f"ALREADY_EXISTS: {key}")
+            self._values[key] = value
+
+    def key_value_dir_get(self, prefix):
+        with self._lock:
+            return [(key, value) for key, value in self._values.items() if key.startswith(prefix)]
+
+    def blocking_key_value_get(self, key, milliseconds):
+        deadline = time.monotonic() + milliseconds / 1000
+        while time.monotonic() < deadline:
+            with self._lock:
+                if key in self._values:
+                    return self._values[key]
+            time.sleep(0.001)
+        raise jax.errors.JaxRuntimeError(f"DEADLINE_EXCEEDED: {key}")
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Makes the groups of a run's processes, entered."""
+    jax.devices()  # which asks a client that is there
+    monkeypatch.setattr(module.distributed.global_state, "client", _Store())
+    monkeypatch.setattr(module, "_runs", itertools.repeat(0))
+    monkeypatch.setattr(module, "_PERIOD", 0.02)
+    made = []
+
+    def make(count, heartbeat_timeout=30.0):
+        for index in range(count):
+            group = Group(heartbeat_timeout)
+            group.index, group.count = index, count
+            made.append(group.__enter__())
+        return made
+
+    yield make
+    threads = [threading.Thread(target=group.__exit__) for group in made[::-1]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _each(groups, call):
+    """What `call(group)` gives or raises, in a thread for each."""
+    results = [None] * len(groups)
+
+    def run(i):
+        try:
+            results[i] = call(groups[i])
+        except Exception as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(groups))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return results
+
+
+def test_they_wait_for_each_other_and_hear_what_the_first_tells(processes):
+    groups = processes(3)
+    assert _each(groups, lambda g: g.meet("place", same={"a": [1, 2]}, tell=g.index + 7)) == [7, 7, 7]
+
+
+def test_a_difference_is_named_to_all(processes):
+    groups = processes(3)
+
+    def start(group):
+        with group.together():
+            group.meet("config", same={"seed": 1 if group.index == 2 else 0, "kl.weight": 0.5})
+
+    said = _each(groups, start)
+    assert {type(error) for error in said} == {ConfigError}
+    assert len({str(error) for error in said}) == 1
+    assert "process 2 of 3 (on " in str(said[0])
+    assert "seed: 0 in process 0, 1 there" in str(said[0])
+    assert "kl.weight" not in str(said[0])
+
+
+def test_all_stop_at_one_step_that_none_has_passed(processes):
+    groups = processes(3)
+    stopped = {}
+
+    def train(group):
+        for step in range(10_000):
+            reason = group.stop_reason(step)
+            if reason is not None:
+                stopped[group.index] = step
+                return reason
+            if step == 5 and group.index == 1:
+                group.ask_to_stop("SIGTERM")
+            time.sleep(0.002 * (group.index + 1))  # none is at the step of another
+        return None
+
+    assert _each(groups, train) == ["SIGTERM (in process 1 of 3)"] * 3
+    assert len(set(stopped.values())) == 1
+    assert stopped[0] > 5
+
+
+def test_the_first_failure_ends_all(processes):
+    groups = processes(3)
+
+    def train(group):
+        with group.together():
+            for step in range(10_000):
+                group.stop_reason(step)
+                if step == 3 and group.index == 1:
+                    raise DataError("a.wav: cannot be read")
+                time.sleep(0.002)
+
+    said = _each(groups, train)
+    assert [type(error) for error in said] == [DataError] * 3
+    assert len({str(error) for error in said}) == 1
+    assert str(said[0]).startswith("process 1 of 3 (on ")
+    assert str(said[0]).endswith("): a.wav: cannot be read")
+
+
+def test_a_fault_of_the_program_keeps_its_traceback_where_it_is(processes):
+    groups = processes(2)
+
+    def train(group):
+        with group.together():
+            if group.index == 0:
+                raise KeyError("step")
+            while True:
+                group.stop_reason(0)
+                time.sleep(0.002)
+
+    said = _each(groups, train)
+    assert [type(error) for error in said] == [KeyError, TrainingError]
+    assert "KeyError: 'step'" in str(said[1])
+
+
+def test_silence_is_death_and_a_collective_that_fails_waits_for_that_news(processes):
+    groups = processes(2, heartbeat_timeout=0.4)
+    time.sleep(0.2)  # both have been heard of
+    groups[1]._left.set()  # killed: it says no more, not even that it leaves
+
+    def train(group):
+        with group.together():
+            raise jax.errors.JaxRuntimeError("INTERNAL: Connection closed by peer")
+
+    (said,) = _each(groups[:1], train)
+    assert isinstance(said, TrainingError)
+    assert str(said).startswith("process 1 of 2 (on ")
+    assert "has given no sign of life for 0 s" in str(said)
+
+
+def test_who_has_left_is_not_missed(processes):
+    groups = processes(2, heartbeat_timeout=0.2)
+    time.sleep(0.1)
+    groups[1].__exit__()
+    time.sleep(0.5)
+    assert groups[0].stop_reason(1) is None
+
+
+def test_a_process_that_does_not_come_out_is_ended(processes, monkeypatch, capsys):
+    """Its main thread waits for a collective that the failed one will not come to."""
+    ended = threading.Event()
+    monkeypatch.setattr(module, "_GRACE", 0.2)
+    monkeypatch.setattr(module.os, "_exit", lambda status: ended.set())
+    groups = processes(2)
+    let_go = []
+    groups[0].before_exit(lambda: let_go.append(True))
+    with pytest.raises(DataError), groups[1].together():
+        raise DataError("a.wav: cannot be read")
+    assert ended.wait(10)
+    assert let_go
+    assert "a.wav: cannot be read" in capsys.readouterr().err
+
+
+def test_alone_it_stops_when_asked():
+    with Group() as group:
+        assert group.meet("place", tell=3) == 3
+        assert group.stop_reason(4) is None
+        group.ask_to_stop("SIGTERM")
+        assert group.stop_reason(5) == "SIGTERM"
+        with pytest.raises(DataError, match="^gone$"), group.together():
+            raise DataError("gone")

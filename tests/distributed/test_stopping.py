@@ -1,0 +1,123 @@
+"""Signals and the clock, in one process."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from audiovae_jax.distributed import stopping
+from audiovae_jax.distributed.group import Group
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.run import train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("11h50m", 42600), ("90s", 90), ("2h", 7200), ("1d", 86400)])
+def test_times(text, seconds):
+    assert stopping.seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "90", "1.5h", "50m11h", "soon"])
+def test_what_is_no_time(text):
+    with pytest.raises(ConfigError, match=f"--stop_after={text} must be a time as 11h50m"):
+        stopping.seconds(text)
+
+
+def _wait(condition):
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_asks_and_its_handlers_are_given_back(number, name, capfd):
+    before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
+    asked = []
+    with stopping.requests(asked.append, None, at_once=lambda: None):
+        os.kill(os.getpid(), number)
+        _wait(lambda: asked)
+    assert asked == [name]
+    assert f"{name}: this step, then saving" in capfd.readouterr().err
+    assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_the_clock_asks():
+    asked = []
+    with stopping.requests(asked.append, 0.05, at_once=lambda: None):
+        _wait(lambda: asked)
+    assert asked == ["the time of --stop_after"]
+
+
+def test_a_second_interrupt_ends_it_at_once():
+    """While the main thread is in code that does not look for signals, as a compilation does not."""
+    code = (
+        "import ctypes, os, signal\n"
+        "from audiovae_jax.distributed import stopping\n"
+        "with stopping.requests(lambda reason: None, None, at_once=lambda: print('let go', flush=True)):\n"
+        "    print('ready', flush=True)\n"
+        "    ctypes.CDLL(None).sleep(30)\n"
+        "    ctypes.CDLL(None).sleep(30)\n"
+        "    ctypes.CDLL(None).sleep(30)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.readline() == "\n"
+    assert "a second one ends it at once" in process.stderr.readline()
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "let go\n")
+    assert "interrupted; what was saved is whole" in err
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(micro_config, tmp_path, monkeypatch, capsys):
+    """Bits, validations and the best; the checkpoint in between has no loss to be the best by."""
+    micro_config.use_adversarial = False
+    micro_config.num_steps, micro_config.validate_every, micro_config.checkpoint_every = 5, 2, 2
+    whole = train.train(micro_config, tmp_path / "whole")
+    real = Group.stop_reason
+
+    def stop(self, step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            _wait(lambda: real(self, step))
+        return real(self, step)
+
+    monkeypatch.setattr(Group, "stop_reason", stop)
+    capsys.readouterr()
+    cut = train.train(micro_config, tmp_path / "cut")
+    assert int(cut.step) == 3
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last == "stopped at step 3 after SIGTERM: saved; the same command goes on from there"
+    store = Checkpoints(tmp_path / "cut" / "checkpoints", read_only=True)
+    assert store.steps() == [2, 3]
+    assert store.best_step() == 2
+    store.close()
+    monkeypatch.undo()
+    resumed = train.train(micro_config, tmp_path / "cut")
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    stores = [Checkpoints(tmp_path / name / "checkpoints", read_only=True) for name in ("whole", "cut")]
+    assert stores[0].metrics(5) == stores[1].metrics(5)
+    assert stores[0].best() == stores[1].best()
+    # Asked before its first step, there is nothing new.
+    monkeypatch.setattr(train.stopping, "requests", lambda ask, *_, **__: ask("SIGTERM") or contextlib.nullcontext())
+    micro_config.validate_every = 1
+    assert int(train.train(micro_config, tmp_path / "new").step) == 0
+    assert "stopped at step 0 after SIGTERM: nothing to save yet" in capsys.readouterr().out

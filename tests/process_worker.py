@@ -1,0 +1,64 @@
+"""One process of a run, as tests start it: what it saw at every step is written beside the workdir.
+
+`python process_worker.py TOLD`, a dict: `workdir`, `config`, `devices`, `join` and `train` (arguments of
+`launch.joined` and `train.train`), `record` (a file), and optionally `fail_at` (a step whose batch this
+process cannot read).
+"""
+
+import ast
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from audiovae_jax.distributed import launch
+from audiovae_jax.errors import DataError, UserError
+from audiovae_jax.run import compilation, report, train
+from audiovae_jax.storage import array_store
+from audiovae_jax.training import mesh
+
+
+def hashes(rows):
+    """Of each row of a batch, `[b, T, C]`."""
+    return [hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()[:16] for row in rows]
+
+
+def main():
+    told = ast.literal_eval(sys.argv[1])
+    jax.config.update("jax_num_cpu_devices", told["devices"])
+    compilation.use_cache()
+    seen = {"batches": {}, "losses": {}}
+    place, show = train._Run._next, report.Reporter.step
+
+    def _next(self, waiting, step, is_idle=lambda: True):
+        number = seen["next"] = seen.get("next", step - 1) + 1
+        if number == told.get("fail_at"):
+            raise DataError("songs/a.wav: cannot be read any more")
+        batch = place(self, waiting, step, is_idle)
+        seen["batches"][number] = hashes(mesh.local_rows(batch))
+        return batch
+
+    def step(self, done, metrics):
+        seen["losses"][done] = {name: value.hex() for name, value in metrics.items()}
+        print(f"worker: step {done}", flush=True)
+        show(self, done, metrics)
+
+    train._Run._next, report.Reporter.step = _next, step
+    with launch.joined(**told["join"]):
+        config = ml_collections.ConfigDict(told["config"], convert_dict=True)
+        state = train.train(config, Path(told["workdir"]), **told["train"])
+        seen |= {"step": int(state.step), "digests": array_store.describe(state)}
+    Path(told["record"]).write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,203 @@
+"""A checkpoint that cannot be written: said at once, tried again, fatal when it goes on."""
+
+import contextlib
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.run import saving, train
+from audiovae_jax.run.saving import Saving
+from audiovae_jax.training.state import TrainState
+
+
+class _Store:
+    """Checkpoints whose writes fail in the background, as often as told."""
+
+    def __init__(self, failures):
+        self.failures, self.saved, self._error = failures, [], None
+
+    def save(self, state, step):
+        if self.failures > 0:
+            self.failures -= 1
+            self._error = f"no space at {step}"
+        else:
+            self.saved.append((step, state))
+
+    def check(self):
+        error, self._error = self._error, None
+        if error:
+            raise CheckpointError(error)
+
+    wait = check
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(saving, "_FIRST_PAUSE", 0.0)
+
+
+def test_a_failure_is_said_at_once_and_tried_again_later(monkeypatch):
+    said, clock = [], [100.0]
+    monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
+    store = _Store(failures=2)
+    tested = Saving(store, 5, said.append)
+    tested.save("a", step=1)
+    assert not tested.is_due_again()
+    tested.check()
+    assert said == [
+        "warning: no space at 1 (failure 1 of config.max_failed_saves=5 in a row; the run goes on, and tries again "
+        "in 30 s)"
+    ]
+    tested.check()
+    assert len(said) == 1
+    clock[0] += 29
+    assert not tested.is_due_again()
+    clock[0] += 1
+    assert tested.is_due_again()
+    tested.save("b", step=2)
+    tested.check()
+    assert "no space at 2 (failure 2 of" in said[1]
+    assert "in 60 s" in said[1]
+    tested.save("c", step=3)
+    tested.finish()
+    assert store.saved == [(3, "c")]
+    assert not tested.is_due_again()
+
+
+def test_failures_in_a_row_are_counted_anew_after_one_that_is_written():
+    store = _Store(failures=1)
+    tested = Saving(store, 2, lambda text: None)
+    for step in range(6):
+        store.failures = 1 - step % 2
+        tested.save("a", step=step)
+        tested.check()
+    assert [step for step, _ in store.saved] == [1, 3, 5]
+    store.failures = 2
+    tested.save("a", step=7)
+    tested.check()
+    tested.save("a", step=8)
+    with pytest.raises(CheckpointError, match="no space at 8"):
+        tested.check()
+
+
+def test_the_last_checkpoint_is_tried_until_it_is_written(at_once):
+    store, said = _Store(failures=3), []
+    tested = Saving(store, 4, said.append)
+    tested.save("a", step=9)
+    tested.finish()
+    assert (store.saved, len(said)) == ([(9, "a")], 3)
+    store.failures = 9
+    tested.save("b", step=10)
+    with pytest.raises(CheckpointError, match="no space at 10"):
+        tested.finish()
+
+
+def _small_disk(tmp_path, megabytes):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    return folder
+
+
+def _fill(folder):
+    with open(folder / "filler", "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError:
+            return
+
+
+def _train_while(config, workdir, monkeypatch, fill, free):
+    """A run whose disk is full from step 2's checkpoint until it says so; `(what it said, its final state)`."""
+    save, say, said = train._Run._save, train.report.Reporter.say, []
+
+    def filled(self, state, done, metrics):
+        if done == 2:
+            fill()
+        save(self, state, done, metrics)
+
+    def heard(self, text):
+        said.append(text)
+        if "was not written" in text:
+            free()
+        say(self, text)
+
+    monkeypatch.setattr(train._Run, "_save", filled)
+    monkeypatch.setattr(train.report.Reporter, "say", heard)
+    config.use_adversarial = False
+    config.num_steps, config.checkpoint_every, config.sample_every = 4, 2, 100
+    state = train.train(config, workdir)
+    return [text for text in said if text.startswith("warning: a checkpoint")], state
+
+
+def _assert_went_on(workdir, said, state, reason):
+    assert len(said) == 1
+    assert f"checkpoints: {reason}; those that are there whole: none" in said[0]
+    assert "(failure 1 of config.max_failed_saves=10 in a row; the run goes on, and tries again in 0 s)" in said[0]
+    store = Checkpoints(workdir / "checkpoints", read_only=True)
+    assert store.steps()[-1] == 4
+    params = store.parts(4, ("params",))["params"]
+    jax.tree.map(np.testing.assert_array_equal, params, state.params)
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_a_full_disk_cuts_off_is_told_between_two_steps_and_leaves_nothing(at_once, tmp_path, full_disk):
+    params = {"a": jnp.asarray(np.random.default_rng(0).standard_normal(500_000))}
+    state = TrainState(step=jnp.int32(0), params=params, latent_statistics={}, opt_state=())
+    described, said = {"config": {}, "data": {}, "metrics": {"total_loss": 1.0}}, []
+    store = Checkpoints(tmp_path / "checkpoints", kept=1)
+    tested = Saving(store, 10, said.append)
+    tested.save(state.replace(params={}), step=1, **described)
+    store.wait()
+    with full_disk(200_000):
+        tested.save(state, step=2, **described)
+        deadline = time.monotonic() + 60
+        while not said:
+            tested.check()
+            assert time.monotonic() < deadline
+    assert "checkpoints: File too large; those that are there whole: 1 (failure 1 of" in said[0]
+    assert store.steps() == [1]
+    assert tested.is_due_again()
+    tested.save(state, step=3, **described)
+    tested.finish()
+    store.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name != "1"] == ["3"]  # 1 is the best
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_outlives_a_disk_that_is_full_for_a_while(at_once, micro_config, tmp_path, monkeypatch, full_disk):
+    with contextlib.ExitStack() as full:
+        said, state = _train_while(
+            micro_config, tmp_path, monkeypatch, lambda: full.enter_context(full_disk(5_000)), full.close
+        )
+    _assert_went_on(tmp_path, said, state, "File too large")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_run_outlives_a_small_disk_that_fills(at_once, micro_config, tmp_path, monkeypatch):
+    disk = _small_disk(tmp_path, megabytes=8)
+    try:
+        said, state = _train_while(
+            micro_config, disk / "run", monkeypatch, lambda: _fill(disk), (disk / "filler").unlink
+        )
+        print("\n".join(said))
+        _assert_went_on(disk / "run", said, state, "No space left on device")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

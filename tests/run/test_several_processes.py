@@ -1,0 +1,144 @@
+"""Whole runs of two processes, for real, on loopback."""
+
+import random
+import shutil
+import signal
+import time
+
+import ml_collections
+import numpy as np
+import pytest
+from processes import Run
+
+from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.run.workdir_lock import WorkdirLock
+
+
+def _config(micro_config, num_steps=12, **changes):
+    """No discriminator, to compile in half the time, and a rate at which rounding is not magnified."""
+    config = ml_collections.ConfigDict(micro_config)
+    config.use_adversarial = False
+    config.num_steps, config.validate_every, config.checkpoint_every, config.sample_every = num_steps, 5, 10, 100
+    config.optimizer.learning_rate = config.optimizer.final_learning_rate = 1e-5
+    config.update(changes)
+    return config
+
+
+def _last_checkpoint(workdir):
+    store = Checkpoints(workdir / "checkpoints", read_only=True)
+    step = store.steps()[-1]
+    try:
+        return step, store._run(step)["arrays"], store.metrics(step)
+    finally:
+        store.close()
+
+
+def test_one_refused_process_ends_all_with_the_same_words(micro_config, tmp_path):
+    workdir = tmp_path / "run"
+    lock = WorkdirLock(workdir)
+    lock.acquire()
+    with Run(tmp_path, "refused", micro_config, workdir=workdir) as run:
+        assert run.wait() == [1, 1]
+        said = [run.log(i).strip() for i in range(2)]
+    lock.release()
+    assert said[0] == said[1]
+    assert said[0].startswith(f"error: --workdir={workdir} is in use by process ")
+
+
+@pytest.mark.slow
+def test_processes_of_different_configs_are_refused(micro_config, tmp_path):
+    other = _config(micro_config, validate_every=7)
+    with Run(tmp_path, "differ", _config(micro_config), configs={1: other}) as run:
+        assert run.wait() == [1, 1]
+        for i in range(2):
+            assert "error: process 1 of 2 (on " in run.log(i)
+            assert "is of another run:\n  validate_every: 5 in process 0, 7 there\n" in run.log(i)
+    assert not (tmp_path / "differ").exists()
+
+
+@pytest.mark.slow
+def test_a_workdir_that_is_not_shared_is_refused(micro_config, tmp_path):
+    each = {1: {"workdir": str(tmp_path / "elsewhere")}}
+    with Run(tmp_path, "apart", micro_config, each=each) as run:
+        assert run.wait() == [1, 1]
+        assert "is not the folder that process 0 has under that name" in run.log(0)
+
+
+@pytest.mark.slow
+def test_bad_data_in_one_process_ends_the_other(micro_config, tmp_path):
+    with Run(tmp_path, "bad", _config(micro_config), each={1: {"fail_at": 3}}) as run:
+        assert run.wait() == [1, 1]
+        for i in range(2):
+            assert ": songs/a.wav: cannot be read any more" in run.log(i)
+            assert "error: process 1 of 2 (on " in run.log(i)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(micro_config, tmp_path):
+    """Two of two devices against one of four; stopped by a signal to one of them, and resumed."""
+    config = _config(micro_config)
+    with Run(tmp_path, "one", config, count=1, devices=4) as one:
+        one.finished()
+    with Run(tmp_path, "two", config) as two:
+        two.finished()
+    assert one.global_batches() == two.global_batches()
+    _assert_near(one, two)
+    assert two.record(0)["digests"] == two.record(1)["digests"]
+
+    with Run(tmp_path, "cut", config) as cut:
+        cut.wait_for("worker: step 2")
+        cut.processes[1].send_signal(signal.SIGTERM)
+        cut.finished()
+        said = [[line for line in cut.log(i).splitlines() if line.startswith("stopped at step ")] for i in range(2)]
+        stopped = cut.record()["step"]
+    assert said[0] == said[1]
+    if stopped < 12:
+        assert f"stopped at step {stopped} after SIGTERM (in process 1 of 2): saved; the same command" in said[0][0]
+    shutil.copytree(tmp_path / "cut", tmp_path / "elsewhere")
+    with Run(tmp_path, "cut", config) as resumed:
+        resumed.finished()
+    with Run(tmp_path, "elsewhere", config, count=1, devices=2) as elsewhere:
+        elsewhere.finished()
+    _assert_near(elsewhere, two)
+    assert resumed.record()["digests"] == two.record()["digests"]
+    assert _last_checkpoint(tmp_path / "cut") == _last_checkpoint(tmp_path / "two")
+
+
+def _assert_near(run, whole):
+    """The losses of a run's steps are those of `whole`, to 1e-6 of themselves."""
+    for step, metrics in run.record()["losses"].items():
+        loss = float.fromhex(metrics["train/total_g_loss"])
+        other = float.fromhex(whole.record()["losses"][step]["train/total_g_loss"])
+        np.testing.assert_allclose(loss, other, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_other_ends_when_one_is_killed(micro_config, tmp_path):
+    config = _config(micro_config, num_steps=2000)
+    limits = {"join": {"heartbeat_timeout": 4.0}, "train": {"heartbeat_timeout": 4.0}}
+    with Run(tmp_path, "killed", config, **limits) as run:
+        run.wait_for("worker: step 12")
+        run.processes[1].kill()
+        assert run.processes[0].wait(120) == 1
+        assert "error: process 1 of 2 (on " in run.log(0)
+        assert "has given no sign of life for 4 s" in run.log(0)
+    with Run(tmp_path, "killed", config, train={"stop_after": 20}) as again:
+        again.finished()
+        assert "going on from step 10" in again.log(0)
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment_change_nothing(micro_config, tmp_path):
+    """Saves included: there is one after every step."""
+    config = _config(micro_config, num_steps=60, checkpoint_every=1)
+    with Run(tmp_path, "whole", config, count=1) as whole:
+        whole.finished()
+    moments = random.Random(0)
+    for _ in range(3):
+        with Run(tmp_path, "cut", config, count=1) as life:
+            life.wait_for("worker: step ")
+            time.sleep(moments.uniform(0, 0.5))
+    with Run(tmp_path, "cut", config, count=1) as last:
+        last.finished()
+    assert last.record()["digests"] == whole.record()["digests"]
+    assert _last_checkpoint(tmp_path / "cut") == _last_checkpoint(tmp_path / "whole")
