@@ -116,7 +116,7 @@ class Background(Writer):
             self._failed_at = time.monotonic()
             self._pause = min(_AT_MOST, 2 * self._pause or _AGAIN_AFTER)
             if first:
-                text = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+                text = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
                 self._warn(f"warning: {self._name} takes no records: {text}; training goes on without it")
         else:
             if self._failed_at is not None and method != "close":
