@@ -46,6 +46,9 @@ def _base():
     config.checkpoints_kept = 3  # the last ones; the best is kept besides
     config.max_failed_saves = 10  # checkpoints in a row that could not be written, on a full disk for one, end the run
     config.sample_every = 5000  # steps between audio and spectrograms of fixed validation crops
+    # Steps between looks at the latent and the discriminator, on the validation crops, with warnings where
+    # training goes wrong (audiovae_jax/run/README.md); 0 for none.
+    config.diagnose_every = 1000
     config.use_adversarial = True
     config.generator_update_every = 1  # steps, while the discriminator is active
     config.discriminator_update_every = 1  # steps, while the discriminator is active
@@ -60,6 +63,12 @@ def _base():
     # A server or store; unset: MLFLOW_TRACKING_URI or, without that, mlflow.db beside the workdir.
     config.logging.mlflow_uri = config_dict.placeholder(str)
     config.logging.mlflow_experiment = "audiovae_jax"
+
+    # An update whose loss or gradient is NaN or infinite is skipped.
+    config.safety = ml_collections.ConfigDict()
+    config.safety.max_skipped = 10  # of a network's updates in a row, before going back to the last checkpoint
+    config.safety.max_rollbacks = 3  # in a run, each to other crops; after them it ends
+    config.safety.kept_batches = 10  # that are kept as audio, of those that were skipped
 
     # The arguments of audiovae_jax.AudioVAE.
     config.model = ml_collections.ConfigDict()

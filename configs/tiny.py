@@ -9,6 +9,7 @@ def override(config):
     config.validate_every = 50
     config.checkpoint_every = 100
     config.sample_every = 100
+    config.diagnose_every = 50
     config.model.base_channels = 16
     config.model.channel_mults = (1, 2, 4)
     config.model.strides = (2, 4, 8)

@@ -7,11 +7,12 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from audiovae_jax.commands import cli
+from audiovae_jax.commands import cli, training
 from audiovae_jax.commands.command import Command
 from audiovae_jax.data.files import printable
 from audiovae_jax.errors import ConfigError, PlanError
 from audiovae_jax.planning import compiling, doctor, plan, table, targets
+from audiovae_jax.run import bucket_lock
 from audiovae_jax.storage import atomic
 
 
@@ -74,11 +75,20 @@ def _doctor_flags():
     cli.define_config_flag()
     flags.DEFINE_string("workdir", None, "of the run; default runs/<config name>, as train has it")
     flags.DEFINE_bool("compile", True, "compile the step, for the memory that it takes; training finds it in the cache")
+    training.define_process_flags()
 
 
 def _doctor():
+    with training.joined():
+        failed = _look()
+    if failed:
+        sys.exit(1)
+
+
+def _look():
+    """Whether something would fail."""
     values = flags.FLAGS
-    workdir = Path(values.workdir or Path("runs") / cli.config_name())
+    workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / cli.config_name())
     config = cli.read_config(workdir)
     first = jax.process_index() == 0
     checks = doctor.examine(
@@ -91,8 +101,7 @@ def _doctor():
     if first or failed:
         whose = f"process {jax.process_index()}:\n" if jax.process_count() > 1 else ""
         print(whose + "\n".join(doctor.lines(checks)), flush=True)
-    if failed:
-        sys.exit(1)
+    return failed
 
 
 DOCTOR = Command(

@@ -26,9 +26,10 @@ LEGACY_KEYS = {
 }
 # Keys that may differ when a run is continued: they change what is seen of it, not what it computes.
 OPERATIONAL_KEYS = (
-    "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "model.remat",
-    "data.num_threads", "data.prefetch_batches", "data.source", "data.max_bad_share", "data.read_timeout",
-    "data.retry_seconds", "data.cache", "data.cache_gigabytes", "data.index", "logging.writers", "logging.mlflow_uri",
+    "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "diagnose_every",
+    "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches", "model.remat", "data.num_threads",
+    "data.prefetch_batches", "data.source", "data.max_bad_share", "data.read_timeout", "data.retry_seconds",
+    "data.cache", "data.cache_gigabytes", "data.index", "logging.writers", "logging.mlflow_uri",
     "logging.mlflow_experiment",
 )  # fmt: skip
 # Those of them that may differ between the hosts of a run: none of them says what is computed, or when.
@@ -82,6 +83,9 @@ def check(config: ml_collections.ConfigDict, device_count: int):
         f"config.batch_size={config.batch_size} cannot be split over {device_count} devices; "
         f"use {_nearest_multiples(config.batch_size, device_count)}",
     )
+    for key, least in (("max_skipped", 1), ("max_rollbacks", 0), ("kept_batches", 0)):
+        _require(config.safety[key] >= least, f"config.safety.{key}={config.safety[key]} must be at least {least}")
+    _require(config.diagnose_every >= 0, f"config.diagnose_every={config.diagnose_every} must be at least 0")
     strides = config.model.strides
     _require(
         len(strides) > 0 and all(stride >= 1 for stride in strides),

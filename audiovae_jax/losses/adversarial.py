@@ -39,6 +39,21 @@ def accuracies(real_logits, fake_logits):
     return real, fake
 
 
+def by_discriminator(real_logits, fake_logits):
+    """The hinge loss and the accuracies of each sub-discriminator alone.
+
+    Returns:
+      A dict of `[n]` arrays in the order of the logits: `d_loss`, `d_real_acc`, `d_fake_acc`.
+    """
+    parts = [((real,), (fake,)) for real, fake in zip(real_logits, fake_logits, strict=True)]
+    accurate = [accuracies(real, fake) for real, fake in parts]
+    return {
+        "d_loss": jnp.stack([discriminator_hinge(real, fake) for real, fake in parts]),
+        "d_real_acc": jnp.stack([real for real, _ in accurate]),
+        "d_fake_acc": jnp.stack([fake for _, fake in accurate]),
+    }
+
+
 def _mean_over(fn, *lists):
     lists = [[x.astype(jnp.float32) for x in items] for items in lists]
     return sum(fn(*items) for items in zip(*lists, strict=True)) / len(lists[0])

@@ -21,12 +21,21 @@ def kl_divergence(*, mean, logvar, free_bits=0.0, reduction="sum"):
     """
     if reduction not in ("sum", "frame"):
         raise ValueError(f'reduction={reduction!r} is neither "sum" nor "frame"')
-    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
-    elements = -0.5 * (1 + logvar - jnp.square(mean) - jnp.exp(logvar))
+    elements = _elements(mean, logvar)
     if free_bits:
         elements = jnp.maximum(elements, free_bits)
     total = jnp.mean(jnp.sum(elements, axis=(1, 2)))
     return total / mean.shape[1] if reduction == "frame" else total
+
+
+def kl_per_channel(*, mean, logvar):
+    """Each latent channel's divergence, `[latent_dim]`, in nats per frame, of `[B, frames, latent_dim]`."""
+    return jnp.mean(_elements(mean, logvar), axis=(0, 1))
+
+
+def _elements(mean, logvar):
+    mean, logvar = mean.astype(jnp.float32), logvar.astype(jnp.float32)
+    return -0.5 * (1 + logvar - jnp.square(mean) - jnp.exp(logvar))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,6 @@ from audiovae_jax.run import train
 from audiovae_jax.training import mesh, program
 
 _CROPS = 8  # that are read
-_KEPT = 2  # checkpoints: the last and the best
 _WIDTH = 96
 OK, DOUBTFUL, FAILED, SKIPPED = "ok", "doubtful", "FAILED", "skipped"
 
@@ -249,10 +248,12 @@ class _Looker:
         return f"{needed} of {table.size(usable)} ({planned})"
 
     def disk(self):
+        _require_folder(self._workdir)
         size = self._state_bytes()
-        needed, there = (_KEPT + 1) * size, self._free(self._workdir)
+        kept = self._config.checkpoints_kept + 1  # the best besides
+        needed, there = (kept + 1) * size, self._free(self._workdir)
         said = (
-            f"{table.size(there)} free; {_KEPT} checkpoints of {table.size(size)} are kept, and one is "
+            f"{table.size(there)} free; {kept} checkpoints of {table.size(size)} are kept, and one is "
             "written before one goes"
         )
         if needed > there:
@@ -261,6 +262,7 @@ class _Looker:
 
     def checkpoint(self):
         """Write a checkpoint of the run's size beside where its own will be, and read it back."""
+        _require_folder(self._workdir)
         parent = _existing(self._workdir)
         folder, reason = None, "by process 0"
         try:
@@ -343,6 +345,11 @@ def _same_everywhere(folder, parent):
 
 def _digest(text):
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+
+
+def _require_folder(workdir):
+    if not isinstance(workdir, Path):
+        raise Finding(f"{workdir} is a bucket, which this does not look at", "", SKIPPED)
 
 
 def _existing(path):

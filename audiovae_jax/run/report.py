@@ -100,6 +100,12 @@ class Reporter:
         if is_recorded(step):
             self.scalars(step, metrics)
 
+    def rewind(self, step: int):
+        """Go on from an earlier step; what was recorded of the steps after it is hidden."""
+        if self._enabled:
+            self._events.restart(step + 1)
+            self._bar.n = self._at = step
+
     def scalars(self, step: int, metrics: dict[str, float]):
         """Record metrics."""
         if self._enabled:
@@ -108,6 +114,11 @@ class Reporter:
             if time.monotonic() - self._flushed > _FLUSH_EVERY:
                 self.flush()
             self._show(metrics)
+
+    def text(self, step: int, name: str, text: str):
+        """Record a line of text."""
+        if self._enabled:
+            self._events.text(name, text, step)
 
     def flush(self):
         """Write the events out."""

@@ -36,7 +36,7 @@ class Saving:
         Raises:
           CheckpointError: it was one failure too many.
         """
-        self._settle()  # a failure of the one before is not this one's
+        self.settle()  # a failure of the one before is not this one's
         self._last, self._again_at, self._failed = (state, described), None, False
         self._attempt(lambda: self._checkpoints.save(state, **described))
 
@@ -57,17 +57,21 @@ class Saving:
         Raises:
           CheckpointError: it was one failure too many; with several processes, or not to be tried again, any.
         """
-        self._settle()
+        self.settle()
         while self._failed:
             if not again or jax.process_count() > 1:
                 raise CheckpointError("the last checkpoint was not written, for the reason above")
             time.sleep(max(0.0, self._again_at - time.monotonic()))
             state, described = self._last
             self.save(state, **described)
-            self._settle()
+            self.settle()
 
-    def _settle(self):
-        """Wait for what is being written; when that is there, failures are counted anew."""
+    def settle(self):
+        """Wait for what is being written; when that is there, failures are counted anew.
+
+        Raises:
+          CheckpointError: it was one failure too many.
+        """
         self._attempt(self._checkpoints.wait)
         if not self._failed:
             self._failures = 0

@@ -21,11 +21,14 @@ from audiovae_jax.feeding.wait import Waiting
 from audiovae_jax.persistence import checkpoint, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
+from audiovae_jax.run.bad_batches import BadBatches
 from audiovae_jax.run.bucket_lock import as_workdir, lock_of
+from audiovae_jax.run.gan_health import Figures, GanHealth
+from audiovae_jax.run.safety import RollBack, Safety
 from audiovae_jax.run.saving import Saving
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking import recorder
-from audiovae_jax.training import mesh, optimizer, program, step
+from audiovae_jax.training import diagnosis, mesh, optimizer, program, step
 from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
 
 BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
@@ -58,7 +61,7 @@ def train(
       DataError: no usable audio.
       CheckpointError: nothing to go on from where there should be, or `max_failed_saves` checkpoints in a row
         could not be written.
-      TrainingError: the loss became NaN or infinite, the workdir was deleted meanwhile, or another process died.
+      TrainingError: too many updates were NaN or infinite, the workdir was deleted meanwhile, or another process died.
     """
     is_first = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first else lambda text: None
@@ -90,7 +93,9 @@ def train(
         group.meet("data", same={"what the audio is": data.fingerprint})
         devices = mesh.make_mesh()
         say("\n".join(describe(config, recipe, data)))
-        state, start_step, metrics = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
+        state, start_step, metrics, position = initial_state(
+            config, recipe, devices, checkpoints, data.fingerprint, say
+        )
         group.meet("state", same={"checkpoint to go on from": start_step})
         first_step = start_step if metrics is None else start_step + 1
         reporter = report.Reporter(
@@ -104,7 +109,11 @@ def train(
         )
         ending.callback(reporter.close)
         saving = Saving(checkpoints, config.max_failed_saves, reporter.say)
-        run = _Run(config, recipe, data, devices, checkpoints, saving, reporter, lock, group)
+        kept = BadBatches(
+            workdir, config.data.sample_rate, config.safety.kept_batches, jax.process_index(), reporter.say
+        )
+        safety = Safety(config.safety, recipe, kept, reporter.say, position)
+        run = _Run(config, recipe, data, devices, checkpoints, saving, reporter, lock, group, safety)
         state, metrics, stopped = run.go(state, start_step, metrics)
         # Who asks for the end may not wait for another attempt.
         saving.finish(again=stopped is None)
@@ -117,6 +126,8 @@ def train(
         print(f"{stopped}; the same command goes on from there", flush=True)
         return state
     step, loss = checkpoints.best() or (config.num_steps, math.nan)
+    if skipped := safety.summary():
+        say(skipped)
     say(
         f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} (best {loss:.4f}, of checkpoint "
         f"{step}). Checkpoints, samples and TensorBoard events are in {printable(workdir)}"
@@ -168,7 +179,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath,
 
 
 def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say):
-    """`(state, step, validation metrics)` to start from: the workdir's newest checkpoint, `init_from`, or fresh.
+    """`(state, step, validation metrics, data position)` to start from: newest checkpoint, `init_from`, or fresh.
 
     The metrics are None where there is no checkpoint of this run yet. What happens is told to `say`, a line at a time.
 
@@ -187,31 +198,32 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
                 "warning: the audio under config.data.root is not what it was when this run was stopped; "
                 "crops from here on differ from those of a run left alone"
             )
-        return restored.state, restored.step, restored.metrics
+        return restored.state, restored.step, restored.metrics, restored.data
     with report.timed("compiling and drawing the initial parameters", say):
         state = jax.block_until_ready(compilation.compiled(jax.jit(create, out_shardings=sharding))())
     if config.init_from is None:
-        return state, 0, None
+        return state, 0, None, {}
     state = warm_start.take_over(config.init_from, recipe, state, sharding, say)
     if int(state.step) >= config.num_steps:
         raise ConfigError(
             f"config.init_from={config.init_from} is at step {int(state.step)} already; "
             f"raise config.num_steps={config.num_steps} to go on"
         )
-    return state, int(state.step), None
+    return state, int(state.step), None, {}
 
 
 class _Run:
     """The moving parts of one session of training."""
 
-    def __init__(self, config, recipe, data, devices, checkpoints, saving, reporter, lock, group):
-        self._config, self._recipe, self._data = config, recipe, data
+    def __init__(self, config, recipe, data, devices, checkpoints, saving, reporter, lock, group, safety):
+        self._config, self._recipe, self._data, self._safety = config, recipe, data, safety
         self._mesh, self._checkpoints, self._saving = devices, checkpoints, saving
         self._reporter, self._lock = reporter, lock
         self._group, self._saved_at = group, None
         self._config_dict = json.loads(configuration.to_json(config))
         self._compiled = {}
         self._host = jax.local_devices(backend="cpu")[0]
+        self._train_records = data.train
         # Of the checkpoints alone: what no file holds is nobody's best.
         self._best = (checkpoints.best() or (None, math.inf))[1]
         # On the host and the device once: they are the same at every validation.
@@ -222,12 +234,30 @@ class _Run:
         # Of the last validation, so that samples need no second one.
         self._sampled_batches = -(-config.data.num_samples * jax.process_count() // config.batch_size)
         self._reconstructions, self._reconstructed_at = {}, None
+        self._health = GanHealth(reporter.say, recipe.kl.warmup_steps)
         self._validation_step = mesh.map_validation_step(
             functools.partial(step.validation_step, recipe=recipe), devices
         )
 
     def go(self, state: TrainState, start_step: int, metrics: dict | None):
-        """Run to the end: `(state, last validation metrics, None)`, or why and where it stopped before."""
+        """Run to the end, with as many attempts as that takes.
+
+        Returns:
+          `(state, last validation metrics, None)`, or in the place of None why and where it stopped before.
+        """
+        while True:
+            try:
+                return self._go_on(state, start_step, metrics)
+            except RollBack as reason:
+                self._saving.settle()
+                self._safety.roll_back(reason, max(self._checkpoints.steps(), default=None))
+            state = None  # both would not fit into memory
+            state, start_step, metrics, _ = initial_state(
+                self._config, self._recipe, self._mesh, self._checkpoints, self._data.fingerprint, self._reporter.say
+            )
+            self._reporter.rewind(start_step)
+
+    def _go_on(self, state, start_step, metrics):
         config = self._config
         if metrics is None:
             with self._reporter.timed("compiling and running the first validation"):
@@ -236,8 +266,9 @@ class _Run:
             if config.init_from is not None:
                 # Where it comes from may be better than all that follows.
                 self._save(state, start_step, metrics)
+        self._train_records = self._data.train.in_order(self._safety.order)
         waiting = Waiting(
-            self._batches(self._data.train, start_step, config.num_steps),
+            self._batches(self._train_records, start_step, config.num_steps),
             config.data.num_threads, self._reporter.scalars, self._reporter.say,
         )  # fmt: skip
         batch = self._next(waiting, start_step) if start_step < config.num_steps else None
@@ -251,18 +282,24 @@ class _Run:
                 return state, metrics, self._stop(state, start_step, current, reason)
             train_step = self._train_step(current, state, batch)
             state, new = train_step(state, batch)
+            new_pending = (current + 1, new, batch)
             # While the device computes: the next batch, and the metrics of the step before.
             if current + 1 < config.num_steps:
                 batch = self._next(waiting, current, new["total_g_loss"].is_ready)
             self._show(pending)
-            pending = (current + 1, new)
+            pending = new_pending
             done = current + 1
             last = done == config.num_steps
             checkpoint_due = last or done % config.checkpoint_every == 0 or self._saving.is_due_again()
-            if checkpoint_due or done % config.validate_every == 0:
+            validation_due = last or done % config.validate_every == 0
+            if checkpoint_due or validation_due or not self._safety.is_whole:
                 self._show(pending)
                 pending = None
+            checkpoint_due = self._safety.may_save(checkpoint_due) or last
+            if checkpoint_due or validation_due:
                 metrics = self._validate(state, done)
+            if config.diagnose_every and done % config.diagnose_every == 0:
+                self._diagnose(state, done)
             if last or done % config.sample_every == 0:
                 self._sample(state, done)
             if checkpoint_due:
@@ -275,6 +312,9 @@ class _Run:
         if at == start_step:
             saved = "nothing new to save" if self._checkpoints.steps() else "nothing to save yet"
             return f"stopped at step {at} after {reason}: {saved}"
+        if not self._safety.is_whole:  # which is no place to go back to
+            newest = max(self._checkpoints.steps(), default=0)
+            return f"stopped at step {at} after {reason}, amid skipped updates; it goes on from step {newest}"
         if self._saved_at != at:
             self._save(state, at, {})
         return f"stopped at step {at} after {reason}: saved"
@@ -293,17 +333,33 @@ class _Run:
             metrics = {**metrics, "best_total_loss": self._best}
             self._reporter.scalars(done, {"val/best_total_loss": self._best})
         self._reporter.flush()  # or a kill after the checkpoint loses what came before it
-        position = {"step": done, "fingerprint": self._data.fingerprint}
+        position = {"step": done, "fingerprint": self._data.fingerprint, **self._safety.position()}
         self._saving.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
     def _train_step(self, current, state, batch):
+        mapped = functools.partial(program.map_step, self._recipe, self._mesh)
+        return self._compile("the step", mapped, current, state, batch)
+
+    def _compile(self, name, mapped, current, state, batch):
+        """A function of a state and a batch, with or without discriminator as step `current` is, compiled once."""
         adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
-        if adversarial not in self._compiled:
-            what = "compiling the step" + (" with discriminator" if adversarial else "")
-            with self._reporter.timed(what):
-                mapped = program.map_step(self._recipe, self._mesh, adversarial)
-                self._compiled[adversarial] = compilation.compiled(mapped, state, batch)
-        return self._compiled[adversarial]
+        if (name, adversarial) not in self._compiled:
+            with self._reporter.timed(f"compiling {name}" + (" with discriminator" if adversarial else "")):
+                self._compiled[name, adversarial] = compilation.compiled(mapped(adversarial), state, batch)
+        return self._compiled[name, adversarial]
+
+    def _diagnose(self, state, at):
+        def mapped(adversarial):
+            per_device = functools.partial(diagnosis.diagnose, recipe=self._recipe, adversarial=adversarial)
+            return mesh.map_diagnosis(per_device, self._mesh)
+
+        rows = self._validation_rows
+        diagnose = self._compile("the diagnosis", mapped, at - 1, state, rows[0])
+        figures = Figures.of(jax.device_get([diagnose(state, batch) for batch in rows]))
+        metrics, warnings = self._health.look(at, figures)
+        self._reporter.scalars(at, metrics)
+        for warning in warnings:
+            self._reporter.text(at, "health/warnings", warning)
 
     def _learning_rate(self, at):
         """The generator's, at a step; on the CPU, so that it does not wait for the device."""
@@ -317,22 +373,15 @@ class _Run:
     def _show(self, pending):
         if pending is None:
             return
-        done, metrics = pending
+        done, metrics, batch = pending
         metrics = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+        batch_size, host = self._config.batch_size, jax.process_index()
+        first = (done - 1) * batch_size + host * (batch_size // jax.process_count())
+        counts = self._safety.see(done, metrics, lambda: mesh.local_rows(batch), first, self._train_records)
         if report.is_recorded(done):
-            metrics["train/learning_rate"] = self._learning_rate(done - 1)
-        for name in ("train/total_g_loss", "train/d_loss", "train/g_grad_norm", "train/d_grad_norm"):
-            self._require_finite(name, metrics.get(name, 0.0), done)
-        self._reporter.step(done, metrics)
-
-    def _require_finite(self, name, value, at):
-        if not math.isfinite(value):
-            steps = self._checkpoints.steps()
-            saved = f"checkpoint {steps[-1]} is from before" if steps else "there is no checkpoint yet"
-            raise TrainingError(
-                f"{name} became {value} at step {at}; {saved}. Try a lower config.optimizer.learning_rate, "
-                "a smaller clip_norm, or dtype float32"
-            )
+            counts["train/learning_rate"] = self._learning_rate(done - 1)
+        self._reporter.step(done, metrics | counts)
+        self._safety.require_progress()
 
     def _validate(self, state, at):
         results = []
@@ -345,7 +394,7 @@ class _Run:
         self._reconstructed_at = at
         results = jax.device_get(results)
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
-        self._require_finite("val/total_loss", metrics["total_loss"], at)
+        self._safety.require_finite_validation(at, metrics["total_loss"])
         self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("total_loss", "reconstruction_loss", "si_sdr_db"))
         self._reporter.say(f"step {at}: validation {shown}")

@@ -40,6 +40,10 @@ class Events(Writer):
         self._writer: EventsWriter | None = None
         self._files, self._failed_at, self._not_there = 0, None, False
         self._open()
+        self.restart(first_step)
+
+    def restart(self, first_step: int):
+        """Hide the events from `first_step` on that were recorded before."""
         self._write(
             event_pb2.Event(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
         )
@@ -48,6 +52,10 @@ class Events(Writer):
         """Record numbers."""
         for name, value in values.items():
             self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+
+    def text(self, name: str, text: str, step: int):
+        """Record a line of text."""
+        self._write(event_pb2.Event(step=step, summary=summary.text(name, text)))
 
     def audio(self, name: str, audio: np.ndarray, step: int, sample_rate: int):
         """Record `[T, C]` audio in -1..1."""
@@ -119,6 +127,7 @@ class Events(Writer):
             self._give_up(error)
 
     def _give_up(self, error):
-        if self._failed_at is None:
-            self._warn(f"warning: TensorBoard events are not written for now: {error.strerror or error}")
+        first = self._failed_at is None
         self._writer, self._failed_at = None, time.monotonic()
+        if first:  # said last, since what is said is recorded
+            self._warn(f"warning: TensorBoard events are not written for now: {error.strerror or error}")

@@ -16,6 +16,7 @@ from audiovae_jax.tracking import json_lines
 
 NEEDED = f"{json_lines.NAME}, config.json and samples/"  # of a workdir
 _LARGEST_EVENT = 1 << 28  # bytes; a length beyond it is damage
+_TOGETHER = 8  # remarks of one moment
 _SAMPLES = re.compile(r"step_(\d+)$")
 
 
@@ -87,8 +88,11 @@ def _take_record(record, numbers, remarks):
             numbers.setdefault(name, {})[step] = float(value)
         except (TypeError, ValueError):
             continue
-    if isinstance(record.get("text"), str):
-        remarks.append((step, str(record.get("name", "")), record["text"]))
+    if isinstance(text := record.get("text"), str):
+        # A warning that was said may be there under its own name too.
+        said = [other for at, _, other in remarks[-_TOGETHER:] if at == step]
+        if not any(text.endswith(other) or other.endswith(text) for other in said):
+            remarks.append((step, str(record.get("name", "")), text))
 
 
 def _take_events(content, numbers):

@@ -98,9 +98,10 @@ class JsonLines(Writer):
         try:
             action()
         except OSError as error:
-            if self._failed_at is None:
-                self._warn(f"warning: {NAME} is not written for now: {error.strerror or error}")
+            first = self._failed_at is None
             self._failed_at = time.monotonic()
+            if first:  # said last, since what is said is recorded
+                self._warn(f"warning: {NAME} is not written for now: {error.strerror or error}")
         else:
             if self._failed_at is not None:
                 self._failed_at = None

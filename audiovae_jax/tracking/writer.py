@@ -1,5 +1,6 @@
 """The interface of what records a run, and several of them as one."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,43 +42,43 @@ class Writer:
 
 
 class Writers(Writer):
-    """Several writers as one."""
+    """Several writers as one, which several threads may use."""
 
     def __init__(self, writers: Sequence[Writer]):
         self._writers = tuple(writers)
+        self._lock = threading.RLock()
 
     @property
     def takes_models(self):
         return any(writer.takes_models for writer in self._writers)
 
     def restart(self, first_step):
-        for writer in self._writers:
-            writer.restart(first_step)
+        self._each(lambda writer: writer.restart(first_step))
 
     def scalars(self, values, step):
-        for writer in self._writers:
-            writer.scalars(values, step)
+        self._each(lambda writer: writer.scalars(values, step))
 
     def text(self, name, text, step):
-        for writer in self._writers:
-            writer.text(name, text, step)
+        self._each(lambda writer: writer.text(name, text, step))
 
     def audio(self, name, audio, step, sample_rate):
-        for writer in self._writers:
-            writer.audio(name, audio, step, sample_rate)
+        self._each(lambda writer: writer.audio(name, audio, step, sample_rate))
 
     def image(self, name, image, step):
-        for writer in self._writers:
-            writer.image(name, image, step)
+        self._each(lambda writer: writer.image(name, image, step))
 
     def model(self, folder):
-        for writer in self._writers:
-            writer.model(folder)
+        self._each(lambda writer: writer.model(folder))
 
     def flush(self):
-        for writer in self._writers:
-            writer.flush()
+        self._each(lambda writer: writer.flush())
 
     def close(self, finished):
-        for writer in self._writers:
+        # The last first, and without the lock: what a thread has to say at its end is recorded by those before it.
+        for writer in reversed(self._writers):
             writer.close(finished)
+
+    def _each(self, act):
+        with self._lock:
+            for writer in self._writers:
+                act(writer)

@@ -49,6 +49,11 @@ def map_validation_step(step, mesh: Mesh):
     return jax.jit(_shard_map(step, mesh, (P(), P(AXIS))))
 
 
+def map_diagnosis(diagnose, mesh: Mesh):
+    """`(state, audio) -> figures` per device, jitted."""
+    return jax.jit(_shard_map(diagnose, mesh, P()))
+
+
 def _shard_map(step, mesh, out_specs):
     # Without check_vma, which would ask a user's own losses and discriminators to mark the values that
     # their loops carry as varying over the mesh. The step marks its parameters, which is all it needs.

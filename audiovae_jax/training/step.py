@@ -84,7 +84,7 @@ def train_step(
     # the gradient of a replicated value would already be a sum over devices.
     trainable, frozen = split_trainable(state.params, recipe.model.encoder_frozen)
     varying, discriminator_params = _varying((trainable, state.discriminator_params))
-    noise = _latent_noise(recipe, state.step, audio)
+    noise = latent_noise(recipe, state.step, audio)
 
     def reconstruct(trainable):
         params = {**trainable, **frozen}
@@ -185,7 +185,7 @@ def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tup
     Returns:
       Scalar metrics (the same on every device) and this device's reconstruction `[b, T, C]`.
     """
-    output = recipe.model.apply(variables, audio, noise=_latent_noise(recipe, 0, audio))
+    output = recipe.model.apply(variables, audio, noise=latent_noise(recipe, 0, audio))
     loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
     kl_loss = recipe.kl(output.mean, output.logvar)
     reconstruction = recipe.model.apply(variables, audio, deterministic=True).reconstruction
@@ -228,7 +228,7 @@ def _is_finite(*arrays) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays])).astype(jnp.float32)
 
 
-def _latent_noise(recipe, step, audio):
+def latent_noise(recipe, step, audio):
     """Standard normal `[b, frames, latent_dim]`: a function of (seed, step, row of the global batch) alone."""
     b, t, _ = audio.shape
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), 1), step)

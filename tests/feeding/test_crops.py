@@ -9,7 +9,11 @@ from audiovae_jax.data import audio_file, synthesis
 from audiovae_jax.datasets import folder, probing
 from audiovae_jax.datasets.catalog import Track
 from audiovae_jax.errors import DataError
-from audiovae_jax.feeding.crops import CropFormat, FixedCrops, RandomCrops, SyntheticCrops
+from audiovae_jax.feeding.augment import Augment
+from audiovae_jax.feeding.crops import Augmented, CropFormat, FixedCrops, RandomCrops, Repeated, SyntheticCrops
+from audiovae_jax.feeding.health import Health
+from audiovae_jax.feeding.origin import Origin, Origins
+from audiovae_jax.feeding.patience import Patient
 
 CROP = CropFormat(length=2048, sample_rate=44100, channels=2)
 
@@ -146,3 +150,48 @@ def test_links_do_not_multiply_files(audio_folder):
     (audio_folder / "deeper" / "loop").symlink_to("..")
     assert _scan(audio_folder) == whole
     assert _scan(audio_folder, leave_out=(audio_folder / "deeper",)).fingerprint != whole.fingerprint
+
+
+def test_a_record_says_which_file_and_place_it_was_cut_from(audio_folder):
+    crop = CropFormat(length=2048, sample_rate=44100, channels=2, peak_normalize=False)
+    files = [track for track in _scan(audio_folder).train if track.audio.sample_rate == 44100]
+    crops = RandomCrops(files, crop, seed=1)
+    assert crops.origin(5) is None
+    record, origin = crops[5], crops.origin(5)
+    whole, rate = soundfile.read(origin.file, dtype="float32")
+    start = round(origin.start * rate)
+    np.testing.assert_array_equal(record, whole[start : start + 2048])
+    wrapped = Patient(Augmented(crops, Augment(), 1), 0, Health(len(files)))
+    assert wrapped.origin(5) == origin
+    assert Repeated(crops, 6).origin(17) == origin
+    assert SyntheticCrops(CROP, 0).origin(0).start is None
+
+
+def test_the_origin_is_of_the_file_that_was_taken_in_place_of_a_bad_one(audio_folder):
+    files = _scan(audio_folder).train
+    gone = files[0].audio.name
+    os.unlink(gone)
+    crops = RandomCrops(files, CROP, seed=0, health=Health(len(files)))
+    for index in range(8):
+        crops[index]
+        assert crops.origin(index).file == files[1].audio.name
+
+
+def test_only_the_last_origins_are_remembered():
+    origins = Origins(most=2)
+    for index in (0, 1, 0, 2):
+        origins.remember(index, Origin(str(index)))
+    assert [origins.get(index) and origins.get(index).file for index in range(3)] == ["0", None, "2"]
+
+
+def test_another_order_is_another_draw_of_the_same_and_of_no_other_seed(audio_folder):
+    files = _scan(audio_folder).train
+    health = Health(len(files))
+    for make in (lambda seed: RandomCrops(files, CROP, seed, health), lambda seed: SyntheticCrops(CROP, seed)):
+        crops = Patient(Augmented(make(1), Augment(gain_db=(-6.0, 6.0)), 1), 0, health)
+        np.testing.assert_array_equal(crops.in_order(0)[3], crops[3])
+        np.testing.assert_array_equal(crops.in_order(2)[3], crops.in_order(1).in_order(2)[3])
+        drawn = [crops[3], crops.in_order(1)[3], crops.in_order(2)[3], make(2)[3]]
+        assert all((a != b).any() for i, a in enumerate(drawn) for b in drawn[:i])
+    fixed = Repeated(make(1), 2)
+    np.testing.assert_array_equal(fixed.in_order(1)[3], fixed[1])

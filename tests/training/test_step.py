@@ -202,7 +202,7 @@ def test_noise_depends_on_seed_step_and_row_alone():
     def noise(recipe, at, devices):
         devices = mesh.make_mesh(jax.devices()[:devices])
         fn = jax.shard_map(
-            lambda audio: step._latent_noise(recipe, at, audio),
+            lambda audio: step.latent_noise(recipe, at, audio),
             mesh=devices,
             in_specs=jax.P(step.AXIS),
             out_specs=jax.P(step.AXIS),
@@ -245,3 +245,122 @@ def test_a_users_loss_may_loop():
 
     recipe = make_recipe(losses=WeightedLosses((("loop", 1.0, looping),)))
     assert_trees_close(run(recipe, devices=2)[0].params, run(recipe)[0].params, rtol=1e-5)
+
+
+def _after_a_step(recipe, audio, devices=4, adversarial=True):
+    """`(state before, state after, metrics)` of a step on `audio`."""
+    devices = mesh.make_mesh(jax.devices()[:devices])
+    per_device = functools.partial(step.train_step, recipe=recipe, adversarial=adversarial)
+    state = initial_state(recipe, devices)
+    before = jax.device_get(state)
+    after, metrics = mesh.map_train_step(per_device, devices)(state, mesh.place_batch(devices, audio))
+    return before, jax.device_get(after), jax.device_get(metrics)
+
+
+def _parts(state):
+    """What the generator's update changes, and what the discriminator's does."""
+    return (state.params, state.opt_state), (state.discriminator_params, state.discriminator_opt_state)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_bad_row_skips_both_updates_on_every_device(value):
+    audio = batch()
+    audio[2, 100, 0] = value
+    before, after, metrics = _after_a_step(make_recipe(), audio)
+    assert_trees_equal(after.replace(step=before.step), before)
+    assert after.step == 1
+    assert metrics["g_skipped"]
+    assert metrics["d_skipped"]
+    assert not np.isfinite(metrics["total_g_loss"])
+
+
+def test_a_whole_step_says_that_nothing_was_skipped():
+    _, history = run(make_recipe())
+    assert not history[0]["g_skipped"]
+    assert not history[0]["d_skipped"]
+
+
+def test_a_gradient_that_is_not_finite_skips_the_generator_alone():
+    def root(*, prediction, target):  # 0 as a value
+        return jnp.sqrt(jnp.sum(jnp.abs(prediction - prediction)))
+
+    before, after, metrics = _after_a_step(make_recipe(losses=WeightedLosses((("root", 1.0, root),))), batch())
+    assert np.isfinite(metrics["total_g_loss"])
+    assert (metrics["g_skipped"], metrics["d_skipped"]) == (True, False)
+    assert_trees_equal(_parts(after)[0], _parts(before)[0])
+    assert changed(after.discriminator_params, before.discriminator_params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+
+
+def test_a_loss_that_overflows_bfloat16_is_skipped_though_its_gradient_is_not():
+    def overflowing(*, prediction, target):
+        return jnp.float32(jnp.bfloat16(3e38) * jnp.bfloat16(2)) + jnp.mean(prediction)
+
+    before, after, metrics = _after_a_step(make_recipe(losses=WeightedLosses((("big", 1.0, overflowing),))), batch())
+    assert np.isfinite(metrics["g_grad_norm"])
+    assert (metrics["g_skipped"], metrics["d_skipped"]) == (True, False)
+    assert_trees_equal(_parts(after)[0], _parts(before)[0])
+
+
+class _RootedDiscriminator(nn.Module):
+    """Its parameter `root` has no finite gradient at 0."""
+
+    @nn.compact
+    def __call__(self, audio):
+        x = nn.leaky_relu(nn.Conv(4, (7,), strides=3)(audio))
+        root = jnp.sqrt(self.param("root", nn.initializers.zeros, ()))
+        return [nn.Conv(1, (3,))(x) + root], [[x]]
+
+
+def test_a_discriminators_gradient_that_is_not_finite_skips_it_alone():
+    before, after, metrics = _after_a_step(make_recipe(discriminator=_RootedDiscriminator()), batch())
+    assert np.isfinite(metrics["d_loss"])
+    assert (metrics["g_skipped"], metrics["d_skipped"]) == (False, True)
+    assert_trees_equal(_parts(after)[1], _parts(before)[1])
+    assert changed(after.params, before.params)
+
+
+class _ForgivingDiscriminator(SmallDiscriminator):
+    """Sees numbers where there are none, so that its own loss is finite."""
+
+    @nn.compact
+    def __call__(self, audio):
+        return super().__call__(jnp.nan_to_num(audio, posinf=1.0))
+
+
+@pytest.mark.slow
+def test_a_discriminator_does_not_learn_from_audio_that_is_not_finite():
+    audio = batch()
+    audio[0, 0, 0] = np.nan
+    before, after, metrics = _after_a_step(make_recipe(discriminator=_ForgivingDiscriminator()), audio)
+    assert np.isfinite(metrics["d_loss"])
+    assert np.isfinite(metrics["d_grad_norm"])
+    assert metrics["d_skipped"]
+    assert_trees_equal(after.replace(step=before.step), before)
+
+
+@pytest.mark.slow
+def test_an_update_that_is_not_due_is_not_skipped():
+    audio = batch()
+    audio[0, 0, 0] = np.nan
+    recipe = make_recipe(generator_update_every=2)
+    devices = mesh.make_mesh(jax.devices()[:1])
+    train_step = mesh.map_train_step(functools.partial(step.train_step, recipe=recipe, adversarial=True), devices)
+    state, _ = train_step(initial_state(recipe, devices), mesh.place_batch(devices, batch()))
+    before = jax.device_get(state)
+    after, metrics = train_step(state, mesh.place_batch(devices, audio))
+    assert (bool(metrics["g_skipped"]), bool(metrics["d_skipped"])) == (False, True)
+    assert_trees_equal(jax.device_get(after).replace(step=before.step), before)
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_skipping_takes_no_collective_of_its_own(adversarial):
+    recipe, devices = make_recipe(), mesh.make_mesh()
+    state = initial_state(recipe, devices)
+    train_step = mesh.map_train_step(
+        functools.partial(step.train_step, recipe=recipe, adversarial=adversarial), devices
+    )
+    compiled = train_step.lower(state, mesh.place_batch(devices, batch())).compile().as_text()
+    collectives = [line for line in compiled.splitlines() if " all-reduce(" in line or " all-reduce-start(" in line]
+    assert 1 <= len(collectives) <= 1 + adversarial  # one per update at most
+    assert not any(f" {name}" in compiled for name in ("all-gather(", "all-to-all(", "reduce-scatter("))

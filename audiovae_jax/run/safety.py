@@ -1,0 +1,224 @@
+"""Numeric safety: skipped updates are counted, too many in a row take the run back, and at last end it.
+
+The step itself leaves the state as it was where a loss or a gradient is not finite. What is decided here
+follows from metrics that are the same on every host, and so is the same there.
+"""
+
+import collections
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from audiovae_jax.errors import TrainingError
+from audiovae_jax.run.bad_batches import BadBatches
+from audiovae_jax.training.step import Recipe
+
+NETWORKS = {"g": "generator", "d": "discriminator"}
+_SAID = 3  # of a row of skipped updates; the others are in the events
+_SHOWN = ("train/total_g_loss", "train/reconstruction_loss", "train/d_loss", "train/g_grad_norm", "train/d_grad_norm")
+
+
+class RollBack(Exception):
+    """The run cannot go on from here, but may from its last checkpoint with other crops."""
+
+
+class Safety:
+    """Keeps account of the updates of a run that were skipped.
+
+    Args:
+      config: the section `safety`.
+      recipe: of the run.
+      batches: keeps what was skipped.
+      say: takes a line at a time.
+      position: what `position` gave for the checkpoint that the run goes on from; empty at its beginning.
+
+    Attributes:
+      order: of the training records: how often the run was rolled back.
+    """
+
+    def __init__(self, config, recipe: Recipe, batches: BadBatches, say: Callable[[str], None], position: dict):
+        self._config, self._recipe, self._batches, self._say = config, recipe, batches, say
+        self.order: int = position.get("order", 0)
+        self._skipped = {name: 0 for name in NETWORKS} | position.get("skipped", {})
+        self._in_a_row = {name: 0 for name in NETWORKS} | position.get("skipped_in_a_row", {})
+        self._has_updated = self._holds_checkpoint = False
+        self._last_whole: tuple[int, dict[str, float]] | None = None
+        self._last_skipped: tuple[int, dict[str, float]] | None = None
+        self._files: collections.Counter[str] = collections.Counter()
+        self._bad_audio = 0
+
+    def position(self) -> dict:
+        """What a checkpoint must hold for the run to go on as if it had not been stopped."""
+        return {"order": self.order, "skipped": dict(self._skipped), "skipped_in_a_row": dict(self._in_a_row)}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last update of each network was made."""
+        return not any(self._in_a_row.values())
+
+    def may_save(self, due: bool) -> bool:
+        """Whether to write a checkpoint that is due, or was: not amid skipped updates, but after the next that is made.
+
+        They change nothing, but what made them may lie in the state, which is then no place to go back to.
+        """
+        due = due or self._holds_checkpoint
+        self._holds_checkpoint = due and not self.is_whole
+        return due and self.is_whole
+
+    def see(
+        self, step: int, metrics: dict[str, float], local_rows: Callable[[], np.ndarray], first: int, records
+    ) -> dict[str, float]:
+        """Take note of a step.
+
+        Args:
+          step: counted from 1.
+          metrics: its metrics (`train/...`).
+          local_rows: gives this host's rows of its batch, if they are wanted.
+          first, records: see `BadBatches.keep`.
+
+        Returns:
+          The run's counts, as metrics.
+        """
+        skipped = [name for name in NETWORKS if metrics.get(f"train/{name}_skipped")]
+        for name in NETWORKS:
+            if name in skipped:
+                self._skipped[name] += 1
+                self._in_a_row[name] += 1
+            elif self._is_due(name, step, metrics):
+                self._in_a_row[name] = 0
+        if skipped:
+            self._last_skipped = (step, metrics)
+            batch = self._batches.keep(step, self.order, metrics, local_rows(), first, records)
+            self._tell(step, skipped, metrics, batch)
+        elif self.is_whole:
+            self._has_updated = True
+            self._last_whole = (step, metrics)
+            self._files.clear()
+            self._bad_audio = 0
+        networks = [name for name in NETWORKS if f"train/{name}_skipped" in metrics]
+        return {f"train/skipped_{name}_updates": float(self._skipped[name]) for name in networks}
+
+    def require_progress(self):
+        """Raise RollBack if a network's updates were skipped too often in a row."""
+        for name, count in self._in_a_row.items():
+            if count >= self._config.max_skipped:
+                raise RollBack(f"{count} updates of the {NETWORKS[name]} in a row were skipped")
+
+    def require_finite_validation(self, step: int, total_loss: float):
+        """Raise RollBack unless a validation gave a number.
+
+        Raises:
+          TrainingError: it gave none, and nothing was trained since the run began or went back.
+        """
+        if math.isfinite(total_loss):
+            return
+        what = f"val/total_loss became {total_loss} at step {step}"
+        if self._has_updated:
+            raise RollBack(what)
+        raise TrainingError(
+            f"{what}, before anything was trained: {self._batches.folder.parent} cannot begin like this. Look whether "
+            "a loss of config.losses can be computed on the validation crops, silence among them, or try dtype float32"
+        )
+
+    def roll_back(self, reason: RollBack, newest_checkpoint: int | None):
+        """Take the next order of records, and say so.
+
+        Raises:
+          TrainingError: that was done as often as it may be; the message is a report.
+        """
+        if self.order >= self._config.max_rollbacks:
+            raise TrainingError(self._report(reason, newest_checkpoint))
+        self.order += 1
+        back_to = "the beginning" if newest_checkpoint is None else f"checkpoint {newest_checkpoint}"
+        self._say(
+            f"warning: {reason}: going back to {back_to}, with the data in another order "
+            f"(time {self.order} of at most {self._config.max_rollbacks})"
+        )
+        self._in_a_row = {name: 0 for name in NETWORKS}
+        self._has_updated = self._holds_checkpoint = False
+
+    def summary(self) -> str | None:
+        """A line on what was skipped in the whole run; None if nothing was."""
+        if not any(self._skipped.values()):
+            return None
+        counts = " and ".join(f"{count} of the {NETWORKS[name]}" for name, count in self._skipped.items() if count)
+        back = f", and the run went back {_times(self.order)}" if self.order else ""
+        return f"warning: updates that were skipped: {counts}{back}; their batches are in {self._batches.folder}"
+
+    def _is_due(self, name, step, metrics):
+        if "train/d_skipped" not in metrics:  # the discriminator takes no part
+            return name == "g"
+        every = {"g": self._recipe.generator_update_every, "d": self._recipe.discriminator_update_every}
+        return (step - 1) % every[name] == 0
+
+    def _tell(self, step, skipped, metrics, batch):
+        self._files.update(origin.file for origin in batch.origins if origin is not None)
+        self._bad_audio += len(batch.not_finite)
+        if max(self._in_a_row.values()) > _SAID:
+            return
+        of = " and of the ".join(NETWORKS[name] for name in skipped)
+        crops = [str(origin) for origin in batch.origins if origin is not None]
+        lines = [
+            f"warning: step {step}: the update of the {of} was skipped; {_not_finite(metrics)}",
+            f"  its crops, kept in {self._batches.folder}: {_few(crops)}" if crops else "",
+            f"  {len(batch.not_finite)} of them hold NaN or infinite samples" if batch.not_finite else "",
+        ]
+        self._say("\n".join(filter(None, lines)))
+
+    def _report(self, reason, newest_checkpoint):
+        lines = [f"training cannot go on: {reason}, and the run has gone back {_times(self.order)}"]
+        if self._last_skipped is not None:
+            step, metrics = self._last_skipped
+            lines.append(f"  at step {step}: {_not_finite(metrics)}")
+        if self._last_whole is not None:
+            step, metrics = self._last_whole
+            lines.append(f"  last update: step {step}, {_figures(metrics, _SHOWN)}")
+        if self._files:
+            often = [f"{file} ({count} crops)" for file, count in self._files.most_common(5)]
+            lines.append(f"  crops since then: {', '.join(often)}; all are in {self._batches.folder}")
+        saved = "there is none" if newest_checkpoint is None else f"{newest_checkpoint}, finite throughout"
+        lines += [f"  checkpoint: {saved}", *(f"try: {remedy}" for remedy in self._remedies())]
+        return "\n".join(lines)
+
+    def _remedies(self):
+        if self._bad_audio:
+            yield "to mend the audio, which holds NaN or infinite samples: those crops' files, or what changes them"
+            return
+        metrics = self._last_skipped[1] if self._last_skipped else {}
+        terms = [name for name, _, _ in self._recipe.losses.terms]
+        wrong = [name for name in terms if not math.isfinite(metrics.get(f"train/{name}", 0.0))]
+        if wrong and len(wrong) < len(terms):
+            yield f"another config.losses.{wrong[0]}, the only ones not finite being {', '.join(wrong)}"
+        elif not wrong and not math.isfinite(metrics.get("train/g_grad_norm", 0.0)):
+            yield "to find the loss that has a value but no finite gradient: a root or a logarithm at 0 needs a floor"
+        networks = {"model": self._recipe.model, "discriminator": self._recipe.discriminator}
+        half = [name for name, network in networks.items() if str(getattr(network, "dtype", "")) == "bfloat16"]
+        if half:
+            yield " and ".join(f"config.{name}.dtype=float32" for name in half)
+        of = "discriminator_optimizer" if self._in_a_row["d"] > self._in_a_row["g"] else "optimizer"
+        yield f"a lower config.{of}.learning_rate, or a smaller clip_norm"
+        yield "in a new --workdir, with --config.init_from of this one, since it keeps its config"
+
+
+def _times(count):
+    return "once" if count == 1 else f"{count} times"
+
+
+def _not_finite(metrics):
+    names = sorted((name for name, value in metrics.items() if not math.isfinite(value)), key=_place)
+    return f"not finite: {_few([_figures(metrics, [name]) for name in names])}" if names else "its audio is not finite"
+
+
+def _place(name):
+    """The sums first, then what they are made of."""
+    return (_SHOWN.index(name) if name in _SHOWN else len(_SHOWN), name)
+
+
+def _figures(metrics, names):
+    return ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
+
+
+def _few(items, most=5):
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

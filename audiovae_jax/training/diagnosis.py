@@ -1,0 +1,83 @@
+"""How the latent and the discriminator are doing: figures that a step could not give without being slower.
+
+A pure function of one device, for a mesh axis `data`, as the steps are. It takes a forward pass, one of the
+decoder alone, and the gradients of the losses with respect to the reconstruction, one by one.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from audiovae_jax.losses import adversarial as gan
+from audiovae_jax.losses.kl import kl_per_channel
+from audiovae_jax.training.state import TrainState
+from audiovae_jax.training.step import AXIS, Recipe, latent_noise
+
+
+def diagnose(state: TrainState, audio: jax.Array, *, recipe: Recipe, adversarial: bool) -> dict[str, jax.Array]:
+    """Figures of one device's share of a batch, meant over all; those of several batches may be averaged.
+
+    Args:
+      state: the same on every device.
+      audio: `[b, T, C]`, of audio that is not trained on.
+      recipe: of the run.
+      adversarial: whether the discriminator takes part.
+
+    Returns:
+      `kl_per_channel` in nats per frame, and `mean` and `mean_square` of the posterior's mean, each
+      `[latent_dim]`. Of the reconstruction: `square` of what the latent gives, and `change_square`, of how
+      that differs from what the latent's origin gives. With the discriminator: `d_loss`, `d_real_acc` and
+      `d_fake_acc`, `[n]` each, of every sub-discriminator; `feature_matching_share` of the sum of the
+      generator's weighted losses, by size; and `reconstruction_gradient`, `adversarial_gradient` and
+      `feature_matching_gradient`: squared norms of the gradients of these losses, weighted, at the
+      decoder's output.
+    """
+    output = recipe.model.apply(state.variables, audio, noise=latent_noise(recipe, 0, audio))
+    reconstruction = output.reconstruction
+    without = recipe.model.apply(state.variables, jnp.zeros_like(output.z), method="decode")
+    length = min(audio.shape[1], without.shape[1])
+    figures = {
+        "kl_per_channel": kl_per_channel(mean=output.mean, logvar=output.logvar),
+        "mean": jnp.mean(output.mean, axis=(0, 1)),
+        "mean_square": jnp.mean(jnp.square(output.mean), axis=(0, 1)),
+        "square": jnp.mean(jnp.square(reconstruction)),
+        "change_square": jnp.mean(jnp.square(reconstruction[:, :length] - without[:, :length])),
+    }
+    if adversarial:
+        figures |= _of_the_discriminator(state, audio, output, recipe)
+    return lax.pmean(figures, AXIS)
+
+
+def _of_the_discriminator(state, audio, output, recipe):
+    calculator = recipe.adversarial
+
+    @jax.jit
+    def judge(audio):
+        return recipe.discriminator.apply({"params": state.discriminator_params}, audio)
+
+    real = judge(audio)
+    fake, pull_back = jax.vjp(judge, output.reconstruction)
+
+    def reconstruction_loss(reconstruction):
+        return recipe.losses(prediction=reconstruction, target=audio)[0]
+
+    def adversarial_loss(fake):
+        return calculator.adversarial_weight * gan.generator_hinge(fake[0])
+
+    def feature_matching_loss(fake):
+        return calculator.feature_matching_weight * gan.feature_matching(real[1], fake[1])
+
+    values, gradients = {}, {}
+    values["reconstruction"], gradients["reconstruction"] = jax.value_and_grad(reconstruction_loss)(
+        output.reconstruction
+    )
+    for name, loss in (("adversarial", adversarial_loss), ("feature_matching", feature_matching_loss)):
+        values[name], cotangent = jax.value_and_grad(loss)(fake)
+        (gradients[name],) = pull_back(cotangent)
+    values["kl"] = recipe.kl.weight_at(state.step) * recipe.kl(output.mean, output.logvar)
+    total = sum(jnp.abs(value) for value in values.values())
+    return {
+        **gan.by_discriminator(real[0], fake[0]),
+        "feature_matching_share": jnp.abs(values["feature_matching"]) / jnp.maximum(total, 1e-20),
+        **{f"{name}_gradient": jnp.sum(jnp.square(gradient)) for name, gradient in gradients.items()},
+    }
