@@ -22,6 +22,11 @@ _LONGEST_PARAM = 500  # characters, as the oldest servers allow
 _PARAMS_AT_ONCE = 100  # as the REST interface allows
 # A server that is gone is given up for the moment, not asked for minutes.
 _IMPATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 def require_installed():
@@ -43,10 +48,8 @@ class MlflowStore(Writer):
     """
 
     def __init__(self, workdir: Path | BucketPath, uri: str | None, experiment: str, params: dict[str, Any]):
-        for name, value in _IMPATIENCE.items():
+        for name, value in (_IMPATIENCE | _QUIET).items():
             os.environ.setdefault(name, value)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         for logger in ("mlflow", "alembic"):  # which tell of every table of a new database
             logging.getLogger(logger).setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
