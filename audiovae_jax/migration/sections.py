@@ -273,6 +273,21 @@ def _mlflow(section: Section, found: Findings):
     })  # fmt: skip
 
 
+def _wandb(section: Section, found: Findings):
+    found.settings["logging.writers"] = ("tensorboard", "wandb")
+    if (project := section.text("project")) is not None:
+        found.settings["logging.wandb_project"] = project
+    offline = "it is recorded in the workdir, and sent by `wandb sync`"
+    section.drop({
+        "offline": offline,
+        "entity": offline,
+        "save_dir": offline,
+        "name": "a run has its workdir's name",
+        "id": "a workdir knows its run, and goes on with it",
+        "log_model": "the best model is an artifact, at the end",
+    })  # fmt: skip
+
+
 def _because(reason: str) -> Callable[[Section, Findings], None]:
     """A handler for what has no counterpart as a whole."""
 
@@ -318,6 +333,7 @@ _CLASSES: dict[str, Callable[[Section, Findings], None]] = {
     "TQDMProgressBar": _because("there is always a progress bar"),
     "MLflowVAETrackerCallback": _because("with mlflow among config.logging.writers, the best model is an artifact"),
     "MLFlowLogger": _mlflow,
+    "WandbLogger": _wandb,
     "TensorBoardLogger": _because("TensorBoard events are in the workdir"),
     "CSVLogger": _because("metrics.jsonl in the workdir has every number"),
 }  # fmt: skip

@@ -10,13 +10,13 @@ from audiovae_jax.config import configuration
 from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.storage.bucket_path import BucketPath
-from audiovae_jax.tracking import mlflow_store
+from audiovae_jax.tracking import mlflow_store, wandb_store
 from audiovae_jax.tracking.background import Background
 from audiovae_jax.tracking.events import Events
 from audiovae_jax.tracking.json_lines import JsonLines
 from audiovae_jax.tracking.writer import Writers
 
-NAMES = ("tensorboard", "mlflow")
+NAMES = ("tensorboard", "mlflow", "wandb")
 
 
 def check(config: ml_collections.ConfigDict):
@@ -28,6 +28,8 @@ def check(config: ml_collections.ConfigDict):
             )
     if "mlflow" in config.logging.writers:
         mlflow_store.require_installed()
+    if "wandb" in config.logging.writers:
+        wandb_store.require_installed()
 
 
 def open_writers(
@@ -44,12 +46,12 @@ def open_writers(
     writers = [JsonLines(workdir, first_step, warn)]
     if "tensorboard" in config.logging.writers:
         writers.append(Events(workdir, first_step, warn))
-    if "mlflow" in config.logging.writers:
-        params = configuration.flatten(json.loads(configuration.to_json(config)))
-
-        def connect():
-            section = config.logging
-            return mlflow_store.MlflowStore(workdir, section.mlflow_uri, section.mlflow_experiment, params)
-
-        writers.append(Background("MLflow", connect, warn))
+    section = config.logging
+    params = configuration.flatten(json.loads(configuration.to_json(config)))
+    if "mlflow" in section.writers:
+        place = (section.mlflow_uri, section.mlflow_experiment)
+        writers.append(Background("MLflow", lambda: mlflow_store.MlflowStore(workdir, *place, params), warn))
+    if "wandb" in section.writers:
+        project = section.wandb_project
+        writers.append(Background("wandb", lambda: wandb_store.WandbStore(workdir, project, params), warn))
     return Writers(writers)

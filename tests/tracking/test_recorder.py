@@ -135,3 +135,29 @@ def test_mlflow_holds_a_run_and_goes_on_with_it(micro_config, trained_run, tmp_p
     assert "best_model/model.json" in held
     fetched = client.download_artifacts(run_id, "best_model", str(tmp_path))
     assert load_model(fetched)[0] == model
+
+
+@pytest.mark.slow
+def test_wandb_keeps_a_run_offline_under_one_id(micro_config, trained_run, tmp_path):
+    pytest.importorskip("wandb")
+    micro_config.logging.writers = ("wandb",)
+    said = []
+    for first in (0, 3):
+        writers = recorder.open_writers(micro_config, tmp_path, first, said.append)
+        writers.scalars({"train/x": float(first)}, first)
+        writers.text("warning", "something is odd", first)
+        writers.audio("sample_0/original", np.zeros((800, 2), np.float32), first, 8000)
+        writers.image("sample_0/spectrograms", np.zeros((4, 5, 3), np.uint8), first)
+        if first:
+            model, variables = load_model(trained_run[0])
+            save_model(model, variables, tmp_path / "model")
+            writers.model(tmp_path / "model")
+        writers.close(True)
+    assert said == []
+    run_id = json.loads((tmp_path / "wandb.json").read_text())["id"]
+    sessions = sorted((tmp_path / "wandb").glob(f"offline-run-*-{run_id}"))
+    assert len(sessions) == 2
+    for session in sessions:
+        assert (session / f"run-{run_id}.wandb").stat().st_size > 1000
+        assert list(session.rglob("*.wav"))
+        assert list(session.rglob("*.png"))
