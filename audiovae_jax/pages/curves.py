@@ -8,8 +8,8 @@ import numpy as np
 from audiovae_jax.pages.document import escaped
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#17becf")
-_WIDTH, _HEIGHT = 420, 240
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 26, 24
+_WIDTH, _HEIGHT = 350, 220
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 22, 26, 24
 _MOST_POINTS = 400  # of a curve; of more, each stretch gives its least and its greatest
 _LOGARITHMIC_FROM = 50  # times the smallest value that the greatest must be
 

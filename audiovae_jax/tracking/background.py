@@ -116,10 +116,20 @@ class Background(Writer):
             self._failed_at = time.monotonic()
             self._pause = min(_AT_MOST, 2 * self._pause or _AGAIN_AFTER)
             if first:
-                text = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-                self._warn(f"warning: {self._name} takes no records: {text}; training goes on without it")
+                self._warn(f"warning: {self._name} takes no records: {_reason(error)}; training goes on without it")
         else:
             if self._failed_at is not None and method != "close":
                 self._failed_at, self._pause = None, 0.0
                 self._warn(f"{self._name} takes records again; {self._lost} were lost")
                 self._lost = 0
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong in the end, in few words: clients wrap errors in errors."""
+    for _ in range(20):
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            break
+        error = inner
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:160]

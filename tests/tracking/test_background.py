@@ -19,7 +19,10 @@ class Server(Writer):
     def _take(self, *record):
         assert self.held.wait(20)
         if self.gone:
-            raise ConnectionError("connection refused\nand more")
+            try:
+                raise ConnectionRefusedError("connection refused\nand more")
+            except ConnectionRefusedError as error:
+                raise RuntimeError("a request failed after all attempts") from error
         self.got.append(record)
 
     def scalars(self, values, step):
