@@ -12,7 +12,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; 
 table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; text-align: left; vertical-align: top;
 border-bottom: 1px solid #ddd; white-space: pre-wrap; overflow-wrap: anywhere } td.n { text-align: right }
 img { max-width: 100% } .warning { background: #fff3cd; padding: .3em .8em } .refusal { background: #f8d7da;
-padding: .3em .8em; white-space: pre-wrap } audio { height: 2.2em; width: 15em }
+padding: .3em .8em; white-space: pre-wrap } audio { height: 2.2em; width: 12em }
 svg text { font-size: 11px; fill: #555 }
 .charts { display: flex; flex-wrap: wrap; gap: 1em } summary { font-size: 1.3em; cursor: pointer; margin: .6em 0 }
 """

@@ -134,7 +134,7 @@ def _samples(runs, names, count):
                 *(player(run.samples[step] / f"{number}_reconstruction.wav") for step in steps),
             ])  # fmt: skip
         pictures = [_picture(last / f"{number}.png", f"spectrograms of sample {number}") for number in numbers]
-        header = ["sample", "original", *(f"step {step}" for step in steps)]
+        header = ["", "original", *(f"step {step}" for step in steps)]
         made.append(f"<h3>{escaped(name)}</h3>{table(rows, header)}")
         made.append(
             f'<details><summary>spectrograms at step {steps[-1]}</summary><div class="charts">{"".join(pictures)}'
@@ -166,8 +166,8 @@ def _configs(runs, names, reference):
         values = [config.get(key) for config, run in zip(configs, runs, strict=True) if run.config]
         if any(value != base.get(key) for value in values):
             shown = [config.get(key, "") if run.config else "?" for config, run in zip(configs, runs, strict=True)]
-            cells = [escaped(base.get(key, "")), *map(escaped, shown)]
-            rows.append([escaped(key), *(cells if len(set(shown)) == 1 else [f"<b>{cell}</b>" for cell in cells])])
+            form = "{}" if len(set(shown)) == 1 else "<b>{}</b>"
+            rows.append([escaped(key), escaped(base.get(key, "")), *(form.format(escaped(value)) for value in shown)])
     text = "<p>What differs from configs/base.py; bold where the runs differ among themselves.</p>"
     return f"<h2>Config</h2>{text}{table(rows, ['key', 'base.py', *names])}"
 
