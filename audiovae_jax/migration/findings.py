@@ -45,12 +45,12 @@ class Section:
 
     def __init__(self, values: dict[str, Any], path: str, found: Findings):
         self._left = {key: value for key, value in values.items() if key not in _HYDRA_OWN}
-        self._path, self._found = path, found
+        self.path, self._found = path, found
         self.target: str = values.get("_target_") if isinstance(values.get("_target_"), str) else ""
 
     def key(self, name: str) -> str:
         """The key `name` as it stands in the whole tree."""
-        return f"{self._path}.{name}" if self._path else name
+        return f"{self.path}.{name}" if self.path else name
 
     def number(self, name: str, default=None):
         """Take a number."""

@@ -245,8 +245,8 @@ def _model_checkpoint(section: Section, found: Findings):
     kept = "the last ones are kept, and the best by val/total_loss"
     section.drop({"dirpath": where, "filename": where})
     for key, value in (("monitor", "val/total_loss"), ("mode", "min"), ("save_last", True)):
-        if section.whatever(key, value) != value:
-            found.dropped.append((section.key(key), "another", kept))
+        if (given := section.whatever(key, value)) != value:
+            found.dropped.append((section.key(key), given, kept))
     section.drop({"save_top_k": kept, "save_weights_only": "a checkpoint is whole, so that a run can go on"})
     section.ignore("auto_insert_metric_name", "verbose")
 
@@ -292,7 +292,7 @@ def _because(reason: str) -> Callable[[Section, Findings], None]:
     """A handler for what has no counterpart as a whole."""
 
     def drop(section: Section, found: Findings):
-        found.dropped.append((section.key("")[:-1], section.target or None, reason))
+        found.dropped.append((section.path, section.target or None, reason))
         section.leave()
 
     return drop

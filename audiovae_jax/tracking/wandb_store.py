@@ -21,7 +21,7 @@ def require_installed():
     """Raise ConfigError unless wandb can be imported."""
     if importlib.util.find_spec("wandb") is None:
         raise ConfigError(
-            "config.logging.writers names wandb, which is not installed: pip install wandb, or leave it out"
+            "config.logging.writers names wandb, which is not installed: pip install -e '.[wandb]', or leave it out"
         )
 
 
