@@ -23,6 +23,7 @@ from audiovae_jax.storage.bucket_path import BucketPath
 _MODULES = {
     "train": "training",
     "report": "training",
+    "migrate_config": "training",
     "reconstruct": "codec",
     "encode": "codec",
     "decode": "codec",
@@ -32,7 +33,6 @@ _MODULES = {
     "export_stablehlo": "models",
     "import_torch": "conversion",
     "export_torch": "conversion",
-    "migrate_config": "conversion",
     "make_shards": "data",
     "benchmark": "benchmark",
     "check_data": "survey",

@@ -1,4 +1,4 @@
-"""`train` and `report`."""
+"""`train`; `report`, of runs; `migrate_config`, for those who come from PyTorch."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from audiovae_jax.commands.command import Command
 from audiovae_jax.data.files import printable
 from audiovae_jax.distributed import launch, stopping
 from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.migration import migrate
 from audiovae_jax.run import bucket_lock, huge_pages, train
 from audiovae_jax.storage import atomic, server
 from audiovae_jax.tracking import history, page
@@ -90,4 +91,45 @@ A WORKDIR may be of a run that is on. The page needs no server and no other file
     positional=("WORKDIR...",),
     define_flags=_report_flags,
     interrupted="no page was made",
+)
+
+
+def _migrate_flags():
+    flags.DEFINE_string("output", None, "the config file to make; without it, it is only told", short_name="o")
+    flags.DEFINE_bool("overwrite", False, "replace the output, if it is there")
+
+
+def _migrate(*given):
+    output = flags.FLAGS.output
+    if output is not None and not output.endswith(".py"):
+        raise ConfigError(f"--output={output} must end in .py")
+    if output is not None and Path(output).exists() and not flags.FLAGS.overwrite:
+        raise ConfigError(f"{printable(output)} is there already; --overwrite replaces it")
+    overrides = [name for name in given if ("=" in name or name.startswith("~")) and not Path(name).is_file()]
+    if given[0] in overrides:
+        raise ConfigError("give the old config first, for instance configs/train.yaml, then KEY=VALUE")
+    files = [Path(name) for name in given if name not in overrides]
+    reference = bundled_configs.reference()
+    made = migrate.migrate(files, overrides, reference)
+    for title, lines in (
+        ("read", [printable(file) for file in made.files]),
+        ("differs from configs/base.py", made.statements),
+        ("taken, with a difference", made.changed),
+        ("no counterpart", made.dropped),
+    ):
+        print(f"{title}: {len(lines)}" + "".join(f"\n  {line}" for line in lines))
+    if output is not None:
+        migrate.write(made, Path(output), reference)
+        print(f"written to {printable(output)}: scripts/train.py --config={printable(output)}")
+
+
+MIGRATE_CONFIG = Command(
+    name="migrate_config",
+    description="""Make a config of the PyTorch system's Hydra configs, and list what has no counterpart.
+
+OLD is its main config, whose folder holds the groups that its defaults name; then other files of the tree to choose
+in place of those, and KEY=VALUE as on Hydra's command line. Nothing in them is executed.""",
+    main=_migrate,
+    positional=("OLD...",),
+    define_flags=_migrate_flags,
 )

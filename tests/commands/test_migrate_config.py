@@ -1,7 +1,7 @@
 import old_configs
 import pytest
 
-from audiovae_jax.commands import bundled_configs, conversion
+from audiovae_jax.commands import bundled_configs, training
 from audiovae_jax.errors import ConfigError
 
 
@@ -17,8 +17,8 @@ def migrate_config(tmp_path, monkeypatch):
 
     def run(*given, output=None, overwrite=False):
         Flags.FLAGS = type("Values", (), {"output": output, "overwrite": overwrite})
-        monkeypatch.setattr(conversion, "flags", Flags)
-        conversion._migrate(*given)
+        monkeypatch.setattr(training, "flags", Flags)
+        training._migrate(*given)
 
     return run
 
