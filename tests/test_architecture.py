@@ -31,6 +31,7 @@ LEVELS = [
     "persistence",
     "inference",
     "tracking",
+    "evaluation",
     "distributed",
     "run",
     "benchmark",

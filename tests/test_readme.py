@@ -1,6 +1,7 @@
 """The README's Python is what works here: its examples of saving, loading and using a model, run in order."""
 
 import functools
+import os
 import re
 import shlex
 import shutil
@@ -94,7 +95,7 @@ def test_the_losses_alone(namespace):
 
 def test_links_lead_somewhere():
     pages = [README, *PACKAGE.glob("*/README.md")]
-    assert len(pages) == 11
+    assert len(pages) == 12
     for page in pages:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
@@ -129,7 +130,7 @@ def test_every_command_works_as_it_stands(tmp_path, audio_folder):
     shutil.copytree(audio_folder, tmp_path / "songs")
     shutil.copy(GOLDEN / "lightning.ckpt", tmp_path / "old.ckpt")
     commands = _commands()
-    assert len(commands) == 17
+    assert len(commands) == 18
     for number, command in enumerate(commands):
         _, _, arguments = command.partition(".venv/bin/python scripts/")
         script, *given = shlex.split(arguments, comments=True)
@@ -145,6 +146,26 @@ def test_every_command_works_as_it_stands(tmp_path, audio_folder):
         line = [sys.executable, str(ROOT / "scripts" / script), *given, *short, *workdir]
         done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_commands_on_judging_work_as_they_stand(tmp_path, audio_folder):
+    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
+    for name in ("MODEL", "runs/tiny"):
+        save_model(model, random_variables(model), tmp_path / name, sample_rate=44100)
+    shutil.copytree(audio_folder, tmp_path / "songs")
+    page = (PACKAGE / "evaluation" / "README.md").read_text()
+    commands = "".join(re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)).splitlines()
+    assert len(commands) == 3
+    for command in commands:
+        given = shlex.split(command.removeprefix("python -m audiovae_jax "))
+        line = [sys.executable, "-m", "audiovae_jax", *given]
+        done = subprocess.run(
+            line, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        (out,) = [part.removeprefix("--out=") for part in given if part.startswith("--out=")]
+        assert (tmp_path / out / "report.html").stat().st_size > 10_000
 
 
 def test_the_public_names_are_there():

@@ -89,6 +89,8 @@ FLAGS = {
     "benchmark": "--adversarial --against --batch_size --config --crop --json --profile --repeats --seconds --warmup",
     "check_data": "--config --json --limit --page --seconds --workdir",
     "convert_musdb18": "--num_workers",
+    "evaluate": "--baselines --batch_size --chunk_length --dtype --embedding --limit --measure_at --mix --out --preset "
+    "--sample_rate --side --source --step --validation_fraction --visqol",
     "doctor": "--compile --config --coordinator_address --heartbeat_timeout --initialization_timeout --num_processes "
     "--process_id --workdir",
     "plan": "--compiles --config --host_memory --json --minutes --target",

@@ -27,16 +27,26 @@ def measure(audio: Audio) -> float:
     Raises:
       DataError: it cannot be read.
     """
-    count = min(_WINDOW, audio.frames)
+    return end([audio.read(start, count) for start, count in places(audio.frames)], audio.sample_rate)
+
+
+def places(frames: int) -> list[tuple[int, int]]:
+    """`(first sample, samples)` of the four windows of audio of that length."""
+    count = min(_WINDOW, frames)
+    return [(int(place * (frames - count)), count) for place in _PLACES]
+
+
+def end(windows: Sequence[np.ndarray], sample_rate: int) -> float:
+    """The frequency in Hz above which no bin of windows `[n, C]` is within 90 dB of the peak; 0 of silence."""
     power = np.zeros(_WINDOW // 2 + 1)
-    for place in _PLACES:
-        block = audio.read(int(place * (audio.frames - count)), count).mean(axis=1)
+    for window in windows:
+        mono = window.mean(axis=1)
         # Blackman-Harris: its side lobes lie under the floor.
-        power = np.maximum(power, np.abs(np.fft.rfft(np.pad(block, (0, _WINDOW - count)) * _taper())) ** 2)
+        power = np.maximum(power, np.abs(np.fft.rfft(np.pad(mono, (0, _WINDOW - len(mono))) * _taper())) ** 2)
     if not power.any():
         return 0.0
     above = np.flatnonzero(10 * np.log10(power / power.max() + 1e-20) > _FLOOR_DB)
-    return float(above[-1] * audio.sample_rate / _WINDOW)
+    return float(above[-1] * sample_rate / _WINDOW)
 
 
 def balanced(

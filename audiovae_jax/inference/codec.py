@@ -251,13 +251,40 @@ class Codec:
         Raises:
           DataError: the audio cannot be used, or the file not written.
         """
-        file = stream.open_file(source)
-        lanes, channels = self._lanes(file, 1, mix)
+        made = self.reconstruct_stream(stream.open_file(source), key=key, mix=mix)
+        blocks = _watched(made.blocks(), made.length, progress)
+        stream.write_file(Path(target), blocks, made.sample_rate, made.channels, made.length)
+
+    def reconstruct_stream(
+        self,
+        source: AudioStream,
+        *,
+        key: jax.Array | None = None,
+        mix: bool = False,
+        watch: Callable[[Posterior], None] = lambda posterior: None,
+    ) -> AudioStream:
+        """Audio of any length through the model, computed as its blocks are asked for.
+
+        Args:
+          source: the audio.
+          key, mix: see `encode`.
+          watch: is shown the posteriors, in blocks, each `(z, mean, logvar)` of `[n, lanes, latent_dim]`.
+
+        Raises:
+          DataError: audio that cannot be used; at once, or as the blocks are asked for.
+        """
+        lanes, channels = self._lanes(source, 1, mix)
         frames = self._chunked.frames_of(lanes.length)
-        z = (posterior.z for posterior in self._encode(lanes, key))
-        blocks = self._audio(z, frames, lanes.length, file.sample_rate, file.length, channels)
-        blocks = _watched(blocks, file.length, progress)
-        stream.write_file(Path(target), blocks, file.sample_rate, channels, file.length)
+
+        def latents():
+            for posterior in self._encode(lanes, key):
+                watch(posterior)
+                yield posterior.z
+
+        def blocks():
+            return self._audio(latents(), frames, lanes.length, source.sample_rate, source.length, channels)
+
+        return dataclasses.replace(source, channels=channels, blocks=blocks)
 
     def stream(self, source: AudioStream, *, key: jax.Array | None = None, mix: bool = False) -> LatentStream:
         """The latents of audio of any length, those of `encode`, in memory that does not grow with it.

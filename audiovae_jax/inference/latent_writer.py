@@ -23,14 +23,12 @@ import numpy as np
 import tqdm
 
 from audiovae_jax.checks import whole_number
-from audiovae_jax.data import audio_file, deadline, remote, stream
-from audiovae_jax.data.audio_file import AudioFile
+from audiovae_jax.data import remote, stream
 from audiovae_jax.data.files import printable
-from audiovae_jax.data.stream import AudioStream
 from audiovae_jax.datasets import sharding, shards
-from audiovae_jax.datasets.catalog import Audio, Catalog, Excerpt
+from audiovae_jax.datasets.catalog import Catalog
 from audiovae_jax.errors import DataError
-from audiovae_jax.inference import latent_records
+from audiovae_jax.inference import latent_records, track_stream
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.storage import atomic
 
@@ -311,7 +309,7 @@ def _encode_track(codec, plan, track, file, progress) -> tuple[dict, list[tuple[
     """Write a track's records to a file one after the other: its entry in the listing, and `(size, beginning)`."""
     form = plan.form
     key = track_key(form.seed, track.key) if form.what == "samples" else None
-    latents = codec.stream(_stream(track.audio, plan.read_timeout), key=key, mix=form.mix)
+    latents = codec.stream(track_stream.open_track(track.audio, plan.read_timeout), key=key, mix=form.mix)
     seconds = codec.model.hop_length / codec.sample_rate
     written, done = [], 0
     for arrays in _cut(_kept(latents.posteriors, form.what, plan.statistics), form.record_frames):
@@ -354,27 +352,3 @@ def _cut(blocks, frames) -> Iterator[dict[str, np.ndarray]]:
             held = {name: array[frames:] for name, array in held.items()}
     if held is not None and len(next(iter(held.values()))):
         yield {name: np.moveaxis(array, 1, 0) for name, array in held.items()}
-
-
-def _stream(audio: Audio, read_timeout: float = 0.0) -> AudioStream:
-    """A track's audio in blocks; a file is opened once, and read as the codec reads it."""
-    start, inner = 0, audio
-    while isinstance(inner, Excerpt):
-        start, inner = start + inner.start, inner.audio
-
-    def read():
-        if isinstance(inner, AudioFile):
-            yield from audio_file.read_blocks(inner, stream.BLOCK, start, start + audio.frames)
-            return
-        for first in range(0, audio.frames, stream.BLOCK):
-            yield audio.read(first, min(stream.BLOCK, audio.frames - first))
-
-    def blocks():
-        reading = read()
-        try:
-            while (block := deadline.within(read_timeout, next, reading, None)) is not None:
-                yield block
-        except deadline.TimedOutError as error:
-            raise DataError(f"{audio.name}: {error}") from error
-
-    return AudioStream(audio.sample_rate, audio.frames, audio.channels, blocks, f"{audio.name}: the audio")

@@ -1,4 +1,4 @@
-"""Loudness as people hear it: LUFS, the level that ITU-R BS.1770-4 defines."""
+"""Loudness as people hear it, and the peaks between samples: LUFS and dBTP, as ITU-R BS.1770-5 defines them."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,17 @@ _STEPS = 4  # of a block to the next, a quarter of it apart
 _ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0
 _SURROUND = 10**0.15  # +1.5 dB; WAV order is L R C LFE Ls Rs
 _WEIGHTS_5_1 = np.array([1.0, 1.0, 1.0, 0.0, _SURROUND, _SURROUND])
+# Two phases of the standard's interpolation filter of order 48; the other two are these turned round.
+_PHASE_0 = [
+    0.001708984375, 0.010986328125, -0.0196533203125, 0.033203125, -0.0594482421875, 0.1373291015625,
+    0.97216796875, -0.102294921875, 0.047607421875, -0.026611328125, 0.014892578125, -0.00830078125,
+]  # fmt: skip
+_PHASE_1 = [
+    -0.0291748046875, 0.029296875, -0.0517578125, 0.089111328125, -0.16650390625, 0.465087890625,
+    0.77978515625, -0.2003173828125, 0.1015625, -0.0582275390625, 0.0330810546875, -0.0189208984375,
+]  # fmt: skip
+_PEAK_TAPS, _PEAK_PHASES = len(_PHASE_0), 4
+_PEAK_FILTER = np.array([_PHASE_0, _PHASE_1, _PHASE_1[::-1], _PHASE_0[::-1]]).T.reshape(-1)
 
 
 def integrated(stretches: Sequence[np.ndarray], sample_rate: int) -> float | None:
@@ -17,12 +28,76 @@ def integrated(stretches: Sequence[np.ndarray], sample_rate: int) -> float | Non
 
     A stretch that is shorter than a block of 400 ms is not heard.
     """
-    powers = np.concatenate([np.zeros(0), *(_block_powers(stretch, sample_rate) for stretch in stretches)])
-    heard = powers[_lufs(powers) > _ABSOLUTE_GATE]
-    if not heard.size:
-        return None
-    heard = heard[_lufs(heard) > _lufs(heard.mean()) + _RELATIVE_GATE]
-    return float(_lufs(heard.mean()))
+    powers = [np.zeros(0)]
+    for stretch in stretches:
+        meter = Meter(sample_rate, stretch.shape[1])
+        meter.add(stretch)
+        powers.append(meter.powers())
+    return _gated(np.concatenate(powers))
+
+
+class Meter:
+    """The loudness of audio that comes block by block.
+
+    Args:
+      sample_rate: in Hz.
+      channels: of the audio.
+    """
+
+    def __init__(self, sample_rate: int, channels: int):
+        self._step = round(BLOCK_SECONDS / _STEPS * sample_rate)
+        self._weighting = weighting(sample_rate)
+        self._state = np.zeros((len(self._weighting), 2, channels))
+        self._channel_weights = _WEIGHTS_5_1 if channels == 6 else np.ones(channels)
+        self._held, self._steps = np.zeros((0, channels)), []
+
+    def add(self, block: np.ndarray):
+        """Take in the next `[n, channels]`."""
+        filtered, self._state = scipy.signal.sosfilt(self._weighting, block.astype(np.float64), axis=0, zi=self._state)
+        filtered = np.concatenate([self._held, filtered])
+        whole = len(filtered) // self._step * self._step
+        power = np.square(filtered[:whole]).reshape(-1, self._step, filtered.shape[1]).mean(axis=1)
+        self._steps.append(power @ self._channel_weights)
+        self._held = filtered[whole:]
+
+    def powers(self) -> np.ndarray:
+        """The weighted mean squares of all blocks of 400 ms, each 100 ms after the one before."""
+        steps = np.concatenate([np.zeros(0), *self._steps])
+        if len(steps) < _STEPS:
+            return np.zeros(0)
+        return np.convolve(steps, np.full(_STEPS, 1 / _STEPS), mode="valid")
+
+    def integrated(self) -> float | None:
+        """The gated loudness so far in LUFS; None where all of it is under the gate, or shorter than a block."""
+        return _gated(self.powers())
+
+
+class TruePeak:
+    """The greatest magnitude of audio between its samples too, by the interpolation of annex 2 to four times the rate.
+
+    Args:
+      channels: of the audio.
+    """
+
+    def __init__(self, channels: int):
+        self._before = np.zeros((_PEAK_TAPS - 1, channels))
+        self._peak = 0.0
+
+    def add(self, block: np.ndarray):
+        """Take in the next `[n, channels]`."""
+        seen = np.concatenate([self._before, block])
+        finer = scipy.signal.upfirdn(_PEAK_FILTER, seen, up=_PEAK_PHASES, axis=0)
+        known = finer[_PEAK_PHASES * (_PEAK_TAPS - 1) : _PEAK_PHASES * len(seen)]
+        self._peak = max(self._peak, float(np.abs(known).max(initial=0)))
+        self._before = seen[len(seen) - _PEAK_TAPS + 1 :]
+
+    def decibels(self) -> float | None:
+        """The peak of what came in, and of its end, in dBTP; None of silence."""
+        end = TruePeak(self._before.shape[1])
+        end._before = self._before
+        end.add(np.zeros_like(self._before))
+        peak = max(self._peak, end._peak)
+        return 20 * np.log10(peak) if peak > 0 else None
 
 
 def weighting(sample_rate: int) -> np.ndarray:
@@ -45,15 +120,12 @@ def weighting(sample_rate: int) -> np.ndarray:
     return np.array([np.array(shelf) / shelf[3], high_pass])
 
 
-def _block_powers(audio, sample_rate):
-    step = round(BLOCK_SECONDS / _STEPS * sample_rate)
-    steps = len(audio) // step
-    if steps < _STEPS:
-        return np.zeros(0)
-    filtered = scipy.signal.sosfilt(weighting(sample_rate), audio[: steps * step].astype(np.float64), axis=0)
-    power = np.square(filtered).reshape(steps, step, -1).mean(axis=1)
-    power = power @ (_WEIGHTS_5_1 if audio.shape[1] == 6 else np.ones(audio.shape[1]))
-    return np.convolve(power, np.full(_STEPS, 1 / _STEPS), mode="valid")
+def _gated(powers):
+    heard = powers[_lufs(powers) > _ABSOLUTE_GATE]
+    if not heard.size:
+        return None
+    heard = heard[_lufs(heard) > _lufs(heard.mean()) + _RELATIVE_GATE]
+    return float(_lufs(heard.mean()))
 
 
 def _lufs(power):

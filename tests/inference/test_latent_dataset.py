@@ -23,7 +23,7 @@ from audiovae_jax.data.audio_file import AudioFile
 from audiovae_jax.datasets import folder, probing, shard_writer, sharding, shards
 from audiovae_jax.datasets.catalog import Excerpt, Track
 from audiovae_jax.errors import DataError
-from audiovae_jax.inference import latent_records, latent_writer
+from audiovae_jax.inference import latent_records, latent_writer, track_stream
 from audiovae_jax.inference.latent_dataset import LatentDataset
 from audiovae_jax.inference.latent_writer import LatentFormat, track_key
 
@@ -107,7 +107,7 @@ def test_uncalibrated_moments_come_back(codec, music, encoded):
     raw = np.concatenate(list(codec.posteriors(music / "a.wav")))
     mean, logvar = dataset.posterior("a.wav")
     np.testing.assert_allclose(mean * std + np.float32(dataset.settings["latent_mean"]), raw.swapaxes(0, 1), atol=1e-5)
-    blocks = codec.stream(latent_writer._stream(_audio(music / "a.wav"))).posteriors
+    blocks = codec.stream(track_stream.open_track(_audio(music / "a.wav"))).posteriors
     direct = np.concatenate([posterior.logvar for posterior in blocks])
     np.testing.assert_allclose(logvar + 2 * np.log(std), direct.swapaxes(0, 1), atol=1e-5)
     assert mean.shape == logvar.shape == (1, 626, 3)
@@ -304,7 +304,7 @@ def test_a_mono_models_channels_are_lanes(music, tmp_path):
 
 def test_excerpts_and_audio_shards_are_encoded_as_files_are(codec, catalog, music, tmp_path):
     audio = soundfile.read(music / "a.wav", dtype="float32")[0]
-    part = latent_writer._stream(Excerpt(Excerpt(_audio(music / "a.wav"), 500, 4000), 100, 3000))
+    part = track_stream.open_track(Excerpt(Excerpt(_audio(music / "a.wav"), 500, 4000), 100, 3000))
     np.testing.assert_array_equal(np.concatenate(list(part.blocks())), audio[600:3600])
     shard_writer.write(catalog, tmp_path / "shards", record_seconds=0.1, shard_bytes=10**6, num_threads=1, say=_quiet)
     found = shards.scan(str(tmp_path / "shards"), probing.Options(channels=2))

@@ -1,0 +1,127 @@
+"""`evaluate`: models and common codecs on audio, in a table and a page to listen to."""
+
+from pathlib import Path
+
+from absl import flags
+
+from audiovae_jax.commands import bundled_configs, codec
+from audiovae_jax.commands.command import Command
+from audiovae_jax.data import audio_file, remote
+from audiovae_jax.data.files import printable
+from audiovae_jax.datasets import sources
+from audiovae_jax.datasets.catalog import Track
+from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.evaluation import distributions, evaluate, systems
+from audiovae_jax.evaluation.presets import PRESETS
+from audiovae_jax.evaluation.visqol import Visqol
+from audiovae_jax.feeding import pipeline
+from audiovae_jax.storage import atomic
+
+_ALL = "all"
+
+
+def _define():
+    codec.define_codec_flags()
+    flags.DEFINE_string("out", "evaluation", "folder for files.jsonl, files.csv, summary.json and report.html")
+    flags.DEFINE_list("baselines", ["opus24", "opus64", "mp3_128"], "codecs beside the models, by kbit/s; empty: none")
+    flags.DEFINE_enum("preset", None, list(PRESETS), "a published table to be measured like, and to stand beside")
+    flags.DEFINE_integer("measure_at", None, "Hz that all is resampled to, to be measured; by default no other", 1)
+    flags.DEFINE_enum("side", _ALL, [_ALL, "train", "validation"], "of AUDIO's split")
+    flags.DEFINE_enum("source", sources.AUTO, list(sources.NAMES), "what AUDIO is; auto recognises it")
+    what = "of the tracks, where AUDIO has no split of its own; by default as in training"
+    flags.DEFINE_float("validation_fraction", None, what, lower_bound=0.0, upper_bound=1.0)
+    flags.DEFINE_integer("limit", None, "judge no more tracks than this, spread evenly over all", lower_bound=1)
+    flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
+    flags.DEFINE_bool("visqol", False, "score by ViSQOL too, with visqol-python (the extra visqol); slow")
+    what = "module:function of your own, audio [T, C] and Hz to embeddings [n, dimensions]: adds FAD and KAD"
+    flags.DEFINE_string("embedding", None, what)
+
+
+def _evaluate(*given):
+    values = flags.FLAGS
+    out = Path(values.out)
+    _require_writable(out)
+    names = systems.named_models(list(given[:-1]))
+    embedding = None if values.embedding is None else distributions.load(values.embedding)
+    visqol = Visqol() if values.visqol else None
+    baselines, notes = systems.baselines([name for name in values.baselines if name])
+    taken = {name for name, _ in names} & {baseline.name for baseline in baselines}
+    if taken:
+        raise ConfigError(
+            f"a model and a baseline are both called {taken.pop()!r}; give the model a name, as in ours=PATH"
+        )
+    root = given[-1]
+    tracks, skipped, timeout = _tracks(root, out)
+    if values.limit is not None and values.limit < len(tracks):
+        tracks = [tracks[i * len(tracks) // values.limit] for i in range(values.limit)]
+    models = [systems.Model(name, codec.load(path), path, mix=values.mix) for name, path in names]
+    for note in notes:
+        print(note, flush=True)
+    result = evaluate.evaluate(
+        [*models, *baselines], tracks, out, title=f"Evaluation on {root}", sample_rate=values.measure_at,
+        preset=None if values.preset is None else PRESETS[values.preset], embedding=embedding, visqol=visqol,
+        notes=notes, skipped=skipped, read_timeout=timeout,
+    )  # fmt: skip
+    print("\n".join(_lines(result)))
+    print(f"{result['files']} files judged, {len(result['skipped'])} skipped; see {out / 'report.html'}")
+
+
+def _tracks(root, out):
+    """The tracks to judge, `(name, reason)` of what cannot be, and the patience for a read."""
+    values = flags.FLAGS
+    path = Path(root)
+    if not remote.is_url(root) and path.is_file() and root.lower().endswith(audio_file.EXTENSIONS):
+        try:
+            return [Track(path.name, audio_file.probe(path, allow_silence=True))], [], 0.0
+        except DataError as error:
+            raise DataError(f"{printable(path)}: {error}") from error
+    data = bundled_configs.reference().data
+    data.root, data.source, data.channels, data.min_seconds = root, values.source, 1, 0.0
+    if values.validation_fraction is not None:
+        data.validation_fraction = values.validation_fraction
+    catalog = pipeline.open_catalog(data, leave_out=[out])
+    sides = {"train": catalog.train, "validation": catalog.validation}
+    chosen = catalog.train + catalog.validation if values.side == _ALL else sides[values.side]
+    tracks = list({track.key: track for track in chosen}.values())
+    if not tracks:
+        raise DataError(f"{root} has no tracks on the side {values.side}")
+    print(f"{catalog.origin}: {len(tracks)} tracks", flush=True)
+    return tracks, list(catalog.skipped), pipeline.read_timeout(data, catalog)
+
+
+def _lines(result):
+    """The table for a terminal: the columns that most people ask for."""
+    shown = {"si_sdr_db": "SI-SDR", "auraloss_stft": "STFT (auraloss)", "audiotools_mel": "mel (audiotools)",
+             "visqol": "ViSQOL", "bits_per_second": "bit/s", "realtime_factor": "real-time factor"}  # fmt: skip
+    table = {name: entry["columns"] for name, entry in result["systems"].items()}
+    shown = {name: label for name, label in shown.items() if any(name in columns for columns in table.values())}
+    width = max(len(name) for name in (*table, "system"))
+    yield "  ".join(["system".ljust(width), *shown.values()])
+    for system, columns in table.items():
+        cells = [f"{columns[name]['mean']:.4g}" if name in columns else "" for name in shown]
+        yield "  ".join(
+            [system.ljust(width), *(cell.rjust(len(label)) for cell, label in zip(cells, shown.values(), strict=True))]
+        )
+
+
+def _require_writable(out):
+    """Before the work, not after it."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out={printable(out)} is a file; give a folder to write to")
+    try:
+        atomic.require_writable(out / "report.html")
+    except OSError as error:
+        raise ConfigError(f"--out={printable(out)} cannot be written: {error.strerror or error}") from error
+
+
+EVALUATE = Command(
+    name="evaluate",
+    description="""Judge models on audio, beside Opus and MP3: a table, and a page to look at and listen to.
+
+MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file; NAME=MODEL gives it a name. AUDIO is a
+file, or whatever config.data.root takes: a folder, a manifest, shards, MUSDB18-HQ, GTZAN, or a URL.""",
+    main=_evaluate,
+    positional=("MODEL...", "AUDIO"),
+    define_flags=_define,
+    interrupted="files.jsonl has what was judged; the tables and the page were not made",
+)

@@ -1,0 +1,244 @@
+"""What is judged: models, and the codecs that everyone has as baselines. Each makes a file of a stream."""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import soundfile
+
+from audiovae_jax.data import audio_file, stream
+from audiovae_jax.data.stream import AudioStream
+from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.evaluation.latents import LatentStatistics
+from audiovae_jax.inference.codec import Codec
+
+_OPUS_RATE = 48000  # Hz, the one that Opus decodes to
+_MP3_RATES = (32000, 44100, 48000)  # Hz, of MPEG-1
+# By kind: ffmpeg's encoder, and the suffix, libsndfile's format and subtype.
+_KINDS = {"opus": ("libopus", ".opus", "OGG", "OPUS"), "mp3": ("libmp3lame", ".mp3", "MP3", "MPEG_LAYER_III")}
+_MOST_KBPS = {"opus": 510, "mp3": 320}
+_TIMEOUT = 3600.0  # seconds for one file
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A reconstruction in a file of float samples, of the source's rate and length.
+
+    Attributes:
+      seconds: that it took.
+      columns: of the table that the system itself knows.
+      latents: see `LatentStatistics.channels`; None of a codec.
+    """
+
+    seconds: float
+    columns: dict[str, float]
+    latents: dict[str, list[float]] | None = None
+
+
+class System(Protocol):
+    """What is judged.
+
+    Attributes:
+      name: of its column in the table.
+      description: one line of what it is.
+    """
+
+    name: str
+    description: str
+
+    def reconstruct(self, source: AudioStream, target: Path, progress: Callable[[float], None]) -> Made:
+        """Write the reconstruction of a stream to a `.wav`; DataError where that cannot be."""
+
+
+class Model:
+    """A model as a system.
+
+    Args:
+      name: of its column.
+      codec: the model.
+      path: where it was, for people.
+      mix: see `Codec.encode`.
+    """
+
+    def __init__(self, name: str, codec: Codec, path: str, *, mix: bool = False):
+        self.name, self._codec, self._mix = name, codec, mix
+        model = codec.model
+        self.description = (
+            f"{path}: {codec.sample_rate} Hz, {model.in_channels} channels, hop {model.hop_length}, "
+            f"{model.latent_dim} latent channels, {codec.sample_rate / model.hop_length:.4g} frames a second; "
+            f"fingerprint {codec.fingerprint}"
+        )
+
+    def reconstruct(self, source: AudioStream, target: Path, progress: Callable[[float], None]) -> Made:
+        """Encode to the posterior's mean, decode, and write."""
+        statistics = LatentStatistics(self._codec.model.latent_dim)
+        start = time.perf_counter()
+        made = self._codec.reconstruct_stream(source, mix=self._mix, watch=statistics.add)
+        _write(made, target, progress)
+        seconds = time.perf_counter() - start
+        return Made(seconds, statistics.columns(source.length / source.sample_rate), statistics.channels())
+
+
+class LossyCodec:
+    """Opus or MP3 at a bit rate, by ffmpeg where it is, or else by libsndfile.
+
+    Args:
+      name: `opus24` is Opus at 24 kbit/s for all channels together, `mp3_128` MP3 at 128.
+
+    Raises:
+      ConfigError: a name that is none, or neither tool has the codec.
+    """
+
+    def __init__(self, name: str):
+        found = re.fullmatch(r"(opus|mp3)_?(\d+)", name)
+        if not found or not 6 <= int(found[2]) <= _MOST_KBPS[found[1]]:
+            raise ConfigError(
+                f"--baselines: {name!r} is none; opus24, opus64 and mp3_128 are, or other rates in kbit/s"
+            )
+        self.name, self._kind, self._kbps = name, found[1], int(found[2])
+        encoder, self._suffix, self._format, self._subtype = _KINDS[self._kind]
+        self._ffmpeg = _ffmpeg_with(encoder)
+        if self._ffmpeg is None and self._subtype not in soundfile.available_subtypes(self._format):
+            raise ConfigError(f"{name}: neither an ffmpeg with {encoder} nor a libsndfile with it is here")
+        tool = "ffmpeg" if self._ffmpeg else f"libsndfile {soundfile.__libsndfile_version__}"
+        self.description = f"{self._kind} at {self._kbps} kbit/s by {tool}"
+
+    def reconstruct(self, source: AudioStream, target: Path, progress: Callable[[float], None]) -> Made:
+        """Encode to a file beside the target, decode it, and write."""
+        if source.channels > 2:
+            raise DataError(f"{source.name} has {source.channels} channels, and {self.name} is measured on one or two")
+        start = time.perf_counter()
+        rate = _OPUS_RATE if self._kind == "opus" or source.sample_rate not in _MP3_RATES else source.sample_rate
+        input_path, coded = target.with_suffix(".input.wav"), target.with_suffix(self._suffix)
+        try:
+            _write(source.resampled(rate), input_path, lambda share: progress(share / 2))
+            self._encode(input_path, coded)
+            size = coded.stat().st_size
+            decoded = stream.open_file(coded)
+            if decoded.sample_rate != rate or decoded.channels != source.channels:
+                raise DataError(
+                    f"{source.name}: {self.name} gave {decoded.sample_rate} Hz, {decoded.channels} channels"
+                )
+            _write(
+                _of_length(decoded.resampled(source.sample_rate), source.length),
+                target,
+                lambda s: progress(0.5 + s / 2),
+            )
+        finally:
+            input_path.unlink(missing_ok=True)
+            coded.unlink(missing_ok=True)
+        seconds = time.perf_counter() - start
+        return Made(seconds, {"bits_per_second": 8 * size * source.sample_rate / source.length})
+
+    def _encode(self, source, target):
+        if self._ffmpeg is None:
+            self._encode_with_libsndfile(source, target)
+            return
+        command = [self._ffmpeg, "-nostdin", "-v", "error", "-y", "-i", str(source), "-c:a", _KINDS[self._kind][0]]
+        command += ["-b:a", f"{self._kbps}k", str(target)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise DataError(f"{self.name}: ffmpeg did not end in {_TIMEOUT:.0f} s") from error
+        if done.returncode:
+            raise DataError(f"{self.name}: ffmpeg failed: {done.stderr.strip()[-300:]}")
+
+    def _encode_with_libsndfile(self, source, target):
+        audio = stream.open_file(source)
+        options = {"samplerate": audio.sample_rate, "channels": audio.channels, "format": self._format}
+        options |= {"subtype": self._subtype, "compression_level": self._level(audio.channels)}
+        options |= {"bitrate_mode": "CONSTANT"} if self._kind == "mp3" else {}
+        try:
+            with audio_file.open_sound(target, "w", **options) as file:
+                for block in audio.blocks():
+                    file.write(block)
+        except soundfile.LibsndfileError as error:
+            raise DataError(f"{self.name}: libsndfile failed: {error.error_string}") from error
+
+    def _level(self, channels):
+        """The compression level in libsndfile of a bit rate: 0 for its highest, 1 for its lowest."""
+        low, high = (6, 256) if self._kind == "opus" else (32, 320)
+        kbps = self._kbps / channels if self._kind == "opus" else self._kbps
+        return min(1.0, max(0.0, (high - kbps) / (high - low)))
+
+
+def baselines(names: list[str]) -> tuple[list[LossyCodec], list[str]]:
+    """The codecs of names, and what cannot be had here, said in a line each.
+
+    Raises:
+      ConfigError: a name that is none.
+    """
+    found, missing = [], []
+    for name in names:
+        try:
+            found.append(LossyCodec(name))
+        except ConfigError as error:
+            if "--baselines" in str(error):
+                raise
+            missing.append(f"{error}; it is left out")
+    return found, missing
+
+
+def named_models(given: list[str]) -> list[tuple[str, str]]:
+    """`(name, path)` of models given as a path, or as `name=path`.
+
+    Raises:
+      ConfigError: two have one name.
+    """
+    found = []
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or "/" in name or Path(text).exists():
+            name, path = Path(text).stem or text, text
+        if name in dict(found):
+            raise ConfigError(f"two models are called {name!r}; give them names, as in ours={path}")
+        found.append((name, path))
+    return found
+
+
+def _ffmpeg_with(encoder):
+    """The path of an ffmpeg that has an encoder, or None."""
+    path = shutil.which("ffmpeg")
+    if path is None:
+        return None
+    try:
+        done = subprocess.run(
+            [path, "-v", "error", "-encoders"], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return path if re.search(rf"\b{encoder}\b", done.stdout) else None
+
+
+def _of_length(audio, length):
+    """The audio cut, or filled up with silence, to a length."""
+
+    def blocks():
+        left = length
+        for block in audio.blocks():
+            if left:
+                yield block[:left]
+            left -= min(left, len(block))
+        while left:
+            size = min(left, stream.BLOCK)
+            yield np.zeros((size, audio.channels), np.float32)
+            left -= size
+
+    return dataclasses.replace(audio, length=length, blocks=blocks)
+
+
+def _write(audio, path, progress):
+    def watched():
+        done = 0
+        for block in audio.blocks():
+            yield block
+            done += len(block)
+            progress(done / audio.length)
+
+    stream.write_file(path, watched(), audio.sample_rate, audio.channels, audio.length)

@@ -1,0 +1,92 @@
+"""`evaluate`, as a user gives it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from conftest import random_variables
+
+from audiovae_jax import AudioVAE, save_model
+from audiovae_jax.commands import judging
+from audiovae_jax.errors import ConfigError, DataError
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
+
+
+@pytest.fixture
+def values(monkeypatch):
+    """The command's flags at their defaults, apart from those of other tests."""
+    own = flags.FlagValues()
+    monkeypatch.setattr(flags, "FLAGS", own)
+    for define in ("string", "integer", "float", "bool", "enum", "list"):
+        plain = getattr(flags, f"DEFINE_{define}")
+
+        def into(*args, plain=plain, **options):
+            return plain(*args, flag_values=own, **options)
+
+        monkeypatch.setattr(flags, f"DEFINE_{define}", into)
+    judging._define()
+    own.mark_as_parsed()
+    return own
+
+
+@pytest.mark.slow
+def test_two_models_beside_a_codec_on_a_folder_with_a_bad_file(audio_folder, tmp_path):
+    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
+    for seed, name in enumerate(("one", "two")):
+        save_model(model, random_variables(model, seed), tmp_path / name, sample_rate=44100)
+    (audio_folder / "bad.wav").write_bytes(b"nonsense")
+    command = [
+        sys.executable,
+        str(SCRIPT),
+        "one",
+        "other=two",
+        "audio",
+        "--out=judged",
+        "--baselines=opus64",
+        "--limit=2",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert "2 files judged, 1 skipped; see judged/report.html" in done.stdout
+    found = json.loads((tmp_path / "judged" / "summary.json").read_text())
+    assert [name for name in found["systems"] if not name.startswith("opus")] == ["one", "other"]
+    assert found["skipped"][0][0].endswith("bad.wav")
+    assert found["systems"]["one"]["columns"]["bits_per_second"]["mean"] > 0
+
+
+def test_a_side_of_the_split_a_file_and_what_is_neither(audio_folder, tmp_path, values):
+    out = tmp_path / "out"
+    sides = {}
+    for side in ("all", "train", "validation"):
+        values.side = side
+        sides[side] = [track.key for track in judging._tracks(str(audio_folder), out)[0]]
+    assert sorted(sides["train"] + sides["validation"]) == sorted(sides["all"]) == ["a.wav", "c.ogg", "deeper/b.flac"]
+    assert len(sides["validation"]) == 1
+    ((track,), _, _) = judging._tracks(str(audio_folder / "a.wav"), out)
+    assert (track.key, track.audio.channels) == ("a.wav", 2)
+    with pytest.raises(DataError, match="there is no such folder"):
+        judging._tracks(str(tmp_path / "nothing"), out)
+    (tmp_path / "text.wav").write_text("no sound")
+    with pytest.raises(DataError, match="text.wav: not audio that can be read"):
+        judging._tracks(str(tmp_path / "text.wav"), out)
+
+
+def test_mistakes_are_told_before_the_work(tmp_path, values):
+    values.out = str(tmp_path / "file")
+    Path(values.out).touch()
+    with pytest.raises(ConfigError, match="--out=.* is a file"):
+        judging._evaluate("model", "songs")
+    values.out = str(tmp_path / "out")
+    with pytest.raises(ConfigError, match="two models are called 'm'"):
+        judging._evaluate("a/m", "b/m", "songs")
+    values.embedding = "nowhere:embed"
+    with pytest.raises(ConfigError, match="nowhere"):
+        judging._evaluate("m", "songs")
+    values.embedding, values.baselines = None, ["opus24"]
+    with pytest.raises(ConfigError, match="a model and a baseline are both called 'opus24'"):
+        judging._evaluate("opus24=m", "songs")
