@@ -57,6 +57,14 @@ def _base():
     # torch, Lightning or safetensors file, whose settings then replace those here.
     config.init_from = config_dict.placeholder(str)
 
+    # Where a run is recorded, besides metrics.jsonl in the workdir (audiovae_jax/tracking/README.md).
+    config.logging = ml_collections.ConfigDict()
+    config.logging.writers = ("tensorboard",)  # and "mlflow", "wandb" (offline), if they are installed
+    # A server or store; unset: MLFLOW_TRACKING_URI or, without that, mlflow.db beside the workdir.
+    config.logging.mlflow_uri = config_dict.placeholder(str)
+    config.logging.mlflow_experiment = "audiovae_jax"
+    config.logging.wandb_project = "audiovae_jax"
+
     # An update whose loss or gradient is NaN or infinite is skipped.
     config.safety = ml_collections.ConfigDict()
     config.safety.max_skipped = 10  # of a network's updates in a row, before going back to the last checkpoint

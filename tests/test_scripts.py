@@ -69,6 +69,7 @@ def test_files_through_a_model_by_every_command(tmp_path):
 FLAGS = {
     "train": "--config --coordinator_address --heartbeat_timeout --initialization_timeout --num_processes --process_id "
     "--stop_after --workdir",
+    "report": "--out --sample_steps",
     "reconstruct": "--batch_size --chunk_length --dtype --format --mix --model --overwrite --sample_rate --step",
     "encode": "--batch_size --chunk_length --dtype --mix --model --overwrite --sample_rate --seed --step "
     "--storage_dtype",
@@ -82,6 +83,7 @@ FLAGS = {
     "export_stablehlo": "--batch_size --chunk_length --dtype --platforms --sample_rate --step",
     "import_torch": "--dilations --strict",
     "export_torch": "--step",
+    "migrate_config": "--output --overwrite",
     "make_shards": "--min_seconds --mixture_share --num_threads --record_seconds --shard_megabytes --source "
     "--validation_fraction",
     "benchmark": "--adversarial --against --batch_size --config --crop --json --profile --repeats --seconds --warmup",
@@ -109,7 +111,7 @@ def test_every_command_lists_all_its_flags_and_no_others(tmp_path):
     for name, listed in FLAGS.items():
         _, said = _module(name, "--help", cwd=tmp_path)
         assert f"python -m audiovae_jax {name}" in said
-        found = re.findall(r"^  --(?:\[no\])?([\w.]+):", said, flags=re.MULTILINE)
+        found = re.findall(r"^  (?:-\w,)?--(?:\[no\])?([\w.]+):", said, flags=re.MULTILINE)
         assert sorted(f"--{flag}" for flag in found if not flag.startswith("config.")) == listed.split()
 
 

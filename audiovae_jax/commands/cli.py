@@ -22,6 +22,8 @@ from audiovae_jax.storage.bucket_path import BucketPath
 # Where each command lives; only the one that is asked for is imported.
 _MODULES = {
     "train": "training",
+    "report": "training",
+    "migrate_config": "training",
     "reconstruct": "codec",
     "encode": "codec",
     "decode": "codec",

@@ -1,13 +1,18 @@
-"""`train`."""
+"""`train`; `report`, of runs; `migrate_config`, for those who come from PyTorch."""
 
 from pathlib import Path
 
 from absl import flags
 
-from audiovae_jax.commands import cli
+from audiovae_jax.commands import bundled_configs, cli
 from audiovae_jax.commands.command import Command
+from audiovae_jax.data.files import printable
 from audiovae_jax.distributed import launch, stopping
+from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.migration import migrate
 from audiovae_jax.run import bucket_lock, huge_pages, train
+from audiovae_jax.storage import atomic, server
+from audiovae_jax.tracking import history, page
 
 
 def define_process_flags():
@@ -49,4 +54,82 @@ TRAIN = Command(
     description="Train an audio VAE, or go on where a workdir stopped.",
     main=_train,
     define_flags=_flags,
+)
+
+
+def _report_flags():
+    flags.DEFINE_string("out", None, "the page to make, .html; default report.html in the first workdir")
+    flags.DEFINE_integer("sample_steps", 6, "of how many steps samples are in it, spread over the run", lower_bound=0)
+
+
+def _report(*workdirs):
+    if any(server.is_url(workdir) for workdir in workdirs):
+        raise ConfigError(f"copy {history.NEEDED} of a run in a bucket to a folder first, and give that")
+    runs = [history.read(Path(workdir)) for workdir in workdirs]
+    path = Path(flags.FLAGS.out or runs[0].workdir / "report.html")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out={printable(path)} must end in .html")
+    try:
+        atomic.require_writable(path)
+        reference = bundled_configs.reference().to_dict()
+        page.write(runs, reference, path, sample_steps=flags.FLAGS.sample_steps)
+    except OSError as error:
+        raise DataError(f"{printable(path)} was not written: {error.strerror or error}") from error
+    for run in runs:
+        told = page.warnings(run)
+        print(f"{printable(run.workdir)}: step {run.last_step}, {len(told)} warnings")
+        print("".join(f"  {printable(line)}\n" for line in told), end="")
+    print(f"written to {printable(path)}")
+
+
+REPORT = Command(
+    name="report",
+    description="""Make one HTML page of runs: curves, samples over time, warnings, what their configs differ in.
+
+A WORKDIR may be of a run that is on. The page needs no server and no other file.""",
+    main=_report,
+    positional=("WORKDIR...",),
+    define_flags=_report_flags,
+    interrupted="no page was made",
+)
+
+
+def _migrate_flags():
+    flags.DEFINE_string("output", None, "the config file to make; without it, it is only told", short_name="o")
+    flags.DEFINE_bool("overwrite", False, "replace the output, if it is there")
+
+
+def _migrate(*given):
+    output = flags.FLAGS.output
+    if output is not None and not output.endswith(".py"):
+        raise ConfigError(f"--output={output} must end in .py")
+    if output is not None and Path(output).exists() and not flags.FLAGS.overwrite:
+        raise ConfigError(f"{printable(output)} is there already; --overwrite replaces it")
+    overrides = [name for name in given if ("=" in name or name.startswith("~")) and not Path(name).is_file()]
+    if given[0] in overrides:
+        raise ConfigError("give the old config first, for instance configs/train.yaml, then KEY=VALUE")
+    files = [Path(name) for name in given if name not in overrides]
+    reference = bundled_configs.reference()
+    made = migrate.migrate(files, overrides, reference)
+    for title, lines in (
+        ("read", [printable(file) for file in made.files]),
+        ("differs from configs/base.py", made.statements),
+        ("taken, with a difference", made.changed),
+        ("no counterpart", made.dropped),
+    ):
+        print(f"{title}: {len(lines)}" + "".join(f"\n  {line}" for line in lines))
+    if output is not None:
+        migrate.write(made, Path(output), reference)
+        print(f"written to {printable(output)}: scripts/train.py --config={printable(output)}")
+
+
+MIGRATE_CONFIG = Command(
+    name="migrate_config",
+    description="""Make a config of the PyTorch system's Hydra configs, and list what has no counterpart.
+
+OLD is its main config, whose folder holds the groups that its defaults name; then other files of the tree to choose
+in place of those, and KEY=VALUE as on Hydra's command line. Nothing in them is executed.""",
+    main=_migrate,
+    positional=("OLD...",),
+    define_flags=_migrate_flags,
 )

@@ -1,6 +1,7 @@
-"""What is seen of a run: progress bar, TensorBoard events, samples as audio and spectrograms."""
+"""What is seen of a run: progress bar, numbers, samples as audio and spectrograms."""
 
 import contextlib
+import functools
 import math
 import sys
 import tempfile
@@ -12,11 +13,13 @@ import numpy as np
 import soundfile
 import tqdm
 
+from audiovae_jax.errors import CheckpointError
 from audiovae_jax.ops import signal
-from audiovae_jax.run.events import Events
 from audiovae_jax.storage.bucket_path import BucketPath
+from audiovae_jax.tracking.events import Events
+from audiovae_jax.tracking.writer import Writer
 
-# Training scalars go to TensorBoard at these steps: every step of a long run would fill a disk.
+# Training scalars are recorded at these steps: every step of a long run would fill a disk.
 _SCALARS_EVERY = 10
 _FLUSH_EVERY = 60  # seconds between looks that TensorBoard can have
 _BAR_METRICS = {
@@ -37,6 +40,7 @@ class Reporter:
       first_step: of which this session writes events; what a killed one wrote from there on is hidden.
       sample_rate: of the samples, in Hz.
       enabled: whether this is the first host.
+      writers: what records the run, given what says where it fails; by default TensorBoard events.
     """
 
     def __init__(
@@ -48,11 +52,15 @@ class Reporter:
         num_steps: int,
         sample_rate: int,
         enabled: bool = True,
+        writers: Callable[[Callable[[str], None]], Writer] | None = None,
     ):
         self._enabled = enabled
         self._workdir, self._sample_rate = workdir, sample_rate
         self._shown: dict[str, float] = {}
         self._flushed = -math.inf
+        self._at, self._finished = start_step, False
+        self._events: Writer = Writer()  # until there is one, nothing is recorded
+        self._model_folder: tempfile.TemporaryDirectory | None = None
         if enabled:
             self._bar = tqdm.tqdm(
                 initial=start_step,
@@ -63,12 +71,14 @@ class Reporter:
                 # A log file gets a line now and then, a terminal a moving bar.
                 mininterval=0.1 if sys.stderr.isatty() else 10,
             )
-            self._events = Events(workdir, first_step, self.say)
+            self._events = (writers or functools.partial(Events, workdir, first_step))(self.say)
 
     def say(self, text: str):
-        """Print a line above the bar."""
+        """Print a line above the bar; a warning is recorded too."""
         if self._enabled:
             self._bar.write(text)
+            if text.startswith("warning: "):
+                self._events.text("warning", text.removeprefix("warning: "), self._at)
 
     @contextlib.contextmanager
     def timed(self, what: str):
@@ -84,22 +94,23 @@ class Reporter:
         """Show that `step` is done, with its metrics (`train/...`)."""
         if not self._enabled:
             return
+        self._at = step
         self._show(metrics)
         self._bar.update(step - self._bar.n)
-        if step == 1 or step % _SCALARS_EVERY == 0:
+        if is_recorded(step):
             self.scalars(step, metrics)
 
     def rewind(self, step: int):
         """Go on from an earlier step; what was recorded of the steps after it is hidden."""
         if self._enabled:
             self._events.restart(step + 1)
-            self._bar.n = step
+            self._bar.n = self._at = step
 
     def scalars(self, step: int, metrics: dict[str, float]):
-        """Record metrics as TensorBoard scalars."""
+        """Record metrics."""
         if self._enabled:
-            for name, value in metrics.items():
-                self._events.scalar(name, value, step)
+            self._at = max(self._at, step)
+            self._events.scalars(metrics, step)
             if time.monotonic() - self._flushed > _FLUSH_EVERY:
                 self.flush()
             self._show(metrics)
@@ -144,11 +155,29 @@ class Reporter:
             self._events.image(f"sample_{i}/spectrograms", image, step)
         self._events.flush()
 
+    def finish(self, save_best: Callable[[Path], None]):
+        """Record that the run is done, and its best model where one is wanted.
+
+        Args:
+          save_best: makes a saved model at the path that it is given.
+        """
+        self._finished = True
+        if self._enabled and self._events.takes_models:
+            self._model_folder = tempfile.TemporaryDirectory(prefix="audiovae_jax_best_model_")
+            try:
+                save_best(Path(self._model_folder.name) / "model")
+            except (OSError, CheckpointError) as error:
+                self.say(f"warning: the best model is not recorded: {error}")
+            else:
+                self._events.model(Path(self._model_folder.name) / "model")
+
     def close(self):
         """Write out everything and end the bar."""
         if self._enabled:
+            self._events.close(self._finished)
             self._bar.close()
-            self._events.close()
+        if self._model_folder is not None:
+            self._model_folder.cleanup()
 
     def _show(self, metrics):
         self._shown |= {short: metrics[name] for name, short in _BAR_METRICS.items() if name in metrics}
@@ -158,6 +187,11 @@ class Reporter:
         if self._enabled and not self._bar.disable:
             self._bar.start_t += seconds
             self._bar.last_print_t += seconds
+
+
+def is_recorded(step: int) -> bool:
+    """Whether the training metrics of a step are recorded."""
+    return step == 1 or step % _SCALARS_EVERY == 0
 
 
 @contextlib.contextmanager

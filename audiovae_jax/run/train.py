@@ -18,7 +18,7 @@ from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
 from audiovae_jax.errors import ConfigError, TrainingError
 from audiovae_jax.feeding import pipeline
 from audiovae_jax.feeding.wait import Waiting
-from audiovae_jax.persistence import checkpoint
+from audiovae_jax.persistence import checkpoint, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
 from audiovae_jax.run.bad_batches import BadBatches
@@ -27,7 +27,8 @@ from audiovae_jax.run.gan_health import Figures, GanHealth
 from audiovae_jax.run.safety import RollBack, Safety
 from audiovae_jax.run.saving import Saving
 from audiovae_jax.storage.bucket_path import BucketPath
-from audiovae_jax.training import diagnosis, mesh, program, step
+from audiovae_jax.tracking import recorder
+from audiovae_jax.training import diagnosis, mesh, optimizer, program, step
 from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
 
 BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
@@ -67,6 +68,7 @@ def train(
     # Whatever fails, the rest of `ending` is done, and the other processes hear of it first.
     with Group(heartbeat_timeout) as group, contextlib.ExitStack() as ending, group.together():
         configuration.check(config, jax.device_count())
+        recorder.check(config)
         group.meet("config", same=_what_all_share(config))
         workdir = as_workdir(workdir)
         lock = lock_of(workdir, enabled=is_first)
@@ -95,13 +97,15 @@ def train(
             config, recipe, devices, checkpoints, data.fingerprint, say
         )
         group.meet("state", same={"checkpoint to go on from": start_step})
+        first_step = start_step if metrics is None else start_step + 1
         reporter = report.Reporter(
             workdir,
             start_step=start_step,
-            first_step=start_step if metrics is None else start_step + 1,
+            first_step=first_step,
             num_steps=config.num_steps,
             sample_rate=config.data.sample_rate,
             enabled=is_first,
+            writers=functools.partial(recorder.open_writers, config, workdir, first_step),
         )
         ending.callback(reporter.close)
         saving = Saving(checkpoints, config.max_failed_saves, reporter.say)
@@ -116,6 +120,8 @@ def train(
         lock.require_held()
         if stopped is None and config.num_steps not in checkpoints.steps():
             raise TrainingError(f"the last checkpoint is not in {workdir}: something else deleted or moved it")
+        if stopped is None:
+            reporter.finish(functools.partial(_save_best, config, workdir))
     if stopped is not None:
         print(f"{stopped}; the same command goes on from there", flush=True)
         return state
@@ -127,6 +133,11 @@ def train(
         f"{step}). Checkpoints, samples and TensorBoard events are in {printable(workdir)}"
     )
     return state
+
+
+def _save_best(config, workdir, path):
+    model, variables = saved_model.load_model(workdir)
+    saved_model.save_model(model, variables, path, sample_rate=config.data.sample_rate)
 
 
 def _what_all_share(config):
@@ -211,6 +222,7 @@ class _Run:
         self._group, self._saved_at = group, None
         self._config_dict = json.loads(configuration.to_json(config))
         self._compiled = {}
+        self._host = jax.local_devices(backend="cpu")[0]
         self._train_records = data.train
         # Of the checkpoints alone: what no file holds is nobody's best.
         self._best = (checkpoints.best() or (None, math.inf))[1]
@@ -349,6 +361,15 @@ class _Run:
         for warning in warnings:
             self._reporter.text(at, "health/warnings", warning)
 
+    def _learning_rate(self, at):
+        """The generator's, at a step; on the CPU, so that it does not wait for the device."""
+        section = self._config.optimizer
+        rate = optimizer.learning_rate_schedule(
+            self._config.num_steps, section.learning_rate, section.final_learning_rate
+        )
+        with jax.default_device(self._host):
+            return float(rate(at))
+
     def _show(self, pending):
         if pending is None:
             return
@@ -357,6 +378,8 @@ class _Run:
         batch_size, host = self._config.batch_size, jax.process_index()
         first = (done - 1) * batch_size + host * (batch_size // jax.process_count())
         counts = self._safety.see(done, metrics, lambda: mesh.local_rows(batch), first, self._train_records)
+        if report.is_recorded(done):
+            counts["train/learning_rate"] = self._learning_rate(done - 1)
         self._reporter.step(done, metrics | counts)
         self._safety.require_progress()
 

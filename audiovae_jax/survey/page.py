@@ -1,7 +1,5 @@
 """A survey as one page: its plots, and as HTML its tables too, in a file that needs no other."""
 
-import base64
-import html
 import io
 from pathlib import Path
 
@@ -9,19 +7,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from audiovae_jax.data.files import printable
+from audiovae_jax.pages.document import document, escaped, picture
 from audiovae_jax.storage import atomic
 from audiovae_jax.survey import survey, text
 from audiovae_jax.survey.survey import Survey
 
 SUFFIXES = (".html", ".png")
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .2em .8em; text-align: left; vertical-align: top;
-border-bottom: 1px solid #ddd; white-space: pre-wrap; overflow-wrap: anywhere } td.n { text-align: right }
-img { max-width: 100% } .warning { background: #fff3cd; padding: .3em .8em } .refusal { background: #f8d7da;
-padding: .3em .8em; white-space: pre-wrap }
-"""
 _OUTLIERS = 10
 
 
@@ -32,9 +23,9 @@ def write(found: Survey, path: Path):
       found: the survey.
       path: ends in one of `SUFFIXES`: the plots alone as PNG, or all as HTML.
     """
-    picture = io.BytesIO()
-    plots(found).savefig(picture, format="png", dpi=110)
-    content = picture.getvalue()
+    plotted = io.BytesIO()
+    plots(found).savefig(plotted, format="png", dpi=110)
+    content = plotted.getvalue()
     if path.suffix.lower() == ".html":
         content = _page(found, content).encode()
     with atomic.replacing(path) as temporary:
@@ -74,17 +65,12 @@ def _bars(axes, values):
     axes.bar(list(values), list(values.values()), width=0.5)
 
 
-def _page(found, picture):
-    title = f"Data set: {_escaped(found.root)}"
-    refusal = f'<p class="refusal">training would refuse: {_escaped(found.refusal)}</p>' if found.refusal else ""
-    doubts = "".join(f'<p class="warning">{_escaped(doubt)}</p>' for doubt in found.doubts)
-    rows = "".join(f"<tr><th>{_escaped(name)}</th><td>{_escaped(value)}</td></tr>" for name, value in text.table(found))
-    return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{title}</h1>{refusal}{doubts}"
-        f'<img alt="plots of the data set" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
-        f"<table>{rows}</table>{_outliers(found)}</body></html>\n"
-    )
+def _page(found, plotted):
+    refusal = f'<p class="refusal">training would refuse: {escaped(found.refusal)}</p>' if found.refusal else ""
+    doubts = "".join(f'<p class="warning">{escaped(doubt)}</p>' for doubt in found.doubts)
+    rows = "".join(f"<tr><th>{escaped(name)}</th><td>{escaped(value)}</td></tr>" for name, value in text.table(found))
+    body = f"{refusal}{doubts}{picture(plotted, 'plots of the data set')}<table>{rows}</table>{_outliers(found)}"
+    return document(f"Data set: {found.root}", body)
 
 
 def _outliers(found):
@@ -100,10 +86,6 @@ def _outliers(found):
     made = []
     for title, order, value, belongs in tables:
         worst = sorted(filter(belongs, heard), key=order)[:_OUTLIERS]
-        rows = "".join(f'<tr><td>{_escaped(t.name)}</td><td class="n">{value(t)}</td></tr>' for t in worst)
+        rows = "".join(f'<tr><td>{escaped(t.name)}</td><td class="n">{value(t)}</td></tr>' for t in worst)
         made.append(f"<h2>{title}</h2><table>{rows}</table>" if worst else "")
     return "".join(made)
-
-
-def _escaped(value):
-    return html.escape(printable(value))

@@ -21,6 +21,7 @@ from audiovae_jax.run import train, workdir_lock
 from audiovae_jax.run.bucket_lock import BucketLock
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
+from audiovae_jax.tracking.json_lines import JsonLines
 from audiovae_jax.training import mesh
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +59,9 @@ def test_a_run_in_a_bucket_leaves_what_one_on_disk_does(bucket, micro_config, tr
     files = workdir.files()
 
     def names(paths):
-        return sorted(name for name in paths if name.startswith(("samples/", "config.json", "bad_files")))
+        return sorted(
+            name for name in paths if name.startswith(("samples/", "config.json", "metrics.jsonl", "bad_files"))
+        )
 
     assert names(files) == names(path.relative_to(on_disk).as_posix() for path in on_disk.rglob("*") if path.is_file())
     assert (workdir / "config.json").read_text() == (on_disk / "config.json").read_text()
@@ -67,6 +70,18 @@ def test_a_run_in_a_bucket_leaves_what_one_on_disk_does(bucket, micro_config, tr
     there, here = (Checkpoints(folder / "checkpoints", read_only=True) for folder in (workdir, on_disk))
     assert there.steps() == here.steps()
     assert there._run(2) == here._run(2)
+
+
+def test_numbers_in_a_bucket_go_on_where_they_stopped(bucket):
+    for first, last in ((0, 4), (2, 6)):
+        lines = JsonLines(bucket / "run", first, pytest.fail)
+        for step in range(first, last):
+            lines.scalars({"x": float(first)}, step)
+        lines.close(True)
+    records = [json.loads(line) for line in (bucket / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["scalars"]["x"]) for record in records] == [
+        (0, 0), (1, 0), (2, 2), (3, 2), (4, 2), (5, 2),
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

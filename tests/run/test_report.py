@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiovae_jax.run import events, report
+from audiovae_jax.run import report
+from audiovae_jax.tracking import events
 
 
 def _reporter(workdir, **options):

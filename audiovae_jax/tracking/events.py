@@ -12,6 +12,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 from audiovae_jax.storage.bucket_path import BucketPath
+from audiovae_jax.tracking.writer import Writer
 
 # Nothing can be appended to an object: it is put there anew at every flush, up to so many bytes, and then
 # followed by another, as TensorBoard reads them.
@@ -20,7 +21,7 @@ _PATIENCE = 10.0  # seconds for which training waits for a bucket; what is not t
 _AGAIN_AFTER = 60.0  # seconds until another file is tried
 
 
-class Events:
+class Events(Writer):
     """Event files of a workdir.
 
     tensorboardX's own writer hands events to a thread; where that ends, on a full disk, its queue
@@ -47,9 +48,10 @@ class Events:
             event_pb2.Event(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
         )
 
-    def scalar(self, name: str, value: float, step: int):
-        """Record a number."""
-        self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+    def scalars(self, values: dict[str, float], step: int):
+        """Record numbers."""
+        for name, value in values.items():
+            self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
 
     def text(self, name: str, text: str, step: int):
         """Record a line of text."""
@@ -71,7 +73,7 @@ class Events:
             return
         self._attempt(self._flush)
 
-    def close(self):
+    def close(self, finished: bool = False):
         """Flush, and let go."""
         self._attempt(self._flush)
         self._attempt(lambda: self._writer.close())
@@ -125,6 +127,7 @@ class Events:
             self._give_up(error)
 
     def _give_up(self, error):
-        if self._failed_at is None:
-            self._warn(f"warning: TensorBoard events are not written for now: {error.strerror or error}")
+        first = self._failed_at is None
         self._writer, self._failed_at = None, time.monotonic()
+        if first:  # said last, since what is said is recorded
+            self._warn(f"warning: TensorBoard events are not written for now: {error.strerror or error}")

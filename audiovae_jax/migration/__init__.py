@@ -1,0 +1,1 @@
+"""From the PyTorch system's Hydra configs to a config of this library."""

@@ -1,0 +1,102 @@
+"""YAML as OmegaConf reads it: plain values alone, nothing built and nothing executed."""
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from audiovae_jax.errors import ConfigError
+
+_LARGEST_FILE = 1 << 20  # bytes
+_MOST_VALUES = 20_000  # of a file; aliases of aliases can stand for billions
+_PACKAGE = re.compile(r"#\s*@package\s+(\S+)\s*$")
+
+
+class _Loader(yaml.SafeLoader):
+    """Numbers such as 1e-4 are numbers, dates are text, and a key that is given twice is an error."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.tag.endswith(":merge"):
+                continue
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def read(path: Path) -> tuple[dict[str, Any], str | None]:
+    """`(values, package)` of a YAML file; the package is that of its line `# @package NAME`, if there is one.
+
+    Raises:
+      ConfigError: the file is missing, no YAML, or holds no keys.
+    """
+    try:
+        content = path.read_bytes()
+        if len(content) > _LARGEST_FILE:
+            raise ConfigError(f"{path} has {len(content)} bytes; that is no config")
+        text = content.decode()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+    values = parse(text, str(path))
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}; a config is keys and their values")
+    package = next(filter(None, map(_PACKAGE.match, _leading_comments(text))), None)
+    return values, package[1] if package else None
+
+
+def parse(text: str, where: str) -> Any:
+    """The value that `text` is in YAML; `where` is named in errors.
+
+    Raises:
+      ConfigError: it is no YAML, or it stands for too much.
+    """
+    try:
+        values = yaml.load(text, _Loader)  # a SafeLoader: tags of objects are errors
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise ConfigError(f"{where}{place}: not YAML that can be read: {problem}") from error
+    except (RecursionError, ValueError, OverflowError) as error:
+        raise ConfigError(f"{where}: not YAML that can be read: {type(error).__name__}: {error}") from error
+    return _copied(values, where, [_MOST_VALUES])
+
+
+def _leading_comments(text):
+    for line in text.splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            return
+        yield line.strip()
+
+
+def _copied(value, where, left):
+    """Without aliases: each value is a copy of its own."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise ConfigError(f"{where} stands for more than {_MOST_VALUES} values; that is no config")
+    if isinstance(value, dict):
+        return {str(key): _copied(entry, where, left) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_copied(entry, where, left) for entry in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

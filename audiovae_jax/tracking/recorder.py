@@ -1,0 +1,57 @@
+"""The writers that a config asks for."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import ml_collections
+
+from audiovae_jax.config import configuration
+from audiovae_jax.config.resolve import did_you_mean
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.storage.bucket_path import BucketPath
+from audiovae_jax.tracking import mlflow_store, wandb_store
+from audiovae_jax.tracking.background import Background
+from audiovae_jax.tracking.events import Events
+from audiovae_jax.tracking.json_lines import JsonLines
+from audiovae_jax.tracking.writer import Writers
+
+NAMES = ("tensorboard", "mlflow", "wandb")
+
+
+def check(config: ml_collections.ConfigDict):
+    """Raise ConfigError unless all of `config.logging.writers` are there to be used."""
+    for name in config.logging.writers:
+        if name not in NAMES:
+            raise ConfigError(
+                f"config.logging.writers has {name!r}{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}"
+            )
+    if "mlflow" in config.logging.writers:
+        mlflow_store.require_installed()
+    if "wandb" in config.logging.writers:
+        wandb_store.require_installed()
+
+
+def open_writers(
+    config: ml_collections.ConfigDict, workdir: Path | BucketPath, first_step: int, warn: Callable[[str], None]
+) -> Writers:
+    """What records a run: JSON Lines, and the writers of `config.logging`.
+
+    Args:
+      config: of the run; checked, see `check`.
+      workdir: of the run.
+      first_step: of which this session writes; what a killed one wrote from there on is hidden.
+      warn: is told where something is not recorded.
+    """
+    writers = [JsonLines(workdir, first_step, warn)]
+    if "tensorboard" in config.logging.writers:
+        writers.append(Events(workdir, first_step, warn))
+    section = config.logging
+    params = configuration.flatten(json.loads(configuration.to_json(config)))
+    if "mlflow" in section.writers:
+        place = (section.mlflow_uri, section.mlflow_experiment)
+        writers.append(Background("MLflow", lambda: mlflow_store.MlflowStore(workdir, *place, params), warn))
+    if "wandb" in section.writers:
+        project = section.wandb_project
+        writers.append(Background("wandb", lambda: wandb_store.WandbStore(workdir, project, params), warn))
+    return Writers(writers)
