@@ -1,7 +1,6 @@
 """The evaluation as one page that needs no other: table, distributions, and files to listen to."""
 
 import dataclasses
-import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from audiovae_jax.data.files import printable
 from audiovae_jax.evaluation import clips
 from audiovae_jax.evaluation.metrics import COLUMNS
 from audiovae_jax.evaluation.presets import Preset
+from audiovae_jax.pages.document import document, escaped
 from audiovae_jax.storage import atomic
 
 AUDIO_BYTES = 24 * 10**6  # of all players together, as 16-bit samples
@@ -21,25 +21,12 @@ MOST_SECONDS = 8.0  # of a clip
 _MOST_ROWS = 200  # of the table of files
 _SHOWN = ("si_sdr_db", "auraloss_stft", "audiotools_mel", "side_snr_db", "loudness_difference_lu", "bandwidth_kept")
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 1em 0; display: block; overflow-x: auto } td, th { padding: .2em .8em;
-text-align: left; border-bottom: 1px solid #ddd; vertical-align: top } td.n { text-align: right; white-space: nowrap;
-font-variant-numeric: tabular-nums } .best { font-weight: 700 } small { color: #666; display: block; font-weight: 400 }
-th.n { text-align: right } tr > th:first-child { min-width: 18em }
-img { max-width: 100% } .warning { background: #fff3cd; padding: .3em .8em } audio { width: 100%; height: 2.2em }
-.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(22em, 1fr)); gap: 1em } figure { margin: 0 }
-details { margin: 1em 0 }
+body { max-width: 90em } table { display: block; overflow-x: auto } td, th { white-space: normal }
+td.n { white-space: nowrap; font-variant-numeric: tabular-nums } .best { font-weight: 700 }
+small { color: #666; display: block; font-weight: 400 } th.n { text-align: right }
+tr > th:first-child { min-width: 18em } audio { width: 100% } .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(22em, 1fr)); gap: 1em }
+figure { margin: 0 } details { margin: 1em 0 }
 """
-# One player at a time, so that two systems can be compared by ear.
-_SCRIPT = """
-document.addEventListener("play", event => { for (const other of document.querySelectorAll("audio"))
-if (other !== event.target) other.pause() }, true)
-"""
-# Whatever is in it, the page asks for nothing.
-_POLICY = (
-    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,9 +85,8 @@ def write(
     """
     systems = list(descriptions)
     body = [
-        f"<h1>{_text(title)}</h1>",
-        "".join(f"<p><b>{_text(name)}</b>: {_text(what)}</p>" for name, what in descriptions.items()),
-        "".join(f'<p class="warning">{_text(note)}</p>' for note in notes),
+        "".join(f"<p><b>{escaped(name)}</b>: {escaped(what)}</p>" for name, what in descriptions.items()),
+        "".join(f'<p class="warning">{escaped(note)}</p>' for note in notes),
         _table(summary, systems),
         "" if preset is None else _published(summary, systems, preset),
         _distributions(rows, systems),
@@ -109,18 +95,13 @@ def write(
         _files(rows),
         _skipped(skipped),
     ]
-    page = (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><link rel="icon" href="data:,">'
-        f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>{''.join(body)}"
-        f"<script>{_SCRIPT}</script></body></html>\n"
-    )
+    page = document(title, "".join(body), _STYLE)
     with atomic.replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
 def _table(summary, systems):
-    head = "".join(f'<th class="n">{_text(name)}</th>' for name in systems)
+    head = "".join(f'<th class="n">{escaped(name)}</th>' for name in systems)
     lines = []
     for name, column in COLUMNS.items():
         entries = [summary[system].get(name) for system in systems]
@@ -137,7 +118,7 @@ def _table(summary, systems):
             less = ""
             if entry.get("less_first_low") is not None and column.better:
                 less = (
-                    f"<small>against {_text(systems[0])}: {entry['less_first']:+.3g} "
+                    f"<small>against {escaped(systems[0])}: {entry['less_first']:+.3g} "
                     f"({number(entry['less_first_low'])} to {number(entry['less_first_high'])})</small>"
                 )
             style = "n best" if entry is best else "n"
@@ -147,7 +128,7 @@ def _table(summary, systems):
             )
         arrow = {1: " ↑", -1: " ↓", 0: ""}[column.better]
         lines.append(
-            f"<tr><th>{_text(column.label)}{arrow}<small>{_text(column.definition)}</small></th>{''.join(cells)}</tr>"
+            f"<tr><th>{escaped(column.label)}{arrow}<small>{escaped(column.definition)}</small></th>{''.join(cells)}</tr>"
         )
     return (
         "<h2>Table</h2><p>Mean over files, with its 95 % bootstrap interval. Distances by different definitions are "
@@ -164,18 +145,18 @@ def _best(column, entries):
 
 def _published(summary, systems, preset):
     head = "".join(
-        f'<th class="n">{_text(label)}<small>{_text(name)}</small></th>' for name, label in preset.columns.items()
+        f'<th class="n">{escaped(label)}<small>{escaped(name)}</small></th>' for name, label in preset.columns.items()
     )
     own = {f"{system} (here)": {n: e["mean"] for n, e in summary[system].items()} for system in systems}
     lines = "".join(
-        f"<tr><th>{_text(system)}</th>"
+        f"<tr><th>{escaped(system)}</th>"
         + "".join(f'<td class="n">{number(values[name]) if name in values else ""}</td>' for name in preset.columns)
         + "</tr>"
         for system, values in (own | preset.rows).items()
     )
-    differs = "".join(f"<li>{_text(line)}</li>" for line in preset.differs)
+    differs = "".join(f"<li>{escaped(line)}</li>" for line in preset.differs)
     return (
-        f"<h2>Beside a published table</h2><p>{_text(preset.source)}. Its rows are of: {_text(preset.audio)}.</p>"
+        f"<h2>Beside a published table</h2><p>{escaped(preset.source)}. Its rows are of: {escaped(preset.audio)}.</p>"
         f"<table><tr><th></th>{head}</tr>{lines}</table><p>What differs:</p><ul>{differs}</ul>"
     )
 
@@ -209,14 +190,14 @@ def _listening(entry):
     sdr = entry.row.get("si_sdr_db")
     said = f", SI-SDR {number(sdr)} dB" if _known(sdr) else ""
     return (
-        f"<h3>{_text(entry.title)}: {_text(entry.file)}</h3><p>{entry.row['system']}{said}; "
+        f"<h3>{escaped(entry.title)}: {escaped(entry.file)}</h3><p>{entry.row['system']}{said}; "
         f"{len(original) / entry.sample_rate:.1f} s from {entry.start:.1f} s on, around its worst second.</p>"
         f'<div class="clips">{"".join(made)}</div>'
     )
 
 
 def _clip(title, audio, entry, peak):
-    name = _text(title)
+    name = escaped(title)
     return (
         f"<figure><figcaption>{name}</figcaption>"
         f'<audio controls preload="metadata" src="{clips.player(audio, entry.sample_rate)}"></audio>'
@@ -226,10 +207,10 @@ def _clip(title, audio, entry, peak):
 
 def _files(rows):
     shown = [name for name in _SHOWN if any(_known(row.get(name)) for row in rows)]
-    head = "".join(f"<th>{_text(COLUMNS[name].label)}</th>" for name in shown)
+    head = "".join(f"<th>{escaped(COLUMNS[name].label)}</th>" for name in shown)
     ordered = sorted(rows, key=lambda row: row["si_sdr_db"] if _known(row.get("si_sdr_db")) else math.inf)
     lines = "".join(
-        f"<tr><td>{_text(row['file'])}</td><td>{_text(row['system'])}</td>"
+        f"<tr><td>{escaped(row['file'])}</td><td>{escaped(row['system'])}</td>"
         + "".join(f'<td class="n">{number(row[n]) if _known(row.get(n)) else ""}</td>' for n in shown)
         + "</tr>"
         for row in ordered[:_MOST_ROWS]
@@ -244,7 +225,7 @@ def _files(rows):
 def _skipped(skipped):
     if not skipped:
         return ""
-    lines = "".join(f"<li>{_text(name)}: {_text(reason)}</li>" for name, reason in skipped[:_MOST_ROWS])
+    lines = "".join(f"<li>{escaped(name)}: {escaped(reason)}</li>" for name, reason in skipped[:_MOST_ROWS])
     return f"<h2>Skipped: {len(skipped)}</h2><ul>{lines}</ul>"
 
 
@@ -257,7 +238,3 @@ def number(value: float) -> str:
 
 def _known(value):
     return value is not None and math.isfinite(value)
-
-
-def _text(value):
-    return html.escape(printable(str(value)))

@@ -28,18 +28,19 @@ _POLICY = (
 )
 
 
-def document(title: str, body: str) -> str:
+def document(title: str, body: str, style: str = "") -> str:
     """A whole page.
 
     Args:
       title: plain text, which is the first heading too.
       body: HTML.
+      style: CSS of the page's own.
     """
     title, script = escaped(title), f"<script>{_SCRIPT}</script>" if "<audio" in body else ""
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><title>{title}</title>'
-        f"<style>{_STYLE}</style>{script}</head><body><h1>{title}</h1>{body}</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><link rel="icon" href="data:,">'
+        f"<title>{title}</title><style>{_STYLE}{style}</style>{script}</head><body><h1>{title}</h1>{body}</body></html>\n"
     )
 
 

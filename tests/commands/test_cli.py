@@ -38,7 +38,16 @@ def test_every_command_is_where_its_name_says():
     for name in cli._MODULES:
         command = cli._load(name)
         assert command.name == name
-        begins_with = ("MODEL", "MODEL...", "WORKDIR...", "OLD...", "ROOT", "[ROOT]", "IN...", "step|codec|data|compile|memory")
+        begins_with = (
+            "MODEL",
+            "MODEL...",
+            "WORKDIR...",
+            "OLD...",
+            "ROOT",
+            "[ROOT]",
+            "IN...",
+            "step|codec|data|compile|memory",
+        )
         assert command.positional == () or command.positional[0] in begins_with
 
 
