@@ -24,7 +24,8 @@ _STYLE = """
 body { max-width: 90em } table { display: block; overflow-x: auto } td, th { white-space: normal }
 td.n { white-space: nowrap; font-variant-numeric: tabular-nums } .best { font-weight: 700 }
 small { color: #666; display: block; font-weight: 400 } th.n { text-align: right }
-tr > th:first-child { min-width: 18em } audio { width: 100% } .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(22em, 1fr)); gap: 1em }
+tr > th:first-child { min-width: 18em } audio { width: 100% }
+.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(22em, 1fr)); gap: 1em }
 figure { margin: 0 } details { margin: 1em 0 }
 """
 
