@@ -39,8 +39,8 @@ class Group:
         self._timeout = heartbeat_timeout
         self._failure: UserError | None = None
         self._asked: str | None = None
-        self._stop_at: tuple[int, str] | None = None  # step and reason
-        self._step = -1  # the last one that `stop_reason` was asked about
+        self._stop_at: tuple[int, str] | None = None  # at which question, and why
+        self._asked_times = 0  # how often `stop_reason` was asked
         self._boundary = threading.Lock()  # held while the processes agree: none passes another step meanwhile
         self._before_exit: list[Callable[[], None]] = []
         self._left = threading.Event()
@@ -130,17 +130,25 @@ class Group:
             return
         self._asked = self._asked or f"{reason} (in process {self.index} of {self.count})"
 
-    def stop_reason(self, step: int) -> str | None:
-        """Why the run is to stop before it takes `step`, the same in all processes; None to go on.
+    @property
+    def is_asked_to_stop(self) -> bool:
+        """Whether this process was asked to, or all have agreed to."""
+        return self._asked is not None or self._stop_at is not None
+
+    def stop_reason(self) -> str | None:
+        """Why the run is to stop before the step that it is about to take; None to go on.
+
+        It is the same in all processes, if all ask equally often: they agree on a count, since a run that goes back to
+        an earlier step would be long in coming to a step.
 
         Raises:
           UserError: another process has failed.
         """
         with self._boundary:
-            self._step = step
+            self._asked_times += 1
             if self._failure is not None:
                 raise self._failure
-            return self._stop_at[1] if self._stop_at is not None and step >= self._stop_at[0] else None
+            return self._stop_at[1] if self._stop_at is not None and self._asked_times >= self._stop_at[0] else None
 
     def _watch(self):
         failed_at = None
@@ -195,10 +203,10 @@ class Group:
                 )
 
     def _agree_on_the_step(self):
-        """Find a step that no process has passed: the one after the furthest."""
+        """Find a step that no process has passed, by counting: the one after the furthest."""
         # Only the threads that watch take part: a main thread may wait for a step that another has to take first.
         with self._boundary:
-            self._set(f"news/at/{self.index}", str(self._step))
+            self._set(f"news/at/{self.index}", str(self._asked_times))
             self._stop_at = (sys.maxsize, "")
             while not self._left.is_set() and self._failure is None:
                 news = self._look()
@@ -241,11 +249,11 @@ class Group:
     def _end(self):
         """End the process, whatever its main thread waits for."""
         print(f"error: {self._failure}", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            self._leave()
         for action in self._before_exit:
             with contextlib.suppress(Exception):
                 action()
-        with contextlib.suppress(Exception):
-            self._leave()
         os._exit(1)
 
     def _set(self, key, value, again=False):

@@ -77,14 +77,17 @@ class RandomCrops:
 
     def __getitem__(self, index: int) -> np.ndarray:
         rng = _generator(self._seed, _TRAIN_STREAM, index, self._order)
-        failed, loudest, reads = {}, None, 0
+        failed, loudest, reads, is_without = {}, None, 0, False
         for _ in range(_MOST_DRAWS):
             chosen = _drawn(self._ends, rng.random())
             audio = self._tracks[chosen].audio
             position = rng.random()
             # What others have found bad is tried all the same, or a crop would depend on what was read before it.
             # Only what has not answered is not: that takes as long as its timeout.
-            if audio.name in failed or self._health.is_hanging(audio.name):
+            if audio.name in failed:
+                continue
+            if self._health.is_hanging(audio.name):
+                is_without = True
                 continue
             reads += 1
             try:
@@ -107,6 +110,8 @@ class RandomCrops:
                 f"{reads} files in a row could not be read; the last: "
                 f"{next(reversed(failed.values()), 'those that there are do not answer')}"
             )
+        if is_without:
+            self._health.count_replaced()
         self._origins.remember(index, loudest[2])
         return _finish(loudest[1], self._crop)
 

@@ -71,6 +71,11 @@ class Health:
         """Whether a file is known not to answer."""
         return name in self._hanging
 
+    def count_replaced(self):
+        """Count a crop that is drawn anew without its file being tried."""
+        with self._lock:
+            self._replaced += 1
+
     def replaced(self, name: str, reason: str, is_hanging: bool = False):
         """Count a crop that is drawn anew, since its file has turned out bad, or has not answered.
 

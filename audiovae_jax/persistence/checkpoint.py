@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from audiovae_jax.errors import CheckpointError
@@ -123,11 +124,18 @@ class Checkpoints:
         arrays = array_store.describe(state)
         run = {"format": _FORMAT, "config": config, "data": data, "metrics": metrics, "arrays": arrays}
         run["checksum"] = json_checksum(run)
-        if jax.process_count() == 1 or isinstance(self._folders, StepObjects):
+        in_bucket = isinstance(self._folders, StepObjects)
+        if jax.process_count() == 1:
             # Orbax divides what every device holds among them, which takes an operation per device and array.
             state = jax.tree.map(lambda array: array.addressable_data(0), state)
+        elif in_bucket and hosts.is_first():
+            # It takes no array of one process alone; and not by reference, since its memory is used again.
+            state = jax.tree.map(lambda array: np.array(array.addressable_data(0)), state)
         there = hosts.of_first(self.steps())
-        if self._writer is None:
+        is_new = self._writer is None
+        if in_bucket:  # which one process alone writes to, and may have failed with
+            is_new = hosts.any_reason("new" if is_new else None) is not None
+        if is_new:
             # What cannot be described may have been the best; Orbax falls over some of it, or takes it for leftovers.
             self._set_aside(hosts.of_first([old for old in there if old != step and not self._is_described(old)]))
         if step in there:

@@ -21,6 +21,7 @@ import audiovae_jax
 from audiovae_jax.config import build, configuration
 from audiovae_jax.errors import ConfigError, UserError
 from audiovae_jax.feeding import pipeline
+from audiovae_jax.persistence import hosts
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.planning import table
 from audiovae_jax.planning.compiling import StepCompiler
@@ -98,6 +99,8 @@ def examine(
         ("workdir", looker.claim, ("config",)),
     ):
         missing = [check.name for check in checks if check.name in needs and check.status in (FAILED, SKIPPED)]
+        if name == "checkpoint" and (elsewhere := hosts.any_reason(" and ".join(missing) or None)):
+            missing = missing or [elsewhere]  # all processes write it, or none does
         if missing:
             checks.append(Check(name, SKIPPED, f"needs {' and '.join(missing)}"))
         elif name == "memory" and not compile_step:

@@ -15,6 +15,7 @@ from audiovae_jax.feeding.origin import Origin
 from audiovae_jax.storage.bucket_path import BucketPath
 
 FOLDER = "bad_batches"  # of a workdir
+_PATIENCE = 10.0  # seconds for which training waits for a bucket
 _MOST_DESCRIBED = 1000  # a run that skips every other update must not fill a folder
 
 
@@ -45,6 +46,7 @@ class BadBatches:
     def __init__(
         self, workdir: Path | BucketPath, sample_rate: int, most_audio: int, host: int, warn: Callable[[str], None]
     ):
+        workdir = workdir.patient(_PATIENCE) if isinstance(workdir, BucketPath) else workdir
         self.folder = workdir / FOLDER / f"host_{host}" if host else workdir / FOLDER
         self._sample_rate, self._most_audio, self._warn = sample_rate, most_audio, warn
 

@@ -100,10 +100,10 @@ class Reporter:
         if is_recorded(step):
             self.scalars(step, metrics)
 
-    def rewind(self, step: int):
-        """Go on from an earlier step; what was recorded of the steps after it is hidden."""
+    def rewind(self, step: int, first_step: int):
+        """Go on from an earlier step; what was recorded from `first_step` on is hidden."""
         if self._enabled:
-            self._events.restart(step + 1)
+            self._events.restart(first_step)
             self._bar.n = self._at = step
 
     def scalars(self, step: int, metrics: dict[str, float]):

@@ -8,6 +8,7 @@ import collections
 import math
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from audiovae_jax.errors import TrainingError
@@ -121,8 +122,11 @@ class Safety:
             "a loss of config.losses can be computed on the validation crops, silence among them, or try dtype float32"
         )
 
-    def roll_back(self, reason: RollBack, newest_checkpoint: int | None):
-        """Take the next order of records, and say so.
+    def roll_back(self, reason: RollBack, newest_checkpoint: int | None) -> str:
+        """Take the next order of records.
+
+        Returns:
+          A line to say once what came after the checkpoint is hidden.
 
         Raises:
           TrainingError: that was done as often as it may be; the message is a report.
@@ -131,12 +135,12 @@ class Safety:
             raise TrainingError(self._report(reason, newest_checkpoint))
         self.order += 1
         back_to = "the beginning" if newest_checkpoint is None else f"checkpoint {newest_checkpoint}"
-        self._say(
+        self._in_a_row = {name: 0 for name in NETWORKS}
+        self._has_updated = self._holds_checkpoint = False
+        return (
             f"warning: {reason}: going back to {back_to}, with the data in another order "
             f"(time {self.order} of at most {self._config.max_rollbacks})"
         )
-        self._in_a_row = {name: 0 for name in NETWORKS}
-        self._has_updated = self._holds_checkpoint = False
 
     def summary(self) -> str | None:
         """A line on what was skipped in the whole run; None if nothing was."""
@@ -163,6 +167,7 @@ class Safety:
             f"warning: step {step}: the update of the {of} was skipped; {_not_finite(metrics)}",
             f"  its crops, kept in {self._batches.folder}: {_few(crops)}" if crops else "",
             f"  {len(batch.not_finite)} of them hold NaN or infinite samples" if batch.not_finite else "",
+            "  so far the first host's; the other hosts' are in host_<number> there" if jax.process_count() > 1 else "",
         ]
         self._say("\n".join(filter(None, lines)))
 

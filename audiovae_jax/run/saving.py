@@ -48,20 +48,21 @@ class Saving:
         """Whether a failed checkpoint is to be tried again now."""
         return self._again_at is not None and time.monotonic() >= self._again_at
 
-    def finish(self, again: bool = True):
+    def finish(self, is_hurried: Callable[[], bool] = lambda: False):
         """Wait until the last checkpoint is written, and try again as long as it is not.
 
         Args:
-          again: whether to try again.
+          is_hurried: whether there is no time to try again.
 
         Raises:
-          CheckpointError: it was one failure too many; with several processes, or not to be tried again, any.
+          CheckpointError: it was one failure too many; with several processes, or in a hurry, any.
         """
         self.settle()
         while self._failed:
-            if not again or jax.process_count() > 1:
+            while not (hurried := is_hurried()) and self._again_at is not None and time.monotonic() < self._again_at:
+                time.sleep(min(1.0, max(0.0, self._again_at - time.monotonic())))
+            if hurried or jax.process_count() > 1:
                 raise CheckpointError("the last checkpoint was not written, for the reason above")
-            time.sleep(max(0.0, self._again_at - time.monotonic()))
             state, described = self._last
             self.save(state, **described)
             self.settle()

@@ -18,7 +18,7 @@ from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
 from audiovae_jax.errors import ConfigError, TrainingError
 from audiovae_jax.feeding import pipeline
 from audiovae_jax.feeding.wait import Waiting
-from audiovae_jax.persistence import checkpoint, saved_model
+from audiovae_jax.persistence import checkpoint, hosts, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
 from audiovae_jax.run.bad_batches import BadBatches
@@ -67,6 +67,8 @@ def train(
     say = functools.partial(print, flush=True) if is_first else lambda text: None
     # Whatever fails, the rest of `ending` is done, and the other processes hear of it first.
     with Group(heartbeat_timeout) as group, contextlib.ExitStack() as ending, group.together():
+        # The last of all: jax ends the processes that wait for one that is still uploading.
+        ending.push(lambda error, *_: None if error else group.meet("end"))
         configuration.check(config, jax.device_count())
         recorder.check(config)
         group.meet("config", same=_what_all_share(config))
@@ -108,15 +110,16 @@ def train(
             writers=functools.partial(recorder.open_writers, config, workdir, first_step),
         )
         ending.callback(reporter.close)
-        saving = Saving(checkpoints, config.max_failed_saves, reporter.say)
-        kept = BadBatches(
-            workdir, config.data.sample_rate, config.safety.kept_batches, jax.process_index(), reporter.say
-        )
+        # What goes wrong in another process than the first has no other to say it.
+        warn = reporter.say if is_first else functools.partial(print, f"process {jax.process_index()}:", flush=True)
+        saving = Saving(checkpoints, config.max_failed_saves, warn)
+        kept = BadBatches(workdir, config.data.sample_rate, config.safety.kept_batches, jax.process_index(), warn)
         safety = Safety(config.safety, recipe, kept, reporter.say, position)
         run = _Run(config, recipe, data, devices, checkpoints, saving, reporter, lock, group, safety)
         state, metrics, stopped = run.go(state, start_step, metrics)
         # Who asks for the end may not wait for another attempt.
-        saving.finish(again=stopped is None)
+        saving.finish(lambda: stopped is not None or group.is_asked_to_stop)
+        group.meet("saved")  # only the first process has waited for a bucket
         lock.require_held()
         if stopped is None and config.num_steps not in checkpoints.steps():
             raise TrainingError(f"the last checkpoint is not in {workdir}: something else deleted or moved it")
@@ -188,7 +191,7 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
     """
     sharding = mesh.replicated(devices)
     create = functools.partial(create_train_state, recipe, build.example_shape(config))
-    if checkpoints.steps():
+    if hosts.of_first(checkpoints.steps()):
         restored = checkpoints.restore(jax.eval_shape(create), sharding)
         for reason in restored.damaged:
             say(f"warning: passed over {reason}")
@@ -250,12 +253,14 @@ class _Run:
                 return self._go_on(state, start_step, metrics)
             except RollBack as reason:
                 self._saving.settle()
-                self._safety.roll_back(reason, max(self._checkpoints.steps(), default=None))
+                said = self._safety.roll_back(reason, max(hosts.of_first(self._checkpoints.steps()), default=None))
             state = None  # both would not fit into memory
             state, start_step, metrics, _ = initial_state(
                 self._config, self._recipe, self._mesh, self._checkpoints, self._data.fingerprint, self._reporter.say
             )
-            self._reporter.rewind(start_step)
+            self._best = (self._checkpoints.best() or (None, math.inf))[1]
+            self._reporter.rewind(start_step, first_step=start_step if metrics is None else start_step + 1)
+            self._reporter.say(said)
 
     def _go_on(self, state, start_step, metrics):
         config = self._config
@@ -276,10 +281,13 @@ class _Run:
         for current in range(start_step, config.num_steps):
             self._lock.check()
             self._saving.check()
-            reason = self._group.stop_reason(current)
+            reason = self._group.stop_reason()
             if reason is not None:
                 self._show(pending)
-                return state, metrics, self._stop(state, start_step, current, reason)
+                pending = None
+                # Amid skipped updates is no place to go back to; it ends at the next that is made, or by going back.
+                if self._safety.is_whole or current == start_step:
+                    return state, metrics, self._stop(state, start_step, current, reason)
             train_step = self._train_step(current, state, batch)
             state, new = train_step(state, batch)
             new_pending = (current + 1, new, batch)
@@ -312,9 +320,6 @@ class _Run:
         if at == start_step:
             saved = "nothing new to save" if self._checkpoints.steps() else "nothing to save yet"
             return f"stopped at step {at} after {reason}: {saved}"
-        if not self._safety.is_whole:  # which is no place to go back to
-            newest = max(self._checkpoints.steps(), default=0)
-            return f"stopped at step {at} after {reason}, amid skipped updates; it goes on from step {newest}"
         if self._saved_at != at:
             self._save(state, at, {})
         return f"stopped at step {at} after {reason}: saved"

@@ -39,6 +39,9 @@ class JsonLines(Writer):
             workdir = Path(self._local.name)
             if first_step > 0:
                 self._attempt(lambda: self._object.exists() and self._object.download_file(workdir / NAME))
+            if self._failed_at is not None:  # what is there must not be lost for what is new
+                self._object = self._object.parent / f"{Path(NAME).stem}.from_{first_step}.jsonl"
+                self._failed_at = None
         self._path = workdir / NAME
         self.restart(first_step)
 

@@ -73,6 +73,7 @@ def test_the_first_step_is_measured_in_fresh_processes_and_memory_in_another(mic
     assert calls[0][1] == calls[1][1] != calls[2][1] == calls[3][1]
 
 
+@pytest.mark.slow
 def test_a_fresh_process_answers_with_its_phases(least_config, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     least_config.use_adversarial = False

@@ -106,7 +106,7 @@ def test_all_stop_at_one_step_that_none_has_passed(processes):
 
     def train(group):
         for step in range(10_000):
-            reason = group.stop_reason(step)
+            reason = group.stop_reason()
             if reason is not None:
                 stopped[group.index] = step
                 return reason
@@ -126,7 +126,7 @@ def test_the_first_failure_ends_all(processes):
     def train(group):
         with group.together():
             for step in range(10_000):
-                group.stop_reason(step)
+                group.stop_reason()
                 if step == 3 and group.index == 1:
                     raise DataError("a.wav: cannot be read")
                 time.sleep(0.002)
@@ -146,7 +146,7 @@ def test_a_fault_of_the_program_keeps_its_traceback_where_it_is(processes):
             if group.index == 0:
                 raise KeyError("step")
             while True:
-                group.stop_reason(0)
+                group.stop_reason()
                 time.sleep(0.002)
 
     said = _each(groups, train)
@@ -174,7 +174,7 @@ def test_who_has_left_is_not_missed(processes):
     time.sleep(0.1)
     groups[1].__exit__()
     time.sleep(0.5)
-    assert groups[0].stop_reason(1) is None
+    assert groups[0].stop_reason() is None
 
 
 def test_a_process_that_does_not_come_out_is_ended(processes, monkeypatch, capsys):
@@ -183,20 +183,20 @@ def test_a_process_that_does_not_come_out_is_ended(processes, monkeypatch, capsy
     monkeypatch.setattr(module, "_GRACE", 0.2)
     monkeypatch.setattr(module.os, "_exit", lambda status: ended.set())
     groups = processes(2)
-    let_go = []
-    groups[0].before_exit(lambda: let_go.append(True))
+    let_go = threading.Event()
+    groups[0].before_exit(let_go.set)
     with pytest.raises(DataError), groups[1].together():
         raise DataError("a.wav: cannot be read")
+    assert let_go.wait(20)
     assert ended.wait(10)
-    assert let_go
     assert "a.wav: cannot be read" in capsys.readouterr().err
 
 
 def test_alone_it_stops_when_asked():
     with Group() as group:
         assert group.meet("place", tell=3) == 3
-        assert group.stop_reason(4) is None
+        assert group.stop_reason() is None
         group.ask_to_stop("SIGTERM")
-        assert group.stop_reason(5) == "SIGTERM"
+        assert group.stop_reason() == "SIGTERM"
         with pytest.raises(DataError, match="^gone$"), group.together():
             raise DataError("gone")

@@ -43,6 +43,7 @@ def test_blocks_of_any_size_give_the_whole_signals_frames():
     np.testing.assert_allclose(joined, whole, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_definitions_written_a_second_way():
     found = _distances()
     both = {}

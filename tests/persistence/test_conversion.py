@@ -41,6 +41,7 @@ def test_the_import_tells_what_became_of_each_tensor(tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, variables, import_audio_vae(GOLDEN / "lightning.ckpt")[1])
 
 
+@pytest.mark.slow
 def test_the_commands_there_and_back(tmp_path):
     def run(script, *args):
         command = [sys.executable, str(ROOT / "scripts" / script), *map(str, args)]

@@ -180,7 +180,7 @@ def test_a_workdir_gives_its_best_or_a_chosen_checkpoint(tmp_path, trained_run):
     assert (opened.kind, opened.global_step, opened.sample_rate) == ("checkpoint", best, 44100)
     assert "total_loss" in opened.metadata
     _require_equal(load_model(tmp_path / "run" / "checkpoints" / "2")[1], variables)
-    with pytest.raises(CheckpointError, match="has no checkpoint 77; it has 2"):
+    with pytest.raises(CheckpointError, match="has no checkpoint 77; it has 1, 2"):
         load_model(tmp_path / "run", step=77)
     folder = tmp_path / "run" / "checkpoints" / "2" / "state"
     refused = _flip_each(folder, lambda: load_model(tmp_path / "run", step=2)[1], variables)
@@ -273,6 +273,7 @@ def test_a_best_checkpoint_that_is_damaged_is_passed_over_and_named(tmp_path, tr
     workdir, _, state = trained_run
     shutil.copytree(workdir, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
+    shutil.rmtree(folder / "1")
     best = checkpoint.Checkpoints(folder, read_only=True).best_step()
     shutil.copytree(folder / "2", folder / "5")  # a whole one besides
     (folder / str(best) / "run" / "metadata").write_text("{")

@@ -52,6 +52,7 @@ def _assert_same_state(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_leaves_what_one_on_disk_does(bucket, micro_config, trained_run, tmp_path, capsys):
     on_disk, _, state = trained_run
     workdir = bucket / "runs" / "one"

@@ -92,6 +92,7 @@ def test_a_bad_batch_is_skipped_told_and_kept(micro_config, tmp_path, monkeypatc
     assert math.isfinite(store.metrics(5)["total_loss"])
 
 
+@pytest.mark.slow
 def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_same(
     micro_config, tmp_path, monkeypatch, capsys
 ):

@@ -33,6 +33,7 @@ def _last_checkpoint(workdir):
         store.close()
 
 
+@pytest.mark.slow
 def test_one_refused_process_ends_all_with_the_same_words(micro_config, tmp_path):
     workdir = tmp_path / "run"
     lock = WorkdirLock(workdir)

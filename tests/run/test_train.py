@@ -246,6 +246,7 @@ def test_another_config_is_refused_in_the_same_workdir(micro_config, trained_run
         train.train(micro_config, trained_run[0])
 
 
+@pytest.mark.slow
 def test_init_from_goes_on_in_a_new_workdir(micro_config, trained_run, tmp_path, capsys):
     workdir, _, first = trained_run
     micro_config.num_steps = 4

@@ -353,6 +353,7 @@ def test_an_update_that_is_not_due_is_not_skipped():
     assert_trees_equal(jax.device_get(after).replace(step=before.step), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adversarial", [False, True])
 def test_skipping_takes_no_collective_of_its_own(adversarial):
     recipe, devices = make_recipe(), mesh.make_mesh()
