@@ -185,7 +185,7 @@ def test_a_workdir_gives_its_best_or_a_chosen_checkpoint(tmp_path, trained_run):
     folder = tmp_path / "run" / "checkpoints" / "2" / "state"
     refused = _flip_each(folder, lambda: load_model(tmp_path / "run", step=2)[1], variables)
     assert refused
-    assert all(message.startswith(f"{folder} is damaged: ") for message in refused)
+    assert all(message.startswith(f"{folder.parent} is damaged: ") for message in refused), refused[:3]
 
 
 @pytest.mark.parametrize("name", ["lightning.ckpt", "save_model.pt"])
@@ -281,7 +281,7 @@ def test_a_best_checkpoint_that_is_damaged_is_passed_over_and_named(tmp_path, tr
         _, variables = load_model(tmp_path / "run")
     _require_equal(variables["params"], state.params)
     shutil.rmtree(folder / "5" / "state")
-    with pytest.raises(CheckpointError, match=r"2 is damaged(.|\n)*5/state is damaged"):
+    with pytest.raises(CheckpointError, match=r"2 is damaged(.|\n)*5 is damaged"):
         load_model(tmp_path / "run")
 
 
