@@ -52,7 +52,7 @@ def main():
     train._Run._next, report.Reporter.step = _next, step
     with launch.joined(**told["join"]):
         config = ml_collections.ConfigDict(told["config"], convert_dict=True)
-        state = train.train(config, Path(told["workdir"]), **told["train"])
+        state = train.train(config, told["workdir"], **told["train"])
         seen |= {"step": int(state.step), "digests": array_store.describe(state)}
     Path(told["record"]).write_text(json.dumps(seen))
 

@@ -8,10 +8,12 @@ import time
 import ml_collections
 import numpy as np
 import pytest
+import s3
 from processes import Run
 
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run.workdir_lock import WorkdirLock
+from audiovae_jax.storage.bucket_path import as_path
 
 
 def _config(micro_config, num_steps=12, **changes):
@@ -44,6 +46,33 @@ def test_one_refused_process_ends_all_with_the_same_words(micro_config, tmp_path
     lock.release()
     assert said[0] == said[1]
     assert said[0].startswith(f"error: --workdir={workdir} is in use by process ")
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_bucket(micro_config, tmp_path, monkeypatch):
+    s3.require_packages()
+    server = s3.Server()
+    try:
+        s3.use(monkeypatch, server.port)
+        (tmp_path / "nothing").mkdir()
+        server.upload(tmp_path / "nothing", "bucket")
+        config = _config(micro_config, checkpoint_every=3)
+        with Run(tmp_path, "here", config, devices=1) as here:
+            here.finished()
+        workdir = "s3://bucket/run"
+        with Run(tmp_path, "away", config, devices=1, workdir=workdir) as away:
+            away.wait_for("worker: step 5")
+            away.processes[1].send_signal(signal.SIGTERM)
+            assert away.wait() == [0, 0], [away.log(i) for i in range(2)]
+            assert all("after SIGTERM (in process 1 of 2): saved" in away.log(i) for i in range(2))
+        with Run(tmp_path, "again", config, devices=1, workdir=workdir) as again:
+            again.finished()
+        assert again.record()["digests"] == here.record()["digests"] == again.record(1)["digests"]
+        store = Checkpoints(as_path(workdir) / "checkpoints", read_only=True)
+        assert store.steps()[-1] == 12
+        store.close()
+    finally:
+        server.kill()
 
 
 @pytest.mark.slow
