@@ -118,9 +118,9 @@ def _checked(where, row):
         raise DataError(f"{where} has no path; the fields are {', '.join(_FIELDS)}")
     if "\0" in row["path"]:
         raise DataError(f"{where}: its path {row['path']!r} is none")
-    for field in row:
+    for field in row.keys() - _FIELDS:
         near = difflib.get_close_matches(str(field).strip().lower(), _FIELDS, n=1, cutoff=0.8)
-        if field not in _FIELDS and near and near[0] not in row:
+        if near and near[0] not in row:
             raise DataError(f"{where} has {field!r}; did you mean {near[0]!r}?")
     entry = {"path": row["path"], "split": row.get("split") or None}
     if entry["split"] is not None and (not isinstance(entry["split"], str) or entry["split"] not in _SPLITS):
