@@ -89,7 +89,7 @@ class Peer:
         other, compiled = SYSTEMS[system]
         platform = jax.devices()[0].platform
         job |= {"kind": other or kind, "compile": compiled, "gpu": platform == "gpu"}
-        job["config"] = json.loads(configuration.to_json(config))
+        job["config"] = configuration.plain(config)
         self._system = system
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the peer ends)
         self._process = subprocess.Popen(

@@ -113,5 +113,5 @@ def _describe(config):
     return (
         f"training step, {'with' if config.use_adversarial else 'without'} discriminator, base_channels "
         f"{config.model.base_channels}, {config.batch_size} x {config.data.crop_length} samples, {config.model.dtype}"
-        + (f", discriminator {config.discriminator.get('dtype', 'of its own')}" if config.use_adversarial else "")
+        + (f", discriminator {build.discriminator_dtype(config)}" if config.use_adversarial else "")
     )

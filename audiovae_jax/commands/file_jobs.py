@@ -71,16 +71,17 @@ def plan(
         for source in found:
             relative = source.relative_to(path) if path.is_dir() else Path(source.name)
             sources.setdefault(relative.with_suffix(suffix), []).append((source, relative))
-    jobs: dict[Path, Job] = {}
+    jobs, makers = [], {}
     for made, found in sources.items():
         for source, relative in found:
             name = target / (made if len(found) == 1 else relative.with_name(relative.name + suffix))
-            if name in jobs:
-                other = f"{printable(jobs[name].source)} makes {printable(name)} too; take them apart"
-                jobs[name / str(len(jobs))] = Job(source, name, refused=other)
-            else:
-                jobs[name] = _safe(Job(source, name))
-    return list(jobs.values())
+            if name in makers:
+                other = f"{printable(makers[name])} makes {printable(name)} too; take them apart"
+                jobs.append(Job(source, name, refused=other))
+                continue
+            makers[name] = source
+            jobs.append(_safe(Job(source, name)))
+    return jobs
 
 
 def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]], None], *, overwrite: bool = False):

@@ -165,3 +165,8 @@ def _trace(fn, where, name, *args, check=lambda output: None):
     except Exception as error:
         what = str(error).split("\n")[0]
         raise ConfigError(f"{where}: trying {name} on a batch failed: {type(error).__name__}: {what}") from error
+
+
+def discriminator_dtype(config: ml_collections.ConfigDict) -> str:
+    """What the config's discriminator computes in; "of its own" where one of the user's has no such key."""
+    return config.discriminator.get("dtype", "of its own")

@@ -187,6 +187,11 @@ def to_json(config: ml_collections.ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
+def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The config in JSON's types, as it is saved and compared."""
+    return json.loads(to_json(config))
+
+
 def flatten(config, prefix: str = "") -> dict[str, Any]:
     """Nested configs or dicts as `{"section.key": value}`; an empty section stands for itself."""
     flat = {}

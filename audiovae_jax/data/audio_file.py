@@ -69,9 +69,6 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
       DataError: the file cannot be used; the message is the reason, without the path.
     """
     status = path.stat() if isinstance(path, Path) else None
-    if status is not None and stat.S_ISREG(status.st_mode):
-        with open(path, "rb"):  # an error of the operating system, which the C library does not tell apart
-            pass
     if status is not None and not stat.S_ISREG(status.st_mode):
         raise DataError("not a regular file")  # a pipe waits for ever, and a folder holds no sound
     if (path.size if status is None else status.st_size) == 0:
@@ -89,6 +86,9 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
             if silent and _is_silent(f):
                 raise DataError("every sample is zero")
     except soundfile.LibsndfileError as error:
+        if status is not None:
+            with open(path, "rb"):  # which raises the operating system's errors; the C library does not tell them apart
+                pass
         raise DataError(_reason(error)) from error
     return file
 

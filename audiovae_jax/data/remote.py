@@ -6,7 +6,6 @@ How a server is found, and by which credentials, `storage.server` says.
 import collections
 import dataclasses
 import os
-import random
 import threading
 import time
 import urllib.parse
@@ -35,7 +34,6 @@ BLOCK = 1 << 15
 _OPENING_BLOCKS, _MOST_OPENING_BLOCKS = 8, 4096
 _MOST_BLOCKS = 1024  # that a reader holds, beside those that it has just fetched
 _LONGEST_RUN = 1 << 20  # bytes in a request of a decoder that reads on and on, as that of MP3 to find a place
-_LONGEST_PAUSE = 5.0  # seconds between two attempts
 # For how long a file that was there is looked for: a server that starts again may not have all at once.
 _GONE_SECONDS = 10.0
 
@@ -297,19 +295,20 @@ def _mark(entry):
 
 
 def _persistently(request, url, access, gone_seconds=0.0):
-    """What `request()` returns; tried again, with growing pauses, while the network or the server fails."""
-    began, pause, gone = time.monotonic(), 0.1, None
-    while True:
-        try:
-            return request()
-        except Exception as error:  # every backend has exceptions of its own
-            if isinstance(error, FileNotFoundError) and gone is None:
-                gone = time.monotonic()
-            if server.is_final(error) and (gone is None or time.monotonic() - gone + pause > gone_seconds):
-                raise RefusedError(f"{url}: {server.explained(error, url)}") from error
-            if time.monotonic() - began + pause > access.retry_seconds:
-                raise UnreachableError(
-                    f"{url}: not reached within data.retry_seconds={access.retry_seconds:g} ({server.reason(error)})"
-                ) from error
-        time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, _LONGEST_PAUSE)
+    """What `request()` returns; tried again while the network or the server fails, or for a while the file is gone."""
+    gone = None
+
+    def ends(error, pause):
+        nonlocal gone
+        if isinstance(error, FileNotFoundError) and gone is None:
+            gone = time.monotonic()
+        return server.is_final(error) and (gone is None or time.monotonic() - gone + pause > gone_seconds)
+
+    try:
+        return server.persistently(request, access.retry_seconds, ends)
+    except server.AwayError as error:
+        raise UnreachableError(
+            f"{url}: not reached within data.retry_seconds={access.retry_seconds:g} ({server.reason(error.__cause__)})"
+        ) from error.__cause__
+    except Exception as error:  # every backend has exceptions of its own
+        raise RefusedError(f"{url}: {server.explained(error, url)}") from error

@@ -1,7 +1,6 @@
 """MUSDB18 as it is shared, a `.stem.mp4` a song, converted once to the layout of MUSDB18-HQ."""
 
 import concurrent.futures
-import glob
 import os
 import re
 import shutil
@@ -56,6 +55,8 @@ def convert(root: Path, out: Path, *, num_workers: int, say: Callable[[str], Non
     ffmpeg = shutil.which("ffmpeg")
     if waiting and ffmpeg is None:
         raise DataError(_NO_FFMPEG)
+    for subset in SUBSETS:
+        atomic.remove_leftovers(out / subset)
     failed = 0
     pool = concurrent.futures.ThreadPoolExecutor(num_workers)
     try:
@@ -105,8 +106,6 @@ def _convert_song(ffmpeg, source, target):
         )
     seconds = _look(ffmpeg, source)
     try:
-        for left in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):  # by a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
         with atomic.replacing_folder(target) as temporary:
             temporary.mkdir()
             made = [temporary / f"{part}.wav" for part in PARTS]

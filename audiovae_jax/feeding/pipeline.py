@@ -107,10 +107,9 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
     else:
         found = _open(config.root, config.source, options, config)
     if config.full_band_share is not None:
-        origin = str(config.root if not config.mix else config.mix)
         train = balanced(
-            found.train, config.full_band_share, config.sample_rate, options, origin,
-            config.crop_length / config.sample_rate,
+            found.train, config.full_band_share, config.sample_rate, options, origin=str(config.mix or config.root),
+            crop_seconds=config.crop_length / config.sample_rate,
         )  # fmt: skip
         found = dataclasses.replace(found, train=train)
     return found

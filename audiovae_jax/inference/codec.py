@@ -16,6 +16,7 @@ from audiovae_jax.data import audio_file, stream
 from audiovae_jax.data.files import printable
 from audiovae_jax.data.stream import AudioStream
 from audiovae_jax.errors import CheckpointError, DataError
+from audiovae_jax.inference import arrays
 from audiovae_jax.inference.chunked import ChunkedModel
 from audiovae_jax.inference.latents import Latents, require_model
 from audiovae_jax.models.audio_vae import AudioVAE, Posterior
@@ -76,7 +77,7 @@ class Codec:
         variables = jax.tree.map(np.asarray, dict(variables))
         self.model, folded = model.folded(variables)
         self.variables = jax.device_put(folded)
-        self.sample_rate = whole_number(sample_rate, "sample_rate", DataError, most=_MAX_RATE)
+        self.sample_rate = whole_number(sample_rate, "sample_rate", DataError, most=arrays.MAX_RATE)
         self.fingerprint = self.fingerprint_of(model, variables)
         self._chunked = ChunkedModel(self.model, self.variables, chunk_length=chunk_length, batch_size=batch_size)
 
@@ -144,7 +145,7 @@ class Codec:
                 raise DataError(f"{printable(audio)} has its own sample rate; leave sample_rate out")
             source, shape = stream.open_file(audio), {}
         else:
-            source, shape = _of_array(audio, self.sample_rate if sample_rate is None else sample_rate)
+            source, shape = arrays.as_stream(audio, self.sample_rate if sample_rate is None else sample_rate)
         return self._latents(source, shape, key=key, mix=mix)
 
     def _latents(self, source, shape, progress=None, *, key=None, mix=False):
@@ -180,7 +181,7 @@ class Codec:
         if isinstance(latents, (str, Path)):
             latents = Latents.load(latents)
         if not isinstance(latents, Latents):
-            return self._decode_array(_floats(latents, "latents", "floats"))
+            return self._decode_array(arrays.as_floats(latents, "latents", "floats"))
         self._require(latents, "the latents", allow_other_model)
         blocks = list(self._decode(latents))
         audio = np.concatenate(blocks)  # [T, lanes * channels]
@@ -356,7 +357,7 @@ class Codec:
             )
         if z.ndim not in (2, 3) or z.shape[-1] != self.model.latent_dim or 0 in z.shape:
             raise DataError(f"latents must be [frames, {self.model.latent_dim}] or with a batch before, not {z.shape}")
-        _require_finite(z, "the latents")
+        arrays.require_finite(z, "the latents")
         lanes = z[None] if z.ndim == 2 else z
         audio = np.concatenate(list(self._chunked.decode([np.moveaxis(lanes, 0, 1)], lanes.shape[1])))
         audio = np.moveaxis(audio, 1, 0)
@@ -365,7 +366,7 @@ class Codec:
     def _require(self, latents, what, allow_other_model):
         if not allow_other_model:
             require_model(latents, self.fingerprint, what)
-        _require_finite(latents.z, what)
+        arrays.require_finite(latents.z, what)
         lanes, frames, width = latents.z.shape
         length = stream.resampled_length(latents.length, latents.sample_rate, self.sample_rate)
         wanted = (latents.batch or 1) * (latents.channels if self.model.in_channels == 1 else 1)
@@ -378,45 +379,6 @@ class Codec:
             raise DataError(
                 f"{what} have {frames} frames; {latents.length} samples take {self._chunked.frames_of(length)}"
             )
-
-
-def _of_array(audio, sample_rate):
-    """`(stream of [T, batch * C], how the array was shaped)`."""
-    audio = _floats(audio, "audio", "floats in -1..1 (16-bit integers divided by 32768)")
-    if audio.ndim not in (1, 2, 3) or 0 in audio.shape:
-        raise DataError(f"audio must be [T], [T, C] or [B, T, C], not {list(audio.shape)}")
-    sample_rate = whole_number(sample_rate, "sample_rate", DataError, most=_MAX_RATE)
-    if audio.ndim > 1 and audio.shape[-1] > _MAX_CHANNELS:
-        raise DataError(
-            f"audio of shape {list(audio.shape)} has {audio.shape[-1]} channels; channels are the last axis"
-        )
-    _require_finite(audio, "audio")
-    shape = {"batch": len(audio) if audio.ndim == 3 else None, "flat": audio.ndim == 1}
-    audio = audio[:, None] if audio.ndim == 1 else audio
-    if audio.ndim == 3:
-        audio = np.moveaxis(audio, 0, 1).reshape(audio.shape[1], -1)
-    return stream.of_array(audio, sample_rate), shape
-
-
-def _floats(values, what, wanted):
-    """An array of what a caller gave, as float32; what does not fit into that comes out infinite."""
-    try:
-        array = np.asarray(values)
-    except ValueError as error:  # rows of different lengths
-        raise DataError(f"{what} cannot be made into one array: {error}") from error
-    if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
-        raise DataError(f"{what} is {array.dtype}; give {wanted}")
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32)
-
-
-def _require_finite(array, what):
-    if not np.isfinite(array).all():
-        raise DataError(f"{what} holds NaN or infinite values, or values too large for float32")
-
-
-_MAX_RATE = 1 << 24  # Hz
-_MAX_CHANNELS = 64
 
 
 def _adapted(block, have, wanted):

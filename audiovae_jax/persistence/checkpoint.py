@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,8 +20,8 @@ from audiovae_jax.errors import CheckpointError
 from audiovae_jax.persistence import hosts
 from audiovae_jax.persistence.step_folders import StepFolders
 from audiovae_jax.persistence.step_objects import StepObjects
-from audiovae_jax.storage import array_store, atomic
-from audiovae_jax.storage.bucket_path import BucketPath, ServerAwayError, as_path
+from audiovae_jax.storage import array_store
+from audiovae_jax.storage.bucket_path import BucketPath, ServerAwayError
 from audiovae_jax.storage.checksum import json_checksum
 from audiovae_jax.training import mesh
 from audiovae_jax.training.state import TrainState
@@ -375,47 +374,3 @@ def _finite_loss(metrics):
     """The loss by which checkpoints are compared: NaN would be the best of all, and what was be deleted."""
     loss = metrics.get(BEST_METRIC)
     return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
-
-
-def locate(path: str | Path | BucketPath) -> tuple[Path | BucketPath, int | None]:
-    """The checkpoint folder and step that a user's path means.
-
-    Args:
-      path: a workdir, its `checkpoints` folder, or one step's folder; or the URL of one.
-
-    Returns:
-      `(folder of checkpoints, step)`; None for the newest step.
-
-    Raises:
-      CheckpointError: there is no checkpoint there.
-    """
-    given = opened_path(path)
-    if not given.exists():
-        raise CheckpointError(f"{path}: there is no such file or folder")
-    if given.name.isdigit() and (given / "state").is_dir():
-        return given.parent, int(given.name)
-    for folder in (given / "checkpoints", given):
-        if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir()):
-            return folder, None
-    raise CheckpointError(f"{path} holds no checkpoint; give a training workdir, or one of its checkpoints/<step>")
-
-
-def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
-    """A user's path to read from; CheckpointError where it is a URL that cannot be reached."""
-    try:
-        path = as_path(path)
-        if isinstance(path, BucketPath):
-            path.exists()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    return path
-
-
-def write_json(path: Path | BucketPath, value: Any):
-    """Write JSON so that the file is either whole or not there."""
-    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-    if isinstance(path, BucketPath):
-        path.write_text(text)
-        return
-    with atomic.replacing(path) as temporary:
-        temporary.write_text(text)

@@ -6,7 +6,7 @@ import numpy as np
 
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import checkpoint, saved_model
+from audiovae_jax.persistence import places, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.torch_files import reader
 from audiovae_jax.torch_io import audio_vae, export, layout, training
@@ -105,7 +105,7 @@ def export_torch(source: str, target: str, *, step: int | None = None):
 
 
 def _optimizer_states(source, loaded):
-    folder, _ = checkpoint.locate(source)
+    folder, _ = places.locate(source)
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         config = checkpoints.config(loaded.global_step)

@@ -22,7 +22,7 @@ from audiovae_jax.checks import whole_number
 from audiovae_jax.config import build, resolve
 from audiovae_jax.errors import CheckpointError, ConfigError, as_checkpoint_error
 from audiovae_jax.models.audio_vae import AudioVAE
-from audiovae_jax.persistence import checkpoint
+from audiovae_jax.persistence import checkpoint, places
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.storage import array_store, atomic
 from audiovae_jax.storage.bucket_path import BucketPath, local_copy
@@ -143,7 +143,7 @@ class LoadedModel:
 
 def open_model(path: str | Path, *, step: int | None = None, strict: bool = True) -> LoadedModel:
     """`load_model` with all that the file says of the model; the arguments are the same."""
-    path = checkpoint.opened_path(path)
+    path = places.opened_path(path)
     if isinstance(path, BucketPath):
         return _open_url(path, step, strict)
     if not os.path.exists(path):  # which is not Path.exists: that raises for names that cannot be
@@ -174,7 +174,7 @@ def with_latent_statistics(source: str | Path, target: str | Path, mean: np.ndar
     """
     target = Path(target)
     statistics = {"latent_mean": np.asarray(mean, np.float32), "latent_std": np.asarray(std, np.float32)}
-    with at_hand(checkpoint.opened_path(source)) as local:
+    with at_hand(places.opened_path(source)) as local:
         _with_latent_statistics(local, target, statistics, metadata)
 
 
@@ -289,7 +289,7 @@ def _open_saved(path):
 
 
 def _open_checkpoint(path, step):
-    folder, named = checkpoint.locate(path)
+    folder, named = places.locate(path)
     checkpoints = Checkpoints(folder, read_only=True)
     chosen = step if step is not None else named
     if chosen is not None and chosen not in checkpoints.steps():

@@ -10,7 +10,7 @@ import optax
 from audiovae_jax.config import resolve
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import checkpoint, saved_model
+from audiovae_jax.persistence import places, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.storage import array_store
 from audiovae_jax.torch_io import import_discriminator, training
@@ -41,7 +41,7 @@ def training_state_of(
     loaded: saved_model.LoadedModel, path: str | Path, optimizer: optax.GradientTransformation | None = None
 ) -> dict[str, Any]:
     """`load_training_state` of a model that was opened already."""
-    with saved_model.at_hand(checkpoint.opened_path(path)) as local:
+    with saved_model.at_hand(places.opened_path(path)) as local:
         return _training_state(loaded, local, optimizer)
 
 
@@ -88,7 +88,7 @@ def _torch_training_state(path, loaded, optimizer):
 
 def _checkpoint_trees(path, step):
     """`(trees as a saved model has them, the discriminator's description)` of a workdir's checkpoint."""
-    folder, _ = checkpoint.locate(path)
+    folder, _ = places.locate(path)
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         config = checkpoints.config(step)

@@ -26,7 +26,7 @@ from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.planning import table
 from audiovae_jax.planning.compiling import StepCompiler
 from audiovae_jax.planning.targets import HERE, Target
-from audiovae_jax.run import train
+from audiovae_jax.run import start
 from audiovae_jax.training import mesh, program
 
 _CROPS = 8  # that are read
@@ -188,9 +188,9 @@ class _Looker:
         self._fingerprint = data.fingerprint
         if data.health is not None:
             data.health.require_few()
-        start = time.perf_counter()
+        began = time.perf_counter()
         read = [data.train[index] for index in range(_CROPS)] + [data.validation[0]]
-        speed = len(read) / (time.perf_counter() - start)
+        speed = len(read) / (time.perf_counter() - began)
         if not all(np.isfinite(crop).all() for crop in read):
             raise Finding("a crop holds values that are not finite", "look at the data with check_data")
         silent = sum(not crop.any() for crop in read)
@@ -290,7 +290,7 @@ class _Looker:
         if not folder.is_dir():
             return f"{self._workdir} is new"
         checkpoints = Checkpoints(folder, read_only=True)
-        train.claim_workdir(self._config, self._workdir, checkpoints, write=False)
+        start.claim_workdir(self._config, self._workdir, checkpoints, write=False)
         steps = checkpoints.steps()
         return f"{self._workdir} goes on from step {steps[-1]}" if steps else f"{self._workdir} has no checkpoint yet"
 
@@ -301,7 +301,7 @@ class _Looker:
         state = jax.tree.map(_noise(everywhere), shapes)
         checkpoints = Checkpoints(folder / "checkpoints")
         try:
-            start = time.perf_counter()
+            began = time.perf_counter()
             checkpoints.save(state, step=0, config={}, data={}, metrics={"total_loss": 0.0})
             checkpoints.wait()
             written = time.perf_counter()
@@ -310,7 +310,7 @@ class _Looker:
         finally:
             checkpoints.close()
         size = table.size(self._state_bytes())
-        return f"{size} written in {written - start:.1f} s, read back in {read - written:.1f} s, checksums equal"
+        return f"{size} written in {written - began:.1f} s, read back in {read - written:.1f} s, checksums equal"
 
     def _shapes(self, devices):
         return program.abstract_state(self._recipe, devices, build.example_shape(self._config))

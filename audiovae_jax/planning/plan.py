@@ -9,6 +9,7 @@ import jax
 import jaxlib
 import ml_collections
 
+from audiovae_jax.config import build
 from audiovae_jax.errors import PlanError
 from audiovae_jax.planning import accelerators, search
 from audiovae_jax.planning.compiling import Compiled, Devices
@@ -68,7 +69,7 @@ def plan(config: ml_collections.ConfigDict, targets: list[Target], limits: Limit
 
 def describe(config: ml_collections.ConfigDict) -> str:
     """The step that is planned, in a line."""
-    discriminator = f"discriminator {config.discriminator.get('dtype', 'of its own')}" if config.use_adversarial else ""
+    discriminator = f"discriminator {build.discriminator_dtype(config)}" if config.use_adversarial else ""
     return (
         f"training step {'with' if config.use_adversarial else 'without'} discriminator, base_channels "
         f"{config.model.base_channels}, crops of {config.data.crop_length} samples, model {config.model.dtype}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import math
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from audiovae_jax.data.files import printable
 from audiovae_jax.distributed import stopping
 from audiovae_jax.distributed.group import Group
 from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
-from audiovae_jax.errors import ConfigError, TrainingError
+from audiovae_jax.errors import TrainingError
 from audiovae_jax.feeding import pipeline
 from audiovae_jax.feeding.wait import Waiting
-from audiovae_jax.persistence import checkpoint, hosts, saved_model
+from audiovae_jax.persistence import hosts, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run import compilation, report, warm_start
+from audiovae_jax.run import compilation, report, start
 from audiovae_jax.run.bad_batches import BadBatches
 from audiovae_jax.run.bucket_lock import as_workdir, lock_of
 from audiovae_jax.run.gan_health import Figures, GanHealth
@@ -29,10 +28,7 @@ from audiovae_jax.run.saving import Saving
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking import recorder
 from audiovae_jax.training import diagnosis, mesh, optimizer, program, step
-from audiovae_jax.training.state import TrainState, count_parameters, create_train_state
-
-BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
-_MOST_SKIPPED_SHOWN = 20
+from audiovae_jax.training.state import TrainState
 
 
 def train(
@@ -71,7 +67,7 @@ def train(
         ending.push(lambda error, *_: None if error else group.meet("end"))
         configuration.check(config, jax.device_count())
         recorder.check(config)
-        group.meet("config", same=_what_all_share(config))
+        group.meet("config", same=start.what_all_share(config))
         workdir = as_workdir(workdir)
         lock = lock_of(workdir, enabled=is_first)
         taken_from = lock.acquire()
@@ -89,13 +85,13 @@ def train(
         )
         checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
         ending.callback(checkpoints.close)
-        claim_workdir(config, workdir, checkpoints, write=is_first)
+        start.claim_workdir(config, workdir, checkpoints, write=is_first)
         if data.health is not None:
-            data.health.list_in(workdir / (BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
+            data.health.list_in(workdir / (start.BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
         group.meet("data", same={"what the audio is": data.fingerprint})
         devices = mesh.make_mesh()
-        say("\n".join(describe(config, recipe, data)))
-        state, start_step, metrics, position = initial_state(
+        say("\n".join(start.describe(config, recipe, data)))
+        state, start_step, metrics, position = start.initial_state(
             config, recipe, devices, checkpoints, data.fingerprint, say
         )
         group.meet("state", same={"checkpoint to go on from": start_step})
@@ -143,78 +139,6 @@ def _save_best(config, workdir, path):
     saved_model.save_model(model, variables, path, sample_rate=config.data.sample_rate)
 
 
-def _what_all_share(config):
-    """What has to be alike in all processes: what they compile, and when they meet."""
-    flat = configuration.flatten(json.loads(configuration.to_json(config)))
-    shared = {key: value for key, value in flat.items() if key not in configuration.HOST_KEYS}
-    return shared | {"version of jax": jax.__version__, "devices of a process": jax.local_device_count()}
-
-
-def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath, checkpoints: Checkpoints, write: bool):
-    """Write `config.json`; where there are checkpoints, compare with the config that they are of first.
-
-    Raises:
-      ConfigError: the workdir belongs to another config; the message lists the differing keys.
-    """
-    path = workdir / "config.json"
-    current = json.loads(configuration.to_json(config))
-    previous = checkpoints.newest_config()
-    if previous is None and checkpoints.steps() and path.exists():
-        try:
-            previous = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{path} is not readable as JSON ({error}); restore it or use another --workdir"
-            ) from error
-    if previous is not None:
-        changed = configuration.differences(previous, current)
-        if changed:
-            raise ConfigError(
-                f"--workdir={workdir} holds a run of another config:\n  "
-                + "\n  ".join(changed)
-                + f"\nuse another --workdir, and --config.init_from={workdir} there to go on from this run"
-            )
-    if write:
-        try:
-            checkpoint.write_json(path, current)
-        except OSError as error:
-            raise ConfigError(f"{path} was not written: {error.strerror or error}") from error
-
-
-def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say):
-    """`(state, step, validation metrics, data position)` to start from: newest checkpoint, `init_from`, or fresh.
-
-    The metrics are None where there is no checkpoint of this run yet. What happens is told to `say`, a line at a time.
-
-    Raises:
-      CheckpointError: there are checkpoints, but none is whole.
-    """
-    sharding = mesh.replicated(devices)
-    create = functools.partial(create_train_state, recipe, build.example_shape(config))
-    if hosts.of_first(checkpoints.steps()):
-        restored = checkpoints.restore(jax.eval_shape(create), sharding)
-        for reason in restored.damaged:
-            say(f"warning: passed over {reason}")
-        say(f"going on from step {restored.step}")
-        if restored.data.get("fingerprint") != fingerprint:
-            say(
-                "warning: the audio under config.data.root is not what it was when this run was stopped; "
-                "crops from here on differ from those of a run left alone"
-            )
-        return restored.state, restored.step, restored.metrics, restored.data
-    with report.timed("compiling and drawing the initial parameters", say):
-        state = jax.block_until_ready(compilation.compiled(jax.jit(create, out_shardings=sharding))())
-    if config.init_from is None:
-        return state, 0, None, {}
-    state = warm_start.take_over(config.init_from, recipe, state, sharding, say)
-    if int(state.step) >= config.num_steps:
-        raise ConfigError(
-            f"config.init_from={config.init_from} is at step {int(state.step)} already; "
-            f"raise config.num_steps={config.num_steps} to go on"
-        )
-    return state, int(state.step), None, {}
-
-
 class _Run:
     """The moving parts of one session of training."""
 
@@ -223,7 +147,7 @@ class _Run:
         self._mesh, self._checkpoints, self._saving = devices, checkpoints, saving
         self._reporter, self._lock = reporter, lock
         self._group, self._saved_at = group, None
-        self._config_dict = json.loads(configuration.to_json(config))
+        self._config_dict = configuration.plain(config)
         self._compiled = {}
         self._host = jax.local_devices(backend="cpu")[0]
         self._train_records = data.train
@@ -255,7 +179,7 @@ class _Run:
                 self._saving.settle()
                 said = self._safety.roll_back(reason, max(hosts.of_first(self._checkpoints.steps()), default=None))
             state = None  # both would not fit into memory
-            state, start_step, metrics, _ = initial_state(
+            state, start_step, metrics, _ = start.initial_state(
                 self._config, self._recipe, self._mesh, self._checkpoints, self._data.fingerprint, self._reporter.say
             )
             self._best = (self._checkpoints.best() or (None, math.inf))[1]
@@ -430,41 +354,3 @@ class _Run:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-
-
-def describe(config, recipe, data) -> list[str]:
-    """What a run consists of, in lines."""
-    shapes = jax.eval_shape(functools.partial(create_train_state, recipe, build.example_shape(config)))
-    count = count_parameters(shapes.params)
-    with_statistics = count + count_parameters(shapes.latent_statistics)
-    lines = [
-        f"model: {count:,} parameters ({with_statistics:,} with latent statistics), "
-        f"hop {recipe.model.hop_length} samples, {recipe.model.dtype}"
-    ]
-    if recipe.discriminator is not None:
-        lines.append(
-            f"discriminator: {type(recipe.discriminator).__name__}, "
-            f"{count_parameters(shapes.discriminator_params):,} trainable parameters"
-        )
-        if config.adversarial.warmup_steps >= config.num_steps:
-            lines.append("warning: config.adversarial.warmup_steps is not below num_steps: it will never take part")
-    seconds = config.data.crop_length / config.data.sample_rate
-    lines.append(
-        f"batch: {config.batch_size} crops of {config.data.crop_length} samples ({seconds:.2f} s) "
-        f"on {jax.device_count()} {jax.devices()[0].platform} device(s)"
-    )
-    if data.catalog is None:
-        lines.append("data: built-in music generator (config.data.root is not set)")
-        return lines
-    found = data.catalog
-    minutes = sum(track.seconds for track in found.train) / 60
-    lines.append(
-        f"data: {len(found.train)} to train on ({minutes:.1f} min) and {len(found.validation)} for validation, "
-        f"of {found.origin}"
-    )
-    if {track.key for track in found.train} & {track.key for track in found.validation}:
-        lines.append("warning: there is one usable file, so training and validation share it")
-    lines += [f"skipped {name}: {reason}" for name, reason in found.skipped[:_MOST_SKIPPED_SHOWN]]
-    if len(found.skipped) > _MOST_SKIPPED_SHOWN:
-        lines.append(f"and {len(found.skipped) - _MOST_SKIPPED_SHOWN} more; all are listed in {BAD_FILES}")
-    return lines

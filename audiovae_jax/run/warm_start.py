@@ -11,7 +11,7 @@ import ml_collections
 from audiovae_jax.config import build, configuration, resolve
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError, ConfigError
-from audiovae_jax.persistence import checkpoint, saved_model
+from audiovae_jax.persistence import places, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.torch_io import training
@@ -47,7 +47,7 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
       ConfigError: a setting does not fit the config's key.
     """
     path = config.init_from
-    if path is None or checkpoint.opened_path(path).is_dir():
+    if path is None or places.opened_path(path).is_dir():
         return []
     try:
         imported = _read_once(path)
@@ -97,7 +97,7 @@ def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, say: Calla
     Raises:
       CheckpointError: there is nothing there that can be taken over.
     """
-    if not checkpoint.opened_path(path).is_dir():
+    if not places.opened_path(path).is_dir():
         _, imported = _read_once(path)
         _waiting.clear()
         notes = list(imported.notes)
@@ -108,7 +108,7 @@ def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, say: Calla
         for note in notes:
             say(f"{path}: {note}")
         return jax.device_put(state, sharding)
-    folder, from_step = checkpoint.locate(path)
+    folder, from_step = places.locate(path)
     source = Checkpoints(folder, read_only=True)
     try:
         old = _newest_whole(source, folder, from_step, sharding, say)
@@ -134,7 +134,7 @@ _waiting: dict = {}
 
 def _read_once(path):
     """`(when it was changed, its contents)` of a torch file."""
-    place = checkpoint.opened_path(path)
+    place = places.opened_path(path)
     try:
         changed = place.version() if isinstance(place, BucketPath) else place.stat().st_mtime_ns
     except OSError:

@@ -7,18 +7,16 @@ they believe listings that they made before.
 import contextlib
 import errno
 import functools
+import json
 import os
-import random
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from audiovae_jax.storage import server
+from audiovae_jax.storage import atomic, server
 
 _PATIENCE = 60.0  # seconds for which a request that fails is tried again
-_LONGEST_PAUSE = 5.0  # seconds between two attempts
 
 
 class ServerAwayError(OSError):
@@ -214,16 +212,16 @@ class BucketPath:
 
     def _request(self, action):
         """What `action(file system, key)` returns, tried again while that can help."""
-        began, pause = time.monotonic(), 0.1
-        while True:
-            try:
-                return action(_filesystem(self._url.partition("://")[0], os.getpid()), self._key())
-            except Exception as error:  # every backend has exceptions of its own
-                final = server.is_final(error)
-                if final or time.monotonic() - began + pause > self._patience:
-                    raise self._as_os_error(error, final) from error
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE)
+
+        def request():
+            return action(_filesystem(self._url.partition("://")[0], os.getpid()), self._key())
+
+        try:
+            return server.persistently(request, self._patience)
+        except server.AwayError as error:
+            raise self._as_os_error(error.__cause__, final=False) from error.__cause__
+        except Exception as error:  # every backend has exceptions of its own
+            raise self._as_os_error(error, final=True) from error
 
     def _as_os_error(self, error, final):
         if (
@@ -263,6 +261,16 @@ def as_path(path: "str | os.PathLike | BucketPath") -> "Path | BucketPath":
             raise OSError(errno.EINVAL, "of URLs, those of s3:// and gs:// can be written to", text)
         return BucketPath(text)
     return Path(text or path)
+
+
+def write_json(path: Path | BucketPath, value: Any):
+    """Write JSON so that the file is either whole or not there."""
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    if isinstance(path, BucketPath):
+        path.write_text(text)
+        return
+    with atomic.replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 @contextlib.contextmanager

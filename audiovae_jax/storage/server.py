@@ -5,7 +5,13 @@ other than Amazon's is named by AWS_ENDPOINT_URL; FSSPEC_S3_ANON=true reads publ
 """
 
 import errno
+import random
 import re
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+_Result = TypeVar("_Result")
 
 # What another attempt does not change, by type and by name: the backends' own types are not imported here.
 _FINAL_ERRORS = (
@@ -15,6 +21,7 @@ _FINAL_ERRORS = (
 _FINAL_NAMES = re.compile("Credentials|Profile|SSOToken|ParamValidation")
 _WORTH_ANOTHER = (408, 429)  # of HTTP's 4xx: time-out, too many requests
 _CONNECTIONS = 64
+_LONGEST_PAUSE = 5.0  # seconds between two attempts
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -57,6 +64,10 @@ def connect(url: str):
     return filesystem
 
 
+class AwayError(Exception):
+    """The server has failed for too long; the cause is how it did the last time."""
+
+
 def is_final(error: Exception) -> bool:
     """Whether another attempt would bring nothing else."""
     while error is not None:
@@ -68,6 +79,35 @@ def is_final(error: Exception) -> bool:
             return refused and status not in _WORTH_ANOTHER and code != "RequestTimeout"
         error = error.__cause__
     return False
+
+
+def persistently(
+    request: Callable[[], _Result],
+    seconds: float,
+    ends: Callable[[Exception, float], bool] = lambda error, pause: is_final(error),
+) -> _Result:
+    """What `request()` returns; tried again, with growing pauses, while the network or the server fails.
+
+    Args:
+      request: may raise whatever its backend likes.
+      seconds: for which it is tried.
+      ends: whether an error ends it, since another attempt, in so many seconds, would bring nothing else.
+
+    Raises:
+      AwayError: the time is over.
+      Exception: the one of `request` that ends it.
+    """
+    began, pause = time.monotonic(), 0.1
+    while True:
+        try:
+            return request()
+        except Exception as error:  # every backend has exceptions of its own
+            if ends(error, pause):
+                raise
+            if time.monotonic() - began + pause > seconds:
+                raise AwayError from error
+        time.sleep(pause * random.uniform(0.5, 1.0))
+        pause = min(2 * pause, _LONGEST_PAUSE)
 
 
 def status_of(error: Exception) -> tuple[int | None, str | None]:

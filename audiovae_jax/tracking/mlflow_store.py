@@ -1,6 +1,5 @@
 """MLflow: a run's parameters, metrics, samples and best model, in a local store or a server."""
 
-import importlib.util
 import json
 import logging
 import os
@@ -12,8 +11,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from audiovae_jax.errors import ConfigError
-from audiovae_jax.persistence import checkpoint
+from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking.writer import Writer
 
@@ -27,14 +25,6 @@ _QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-
-
-def require_installed():
-    """Raise ConfigError unless MLflow's client can be imported."""
-    if importlib.util.find_spec("mlflow") is None:
-        raise ConfigError(
-            "config.logging.writers names mlflow, which is not installed: pip install -e '.[mlflow]', or leave it out"
-        )
 
 
 class MlflowStore(Writer):
@@ -113,7 +103,7 @@ class MlflowStore(Writer):
         number = found.experiment_id if found else self._client.create_experiment(experiment, artifacts)
         workdir = workdir if isinstance(workdir, BucketPath) else workdir.resolve()
         run_id = self._client.create_run(number, run_name=workdir.name).info.run_id
-        checkpoint.write_json(workdir / NAME, {**_known(workdir), uri: run_id})
+        bucket_path.write_json(workdir / NAME, {**_known(workdir), uri: run_id})
         self._client.set_tag(run_id, "workdir", str(workdir))
         return run_id
 

@@ -1,6 +1,6 @@
 """The writers that a config asks for."""
 
-import json
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from audiovae_jax.tracking.events import Events
 from audiovae_jax.tracking.json_lines import JsonLines
 from audiovae_jax.tracking.writer import Writers
 
-NAMES = ("tensorboard", "mlflow", "wandb")
+_PACKAGES = ("mlflow", "wandb")  # which are extras of the same names
+NAMES = ("tensorboard", *_PACKAGES)
 
 
 def check(config: ml_collections.ConfigDict):
@@ -26,10 +27,11 @@ def check(config: ml_collections.ConfigDict):
             raise ConfigError(
                 f"config.logging.writers has {name!r}{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}"
             )
-    if "mlflow" in config.logging.writers:
-        mlflow_store.require_installed()
-    if "wandb" in config.logging.writers:
-        wandb_store.require_installed()
+        if name in _PACKAGES and importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"config.logging.writers names {name}, which is not installed: pip install -e '.[{name}]', "
+                "or leave it out"
+            )
 
 
 def open_writers(
@@ -47,7 +49,7 @@ def open_writers(
     if "tensorboard" in config.logging.writers:
         writers.append(Events(workdir, first_step, warn))
     section = config.logging
-    params = configuration.flatten(json.loads(configuration.to_json(config)))
+    params = configuration.flatten(configuration.plain(config))
     if "mlflow" in section.writers:
         place = (section.mlflow_uri, section.mlflow_experiment)
         writers.append(Background("MLflow", lambda: mlflow_store.MlflowStore(workdir, *place, params), warn))

@@ -1,6 +1,5 @@
 """Weights & Biases in its offline mode: a run in the workdir's `wandb/`, which `wandb sync` sends when asked."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -8,21 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from audiovae_jax.errors import ConfigError
-from audiovae_jax.persistence import checkpoint
+from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking.writer import Writer
 
 NAME = "wandb.json"  # of a workdir: the id of its run
 _STEP = "step"  # what metrics are drawn over; wandb's own counter cannot go back
-
-
-def require_installed():
-    """Raise ConfigError unless wandb can be imported."""
-    if importlib.util.find_spec("wandb") is None:
-        raise ConfigError(
-            "config.logging.writers names wandb, which is not installed: pip install -e '.[wandb]', or leave it out"
-        )
 
 
 class WandbStore(Writer):
@@ -42,7 +32,7 @@ class WandbStore(Writer):
             run_id = json.loads((workdir / NAME).read_text())["id"]
         except (OSError, ValueError, KeyError, TypeError):
             run_id = os.urandom(8).hex()
-            checkpoint.write_json(workdir / NAME, {"id": run_id})
+            bucket_path.write_json(workdir / NAME, {"id": run_id})
         here = Path.cwd() if isinstance(workdir, BucketPath) else workdir.resolve()
         name = workdir.name if isinstance(workdir, BucketPath) else here.name
         self._run = wandb.init(

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import checkpoint
+from audiovae_jax.persistence import places
 from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.checksum import checksums
 from audiovae_jax.training import mesh
 from audiovae_jax.training.state import TrainState
@@ -181,18 +182,18 @@ def test_a_state_of_another_shape_is_refused(store):
 def test_locate_understands_what_users_give(store, tmp_path):
     _save(store, 5)
     folder = tmp_path / "checkpoints"
-    assert checkpoint.locate(str(tmp_path)) == (folder, None)
-    assert checkpoint.locate(str(folder)) == (folder, None)
-    assert checkpoint.locate(str(folder / "5")) == (folder, 5)
+    assert places.locate(str(tmp_path)) == (folder, None)
+    assert places.locate(str(folder)) == (folder, None)
+    assert places.locate(str(folder / "5")) == (folder, 5)
     with pytest.raises(CheckpointError, match="no such file or folder"):
-        checkpoint.locate(str(tmp_path / "nowhere"))
+        places.locate(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint; give a training workdir"):
-        checkpoint.locate(str(tmp_path / "empty"))
+        places.locate(str(tmp_path / "empty"))
 
 
 def test_json_is_written_whole(tmp_path):
-    checkpoint.write_json(tmp_path / "new" / "a.json", {"b": 1})
+    bucket_path.write_json(tmp_path / "new" / "a.json", {"b": 1})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": 1}
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.json"]
 

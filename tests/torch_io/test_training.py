@@ -15,8 +15,8 @@ from conftest import GOLDEN, shared
 
 from audiovae_jax.config import build, configuration
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence.checkpoint import write_json
 from audiovae_jax.run import train, warm_start
+from audiovae_jax.storage.bucket_path import write_json
 from audiovae_jax.torch_files.writer import write_checkpoint
 from audiovae_jax.torch_io import layout, read_checkpoint, training
 from audiovae_jax.torch_io.export import audio_vae_state_dict
@@ -317,7 +317,7 @@ def test_moments_of_folded_weights_start_afresh(micro_config, tmp_path, checkpoi
 
 
 def _continue_here(config, path, audio, steps, monkeypatch):
-    monkeypatch.setattr(step, "_latent_noise", lambda recipe, _, x: jnp.zeros(_noise_shape(recipe, x)))
+    monkeypatch.setattr(step, "latent_noise", lambda recipe, _, x: jnp.zeros(_noise_shape(recipe, x)))
     recipe, state, _ = _state(config, path)
     devices = mesh.make_mesh(jax.devices()[:1])
     train_step = mesh.map_train_step(functools.partial(step.train_step, recipe=recipe, adversarial=True), devices)

@@ -1,0 +1,62 @@
+"""What callers give in memory: audio and latents as arrays, checked."""
+
+from typing import Any
+
+import numpy as np
+
+from audiovae_jax.checks import whole_number
+from audiovae_jax.data import stream
+from audiovae_jax.data.stream import AudioStream
+from audiovae_jax.errors import DataError
+
+MAX_RATE = 1 << 24  # Hz
+_MAX_CHANNELS = 64
+
+
+def as_stream(audio: Any, sample_rate: int) -> tuple[AudioStream, dict[str, Any]]:
+    """`(stream of [T, batch * C], how the array was shaped)`, the latter as `Latents` takes it.
+
+    Raises:
+      DataError: it is no audio.
+    """
+    audio = as_floats(audio, "audio", "floats in -1..1 (16-bit integers divided by 32768)")
+    if audio.ndim not in (1, 2, 3) or 0 in audio.shape:
+        raise DataError(f"audio must be [T], [T, C] or [B, T, C], not {list(audio.shape)}")
+    sample_rate = whole_number(sample_rate, "sample_rate", DataError, most=MAX_RATE)
+    if audio.ndim > 1 and audio.shape[-1] > _MAX_CHANNELS:
+        raise DataError(
+            f"audio of shape {list(audio.shape)} has {audio.shape[-1]} channels; channels are the last axis"
+        )
+    require_finite(audio, "audio")
+    shape = {"batch": len(audio) if audio.ndim == 3 else None, "flat": audio.ndim == 1}
+    audio = audio[:, None] if audio.ndim == 1 else audio
+    if audio.ndim == 3:
+        audio = np.moveaxis(audio, 0, 1).reshape(audio.shape[1], -1)
+    return stream.of_array(audio, sample_rate), shape
+
+
+def as_floats(values: Any, what: str, wanted: str) -> np.ndarray:
+    """What a caller gave as float32; what does not fit into that comes out infinite.
+
+    Args:
+      values: an array, or what can be made into one.
+      what, wanted: what it is, and what to give, for the DataError where it holds no floats.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{what} cannot be made into one array: {error}") from error
+    if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
+        raise DataError(f"{what} is {array.dtype}; give {wanted}")
+    with np.errstate(over="ignore"):
+        return array.astype(np.float32)
+
+
+def require_finite(array: np.ndarray, what: str):
+    """Raise DataError unless all values are finite."""
+    if not np.isfinite(array).all():
+        raise DataError(f"{what} holds NaN or infinite values, or values too large for float32")
+
+
+MAX_RATE = 1 << 24  # Hz
+_MAX_CHANNELS = 64
