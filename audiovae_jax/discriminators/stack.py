@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from audiovae_jax.models.layers import Dtype, WNConv1d, WNConv2d
+from audiovae_jax.ops.leaky_relu import leaky_relu
 
 # A discriminator's output: logits, and per logit the activations of every conv before it.
 Output = tuple[list[jax.Array], list[list[jax.Array]]]
@@ -71,7 +72,7 @@ def chain(convs: Sequence[nn.Module], x, slope: float = LEAKY_SLOPE) -> tuple[ja
     """`x` after every conv and a leaky ReLU behind each, and the activations on the way."""
     activations = []
     for conv in convs:
-        x = nn.leaky_relu(conv(x), slope)
+        x = leaky_relu(conv(x), slope)
         activations.append(x)
     return x, activations
 

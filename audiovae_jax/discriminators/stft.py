@@ -45,10 +45,8 @@ class MultiScaleSTFTDiscriminator(nn.Module):
                 spectrum = spectrum * n_fft**-0.5
             image = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
             scales.append(SpectrogramStack(self.filters, jnp.dtype(self.dtype), name=f"discriminators_{i}")(image))
-        logits, feature_maps = [], []
-        for channel in range(c):
-            rows = slice(channel * b, (channel + 1) * b)
-            for scale_logits, scale_maps in scales:
-                logits.append(scale_logits[rows])
-                feature_maps.append([maps[rows] for maps in scale_maps])
+        # Split, not sliced: the gradient of a split joins, that of slices pads each and adds them up.
+        scales = [(jnp.split(logits, c), [jnp.split(x, c) for x in maps]) for logits, maps in scales]
+        logits = [scale_logits[channel] for channel in range(c) for scale_logits, _ in scales]
+        feature_maps = [[maps[channel] for maps in scale_maps] for channel in range(c) for _, scale_maps in scales]
         return logits, feature_maps

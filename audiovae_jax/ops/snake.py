@@ -8,6 +8,7 @@ in three parts so that it is exact to float32, and two short polynomials give th
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from audiovae_jax.ops.column_sum import column_sum
 
@@ -49,7 +50,8 @@ def _forward_with_residuals(x, alpha):
 
 
 def _backward(residuals, g):
-    x, alpha = residuals
+    # Behind a barrier, or the compiler keeps x in float32 as well, from the forward pass, to save a conversion.
+    x, alpha = lax.optimization_barrier(residuals[0]), residuals[1]
     u, g = x.astype(jnp.float32), g.astype(jnp.float32)
     inverse = 1 / (alpha + _EPS)
     s, c = _sin_cos(_reduced(alpha * u))

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from jax import lax
 
-from audiovae_jax.ops import convolution
+from audiovae_jax.ops import conv_forms, convolution
+
+
+@pytest.fixture(params=sorted(conv_forms.FORMS), autouse=True)
+def form_of(request, monkeypatch):
+    """Every platform's form, here."""
+    monkeypatch.setitem(conv_forms.FORMS, "cpu", conv_forms.FORMS[request.param])
+    jax.clear_caches()
+    yield request.param
+    jax.clear_caches()
 
 
 def _random(*shape):
@@ -28,6 +37,8 @@ def _assert_same_with_gradients(ours, theirs, *args):
     [
         (7, 1, 1, 3, 1),
         (7, 1, 3, 9, 1),
+        (7, 1, 9, 27, 1),
+        (4, 1, 3, 4, 1),
         (8, 4, 1, 2, 1),
         (6, 3, 1, 1, 1),
         (5, 3, 1, 2, 1),
@@ -84,6 +95,7 @@ def test_conv_transpose1d(stride):
         ((1, 1), (1, 1), (3, 3)),
         ((2, 2), (1, 1), (5, 5)),
         ((1, 1), (1, 4), (2, 9)),
+        ((2, 1), (1, 4), (3, 9)),
         ((3, 1), (1, 1), (4, 5)),
     ],
 )

@@ -1,0 +1,201 @@
+"""The forms of a convolution, and the one place that chooses between them.
+
+A convolution and its two gradients are three programs, and what is fast differs:
+
+- CPUs: XLA's gradient of a strided, transposed or grouped convolution is a dilated one, up to a hundred times
+  slower there than the forward pass. So each becomes a dense one of stride 1 or matrix products: strides by space
+  to depth, groups by one batched product per tap, rows by gathering their taps into channels, and padding comes
+  before the convolution, for the same reason. Wide 2-D ones in float32 take the form of `bilinear`.
+- GPUs: XLA calls cuDNN for the plain convolution and for its gradients, which gathers and pads by itself.
+  Planned for an H200 (bfloat16, forward and both gradients), plain ones move, of what the CPU's forms do: 38 % for
+  the widest layer of an STFT discriminator, 15 % for grouped ones, 58 % for downsampling. But cuDNN's gradient of
+  a kernel is only called where nothing is dilated; without it a convolution is planned whose kernel is the whole
+  signal. So there a dilated signal is folded into as many as the dilation, side by side along one more axis.
+- TPUs: see `_on_tpu`.
+
+The result is the same to rounding, whichever is taken. `x` is `[B, T, in]` or `[B, rows, cols, in]` here.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from audiovae_jax.ops import bilinear
+
+# Taps and channels from which on the bilinear form pays for its transforms.
+_MIN_FOR_BILINEAR = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How a kernel lies over a signal: numbers per axis (time, or rows and columns), and groups of channels.
+
+    `padding` is of zeros on both sides. The last axis alone may be dilated, and is not strided then.
+    """
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[int, ...]
+    groups: int = 1
+
+
+def conv_length(length: int, taps: int, *, stride: int = 1, dilation: int = 1, padding: int = 0) -> int:
+    """The number of outputs of a convolution along one axis, as torch counts them."""
+    return (length + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A way to compute `(x, kernel, window) -> y`.
+
+    `for_kernel` is another way, whose gradient with respect to the kernel is the better one; None for the same.
+    """
+
+    forward: Callable
+    for_kernel: Callable | None = None
+
+    def pull_back(self, x, kernel, g, window: Window):
+        """The cotangents of x and kernel. What the forward pass made of x is made again: cheaper than to keep it."""
+        if self.for_kernel is None:
+            return jax.vjp(lambda x, kernel: self.forward(x, kernel, window), x, kernel)[1](g)
+        (dx,) = jax.vjp(lambda x: self.forward(x, kernel, window), x)[1](g)
+        (dkernel,) = jax.vjp(lambda kernel: self.for_kernel(x, kernel, window), kernel)[1](g)
+        return dx, dkernel
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x, kernel, window: Window):
+    """The convolution in the form of the platform that it is compiled for; only reverse mode can differentiate it."""
+    return _choose(x, kernel, window)
+
+
+def _forward(x, kernel, window):
+    return _choose(x, kernel, window), (x, kernel)
+
+
+def _backward(window, residuals, g):
+    return _choose_pull_back(*residuals, g, window)
+
+
+convolve.defvjp(_forward, _backward)
+
+
+# Jitted, so that convolutions of one shape are traced once however often they are used.
+@functools.partial(jax.jit, static_argnums=2)
+def _choose(x, kernel, window):
+    return _by_platform(lambda form: lambda x, kernel: form.forward(x, kernel, window), x, kernel)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _choose_pull_back(x, kernel, g, window):
+    return _by_platform(lambda form: lambda *args: form.pull_back(*args, window), x, kernel, g)
+
+
+def _by_platform(of_form, *args):
+    others = {platform: of_form(form) for platform, form in FORMS.items() if platform != "default"}
+    return lax.platform_dependent(*args, **others, default=of_form(FORMS["default"]))
+
+
+def _plain(x, kernel, window):
+    axes = "HWD"[: x.ndim - 2]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window.stride,
+        [(p, p) for p in window.padding],
+        rhs_dilation=window.dilation,
+        feature_group_count=window.groups,
+        dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+    )
+
+
+def _folded(x, kernel, window):
+    """The plain form without dilation: of `dilation` signals, side by side along an axis of their own."""
+    taps, dilation, padding = kernel.shape[-3], window.dilation[-1], window.padding[-1]
+    if dilation == 1:
+        return _plain(x, kernel, window)
+    axis = x.ndim - 2
+    n_out = conv_length(x.shape[axis], taps, dilation=dilation, padding=padding)
+    # Padding that is no multiple of the dilation would turn the signals round: so much of it comes first.
+    x = _pad(x, axis, padding % dilation, padding % dilation)
+    x = _pad(x, axis, 0, -x.shape[axis] % dilation)
+    x = x.reshape(*x.shape[:axis], -1, dilation, x.shape[-1])
+    side_by_side = Window(
+        (*window.stride[:-1], 1, 1), (1,) * (axis + 1), (*window.padding[:-1], padding // dilation, 0)
+    )
+    y = _plain(x, jnp.expand_dims(kernel, -3), side_by_side)
+    return lax.slice_in_dim(y.reshape(*y.shape[:axis], -1, y.shape[-1]), 0, n_out, axis=axis)
+
+
+def _dense(x, kernel, window):
+    if x.ndim == 4:
+        wide = min(kernel.shape[1:]) >= _MIN_FOR_BILINEAR and kernel.shape[0] >= window.stride[0]
+        if wide and window.stride[1] == 1 and x.dtype == jnp.float32:
+            return bilinear.conv2d(
+                x,
+                kernel,
+                row_stride=window.stride[0],
+                dilation=window.dilation[1],
+                padding=window.padding,
+                n_rows=conv_length(x.shape[1], kernel.shape[0], stride=window.stride[0], padding=window.padding[0]),
+            )
+        return _rows_as_channels(x, kernel, window)
+    return _dense_1d(x, kernel, window)
+
+
+def _rows_as_channels(x, kernel, window):
+    n_rows = conv_length(x.shape[1], kernel.shape[0], stride=window.stride[0], padding=window.padding[0])
+    x = _pad(x, 1, window.padding[0], window.padding[0])
+    last = (n_rows - 1) * window.stride[0] + 1
+    x = jnp.concatenate([x[:, i : i + last : window.stride[0]] for i in range(kernel.shape[0])], axis=-1)
+    kernel = kernel.transpose(1, 0, 2, 3).reshape(kernel.shape[1], -1, kernel.shape[-1])
+    columns = Window(window.stride[1:], window.dilation[1:], window.padding[1:])
+    y = _dense_1d(x.reshape(-1, *x.shape[2:]), kernel, columns)
+    return y.reshape(-1, n_rows, *y.shape[1:])
+
+
+def _dense_1d(x, kernel, window):
+    (stride,), (dilation,), (padding,) = window.stride, window.dilation, window.padding
+    length, channels = x.shape[1:]
+    if stride == 1 and window.groups == 1:
+        return _of_stride_1(_pad(x, 1, padding, padding), kernel, dilation)
+    # Space to depth: `stride` samples become channels of one, and the kernel's taps likewise.
+    n_out = conv_length(length, kernel.shape[0], stride=stride, padding=padding)
+    taps = -(-kernel.shape[0] // stride)
+    x = _pad(x, 1, padding, (n_out - 1 + taps) * stride - length - padding)
+    kernel = _pad(kernel, 0, 0, taps * stride - kernel.shape[0])
+    if window.groups > 1:
+        return _grouped(x, kernel, stride, window.groups, n_out)
+    x = x.reshape(x.shape[0], -1, stride * channels)
+    return _of_stride_1(x, kernel.reshape(taps, -1, kernel.shape[-1]))
+
+
+def _of_stride_1(x, kernel, dilation=1):
+    if kernel.shape[0] == 1:
+        return jnp.matmul(x, kernel[0])
+    return _plain(x, kernel, Window((1,), (dilation,), (0,)))
+
+
+def _grouped(x, kernel, stride, groups, n_out):
+    b, _, channels = x.shape
+    c_in, c_out = channels // groups, kernel.shape[-1] // groups
+    taps = kernel.shape[0] // stride
+    x = x.reshape(b, -1, stride, groups, c_in).transpose(3, 0, 1, 2, 4).reshape(groups, b, -1, stride * c_in)
+    kernel = kernel.reshape(taps, stride, c_in, groups, c_out).transpose(0, 3, 1, 2, 4)
+    kernel = kernel.reshape(taps, groups, stride * c_in, c_out)
+    y = sum(jnp.einsum("gbti,gio->gbto", x[:, :, i : i + n_out], kernel[i]) for i in range(taps))
+    return y.transpose(1, 2, 0, 3).reshape(b, n_out, groups * c_out)
+
+
+def _pad(x, axis, low, high):
+    """Zero-pad one axis; a negative number cuts."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (low, high, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
+FORMS = {"cpu": Form(_dense), "tpu": Form(_plain), "default": Form(_plain, for_kernel=_folded)}
