@@ -22,3 +22,8 @@ def test_the_bias_has_the_gradient_of_a_plain_sum():
     dx, dbias = pull_back(g)
     np.testing.assert_array_equal(dx, g)
     np.testing.assert_allclose(dbias, g.sum((0, 1)), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_opposite_in_both_halves_is_nothing():
+    half = np.random.default_rng(2).standard_normal((3, 511, 4)).astype(np.float32)
+    np.testing.assert_array_equal(column_sum(np.concatenate([half, -half])), np.zeros(4, np.float32))
