@@ -186,8 +186,7 @@ def _update(
     """
 
     def apply():
-        # Behind a barrier, or the optimizer's arrays are turned to the layout that convolutions on GPUs have.
-        grads = lax.optimization_barrier(lax.pmean(gradient(), AXIS))
+        grads = lax.pmean(gradient(), AXIS)
         norm = optax.tree.norm(grads)
         is_whole = loss_is_finite & jnp.isfinite(norm)
         updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step)
