@@ -60,7 +60,7 @@ def _backward(residuals, g):
     s, c = _sin_cos(_reduced(alpha * u))
     sin_2 = 2 * s * c
     dx = g * (1 + alpha * inverse * sin_2)
-    dalpha = inverse * column_sum(g * (u * sin_2 - s * s * inverse))
+    dalpha = column_sum(g * (u * sin_2 - s * s * inverse) * inverse)
     return dx.astype(x.dtype).reshape(shape), dalpha
 
 

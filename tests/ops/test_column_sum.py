@@ -26,4 +26,7 @@ def test_the_bias_has_the_gradient_of_a_plain_sum():
 
 def test_what_is_opposite_in_both_halves_is_nothing():
     half = np.random.default_rng(2).standard_normal((3, 511, 4)).astype(np.float32)
-    np.testing.assert_array_equal(column_sum(np.concatenate([half, -half])), np.zeros(4, np.float32))
+    both = jnp.concatenate([half, -half])
+    np.testing.assert_array_equal(column_sum(both, parts=2), np.zeros(4, np.float32))
+    _, pull_back = jax.vjp(add_bias, both, jnp.zeros(4))
+    np.testing.assert_array_equal(pull_back(both)[1], np.zeros(4, np.float32))
