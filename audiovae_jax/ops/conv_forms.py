@@ -6,19 +6,19 @@ A convolution and its two gradients are three programs, and what is fast differs
   slower there than the forward pass. So each becomes a dense one of stride 1 or matrix products: strides by space
   to depth, groups by one batched product per tap, rows by gathering their taps into channels, and padding comes
   before the convolution, for the same reason. Wide 2-D ones in float32 take the form of `bilinear`.
-- GPUs: XLA calls cuDNN for the plain convolution and for its gradients, which gathers and pads by itself.
+- GPUs: XLA calls cuDNN for the plain convolution and for both gradients, which gathers and pads by itself.
   Planned for an H200 (bfloat16, forward and both gradients), plain ones move, of what the CPU's forms do: 38 % for
-  the widest layer of an STFT discriminator, 15 % for grouped ones, 58 % for downsampling. But cuDNN's gradient of
-  a kernel is only called where nothing is dilated; without it a convolution is planned whose kernel is the whole
-  signal. So there a dilated signal is folded into as many as the dilation, side by side along one more axis.
-- TPUs: see `_on_tpu`.
+  the widest layer of an STFT discriminator, 15 % for grouped ones, 58 % for downsampling. But the gradients of a
+  dilated convolution are planned as convolutions with a kernel of the size of the signal, or with zeros between
+  the taps. So there a dilated signal is folded into as many as the dilation.
+- TPUs: plain ones compile into a quarter of the code where they are grouped; but of strided ones, which XLA folds
+  by itself and back, space to depth moves half as much (planned for a v5e, one item in bfloat16).
 
 The result is the same to rounding, whichever is taken. `x` is `[B, T, in]` or `[B, rows, cols, in]` here.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -48,25 +48,6 @@ def conv_length(length: int, taps: int, *, stride: int = 1, dilation: int = 1, p
     return (length + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """A way to compute `(x, kernel, window) -> y`.
-
-    `for_kernel` is another way, whose gradient with respect to the kernel is the better one; None for the same.
-    """
-
-    forward: Callable
-    for_kernel: Callable | None = None
-
-    def pull_back(self, x, kernel, g, window: Window):
-        """The cotangents of x and kernel. What the forward pass made of x is made again: cheaper than to keep it."""
-        if self.for_kernel is None:
-            return jax.vjp(lambda x, kernel: self.forward(x, kernel, window), x, kernel)[1](g)
-        (dx,) = jax.vjp(lambda x: self.forward(x, kernel, window), x)[1](g)
-        (dkernel,) = jax.vjp(lambda kernel: self.for_kernel(x, kernel, window), kernel)[1](g)
-        return dx, dkernel
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x, kernel, window: Window):
     """The convolution in the form of the platform that it is compiled for; only reverse mode can differentiate it."""
@@ -87,12 +68,16 @@ convolve.defvjp(_forward, _backward)
 # Jitted, so that convolutions of one shape are traced once however often they are used.
 @functools.partial(jax.jit, static_argnums=2)
 def _choose(x, kernel, window):
-    return _by_platform(lambda form: lambda x, kernel: form.forward(x, kernel, window), x, kernel)
+    return _by_platform(lambda form: lambda x, kernel: form(x, kernel, window), x, kernel)
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _choose_pull_back(x, kernel, g, window):
-    return _by_platform(lambda form: lambda *args: form.pull_back(*args, window), x, kernel, g)
+    # What the forward pass made of the input is made again: cheaper than to keep it.
+    def pulled_back(form):
+        return lambda x, kernel, g: jax.vjp(lambda x, kernel: form(x, kernel, window), x, kernel)[1](g)
+
+    return _by_platform(pulled_back, x, kernel, g)
 
 
 def _by_platform(of_form, *args):
@@ -101,7 +86,7 @@ def _by_platform(of_form, *args):
 
 
 def _plain(x, kernel, window):
-    axes = "HWD"[: x.ndim - 2]
+    axes = "HW"[: x.ndim - 2]
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -114,7 +99,7 @@ def _plain(x, kernel, window):
 
 
 def _folded(x, kernel, window):
-    """The plain form without dilation: of `dilation` signals, side by side along an axis of their own."""
+    """The plain form, without dilation: of `dilation` signals in place of one."""
     taps, dilation, padding = kernel.shape[-3], window.dilation[-1], window.padding[-1]
     if dilation == 1:
         return _plain(x, kernel, window)
@@ -124,11 +109,23 @@ def _folded(x, kernel, window):
     x = _pad(x, axis, padding % dilation, padding % dilation)
     x = _pad(x, axis, 0, -x.shape[axis] % dilation)
     x = x.reshape(*x.shape[:axis], -1, dilation, x.shape[-1])
-    side_by_side = Window(
-        (*window.stride[:-1], 1, 1), (1,) * (axis + 1), (*window.padding[:-1], padding // dilation, 0)
-    )
-    y = _plain(x, jnp.expand_dims(kernel, -3), side_by_side)
-    return lax.slice_in_dim(y.reshape(*y.shape[:axis], -1, y.shape[-1]), 0, n_out, axis=axis)
+    if x.ndim == 4:  # side by side along an axis of their own, which moves nothing
+        y = _plain(x, kernel[:, None], Window((1, 1), (1, 1), (padding // dilation, 0)))
+        y = y.reshape(x.shape[0], -1, y.shape[-1])
+        return y[:, :n_out]
+    # One after the other as items: XLA calls cuDNN's 3-D convolutions with channels first, so that all would turn.
+    b = x.shape[0]
+    x = jnp.moveaxis(x, 3, 1).reshape(b * dilation, *x.shape[1:3], x.shape[-1])
+    y = _plain(x, kernel, Window(window.stride, (1, 1), (window.padding[0], padding // dilation)))
+    y = jnp.moveaxis(y.reshape(b, dilation, *y.shape[1:]), 1, 3)
+    return y.reshape(*y.shape[:2], -1, y.shape[-1])[:, :, :n_out]
+
+
+def _on_tpu(x, kernel, window):
+    """Space to depth for strided signals, else the plain form."""
+    if x.ndim == 3 and window.stride[0] > 1 and window.groups == 1:
+        return _dense(x, kernel, window)
+    return _plain(x, kernel, window)
 
 
 def _dense(x, kernel, window):
@@ -198,4 +195,4 @@ def _pad(x, axis, low, high):
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
-FORMS = {"cpu": Form(_dense), "tpu": Form(_plain), "default": Form(_plain, for_kernel=_folded)}
+FORMS = {"cpu": _dense, "tpu": _on_tpu, "default": _folded}
