@@ -86,7 +86,7 @@ def _by_platform(of_form, *args):
 
 
 def _plain(x, kernel, window):
-    axes = "HWD"[: x.ndim - 2]
+    axes = "HW"[: x.ndim - 2]
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -9,17 +9,13 @@ from jax import lax
 from audiovae_jax.ops import conv_forms, convolution
 
 
-@pytest.fixture(params=sorted(conv_forms.FORMS), autouse=True)
-def form_of(request, monkeypatch):
-    """Every platform's form, here."""
-    monkeypatch.setitem(conv_forms.FORMS, "cpu", conv_forms.FORMS[request.param])
-    jax.clear_caches()
-    yield request.param
-    jax.clear_caches()
-
-
 def _random(*shape):
     return jnp.asarray(np.random.default_rng(len(shape)).standard_normal(shape), jnp.float32)
+
+
+def _assert_every_form_is(reference, x, kernel, window):
+    for form in conv_forms.FORMS.values():
+        _assert_same_with_gradients(lambda x, kernel, form=form: form(x, kernel, window), reference, x, kernel)
 
 
 def _assert_same_with_gradients(ours, theirs, *args):
@@ -64,6 +60,8 @@ def test_conv1d(length, taps, stride, dilation, padding, groups):
         return convolution.conv1d(x, kernel, stride=stride, dilation=dilation, padding=padding, groups=groups)
 
     _assert_same_with_gradients(ours, reference, x, kernel)
+    window = conv_forms.Window((stride,), (dilation,), (padding,), groups)
+    _assert_every_form_is(reference, x, kernel, window)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 5, 8])
@@ -117,6 +115,7 @@ def test_conv2d(stride, dilation, kernel, channels):
         return convolution.conv2d(x, kernel, stride=stride, dilation=dilation, padding=padding)
 
     _assert_same_with_gradients(ours, reference, x, kernel)
+    _assert_every_form_is(reference, x, kernel, conv_forms.Window(stride, dilation, padding))
 
 
 def test_a_signal_shorter_than_the_kernel_is_refused():

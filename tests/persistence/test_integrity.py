@@ -132,8 +132,9 @@ def test_200_flips_50_truncations_20_deletions(of_a_run, trained_run, tmp_path):
     outcomes = _try_all(checkpoints, tmp_path, counts, seed=1)
     print(outcomes)
     assert sum(sum(found.values()) for found in outcomes.values()) == sum(counts.values())
-    # The rest went into what is written beside values and no longer read.
-    assert outcomes["flip of the newest's values"]["fell back"] >= counts["flip"] // 8
+    # A run's many small arrays lie in several files, with what is written beside values and no longer read.
+    flips = outcomes["flip of the newest's values"]
+    assert flips["fell back"] >= counts["flip"] // 8 if of_a_run else flips == {"fell back": counts["flip"] // 4}
     assert outcomes["deletion of the newest's values"] == {"fell back": counts["deletion"] // 4}
 
 
