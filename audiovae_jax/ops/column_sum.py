@@ -22,13 +22,18 @@ def column_sum(x, parts: int = 1):
     x = x.reshape(parts, -1, x.shape[-1])
 
     def as_product(x):
+        if x.shape[-1] == 1:  # a product of two vectors depends on where in memory they begin
+            return as_sum(x)
         ones = jnp.ones((1, x.shape[1]), x.dtype)
         return jnp.concatenate([jnp.matmul(ones, part, preferred_element_type=jnp.float32) for part in x])
 
     def as_sum(x):
         return jnp.sum(x, axis=1, dtype=jnp.float32)
 
-    return jnp.sum(lax.platform_dependent(x, cpu=as_product, default=as_sum), axis=0)
+    sums = lax.platform_dependent(x, cpu=as_product, default=as_sum)
+    if parts > 1:
+        sums = lax.optimization_barrier(sums)  # or the compiler makes one sum of these and the next
+    return jnp.sum(sums, axis=0)
 
 
 @jax.custom_vjp
