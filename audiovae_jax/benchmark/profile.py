@@ -10,7 +10,7 @@ import jax
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (?:.*?op_name=\"([^\"]*)\")?", re.MULTILINE)
 # The flax modules in an operation's path, as far as they tell the parts of the networks apart.
-_PART = re.compile(r"(?<![\w.])(encoder|decoder|msstft|msd|mpd|mel_stft|(?:blocks|discriminators)_\d+)(?=/)")
+_PART = re.compile(r"(?<![\w.])(encoder|decoder|msstft|msd|mpd|mel_stft|(?:blocks|discriminators)_\d+)(?=/|\.judge/)")
 
 
 def profile(run: Callable, compiled) -> list[dict]:

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Output, chain, gather, require_audio
+from audiovae_jax.discriminators.stack import Judge, Output, chain, each, gather, require_audio
 from audiovae_jax.models.layers import Dtype, WNConv2d
 from audiovae_jax.ops import signal
 
@@ -12,7 +12,7 @@ _LAYERS = ((32, 7, 2), (64, 5, 2), (128, 5, 2), (256, 5, 2), (256, 3, 1))
 _LEAKY_SLOPE = 0.2
 
 
-class BandSplitDiscriminator(nn.Module):
+class BandSplitDiscriminator(Judge):
     """One conv stack per range of STFT bins; a logit is the mean over its band.
 
     Attributes:
@@ -27,16 +27,17 @@ class BandSplitDiscriminator(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, audio) -> Output:
+    def judge(self, audio, known: list[list] | None = None) -> Output:
         require_audio(audio, 1, "BandSplitDiscriminator")
         magnitudes = signal.magnitude(signal.stft(audio[..., 0], self.n_fft, self.hop_length), floor=1e-20)
         image = jnp.swapaxes(magnitudes, 1, 2)[..., None]  # [B, bins, frames, 1]
         outputs = []
-        for i, (low, high) in enumerate(self.band_ranges):
+        given = each(known, len(self.band_ranges))
+        for i, ((low, high), maps) in enumerate(zip(self.band_ranges, given, strict=True)):
             if not 0 <= low < high <= image.shape[1]:
                 raise ValueError(f"band_ranges has ({low}, {high}), outside the {image.shape[1]} bins of n_fft")
             stack = _BandStack(jnp.dtype(self.dtype), name=f"band_discriminators_{i}")
-            outputs.append(stack(image[:, low:high]))
+            outputs.append(stack(image[:, low:high], maps))
         return gather(outputs)
 
 
@@ -44,7 +45,7 @@ class _BandStack(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, known=None):
         convs = [
             WNConv2d(
                 features,
@@ -56,6 +57,6 @@ class _BandStack(nn.Module):
             )
             for i, (features, k, stride) in enumerate(_LAYERS)
         ]
-        x, feature_maps = chain(convs, x, _LEAKY_SLOPE)
+        x, feature_maps = chain(convs, x, known, _LEAKY_SLOPE)
         x = WNConv2d(1, kernel_size=(3, 3), padding=(1, 1), dtype=self.dtype, name="final_conv")(x)
         return jnp.mean(x, axis=(1, 2)), [*feature_maps, x]

@@ -1,17 +1,16 @@
 """The full discriminator: MS-STFT, multi-scale, multi-period and Mel-STFT together."""
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from audiovae_jax.discriminators.mel_stft import MultiScaleMelSTFTDiscriminator
 from audiovae_jax.discriminators.period import MultiPeriodDiscriminator
 from audiovae_jax.discriminators.scale import MultiScaleDiscriminator
-from audiovae_jax.discriminators.stack import Output
+from audiovae_jax.discriminators.stack import Judge, Output
 from audiovae_jax.discriminators.stft import MultiScaleSTFTDiscriminator
 from audiovae_jax.models.layers import Dtype
 
 
-class EnCodecDiscriminator(nn.Module):
+class EnCodecDiscriminator(Judge):
     """An ensemble whose outputs come in the order MS-STFT, MSD, MPD, Mel-STFT.
 
     Attributes:
@@ -58,12 +57,12 @@ class EnCodecDiscriminator(nn.Module):
                 **parts,
             )
 
-    def __call__(self, audio) -> Output:
-        """Judge `audio: [B, T, in_channels]`."""
+    def judge(self, audio, known: list[list] | None = None) -> Output:
         names = ["msstft"] + [name for name in ("msd", "mpd", "mel_stft") if getattr(self, f"use_{name}")]
         logits, feature_maps = [], []
         for name in names:
-            part_logits, part_maps = getattr(self, name)(audio)
+            part_logits, part_maps = getattr(self, name).judge(audio, known)
+            known = known and known[len(part_maps) :]
             logits += part_logits
             feature_maps += part_maps
         return logits, feature_maps

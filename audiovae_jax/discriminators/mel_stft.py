@@ -3,12 +3,12 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Output, SpectrogramStack, gather, require_audio, resolutions
+from audiovae_jax.discriminators.stack import Judge, Output, SpectrogramStack, each, gather, require_audio, resolutions
 from audiovae_jax.models.layers import Dtype
 from audiovae_jax.ops import signal
 
 
-class MultiScaleMelSTFTDiscriminator(nn.Module):
+class MultiScaleMelSTFTDiscriminator(Judge):
     """One conv stack per resolution, over `log(mel + 1e-5)` of all audio channels together.
 
     Attributes:
@@ -35,19 +35,20 @@ class MultiScaleMelSTFTDiscriminator(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, audio) -> Output:
+    def judge(self, audio, known: list[list] | None = None) -> Output:
         require_audio(audio, self.in_channels, "MultiScaleMelSTFTDiscriminator")
         channels = jnp.moveaxis(audio, -1, 1)
         scales = resolutions(self.n_ffts, self.hop_lengths, self.win_lengths)
         if len(self.n_mels) != len(scales):
             raise ValueError(f"one n_mels per n_fft is needed, but there are {len(self.n_mels)} for {len(scales)}")
         outputs = []
-        for i, ((n_fft, hop, win), mels) in enumerate(zip(scales, self.n_mels, strict=True)):
+        given = each(known, len(scales))
+        for i, ((n_fft, hop, win), mels, maps) in enumerate(zip(scales, self.n_mels, given, strict=True)):
             filters = signal.mel_filterbank(self.sample_rate, n_fft, mels, self.f_min, self.f_max)
             magnitudes = signal.magnitude(signal.stft(channels, n_fft, hop, win), floor=_POWER_FLOOR)
             image = jnp.log(signal.mel_spectrogram(magnitudes, filters) + 1e-5)
             stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), name=f"discriminators_{i}")
-            outputs.append(stack(jnp.moveaxis(image, 1, -1)))
+            outputs.append(stack(jnp.moveaxis(image, 1, -1), maps))
         return gather(outputs)
 
 

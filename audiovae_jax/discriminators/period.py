@@ -3,11 +3,11 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Output, WaveformStack, gather, require_audio
+from audiovae_jax.discriminators.stack import Judge, Output, WaveformStack, each, gather, require_audio
 from audiovae_jax.models.layers import Dtype
 
 
-class MultiPeriodDiscriminator(nn.Module):
+class MultiPeriodDiscriminator(Judge):
     """Convolutions over the waveform folded at several periods.
 
     Attributes:
@@ -23,14 +23,14 @@ class MultiPeriodDiscriminator(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, audio) -> Output:
+    def judge(self, audio, known: list[list] | None = None) -> Output:
         require_audio(audio, self.in_channels, "MultiPeriodDiscriminator")
         # Torch's kernels are (taps, 1): a 1-D convolution along T / period, each phase an item.
         *strided, last = self.channels
         layers = (*((features, 5, 3, 1) for features in strided), (last, 5, 1, 1))
         return gather(
-            WaveformStack(layers, jnp.dtype(self.dtype), name=f"discriminators_{i}")(_fold(audio, period))
-            for i, period in enumerate(self.periods)
+            WaveformStack(layers, jnp.dtype(self.dtype), name=f"discriminators_{i}")(_fold(audio, period), maps)
+            for i, (period, maps) in enumerate(zip(self.periods, each(known, len(self.periods)), strict=True))
         )
 
 

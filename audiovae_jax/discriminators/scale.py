@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Output, WaveformStack, gather, require_audio
+from audiovae_jax.discriminators.stack import Judge, Output, WaveformStack, each, gather, require_audio
 from audiovae_jax.models.layers import Dtype
 
 # features, kernel size, stride, groups
@@ -17,7 +17,7 @@ _LAYERS = (
 )
 
 
-class MultiScaleDiscriminator(nn.Module):
+class MultiScaleDiscriminator(Judge):
     """Grouped 1-D convolutions over the waveform at several average-pooled scales.
 
     Attributes:
@@ -31,11 +31,11 @@ class MultiScaleDiscriminator(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, audio) -> Output:
+    def judge(self, audio, known: list[list] | None = None) -> Output:
         require_audio(audio, self.in_channels, "MultiScaleDiscriminator")
         return gather(
-            WaveformStack(_LAYERS, jnp.dtype(self.dtype), name=f"discriminators_{i}")(_average_pool(audio, scale))
-            for i, scale in enumerate(self.scales)
+            WaveformStack(_LAYERS, jnp.dtype(self.dtype), name=f"discriminators_{i}")(_average_pool(audio, scale), maps)
+            for i, (scale, maps) in enumerate(zip(self.scales, each(known, len(self.scales)), strict=True))
         )
 
 

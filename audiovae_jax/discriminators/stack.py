@@ -8,12 +8,41 @@ import jax
 import jax.numpy as jnp
 
 from audiovae_jax.models.layers import Dtype, WNConv1d, WNConv2d
-from audiovae_jax.ops.leaky_relu import leaky_relu
+from audiovae_jax.ops.interleaved import is_interleaved
+from audiovae_jax.ops.leaky_relu import known_leaky_relu, leaky_relu
 
 # A discriminator's output: logits, and per logit the activations of every conv before it.
 Output = tuple[list[jax.Array], list[list[jax.Array]]]
 
 LEAKY_SLOPE = 0.1
+
+
+class Judge(nn.Module):
+    """A discriminator whose pull-back needs no more than its feature maps: `judge` is called on real and generated
+    audio together, and once more, with what it is known to say, for the gradient of the generator alone.
+
+    Whatever else is a discriminator is called on each, and pulled back from each call.
+    """
+
+    def __call__(self, audio) -> Output:
+        return split(self.judge(audio))
+
+    def judge(self, audio, known: list[list] | None = None) -> Output:
+        """`audio: [B, T, C]` to logits and feature maps, each with B leading or `Interleaved`.
+
+        Args:
+          audio: what to judge.
+          known: the feature maps for it. Neither they nor the logits are computed then, only their gradients.
+        """
+        raise NotImplementedError
+
+
+def is_judge(discriminator: nn.Module) -> bool:
+    """Whether `judge` says what calling the discriminator does, since no subclass calls it otherwise."""
+    if not isinstance(discriminator, Judge):
+        return False
+    classes = type(discriminator).__mro__
+    return not any("__call__" in vars(cls) for cls in classes[: classes.index(Judge)])
 
 
 class SpectrogramStack(nn.Module):
@@ -26,7 +55,7 @@ class SpectrogramStack(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x) -> tuple[jax.Array, list[jax.Array]]:
+    def __call__(self, x, known: list[jax.Array] | None = None) -> tuple[jax.Array, list[jax.Array]]:
         layers = [(self.filters, 1, 1)] + [(min(4 * self.filters, 512), 2, d) for d in (1, 2, 4)]
         convs = [
             WNConv2d(
@@ -40,7 +69,7 @@ class SpectrogramStack(nn.Module):
             )
             for i, (features, stride, dilation) in enumerate(layers)
         ]
-        x, feature_maps = chain(convs, x)
+        x, feature_maps = chain(convs, x, known)
         return WNConv2d(1, kernel_size=(3, 3), padding=(1, 1), dtype=self.dtype, name="conv_post")(x), feature_maps
 
 
@@ -51,7 +80,7 @@ class WaveformStack(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x) -> tuple[jax.Array, list[jax.Array]]:
+    def __call__(self, x, known: list[jax.Array] | None = None) -> tuple[jax.Array, list[jax.Array]]:
         convs = [
             WNConv1d(
                 features,
@@ -64,23 +93,43 @@ class WaveformStack(nn.Module):
             )
             for i, (features, kernel_size, stride, groups) in enumerate(self.layers)
         ]
-        x, feature_maps = chain(convs, x)
+        x, feature_maps = chain(convs, x, known)
         return WNConv1d(1, kernel_size=3, padding=1, dtype=self.dtype, name="conv_post")(x), feature_maps
 
 
-def chain(convs: Sequence[nn.Module], x, slope: float = LEAKY_SLOPE) -> tuple[jax.Array, list[jax.Array]]:
-    """`x` after every conv and a leaky ReLU behind each, and the activations on the way."""
+def chain(
+    convs: Sequence[nn.Module], x, known: Sequence[jax.Array] | None = None, slope: float = LEAKY_SLOPE
+) -> tuple[jax.Array, list[jax.Array]]:
+    """`x` after every conv and a leaky ReLU behind each, and the activations on the way.
+
+    Where these are `known`, no conv is computed, only what its gradient needs.
+    """
     activations = []
-    for conv in convs:
-        x = leaky_relu(conv(x), slope)
+    for i, conv in enumerate(convs):
+        x = leaky_relu(conv(x), slope) if known is None else known_leaky_relu(conv(x), known[i], slope)
         activations.append(x)
     return x, activations
+
+
+def each(known: list | None, n: int) -> list:
+    """The known feature maps of the first `n` sub-discriminators; None for each where none are known."""
+    return [None] * n if known is None else known[:n]
 
 
 def gather(outputs) -> Output:
     """The sub-discriminators' `(logits, feature maps)` as one discriminator's output."""
     outputs = list(outputs)
     return [logits for logits, _ in outputs], [maps for _, maps in outputs]
+
+
+def split(output: Output) -> Output:
+    """The output without `Interleaved` arrays: first parts first, then second ones."""
+    alone, interleaved = [], []
+    for logits, maps in zip(*output, strict=True):
+        (interleaved if is_interleaved(logits) else alone).append((logits, maps))
+    parts = [(logits.split(), zip(*(x.split() for x in maps), strict=True)) for logits, maps in interleaved]
+    parts = [[(x, list(maps)) for x, maps in zip(*entry, strict=True)] for entry in parts]
+    return gather([*(entry for of_all in zip(*parts, strict=True) for entry in of_all), *alone])
 
 
 def resolutions(n_ffts, hop_lengths, win_lengths) -> list[tuple[int, int, int]]:

@@ -1,14 +1,16 @@
 """Multi-scale complex-STFT discriminator (EnCodec, Défossez et al., 2022)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Output, SpectrogramStack, require_audio, resolutions
+from audiovae_jax.discriminators.stack import Judge, Output, SpectrogramStack, each, gather, require_audio, resolutions
 from audiovae_jax.models.layers import Dtype
 from audiovae_jax.ops import signal
+from audiovae_jax.ops.interleaved import Interleaved
 
 
-class MultiScaleSTFTDiscriminator(nn.Module):
+class MultiScaleSTFTDiscriminator(Judge):
     """One conv stack per STFT resolution, over real and imaginary parts as two channels.
 
     Each audio channel is judged alone, by the same weights: outputs come channel by channel, and
@@ -33,20 +35,18 @@ class MultiScaleSTFTDiscriminator(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, audio) -> Output:
+    def judge(self, audio, known: list[list] | None = None) -> Output:
         require_audio(audio, self.in_channels, "MultiScaleSTFTDiscriminator")
         b, t, c = audio.shape
         # The channels share weights, so they ride in the batch.
-        audio = jnp.moveaxis(audio, -1, 0).reshape(c * b, t)
-        scales = []
-        for i, (n_fft, hop, win) in enumerate(resolutions(self.n_ffts, self.hop_lengths, self.win_lengths)):
+        audio = jnp.moveaxis(audio, -1, 1).reshape(b * c, t)
+        scales = resolutions(self.n_ffts, self.hop_lengths, self.win_lengths)
+        outputs = []
+        for i, ((n_fft, hop, win), maps) in enumerate(zip(scales, each(known, len(scales)), strict=True)):
             spectrum = signal.stft(audio, n_fft, hop, win)
             if self.normalized:
                 spectrum = spectrum * n_fft**-0.5
             image = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
-            scales.append(SpectrogramStack(self.filters, jnp.dtype(self.dtype), name=f"discriminators_{i}")(image))
-        # Split, not sliced: the gradient of a split joins, that of slices pads each and adds them up.
-        scales = [(jnp.split(logits, c), [jnp.split(x, c) for x in maps]) for logits, maps in scales]
-        logits = [scale_logits[channel] for channel in range(c) for scale_logits, _ in scales]
-        feature_maps = [[maps[channel] for maps in scale_maps] for channel in range(c) for _, scale_maps in scales]
-        return logits, feature_maps
+            stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), name=f"discriminators_{i}")
+            outputs.append(stack(image, maps and [x.array for x in maps]))
+        return jax.tree.map(lambda x: Interleaved(x, c), gather(outputs))

@@ -2,7 +2,7 @@
 
 Hinge: Lim and Ye, "Geometric GAN", 2017; feature matching: Salimans et al., 2016, in the L1 form of
 MelGAN (Kumar et al., 2019). A discriminator's output is `(logits, feature_maps)`: a list of
-arrays, and a list of lists of arrays.
+arrays, and a list of lists of arrays, each of which may be `Interleaved` ones.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from audiovae_jax.checks import require_range
+from audiovae_jax.ops.interleaved import is_interleaved
 
 
 def discriminator_hinge(real_logits, fake_logits):
@@ -28,7 +29,7 @@ def generator_hinge(fake_logits):
 
 def feature_matching(real_maps, fake_maps):
     """Mean over all maps of `mean |fake - real|`; the real maps are targets and get no gradient."""
-    real_maps, fake_maps = (jax.tree.leaves(maps) for maps in (real_maps, fake_maps))
+    real_maps, fake_maps = (jax.tree.leaves(maps, is_leaf=is_interleaved) for maps in (real_maps, fake_maps))
     return _mean_over(lambda real, fake: jnp.mean(jnp.abs(fake - jax.lax.stop_gradient(real))), real_maps, fake_maps)
 
 
@@ -55,8 +56,13 @@ def by_discriminator(real_logits, fake_logits):
 
 
 def _mean_over(fn, *lists):
-    lists = [[x.astype(jnp.float32) for x in items] for items in lists]
-    return sum(fn(*items) for items in zip(*lists, strict=True)) / len(lists[0])
+    """Mean of `fn`, a mean itself, over arrays of the lists; an `Interleaved` one counts as its parts."""
+    total = count = 0
+    for items in zip(*lists, strict=True):
+        parts = items[0].parts if is_interleaved(items[0]) else 1
+        arrays = [(x.array if is_interleaved(x) else x).astype(jnp.float32) for x in items]
+        total, count = total + parts * fn(*arrays), count + parts
+    return total / count
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Sums over all axes but the last, as gradients of per-channel parameters need them."""
 
+import functools
 import math
 
 import jax
@@ -7,22 +8,32 @@ import jax.numpy as jnp
 from jax import lax
 
 
-@jax.jit
-def column_sum(x):
+@functools.partial(jax.jit, static_argnames="parts")
+def column_sum(x, parts: int = 1):
     """`x: [..., C]` to float32 `[C]`.
 
     On a CPU it is a product with ones: into a plain sum, XLA draws the computation of x once more, slowly, and
     spreads every per-channel factor in it over a whole array first.
+
+    Args:
+      x: the array.
+      parts: of its rows, which are summed alike, and then together.
     """
+    x = x.reshape(parts, -1, x.shape[-1])
 
     def as_product(x):
-        x = x.reshape(-1, x.shape[-1])
-        return jnp.matmul(jnp.ones((1, math.prod(x.shape[:-1])), x.dtype), x, preferred_element_type=jnp.float32)[0]
+        if x.shape[-1] == 1:  # a product of two vectors depends on where in memory they begin
+            return as_sum(x)
+        ones = jnp.ones((1, x.shape[1]), x.dtype)
+        return jnp.concatenate([jnp.matmul(ones, part, preferred_element_type=jnp.float32) for part in x])
 
     def as_sum(x):
-        return jnp.sum(x, axis=tuple(range(x.ndim - 1)), dtype=jnp.float32)
+        return jnp.sum(x, axis=1, dtype=jnp.float32)
 
-    return lax.platform_dependent(x, cpu=as_product, default=as_sum)
+    sums = lax.platform_dependent(x, cpu=as_product, default=as_sum)
+    if parts > 1:
+        sums = lax.optimization_barrier(sums)  # or the compiler makes one sum of these and the next
+    return jnp.sum(sums, axis=0)
 
 
 @jax.custom_vjp
@@ -39,7 +50,11 @@ def _add_bias_forward(x, bias):
 
 
 def _add_bias_backward(_, g):
-    return g, column_sum(g).astype(g.dtype)
+    # In halves, so that what is opposite in both is zero and not the rounding of it: the gradients of a
+    # discriminator's biases are, while it cannot tell real (one half of its batch) from generated (the other), and
+    # Adam would make steps of its full rate from what is left.
+    halves = 2 if math.prod(g.shape[:-1]) % 2 == 0 else 1
+    return g, column_sum(g, parts=halves).astype(g.dtype)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)

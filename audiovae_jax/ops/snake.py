@@ -50,15 +50,18 @@ def _forward_with_residuals(x, alpha):
 
 
 def _backward(residuals, g):
-    # Behind a barrier, or the compiler keeps x in float32 as well, from the forward pass, to save a conversion.
-    x, alpha = lax.optimization_barrier(residuals[0]), residuals[1]
-    u, g = x.astype(jnp.float32), g.astype(jnp.float32)
+    x, alpha = residuals
+    shape = x.shape
+    # As a matrix, and tied to the cotangent: XLA else computes parts of this with the forward pass, as one loop of
+    # the same shape that reads x anyway, and keeps them in float32 until they are needed.
+    x, g = lax.optimization_barrier(x).reshape(-1, shape[-1]), g.astype(jnp.float32).reshape(-1, shape[-1])
+    u = x.astype(jnp.float32) + 0 * g[0, 0]
     inverse = 1 / (alpha + _EPS)
     s, c = _sin_cos(_reduced(alpha * u))
     sin_2 = 2 * s * c
     dx = g * (1 + alpha * inverse * sin_2)
     dalpha = column_sum(g * (u * sin_2 - s * s * inverse) * inverse)
-    return dx.astype(x.dtype), dalpha
+    return dx.astype(x.dtype).reshape(shape), dalpha
 
 
 snake.defvjp(_forward_with_residuals, _backward)

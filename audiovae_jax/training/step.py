@@ -18,6 +18,7 @@ from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses, si_sd
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.models.audio_vae import AudioVAE, Reconstruction
 from audiovae_jax.training.state import TrainState, split_trainable
+from audiovae_jax.training.verdict import judge
 
 AXIS = "data"
 # Names of metrics that a loss of one's own cannot have.
@@ -103,28 +104,14 @@ def train_step(
     (loss, metrics), cotangent = jax.value_and_grad(objective, has_aux=True)(output)
     update_model = update_discriminator = None
     if adversarial:
-
-        @jax.jit  # so that it is traced once for real and generated audio
-        def judge(params, audio):
-            return recipe.discriminator.apply({"params": params}, audio)
-
-        real_output, pull_back_real = jax.vjp(lambda p: judge(p, audio), discriminator_params)
-        fake_output, pull_back_fake = jax.vjp(judge, discriminator_params, output.reconstruction)
-
-        def generator_loss(fake_output):
-            losses = recipe.adversarial.generator_losses(real_output, fake_output)
-            return losses["total_adv_loss"], losses
-
-        def discriminator_loss(real_output, fake_output):
-            losses = recipe.adversarial.discriminator_losses(real_output, fake_output)
-            return losses["d_loss"], losses
-
-        (_, g), g_cotangent = jax.value_and_grad(generator_loss, has_aux=True)(fake_output)
-        (_, d), d_cotangents = jax.value_and_grad(discriminator_loss, argnums=(0, 1), has_aux=True)(
-            real_output, fake_output
-        )
-        loss += g["total_adv_loss"]
-        metrics |= {"g_adv_loss": g["g_adv_loss"], "feature_matching_loss": g["fm_loss"], **d}
+        verdict = judge(recipe.discriminator, recipe.adversarial, discriminator_params, audio, output.reconstruction)
+        of_generator = verdict.generator
+        loss += of_generator["total_adv_loss"]
+        metrics |= {
+            "g_adv_loss": of_generator["g_adv_loss"],
+            "feature_matching_loss": of_generator["fm_loss"],
+            **verdict.discriminator,
+        }
         update_model = state.step % recipe.generator_update_every == 0 if recipe.generator_update_every > 1 else None
         if recipe.discriminator_update_every > 1:
             update_discriminator = state.step % recipe.discriminator_update_every == 0
@@ -136,9 +123,7 @@ def train_step(
     def model_gradient():
         total = cotangent
         if adversarial:
-            # The parameters' half of this pull-back is not used, so the compiler drops it.
-            _, from_discriminator = pull_back_fake(g_cotangent)
-            total = total._replace(reconstruction=total.reconstruction + from_discriminator)
+            total = total._replace(reconstruction=total.reconstruction + verdict.audio_gradient())
         return pull_back_model(total)[0]
 
     trainable, opt_state, metrics["g_grad_norm"], metrics["g_skipped"] = _update(
@@ -152,18 +137,9 @@ def train_step(
     )
     state = state.replace(params={**trainable, **frozen}, opt_state=opt_state)
     if adversarial:
-
-        def discriminator_gradient():
-            # One pull-back after the other is faster on a CPU than XLA's own order, if it takes more memory.
-            real_cotangent, fake_cotangent = d_cotangents
-            real_cotangent, _ = lax.optimization_barrier((real_cotangent, metrics["g_grad_norm"]))
-            from_real = pull_back_real(real_cotangent)[0]
-            fake_cotangent, from_real = lax.optimization_barrier((fake_cotangent, from_real))
-            return jax.tree.map(jnp.add, from_real, pull_back_fake(fake_cotangent)[0])
-
         params, opt_state, metrics["d_grad_norm"], metrics["d_skipped"] = _update(
             recipe.discriminator_optimizer,
-            discriminator_gradient,
+            lambda: verdict.params_gradient(metrics["g_grad_norm"]),
             state.discriminator_opt_state,
             state.discriminator_params,
             state.step,

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from audiovae_jax.ops.column_sum import add_bias, column_sum
 
@@ -22,3 +23,13 @@ def test_the_bias_has_the_gradient_of_a_plain_sum():
     dx, dbias = pull_back(g)
     np.testing.assert_array_equal(dx, g)
     np.testing.assert_allclose(dbias, g.sum((0, 1)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("features", [1, 2, 4])
+def test_what_is_opposite_in_both_halves_is_nothing(features):
+    half = np.random.default_rng(2).standard_normal((3, 511, features)).astype(np.float32)
+    both = jnp.concatenate([half, -half])
+    nothing = np.zeros(features, np.float32)
+    np.testing.assert_array_equal(column_sum(both, parts=2), nothing)
+    _, pull_back = jax.vjp(add_bias, both, nothing)
+    np.testing.assert_array_equal(pull_back(both)[1], nothing)

@@ -1,0 +1,27 @@
+"""Several arrays of one shape as one, so that neither they nor their gradients have to be cut out and joined."""
+
+import functools
+
+import jax
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["parts"])
+class Interleaved:
+    """`parts` arrays `[b, ...]`, row by row in turn: array `i` is `array[i::parts]`.
+
+    Attributes:
+      array: `[b * parts, ...]`.
+      parts: how many.
+    """
+
+    def __init__(self, array, parts: int):
+        self.array, self.parts = array, parts
+
+    def split(self) -> list:
+        """The arrays."""
+        return [self.array[i :: self.parts] for i in range(self.parts)]
+
+
+def is_interleaved(x) -> bool:
+    """For `jax.tree.leaves(..., is_leaf=is_interleaved)`."""
+    return isinstance(x, Interleaved)
