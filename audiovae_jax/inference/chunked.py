@@ -2,7 +2,8 @@
 
 A signal is cut into windows of one fixed shape, so that nothing compiles per file: a core whose
 result is kept, and on both sides as much context as the model sees. Beyond the signal's ends the layers are
-kept at zero (see `span`), as one pass pads them, so that edges are exact too.
+kept at zero (see `span`), as one pass pads them, so that edges are exact too. A signal that one window holds needs
+no context, and takes the smallest of a few windows.
 """
 
 import collections
@@ -19,14 +20,13 @@ import numpy as np
 from audiovae_jax.checks import whole_number
 from audiovae_jax.errors import DataError
 from audiovae_jax.models.audio_vae import AudioVAE, Posterior
-from audiovae_jax.models.receptive_field import decoder_context, encoder_context
+from audiovae_jax.models.receptive_field import Context, decoder_context, encoder_context
 from audiovae_jax.models.span import Span
 from audiovae_jax.training import mesh
 
 # Elements of one layer's activations in a batch of windows: 32 MB in float32, and some ten of them live at once.
 _ACTIVATION_BUDGET = 1 << 23
-# Shorter signals take smaller windows, by these factors.
-_SHRINK = (16, 4, 1)
+_LEAST_FRAMES = 16  # of the windows for short signals, each of half the next one's
 _IN_FLIGHT = 2  # batches
 _MAX_POSITION = 2**31 - 2**24  # samples
 
@@ -60,19 +60,20 @@ class ChunkedModel:
         self._contexts = {"encode": encoder_context(model), "decode": decoder_context(model)}
         if chunk_length is not None:
             chunk_length = whole_number(chunk_length, "chunk_length", DataError)
-            self._cores = (-(-chunk_length // model.hop_length),)
+            self._sizes = (-(-chunk_length // model.hop_length),)
             return
         rows = self._batch_size // count
         samples = _ACTIVATION_BUDGET / (model.base_channels * rows)
         # Context is computed for nothing; a core of several times as much keeps that small.
         least = 4 * max(sum(context) for context in self._contexts.values())
         largest = max(least, 1 << int(math.log2(max(1, samples / model.hop_length))))
-        self._cores = tuple(sorted({max(least, largest // factor) for factor in _SHRINK}))
+        halvings = max(0, int(math.log2(largest / _LEAST_FRAMES)))
+        self._sizes = tuple(-(-largest // 2**i) for i in reversed(range(halvings + 1)))
 
     @property
     def windows(self) -> dict[str, Any]:
         """What rounding depends on: the frames that a window may give, and the windows that a device has at once."""
-        return {"window_frames": list(self._cores), "windows_at_once": self._batch_size // self._devices.size}
+        return {"window_frames": list(self._sizes), "windows_at_once": self._batch_size // self._devices.size}
 
     def encode(self, blocks: Iterable[np.ndarray], length: int, key: jax.Array | None = None) -> Iterator[Posterior]:
         """The posterior of a signal, in blocks of consecutive frames.
@@ -88,10 +89,8 @@ class ChunkedModel:
         """
         frames = self.frames_of(length)
         padded = self.model.decoded_length(frames)
-        core = self._core(frames)
-        step = functools.partial(
-            _encode, model=self.model, core=core, context=self._contexts["encode"], sample=key is not None
-        )
+        core, context = self._window("encode", frames)
+        step = functools.partial(_encode, model=self.model, core=core, context=context, sample=key is not None)
         key = jax.random.key(0) if key is None else key
         results = self._run(step, blocks, frames, padded, self.model.hop_length, core, frames, key)
         yield from map(Posterior._make, results)
@@ -109,10 +108,11 @@ class ChunkedModel:
         """
         available = self.model.decoded_length(frames)
         length = available if length is None else min(length, available)
-        core, hop = self._core(frames), self.model.hop_length
-        step = functools.partial(_decode, model=self.model, core=core, context=self._contexts["decode"])
-        # With odd strides, the audio is a little longer than a hop per frame.
-        for (block,) in self._run(step, blocks, -(-length // hop), frames, 1, core * hop, length):
+        hop = self.model.hop_length
+        covered = -(-length // hop)  # With odd strides, the audio is a little longer than a hop per frame.
+        core, context = self._window("decode", max(frames, covered))
+        step = functools.partial(_decode, model=self.model, core=core, context=context)
+        for (block,) in self._run(step, blocks, covered, frames, 1, core * hop, length):
             yield block
 
     def frames_of(self, length: int) -> int:
@@ -122,8 +122,12 @@ class ChunkedModel:
             frames -= 1
         return frames
 
-    def _core(self, frames):
-        return next((core for core in self._cores if core >= frames), self._cores[-1])
+    def _window(self, what, frames):
+        """Frames of core and context of the windows for a signal."""
+        for size in self._sizes:
+            if frames <= size:
+                return size, Context(0, -(-self.model.decoded_length(size) // self.model.hop_length) - size)
+        return self._sizes[-1], self._contexts[what]
 
     def _run(self, step, blocks, covered, length, hop, kept, total, *args):
         """Results of `step` on the windows that cover `covered` frames, each `[<= kept, lanes, ...]`, `total` in all.

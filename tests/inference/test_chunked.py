@@ -90,17 +90,23 @@ def test_noise_does_not_depend_on_the_chunks(model):
     assert np.abs(few[:, 0] - few[:, 1]).max() > 0.01
 
 
-def test_two_lengths_take_one_compiled_shape(model):
+def test_lengths_take_a_few_compiled_shapes(model):
     model, variables = model
     chunked = ChunkedModel(model, variables)
-    for length in (100, 333, 900):
-        audio = np.zeros((length, 1, model.in_channels), np.float32)
-        list(chunked.encode([audio], length))
-    step = chunked_module._compiled_step(
-        chunked_module._encode,
-        (("context", encoder_context(model)), ("core", chunked._cores[0]), ("model", model), ("sample", False)),
-    )
-    assert step._cache_size() == 1
+    shapes = []
+    for length in (100, 110, 900, 920, 100):
+        list(chunked.encode([np.zeros((length, 1, model.in_channels), np.float32)], length))
+        size, context = chunked._window("encode", chunked.frames_of(length))
+        assert context.before == 0
+        assert context.after <= 1  # what odd strides add
+        shapes.append((size, context))
+    assert len(set(shapes)) == 2
+    assert max(shapes)[0] <= 2 * chunked.frames_of(900)
+    for size, context in set(shapes):
+        step = chunked_module._compiled_step(
+            chunked_module._encode, (("context", context), ("core", size), ("model", model), ("sample", False))
+        )
+        assert step._cache_size() == 1
 
 
 def test_signals_that_32_bits_cannot_count_are_refused(model):
