@@ -27,9 +27,9 @@ LEGACY_KEYS = {
 # Keys that may differ when a run is continued: they change what is seen of it, not what it computes.
 OPERATIONAL_KEYS = (
     "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "diagnose_every",
-    "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches", "model.remat", "data.num_threads",
-    "data.prefetch_batches", "data.source", "data.max_bad_share", "data.read_timeout", "data.retry_seconds",
-    "data.cache", "data.cache_gigabytes", "data.index", "logging.writers", "logging.mlflow_uri",
+    "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches", "model.remat", "discriminator.remat",
+    "data.num_threads", "data.prefetch_batches", "data.source", "data.max_bad_share", "data.read_timeout",
+    "data.retry_seconds", "data.cache", "data.cache_gigabytes", "data.index", "logging.writers", "logging.mlflow_uri",
     "logging.mlflow_experiment", "logging.wandb_project",
 )  # fmt: skip
 # Those of them that may differ between the hosts of a run: none of them says what is computed, or when.

@@ -20,6 +20,7 @@ class EnCodecDiscriminator(Judge):
       mpd_periods, mpd_channels, use_mpd: see `MultiPeriodDiscriminator`.
       mel_stft_*, use_mel_stft: see `MultiScaleMelSTFTDiscriminator`.
       dtype: what the convolutions compute in.
+      remat: of MS-STFT and Mel-STFT, see `MultiScaleSTFTDiscriminator`.
     """
 
     stft_filters: int = 32
@@ -38,10 +39,11 @@ class EnCodecDiscriminator(Judge):
     mel_stft_f_min: float = 0.0
     mel_stft_f_max: float | None = None
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     def setup(self):
         parts = {"in_channels": self.in_channels, "dtype": self.dtype}
-        self.msstft = MultiScaleSTFTDiscriminator(self.stft_filters, n_ffts=self.n_ffts, **parts)
+        self.msstft = MultiScaleSTFTDiscriminator(self.stft_filters, n_ffts=self.n_ffts, remat=self.remat, **parts)
         if self.use_msd:
             self.msd = MultiScaleDiscriminator(self.msd_scales, **parts)
         if self.use_mpd:
@@ -54,6 +56,7 @@ class EnCodecDiscriminator(Judge):
                 sample_rate=self.mel_stft_sample_rate,
                 f_min=self.mel_stft_f_min,
                 f_max=self.mel_stft_f_max,
+                remat=self.remat,
                 **parts,
             )
 

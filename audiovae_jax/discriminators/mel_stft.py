@@ -21,6 +21,7 @@ class MultiScaleMelSTFTDiscriminator(Judge):
       sample_rate: in Hz.
       f_min, f_max: the bands' range in Hz; None for half the sample rate.
       dtype: what the convolutions compute in; the spectrogram is float32.
+      remat: see `SpectrogramStack`.
     """
 
     filters: int = 32
@@ -33,6 +34,7 @@ class MultiScaleMelSTFTDiscriminator(Judge):
     f_min: float = 0.0
     f_max: float | None = None
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def judge(self, audio, known: list[list] | None = None) -> Output:
@@ -47,7 +49,7 @@ class MultiScaleMelSTFTDiscriminator(Judge):
             filters = signal.mel_filterbank(self.sample_rate, n_fft, mels, self.f_min, self.f_max)
             magnitudes = signal.magnitude(signal.stft(channels, n_fft, hop, win), floor=_POWER_FLOOR)
             image = jnp.log(signal.mel_spectrogram(magnitudes, filters) + 1e-5)
-            stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), name=f"discriminators_{i}")
+            stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=f"discriminators_{i}")
             outputs.append(stack(jnp.moveaxis(image, 1, -1), maps))
         return gather(outputs)
 

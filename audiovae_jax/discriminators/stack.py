@@ -49,16 +49,24 @@ class SpectrogramStack(nn.Module):
     """The 2-D convolutions over a spectrogram `[B, frames, bins, C]` (EnCodec, Défossez et al., 2022).
 
     The frames axis is strided and the bins axis dilated; trained weights depend on it.
+
+    Attributes:
+      filters: channels of the first convolution.
+      dtype: what the convolutions compute in.
+      remat: keep the feature maps only. Else what a GPU's form makes of them for dilated convolutions
+        (`ops.conv_forms`) is kept beside them until the gradient is computed.
     """
 
     filters: int
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x, known: list[jax.Array] | None = None) -> tuple[jax.Array, list[jax.Array]]:
+        conv_class = nn.remat(WNConv2d) if self.remat else WNConv2d
         layers = [(self.filters, 1, 1)] + [(min(4 * self.filters, 512), 2, d) for d in (1, 2, 4)]
         convs = [
-            WNConv2d(
+            conv_class(
                 features,
                 kernel_size=(3, 9),
                 stride=(stride, 1),

@@ -24,6 +24,7 @@ class MultiScaleSTFTDiscriminator(Judge):
       win_lengths: Hann window lengths; None for the whole FFT.
       normalized: scale each STFT by `n_fft ** -0.5`.
       dtype: what the convolutions compute in; the STFT is float32.
+      remat: see `SpectrogramStack`.
     """
 
     filters: int = 32
@@ -33,6 +34,7 @@ class MultiScaleSTFTDiscriminator(Judge):
     win_lengths: tuple[int, ...] | None = None
     normalized: bool = True
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def judge(self, audio, known: list[list] | None = None) -> Output:
@@ -47,6 +49,6 @@ class MultiScaleSTFTDiscriminator(Judge):
             if self.normalized:
                 spectrum = spectrum * n_fft**-0.5
             image = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
-            stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), name=f"discriminators_{i}")
+            stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=f"discriminators_{i}")
             outputs.append(stack(image, maps and [x.array for x in maps]))
         return jax.tree.map(lambda x: Interleaved(x, c), gather(outputs))

@@ -59,6 +59,17 @@ def test_together_is_apart(discriminator, channels):
         np.testing.assert_allclose(ours, theirs, atol=2e-6 * max(1, float(jnp.abs(theirs).max())))
 
 
+def test_remat_changes_neither_parameters_nor_gradients():
+    plain = discriminators.MultiScaleSTFTDiscriminator(2, n_ffts=(64,))
+    saving = plain.clone(remat=True)
+    real, fake = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 512, 2)), jnp.float32)
+    params = plain.init(jax.random.key(0), real)["params"]
+    expected, got = (_gradients(discriminator, params, real, fake) for discriminator in (plain, saving))
+    assert jax.tree.structure(saving.init(jax.random.key(0), real)["params"]) == jax.tree.structure(params)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6 * max(1, float(jnp.abs(theirs).max())))
+
+
 def test_whoever_calls_it_in_another_way_is_called():
     discriminator = _Louder((2,), channels=(2, 4))
     assert not is_judge(discriminator)
