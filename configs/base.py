@@ -147,10 +147,12 @@ def _base():
     config.kl.free_bits = 0.0  # nats per latent element
     config.kl.reduction = "sum"  # over latents and time; "frame" divides by the frames, for any crop length
 
-    # AdamW with a cosine schedule over num_steps.
+    # AdamW with a cosine schedule over num_steps, and a warm-up before its full rate.
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 1.5e-4  # at step 0
     config.optimizer.final_learning_rate = 1e-5  # at num_steps
+    # Steps over which the rate rises linearly to the cosine's; the discriminator's begin where it joins.
+    config.optimizer.warmup_steps = 0
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8

@@ -38,7 +38,7 @@ HOST_KEYS = tuple(key for key in OPERATIONAL_KEYS if key.startswith("data."))
 _LATER_KEYS = {
     "data.mix": (), "data.padding": "zero", "data.mixture_share": 0.25, "data.full_band_share": None,
     "data.min_loudness_db": None, "data.augment.gain_db": (0.0, 0.0), "data.augment.polarity_probability": 0.0,
-    "data.augment.swap_probability": 0.0,
+    "data.augment.swap_probability": 0.0, "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
 }  # fmt: skip
 # Sections whose keys are a callable's arguments, so that the callable knows which are right.
 _OPEN_SECTIONS = ("discriminator", "losses")

@@ -27,7 +27,7 @@ from audiovae_jax.run.safety import RollBack, Safety
 from audiovae_jax.run.saving import Saving
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking import recorder
-from audiovae_jax.training import diagnosis, mesh, optimizer, program, step
+from audiovae_jax.training import mesh, program
 from audiovae_jax.training.state import TrainState
 
 
@@ -162,9 +162,8 @@ class _Run:
         self._sampled_batches = -(-config.data.num_samples * jax.process_count() // config.batch_size)
         self._reconstructions, self._reconstructed_at = {}, None
         self._health = GanHealth(reporter.say, recipe.kl.warmup_steps)
-        self._validation_step = mesh.map_validation_step(
-            functools.partial(step.validation_step, recipe=recipe), devices
-        )
+        self._scalars = program.place_scalars(recipe, devices)
+        self._validation_step = program.map_validation(recipe, devices)
 
     def go(self, state: TrainState, start_step: int, metrics: dict | None):
         """Run to the end, with as many attempts as that takes.
@@ -213,7 +212,7 @@ class _Run:
                 if self._safety.is_whole or current == start_step:
                     return state, metrics, self._stop(state, start_step, current, reason)
             train_step = self._train_step(current, state, batch)
-            state, new = train_step(state, batch)
+            state, new = train_step(state, batch, self._scalars)
             new_pending = (current + 1, new, batch)
             # While the device computes: the next batch, and the metrics of the step before.
             if current + 1 < config.num_steps:
@@ -266,25 +265,21 @@ class _Run:
         self._saving.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
     def _train_step(self, current, state, batch):
-        mapped = functools.partial(program.map_step, self._recipe, self._mesh)
-        return self._compile("the step", mapped, current, state, batch)
+        return self._compile("the step", program.map_step, current, state, batch)
 
     def _compile(self, name, mapped, current, state, batch):
-        """A function of a state and a batch, with or without discriminator as step `current` is, compiled once."""
+        """A function of state, batch and scalars, with or without discriminator as step `current` is, compiled once."""
         adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
         if (name, adversarial) not in self._compiled:
             with self._reporter.timed(f"compiling {name}" + (" with discriminator" if adversarial else "")):
-                self._compiled[name, adversarial] = compilation.compiled(mapped(adversarial), state, batch)
+                function = mapped(self._recipe, self._mesh, adversarial)
+                self._compiled[name, adversarial] = compilation.compiled(function, state, batch, self._scalars)
         return self._compiled[name, adversarial]
 
     def _diagnose(self, state, at):
-        def mapped(adversarial):
-            per_device = functools.partial(diagnosis.diagnose, recipe=self._recipe, adversarial=adversarial)
-            return mesh.map_diagnosis(per_device, self._mesh)
-
         rows = self._validation_rows
-        diagnose = self._compile("the diagnosis", mapped, at - 1, state, rows[0])
-        figures = Figures.of(jax.device_get([diagnose(state, batch) for batch in rows]))
+        diagnose = self._compile("the diagnosis", program.map_diagnosis, at - 1, state, rows[0])
+        figures = Figures.of(jax.device_get([diagnose(state, batch, self._scalars) for batch in rows]))
         metrics, warnings = self._health.look(at, figures)
         self._reporter.scalars(at, metrics)
         for warning in warnings:
@@ -292,12 +287,8 @@ class _Run:
 
     def _learning_rate(self, at):
         """The generator's, at a step; on the CPU, so that it does not wait for the device."""
-        section = self._config.optimizer
-        rate = optimizer.learning_rate_schedule(
-            self._config.num_steps, section.learning_rate, section.final_learning_rate
-        )
         with jax.default_device(self._host):
-            return float(rate(at))
+            return float(self._recipe.optimizer.learning_rate_at(at))
 
     def _show(self, pending):
         if pending is None:
@@ -316,7 +307,7 @@ class _Run:
         results = []
         self._reconstructions = {}
         for i, rows in enumerate(self._validation_rows):
-            result, reconstruction = self._validation_step(state.variables, rows)
+            result, reconstruction = self._validation_step(state.variables, rows, self._scalars)
             results.append(result)
             if i < self._sampled_batches:
                 self._reconstructions[i] = reconstruction
@@ -332,7 +323,9 @@ class _Run:
     def _sample(self, state, at):
         if self._reconstructed_at != at:  # a validation has them already
             rows = self._validation_rows[: self._sampled_batches]
-            self._reconstructions = {i: self._validation_step(state.variables, row)[1] for i, row in enumerate(rows)}
+            self._reconstructions = {
+                i: self._validation_step(state.variables, row, self._scalars)[1] for i, row in enumerate(rows)
+            }
         originals, reconstructions = [], []
         for i, reconstruction in self._reconstructions.items():
             originals.extend(mesh.local_rows(self._validation_rows[i]))
