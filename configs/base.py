@@ -45,7 +45,7 @@ def _base():
     config.checkpoint_every = 5000  # steps; each checkpoint is validated too, to find the best
     config.checkpoints_kept = 3  # the last ones; the best is kept besides
     config.max_failed_saves = 10  # checkpoints in a row that could not be written, on a full disk for one, end the run
-    config.sample_every = 5000  # steps between audio and spectrograms of fixed validation crops
+    config.sample_every = 5000  # steps between samples: audio and spectrograms of validation audio, always the same
     # Steps between looks at the latent and the discriminator, on the validation crops, with warnings where
     # training goes wrong (audiovae_jax/run/README.md); 0 for none.
     config.diagnose_every = 1000
@@ -164,8 +164,11 @@ def _base():
 
     config.data = ml_collections.ConfigDict()
     # A folder of audio, a manifest (.jsonl, .csv), shards, tars, MUSDB18-HQ or GTZAN, here or behind a URL (s3://,
-    # gs://; AWS_ENDPOINT_URL names a server of one's own); unset: the built-in generator.
+    # gs://; AWS_ENDPOINT_URL names a server of one's own); several with commas between them are drawn from as one;
+    # unset: the built-in generator.
     config.data.root = config_dict.placeholder(str)
+    # What is validated on, whole, one root or several; nothing of root or mix is kept for validation then.
+    config.data.val_root = config_dict.placeholder(str)
     config.data.source = (
         "auto"  # what root is; auto recognises it: folder, manifest, shards, webdataset, musdb18, gtzan
     )
@@ -178,7 +181,8 @@ def _base():
     config.data.peak_normalize = True  # each crop to a peak of 1
     config.data.validation_fraction = 0.1  # of the files, at least one
     config.data.validation_crops = 8  # fixed crops per validation, rounded up to whole batches
-    config.data.num_samples = 4  # of the validation crops, kept as audio and spectrograms
+    config.data.num_samples = 4  # stretches of validation audio that are kept as audio and spectrograms
+    config.data.sample_seconds = 5.0  # of each, where files are so long
     config.data.fixed_batch = False  # True trains and validates on one batch for ever
     config.data.num_threads = 8  # that read and decode crops
     config.data.prefetch_batches = 8  # batches held ready, each read by a thread of its own

@@ -73,6 +73,7 @@ def _micro_config():
     config.losses.mel.n_mels = (8,)
     config.data.crop_length = 1024
     config.data.num_samples = 1
+    config.data.sample_seconds = 0.1
     config.data.validation_crops = 4
     config.data.num_threads = 1
     return configuration.finalize(config, base.get_config())
