@@ -52,10 +52,11 @@ def _base():
     config.use_adversarial = True
     config.generator_update_every = 1  # steps, while the discriminator is active
     config.discriminator_update_every = 1  # steps, while the discriminator is active
-    # A run to go on from in a new workdir: parameters, both optimizer states and the step. Either a
-    # workdir (or one of its checkpoints), and the config may differ, for instance in num_steps; or a
-    # torch, Lightning or safetensors file, whose settings then replace those here.
+    # What to go on from in a new workdir, with all that it has: parameters, both optimizer states, the step. A
+    # workdir (or one of its checkpoints) or a saved model, and the config may differ in all but the model, for
+    # instance in num_steps; or a torch, Lightning or safetensors file, whose settings then replace those here.
     config.init_from = config_dict.placeholder(str)
+    config.init_weights_only = False  # True takes the networks alone: step 0, fresh optimizers, and the settings here
 
     # Where a run is recorded, besides metrics.jsonl in the workdir (audiovae_jax/tracking/README.md).
     config.logging = ml_collections.ConfigDict()

@@ -38,8 +38,8 @@ HOST_KEYS = tuple(key for key in OPERATIONAL_KEYS if key.startswith("data."))
 _LATER_KEYS = {
     "data.mix": (), "data.padding": "zero", "data.mixture_share": 0.25, "data.full_band_share": None,
     "data.min_loudness_db": None, "data.augment.gain_db": (0.0, 0.0), "data.augment.polarity_probability": 0.0,
-    "data.augment.swap_probability": 0.0, "data.val_root": None, "optimizer.warmup_steps": 0,
-    "discriminator_optimizer.warmup_steps": 0,
+    "data.augment.swap_probability": 0.0, "data.val_root": None, "init_weights_only": False,
+    "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
 }  # fmt: skip
 # Sections whose keys are a callable's arguments, so that the callable knows which are right.
 _OPEN_SECTIONS = ("discriminator", "losses")
@@ -139,6 +139,10 @@ def check(config: ml_collections.ConfigDict, device_count: int):
     names = {"data.root": config.data.root, "data.val_root": config.data.val_root, "init_from": config.init_from}
     for key, name in names.items():
         _require(name is None or name.strip() != "", f"config.{key} is empty; give a path, or leave the key out")
+    _require(
+        config.init_from is not None or not config.init_weights_only,
+        "config.init_weights_only is set, and config.init_from is not; name the model to begin with",
+    )
     _require(0 <= config.seed < 2**32, f"config.seed={config.seed} must lie between 0 and {2**32 - 1}")
     _require(config.data.min_seconds >= 0, f"config.data.min_seconds={config.data.min_seconds} must not be negative")
     _require(

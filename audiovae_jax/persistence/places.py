@@ -26,7 +26,9 @@ def locate(path: str | Path | BucketPath) -> tuple[Path | BucketPath, int | None
     for folder in (given / "checkpoints", given):
         if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir()):
             return folder, None
-    raise CheckpointError(f"{path} holds no checkpoint; give a training workdir, or one of its checkpoints/<step>")
+    raise CheckpointError(
+        f"{path} holds no checkpoint; give a training workdir, one of its checkpoints/<step>, or a saved model"
+    )
 
 
 def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:

@@ -105,12 +105,12 @@ def _checkpoint_trees(path, step):
 def _fill_optimizer(optimizer, loaded, tree, path):
     """An optax state of `optimizer` with the arrays that were saved, which are known by their places."""
     trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
-    saved = array_store.named_leaves(tree)
     for params in (trainable, loaded.variables["params"]):
         state = jax.eval_shape(optimizer.init, params)
-        wanted = array_store.describe_shapes(state)
-        if wanted == array_store.describe_shapes(tree):
-            return jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(saved[name]) for name in wanted])
+        filled = array_store.like(state, tree)
+        if filled is not None:
+            return jax.tree.map(jnp.asarray, filled)
+    wanted, saved = array_store.named_leaves(state), array_store.named_leaves(tree)
     missing = sorted(wanted.keys() ^ saved.keys()) or sorted(wanted)
     raise CheckpointError(
         f"{path}: the optimizer's state is of another transform; {missing[0]} and {len(missing) - 1} more arrays differ"

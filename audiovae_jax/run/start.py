@@ -87,11 +87,12 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
         state = jax.block_until_ready(create(scalars))
     if config.init_from is None:
         return state, 0, None, {}
-    state = warm_start.take_over(config.init_from, recipe, state, sharding, say)
+    state = warm_start.take_over(config, recipe, state, sharding, say)
     if int(state.step) >= config.num_steps:
         raise ConfigError(
             f"config.init_from={config.init_from} is at step {int(state.step)} already; "
-            f"raise config.num_steps={config.num_steps} to go on"
+            f"raise config.num_steps={config.num_steps} to go on, or begin anew with its weights alone: "
+            "--config.init_weights_only"
         )
     return state, int(state.step), None, {}
 

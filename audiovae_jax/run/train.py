@@ -19,7 +19,7 @@ from audiovae_jax.feeding import pipeline
 from audiovae_jax.feeding.wait import Waiting
 from audiovae_jax.persistence import hosts, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run import compilation, report, start
+from audiovae_jax.run import compilation, report, start, warm_start
 from audiovae_jax.run.bad_batches import BadBatches
 from audiovae_jax.run.bucket_lock import as_workdir, lock_of
 from audiovae_jax.run.gan_health import Figures, GanHealth
@@ -81,11 +81,13 @@ def train(
         if not is_first:
             lock.require_shared(token)
         recipe = build.build_recipe(config)
+        checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
+        ending.callback(checkpoints.close)
+        if config.init_from is not None and not checkpoints.steps():
+            warm_start.require_same_model(config)
         data = pipeline.open_data(
             config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
         )
-        checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
-        ending.callback(checkpoints.close)
         start.claim_workdir(config, workdir, checkpoints, write=is_first)
         if data.health is not None:
             data.health.list_in(workdir / (start.BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
