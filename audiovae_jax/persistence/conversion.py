@@ -115,6 +115,11 @@ def _optimizer_states(source, loaded):
     settings, step, num_steps = config["optimizer"], loaded.global_step, config["num_steps"]
     first, last = settings["learning_rate"], settings["final_learning_rate"]
     rate = float(cosine(step, num_steps, first, last))
+    if step < (warmup_steps := settings.get("warmup_steps", 0)):
+        print(
+            f"note: the learning rate's warm-up to step {warmup_steps} is not in torch's cosine schedule, which goes on "
+            f"at {rate:.3g}"
+        )
     scheduler = {
         "T_max": num_steps,
         "eta_min": last,
