@@ -313,4 +313,4 @@ def test_a_run_with_a_discriminator_of_ones_own_is_described_elsewhere(tmp_path,
     described = inspection.inspect_model(tmp_path / "run")
     assert (described["step"], described["sample rate (Hz)"], described["metadata"]) == (7, 44100, {"total_loss": 1.0})
     count = sum(leaf.size for leaf in jax.tree.leaves(state.discriminator_params))
-    assert described["discriminator"].startswith(f"my_parts.Mine, {count} parameters; not to be used here: ")
+    assert described["discriminator"].startswith(f"my_parts.Mine, {count:,} parameters; not to be used here: ")
