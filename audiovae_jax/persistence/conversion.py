@@ -130,8 +130,8 @@ def _optimizer_states(source, loaded):
     rate = float(cosine(step, num_steps, first, last))
     if step < (warmup_steps := settings.get("warmup_steps", 0)):
         print(
-            f"note: the learning rate's warm-up to step {warmup_steps} is not in torch's cosine schedule, which goes on "
-            f"at {rate:.3g}"
+            f"note: the learning rate's warm-up to step {warmup_steps} is not in torch's cosine schedule, which "
+            f"goes on at {rate:.3g}"
         )
     scheduler = {
         "T_max": num_steps,
