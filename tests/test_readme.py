@@ -191,6 +191,6 @@ def test_the_commands_on_judging_work_as_they_stand(tmp_path, audio_folder):
 def test_the_public_names_are_there():
     for name in (
         "AudioVAE", "EnCodecDiscriminator", "AdversarialLossCalculator", "save_model", "load_model",
-        "load_training_state", "load_from_lightning_checkpoint", "Codec",
+        "load_training_state", "load_from_lightning_checkpoint", "Codec", "Latents",
     ):  # fmt: skip
         assert getattr(audiovae_jax, name).__doc__

@@ -88,7 +88,7 @@ def check(config: ml_collections.ConfigDict, device_count: int):
     _require(config.diagnose_every >= 0, f"config.diagnose_every={config.diagnose_every} must be at least 0")
     strides = config.model.strides
     _require(
-        len(strides) > 0 and all(stride >= 1 for stride in strides),
+        len(strides) > 0 and all(isinstance(stride, int) and stride >= 1 for stride in strides),
         f"config.model.strides={strides} must be positive whole numbers",
     )
     hop = math.prod(strides)

@@ -92,6 +92,7 @@ def _changed(**changes):
         ({"model__strides": (2, 4, 8)}, "channel_mults has 4 entries and config.model.strides 3"),
         ({"data__crop_length": 1024}, "has an FFT of 2048 samples, longer than config.data.crop_length=1024"),
         ({"model__strides": (2, 4, 4, 0)}, "strides=.* must be positive whole numbers"),
+        ({"model__strides": (2, 4, 4, "x")}, "strides=.* must be positive whole numbers"),
         ({"discriminator__n_ffts": ()}, "n_ffts=.* must be FFT lengths in samples, at least one"),
         ({"seed": -1}, "seed=-1 must lie between 0 and 4294967295"),
         ({"data__root": " "}, "data.root is empty; give a path, or leave the key out"),
