@@ -1,6 +1,7 @@
 """The README's Python is what works here: its examples of saving, loading and using a model, run in order."""
 
 import functools
+import importlib.util
 import os
 import re
 import shlex
@@ -95,7 +96,7 @@ def test_the_losses_alone(namespace):
 
 def test_links_lead_somewhere():
     pages = [README, *PACKAGE.glob("*/README.md")]
-    assert len(pages) == 12
+    assert len(pages) == 13
     for page in pages:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
@@ -127,10 +128,11 @@ def test_every_command_works_as_it_stands(tmp_path, audio_folder):
     """With a small model and folder in place of a user's own, and what makes training short."""
     model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
     save_model(model, random_variables(model), tmp_path / "MODEL", sample_rate=44100)
+    shutil.copytree(tmp_path / "MODEL", tmp_path / "runs" / "tiny")
     shutil.copytree(audio_folder, tmp_path / "songs")
     shutil.copy(GOLDEN / "lightning.ckpt", tmp_path / "old.ckpt")
     commands = _commands()
-    assert len(commands) == 18
+    assert len(commands) == 19
     for number, command in enumerate(commands):
         _, _, arguments = command.partition(".venv/bin/python scripts/")
         script, *given = shlex.split(arguments, comments=True)
@@ -144,8 +146,26 @@ def test_every_command_works_as_it_stands(tmp_path, audio_folder):
         workdir = [f"--workdir={tmp_path / str(number)}"] if script == "train.py" else []
         given = [part.replace("configs/", f"{ROOT}/configs/") for part in given]
         line = [sys.executable, str(ROOT / "scripts" / script), *given, *short, *workdir]
+        if script == "serve.py":
+            _serves([*line, "--port=0"], tmp_path)
+            continue
         done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def _serves(line, folder):
+    """A command that goes on until it is stopped, or says what it needs."""
+    process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        said = process.stdout.readline()
+        if importlib.util.find_spec("gradio") is None:
+            assert "pip install -e '.[ui]'" in said
+            return
+        assert "has the page" in said
+        process.terminate()
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
 
 
 @pytest.mark.slow
