@@ -32,7 +32,7 @@ def draw(
     # Places are given, and the png is made of what was drawn: a layout that is found, and drawing twice, take longer.
     figure = Figure(figsize=(9, 9))
     canvas = FigureCanvasAgg(figure)
-    places = {"left": 0.07, "right": 0.93, "bottom": 0.05, "top": 0.92, "wspace": 0.03, "hspace": 0.14}
+    places = {"left": 0.07, "right": 0.92, "bottom": 0.05, "top": 0.92, "wspace": 0.03, "hspace": 0.1}
     rows = figure.subplots(3, 2, width_ratios=(50, 1), gridspec_kw=places)
     levels = [mel_levels(audio, sample_rate) for audio in (original, reconstruction)]
     top = levels[0].max()
@@ -57,6 +57,7 @@ def draw(
         axis.set_title(name, fontsize=10)
         axis.set_yticks(_mel(np.array(ticks)), [f"{hertz / 1000:g}" for hertz in ticks])
         axis.set_ylabel("kHz (mel)")
+        axis.tick_params(labelbottom=bar is rows[-1][1])
     axis.set_xlabel("seconds")
     figure.suptitle(title, fontsize=10)
     canvas.draw()
