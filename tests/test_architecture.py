@@ -34,6 +34,7 @@ LEVELS = [
     "evaluation",
     "distributed",
     "run",
+    "serving",
     "benchmark",
     "planning",
     "commands",

@@ -91,6 +91,7 @@ FLAGS = {
     "convert_musdb18": "--num_workers",
     "evaluate": "--baselines --batch_size --chunk_length --dtype --embedding --limit --measure_at --mix --out --preset "
     "--sample_rate --side --source --step --validation_fraction --visqol",
+    "serve": "--batch_size --chunk_length --dtype --host --max_upload_mb --port --sample_rate --step",
     "doctor": "--compile --config --coordinator_address --heartbeat_timeout --initialization_timeout --num_processes "
     "--process_id --workdir",
     "plan": "--compiles --config --host_memory --json --minutes --target",

@@ -37,6 +37,7 @@ _MODULES = {
     "benchmark": "benchmark",
     "check_data": "survey",
     "evaluate": "judging",
+    "serve": "judging",
     "convert_musdb18": "data",
     "plan": "planning",
     "doctor": "planning",

@@ -1,4 +1,4 @@
-"""`evaluate`: models and common codecs on audio, in a table and a page to listen to."""
+"""`evaluate` and `serve`: models on audio, in a table and a page to listen to; and by hand, in a page of their own."""
 
 from pathlib import Path
 
@@ -15,9 +15,12 @@ from audiovae_jax.evaluation import distributions, evaluate, systems
 from audiovae_jax.evaluation.presets import PRESETS
 from audiovae_jax.evaluation.visqol import Visqol
 from audiovae_jax.feeding import pipeline
+from audiovae_jax.serving import server
+from audiovae_jax.serving.models import Models
 from audiovae_jax.storage import atomic
 
 _ALL = "all"
+_MOST_MB = 1 << 20
 
 
 def _define():
@@ -114,6 +117,20 @@ def _require_writable(out):
         raise ConfigError(f"--out={printable(out)} cannot be written: {error.strerror or error}") from error
 
 
+def _define_serve():
+    codec.define_codec_flags()
+    flags.DEFINE_string("host", "127.0.0.1", "address to listen on; by default no other machine reaches the page")
+    flags.DEFINE_integer("port", 7860, "of the page; 0 for one that is free", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_integer("max_upload_mb", 1024, "of a file", lower_bound=1, upper_bound=_MOST_MB)
+
+
+def _serve(path):
+    values = flags.FLAGS
+    server.require_gradio()
+    models = Models(path, codec.load)
+    server.serve(models, host=values.host, port=values.port, max_upload_mb=values.max_upload_mb)
+
+
 EVALUATE = Command(
     name="evaluate",
     description="""Judge models on audio, beside Opus and MP3: a table, and a page to look at and listen to.
@@ -124,4 +141,15 @@ file, or whatever config.data.root takes: a folder, a manifest, shards, MUSDB18-
     positional=("MODEL...", "AUDIO"),
     define_flags=_define,
     interrupted="files.jsonl has what was judged; the tables and the page were not made",
+)
+SERVE = Command(
+    name="serve",
+    description="""A page to listen to models with: reconstructions, differences, metrics, and latents changed by hand.
+
+MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file; or a folder, whose models are offered by
+name. The page needs gradio, which the extra ui brings: pip install -e '.[ui]'.""",
+    main=_serve,
+    positional=("MODEL_OR_FOLDER",),
+    define_flags=_define_serve,
+    interrupted="the page is closed",
 )

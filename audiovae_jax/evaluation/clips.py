@@ -9,6 +9,8 @@ import soundfile
 from matplotlib.figure import Figure
 
 _SPECTROGRAM = 1024  # samples of a window
+_COLUMNS = 500  # of a spectrogram, about
+_STRETCHES = 600  # of a waveform, each drawn from its least sample to its greatest
 _FLOOR_DB = -90.0  # of a spectrogram's colours, below full scale
 _DPI = 80
 
@@ -33,22 +35,70 @@ def picture(audio: np.ndarray, sample_rate: int, peak: float) -> str:
       sample_rate: in Hz.
       peak: where the waveform's axis ends, the same for pictures that are compared.
     """
-    figure = Figure(figsize=(5.2, 2.6), layout="constrained")
-    wave, spectrum = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
-    low, high = _envelope(audio)
-    times = np.linspace(0, len(audio) / sample_rate, len(low))
-    wave.fill_between(times, low, high, linewidth=0.3)
-    wave.set(ylim=(-peak, peak), xlim=(0, max(len(audio) / sample_rate, 1e-3)))
-    wave.tick_params(labelsize=6)
-    levels = _decibels(audio.mean(axis=1) if audio.shape[1] > 1 else audio[:, 0])
-    extent = (0, len(audio) / sample_rate, 0, sample_rate / 2000)
-    spectrum.imshow(
-        levels, origin="lower", aspect="auto", extent=extent, vmin=_FLOOR_DB, vmax=0, cmap="magma",
-        interpolation="nearest",
-    )  # fmt: skip
-    spectrum.set_ylabel("kHz", fontsize=7)
-    spectrum.tick_params(labelsize=6)
-    return png(figure)
+    portrait = Portrait(len(audio), sample_rate)
+    portrait.add(audio)
+    return portrait.picture(peak)
+
+
+class Portrait:
+    """The picture of a signal of any length, which comes in blocks and is not kept.
+
+    Args:
+      length: in samples.
+      sample_rate: in Hz.
+    """
+
+    def __init__(self, length: int, sample_rate: int):
+        self._length, self._rate, self._done = length, sample_rate, 0
+        self._stretch = max(1, -(-length // _STRETCHES))
+        count = -(-length // self._stretch)
+        self._low, self._high = np.full(count, np.inf), np.full(count, -np.inf)
+        self._hop = max(_SPECTROGRAM // 4, length // _COLUMNS)
+        self._held, self._start = np.zeros(0, np.float32), 0  # mono, from the sample that the next window begins with
+        self._columns: list[np.ndarray] = []
+
+    @property
+    def peak(self) -> float:
+        """The greatest absolute sample so far."""
+        return float(max(self._high.max(initial=0), -self._low.min(initial=0)))
+
+    def add(self, block: np.ndarray):
+        """Take in the next `[n, C]`."""
+        if not len(block):
+            return
+        place = (self._done + np.arange(len(block))) // self._stretch
+        np.minimum.at(self._low, place, block.min(axis=1))
+        np.maximum.at(self._high, place, block.max(axis=1))
+        mono = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
+        missed = max(0, self._start - self._done - len(self._held))  # between two windows that are far apart
+        self._held = np.concatenate([self._held, mono[missed:]])
+        self._done += len(block)
+        self._transform()
+
+    def picture(self, peak: float) -> str:
+        """A data URI of a PNG, once all has come; see `picture`."""
+        if not self._columns:
+            self._held = np.pad(self._held, (0, max(0, _SPECTROGRAM - len(self._held))))
+            self._transform()
+        figure = Figure(figsize=(5.2, 2.6), layout="constrained")
+        wave, spectrum = figure.subplots(2, 1, sharex=True, height_ratios=(1, 2))
+        seconds = self._length / self._rate
+        wave.fill_between(np.linspace(0, seconds, len(self._low)), self._low, self._high, linewidth=0.3)
+        wave.set(ylim=(-peak, peak), xlim=(0, max(seconds, 1e-3)))
+        wave.tick_params(labelsize=6)
+        spectrum.imshow(
+            np.stack(self._columns, axis=1), origin="lower", aspect="auto", extent=(0, seconds, 0, self._rate / 2000),
+            vmin=_FLOOR_DB, vmax=0, cmap="magma", interpolation="nearest",
+        )  # fmt: skip
+        spectrum.set_ylabel("kHz", fontsize=7)
+        spectrum.tick_params(labelsize=6)
+        return png(figure)
+
+    def _transform(self):
+        """The spectra of the windows that are there."""
+        while len(self._held) >= _SPECTROGRAM:
+            self._columns.append(_decibels(self._held[:_SPECTROGRAM]))
+            self._held, self._start = self._held[self._hop :], self._start + self._hop
 
 
 def png(figure: Figure) -> str:
@@ -58,20 +108,9 @@ def png(figure: Figure) -> str:
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def _envelope(audio, points=600):
-    """The least and greatest sample of each of some hundred stretches."""
-    size = max(1, -(-len(audio) // points))
-    whole = np.pad(audio, ((0, -len(audio) % size), (0, 0)), mode="edge").reshape(-1, size * audio.shape[1])
-    return whole.min(axis=1), whole.max(axis=1)
-
-
-def _decibels(mono):
-    mono = np.pad(mono, (0, max(0, _SPECTROGRAM - len(mono))))
-    hop = max(_SPECTROGRAM // 4, len(mono) // 500)
-    window = scipy.signal.get_window("hann", _SPECTROGRAM)
-    frames = np.lib.stride_tricks.sliding_window_view(mono, _SPECTROGRAM)[::hop] * window
+def _decibels(window):
+    shape = scipy.signal.get_window("hann", _SPECTROGRAM)
     # A sine of full scale is 0 dB.
-    magnitudes = np.abs(np.fft.rfft(frames, axis=1)) / (window.sum() / 2)
-    levels = 20 * np.log10(magnitudes.T + 1e-10)
+    levels = 20 * np.log10(np.abs(np.fft.rfft(window * shape)) / (shape.sum() / 2) + 1e-10)
     # As many rows as the picture has: the greatest of two bins, so that no line is lost.
     return np.maximum(levels[:-1:2], levels[1::2])

@@ -149,7 +149,7 @@ def measure(
     sides = [_Side(reference), _Side(reference)]
     seconds = _Seconds(rate)
     done = 0
-    for y, x in _pairs(reference, estimate):
+    for y, x in pairs(reference, estimate):
         exact = y.astype(np.float64), x.astype(np.float64)
         waiting = [pool.submit(part.add, *exact) for part in (errors, sdr, seconds)]
         waiting += [pool.submit(field.add, *exact)] if is_stereo else []
@@ -233,8 +233,12 @@ class _Seconds:
         return float(np.argmax(np.where(heard, error / np.maximum(signal, _QUIET), -1.0)))
 
 
-def _pairs(reference, estimate) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blocks of one length of both, however they come."""
+def pairs(reference: AudioStream, estimate: AudioStream) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of one length of both, however they come.
+
+    Raises:
+      DataError: one ends before its length.
+    """
     held = [np.zeros((0, reference.channels), np.float32)] * 2
     sources = [reference.blocks(), estimate.blocks()]
     done = 0

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,17 +151,54 @@ class Codec:
     def _latents(self, source, shape, progress=None, *, key=None, mix=False):
         lanes, channels = self._lanes(source, shape.get("batch") or 1, mix)
         blocks = (posterior.z for posterior in self._encode(lanes, key))
-        frames = list(_watched(blocks, self._chunked.frames_of(lanes.length), progress))
+        frames = _watched(blocks, self._chunked.frames_of(lanes.length), progress)
+        return self.latents_of(frames, source, channels, **shape)
+
+    def latents_of(
+        self,
+        blocks: Iterable[np.ndarray],
+        source: AudioStream,
+        channels: int,
+        *,
+        batch: int | None = None,
+        flat: bool = False,
+    ) -> Latents:
+        """The latents that `encode` gives, of the blocks of `z` that `reconstruct_stream` has shown.
+
+        Args:
+          blocks: consecutive `[n, lanes, latent_dim]`, all of them.
+          source: the audio.
+          channels: of what they decode to.
+          batch, flat: see `Latents`.
+        """
         return Latents(
-            z=np.moveaxis(np.concatenate(frames), 1, 0),
+            z=np.moveaxis(np.concatenate(list(blocks)), 1, 0),
             model=self.fingerprint,
             hop_length=self.model.hop_length,
             model_sample_rate=self.sample_rate,
             sample_rate=source.sample_rate,
             length=source.length,
             channels=channels,
-            **shape,
+            batch=batch,
+            flat=flat,
         )
+
+    def require(self, latents: Latents, what: str):
+        """Raise unless latents are of this model, and such that it decodes them.
+
+        Args:
+          latents: to be looked at.
+          what: they are, for the error.
+
+        Raises:
+          CheckpointError: they are of another model.
+          DataError: they do not fit this one.
+        """
+        self._require(latents, what, False)
+
+    def frames_of(self, length: int, sample_rate: int) -> int:
+        """The latent frames of `length` samples at `sample_rate` Hz."""
+        return self._chunked.frames_of(stream.resampled_length(length, sample_rate, self.sample_rate))
 
     def decode(self, latents: Any, *, allow_other_model: bool = False) -> np.ndarray:
         """Latents to audio.

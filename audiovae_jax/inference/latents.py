@@ -15,7 +15,7 @@ from audiovae_jax.inference.latent_records import DTYPES
 from audiovae_jax.storage import atomic
 
 _FORMAT = 1
-_KEY = "audiovae_latents"
+METADATA_KEY = "audiovae_latents"  # of the file's metadata, by which it is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Latents:
         path = Path(path)
         self._require_consistent(f"{printable(path)} was not written")
         described = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "z"}
-        metadata = {_KEY: json.dumps({"format": _FORMAT, **described})}
+        metadata = {METADATA_KEY: json.dumps({"format": _FORMAT, **described})}
         if storage_dtype not in DTYPES:
             raise DataError(f"storage_dtype={storage_dtype!r} is none of {', '.join(DTYPES)}")
         with np.errstate(over="ignore"):
@@ -96,7 +96,7 @@ class Latents:
         name = printable(path)
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                text = (file.metadata() or {}).get(_KEY)
+                text = (file.metadata() or {}).get(METADATA_KEY)
                 z = file.get_tensor("z") if text is not None else None
                 if z is not None and z.dtype in DTYPES.values():
                     z = z.astype(np.float32)
@@ -106,7 +106,7 @@ class Latents:
             # The last three: a type of numbers that numpy does not have.
             raise DataError(f"{name} cannot be read as latents: {error}") from error
         if text is None:
-            raise DataError(f"{name} holds no latents: it has no {_KEY} in its metadata")
+            raise DataError(f"{name} holds no latents: it has no {METADATA_KEY} in its metadata")
         try:
             described = json.loads(text)
             if described.pop("format") != _FORMAT:

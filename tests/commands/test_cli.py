@@ -40,6 +40,7 @@ def test_every_command_is_where_its_name_says():
         assert command.name == name
         begins_with = (
             "MODEL",
+            "MODEL_OR_FOLDER",
             "MODEL...",
             "WORKDIR...",
             "OLD...",

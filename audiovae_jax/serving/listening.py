@@ -1,0 +1,167 @@
+"""What the page computes: a file through a model, heard, seen and measured, piece by piece, whatever its length."""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from audiovae_jax.data import audio_file, stream
+from audiovae_jax.data.stream import AudioStream
+from audiovae_jax.errors import DataError
+from audiovae_jax.evaluation import metrics
+from audiovae_jax.evaluation.clips import Portrait
+from audiovae_jax.evaluation.latents import LatentStatistics
+from audiovae_jax.inference.codec import Codec
+
+Progress = Callable[[float, str], None]
+_MOST_VALUES = 1 << 31  # of a file, over its channels: six hours of stereo at 48 kHz
+_PLAYED = (".wav", ".flac", ".mp3", ".ogg", ".opus")  # by browsers, as they are
+_THREADS = 4  # to measure in
+
+
+@dataclasses.dataclass(frozen=True)
+class Heard:
+    """Audio to play and to look at.
+
+    Attributes:
+      title: what it is.
+      path: of a file that browsers play.
+      picture: a data URI of its waveform and spectrogram.
+    """
+
+    title: str
+    path: Path
+    picture: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstructed:
+    """A file through a model and back.
+
+    Attributes:
+      heard: original, reconstruction and difference.
+      metrics: columns of the evaluation by name, `metrics.COLUMNS`.
+      reconstruction, difference: float WAVs.
+      latents: a `.safetensors` file.
+    """
+
+    heard: tuple[Heard, ...]
+    metrics: dict[str, float | None]
+    reconstruction: Path
+    difference: Path
+    latents: Path
+
+
+def open_audio(path: Path) -> AudioStream:
+    """The audio of an uploaded file.
+
+    Raises:
+      DataError: it cannot be used, or is too long.
+    """
+    source = stream.open_file(path)
+    if source.length * source.channels > _MOST_VALUES:
+        hours = source.length / source.sample_rate / 3600
+        raise DataError(f"{path.name}: {hours:.1f} hours of {source.channels} channels are too much for this page")
+    return source
+
+
+def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, mix: bool = False) -> Reconstructed:
+    """A file through a model and back; the files are those that `reconstruct` and `encode` make.
+
+    The audio is read in blocks and not kept; the latents are, which are a small part of it.
+
+    Args:
+      codec: the model.
+      path: the audio.
+      folder: for what is made.
+      progress: called with the share that is done, and what is being done.
+      mix: see `Codec.encode`.
+
+    Raises:
+      DataError: audio that cannot be used.
+    """
+    source, name = open_audio(path), path.stem
+    blocks, statistics = [], LatentStatistics(codec.model.latent_dim)
+
+    def watch(posterior):
+        blocks.append(posterior.z)
+        statistics.add(posterior)
+
+    made = codec.reconstruct_stream(source, mix=mix, watch=watch)
+    reconstruction = folder / f"{name}.reconstruction.wav"
+    _write(made, reconstruction, lambda share: progress(0.6 * share, "encoding and decoding"))
+    latents = folder / f"{name}.safetensors"
+    codec.latents_of(blocks, source, made.channels).save(latents)
+    del blocks[:]
+    estimate, reference = open_audio(reconstruction), source
+    if made.channels != source.channels:
+        reference = source.map(lambda block: audio_file.adapt_channels(block, made.channels), made.channels)
+    difference = folder / f"{name}.difference.wav"
+    portraits = _subtract(reference, estimate, difference, lambda share: progress(0.6 + 0.1 * share, "subtracting"))
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        columns, _ = metrics.measure(
+            reference, estimate, pool=pool, progress=lambda share: progress(0.7 + 0.3 * share, "measuring")
+        )
+    columns |= statistics.columns(source.length / source.sample_rate)
+    peak = _axis(*portraits[:2])
+    titles = ("original", "reconstruction", "difference")
+    paths = (playable(source, path, folder), reconstruction, difference)
+    heard = [
+        Heard(title, played, portrait.picture(peak))
+        for title, played, portrait in zip(titles, paths, portraits, strict=True)
+    ]
+    return Reconstructed(tuple(heard), columns, reconstruction, difference, latents)
+
+
+def listen(title: str, path: Path, progress: Progress) -> Heard:
+    """A file to play, with its picture.
+
+    Raises:
+      DataError: audio that cannot be used.
+    """
+    source = open_audio(path)
+    portrait, done = Portrait(source.length, source.sample_rate), 0
+    for block in source.blocks():
+        portrait.add(block)
+        done += len(block)
+        progress(done / source.length, "drawing")
+    return Heard(title, path, portrait.picture(_axis(portrait)))
+
+
+def playable(source: AudioStream, path: Path, folder: Path) -> Path:
+    """The file itself, or what browsers play of it."""
+    if path.suffix.lower() in _PLAYED:
+        return path
+    copy = folder / f"{path.stem}.original.wav"
+    _write(source, copy, lambda share: None)
+    return copy
+
+
+def _subtract(reference, estimate, path, progress):
+    """Write `reference - estimate`; pictures of both and of it."""
+    portraits = [Portrait(reference.length, reference.sample_rate) for _ in range(3)]
+
+    def blocks():
+        for y, x in metrics.pairs(reference, estimate):
+            signals = (y, x, y - x)
+            for portrait, signal in zip(portraits, signals, strict=True):
+                portrait.add(signal)
+            yield signals[-1]
+
+    _write(dataclasses.replace(reference, blocks=blocks), path, progress)
+    return portraits
+
+
+def _axis(*portraits):
+    return max(1e-3, *(portrait.peak for portrait in portraits)) * 1.05
+
+
+def _write(audio, path, progress):
+    def watched():
+        done = 0
+        for block in audio.blocks():
+            yield block
+            done += len(block)
+            progress(done / audio.length)
+
+    stream.write_file(path, watched(), audio.sample_rate, audio.channels, audio.length)

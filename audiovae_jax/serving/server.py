@@ -1,0 +1,139 @@
+"""The page's server: on the loopback unless told otherwise, with a folder of its own that goes when it ends."""
+
+import contextlib
+import ipaddress
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.serving.desk import Desk
+from audiovae_jax.serving.guard import Guard
+from audiovae_jax.serving.models import Models
+from audiovae_jax.serving.sessions import Sessions
+
+_OUTSIDE = "GRADIO_"  # environment variables by which gradio would be opened wider than is said here
+_PATIENCE = 30.0  # seconds for work that goes on when the server stops
+
+
+def require_gradio():
+    """Raise ConfigError where gradio is not installed, with what installs it."""
+    try:
+        with _environment({}):
+            import gradio  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"the page needs gradio ({error}); pip install -e '.[ui]' brings it") from error
+
+
+def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
+    """Serve the page until SIGINT or SIGTERM, which removes all that was uploaded and made.
+
+    Args:
+      models: that the page offers.
+      host: address to listen on.
+      port: of it; 0 for one that is free.
+      max_upload_mb: of one file.
+
+    Raises:
+      ConfigError: gradio is missing, or the address cannot be had.
+    """
+    require_gradio()
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with running(models, host=host, port=port, max_upload_mb=max_upload_mb) as url:
+            print(f"{url} has the page, of {len(models.names())} models; Ctrl-C ends it", flush=True)
+            if not _is_loopback(host):
+                print(f"on {host}, whoever reaches this address may use it: there is no password", flush=True)
+            stop.wait()
+            print("stopping", flush=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_upload_mb: int = 1024) -> Iterator[str]:
+    """The page's server, in threads of this process, while the context lasts; its address. The arguments: see `serve`.
+
+    Raises:
+      ConfigError: the address cannot be had.
+    """
+    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="audiovae_page_")))
+    sessions = Sessions(folder)
+    desk = Desk(models, sessions)
+    settings = {
+        "GRADIO_TEMP_DIR": str(folder),
+        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),  # else a folder of the current one would be served
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
+    try:
+        with _environment(settings):
+            page, url = _launch(desk, host, port, max_upload_mb)
+            try:
+                yield url
+            finally:
+                sessions.close()
+                page.close(verbose=False)
+                desk.wait(_PATIENCE)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _launch(desk, host, port, max_upload_mb):
+    import gradio
+    from starlette.middleware import Middleware
+
+    from audiovae_jax.serving import page as pages
+
+    page = pages.build(desk)
+    guard = Middleware(
+        Guard,
+        folder=desk.sessions.folder,
+        most_upload=max_upload_mb << 20,
+        hosts={"127.0.0.1", "localhost", "::1", host.lower()} if _is_loopback(host) else None,
+    )
+    try:
+        _, url, _ = page.launch(
+            server_name=host, server_port=port or _free_port(host), max_file_size=max_upload_mb << 20,
+            app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
+            prevent_thread_lock=True, quiet=True, show_error=False, share=False, ssr_mode=False, pwa=False,
+            mcp_server=False, run_history=False, enable_monitoring=False, num_workers=0, inbrowser=False,
+            allowed_paths=[], footer_links=["api"], **pages.look(gradio),
+        )  # fmt: skip
+    except OSError as error:
+        raise ConfigError(f"--host={host} --port={port} cannot be had ({error}); give another port") from error
+    return page, url
+
+
+@contextlib.contextmanager
+def _environment(settings):
+    """Gradio's environment variables, those that are given and no others."""
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_OUTSIDE)}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in settings:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def _free_port(host):
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def _is_loopback(host):
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

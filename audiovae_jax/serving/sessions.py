@@ -1,0 +1,118 @@
+"""What is made for one visitor: a folder that nobody else knows the name of, and gone when the visitor is."""
+
+import dataclasses
+import os
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from audiovae_jax.errors import DataError
+
+_KEPT = 2  # results of a kind: the last, and the one before, which may still be on its way to the visitor
+_IDLE = 6 * 3600.0  # seconds after which a visitor is taken to have left
+
+
+class Gone(DataError):
+    """The visitor has left, or the server stops: nobody waits for the result."""
+
+
+@dataclasses.dataclass
+class Session:
+    """One visitor.
+
+    Attributes:
+      folder: for files.
+      is_gone: whether nobody waits any more.
+      used: when it was last asked for, in seconds.
+      memory: the last results, by kind.
+    """
+
+    folder: Path
+    is_gone: bool = False
+    used: float = dataclasses.field(default_factory=time.monotonic)
+    memory: dict[str, Any] = dataclasses.field(default_factory=dict)
+    _made: dict[str, list[Path]] = dataclasses.field(default_factory=dict)
+
+    def fresh_folder(self, kind: str) -> Path:
+        """An empty folder for a result of a kind; all but the last of that kind are removed."""
+        made = self._made.setdefault(kind, [])
+        while len(made) >= _KEPT:
+            shutil.rmtree(made.pop(0), ignore_errors=True)
+        made.append(self.folder / secrets.token_hex(8))
+        made[-1].mkdir(parents=True)
+        return made[-1]
+
+    def watched(self, progress: Callable[[float, str], None]) -> Callable[[float, str], None]:
+        """`progress`, which ends the work by raising `Gone` once nobody waits for it."""
+
+        def report(share, text):
+            if self.is_gone:
+                raise Gone("stopped: nobody waits for the result any more")
+            self.used = time.monotonic()
+            progress(share, text)
+
+        return report
+
+
+class Sessions:
+    """All visitors, by what they are known by.
+
+    Args:
+      folder: of this server's own, which uploads are in too.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(os.path.realpath(folder))
+        self._sessions: dict[str, Session] = {}
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def session(self, key: str) -> Session:
+        """That of a key; those who were not heard of for hours are forgotten."""
+        now = time.monotonic()
+        with self._lock:
+            idle = [other for other, session in self._sessions.items() if now - session.used > _IDLE and other != key]
+            session = self._sessions.get(key)
+            if session is None:
+                session = self._sessions[key] = Session(self.folder / "made" / secrets.token_hex(16), self._is_closed)
+            session.used = now
+        for other in idle:
+            self.forget(other)
+        return session
+
+    def forget(self, key: str):
+        """End a visitor's work and remove the files."""
+        with self._lock:
+            session = self._sessions.pop(key, None)
+        if session is not None:
+            session.is_gone = True
+            shutil.rmtree(session.folder, ignore_errors=True)
+
+    def close(self):
+        """End everyone's work."""
+        with self._lock:
+            self._is_closed = True
+            for session in self._sessions.values():
+                session.is_gone = True
+
+    def public(self, text: str) -> str:
+        """A text without the places of this server's files; of each the name remains."""
+        return re.sub(re.escape(str(self.folder)) + r"/(?:[0-9a-f]{8,}/|made/)*", "", text)
+
+    def uploaded(self, path: Any) -> Path:
+        """A path that a visitor names, which must be of a file that was uploaded here.
+
+        Raises:
+          DataError: it is none, or none was given.
+        """
+        if not path:
+            raise DataError("there is no file yet; upload one, or record")
+        real = os.path.realpath(str(path))
+        if not real.startswith(os.path.join(self.folder, "")) or not os.path.isfile(real):
+            raise DataError("the file was not uploaded here, or is gone; upload it again")
+        return Path(real)
