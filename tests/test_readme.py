@@ -91,7 +91,7 @@ def test_the_losses_alone(namespace):
 
 def test_links_lead_somewhere():
     pages = [README, *PACKAGE.glob("*/README.md")]
-    assert len(pages) == 12
+    assert len(pages) == 13
     for page in pages:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
@@ -100,6 +100,6 @@ def test_links_lead_somewhere():
 def test_the_public_names_are_there():
     for name in (
         "AudioVAE", "EnCodecDiscriminator", "AdversarialLossCalculator", "save_model", "load_model",
-        "load_training_state", "load_from_lightning_checkpoint", "Codec",
+        "load_training_state", "load_from_lightning_checkpoint", "Codec", "Latents",
     ):  # fmt: skip
         assert getattr(audiovae_jax, name).__doc__

@@ -21,7 +21,7 @@ from audiovae_jax import AudioVAE, save_model
 ROOT = Path(__file__).resolve().parents[1]
 # How many commands each page has; those of pages with none are not listed.
 PAGES = {
-    "README.md": 18,
+    "README.md": 19,
     "audiovae_jax/benchmark/README.md": 5,
     "audiovae_jax/config/README.md": 2,
     "audiovae_jax/datasets/README.md": 3,
@@ -29,6 +29,7 @@ PAGES = {
     "audiovae_jax/inference/README.md": 1,
     "audiovae_jax/migration/README.md": 5,
     "audiovae_jax/planning/README.md": 2,
+    "audiovae_jax/serving/README.md": 1,
     "audiovae_jax/tracking/README.md": 2,
 }
 _MODEL = (
@@ -107,6 +108,23 @@ def workplace(tmp_path, audio_folder, trained_run):
     return tmp_path
 
 
+def _serves(line, folder, environment):
+    """A command that goes on until it is stopped, or says what it needs."""
+    process = subprocess.Popen(
+        line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said = process.stdout.readline()
+        if importlib.util.find_spec("gradio") is None:
+            assert "pip install -e '.[ui]'" in said
+            return
+        assert "has the page" in said
+        process.terminate()
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+
+
 def test_every_page_with_commands_is_listed():
     pages = [ROOT / "README.md", *(ROOT / "audiovae_jax").glob("*/README.md")]
     assert {str(page.relative_to(ROOT)): len(_commands(page)) for page in pages if _commands(page)} == PAGES
@@ -127,6 +145,9 @@ def test_every_command_works_as_it_stands(workplace, page):
             given = [part for part in given if not part.startswith("--against")]
         workdir = [f"--workdir=work/{number}"] if command == "train" else []
         line = [sys.executable, *start, *given, *_short(command, given), *workdir]
+        if command == "serve":
+            _serves([*line, "--port=0"], workplace, environment)
+            continue
         done = subprocess.run(line, capture_output=True, text=True, cwd=workplace, env=environment, check=False)
         assert done.returncode == 0, f"{shlex.join(line)}\n{done.stdout}{done.stderr}"
         for written in (part.partition("=")[2] for part in given if re.match("--(out|json|page)=", part)):

@@ -125,5 +125,12 @@ def test_commands_work_as_a_module_in_any_folder(tmp_path):
     assert (status, "no multiple of the model's hop of 64" in said) == (1, True)
     refused = _module("benchmark", "data", "--config=tiny", "--profile", cwd=tmp_path)[1]
     assert "benchmark data makes no use of --profile; it takes --config, --json, --batch_size, --crop" in refused
+    (tmp_path / "songs").mkdir()
+    status, said = _module("encode", "songs", "latents", cwd=tmp_path)
+    forgotten = "error: no model was given: encode takes MODEL IN... OUT, and songs is none. --help tells more\n"
+    assert (status, said) == (1, forgotten)
+    status, said = _module("train", "--help", cwd=tmp_path)
+    assert "Train an audio VAE, or go on where a workdir stopped." in said
+    assert "--workdir" in said
     (tmp_path / "mine.py").write_text("from configs import base\n\n\ndef get_config():\n    return base.nothing\n")
     assert "has no attribute 'nothing'" in _module("train", "--config=mine.py", cwd=tmp_path)[1]

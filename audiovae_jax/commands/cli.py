@@ -1,7 +1,10 @@
 """The command line: one command, its flags, a config, and errors without tracebacks."""
 
+import difflib
+import functools
 import importlib
 import io
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -12,10 +15,12 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from audiovae_jax.commands import bundled_configs
-from audiovae_jax.commands.command import Command
+from audiovae_jax.commands.command import MODEL, Command
 from audiovae_jax.config import configuration
 from audiovae_jax.config.resolve import did_you_mean
+from audiovae_jax.data.files import printable
 from audiovae_jax.errors import ConfigError, UserError
+from audiovae_jax.persistence import places
 from audiovae_jax.run import compilation, warm_start
 from audiovae_jax.storage.bucket_path import BucketPath
 
@@ -41,6 +46,12 @@ _MODULES = {
     "convert_musdb18": "data",
     "plan": "planning",
     "doctor": "planning",
+}
+# What absl and Python say of a flag's value, and what is meant.
+_PLAINLY = {
+    r": invalid literal for int\(\) .*": " must be a whole number",
+    r": could not convert string to float.*": " must be a number",
+    r"^Missing value for flag (\S+)": r"\1 needs a value: \1=VALUE",
 }
 
 
@@ -103,7 +114,7 @@ def _run(command):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     usage = " ".join([sys.argv[0], *command.positional, "[flags]"])
     sys.modules["__main__"].__doc__ = f"{command.description}\n\n  {usage}\n".replace("%", "%%")
-    app.run(lambda argv: command.main(*_positional(argv, command)), flags_parser=_parse)
+    app.run(lambda argv: command.main(*_positional(argv, command)), flags_parser=functools.partial(_parse, command))
 
 
 def define_config_flag():
@@ -158,14 +169,18 @@ def _positional(argv, command):
     needed = [name for name in names if not name.startswith("[")]
     if len(given) < len(needed) or (len(given) > len(names) and not open_ended):
         takes = " ".join(names) or "no arguments but flags"
+        wants_model = needed[:1] in ([MODEL], [f"{MODEL}..."]) and len(given) < len(needed)
+        if wants_model and not (given and places.may_be_model(given[0].partition("=")[2] or given[0])):
+            found = f", and {printable(given[0])} is none" if given else ""
+            raise ConfigError(f"no model was given: {command.name} takes {takes}{found}. --help tells more")
         raise ConfigError(f"{command.name} takes {takes}; {len(given)} were given. --help lists the flags")
     return given
 
 
-def _parse(argv):
+def _parse(command, argv):
     flags.FLAGS.set_gnu_getopt()  # flags may follow positional arguments
     if "config" not in flags.FLAGS:
-        return app.parse_flags_with_usage(argv)
+        return _parsed(command, argv)
     position, given = _config_argument(argv)
     path, _, names = given.partition(":")
     path = bundled_configs.locate(path)
@@ -185,7 +200,27 @@ def _parse(argv):
             argv[i] = argv[i].replace(f"config.{key}", f"config.{new}", 1)
         elif not configuration.has_key(config, key):
             raise ConfigError(f"config has no key {key!r}{configuration.suggest_key(key, config)}")
-    return app.parse_flags_with_usage(argv)
+    return _parsed(command, argv, config)
+
+
+def _parsed(command, argv, config=None):
+    """The positional arguments; a ConfigError where absl would end the program in words of its own."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        name = error.flagname
+        if name == "model" and command.positional[:1] in ((MODEL,), (f"{MODEL}...",)):
+            raise ConfigError(f"{command.name} takes the model first, without --model=") from None
+        known = {flag.name: f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+        known |= {key: f"--config.{key}" for key in configuration.flatten(config or {})}
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        more = f"did you mean {known[near[0]]}?" if near else "--help lists them"
+        raise ConfigError(f"{command.name} has no flag --{name}; {more}") from None
+    except flags.Error as error:
+        text = str(error).removeprefix("flag ")
+        for pattern, plainly in _PLAINLY.items():
+            text = re.sub(pattern, plainly, text)
+        raise ConfigError(text) from None
 
 
 def _config_argument(argv):

@@ -25,7 +25,8 @@ def as_stream(audio: Any, sample_rate: int) -> tuple[AudioStream, dict[str, Any]
     sample_rate = whole_number(sample_rate, "sample_rate", DataError, most=MAX_RATE)
     if audio.ndim > 1 and audio.shape[-1] > _MAX_CHANNELS:
         raise DataError(
-            f"audio of shape {list(audio.shape)} has {audio.shape[-1]} channels; channels are the last axis"
+            f"audio of shape {list(audio.shape)} has {audio.shape[-1]} channels; channels are the last axis: where "
+            "it is [..., C, T], as PyTorch has it, transpose it, as audio.swapaxes(-2, -1) does"
         )
     require_finite(audio, "audio")
     shape = {"batch": len(audio) if audio.ndim == 3 else None, "flat": audio.ndim == 1}

@@ -24,7 +24,10 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
         discriminator = _discriminator(state)
     except ConfigError as error:  # of the user's own, which is not on this machine
         state = {"epoch": loaded.epoch, "global_step": loaded.global_step}
-        discriminator = f"not known here ({error})"
+        there = training_state.beside(loaded, path)
+        discriminator = (
+            f"{there.discriminator}, {there.discriminator_parameters:,} parameters; not to be used here: {error}"
+        )
     model, variables = loaded.model, loaded.variables
     rate = loaded.sample_rate
     statistics = {name: np.asarray(value) for name, value in variables["latent_statistics"].items()}

@@ -6,13 +6,13 @@ import numpy as np
 
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import places, saved_model
+from audiovae_jax.persistence import places, saved_model, training_state
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.torch_files import reader
 from audiovae_jax.torch_io import audio_vae, export, layout, training
 from audiovae_jax.torch_io.discriminator import read_discriminator
 from audiovae_jax.torch_io.state_dict import Line
-from audiovae_jax.training.optimizer import learning_rate_schedule
+from audiovae_jax.training.optimizer import cosine
 
 
 def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None = None, strict: bool = True):
@@ -76,22 +76,18 @@ def export_torch(source: str, target: str, *, step: int | None = None):
       CheckpointError: the model cannot be read, or the file not written.
     """
     loaded = saved_model.open_model(source, step=step)
-    states, left_out = {}, []
+    states = {}
     if loaded.kind == "checkpoint" and Path(target).suffix == ".pt":
         states = _optimizer_states(source, loaded)
-    elif loaded.kind == "checkpoint":
-        left_out.append("the optimizer's state, which a .pt file holds")
-    if loaded.kind == "checkpoint":
-        left_out.append("the discriminator and its optimizer's state")
-    # The PyTorch system has no place of its own for it.
-    metadata = dict(loaded.metadata or {}) | ({} if loaded.sample_rate is None else {"sample_rate": loaded.sample_rate})
+    left_out = _left_out(source, loaded, target)
     export.export_audio_vae(
         loaded.model,
         loaded.variables,
         target,
         epoch=loaded.epoch,
         global_step=loaded.global_step,
-        metadata=metadata or None,
+        metadata=loaded.metadata or None,
+        sample_rate=loaded.sample_rate,
         **states,
     )
     written = export.audio_vae_state_dict(loaded.variables)
@@ -104,6 +100,23 @@ def export_torch(source: str, target: str, *, step: int | None = None):
         print(f"not in it: {'; '.join(left_out)}")
 
 
+def _left_out(source, loaded, target):
+    """What the model at `source` has and the file at `target` does not hold."""
+    left_out = []
+    there = training_state.beside(loaded, source)
+    if there.optimizer and loaded.kind == "checkpoint":
+        left_out += ["the optimizer's state, which a .pt file holds"] if Path(target).suffix != ".pt" else []
+    elif there.optimizer:
+        left_out.append("the optimizer's state, which comes along from a workdir")
+    if there.discriminator:
+        left_out.append("the discriminator" + (" and its optimizer's state" if loaded.kind == "checkpoint" else ""))
+    if (dtype := str(np.dtype(loaded.model.dtype))) != "float32":
+        left_out.append(f"that the model computes in {dtype} (--dtype={dtype} says it)")
+    if loaded.sample_rate is None:
+        left_out.append("the sample rate, which is not known (--sample_rate says it)")
+    return left_out
+
+
 def _optimizer_states(source, loaded):
     folder, _ = places.locate(source)
     checkpoints = Checkpoints(folder, read_only=True)
@@ -114,7 +127,12 @@ def _optimizer_states(source, loaded):
         checkpoints.close()
     settings, step, num_steps = config["optimizer"], loaded.global_step, config["num_steps"]
     first, last = settings["learning_rate"], settings["final_learning_rate"]
-    rate = float(learning_rate_schedule(num_steps, first, last)(step))
+    rate = float(cosine(step, num_steps, first, last))
+    if step < (warmup_steps := settings.get("warmup_steps", 0)):
+        print(
+            f"note: the learning rate's warm-up to step {warmup_steps} is not in torch's cosine schedule, which "
+            f"goes on at {rate:.3g}"
+        )
     scheduler = {
         "T_max": num_steps,
         "eta_min": last,

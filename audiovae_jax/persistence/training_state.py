@@ -1,7 +1,7 @@
 """`load_training_state`: what was saved beside a model, for going on with its training."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from audiovae_jax.persistence import places, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.storage import array_store
 from audiovae_jax.torch_io import import_discriminator, training
-from audiovae_jax.training.state import split_trainable
+from audiovae_jax.training.state import count_parameters, split_trainable
 
 
 def load_training_state(
@@ -25,7 +25,7 @@ def load_training_state(
     Args:
       path, step: see `load_model`.
       optimizer: of which the state is wanted, with the transform and its order that it was saved with;
-        AdamW (`optimizer.adamw`) for files of the PyTorch system.
+        AdamW (`optimizer.AdamW`) for files of the PyTorch system.
 
     Returns:
       `epoch`, `global_step` (None where they are not known), `metadata`, `optimizer_state` (None without
@@ -45,6 +45,38 @@ def training_state_of(
         return _training_state(loaded, local, optimizer)
 
 
+class Beside(NamedTuple):
+    """What lies beside a model.
+
+    Attributes:
+      optimizer: whether an optimizer's state does.
+      discriminator: the dotted name of its class; None without one.
+      discriminator_parameters: how many it has.
+    """
+
+    optimizer: bool
+    discriminator: str | None = None
+    discriminator_parameters: int = 0
+
+
+def beside(loaded: saved_model.LoadedModel, path: str | Path) -> Beside:
+    """What lies beside a model that was opened, whether or not the discriminator's class can be imported here.
+
+    Raises:
+      CheckpointError: it cannot be read.
+    """
+    with saved_model.at_hand(places.opened_path(path)) as local:
+        if loaded.kind == "torch file":
+            imported = training.read_training(local)
+            tensors, described = imported.discriminator, resolve.dotted_name(EnCodecDiscriminator)
+            has_optimizer = imported.moments is not None
+        else:
+            trees, section = _trees(local, loaded)
+            tensors, described = trees.get("discriminator"), (section or {}).get(resolve.TARGET)
+            has_optimizer = "optimizer" in trees
+    return Beside(has_optimizer) if tensors is None else Beside(has_optimizer, described, count_parameters(tensors))
+
+
 def _training_state(loaded, path, optimizer):
     state = {
         "epoch": loaded.epoch,
@@ -56,12 +88,7 @@ def _training_state(loaded, path, optimizer):
     }
     if loaded.kind == "torch file":
         return state | _torch_training_state(path, loaded, optimizer)
-    if loaded.kind == "saved model":
-        description = saved_model.read_description(path)
-        arrays, described = description["arrays"], description["discriminator"]
-        trees = {name: array_store.read_tree(path / name, arrays[name]) for name in arrays if name != "model"}
-    else:
-        trees, described = _checkpoint_trees(path, loaded.global_step)
+    trees, described = _trees(path, loaded)
     if optimizer is not None and "optimizer" in trees:
         state["optimizer_state"] = _fill_optimizer(optimizer, loaded, trees["optimizer"], path)
     if described is not None and "discriminator" in trees:
@@ -86,6 +113,16 @@ def _torch_training_state(path, loaded, optimizer):
     return state
 
 
+def _trees(path, loaded):
+    """`(what lies beside the model, by its name in a saved model, the discriminator's name and arguments)`."""
+    if loaded.kind != "saved model":
+        return _checkpoint_trees(path, loaded.global_step)
+    description = saved_model.read_description(path)
+    arrays = description["arrays"]
+    trees = {name: array_store.read_tree(path / name, arrays[name]) for name in arrays if name != "model"}
+    return trees, description["discriminator"]
+
+
 def _checkpoint_trees(path, step):
     """`(trees as a saved model has them, the discriminator's description)` of a workdir's checkpoint."""
     folder, _ = places.locate(path)
@@ -105,12 +142,12 @@ def _checkpoint_trees(path, step):
 def _fill_optimizer(optimizer, loaded, tree, path):
     """An optax state of `optimizer` with the arrays that were saved, which are known by their places."""
     trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
-    saved = array_store.named_leaves(tree)
     for params in (trainable, loaded.variables["params"]):
         state = jax.eval_shape(optimizer.init, params)
-        wanted = array_store.describe_shapes(state)
-        if wanted == array_store.describe_shapes(tree):
-            return jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(saved[name]) for name in wanted])
+        filled = array_store.like(state, tree)
+        if filled is not None:
+            return jax.tree.map(jnp.asarray, filled)
+    wanted, saved = array_store.named_leaves(state), array_store.named_leaves(tree)
     missing = sorted(wanted.keys() ^ saved.keys()) or sorted(wanted)
     raise CheckpointError(
         f"{path}: the optimizer's state is of another transform; {missing[0]} and {len(missing) - 1} more arrays differ"

@@ -26,7 +26,7 @@ from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.planning import table
 from audiovae_jax.planning.compiling import StepCompiler
 from audiovae_jax.planning.targets import HERE, Target
-from audiovae_jax.run import start
+from audiovae_jax.run import start, warm_start
 from audiovae_jax.training import mesh, program
 
 _CROPS = 8  # that are read
@@ -287,12 +287,17 @@ class _Looker:
     def claim(self):
         """As training does it when it starts, but for writing."""
         folder = self._workdir / "checkpoints"
-        if not folder.is_dir():
-            return f"{self._workdir} is new"
-        checkpoints = Checkpoints(folder, read_only=True)
-        start.claim_workdir(self._config, self._workdir, checkpoints, write=False)
-        steps = checkpoints.steps()
-        return f"{self._workdir} goes on from step {steps[-1]}" if steps else f"{self._workdir} has no checkpoint yet"
+        said = f"{self._workdir} is new"
+        if folder.is_dir():
+            checkpoints = Checkpoints(folder, read_only=True)
+            start.claim_workdir(self._config, self._workdir, checkpoints, write=False)
+            if steps := checkpoints.steps():
+                return f"{self._workdir} goes on from step {steps[-1]}"
+            said = f"{self._workdir} has no checkpoint yet"
+        if self._config.init_from is None:
+            return said
+        warm_start.require_same_model(self._config)
+        return f"{said}; the run begins with {self._config.init_from}"
 
     def _write_and_read(self, folder):
         devices = mesh.make_mesh()

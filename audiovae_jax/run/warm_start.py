@@ -1,22 +1,26 @@
-"""`config.init_from`: going on from another run, of ours or of the PyTorch system."""
+"""`config.init_from`: going on from another run or model, of ours or of the PyTorch system."""
 
-import functools
+import contextlib
 import json
+import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
 import ml_collections
+import numpy as np
 
-from audiovae_jax.config import build, configuration, resolve
+from audiovae_jax.config import configuration, resolve
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError, ConfigError
-from audiovae_jax.persistence import places, saved_model
-from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.persistence import earlier, places, saved_model
+from audiovae_jax.persistence.checkpoint import VARIABLES
+from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.torch_io import training
 from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS
-from audiovae_jax.training.state import TrainState, create_train_state
+from audiovae_jax.training import mesh
+from audiovae_jax.training.state import TrainState
 from audiovae_jax.training.step import Recipe
 
 # Beginnings of the keys that a torch file can set.
@@ -26,13 +30,16 @@ _ADOPTABLE = (
     *("generator_update_every", "discriminator_update_every", "adversarial.", "kl."),
     *("optimizer.", "discriminator_optimizer."),
 )
+# Those of them that say what its networks are, and not how they were trained.
+_OF_NETWORKS = (*(f"model.{key}" for key in CONFIG_KEYS), "data.channels", "data.sample_rate", "discriminator.")
 
 
 def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], workdir: Path | BucketPath) -> list[str]:
     """Set what a torch file at `config.init_from` tells of its run: architectures, rates, weights.
 
-    What the command line gives stands. Runs of ours have their config beside them and are not looked
-    at. A run that has begun has what it adopted in its workdir, and goes on without the file.
+    What the command line gives stands, and with `init_weights_only` all that is not of the networks themselves.
+    Runs of ours have their config beside them and are not looked at. A run that has begun has what it adopted in
+    its workdir, and goes on without the file.
 
     Args:
       config: changed in place.
@@ -47,7 +54,7 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
       ConfigError: a setting does not fit the config's key.
     """
     path = config.init_from
-    if path is None or places.opened_path(path).is_dir():
+    if path is None or _is_ours(path):
         return []
     try:
         imported = _read_once(path)
@@ -62,6 +69,8 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
     changed, agreeing = [], []
     for key, value in overrides.items():
         if key in given or not configuration.has_key(config, key):
+            continue
+        if config.init_weights_only and not key.startswith(_OF_NETWORKS):
             continue
         section, _, name = key.rpartition(".")
         if section == "discriminator" and not ensemble:
@@ -84,11 +93,41 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
     return [*lines, f"  and as the config has them: {', '.join(agreeing)}"] if agreeing else lines
 
 
-def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, say: Callable[[str], None]) -> TrainState:
+def require_same_model(config: ml_collections.ConfigDict):
+    """Refuse what `config.init_from` names, if it is of another architecture; nothing is compiled for that.
+
+    Raises:
+      CheckpointError: the keys of `config.model` that differ, or there is nothing that can be gone on from.
+    """
+    path = config.init_from
+    with _named(path):
+        if _is_ours(path):
+            theirs = earlier.describe(path).model
+        else:
+            _waiting[path] = _read_once(path)
+            model = _waiting[path][1].audio_vae.model
+            theirs = {key: getattr(model, key) for key in CONFIG_KEYS}
+    pairs = {key: (_plain(theirs[key]), _plain(config.model[key])) for key in CONFIG_KEYS if key in theirs}
+    other = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+    if other:
+        lines = [f"  model.{key}: {there} there, {here} here" for key, (there, here) in other.items()]
+        given = [f"--config.model.{key}={shlex.quote(str(there))}" for key, (there, _) in other.items()]
+        raise CheckpointError(
+            f"config.init_from={path}: its model is not that of config.model:\n"
+            + "\n".join(lines)
+            + f"\nto go on from it, give {' '.join(given)}"
+        )
+
+
+def take_over(
+    config: ml_collections.ConfigDict, recipe: Recipe, fresh: TrainState, sharding, say: Callable[[str], None]
+) -> TrainState:
     """The state of another run, as far as it fits; `say` is told what was left out.
 
     Args:
-      path: a workdir of ours, one of its checkpoints, or a torch, Lightning or safetensors file.
+      config: its `init_from` is a workdir of ours, one of its checkpoints, a saved model, or a torch, Lightning or
+        safetensors file. With `init_weights_only`, step and optimizers stay as they are in `fresh`, and of a workdir
+        the best checkpoint is taken in place of the newest.
       recipe: of the run that begins.
       fresh: its initial state.
       sharding: where to put the arrays.
@@ -97,35 +136,49 @@ def take_over(path: str, recipe: Recipe, fresh: TrainState, sharding, say: Calla
     Raises:
       CheckpointError: there is nothing there that can be taken over.
     """
-    if not places.opened_path(path).is_dir():
-        _, imported = _read_once(path)
-        _waiting.clear()
-        notes = list(imported.notes)
-        try:
-            state = training.train_state(imported, recipe, fresh, notes)
-        except CheckpointError as error:
-            raise CheckpointError(f"config.init_from={path}: {error}") from None
-        for note in notes:
-            say(f"{path}: {note}")
-        return jax.device_put(state, sharding)
-    folder, from_step = places.locate(path)
-    source = Checkpoints(folder, read_only=True)
-    try:
-        old = _newest_whole(source, folder, from_step, sharding, say)
-    finally:
-        source.close()
-    if _shapes(old.params) != _shapes(fresh.params):
-        raise CheckpointError(
-            f"config.init_from={path}: its model is not that of config.model; give both the same keys"
-        )
-    parts = {"step": old.step, "params": old.params, "latent_statistics": old.latent_statistics}
-    for names in (("opt_state",), ("discriminator_params", "discriminator_opt_state")):
-        if all(_shapes(getattr(old, name)) == _shapes(getattr(fresh, name)) for name in names):
-            parts |= {name: getattr(old, name) for name in names}
-        else:
-            say(f"config.init_from={path}: its {' and '.join(names)} does not fit and starts afresh")
-    say(f"taken over from {path}: step {int(old.step)}, {', '.join(parts)}")
-    return fresh.replace(**parts)
+    path, weights_only = config.init_from, config.init_weights_only
+    if _is_ours(path):
+        with _named(path):
+            return _take_over_ours(config, fresh, sharding, say)
+    _, imported = _read_once(path)
+    _waiting.clear()
+    notes = list(imported.notes)
+    with _named(path):
+        state = training.train_state(imported, recipe, fresh, notes, weights_only=weights_only)
+    for note in notes:
+        say(f"{path}: {note}")
+    return jax.device_put(state, sharding)
+
+
+def _take_over_ours(config, fresh, sharding, say):
+    path, weights_only = config.init_from, config.init_weights_only
+    rate = earlier.describe(path).sample_rate
+    if rate is not None and rate != config.data.sample_rate:
+        say(f"warning: {path} is of {rate} Hz, and config.data.sample_rate is {config.data.sample_rate}")
+    optional = ["discriminator_params"] if fresh.discriminator_params is not None else []
+    if not weights_only:
+        optional = ["opt_state", *optional, *(["discriminator_opt_state"] if optional else [])]
+    found = earlier.read(path, (*VARIABLES, *optional), best=weights_only)
+    for reason in found.passed_over:
+        say(f"warning: passed over {reason}")
+    step = 0 if weights_only or found.step is None else found.step
+    parts = {"step": np.asarray(step, np.int32)}
+    for name in (*VARIABLES, *optional):
+        parts[name] = array_store.like(getattr(fresh, name), found.parts[name]) if name in found.parts else None
+    if parts["params"] is None or parts["latent_statistics"] is None:
+        raise CheckpointError("its arrays are not those of config.model, though its keys are")
+    if "discriminator_opt_state" in parts and parts["discriminator_params"] is None:
+        parts["discriminator_opt_state"] = None  # it is of other weights
+    for name in optional:
+        if parts[name] is None:
+            why = "does not fit" if name in found.parts else "is not in it"
+            say(f"config.init_from={path}: {name} {why}, and starts afresh")
+    parts = {name: part for name, part in parts.items() if part is not None}
+    what = ", ".join(name for name in parts if name != "step")
+    of = f" ({found.origin})" if found.origin else ""
+    counted = "the step and the optimizers begin anew" if weights_only else f"step {step}"
+    say(f"taken over from {path}{of}: {counted}; {what}")
+    return fresh.replace(**mesh.replicate(parts, sharding))
 
 
 # What `adopt_settings` has read, for `take_over`: such a file has hundreds of megabytes.
@@ -163,22 +216,20 @@ def _is_the_ensemble(section):
     return resolve.resolve(section[resolve.TARGET], "config.discriminator") is EnCodecDiscriminator
 
 
-def _newest_whole(source: Checkpoints, folder, step, sharding, say) -> TrainState:
-    """The state at `step` of another run, by its own config; with None, of its newest checkpoint that is whole."""
-    reasons = []
-    for candidate in source.steps()[::-1] if step is None else [step]:
-        try:
-            config = ml_collections.ConfigDict(source.config(candidate), convert_dict=True)
-            create = functools.partial(create_train_state, build.build_recipe(config), build.example_shape(config))
-            state = source.restore(jax.eval_shape(create), sharding, candidate).state
-        except CheckpointError as error:
-            reasons.append(str(error))
-            continue
-        for reason in reasons:
-            say(f"warning: passed over {reason}")
-        return state
-    raise CheckpointError("\n".join(reasons) or f"{folder} holds no finished checkpoint; give another workdir")
+def _is_ours(path):
+    """Whether it is a folder: a workdir, a checkpoint or a saved model; all else is of the PyTorch system."""
+    return places.opened_path(path).is_dir()
 
 
-def _shapes(tree):
-    return jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
+@contextlib.contextmanager
+def _named(path):
+    """Errors say of which key they are."""
+    try:
+        yield
+    except CheckpointError as error:
+        text = str(error)
+        raise CheckpointError(f"config.init_from={text if text.startswith(path) else f'{path}: {text}'}") from error
+
+
+def _plain(value):
+    return tuple(value) if isinstance(value, (list, tuple)) else value

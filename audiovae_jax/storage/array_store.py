@@ -40,6 +40,15 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     }
 
 
+def like(abstract: PyTree, tree: PyTree) -> PyTree | None:
+    """The arrays of `tree` in the structure of `abstract`; None where their names, shapes or dtypes differ."""
+    names = describe_shapes(abstract)
+    if names != describe_shapes(tree):
+        return None
+    leaves = named_leaves(tree)
+    return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in names])
+
+
 def require_same(expected: dict[str, str], described: dict[str, str], where: str):
     """Raise CheckpointError, naming the array, where shapes, dtypes or names differ."""
     for name, ours, theirs in _differences(expected, described):

@@ -9,6 +9,7 @@ import flax.traverse_util
 import numpy as np
 import safetensors.numpy
 
+from audiovae_jax.checks import whole_number
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.models.audio_vae import AudioVAE
 from audiovae_jax.storage import atomic
@@ -27,6 +28,7 @@ def export_audio_vae(
     epoch: int | None = None,
     global_step: int | None = None,
     metadata: dict[str, Any] | None = None,
+    sample_rate: int | None = None,
 ):
     """Write a model in the PyTorch system's names and layout; torch is not needed.
 
@@ -36,6 +38,7 @@ def export_audio_vae(
         torch system's `save_model`, which its `load_model` reads). Written whole or not at all.
       optimizer_state, scheduler_state: torch's state dicts, see `training.optimizer_state_dict`; `.pt` only.
       epoch, global_step, metadata: kept beside the weights.
+      sample_rate: in Hz; kept in the metadata, since the torch system has no place of its own for it.
 
     Raises:
       CheckpointError: another suffix, or something that such a file cannot hold.
@@ -43,6 +46,9 @@ def export_audio_vae(
     path = Path(path)
     weights = audio_vae_state_dict(variables)
     config = {key: _listed(getattr(model, key)) for key in CONFIG_KEYS}
+    if sample_rate is not None:
+        rate = whole_number(sample_rate, "sample_rate", CheckpointError)
+        metadata = {**(metadata or {}), "sample_rate": rate}
     optional = {"epoch": epoch, "global_step": global_step, "metadata": metadata}
     optional = {key: value for key, value in optional.items() if value is not None}
     try:

@@ -80,7 +80,9 @@ def read_training(
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def train_state(imported: ImportedTraining, recipe: Recipe, fresh: TrainState, notes: list[str]) -> TrainState:
+def train_state(
+    imported: ImportedTraining, recipe: Recipe, fresh: TrainState, notes: list[str], *, weights_only: bool = False
+) -> TrainState:
     """`fresh` with all that the imported run has; `notes` gets what it has not.
 
     Args:
@@ -88,6 +90,7 @@ def train_state(imported: ImportedTraining, recipe: Recipe, fresh: TrainState, n
       recipe: what the step is given.
       fresh: an initial state.
       notes: gets a line per part.
+      weights_only: leave step and optimizers as they are in `fresh`.
 
     Raises:
       CheckpointError: the model is another than the recipe's. A discriminator that is another starts afresh.
@@ -98,7 +101,7 @@ def train_state(imported: ImportedTraining, recipe: Recipe, fresh: TrainState, n
         if theirs != ours:
             raise CheckpointError(f"its model has {key}={theirs}, config.model.{key} is {ours}; give both the same")
     parts = {
-        "step": jnp.asarray(imported.step, jnp.int32),
+        "step": jnp.asarray(0 if weights_only else imported.step, jnp.int32),
         "params": model.variables["params"],
         "latent_statistics": model.variables["latent_statistics"],
     }
@@ -117,14 +120,15 @@ def train_state(imported: ImportedTraining, recipe: Recipe, fresh: TrainState, n
             notes.append(f"warning: the discriminator starts afresh: {error}")
     elif recipe.discriminator is not None:
         notes.append("there is no discriminator in it; ours starts afresh")
-    for name, (opt_state, params, moments) in optimizers.items():
+    for name, (opt_state, params, moments) in ({} if weights_only else optimizers).items():
         taken = None if moments is None else with_moments(opt_state, params, moments)
         if taken is not None:
             parts[name] = taken
         else:
             why = "there is none in it that fits" if moments is None else "its moments are of folded weights"
             notes.append(f"{name} starts afresh: {why}")
-    notes.append(f"taken over: step {imported.step}, {', '.join(name for name in parts if name != 'step')}")
+    counted = "the step and the optimizers begin anew;" if weights_only else f"step {imported.step},"
+    notes.append(f"taken over: {counted} {', '.join(name for name in parts if name != 'step')}")
     return fresh.replace(**parts)
 
 
@@ -154,7 +158,7 @@ def optimizer_state_dict(
     """The state dict of `torch.optim.AdamW` over all of the torch model's parameters.
 
     Args:
-      opt_state: of `optimizer.adamw`.
+      opt_state: of `optimizer.AdamW`.
       variables: the model's, which tell the parameters' order.
       learning_rate: the present one.
       settings: `b1`, `b2`, `eps`, `weight_decay`.
@@ -213,6 +217,8 @@ def _training(checkpoint, dilations, strict):
     step = audio_vae.batches_seen(checkpoint, notes, bool(of_discriminator), updates) or 0
     overrides = {f"model.{key}": getattr(imported.model, key) for key in audio_vae.CONFIG_KEYS}
     overrides |= {"data.channels": imported.model.in_channels, **hyperparameters.settings(hparams)}
+    if imported.sample_rate is not None:
+        overrides["data.sample_rate"] = imported.sample_rate
     if imported.model.encoder_frozen or _encoder_was_frozen(moments[0], networks["model"], notes):
         overrides["model.encoder_frozen"] = True
     overrides |= hyperparameters.rates(hparams)

@@ -1,6 +1,8 @@
 import sys
 
+import ml_collections
 import pytest
+from absl import flags
 
 from audiovae_jax.commands import bundled_configs, cli
 from audiovae_jax.commands.command import Command
@@ -58,3 +60,48 @@ def test_an_argument_in_brackets_may_be_left_out():
     assert cli._positional(["look", "a"], command) == ["a"]
     with pytest.raises(ConfigError, match="look takes .ROOT.; 2 were given"):
         cli._positional(["look", "a", "b"], command)
+
+
+def test_a_forgotten_model_is_told(tmp_path):
+    command = Command("look", "", lambda: None, positional=("MODEL", "IN...", "OUT"))
+    with pytest.raises(ConfigError, match="^no model was given: look takes MODEL IN... OUT. --help tells more$"):
+        cli._positional(["look"], command)
+    (tmp_path / "song.wav").touch()
+    for name in ("song.wav", "nothing", ""):
+        with pytest.raises(ConfigError, match="no model was given: look takes MODEL IN... OUT, and .* is none"):
+            cli._positional(["look", str(tmp_path / name), "out"], command)
+    (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "model.pt").touch()
+    for name in ("run", "run/checkpoints", "model.pt"):
+        with pytest.raises(ConfigError, match="look takes MODEL IN... OUT; 2 were given"):
+            cli._positional(["look", str(tmp_path / name), "out"], command)
+    with pytest.raises(ConfigError, match="look takes MODEL IN... OUT; 1 were given"):
+        cli._positional(["look", "s3://bucket/run"], command)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("--nothing=1", "look has no flag --nothing; --help lists them"),
+        ("--sead=1", "look has no flag --sead; did you mean --seed?"),
+        ("--batch_size=3", "look has no flag --batch_size; did you mean --config.batch_size?"),
+        ("--latent_dmi=3", "look has no flag --latent_dmi; did you mean --config.model.latent_dim?"),
+        ("--model=m", "look takes the model first, without --model="),
+        ("--seed=x", "--seed=x must be a whole number"),
+        ("--share=x", "--share=x must be a number"),
+        ("--share=2", "--share=2: 2.0 is not"),
+        ("--seed", "--seed needs a value: --seed=VALUE"),
+    ],
+)
+def test_a_flag_that_cannot_be_is_told_in_plain_words(monkeypatch, given, says):
+    own = flags.FlagValues()
+    flags.DEFINE_integer("seed", None, "", flag_values=own)
+    flags.DEFINE_float("share", None, "", 0, 1, flag_values=own)
+    for name in ("seed", "share"):
+        own.register_key_flag_for_module("look", own[name])
+    monkeypatch.setattr(flags, "FLAGS", own)
+    monkeypatch.setattr(sys, "argv", ["look"])
+    command = Command("look", "", lambda: None, positional=("MODEL",))
+    with pytest.raises(ConfigError) as refused:
+        cli._parsed(command, ["look", given], ml_collections.ConfigDict({"batch_size": 1, "model": {"latent_dim": 2}}))
+    assert str(refused.value).startswith(says)

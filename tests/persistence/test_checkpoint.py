@@ -188,7 +188,7 @@ def test_locate_understands_what_users_give(store, tmp_path):
     with pytest.raises(CheckpointError, match="no such file or folder"):
         places.locate(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="holds no checkpoint; give a training workdir"):
+    with pytest.raises(CheckpointError, match="holds no checkpoint; give a training workdir, one of"):
         places.locate(str(tmp_path / "empty"))
 
 

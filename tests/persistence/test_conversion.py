@@ -11,9 +11,10 @@ import pytest
 from conftest import GOLDEN, applied
 
 from audiovae_jax import Codec
+from audiovae_jax.config import build
 from audiovae_jax.persistence import conversion
 from audiovae_jax.persistence.saved_model import load_model, open_model, save_model
-from audiovae_jax.torch_io import import_audio_vae, read_checkpoint
+from audiovae_jax.torch_io import export_audio_vae, import_audio_vae, read_checkpoint, training
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,6 +82,27 @@ def test_the_sample_rate_survives_and_what_is_left_out_is_said(tmp_path, trained
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Codec.load(tmp_path / "n").sample_rate == 48000
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_what_a_format_cannot_hold_is_said(tmp_path, trained_run, capsys, name):
+    workdir, config, state = trained_run
+    model, variables = load_model(workdir)
+    whole = {"optimizer_state": state.opt_state, "discriminator_params": state.discriminator_params}
+    whole["discriminator"] = build.build_discriminator(config)
+    save_model(model.clone(dtype="bfloat16"), variables, tmp_path / "m", **whole)
+    conversion.export_torch(str(tmp_path / "m"), str(tmp_path / name))
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "not in it: the optimizer's state, which comes along from a workdir; the discriminator; that the model "
+        "computes in bfloat16 (--dtype=bfloat16 says it); the sample rate, which is not known (--sample_rate says it)"
+    )
+    save_model(model, variables, tmp_path / "m", sample_rate=48000)
+    conversion.export_torch(str(tmp_path / "m"), str(tmp_path / name))
+    assert "not in it" not in capsys.readouterr().out
+    export_audio_vae(model, variables, tmp_path / name, sample_rate=48000, metadata={"notes": "best"})
+    found = open_model(tmp_path / name)
+    assert (found.sample_rate, found.metadata) == (48000, {"notes": "best", "sample_rate": 48000})
+    assert training.read_training(tmp_path / name).overrides["data.sample_rate"] == 48000
 
 
 def test_a_run_of_ours_goes_on_in_torch(tmp_path, trained_run):

@@ -12,7 +12,7 @@ import pytest
 from conftest import GOLDEN, initialised, random_variables
 
 from audiovae_jax import AudioVAE, EnCodecDiscriminator
-from audiovae_jax.config import build
+from audiovae_jax.config import build, configuration
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.inference import inspection
 from audiovae_jax.persistence import checkpoint, saved_model
@@ -299,5 +299,18 @@ def test_what_has_a_discriminator_of_ones_own_is_described_where_that_is_not(tmp
     monkeypatch.delitem(sys.modules, "my_parts")
     described = inspection.inspect_model(tmp_path / "m")
     assert described["parameters"] > 0
-    assert described["discriminator"].startswith("not known here (")
+    assert described["discriminator"].startswith("my_parts.Mine, 3 parameters; not to be used here: ")
     assert "there is no module 'my_parts'; put its folder on PYTHONPATH" in described["discriminator"]
+
+
+def test_a_run_with_a_discriminator_of_ones_own_is_described_elsewhere(tmp_path, trained_run):
+    _, config, state = trained_run
+    config = configuration.plain(config)
+    config["discriminator"] = {"_target_": "my_parts.Mine", "width": 3}
+    store = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints")
+    store.save(jax.device_put(state), step=7, config=config, data={}, metrics={"total_loss": 1.0})
+    store.close()
+    described = inspection.inspect_model(tmp_path / "run")
+    assert (described["step"], described["sample rate (Hz)"], described["metadata"]) == (7, 44100, {"total_loss": 1.0})
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.discriminator_params))
+    assert described["discriminator"].startswith(f"my_parts.Mine, {count:,} parameters; not to be used here: ")

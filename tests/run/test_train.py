@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from audiovae_jax import losses
-from audiovae_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
+from audiovae_jax.errors import ConfigError, DataError, TrainingError
 from audiovae_jax.feeding import pipeline
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train
@@ -46,9 +46,9 @@ def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsy
     store.close()
     samples = workdir / "samples" / "step_00000002"
     assert sorted(p.name for p in samples.iterdir()) == ["0.png", "0_original.wav", "0_reconstruction.wav"]
-    audio, rate = soundfile.read(samples / "0_reconstruction.wav")
-    assert audio.shape == (1024, 2)
-    assert rate == 44100
+    for name in ("original", "reconstruction"):
+        audio, rate = soundfile.read(samples / f"0_{name}.wav")
+        assert (audio.shape, rate) == ((4410, 2), 44100)  # sample_seconds, which is longer than a crop
     assert list(workdir.glob("events.out.tfevents*"))
 
 
@@ -256,10 +256,8 @@ def test_init_from_goes_on_in_a_new_workdir(micro_config, trained_run, tmp_path,
     assert taken.step == 4
     assert int(taken.opt_state[1].count) == int(first.opt_state[1].count) + 2
     out = capsys.readouterr()
-    assert "discriminator_params and discriminator_opt_state does not fit and starts afresh" in out.out + out.err
-    micro_config.model.latent_dim = 3
-    with pytest.raises(CheckpointError, match="its model is not that of config.model"):
-        train.train(micro_config, tmp_path / "third")
+    for name in ("discriminator_params", "discriminator_opt_state"):
+        assert f"{name} does not fit, and starts afresh" in out.out + out.err
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(micro_config, tmp_path):

@@ -1,0 +1,191 @@
+"""What a run goes on from: workdirs, saved models, torch's files; all of it, or the weights alone."""
+
+import functools
+import shutil
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from conftest import GOLDEN
+
+from audiovae_jax import load_model, load_training_state, save_model
+from audiovae_jax.config import build, configuration
+from audiovae_jax.errors import CheckpointError, ConfigError
+from audiovae_jax.persistence import saved_model
+from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.run import compilation, train, warm_start
+from audiovae_jax.training import mesh
+from audiovae_jax.training.state import create_train_state
+
+LIGHTNING = GOLDEN / "lightning.ckpt"
+
+
+@pytest.fixture
+def calibrated(trained_run, tmp_path):
+    """A saved model of the trained run, with statistics as `calibrate_latents` sets them."""
+    mean, std = np.arange(4, dtype=np.float32), np.full(4, 2.0, np.float32)
+    saved_model.with_latent_statistics(trained_run[0] / "checkpoints" / "2", tmp_path / "calibrated", mean, std, {})
+    return tmp_path / "calibrated"
+
+
+_known = {}
+
+
+def _traced(config):
+    """The recipe and the shapes of a state; tracing takes a second, and tests have the same networks."""
+    key = config.model.to_json() + config.discriminator.to_json()
+    if key not in _known:
+        recipe = build.build_recipe(config)
+        create = functools.partial(create_train_state, recipe, build.example_shape(config))
+        _known[key] = recipe, jax.eval_shape(create)
+    return _known[key]
+
+
+def _take_over(config, path, **changes):
+    """`(state, its fresh state of zeros, what was said)`."""
+    config.init_from = str(path)
+    config.update(changes)
+    recipe, shapes = _traced(config)
+    fresh = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    said = []
+    state = warm_start.take_over(config, recipe, fresh, mesh.replicated(mesh.make_mesh()), said.append)
+    return state, fresh, "\n".join(said)
+
+
+def _assert_same(tree, other):
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_calibrated_model_is_gone_on_from(micro_config, trained_run, calibrated):
+    state, fresh, said = _take_over(micro_config, calibrated)
+    _assert_same(state.params, trained_run[2].params)
+    np.testing.assert_array_equal(state.latent_statistics["latent_mean"], np.arange(4))
+    np.testing.assert_array_equal(state.latent_statistics["latent_std"], np.full(4, 2))
+    assert int(state.step) == 2
+    _assert_same(state.opt_state, fresh.opt_state)
+    assert f"config.init_from={calibrated}: opt_state is not in it, and starts afresh" in said
+    assert f"taken over from {calibrated}: step 2; params, latent_statistics" in said
+
+
+def test_what_a_saved_model_has_besides_is_taken_too(micro_config, trained_run, tmp_path):
+    workdir, _, trained = trained_run
+    model, variables = load_model(workdir, step=2)
+    more = {"optimizer_state": trained.opt_state, "discriminator": build.build_discriminator(micro_config)}
+    more["discriminator_params"] = trained.discriminator_params
+    save_model(model, variables, tmp_path / "saved", sample_rate=48000, **more)
+    state, fresh, said = _take_over(micro_config, tmp_path / "saved")
+    _assert_same((state.params, state.opt_state), (trained.params, trained.opt_state))
+    _assert_same(state.discriminator_params, trained.discriminator_params)
+    _assert_same(state.discriminator_opt_state, fresh.discriminator_opt_state)
+    assert int(state.step) == 0  # it does not say
+    assert "saved is of 48000 Hz, and config.data.sample_rate is 44100" in said
+    # Of another discriminator, the model alone.
+    state, _, said = _take_over(micro_config, tmp_path / "saved", discriminator={"mpd_channels": (3,)})
+    _assert_same(state.params, trained.params)
+    assert "discriminator_params does not fit, and starts afresh" in said
+
+
+def test_weights_alone(micro_config, trained_run, tmp_path):
+    workdir, _, trained = trained_run
+    state, fresh, said = _take_over(micro_config, workdir)
+    assert int(state.step) == 2
+    _assert_same(state, trained)
+    best = Checkpoints(workdir / "checkpoints", read_only=True).best_step()
+    state, _, said = _take_over(micro_config, workdir, init_weights_only=True)
+    assert f"taken over from {workdir} (checkpoint {best}): the step and the optimizers begin anew" in said
+    _assert_same(state.params, load_model(workdir)[1]["params"])
+    kept = load_training_state(workdir, step=best)["discriminator_params"]
+    _assert_same(state.discriminator_params, kept)
+    assert int(state.step) == 0
+    _assert_same((state.opt_state, state.discriminator_opt_state), (fresh.opt_state, fresh.discriminator_opt_state))
+    micro_config.init_from = None
+    with pytest.raises(ConfigError, match="init_weights_only is set, and config.init_from is not"):
+        configuration.check(micro_config, 1)
+
+
+def test_a_damaged_checkpoint_is_passed_over(micro_config, trained_run, tmp_path):
+    workdir = shutil.copytree(trained_run[0], tmp_path / "run")
+    newest = workdir / "checkpoints" / "2"
+    shutil.rmtree(newest / "state")
+    (newest / "state").mkdir()
+    state, _, said = _take_over(micro_config, workdir)
+    assert int(state.step) == 1
+    assert "warning: passed over" in said
+    assert "(checkpoint 1): step 1;" in said
+    with pytest.raises(CheckpointError, match=f"config.init_from={newest} is damaged: "):
+        _take_over(micro_config, newest)
+
+
+def test_weights_alone_of_a_torch_file(micro_config):
+    config = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
+    config.init_from, config.init_weights_only = str(LIGHTNING), True
+    lines = "\n".join(warm_start.adopt_settings(config, {"init_from"}, warm_start.Path("none")))
+    assert "--config.model.latent_dim=3  (the config had 4)" in lines
+    assert "--config.discriminator.mpd_channels=(2, 2, 2)" in lines
+    for key in ("num_steps", "use_adversarial", "adversarial", "kl", "optimizer", "discriminator_optimizer"):
+        assert config[key] == micro_config[key], key
+    state, fresh, said = _take_over(config, LIGHTNING)
+    assert int(state.step) == 0
+    assert "taken over: the step and the optimizers begin anew; params, latent_statistics, discriminator_params" in said
+    _assert_same(state.opt_state, fresh.opt_state)
+    assert np.abs(state.discriminator_params["mpd"]["discriminators_0"]["conv_post"]["bias"]).max() > 0
+
+
+@pytest.mark.parametrize("kind", ["workdir", "saved model", "torch file"])
+def test_another_architecture_is_refused_before_anything_is_compiled(
+    micro_config, trained_run, calibrated, tmp_path, kind, monkeypatch
+):
+    path = {"workdir": trained_run[0], "saved model": calibrated, "torch file": LIGHTNING}[kind]
+
+    def compiled(*args):
+        pytest.fail("it compiles")
+
+    monkeypatch.setattr(compilation, "compiled", compiled)
+    micro_config.init_from = str(path)
+    micro_config.model.latent_dim, micro_config.model.dilations = 5, (1, 2)
+    micro_config.use_adversarial = False
+    there = (3, "(1, 3)") if kind == "torch file" else (4, "(1,)")
+    with pytest.raises(CheckpointError) as refused:
+        train.train(micro_config, tmp_path / "new")
+    said = str(refused.value)
+    assert said.startswith(f"config.init_from={path}: its model is not that of config.model:\n")
+    assert f"\n  model.latent_dim: {there[0]} there, 5 here\n" in said
+    assert f"\n  model.dilations: {there[1]} there, (1, 2) here\nto go on from it, give --config.model." in said
+    assert f" --config.model.dilations='{there[1]}'" in said
+    assert ("model.kernel_size" in said) == (kind == "torch file")  # which is alike in the others
+    assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_what_is_nothing_to_go_on_from_is_named(micro_config, tmp_path):
+    micro_config.init_from = str(tmp_path)
+    with pytest.raises(CheckpointError, match=f"config.init_from={tmp_path} holds no checkpoint; give a training"):
+        warm_start.require_same_model(micro_config)
+    micro_config.init_from = str(tmp_path / "nothing.pt")
+    with pytest.raises(CheckpointError, match=r"config.init_from=.*nothing.pt: there is no such file"):
+        warm_start.require_same_model(micro_config)
+
+
+@pytest.mark.slow
+def test_a_fine_tune_that_only_worsens_keeps_what_it_began_with(
+    micro_config, calibrated, tmp_path, monkeypatch, capsys
+):
+    micro_config.init_from, micro_config.init_weights_only = str(calibrated), True
+    micro_config.num_steps, micro_config.checkpoints_kept = 3, 1
+    real = train._Run._validate
+
+    def validate(self, state, at):
+        return {**real(self, state, at), "total_loss": 5.0 + at}
+
+    monkeypatch.setattr(train._Run, "_validate", validate)
+    state = train.train(micro_config, tmp_path / "run")
+    assert int(state.step) == 3
+    assert "val/total_loss 8.0000 (best 5.0000, of checkpoint 0)" in capsys.readouterr().out
+    store = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
+    assert (store.steps(), store.best_step()) == ([0, 3], 0)
+    _assert_same(load_model(tmp_path / "run")[1], load_model(calibrated)[1])
+    # The same command goes on in its workdir, without what it began with.
+    shutil.rmtree(calibrated)
+    _assert_same(train.train(micro_config, tmp_path / "run"), state)
