@@ -13,7 +13,7 @@ from audiovae_jax.inference.latents import Latents
 from audiovae_jax.serving import latent_edits, listening
 from audiovae_jax.serving.listening import Heard, Progress, Reconstructed
 from audiovae_jax.serving.models import Models
-from audiovae_jax.serving.sessions import Session, Sessions
+from audiovae_jax.serving.sessions import Gone, Session, Sessions
 
 
 class Desk:
@@ -97,11 +97,11 @@ class Desk:
             with self._lock:
                 watched(0.0, "loading the model")
                 yield session, self.models.codec(model), watched
-        except UserError as error:
-            raise type(error)(self.sessions.public(str(error))) from error
-        except OSError as error:
+        except (UserError, OSError) as error:
             if session.is_gone:  # and the folder with it
-                raise DataError("stopped: nobody waits for the result any more") from error
+                raise Gone from error
+            if isinstance(error, UserError):
+                raise type(error)(self.sessions.public(str(error))) from error
             raise DataError(f"the server cannot write: {error.strerror or type(error).__name__}") from error
 
     def _latents(self, session: Session, codec: Codec, file, mix, progress, kind="latents") -> tuple[Latents, Path]:

@@ -11,7 +11,7 @@ _PAGE = r"/|/(?:config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(?:ass
 _API = r"/gradio_api/(?:info|openapi\.json|app_id|startup-events|theme\.css|upload_progress|queue/(?:data|status)"
 _READ = re.compile(rf"(?:{_PAGE}|{_API}|heartbeat/\w+|call/\w+/\w+|file=.+))/?", re.DOTALL)
 _UPLOAD = "/gradio_api/upload"
-_WRITTEN = re.compile(r"/gradio_api/(?:upload|queue/join|call/\w+|call/v2/\w+|cancel|reset)/?")
+_WRITTEN = re.compile(r"/gradio_api/(?:upload|run/predict|queue/join|call/\w+|call/v2/\w+|cancel|reset)/?")
 _FILE = "/gradio_api/file="
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")
 _MOST_JSON = 1 << 20  # bytes

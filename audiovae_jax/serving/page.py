@@ -24,12 +24,15 @@ _FILES_KEPT = (3600, 24 * 3600)  # seconds: how often uploads are looked at, and
 _WAITING = 32  # visitors' requests; more are told to come later
 _COLUMNS_OF_SLIDERS = 4
 _STYLE = """
+.before { color: var(--body-text-color-subdued) }
 .heard { display: flex; flex-wrap: wrap; gap: 1em } .heard figure { margin: 0; flex: 1 1 20em; max-width: 32em }
 .heard img, .heard audio { width: 100%; display: block } .heard figcaption { font-weight: 600; padding: .2em 0 }
 .heard img { background: #fff; border-radius: 4px } .numbers { columns: 22em; column-gap: 2em; margin-top: 1em }
 .numbers div { display: flex; justify-content: space-between; gap: 1em; break-inside: avoid; padding: .1em 0;
 border-bottom: 1px solid var(--border-color-primary) } .numbers span:last-child { font-variant-numeric: tabular-nums }
 """
+_BEFORE = '<p class="before">What is made is heard and seen here.</p>'
+_ROOM = 90  # pixels, for progress to be seen in before there is anything
 _HINT = "The channels that move most over this file come first; a turn of 1 adds one of its standard deviations."
 
 
@@ -97,6 +100,10 @@ def build(desk: Desk):
     def leave(request: gr.Request):
         desk.sessions.forget(_visitor(request))
 
+    def downloads(*labels):
+        with gr.Row():
+            return [gr.DownloadButton(f"Download {label}", elem_id=name, size="md") for label, name in labels]
+
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_FILES_KEPT) as page:
         gr.Markdown("# Listen to a model\nChoose a model and a file: hear, see and measure what it makes of it.")
         with gr.Row():
@@ -114,26 +121,18 @@ def build(desk: Desk):
             )  # fmt: skip
         with gr.Tab("Listen"):
             button = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct")
-            heard = gr.HTML(elem_id="heard")
-            with gr.Row():
-                files = [
-                    gr.File(label=label, interactive=False, elem_id=name, height=110)
-                    for label, name in (("Reconstruction", "wav"), ("Difference", "difference"), ("Latents", "latents"))
-                ]
+            heard = gr.HTML(_BEFORE, elem_id="heard", min_height=_ROOM)
+            files = downloads(("reconstruction", "wav"), ("difference", "difference"), ("latents", "latents"))
             columns = gr.JSON(label="Metrics", visible=False)
-            button.click(lambda: ("", None, None, None), None, [heard, *files], queue=False, **private).then(
+            button.click(lambda: (_BEFORE, None, None, None), None, [heard, *files], queue=False, **private).then(
                 reconstruct, [model, file, mix], [columns, *files], api_name="reconstruct", show_progress_on=heard,
                 **heavy,
             ).success(show_reconstructed, None, heard, queue=False, **private)  # fmt: skip
         with gr.Tab("Turn channels"):
             known = gr.State([])
             ask = gr.Button("Show the latent channels of the file", elem_id="channels")
-            turned = gr.HTML(elem_id="turned_heard")
-            with gr.Row():
-                turned_files = [
-                    gr.File(label="Turned", interactive=False, elem_id="turned", height=110),
-                    gr.File(label="Latents", interactive=False, elem_id="turned_latents", height=110),
-                ]
+            turned = gr.HTML(_BEFORE, elem_id="turned_heard", min_height=_ROOM)
+            turned_files = downloads(("audio", "turned"), ("latents", "turned_latents"))
             ask.click(channels, [model, file, mix], known, api_visibility="private", show_progress_on=turned, **heavy)
             file.change(lambda: [], None, known, queue=False, **private)
             model.change(lambda: [], None, known, queue=False, **private)
@@ -143,6 +142,7 @@ def build(desk: Desk):
                 if not found:
                     return
                 gr.Markdown(_HINT)
+                decode_button = gr.Button("Decode", variant="primary", elem_id="turn")
                 made, most = [], latent_edits.MOST_TURN
                 for start in range(0, len(found), _COLUMNS_OF_SLIDERS):
                     with gr.Row():
@@ -159,11 +159,11 @@ def build(desk: Desk):
                             for channel, spread in found[start : start + _COLUMNS_OF_SLIDERS]
                         ]
 
-                def turn(model, file, mix, *amounts, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+                def turn(model, file, mix, request: gr.Request, progress=gr.Progress(), *amounts):  # noqa: B008
                     turns = {channel: amount for (channel, _), amount in zip(found, amounts, strict=True) if amount}
                     return turn_channels(model, file, turns, mix, request, progress)
 
-                gr.Button("Decode", variant="primary", elem_id="turn").click(
+                decode_button.click(
                     turn, [model, file, mix, *made], turned_files, api_visibility="private", show_progress_on=turned,
                     **heavy,
                 ).success(show_turned, None, turned, queue=False, **private)  # fmt: skip
@@ -176,12 +176,8 @@ def build(desk: Desk):
                 )  # fmt: skip
                 position = gr.Slider(0, 1, 0.5, step=0.01, label="From the first to the other", elem_id="position")
             between_button = gr.Button("Interpolate", variant="primary", elem_id="interpolate")
-            between = gr.HTML(elem_id="between_heard")
-            with gr.Row():
-                between_files = [
-                    gr.File(label="Between", interactive=False, elem_id="between", height=110),
-                    gr.File(label="Latents", interactive=False, elem_id="between_latents", height=110),
-                ]
+            between = gr.HTML(_BEFORE, elem_id="between_heard", min_height=_ROOM)
+            between_files = downloads(("audio", "between"), ("latents", "between_latents"))
             between_button.click(
                 interpolate, [model, file, second, position, mix], between_files, api_name="interpolate",
                 show_progress_on=between, **heavy,

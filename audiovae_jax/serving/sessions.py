@@ -18,7 +18,10 @@ _IDLE = 6 * 3600.0  # seconds after which a visitor is taken to have left
 
 
 class Gone(DataError):
-    """The visitor has left, or the server stops: nobody waits for the result."""
+    """The visitor has left, or the server stops."""
+
+    def __init__(self):
+        super().__init__("stopped: nobody waits for the result any more")
 
 
 @dataclasses.dataclass
@@ -52,7 +55,7 @@ class Session:
 
         def report(share, text):
             if self.is_gone:
-                raise Gone("stopped: nobody waits for the result any more")
+                raise Gone
             self.used = time.monotonic()
             progress(share, text)
 

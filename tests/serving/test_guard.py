@@ -1,0 +1,115 @@
+"""Only what the page needs is answered."""
+
+import asyncio
+import json
+
+import pytest
+
+from audiovae_jax.serving.guard import Guard
+
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Asks a guard before an application that answers 200 with what it was sent."""
+    folder = tmp_path / "page"
+    (folder / "made").mkdir(parents=True)
+    (folder / "made" / "song.wav").write_bytes(b"sound")
+    (tmp_path / "page_secret").write_bytes(b"secret")
+    (folder / "link").symlink_to(tmp_path / "page_secret")
+
+    async def app(scope, receive, send):
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    def asked(method, path, body=b"", headers=(), hosts=frozenset(LOOPBACK)):
+        guard = Guard(app, folder=folder, most_upload=1000, hosts=hosts)
+        pieces = [body[i : i + 70_000] for i in range(0, len(body), 70_000)] or [b""]
+        messages = [
+            {"type": "http.request", "body": piece, "more_body": i + 1 < len(pieces)} for i, piece in enumerate(pieces)
+        ]
+        sent = []
+
+        async def receive():
+            return messages.pop(0) if messages else {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        given = [(b"host", b"127.0.0.1:7860"), *headers] if not dict(headers).get(b"host") else list(headers)
+        asyncio.run(guard({"type": "http", "method": method, "path": path, "headers": given}, receive, send))
+        return sent[0]["status"], sent[1]["body"], dict(sent[0]["headers"])
+
+    asked.folder = folder
+    return asked
+
+
+def test_the_page_passes_and_may_load_nothing_from_elsewhere(ask):
+    for path in ("/", "/config", "/assets/index.js", "/gradio_api/info", "/gradio_api/queue/data", "/theme.css"):
+        status, _, headers = ask("GET", path)
+        assert status == 200, path
+        assert b"default-src 'self'" in headers[b"content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/gradio_api/proxy=http://127.0.0.1/", "/monitoring", "/gradio_api/vibe-code", "/docs", "/openapi.json",
+     "/gradio_api/deep_link", "/custom_component/1/x/y/z", "/gradio_api/stream/a/1/2/playlist.m3u8", "/runs",
+     "/gradio_api/dev/reload", "/login", "/gradio_api/file/etc/passwd", "/file=/etc/passwd", "//etc/passwd"],
+)  # fmt: skip
+def test_what_the_page_does_not_need_is_not_there(ask, path):
+    assert ask("GET", path)[0] == 404
+
+
+def test_files_of_the_page_are_served_and_no_others(ask):
+    assert ask("GET", f"/gradio_api/file={ask.folder}/made/song.wav")[0] == 200
+    outside = ask.folder.parent / "page_secret"
+    for name in (
+        outside, ask.folder / ".." / "page_secret", ask.folder / "link", "/etc/passwd", "../../etc/passwd", ask.folder,
+        "http://127.0.0.1/x", "https://example.org/x.wav", "file:///etc/passwd", "ftp://a/b", " http://a/b",
+        f"{ask.folder}/made/../../page_secret", "/etc/passwd\0.wav", "~/.ssh/id_rsa", "/proc/self/environ",
+    ):  # fmt: skip
+        assert ask("GET", f"/gradio_api/file={name}")[0] in (403, 404), name
+        assert ask("HEAD", f"/gradio_api/file={name}")[0] in (403, 404), name
+
+
+@pytest.mark.parametrize(
+    "path", ["/gradio_api/component_server", "/gradio_api/process_recording", "/gradio_api/vibe-edit", "/", "/config"]
+)
+def test_only_what_the_page_sends_is_taken(ask, path):
+    assert ask("POST", path, b"{}")[0] == 404
+    assert ask("PUT", path, b"{}")[0] == 405
+
+
+def test_uploads_that_are_too_long_are_refused_before_they_are_read(ask):
+    for length, status in ((1000, 200), (1000 + (1 << 16), 200), (1001 + (1 << 16), 413)):
+        assert ask("POST", "/gradio_api/upload", b"x", [(b"content-length", str(length).encode())])[0] == status
+
+
+def test_requests_are_handed_on_whole_and_long_ones_or_nonsense_are_not(ask):
+    body = json.dumps({"data": ["a" * 200_000, {"path": "/tmp/page/a.wav"}]}).encode()
+    assert ask("POST", "/gradio_api/queue/join", body)[:2] == (200, body)
+    assert ask("POST", "/gradio_api/queue/join", b'"' + b"x" * (1 << 20) + b'"')[0] == 413
+    assert ask("POST", "/gradio_api/queue/join", b"nonsense")[0] == 400
+    assert ask("POST", "/gradio_api/queue/join", b"[" * 100_000)[0] == 400
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/a.wav", "HTTPS://example.org/a.wav", " http://a", "file:///etc/x"])
+def test_nothing_is_fetched_for_anybody(ask, url):
+    body = json.dumps({"data": [{"deep": [{"path": url, "meta": {"_type": "gradio.FileData"}}]}]}).encode()
+    for path in ("/gradio_api/queue/join", "/gradio_api/call/reconstruct", "/gradio_api/call/v2/reconstruct"):
+        assert ask("POST", path, body)[0] == 400
+
+
+def test_other_names_of_this_machine_are_refused_on_the_loopback(ask):
+    for host, status in (
+        (b"localhost:7860", 200), (b"127.0.0.1", 200), (b"[::1]:7860", 200), (b"LOCALHOST", 200),
+        (b"evil.example:7860", 403), (b"127.0.0.1.evil.example", 403), (b"evil.example:127.0.0.1", 403),
+    ):  # fmt: skip
+        assert ask("GET", "/", headers=[(b"host", host)])[0] == status, host
+    assert ask("GET", "/", headers=[(b"host", b"my-machine:7860")], hosts=None)[0] == 200

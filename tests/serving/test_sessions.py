@@ -1,0 +1,73 @@
+"""A visitor's files are the visitor's, and gone when the visitor is."""
+
+import os
+
+import pytest
+
+from audiovae_jax.errors import DataError
+from audiovae_jax.serving import sessions
+from audiovae_jax.serving.sessions import Gone, Sessions
+
+
+def test_two_visitors_have_folders_that_cannot_be_guessed(tmp_path):
+    visitors = Sessions(tmp_path)
+    a, b = visitors.session("a"), visitors.session("b")
+    assert a is visitors.session("a")
+    assert a is not b
+    assert len(a.folder.name) == 32
+    assert a.folder.parent == b.folder.parent == tmp_path / "made"
+
+
+def test_the_last_two_results_of_a_kind_are_kept(tmp_path):
+    session = Sessions(tmp_path).session("a")
+    made = [session.fresh_folder("wav") for _ in range(3)]
+    other = session.fresh_folder("latents")
+    assert [folder.exists() for folder in (*made, other)] == [False, True, True, True]
+
+
+def test_whoever_leaves_is_forgotten_and_the_work_stops(tmp_path, monkeypatch):
+    visitors = Sessions(tmp_path)
+    session = visitors.session("a")
+    folder, seen = session.fresh_folder("wav"), []
+    report = session.watched(lambda share, text: seen.append(share))
+    report(0.5, "")
+    visitors.forget("a")
+    with pytest.raises(Gone):
+        report(0.6, "")
+    assert (seen, folder.exists()) == ([0.5], False)
+    assert visitors.session("a") is not session
+    idle = visitors.session("idle")
+    monkeypatch.setattr(sessions, "_IDLE", -1.0)
+    visitors.session("b")
+    assert idle.is_gone
+
+
+def test_closing_stops_those_who_are_there_and_those_who_come(tmp_path):
+    visitors = Sessions(tmp_path)
+    session = visitors.session("a")
+    visitors.close()
+    assert session.is_gone
+    assert visitors.session("b").is_gone
+
+
+def test_only_what_was_uploaded_is_taken(tmp_path):
+    folder, outside = tmp_path / "page", tmp_path / "page_other.wav"
+    (folder / "ab").mkdir(parents=True)
+    (folder / "ab" / "song.wav").touch()
+    outside.touch()
+    os.symlink(outside, folder / "ab" / "link.wav")
+    visitors = Sessions(folder)
+    assert visitors.uploaded(str(folder / "ab" / "song.wav")) == folder / "ab" / "song.wav"
+    for path in (outside, folder / "ab" / "link.wav", folder / ".." / outside.name, "/etc/passwd", folder, "song.wav"):
+        with pytest.raises(DataError, match="was not uploaded here"):
+            visitors.uploaded(str(path))
+    for nothing in (None, ""):
+        with pytest.raises(DataError, match="upload one, or record"):
+            visitors.uploaded(nothing)
+
+
+def test_messages_do_not_say_where_files_lie(tmp_path):
+    visitors = Sessions(tmp_path)
+    path = visitors.session("a").fresh_folder("wav") / "song 1.wav"
+    said = visitors.public(f"{path}: bad; {tmp_path / ('0' * 64) / 'up.wav'}: worse")
+    assert said == "song 1.wav: bad; up.wav: worse"
