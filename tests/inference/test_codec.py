@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import soundfile
 from conftest import GOLDEN, applied, random_variables
 
