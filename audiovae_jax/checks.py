@@ -5,6 +5,7 @@ import numbers
 import operator
 from typing import Any
 
+import jax
 import numpy as np
 
 
@@ -37,7 +38,12 @@ def whole_number(value: Any, name: str, error: type[Exception], *, least: int = 
 
 
 def require_range(name: str, value: float, *, above: float | None = None, below: float | None = None):
-    """Raise ValueError unless `value` is a finite number, at least 0, or above and below those given."""
+    """Raise ValueError unless `value` is a finite number, at least 0, or above and below those given.
+
+    A traced one is taken: what it stands for was checked before it became an argument.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value):
         raise ValueError(f"{name}={value!r} must be a finite number")

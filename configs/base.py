@@ -45,7 +45,7 @@ def _base():
     config.checkpoint_every = 5000  # steps; each checkpoint is validated too, to find the best
     config.checkpoints_kept = 3  # the last ones; the best is kept besides
     config.max_failed_saves = 10  # checkpoints in a row that could not be written, on a full disk for one, end the run
-    config.sample_every = 5000  # steps between audio and spectrograms of fixed validation crops
+    config.sample_every = 5000  # steps between samples: audio and spectrograms of validation audio, always the same
     # Steps between looks at the latent and the discriminator, on the validation crops, with warnings where
     # training goes wrong (audiovae_jax/run/README.md); 0 for none.
     config.diagnose_every = 1000
@@ -148,10 +148,12 @@ def _base():
     config.kl.free_bits = 0.0  # nats per latent element
     config.kl.reduction = "sum"  # over latents and time; "frame" divides by the frames, for any crop length
 
-    # AdamW with a cosine schedule over num_steps.
+    # AdamW with a cosine schedule over num_steps, and a warm-up before its full rate.
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 1.5e-4  # at step 0
     config.optimizer.final_learning_rate = 1e-5  # at num_steps
+    # Steps over which the rate rises linearly to the cosine's; the discriminator's begin where it joins.
+    config.optimizer.warmup_steps = 0
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
     config.optimizer.eps = 1e-8
@@ -163,8 +165,11 @@ def _base():
 
     config.data = ml_collections.ConfigDict()
     # A folder of audio, a manifest (.jsonl, .csv), shards, tars, MUSDB18-HQ or GTZAN, here or behind a URL (s3://,
-    # gs://; AWS_ENDPOINT_URL names a server of one's own); unset: the built-in generator.
+    # gs://; AWS_ENDPOINT_URL names a server of one's own); several with commas between them are drawn from as one;
+    # unset: the built-in generator.
     config.data.root = config_dict.placeholder(str)
+    # What is validated on, whole, one root or several; nothing of root or mix is kept for validation then.
+    config.data.val_root = config_dict.placeholder(str)
     config.data.source = (
         "auto"  # what root is; auto recognises it: folder, manifest, shards, webdataset, musdb18, gtzan
     )
@@ -177,7 +182,8 @@ def _base():
     config.data.peak_normalize = True  # each crop to a peak of 1
     config.data.validation_fraction = 0.1  # of the files, at least one
     config.data.validation_crops = 8  # fixed crops per validation, rounded up to whole batches
-    config.data.num_samples = 4  # of the validation crops, kept as audio and spectrograms
+    config.data.num_samples = 4  # stretches of validation audio that are kept as audio and spectrograms
+    config.data.sample_seconds = 5.0  # of each, where files are so long
     config.data.fixed_batch = False  # True trains and validates on one batch for ever
     config.data.num_threads = 8  # that read and decode crops
     config.data.prefetch_batches = 8  # batches held ready, each read by a thread of its own

@@ -56,7 +56,7 @@ def _micro_config():
     config.checkpoint_every = 1
     config.sample_every = 2
     config.diagnose_every = 0  # which takes a third network to compile
-    config.optimizer.final_learning_rate = config.optimizer.learning_rate  # constant: num_steps is not compiled in
+    config.optimizer.final_learning_rate = config.optimizer.learning_rate
     config.discriminator_optimizer.final_learning_rate = config.discriminator_optimizer.learning_rate
     config.model.base_channels = 4
     config.model.channel_mults = (1,)
@@ -73,6 +73,7 @@ def _micro_config():
     config.losses.mel.n_mels = (8,)
     config.data.crop_length = 1024
     config.data.num_samples = 1
+    config.data.sample_seconds = 0.1
     config.data.validation_crops = 4
     config.data.num_threads = 1
     return configuration.finalize(config, base.get_config())

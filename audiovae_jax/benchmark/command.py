@@ -9,6 +9,7 @@ import ml_collections
 from audiovae_jax.benchmark import codec, data, fresh, peer, step
 from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError
+from audiovae_jax.persistence import saved_model
 from audiovae_jax.storage.atomic import replacing, require_writable
 
 SUBCOMMANDS = ("step", "codec", "data", "compile", "memory")
@@ -34,8 +35,15 @@ def run(
     profiled: bool,
     seconds: float,
     json_path: str | None,
+    signals: int = 1,
+    model: str | None = None,
 ) -> dict:
     """Measure what `subcommand` names, print the report, and write it to `json_path`.
+
+    Args:
+      seconds, signals: of the audio that `codec` has, and how many of it side by side.
+      model: a trained one for `codec`, whatever `load_model` takes; `config` is changed to be of it.
+      (the others): of the benchmark that is named.
 
     Raises:
       ConfigError: an unknown subcommand or other system, or values that cannot work.
@@ -45,6 +53,13 @@ def run(
             f"there is no benchmark {subcommand!r}{did_you_mean(subcommand, SUBCOMMANDS)}; "
             f"there are {', '.join(SUBCOMMANDS)}"
         )
+    variables = None
+    if model is not None:
+        if subcommand != "codec":
+            raise ConfigError(f"benchmark {subcommand} builds its model from --config; leave {model} out")
+        loaded = saved_model.open_model(model)
+        codec.follow(config, loaded.model, loaded.sample_rate)
+        variables = loaded.variables
     if against and subcommand == "compile":
         raise ConfigError("compile has nothing to compare with; leave --against out")
     if subcommand == "data" and set(against) - {data.WHOLE}:
@@ -60,7 +75,12 @@ def run(
     if subcommand == "step":
         report = step.run(config, against=against, repeats=repeats, warmup=warmup, profiled=profiled)
     elif subcommand == "codec":
-        report = codec.run(config, against=against, repeats=repeats, warmup=warmup, seconds=seconds)
+        report = codec.run(
+            config, against=against, repeats=repeats, warmup=warmup, seconds=seconds, signals=signals,
+            variables=variables,
+        )  # fmt: skip
+        if model is not None:
+            report["what"] += f", {model}"
     elif subcommand == "data":
         report = data.run(config, against=against, repeats=repeats, warmup=warmup)
     elif subcommand == "compile":

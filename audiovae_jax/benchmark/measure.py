@@ -38,7 +38,9 @@ class Timing:
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
-def side_by_side(work: dict[str, Callable[[], float]], *, repeats: int, warmup: int) -> dict[str, Timing]:
+def side_by_side(
+    work: dict[str, Callable[[], float]], *, repeats: int, warmup: int, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Timing]:
     """Time each piece of work in turn, `repeats` times round.
 
     In each round a piece is done twice and the second time counts, as training does one step after the
@@ -48,9 +50,11 @@ def side_by_side(work: dict[str, Callable[[], float]], *, repeats: int, warmup: 
       work: functions that do it once and return the seconds it took.
       repeats: measured rounds.
       warmup: rounds before them.
+      say: told of every round as it begins.
     """
     taken = {name: [] for name in work}
     for i in range(warmup + repeats):
+        say(f"round {i + 1} of {warmup + repeats}" + " (to warm up)" * (i < warmup))
         for name, once in work.items():
             once()
             seconds = once()

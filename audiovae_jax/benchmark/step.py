@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import time
 from typing import Any
 
@@ -17,7 +16,7 @@ from audiovae_jax.config import build
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.run import compilation
 from audiovae_jax.training import mesh, program
-from audiovae_jax.training.state import create_train_state
+from audiovae_jax.training.scalars import Scalars
 
 
 @dataclasses.dataclass
@@ -29,6 +28,7 @@ class Step:
       flops: that one step takes, on one device.
       state: of the last run.
       audio: the batch.
+      scalars: the numbers of the recipe.
       seconds: taken by initialising the state, and by compiling the step.
     """
 
@@ -36,6 +36,7 @@ class Step:
     flops: float
     state: Any
     audio: jax.Array
+    scalars: Scalars
     seconds: dict[str, float]
 
     @classmethod
@@ -44,21 +45,21 @@ class Step:
         start = time.perf_counter()
         recipe = build.build_recipe(config)
         devices = mesh.make_mesh()
-        create = functools.partial(create_train_state, recipe, build.example_shape(config))
-        create = jax.jit(create, out_shardings=mesh.replicated(devices))
-        state = jax.block_until_ready(compilation.compiled(create)())
+        scalars = program.place_scalars(recipe, devices)
+        create = compilation.compiled(program.map_creation(recipe, devices, build.example_shape(config)), scalars)
+        state = jax.block_until_ready(create(scalars))
         shape = (config.batch_size, *build.example_shape(config)[1:])
         audio = mesh.place_batch(devices, 0.3 * jax.random.normal(jax.random.key(0), shape))
         initialised = time.perf_counter()
         mapped = program.map_step(recipe, devices, config.use_adversarial)
-        compiled = compilation.compiled(mapped, state, audio)
+        compiled = compilation.compiled(mapped, state, audio, scalars)
         seconds = {"initialise": initialised - start, "compile": time.perf_counter() - initialised}
         # Compiled for a GPU, products and convolutions are calls of libraries, whose work XLA does not count.
-        counted = compiled if jax.devices()[0].platform == "cpu" else mapped.lower(state, audio)
-        return cls(compiled, (counted.cost_analysis() or {}).get("flops", 0.0), state, audio, seconds)
+        counted = compiled if jax.devices()[0].platform == "cpu" else mapped.lower(state, audio, scalars)
+        return cls(compiled, (counted.cost_analysis() or {}).get("flops", 0.0), state, audio, scalars, seconds)
 
     def __call__(self):
-        self.state, metrics = self.compiled(self.state, self.audio)
+        self.state, metrics = self.compiled(self.state, self.audio, self.scalars)
         return metrics, self.state.step
 
     def run(self) -> float:

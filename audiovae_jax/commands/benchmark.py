@@ -16,7 +16,7 @@ from audiovae_jax.run import huge_pages
 # The flags that each subcommand reads; all take --config and --json.
 _USED = {
     "step": ("batch_size", "crop", "adversarial", "against", "repeats", "warmup", "profile"),
-    "codec": ("seconds", "against", "repeats", "warmup"),
+    "codec": ("seconds", "batch_size", "against", "repeats", "warmup"),
     "data": ("batch_size", "crop", "against", "repeats", "warmup"),
     "compile": ("batch_size", "crop", "adversarial"),
     "memory": ("batch_size", "crop", "adversarial", "against", "repeats"),
@@ -25,10 +25,10 @@ _USED = {
 
 def _flags():
     cli.define_config_flag()
-    flags.DEFINE_integer("batch_size", None, "items; by default the config's", lower_bound=1)
+    flags.DEFINE_integer("batch_size", None, "items; by default the config's, and of codec one signal", lower_bound=1)
     flags.DEFINE_integer("crop", None, "samples of an item; by default the config's", lower_bound=1)
     flags.DEFINE_bool("adversarial", None, "with the discriminator; by default as the config says")
-    flags.DEFINE_float("seconds", 10.0, "of audio that codec encodes and decodes", 0.1, 3600)
+    flags.DEFINE_float("seconds", 10.0, "of each signal that codec encodes and decodes", 0.1, 3600)
     flags.DEFINE_list("against", [], "to time beside ours: torch, torch_compile, oobleck (codec), whole (data)")
     flags.DEFINE_integer("repeats", 5, "measured rounds", lower_bound=1)
     flags.DEFINE_integer("warmup", 1, "rounds before them", lower_bound=0)
@@ -36,14 +36,16 @@ def _flags():
     flags.DEFINE_string("json", None, "file for the report as JSON")
 
 
-def _benchmark(subcommand):
+def _benchmark(subcommand, model=None):
     _require_used(subcommand)
     # Another system, or a process started to measure in, needs room on an accelerator too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     huge_pages.restart()  # as training does; other systems run with the same pages
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that other processes end too
     values = flags.FLAGS
-    benchmark.set_keys(values.config, batch_size=values.batch_size, crop=values.crop, adversarial=values.adversarial)
+    signals = (values.batch_size or 1) if subcommand == "codec" else 1
+    batch_size = None if subcommand == "codec" else values.batch_size
+    benchmark.set_keys(values.config, batch_size=batch_size, crop=values.crop, adversarial=values.adversarial)
     benchmark.run(
         subcommand,
         configuration.finalize(values.config, bundled_configs.reference()),
@@ -53,6 +55,8 @@ def _benchmark(subcommand):
         warmup=values.warmup,
         profiled=values.profile,
         seconds=values.seconds,
+        signals=signals,
+        model=model,
     )
 
 
@@ -65,9 +69,11 @@ def _require_used(subcommand):
 
 BENCHMARK = Command(
     name="benchmark",
-    description="Measure the step, the codec, the data, compiling or memory, alone or beside other systems.",
+    description="""Measure the step, the codec, the data, compiling or memory, alone or beside other systems.
+
+What is measured is built from --config; codec takes a trained MODEL too.""",
     main=_benchmark,
-    positional=("step|codec|data|compile|memory",),
+    positional=("step|codec|data|compile|memory", "[MODEL]"),
     define_flags=_flags,
     interrupted="no report was made",
 )

@@ -13,7 +13,7 @@ from audiovae_jax.errors import ConfigError
 from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.models.audio_vae import AudioVAE
-from audiovae_jax.training.optimizer import adamw
+from audiovae_jax.training.optimizer import AdamW
 from audiovae_jax.training.step import RESERVED_METRICS, Recipe
 
 
@@ -30,7 +30,9 @@ def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
         adversarial = {
             "discriminator": build_discriminator(config),
             "adversarial": _construct(AdversarialLossCalculator, config.adversarial, "config.adversarial"),
-            "discriminator_optimizer": _build_optimizer(config, "discriminator_optimizer"),
+            "discriminator_optimizer": _build_optimizer(
+                config, "discriminator_optimizer", first_step=config.adversarial.warmup_steps
+            ),
         }
     return Recipe(
         model=build_model(config),
@@ -127,9 +129,9 @@ def example_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     return (1, config.data.crop_length, config.data.channels)
 
 
-def _build_optimizer(config, name):
+def _build_optimizer(config, name, first_step=0):
     try:
-        return adamw(num_steps=config.num_steps, **config[name])
+        return AdamW(num_steps=config.num_steps, first_step=first_step, **config[name])
     except ValueError as error:
         raise ConfigError(f"config.{name}.{error}") from error
 

@@ -28,9 +28,9 @@ LEGACY_KEYS = {
 OPERATIONAL_KEYS = (
     "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "diagnose_every",
     "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches", "model.remat", "discriminator.remat",
-    "data.num_threads", "data.prefetch_batches", "data.source", "data.max_bad_share", "data.read_timeout",
-    "data.retry_seconds", "data.cache", "data.cache_gigabytes", "data.index", "logging.writers", "logging.mlflow_uri",
-    "logging.mlflow_experiment", "logging.wandb_project",
+    "data.sample_seconds", "data.num_threads", "data.prefetch_batches", "data.source", "data.max_bad_share",
+    "data.read_timeout", "data.retry_seconds", "data.cache", "data.cache_gigabytes", "data.index", "logging.writers",
+    "logging.mlflow_uri", "logging.mlflow_experiment", "logging.wandb_project",
 )  # fmt: skip
 # Those of them that may differ between the hosts of a run: none of them says what is computed, or when.
 HOST_KEYS = tuple(key for key in OPERATIONAL_KEYS if key.startswith("data."))
@@ -38,7 +38,8 @@ HOST_KEYS = tuple(key for key in OPERATIONAL_KEYS if key.startswith("data."))
 _LATER_KEYS = {
     "data.mix": (), "data.padding": "zero", "data.mixture_share": 0.25, "data.full_band_share": None,
     "data.min_loudness_db": None, "data.augment.gain_db": (0.0, 0.0), "data.augment.polarity_probability": 0.0,
-    "data.augment.swap_probability": 0.0, "init_weights_only": False,
+    "data.augment.swap_probability": 0.0, "data.val_root": None, "init_weights_only": False,
+    "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
 }  # fmt: skip
 # Sections whose keys are a callable's arguments, so that the callable knows which are right.
 _OPEN_SECTIONS = ("discriminator", "losses")
@@ -135,7 +136,8 @@ def check(config: ml_collections.ConfigDict, device_count: int):
             f"discriminator must be provided when use_adversarial=True: set config.discriminator.{TARGET} "
             "and its arguments, or config.use_adversarial=False",
         )
-    for key, name in (("data.root", config.data.root), ("init_from", config.init_from)):
+    names = {"data.root": config.data.root, "data.val_root": config.data.val_root, "init_from": config.init_from}
+    for key, name in names.items():
         _require(name is None or name.strip() != "", f"config.{key} is empty; give a path, or leave the key out")
     _require(
         config.init_from is not None or not config.init_weights_only,
@@ -158,6 +160,7 @@ def _check_data(data):
     for key in ("polarity_probability", "swap_probability"):
         value = data.augment[key]
         _require(0 <= value <= 1, f"config.data.augment.{key}={value} must lie between 0 and 1")
+    _require(data.sample_seconds > 0, f"config.data.sample_seconds={data.sample_seconds} must be above 0")
     for key in ("read_timeout", "retry_seconds", "cache_gigabytes"):
         _require(data[key] >= 0, f"config.data.{key}={data[key]} must not be negative")
     _require(data.padding in ("zero", "loop"), f"config.data.padding={data.padding!r} must be zero or loop")
@@ -172,6 +175,10 @@ def _check_data(data):
     )
     _require(
         data.root is None or not data.mix, "config.data.root and config.data.mix are both set; root would not be used"
+    )
+    _require(
+        data.val_root is None or data.root is not None or bool(data.mix),
+        "config.data.val_root is set, but nothing to train on; set config.data.root",
     )
 
 

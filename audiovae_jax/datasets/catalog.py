@@ -161,6 +161,26 @@ def joined(parts: Sequence[Catalog]) -> Catalog:
     )
 
 
+def all_to_train(catalog: Catalog) -> Catalog:
+    """A data set of which nothing is kept for validation."""
+    # A single track may be on both sides.
+    tracks = {track.key: track for track in catalog.train + catalog.validation}
+    return dataclasses.replace(catalog, train=tuple(tracks.values()), validation=())
+
+
+def validated_on(catalog: Catalog, other: Catalog) -> Catalog:
+    """A data set to train on, whose validation is all of another one."""
+    whole = all_to_train(other)
+    marks = f"{catalog.fingerprint} validated on {whole.fingerprint}"
+    return Catalog(
+        train=catalog.train,
+        validation=tuple(_within("val_root", track) for track in whole.train),
+        skipped=catalog.skipped + whole.skipped,
+        fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:16],
+        origin=f"{catalog.origin}, and validation of {whole.origin}",
+    )
+
+
 def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], root: str):
     """Raise DataError, with the first reasons, where nothing is usable."""
     if not tracks:

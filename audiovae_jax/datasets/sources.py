@@ -1,12 +1,14 @@
 """What lies at a root, and how it is read: the data set behind `config.data.root`."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from audiovae_jax.data import remote
 from audiovae_jax.datasets import folder, gtzan, manifest, musdb18, probing, shards, webdataset
 from audiovae_jax.datasets.catalog import Catalog
 from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.storage.bucket_path import BucketPath, as_path
 
 AUTO = "auto"
 # By name: whether a root is one, and how it is read. The first that knows a root takes it.
@@ -35,6 +37,28 @@ _KINDS: dict[str, tuple[Callable, Callable]] = {
 }
 _FILES = (*manifest.SUFFIXES, ".tar")  # roots that are files
 NAMES = (AUTO, *_KINDS)
+
+
+def split_roots(text: str) -> list[str]:
+    """The roots that `config.data.root` names, a comma between them; one that is there with commas in it is one.
+
+    Raises:
+      ConfigError: one of them is empty.
+    """
+    if "," not in text or (not remote.is_url(text) and Path(remote.local_path(text)).exists()):
+        return [text]
+    roots = [root.strip() for root in re.split(r",(?![^{}]*\})", text)]  # not those of `{a,b}.tar`
+    if not all(roots):
+        raise ConfigError(f"{text!r} has a root with no name; write DIR,DIR as config.data.root or data.val_root")
+    return roots
+
+
+def within(root: str, others: Sequence[str]) -> list[Path | BucketPath]:
+    """Those of other roots that lie under `root`, where its own files are looked for."""
+    place, *others = (
+        as_path(each) if remote.is_url(each) else Path(remote.local_path(each)).resolve() for each in (root, *others)
+    )
+    return [other for other in others if str(other).startswith(f"{str(place).rstrip('/')}/")]
 
 
 def open_root(root: str, source: str, options: probing.Options, config) -> Catalog:

@@ -126,7 +126,11 @@ class FixedCrops:
     def __init__(self, tracks: Sequence[Track], crop: CropFormat, count: int, health: Health | None = None):
         self._tracks, self._crop, self._count = tracks, crop, count
         self._health = health or Health(len(tracks))
-        self._ends = _ends(tracks, crop)
+        self._ends, self._origins = _ends(tracks, crop), Origins()
+
+    def origin(self, index: int) -> Origin | None:
+        """Where a record was cut from that was made lately."""
+        return self._origins.get(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
         reason = "those that there are do not answer"
@@ -138,7 +142,9 @@ class FixedCrops:
             if self._health.is_hanging(audio.name):
                 continue
             try:
-                return _finish(_read(audio, position, rng, self._crop), self._crop)
+                crop = _finish(_read(audio, position, rng, self._crop), self._crop)
+                self._origins.remember(index, _origin(audio, position, self._crop))
+                return crop
             except UnreachableError:
                 raise
             except DataError as error:
@@ -238,7 +244,8 @@ def _origin(audio, position, crop):
     if isinstance(audio, Generated):
         return Origin(audio.name)
     start, _ = audio_file.window(audio, position, crop.length, crop.sample_rate)
-    return Origin(audio.name, start / audio.sample_rate)
+    held = -(-audio.frames * crop.sample_rate // audio.sample_rate)
+    return Origin(audio.name, start / audio.sample_rate, held if held < crop.length else None)
 
 
 def _in_order(records, order, **changes):

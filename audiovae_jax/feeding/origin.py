@@ -14,10 +14,12 @@ class Origin:
     Attributes:
       file: its name, as in all messages.
       start: seconds from its beginning; None where there is no such place.
+      samples: of the record, from its beginning on, that are the file's; None where all are.
     """
 
     file: str
     start: float | None = None
+    samples: int | None = None
 
     def __str__(self):
         return self.file if self.start is None else f"{self.file} at {self.start:.2f} s"

@@ -5,6 +5,7 @@ The pipeline's whole state is the step: record `step * batch_size + row` belongs
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from audiovae_jax.data import block_cache, remote
 from audiovae_jax.datasets import catalog, probing, sources
 from audiovae_jax.datasets.bandwidth import balanced
 from audiovae_jax.datasets.catalog import Catalog, Track
+from audiovae_jax.errors import ConfigError, DataError
 from audiovae_jax.feeding import crops
 from audiovae_jax.feeding.augment import Augment
 from audiovae_jax.feeding.crops import CropFormat
@@ -32,6 +34,8 @@ class Data:
     Attributes:
       train: endless training records, `train[index] -> [T, C]`.
       validation: fixed validation records.
+      samples: of validation audio, to be heard: each `[T, C]` of `sample_seconds`, filled up with zeros; how much of
+        it is a file's own is told by `samples.origin(index)` afterwards. With `fixed_batch`, the records trained on.
       catalog: what the tracks are, or None for the built-in generator.
       fingerprint: of the audio, to tell on resumption whether it is still the same.
       health: of the files; None for the built-in generator.
@@ -39,6 +43,7 @@ class Data:
 
     train: Any
     validation: Any
+    samples: Any
     catalog: Catalog | None
     fingerprint: str
     health: Health | None
@@ -62,26 +67,29 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path 
         config.crop_length, config.sample_rate, config.channels, config.peak_normalize,
         loop=config.padding == "loop", min_loudness_db=config.min_loudness_db,
     )  # fmt: skip
+    heard = dataclasses.replace(crop, length=round(config.sample_seconds * config.sample_rate), loop=False)
     if found is None:
         train = crops.SyntheticCrops(crop, seed)
         validation, health = crops.SyntheticCrops(crop, seed, validation=True), None
+        samples = crops.SyntheticCrops(heard, seed, validation=True)
     else:
         names = {track.audio.name for track in (*found.train, *found.validation)} | {name for name, _ in found.skipped}
         health = Health(len(names), found.skipped, config.max_bad_share, names)
         train = crops.RandomCrops(found.train, crop, seed, health)
         validation = crops.FixedCrops(found.validation, crop, config.validation_crops, health)
+        samples = crops.FixedCrops(found.validation, heard, config.num_samples, health)
     if augment != Augment():
         train = crops.Augmented(train, augment, seed)
     if config.fixed_batch:
-        train = validation = crops.Repeated(train, batch_size)
+        train = validation = samples = crops.Repeated(train, batch_size)
     if health is not None:
         patience = read_timeout(config, found)
-        train, validation = Patient(train, patience, health), Patient(validation, patience, health)
-    return Data(train, validation, found, found.fingerprint if found else "built-in", health)
+        train, validation, samples = (Patient(each, patience, health) for each in (train, validation, samples))
+    return Data(train, validation, samples, found, found.fingerprint if found else "built-in", health)
 
 
 def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catalog | None:
-    """What there is to draw from under `config.data`'s root or mix; None for the built-in generator alone.
+    """What there is to draw from under `config.data`'s roots or mix; None for the built-in generator alone.
 
     Raises:
       ConfigError: a value that says nothing known.
@@ -101,11 +109,21 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
         access=remote.Access(config.retry_seconds, cache),
         leave_out=tuple(leave_out),
     )
+    roots = [root for root, _ in config.mix] if config.mix else sources.split_roots(config.root)
+    held_out = sources.split_roots(config.val_root) if config.val_root is not None else []
+    if both := set(roots) & set(held_out):
+        raise ConfigError(f"config.data.val_root={min(both)} is trained on too; give another folder, or leave it out")
+    opened = functools.partial(_open, options=options, config=config)
     if config.mix:
-        parts = [(_open(root, config.source, options, config), float(weight)) for root, weight in config.mix]
+        parts = [(opened([root], config.source, others=held_out), float(weight)) for root, weight in config.mix]
         found = catalog.mixed(parts, config.crop_length / config.sample_rate)
     else:
-        found = _open(config.root, config.source, options, config)
+        found = opened(roots, config.source, others=held_out)
+    if held_out:
+        try:
+            found = catalog.validated_on(found, opened(held_out, sources.AUTO, others=roots))
+        except DataError as error:
+            raise DataError(str(error).replace("config.data.root=", "config.data.val_root=")) from error
     if config.full_band_share is not None:
         train = balanced(
             found.train, config.full_band_share, config.sample_rate, options, origin=str(config.mix or config.root),
@@ -168,11 +186,20 @@ class _HostBatches:
 _GENERATOR = "built-in"  # as a root of a mix
 
 
-def _open(root, source, options, config):
-    if root != _GENERATOR:
-        return sources.open_root(root, source, options, config)
-    track = Track(_GENERATOR, crops.Generated())
-    return Catalog((track,), (track,), (), _GENERATOR, "the built-in generator")
+def _open(roots, source, *, options, config, others):
+    """The data sets at `roots` as one, without those of `others`; all of it to train on, where there are others."""
+    parts = [_open_one(root, source, options, config, others) for root in roots]
+    found = parts[0] if len(parts) == 1 else catalog.joined(parts)
+    return catalog.all_to_train(found) if others else found
+
+
+def _open_one(root, source, options, config, others):
+    if root == _GENERATOR:
+        track = Track(_GENERATOR, crops.Generated())
+        return Catalog((track,), (track,), (), _GENERATOR, "the built-in generator")
+    inside = sources.within(root, [other for other in others if other != _GENERATOR])
+    options = dataclasses.replace(options, leave_out=(*options.leave_out, *inside))
+    return sources.open_root(root, source, options, config)
 
 
 def _is_remote(found):

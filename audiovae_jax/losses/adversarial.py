@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from audiovae_jax.checks import require_range
+from audiovae_jax.losses.weighted import weighted_sum
 from audiovae_jax.ops.interleaved import is_interleaved
 
 
@@ -127,7 +128,7 @@ class AdversarialLossCalculator:
         """As `compute_generator_loss`, from the discriminator's two outputs, always active."""
         g_adv_loss = generator_hinge(fake_output[0])
         fm_loss = feature_matching(real_output[1], fake_output[1])
-        total = self.adversarial_weight * g_adv_loss + self.feature_matching_weight * fm_loss
+        total = weighted_sum([(self.adversarial_weight, g_adv_loss), (self.feature_matching_weight, fm_loss)])
         return {"g_adv_loss": g_adv_loss, "fm_loss": fm_loss, "total_adv_loss": total}
 
     def discriminator_losses(self, real_output, fake_output):

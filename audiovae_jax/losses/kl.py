@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from audiovae_jax.checks import require_range
+from audiovae_jax.losses.weighted import is_off
 
 
 def kl_divergence(*, mean, logvar, free_bits=0.0, reduction="sum"):
@@ -59,10 +60,11 @@ class KLTerm:
             require_range(name, getattr(self, name))
 
     def weight_at(self, step):
-        """The weight at `step`."""
-        if not self.warmup_steps:
-            return jnp.asarray(self.weight, jnp.float32)
-        return self.weight * jnp.minimum(step / self.warmup_steps, 1.0)
+        """The weight at `step`; the number 0 where there is none."""
+        if is_off(self.weight):
+            return 0.0
+        share = jnp.where(step < self.warmup_steps, step / jnp.maximum(self.warmup_steps, 1), 1.0)
+        return jnp.asarray(self.weight * share, jnp.float32)
 
     def __call__(self, mean, logvar):
         """The unweighted divergence of `[B, frames, latent_dim]`."""

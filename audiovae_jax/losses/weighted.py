@@ -1,8 +1,9 @@
 """The sum of reconstruction losses: the one place where their weights count."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+import jax
 import jax.numpy as jnp
 
 from audiovae_jax.checks import require_range
@@ -29,5 +30,14 @@ class WeightedLosses:
         """
         prediction, target = prediction.astype(jnp.float32), target.astype(jnp.float32)
         values = {name: fn(prediction=prediction, target=target) for name, _, fn in self.terms}
-        total = sum((weight * values[name] for name, weight, _ in self.terms), jnp.zeros((), jnp.float32))
-        return total, values
+        return weighted_sum((weight, values[name]) for name, weight, _ in self.terms), values
+
+
+def weighted_sum(terms: Iterable[tuple[float | jax.Array, jax.Array]]) -> jax.Array:
+    """The float32 sum of `weight * value`; what `is_off` is left out, and its gradient not computed."""
+    return sum((weight * value for weight, value in terms if not is_off(weight)), jnp.zeros((), jnp.float32))
+
+
+def is_off(weight: float | jax.Array) -> bool:
+    """Whether a weight is the number 0; an array never is, whatever it holds."""
+    return not isinstance(weight, jax.Array) and weight == 0

@@ -12,7 +12,7 @@ from audiovae_jax.torch_files import reader
 from audiovae_jax.torch_io import audio_vae, export, layout, training
 from audiovae_jax.torch_io.discriminator import read_discriminator
 from audiovae_jax.torch_io.state_dict import Line
-from audiovae_jax.training.optimizer import learning_rate_schedule
+from audiovae_jax.training.optimizer import cosine
 
 
 def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None = None, strict: bool = True):
@@ -127,7 +127,12 @@ def _optimizer_states(source, loaded):
         checkpoints.close()
     settings, step, num_steps = config["optimizer"], loaded.global_step, config["num_steps"]
     first, last = settings["learning_rate"], settings["final_learning_rate"]
-    rate = float(learning_rate_schedule(num_steps, first, last)(step))
+    rate = float(cosine(step, num_steps, first, last))
+    if step < (warmup_steps := settings.get("warmup_steps", 0)):
+        print(
+            f"note: the learning rate's warm-up to step {warmup_steps} is not in torch's cosine schedule, which "
+            f"goes on at {rate:.3g}"
+        )
     scheduler = {
         "T_max": num_steps,
         "eta_min": last,

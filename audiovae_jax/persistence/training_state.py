@@ -25,7 +25,7 @@ def load_training_state(
     Args:
       path, step: see `load_model`.
       optimizer: of which the state is wanted, with the transform and its order that it was saved with;
-        AdamW (`optimizer.adamw`) for files of the PyTorch system.
+        AdamW (`optimizer.AdamW`) for files of the PyTorch system.
 
     Returns:
       `epoch`, `global_step` (None where they are not known), `metadata`, `optimizer_state` (None without

@@ -131,7 +131,8 @@ class StepCompiler:
         shape = (batch_per_device * devices.size, *build.example_shape(self._config)[1:])
         step = training_program.map_step(self._recipe, devices, adversarial)
         batch = training_program.abstract_batch(devices, shape)
-        return step.trace(self._state if state is None else state, batch)
+        scalars = training_program.abstract_scalars(self._recipe, devices)
+        return step.trace(self._state if state is None else state, batch, scalars)
 
 
 def usable_bytes(target: Target, devices: list) -> int | None:

@@ -14,8 +14,9 @@ import soundfile
 import tqdm
 
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.ops import signal
+from audiovae_jax.run.samples import Sample
 from audiovae_jax.storage.bucket_path import BucketPath
+from audiovae_jax.tracking import picture
 from audiovae_jax.tracking.events import Events
 from audiovae_jax.tracking.writer import Writer
 
@@ -28,6 +29,7 @@ _BAR_METRICS = {
     "train/reconstruction_loss": "rec",
     "train/feature_matching_loss": "fm",
     "val/total_loss": "val",
+    "train/learning_rate": "lr",
 }
 
 
@@ -59,6 +61,7 @@ class Reporter:
         self._shown: dict[str, float] = {}
         self._flushed = -math.inf
         self._at, self._finished = start_step, False
+        self._timed_from, self._steps_per_second = None, None
         self._events: Writer = Writer()  # until there is one, nothing is recorded
         self._model_folder: tempfile.TemporaryDirectory | None = None
         if enabled:
@@ -95,6 +98,8 @@ class Reporter:
         if not self._enabled:
             return
         self._at = step
+        if is_recorded(step):
+            metrics = metrics | self._speed(step)
         self._show(metrics)
         self._bar.update(step - self._bar.n)
         if is_recorded(step):
@@ -105,6 +110,7 @@ class Reporter:
         if self._enabled:
             self._events.restart(first_step)
             self._bar.n = self._at = step
+            self._timed_from = None
 
     def scalars(self, step: int, metrics: dict[str, float]):
         """Record metrics."""
@@ -114,6 +120,11 @@ class Reporter:
             if time.monotonic() - self._flushed > _FLUSH_EVERY:
                 self.flush()
             self._show(metrics)
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Lately; None where that is not known yet."""
+        return self._steps_per_second
 
     def text(self, step: int, name: str, text: str):
         """Record a line of text."""
@@ -126,32 +137,33 @@ class Reporter:
             self._flushed = time.monotonic()
             self._events.flush()
 
-    def samples(self, step: int, originals: list[np.ndarray], reconstructions: list[np.ndarray]):
-        """Record originals and reconstructions, `[T, C]` each: wav and png under `samples/`, and as events."""
+    def samples(self, step: int, samples: list[Sample]):
+        """Record samples: wav and png under `samples/`, and as events."""
         if not self._enabled:
             return
         try:
-            self._write_samples(step, originals, reconstructions)
+            self._write_samples(step, samples)
         except (OSError, soundfile.LibsndfileError, AssertionError) as error:  # the last is soundfile's full disk
             self.say(f"warning: the samples of step {step} were not written: {error or 'the disk is full'}")
 
-    def _write_samples(self, step, originals, reconstructions):
+    def _write_samples(self, step, samples):
         place = self._workdir / "samples" / f"step_{step:08d}"
         if not isinstance(place, BucketPath):
             place.mkdir(parents=True, exist_ok=True)
-            self._write_samples_to(place, step, originals, reconstructions)
+            self._write_samples_to(place, step, samples)
             return
         with tempfile.TemporaryDirectory(prefix="audiovae_jax_samples_") as folder:
-            self._write_samples_to(Path(folder), step, originals, reconstructions)
+            self._write_samples_to(Path(folder), step, samples)
             place.upload(Path(folder))
 
-    def _write_samples_to(self, folder, step, originals, reconstructions):
-        for i, (original, reconstruction) in enumerate(zip(originals, reconstructions, strict=True)):
-            for name, audio in (("original", original), ("reconstruction", reconstruction)):
+    def _write_samples_to(self, folder, step, samples):
+        for i, sample in enumerate(samples):
+            both = (sample.original, sample.reconstruction)
+            for name, audio in zip(("original", "reconstruction"), both, strict=True):
                 audio = np.clip(audio, -1, 1)
                 soundfile.write(folder / f"{i}_{name}.wav", audio, self._sample_rate, subtype="PCM_16")
                 self._events.audio(f"sample_{i}/{name}", audio, step, self._sample_rate)
-            image = spectrogram_image(original, reconstruction, self._sample_rate, folder / f"{i}.png")
+            image = picture.draw(*both, self._sample_rate, folder / f"{i}.png", title=sample.title(step))
             self._events.image(f"sample_{i}/spectrograms", image, step)
         self._events.flush()
 
@@ -179,11 +191,22 @@ class Reporter:
         if self._model_folder is not None:
             self._model_folder.cleanup()
 
+    def _speed(self, step):
+        """Steps per second since the last one that was recorded, with all that a run does between but compiling."""
+        now, since = time.monotonic(), self._timed_from
+        self._timed_from = (step, now)
+        if since is None or step <= since[0]:
+            return {}
+        self._steps_per_second = (step - since[0]) / max(now - since[1], 1e-9)
+        return {"perf/steps_per_second": self._steps_per_second}
+
     def _show(self, metrics):
         self._shown |= {short: metrics[name] for name, short in _BAR_METRICS.items() if name in metrics}
         self._bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in self._shown.items()), refresh=False)
 
     def _skip_time(self, seconds):
+        if self._timed_from is not None:
+            self._timed_from = (self._timed_from[0], self._timed_from[1] + seconds)
         if self._enabled and not self._bar.disable:
             self._bar.start_t += seconds
             self._bar.last_print_t += seconds
@@ -201,34 +224,3 @@ def timed(what: str, say: Callable[[str], None]):
     start = time.monotonic()
     yield
     say(f"{what}: {time.monotonic() - start:.1f} s")
-
-
-def spectrogram_image(original: np.ndarray, reconstruction: np.ndarray, sample_rate: int, path: Path) -> np.ndarray:
-    """Spectrograms in dB of two `[T, C]` signals, one above the other, written to `path` as png.
-
-    Returns:
-      The picture as `[height, width, 3]` uint8.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 1, sharex=True)
-    n_fft = min(1024, 1 << (len(original).bit_length() - 1))
-    images = [_decibels(audio, n_fft) for audio in (original, reconstruction)]
-    top = images[0].max()
-    for axis, name, image in zip(axes, ("original", "reconstruction"), images, strict=True):
-        extent = (0, len(original) / sample_rate, 0, sample_rate / 2000)
-        mesh = axis.imshow(image.T, origin="lower", aspect="auto", extent=extent, vmin=top - 90, vmax=top)
-        axis.set(title=name, ylabel="kHz")
-    axes[-1].set_xlabel("seconds")
-    figure.colorbar(mesh, ax=axes, label="dB")
-    canvas.draw()
-    figure.savefig(path)
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _decibels(audio, n_fft):
-    spectrum = signal.stft(np.ascontiguousarray(audio.T), n_fft)
-    return np.asarray(20 * np.log10(np.asarray(signal.magnitude(spectrum)).mean(axis=0) + 1e-8))

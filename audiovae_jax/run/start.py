@@ -15,7 +15,7 @@ from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
-from audiovae_jax.training import mesh
+from audiovae_jax.training import mesh, program
 from audiovae_jax.training.state import count_parameters, create_train_state
 
 BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
@@ -69,9 +69,9 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
       CheckpointError: there are checkpoints, but none is whole.
     """
     sharding = mesh.replicated(devices)
-    create = functools.partial(create_train_state, recipe, build.example_shape(config))
+    shape = build.example_shape(config)
     if hosts.of_first(checkpoints.steps()):
-        restored = checkpoints.restore(jax.eval_shape(create), sharding)
+        restored = checkpoints.restore(program.abstract_state(recipe, devices, shape), sharding)
         for reason in restored.damaged:
             say(f"warning: passed over {reason}")
         say(f"going on from step {restored.step}")
@@ -82,7 +82,9 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
             )
         return restored.state, restored.step, restored.metrics, restored.data
     with report.timed("compiling and drawing the initial parameters", say):
-        state = jax.block_until_ready(compilation.compiled(jax.jit(create, out_shardings=sharding))())
+        scalars = program.place_scalars(recipe, devices)
+        create = compilation.compiled(program.map_creation(recipe, devices, shape), scalars)
+        state = jax.block_until_ready(create(scalars))
     if config.init_from is None:
         return state, 0, None, {}
     state = warm_start.take_over(config, recipe, state, sharding, say)

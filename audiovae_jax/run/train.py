@@ -14,7 +14,7 @@ from audiovae_jax.data.files import printable
 from audiovae_jax.distributed import stopping
 from audiovae_jax.distributed.group import Group
 from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
-from audiovae_jax.errors import TrainingError
+from audiovae_jax.errors import DataError, TrainingError
 from audiovae_jax.feeding import pipeline
 from audiovae_jax.feeding.wait import Waiting
 from audiovae_jax.persistence import hosts, saved_model
@@ -24,10 +24,11 @@ from audiovae_jax.run.bad_batches import BadBatches
 from audiovae_jax.run.bucket_lock import as_workdir, lock_of
 from audiovae_jax.run.gan_health import Figures, GanHealth
 from audiovae_jax.run.safety import RollBack, Safety
+from audiovae_jax.run.samples import Samples
 from audiovae_jax.run.saving import Saving
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.tracking import recorder
-from audiovae_jax.training import diagnosis, mesh, optimizer, program, step
+from audiovae_jax.training import mesh, program
 from audiovae_jax.training.state import TrainState
 
 
@@ -160,13 +161,13 @@ class _Run:
             mesh.place_batch(devices, rows)
             for rows in self._batches(data.validation, 0, -(-config.data.validation_crops // config.batch_size))
         ]
-        # Of the last validation, so that samples need no second one.
-        self._sampled_batches = -(-config.data.num_samples * jax.process_count() // config.batch_size)
-        self._reconstructions, self._reconstructed_at = {}, None
+        # The first process alone hears them: nothing that others take part in may be run for them.
+        self._samples = None
+        if jax.process_index() == 0:
+            self._samples = Samples(data.samples, config.data.num_samples, recipe.model)
         self._health = GanHealth(reporter.say, recipe.kl.warmup_steps)
-        self._validation_step = mesh.map_validation_step(
-            functools.partial(step.validation_step, recipe=recipe), devices
-        )
+        self._scalars = program.place_scalars(recipe, devices)
+        self._validation_step = program.map_validation(recipe, devices)
 
     def go(self, state: TrainState, start_step: int, metrics: dict | None):
         """Run to the end, with as many attempts as that takes.
@@ -215,7 +216,7 @@ class _Run:
                 if self._safety.is_whole or current == start_step:
                     return state, metrics, self._stop(state, start_step, current, reason)
             train_step = self._train_step(current, state, batch)
-            state, new = train_step(state, batch)
+            state, new = train_step(state, batch, self._scalars)
             new_pending = (current + 1, new, batch)
             # While the device computes: the next batch, and the metrics of the step before.
             if current + 1 < config.num_steps:
@@ -268,38 +269,34 @@ class _Run:
         self._saving.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
     def _train_step(self, current, state, batch):
-        mapped = functools.partial(program.map_step, self._recipe, self._mesh)
-        return self._compile("the step", mapped, current, state, batch)
+        return self._compile("the step", program.map_step, current, state, batch)
 
     def _compile(self, name, mapped, current, state, batch):
-        """A function of a state and a batch, with or without discriminator as step `current` is, compiled once."""
+        """A function of state, batch and scalars, with or without discriminator as step `current` is, compiled once."""
         adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
         if (name, adversarial) not in self._compiled:
             with self._reporter.timed(f"compiling {name}" + (" with discriminator" if adversarial else "")):
-                self._compiled[name, adversarial] = compilation.compiled(mapped(adversarial), state, batch)
+                function = mapped(self._recipe, self._mesh, adversarial)
+                self._compiled[name, adversarial] = compilation.compiled(function, state, batch, self._scalars)
         return self._compiled[name, adversarial]
 
     def _diagnose(self, state, at):
-        def mapped(adversarial):
-            per_device = functools.partial(diagnosis.diagnose, recipe=self._recipe, adversarial=adversarial)
-            return mesh.map_diagnosis(per_device, self._mesh)
-
         rows = self._validation_rows
-        diagnose = self._compile("the diagnosis", mapped, at - 1, state, rows[0])
-        figures = Figures.of(jax.device_get([diagnose(state, batch) for batch in rows]))
+        diagnose = self._compile("the diagnosis", program.map_diagnosis, at - 1, state, rows[0])
+        figures = Figures.of(jax.device_get([diagnose(state, batch, self._scalars) for batch in rows]))
         metrics, warnings = self._health.look(at, figures)
         self._reporter.scalars(at, metrics)
         for warning in warnings:
             self._reporter.text(at, "health/warnings", warning)
 
-    def _learning_rate(self, at):
-        """The generator's, at a step; on the CPU, so that it does not wait for the device."""
-        section = self._config.optimizer
-        rate = optimizer.learning_rate_schedule(
-            self._config.num_steps, section.learning_rate, section.final_learning_rate
-        )
+    def _learning_rates(self, at):
+        """Those of the updates at a step, by their names in the events; on the CPU, not to wait for the device."""
+        recipe = self._recipe
+        optimizers = {"learning_rate": recipe.optimizer}
+        if recipe.adversarial is not None and recipe.adversarial.is_active(at):
+            optimizers["discriminator_learning_rate"] = recipe.discriminator_optimizer
         with jax.default_device(self._host):
-            return float(rate(at))
+            return {f"train/{name}": float(each.learning_rate_at(at)) for name, each in optimizers.items()}
 
     def _show(self, pending):
         if pending is None:
@@ -310,37 +307,32 @@ class _Run:
         first = (done - 1) * batch_size + host * (batch_size // jax.process_count())
         counts = self._safety.see(done, metrics, lambda: mesh.local_rows(batch), first, self._train_records)
         if report.is_recorded(done):
-            counts["train/learning_rate"] = self._learning_rate(done - 1)
+            counts |= self._learning_rates(done - 1)
         self._reporter.step(done, metrics | counts)
         self._safety.require_progress()
 
     def _validate(self, state, at):
-        results = []
-        self._reconstructions = {}
-        for i, rows in enumerate(self._validation_rows):
-            result, reconstruction = self._validation_step(state.variables, rows)
-            results.append(result)
-            if i < self._sampled_batches:
-                self._reconstructions[i] = reconstruction
-        self._reconstructed_at = at
+        results = [self._validation_step(state.variables, rows, self._scalars)[0] for rows in self._validation_rows]
         results = jax.device_get(results)
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
         self._safety.require_finite_validation(at, metrics["total_loss"])
         self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("total_loss", "reconstruction_loss", "si_sdr_db"))
+        if (speed := self._reporter.steps_per_second) is not None:
+            rates = ", ".join(f"{rate:.3g}" for rate in self._learning_rates(at - 1).values())
+            shown += f"; learning rates {rates}; {speed:.3g} steps/s"
         self._reporter.say(f"step {at}: validation {shown}")
         return metrics
 
     def _sample(self, state, at):
-        if self._reconstructed_at != at:  # a validation has them already
-            rows = self._validation_rows[: self._sampled_batches]
-            self._reconstructions = {i: self._validation_step(state.variables, row)[1] for i, row in enumerate(rows)}
-        originals, reconstructions = [], []
-        for i, reconstruction in self._reconstructions.items():
-            originals.extend(mesh.local_rows(self._validation_rows[i]))
-            reconstructions.extend(mesh.local_rows(reconstruction))
-        n = self._config.data.num_samples
-        self._reporter.samples(at, originals[:n], reconstructions[:n])
+        if self._samples is None:
+            return
+        try:
+            samples = self._samples.reconstruct(state.variables)
+        except DataError as error:  # nothing that training needs
+            self._reporter.say(f"warning: there are no samples of step {at}: {error}")
+            return
+        self._reporter.samples(at, samples)
 
     def _next(self, waiting, step, is_idle=lambda: True):
         return mesh.place_batch(self._mesh, waiting.next(step, is_idle))

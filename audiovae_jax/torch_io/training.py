@@ -158,7 +158,7 @@ def optimizer_state_dict(
     """The state dict of `torch.optim.AdamW` over all of the torch model's parameters.
 
     Args:
-      opt_state: of `optimizer.adamw`.
+      opt_state: of `optimizer.AdamW`.
       variables: the model's, which tell the parameters' order.
       learning_rate: the present one.
       settings: `b1`, `b2`, `eps`, `weight_decay`.

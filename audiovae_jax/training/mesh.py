@@ -40,24 +40,32 @@ def place_batch(mesh: Mesh, local_batch) -> jax.Array:
 
 
 def map_train_step(step, mesh: Mesh):
-    """`(state, audio) -> (state, metrics)` per device, as one jitted function that reuses the state's memory."""
+    """`(state, audio, *others) -> (state, metrics)` per device, as one jitted function that reuses the state's memory.
+
+    Here and below, the others are the same on every device.
+    """
     return jax.jit(_shard_map(step, mesh, (P(), P())), donate_argnums=0)
 
 
 def map_validation_step(step, mesh: Mesh):
-    """`(variables, audio) -> (metrics, reconstruction)` per device, jitted."""
+    """`(variables, audio, *others) -> (metrics, reconstruction)` per device, jitted."""
     return jax.jit(_shard_map(step, mesh, (P(), P(AXIS))))
 
 
 def map_diagnosis(diagnose, mesh: Mesh):
-    """`(state, audio) -> figures` per device, jitted."""
+    """`(state, audio, *others) -> figures` per device, jitted."""
     return jax.jit(_shard_map(diagnose, mesh, P()))
 
 
 def _shard_map(step, mesh, out_specs):
     # Without check_vma, which would ask a user's own losses and discriminators to mark the values that
     # their loops carry as varying over the mesh. The step marks its parameters, which is all it needs.
-    return jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=out_specs, check_vma=False)
+    def mapped(state, audio, *others):
+        specs = (P(), P(AXIS), *(P() for _ in others))
+        per_device = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+        return per_device(state, audio, *others)
+
+    return mapped
 
 
 def local_rows(array: jax.Array) -> np.ndarray:

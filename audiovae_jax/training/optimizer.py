@@ -1,67 +1,81 @@
 """AdamW with clipping, whose learning rate follows the training step."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import optax
 
 from audiovae_jax.checks import require_range
 
 
-def adamw(
-    *,
-    num_steps: int,
-    learning_rate: float,
-    final_learning_rate: float,
-    b1: float,
-    b2: float,
-    eps: float,
-    weight_decay: float,
-    clip_norm: float,
-) -> optax.GradientTransformationExtraArgs:
-    """AdamW (Loshchilov and Hutter, 2019) with a cosine schedule over `num_steps`.
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) with a linear warm-up and a cosine schedule over `num_steps`.
 
-    The learning rate is a function of the training step, which `update` takes as `step=`, and not of
-    the count of updates: a discriminator that joins late, or is updated every other step, is on the
-    same schedule as the generator.
+    Used as an optax transform, but that `update` takes the training step as `step=`: the learning rate is a
+    function of it, and not of the count of updates. A discriminator that joins late, or is updated every
+    other step, is on the same schedule as the generator. Numbers of the schedule may be traced scalars.
 
-    Args:
+    Attributes:
       num_steps: the length of the run.
-      learning_rate: at step 0.
+      learning_rate: at step 0, without a warm-up.
       final_learning_rate: at `num_steps`.
       b1, b2, eps: Adam's.
       weight_decay: decoupled, on every parameter.
       clip_norm: largest global norm of the gradient; 0 for no clipping.
+      warmup_steps: steps over which the rate rises linearly to the cosine's; 0 for none.
+      first_step: at which the warm-up begins.
 
     Raises:
       ValueError: a number out of its range.
     """
-    require_range("learning_rate", learning_rate, above=0)
-    require_range("final_learning_rate", final_learning_rate)
-    require_range("b1", b1, below=1)
-    require_range("b2", b2, below=1)
-    require_range("eps", eps, above=0)
-    require_range("weight_decay", weight_decay)
-    require_range("clip_norm", clip_norm)
-    schedule = learning_rate_schedule(num_steps, learning_rate, final_learning_rate)
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        optax.add_decayed_weights(weight_decay),
-        _scale_by_schedule_at_step(schedule),
-    )
+
+    num_steps: int
+    learning_rate: float
+    final_learning_rate: float
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    warmup_steps: int = 0
+    first_step: int = 0
+
+    def __post_init__(self):
+        require_range("num_steps", self.num_steps, above=0)
+        require_range("learning_rate", self.learning_rate, above=0)
+        for name in ("final_learning_rate", "weight_decay", "clip_norm", "warmup_steps", "first_step"):
+            require_range(name, getattr(self, name))
+        require_range("b1", self.b1, below=1)
+        require_range("b2", self.b2, below=1)
+        require_range("eps", self.eps, above=0)
+
+    def learning_rate_at(self, step) -> jax.Array:
+        """The rate of the update at `step`, an int or a traced scalar."""
+        rate = cosine(step, self.num_steps, self.learning_rate, self.final_learning_rate)
+        # The first update has a share of the rate too, or it would be none.
+        done = (step - self.first_step + 1) / jnp.maximum(self.warmup_steps, 1)
+        return rate * jnp.clip(done, 0.0, 1.0)
+
+    def init(self, params) -> optax.OptState:
+        """The state before the first update."""
+        return self._chain(None).init(params)
+
+    def update(self, updates, state, params, *, step) -> tuple[optax.Updates, optax.OptState]:
+        """`(what to add to params, new state)` for gradients at a training step."""
+        return self._chain(self.learning_rate_at(step)).update(updates, state, params)
+
+    def _chain(self, rate):
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
+            optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps),
+            optax.add_decayed_weights(self.weight_decay),
+            optax.stateless(lambda updates, _: jax.tree.map(lambda u: -rate * u, updates)),
+        )
 
 
-def learning_rate_schedule(num_steps: int, learning_rate: float, final_learning_rate: float) -> optax.Schedule:
-    """Cosine from `learning_rate` at step 0 to `final_learning_rate` at `num_steps` and after; constant if equal."""
-    if final_learning_rate == learning_rate:
-        return optax.constant_schedule(learning_rate)
-    alpha = final_learning_rate / learning_rate if learning_rate else 0.0
-    return optax.cosine_decay_schedule(learning_rate, num_steps, alpha)
-
-
-def _scale_by_schedule_at_step(schedule):
-    def update(updates, state, params=None, *, step, **extra):
-        del params, extra
-        rate = schedule(step)
-        return jax.tree.map(lambda u: -rate * u, updates), state
-
-    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+def cosine(step, num_steps, first, last) -> jax.Array:
+    """From `first` at step 0 to `last` at `num_steps` and after (Loshchilov and Hutter, 2017)."""
+    angle = jnp.pi * jnp.minimum(step / num_steps, 1.0)
+    return last + (first - last) * 0.5 * (1.0 + jnp.cos(angle))

@@ -16,7 +16,9 @@ from jax import lax
 
 from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses, si_sdr
 from audiovae_jax.losses.kl import KLTerm
+from audiovae_jax.losses.weighted import weighted_sum
 from audiovae_jax.models.audio_vae import AudioVAE, Reconstruction
+from audiovae_jax.training.optimizer import AdamW
 from audiovae_jax.training.state import TrainState, split_trainable
 from audiovae_jax.training.verdict import judge
 
@@ -31,16 +33,16 @@ RESERVED_METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a step is made of; static under jit.
+    """What a step is made of; static under jit, but for the numbers that `scalars` puts in their places.
 
     Attributes:
       model: the generator.
       losses: reconstruction losses.
       kl: the KL term.
-      optimizer: of the model; its `update` takes `step=`.
+      optimizer: of the model.
       discriminator: a linen module `audio -> (logits, feature_maps)`, or None.
       adversarial: weighs the adversarial losses; None without a discriminator.
-      discriminator_optimizer: as `optimizer`; None without a discriminator.
+      discriminator_optimizer: None without a discriminator.
       generator_update_every: while the discriminator is active, the model is updated at steps
         divisible by this.
       discriminator_update_every: likewise for the discriminator.
@@ -50,10 +52,10 @@ class Recipe:
     model: AudioVAE
     losses: WeightedLosses
     kl: KLTerm
-    optimizer: optax.GradientTransformationExtraArgs
+    optimizer: AdamW
     discriminator: nn.Module | None = None
     adversarial: AdversarialLossCalculator | None = None
-    discriminator_optimizer: optax.GradientTransformationExtraArgs | None = None
+    discriminator_optimizer: AdamW | None = None
     generator_update_every: int = 1
     discriminator_update_every: int = 1
     seed: int = 0
@@ -99,7 +101,7 @@ def train_step(
         loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
         kl_loss = recipe.kl(output.mean, output.logvar)
         metrics = {**values, "reconstruction_loss": loss, "kl_loss": kl_loss}
-        return loss + kl_weight * kl_loss, metrics
+        return weighted_sum([(1.0, loss), (kl_weight, kl_loss)]), metrics
 
     (loss, metrics), cotangent = jax.value_and_grad(objective, has_aux=True)(output)
     update_model = update_discriminator = None
@@ -147,7 +149,7 @@ def train_step(
             batch_is_finite & jnp.isfinite(metrics["d_loss"]),
         )
         state = state.replace(discriminator_params=params, discriminator_opt_state=opt_state)
-    return state.replace(step=state.step + 1), {**metrics, "kl_weight": kl_weight}
+    return state.replace(step=state.step + 1), {**metrics, "kl_weight": jnp.asarray(kl_weight, jnp.float32)}
 
 
 def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -169,7 +171,7 @@ def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tup
         **values,
         "reconstruction_loss": loss,
         "kl_loss": kl_loss,
-        "total_loss": loss + recipe.kl.weight * kl_loss,
+        "total_loss": weighted_sum([(1.0, loss), (recipe.kl.weight, kl_loss)]),
         "si_sdr_db": -si_sdr(prediction=reconstruction, target=audio),
     }
     return lax.pmean(metrics, AXIS), reconstruction

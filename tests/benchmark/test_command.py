@@ -12,6 +12,7 @@ import pytest
 
 from audiovae_jax.benchmark import command, fresh, measure, peer
 from audiovae_jax.errors import ConfigError, TrainingError
+from configs import base
 
 PEERS = ["torch"] if importlib.util.find_spec("torch") else []
 OPTIONS = {
@@ -49,14 +50,29 @@ def test_step_counts_the_compiled_work_and_tells_the_parts_apart(least_config, t
         assert report["torch"]["torch"].startswith("2.")
 
 
-def test_codec_and_data_report_how_fast_audio_goes(micro_config):
-    report = command.run("codec", micro_config, **{**OPTIONS, "against": PEERS})
+def test_codec_and_data_report_how_fast_audio_goes(micro_config, capsys):
+    report = command.run("codec", micro_config, signals=4, **{**OPTIONS, "against": PEERS})
+    said = capsys.readouterr().err.splitlines()
+    assert "compiling the encoder ..." in said
+    assert "decode: round 1 of 1" in said
     for direction in ("encode", "decode"):
         ours = report[direction]["ours"]
         assert ours["real_time_factor"] == pytest.approx(4 * 4408 / 44100 / ours["seconds"])
         assert set(report[direction]["ratios"]) == set(PEERS)
     data = command.run("data", micro_config, **OPTIONS)["ours"]
     assert data["bytes_per_second"] == pytest.approx(4 * 1024 * 2 * data["items_per_second"])
+
+
+def test_a_trained_model_is_measured_as_it_is(trained_run, capsys):
+    workdir, config, _ = trained_run
+    other = base.get_config()  # of another model and channel count
+    other.batch_size = jax.device_count()
+    report = command.run("codec", other, model=str(workdir), **OPTIONS)
+    assert report["what"] == f"1 x 0.10 s of 44100 Hz audio, base_channels 4, float32, {workdir}"
+    assert other.model.strides == config.model.strides
+    assert "drawing parameters" not in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="benchmark step builds its model from --config; leave .* out"):
+        command.run("step", other, model=str(workdir), **OPTIONS)
 
 
 def test_the_first_step_is_measured_in_fresh_processes_and_memory_in_another(micro_config, monkeypatch):

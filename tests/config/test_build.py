@@ -138,6 +138,7 @@ def test_a_stereo_loss_on_mono_audio_names_the_remedy(micro_config):
         ("optimizer.learning_rate", 0.0, "config.optimizer.learning_rate=0.0 must be above 0"),
         ("optimizer.final_learning_rate", -1e-5, "final_learning_rate=-1e-05 must not be negative"),
         ("optimizer.weight_decay", -0.1, "config.optimizer.weight_decay=-0.1 must not be negative"),
+        ("optimizer.warmup_steps", -1, "config.optimizer.warmup_steps=-1 must not be negative"),
         ("discriminator_optimizer.b1", 1.0, "config.discriminator_optimizer.b1=1.0 must be below 1"),
         ("discriminator_optimizer.eps", 0.0, "config.discriminator_optimizer.eps=0.0 must be above 0"),
         ("optimizer.b2", float("nan"), "config.optimizer.b2=nan must be a finite number"),
@@ -160,3 +161,13 @@ def test_numbers_that_turn_or_break_the_training_are_refused(micro_config, key, 
     at[name] = value
     with pytest.raises(ConfigError, match=message):
         build.build_recipe(micro_config)
+
+
+def test_a_discriminators_rate_warms_up_from_where_it_joins(micro_config):
+    micro_config.num_steps, micro_config.adversarial.warmup_steps = 1000, 100
+    micro_config.optimizer.warmup_steps = micro_config.discriminator_optimizer.warmup_steps = 10
+    recipe = build.build_recipe(micro_config)
+    full = [float(section.learning_rate) for section in (micro_config.optimizer, micro_config.discriminator_optimizer)]
+    for step, ours, theirs in ((0, 0.1, 0.0), (9, 1.0, 0.0), (100, 1.0, 0.1), (109, 1.0, 1.0)):
+        rates = [float(each.learning_rate_at(step)) for each in (recipe.optimizer, recipe.discriminator_optimizer)]
+        assert rates == pytest.approx([full[0] * ours, full[1] * theirs], rel=1e-5), step

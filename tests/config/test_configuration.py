@@ -96,6 +96,8 @@ def _changed(**changes):
         ({"discriminator__n_ffts": ()}, "n_ffts=.* must be FFT lengths in samples, at least one"),
         ({"seed": -1}, "seed=-1 must lie between 0 and 4294967295"),
         ({"data__root": " "}, "data.root is empty; give a path, or leave the key out"),
+        ({"data__val_root": "/a"}, "val_root is set, but nothing to train on; set config.data.root"),
+        ({"data__val_root": ""}, "data.val_root is empty; give a path"),
         ({"init_from": ""}, "init_from is empty; give a path"),
         ({"data__min_seconds": -1.0}, "min_seconds=-1.0 must not be negative"),
         ({"num_steps": 0}, "num_steps=0 must be at least 1"),
@@ -123,6 +125,20 @@ def test_differences_name_what_matters():
     config.num_steps, config.checkpoint_every, config.model.latent_dim = 5, 7, 9
     new = json.loads(configuration.to_json(config))
     assert configuration.differences(old, new) == ["model.latent_dim: 64 -> 9", "num_steps: 1000000 -> 5"]
+
+
+def test_a_config_of_before_says_what_was_done_then():
+    new = configuration.plain(_changed())
+    old = configuration.plain(_changed())
+    for section, key in (
+        ("data", "val_root"),
+        ("optimizer", "warmup_steps"),
+        ("discriminator_optimizer", "warmup_steps"),
+    ):
+        del old[section][key]
+    assert configuration.differences(old, new) == []
+    new["optimizer"]["warmup_steps"] = 5
+    assert configuration.differences(old, new) == ["optimizer.warmup_steps: 0 -> 5"]
 
 
 def test_a_missing_config_file_is_named(tmp_path):

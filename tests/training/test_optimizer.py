@@ -1,26 +1,74 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from audiovae_jax.training.optimizer import adamw, learning_rate_schedule
+from audiovae_jax.training.optimizer import AdamW
 
 OPTIONS = {"num_steps": 100, "learning_rate": 1e-2, "final_learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
 
 
+def _optimizer(**numbers):
+    return AdamW(**OPTIONS | {"weight_decay": 0.0, "clip_norm": 0.0} | numbers)
+
+
 def test_the_learning_rate_is_a_cosine_between_its_ends():
-    schedule = learning_rate_schedule(100, 1e-2, 1e-3)
     for step, expected in ((0, 1e-2), (50, 5.5e-3), (100, 1e-3), (1000, 1e-3)):
-        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
+        assert float(_optimizer().learning_rate_at(step)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_equal_ends_are_a_constant_rate():
-    schedule = learning_rate_schedule(100, 1e-2, 1e-2)
-    assert schedule(0) == schedule(50) == schedule(1000) == 1e-2
+    constant = _optimizer(final_learning_rate=1e-2)
+    assert {float(constant.learning_rate_at(step)) for step in (0, 50, 1000)} == {float(np.float32(1e-2))}
+
+
+def test_the_rate_rises_in_a_line_to_the_cosines():
+    warm, cold = _optimizer(warmup_steps=4), _optimizer()
+    for step, share in ((0, 0.25), (1, 0.5), (3, 1.0), (4, 1.0), (50, 1.0)):
+        expected = share * float(cold.learning_rate_at(step))
+        assert float(warm.learning_rate_at(step)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_warm_up_of_a_network_that_joins_late_begins_with_it():
+    late = _optimizer(warmup_steps=4, first_step=20)
+    assert float(late.learning_rate_at(20)) == pytest.approx(0.25 * float(_optimizer().learning_rate_at(20)))
+    assert float(late.learning_rate_at(30)) == float(_optimizer().learning_rate_at(30))
+    # A checkpoint of which it has been trained before, taken over into a run where it joins later.
+    assert float(late.learning_rate_at(3)) == 0.0
+
+
+def test_a_rate_that_is_traced_is_the_rate_that_is_not():
+    jitted = jax.jit(lambda step, **numbers: _optimizer(**numbers).learning_rate_at(step))
+    numbers = {"learning_rate": 1e-2, "final_learning_rate": 0.0, "num_steps": 100, "warmup_steps": 0, "first_step": 0}
+    for change in ({}, {"warmup_steps": 70}, {"first_step": 30}, {"final_learning_rate": 1e-2}):
+        changed = numbers | change
+        expected = float(_optimizer(**changed).learning_rate_at(60))
+        assert float(jitted(60, **changed)) == pytest.approx(expected, rel=1e-6), change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
+        ({"warmup_steps": -1}, "warmup_steps=-1 must not be negative"),
+        ({"num_steps": 0}, "num_steps=0 must be above 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        _optimizer(**change)
+
+
+def test_the_state_is_what_checkpoints_hold():
+    """Their arrays are known by their places in this tree."""
+    params = {"w": jnp.ones(2)}
+    state = jax.tree_util.tree_leaves_with_path(_optimizer(warmup_steps=3).init(params))
+    assert [jax.tree_util.keystr(path) for path, _ in state] == ["[1].count", "[1].mu['w']", "[1].nu['w']"]
 
 
 def test_an_update_is_adams_and_decays_every_parameter():
-    optimizer = adamw(**OPTIONS, weight_decay=0.1, clip_norm=0.0)
+    optimizer = _optimizer(weight_decay=0.1)
     params = {"w": jnp.array([2.0, -4.0])}
     updates, _ = optimizer.update({"w": jnp.array([1.0, -3.0])}, optimizer.init(params), params, step=50)
     # The first step of Adam is the gradient's sign, whatever its size.
@@ -28,7 +76,7 @@ def test_an_update_is_adams_and_decays_every_parameter():
 
 
 def test_the_rate_follows_the_step_and_not_the_count_of_updates():
-    optimizer = adamw(**OPTIONS, weight_decay=0.0, clip_norm=0.0)
+    optimizer = _optimizer()
     params = {"w": jnp.ones(2)}
     state = optimizer.init(params)
     early, _ = optimizer.update({"w": jnp.ones(2)}, state, params, step=0)
@@ -37,7 +85,7 @@ def test_the_rate_follows_the_step_and_not_the_count_of_updates():
 
 
 def test_clipping_bounds_the_global_norm_and_keeps_the_direction():
-    optimizer = adamw(**OPTIONS, weight_decay=0.0, clip_norm=1.0)
+    optimizer = _optimizer(clip_norm=1.0)
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
     _, state = optimizer.update(
         {"a": jnp.array([30.0]), "b": jnp.array([40.0])}, optimizer.init(params), params, step=0

@@ -9,72 +9,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from small_step import (
+    SHAPE,
+    SmallDiscriminator,
+    assert_trees_close,
+    assert_trees_equal,
+    batch,
+    changed,
+    initial_state,
+    make_recipe,
+    run,
+)
 
-from audiovae_jax import AdversarialLossCalculator, AudioVAE, losses
+from audiovae_jax import AdversarialLossCalculator, losses
 from audiovae_jax.losses import WeightedLosses
-from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.training import mesh, step
-from audiovae_jax.training.optimizer import adamw, learning_rate_schedule
-from audiovae_jax.training.state import create_train_state
-
-SHAPE = (1, 256, 2)
-ADAMW = {"final_learning_rate": 1e-5, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-4, "clip_norm": 1.0}
-
-
-class SmallDiscriminator(nn.Module):
-    @nn.compact
-    def __call__(self, audio):
-        x = nn.leaky_relu(nn.Conv(4, (7,), strides=3)(audio))
-        return [nn.Conv(1, (3,))(x)], [[x]]
-
-
-def make_recipe(**changes) -> step.Recipe:
-    recipe = step.Recipe(
-        model=AudioVAE(base_channels=4, channel_mults=(1, 2), strides=(2, 4), latent_dim=4, dilations=(1,)),
-        losses=WeightedLosses((("l1", 100.0, losses.waveform_l1),)),
-        kl=KLTerm(weight=1e-3, warmup_steps=10),
-        optimizer=adamw(num_steps=100, learning_rate=1e-3, **ADAMW),
-        discriminator=SmallDiscriminator(),
-        adversarial=AdversarialLossCalculator(),
-        discriminator_optimizer=adamw(num_steps=100, learning_rate=1e-3, **ADAMW),
-    )
-    return dataclasses.replace(recipe, **changes)
-
-
-def batch(seed=0, size=4):
-    return np.random.default_rng(seed).standard_normal((size, *SHAPE[1:])).astype(np.float32)
-
-
-def initial_state(recipe, devices=None):
-    devices = devices or mesh.make_mesh(jax.devices()[:1])
-    return jax.jit(lambda: create_train_state(recipe, SHAPE), out_shardings=mesh.replicated(devices))()
-
-
-def run(recipe, steps=1, devices=1, adversarial=True):
-    """The final state and each step's metrics."""
-    devices = mesh.make_mesh(jax.devices()[:devices])
-    per_device = functools.partial(step.train_step, recipe=recipe, adversarial=adversarial)
-    train_step = mesh.map_train_step(per_device, devices)
-    state = initial_state(recipe, devices)
-    history = []
-    for i in range(steps):
-        state, metrics = train_step(state, mesh.place_batch(devices, batch(i)))
-        history.append(jax.device_get(metrics))
-    return jax.device_get(state), history
-
-
-def assert_trees_close(a, b, rtol):
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        difference = np.abs(np.asarray(x, np.float64) - y).max() if np.size(x) else 0.0
-        assert difference <= rtol * max(np.abs(y).max(), 1e-3), (jax.tree_util.keystr(path), difference)
-
-
-def assert_trees_equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def changed(a, b) -> bool:
-    return any((x != y).any() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
 def test_four_devices_give_the_numbers_of_one():
@@ -215,11 +164,6 @@ def test_noise_depends_on_seed_step_and_row_alone():
     assert np.abs(one - noise(recipe, 6, 1)).max() > 0.1
     assert np.abs(one - noise(make_recipe(seed=1), 5, 1)).max() > 0.1
     assert np.abs(one[0] - one[1]).max() > 0.1
-
-
-def test_the_schedule_is_a_cosine_over_the_run():
-    schedule = learning_rate_schedule(100, 1e-3, 1e-5)
-    assert [float(schedule(s)) for s in (0, 50, 100, 200)] == pytest.approx([1e-3, 5.05e-4, 1e-5, 1e-5], rel=1e-4)
 
 
 def test_validation_is_the_training_objective_with_the_final_kl_weight():

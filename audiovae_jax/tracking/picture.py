@@ -1,0 +1,89 @@
+"""The picture of a sample: spectrograms of an original, of its reconstruction, and what lies between them."""
+
+from pathlib import Path
+
+import numpy as np
+
+_N_FFT = 2048  # samples of a window
+_BANDS = 192  # rows of the picture, of equal height in mel
+_RANGE_DB = 90.0  # below the original's loudest
+_MOST_DIFFERENCE_DB = 30.0
+_TICKS = (100, 500, 1000, 2000, 4000, 8000, 16000, 32000)  # Hz
+
+
+def draw(
+    original: np.ndarray, reconstruction: np.ndarray, sample_rate: int, path: Path, *, title: str = ""
+) -> np.ndarray:
+    """Three panels over a mel axis: original and reconstruction in dB, and by how much the second is louder.
+
+    Args:
+      original, reconstruction: `[T, C]`.
+      sample_rate: in Hz.
+      path: of the png to write.
+      title: above it all.
+
+    Returns:
+      The picture as `[height, width, 3]` uint8.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(3, 1, sharex=True, sharey=True)
+    levels = [mel_levels(audio, sample_rate) for audio in (original, reconstruction)]
+    top = levels[0].max()
+    # What is below the picture's darkest is no difference that could be heard.
+    heard = [np.maximum(level, top - _RANGE_DB) for level in levels]
+    height = float(_mel(sample_rate / 2))
+    shown = {"origin": "lower", "aspect": "auto", "extent": (0, len(original) / sample_rate, 0, height)}
+    for axis, name, level in zip(axes, ("original", "reconstruction"), heard, strict=False):
+        image = axis.imshow(level.T, vmin=top - _RANGE_DB, vmax=top, cmap="magma", **shown)
+        axis.set_title(name, fontsize=10)
+    figure.colorbar(image, ax=axes[:2], label="dB")
+    limits = {"vmin": -_MOST_DIFFERENCE_DB, "vmax": _MOST_DIFFERENCE_DB}
+    image = axes[2].imshow((heard[1] - heard[0]).T, cmap="RdBu_r", **limits, **shown)
+    axes[2].set_title("difference: red where the reconstruction is louder, blue where it is softer", fontsize=10)
+    figure.colorbar(image, ax=axes[2], label="dB")
+    ticks = [hertz for hertz in _TICKS if hertz <= sample_rate / 2]
+    for axis in axes:
+        axis.set_yticks(_mel(np.array(ticks)), [f"{hertz / 1000:g}" for hertz in ticks])
+        axis.set_ylabel("kHz (mel)")
+    axes[-1].set_xlabel("seconds")
+    figure.suptitle(title, fontsize=10)
+    canvas.draw()
+    figure.savefig(path)
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def mel_levels(audio: np.ndarray, sample_rate: int) -> np.ndarray:
+    """Mean power of all channels in bands of equal width in mel, in dB.
+
+    Args:
+      audio: `[T, C]`, padded with zeros to one window where it is shorter.
+      sample_rate: in Hz.
+
+    Returns:
+      `[frames, bands]`. A band that is narrower than the transform's resolution has the power of the place where it is.
+    """
+    window = np.hanning(_N_FFT + 1)[:-1]
+    audio = np.pad(audio, ((0, max(0, _N_FFT - len(audio))), (0, 0)))
+    frames = np.lib.stride_tricks.sliding_window_view(audio, _N_FFT, axis=0)[:: _N_FFT // 4]  # [frames, C, n]
+    power = np.square(np.abs(np.fft.rfft(frames * window))).mean(axis=1) / np.square(window.sum() / 2)
+    # The integral over frequency, of which a band has the difference between its ends.
+    integral = np.pad(np.cumsum(power, axis=1), ((0, 0), (1, 0)))
+    ends = _hertz(np.linspace(0, _mel(sample_rate / 2), _BANDS + 1)) / (sample_rate / _N_FFT) + 0.5
+    ends = np.minimum(ends, integral.shape[1] - 1)
+    below = np.floor(ends).astype(int)
+    above = np.minimum(below + 1, integral.shape[1] - 1)
+    at_ends = integral[:, below] + (ends - below) * (integral[:, above] - integral[:, below])
+    return 10 * np.log10(np.maximum(np.diff(at_ends) / np.maximum(np.diff(ends), 1e-9), 1e-14))
+
+
+def _mel(hertz):
+    """O'Shaughnessy, "Speech Communication", 1987."""
+    return 2595 * np.log10(1 + np.asarray(hertz) / 700)
+
+
+def _hertz(mel):
+    return 700 * (10 ** (mel / 2595) - 1)
