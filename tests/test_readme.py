@@ -1,13 +1,8 @@
 """The README's Python is what works here: its examples of saving, loading and using a model, run in order."""
 
 import functools
-import importlib.util
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import golden_configs as names
@@ -15,7 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import GOLDEN, initialised, random_variables
+from conftest import GOLDEN, initialised
 
 import audiovae_jax
 from audiovae_jax import AudioVAE, EnCodecDiscriminator, load_model, save_model
@@ -100,92 +95,6 @@ def test_links_lead_somewhere():
     for page in pages:
         for link in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page}: {link}"
-
-
-SMALL = {  # what makes a command of the README short
-    "train.py": "--config.num_steps=1 --config.batch_size=4 --config.data.crop_length=2048 --config.sample_every=1 "
-    "--config.model.base_channels=2 --config.discriminator.stft_filters=1 --config.discriminator.n_ffts=(256,) "
-    "--config.discriminator.use_msd=False --config.discriminator.mpd_periods=(2,) "
-    "--config.discriminator.mpd_channels=(2,4) --config.losses.stft.fft_sizes=(256,) "
-    "--config.losses.mel.fft_sizes=(1024,) --config.losses.mel.n_mels=(16,) --config.data.num_samples=1",
-    "doctor.py": "--config.data.crop_length=2048 --config.model.base_channels=2 --config.use_adversarial=False "
-    "--config.batch_size=4 --config.losses.stft.fft_sizes=(256,) --config.losses.mel.fft_sizes=(1024,) "
-    "--config.losses.mel.n_mels=(16,)",
-    "benchmark.py": "--repeats=1 --warmup=0 --crop=2048 --config.batch_size=4 --config.model.base_channels=2 "
-    "--config.use_adversarial=False --config.losses.stft.fft_sizes=(256,) --config.losses.mel.fft_sizes=(1024,) "
-    "--config.losses.mel.n_mels=(16,)",
-}
-
-
-def _commands():
-    """The lines of the README that run a script, with those that they go on in."""
-    text = "".join(re.findall(r"```bash\n(.*?)```", README.read_text(), flags=re.DOTALL)).replace("\\\n", " ")
-    return [line for line in text.splitlines() if "scripts/" in line]
-
-
-@pytest.mark.slow
-def test_every_command_works_as_it_stands(tmp_path, audio_folder):
-    """With a small model and folder in place of a user's own, and what makes training short."""
-    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
-    save_model(model, random_variables(model), tmp_path / "MODEL", sample_rate=44100)
-    shutil.copytree(tmp_path / "MODEL", tmp_path / "runs" / "tiny")
-    shutil.copytree(audio_folder, tmp_path / "songs")
-    shutil.copy(GOLDEN / "lightning.ckpt", tmp_path / "old.ckpt")
-    commands = _commands()
-    assert len(commands) == 19
-    for number, command in enumerate(commands):
-        _, _, arguments = command.partition(".venv/bin/python scripts/")
-        script, *given = shlex.split(arguments, comments=True)
-        given = [part.replace("/path/to/audio", str(tmp_path / "songs")) for part in given]
-        if script == "benchmark.py":
-            given = [part for part in given if not part.startswith("--against")]
-        if "--config.init_from=old.ckpt" in given:  # whose settings replace the config's
-            short = ["--config.num_steps=4", *SMALL[script].split()[1:4], *SMALL[script].split()[8:]]
-        else:
-            short = SMALL.get(script, "").split()
-        workdir = [f"--workdir={tmp_path / str(number)}"] if script == "train.py" else []
-        given = [part.replace("configs/", f"{ROOT}/configs/") for part in given]
-        line = [sys.executable, str(ROOT / "scripts" / script), *given, *short, *workdir]
-        if script == "serve.py":
-            _serves([*line, "--port=0"], tmp_path)
-            continue
-        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, check=False)
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-
-
-def _serves(line, folder):
-    """A command that goes on until it is stopped, or says what it needs."""
-    process = subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        said = process.stdout.readline()
-        if importlib.util.find_spec("gradio") is None:
-            assert "pip install -e '.[ui]'" in said
-            return
-        assert "has the page" in said
-        process.terminate()
-        assert process.wait(timeout=120) == 0
-    finally:
-        process.kill()
-
-
-@pytest.mark.slow
-def test_the_commands_on_judging_work_as_they_stand(tmp_path, audio_folder):
-    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
-    for name in ("MODEL", "runs/tiny"):
-        save_model(model, random_variables(model), tmp_path / name, sample_rate=44100)
-    shutil.copytree(audio_folder, tmp_path / "songs")
-    page = (PACKAGE / "evaluation" / "README.md").read_text()
-    commands = "".join(re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)).splitlines()
-    assert len(commands) == 3
-    for command in commands:
-        given = shlex.split(command.removeprefix("python -m audiovae_jax "))
-        line = [sys.executable, "-m", "audiovae_jax", *given]
-        done = subprocess.run(
-            line, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-        (out,) = [part.removeprefix("--out=") for part in given if part.startswith("--out=")]
-        assert (tmp_path / out / "report.html").stat().st_size > 10_000
 
 
 def test_the_public_names_are_there():

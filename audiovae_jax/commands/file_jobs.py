@@ -95,8 +95,7 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
     Raises:
       DataError: some failed; their reasons were printed.
     """
-    for folder in {job.target.parent for job in jobs}:
-        atomic.remove_leftovers(folder)
+    _remove_leftovers(jobs)
     waiting = [job for job in jobs if job.refused or overwrite or not job.target.exists()]
     failed = []
     with tqdm.tqdm(total=len(waiting), unit="file", dynamic_ncols=True) as bar:
@@ -117,11 +116,17 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
                 bar.write(f"failed: {message if source in message else f'{source}: {message}'}")
             bar.n = done + 1
         bar.set_postfix_str("")
+    _remove_leftovers(jobs)  # what was too young before
     skipped = len(jobs) - len(waiting)
     made = len(waiting) - len(failed)
     print(f"{made} made, {skipped} there already and skipped, {len(failed)} failed")
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} files failed; the reasons are above")
+
+
+def _remove_leftovers(jobs):
+    for folder in {job.target.parent for job in jobs}:
+        atomic.remove_leftovers(folder)
 
 
 def _safe(job):

@@ -103,7 +103,7 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
             reference, estimate, pool=pool, progress=lambda share: progress(0.7 + 0.3 * share, "measuring")
         )
     columns |= statistics.columns(source.length / source.sample_rate)
-    peak = _axis(*portraits[:2])
+    peak = _axis(*portraits)
     titles = ("original", "reconstruction", "difference")
     paths = (playable(source, path, folder), reconstruction, difference)
     heard = [

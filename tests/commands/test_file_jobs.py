@@ -139,6 +139,13 @@ def test_what_a_killed_program_has_left_is_removed(folder):
     assert new.exists()
     assert running.exists()
 
+    def takes_a_minute(source, target, progress):
+        os.utime(new, (time.time() - 100, time.time() - 100))
+
+    file_jobs.run(_plan(folder, "in"), takes_a_minute, overwrite=True)
+    assert not new.exists()
+    assert running.exists()
+
 
 def test_impossible_plans_are_refused(folder):
     with pytest.raises(DataError, match="nothing: there is no such file"):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import soundfile
 from conftest import GOLDEN, applied, random_variables
 
@@ -200,6 +201,21 @@ def test_latents_kept_in_halves_are_rounded(stereo, tmp_path, dtype, share):
     assert (tmp_path / "x.safetensors").stat().st_size < latents.z.nbytes + 600
     with pytest.raises(DataError, match="storage_dtype='int8' is none of float32, float16, bfloat16"):
         latents.save(tmp_path / "x.safetensors", "int8")
+
+
+def test_a_long_file_is_encoded_with_progress_and_its_latents_kept_as_asked(tmp_path):
+    codec = Codec(*_model(), sample_rate=8000, chunk_length=400, batch_size=1)
+    audio = _noise(4000, 2)
+    soundfile.write(tmp_path / "in.wav", audio, 8000, subtype="FLOAT")
+    seen, key = [], jax.random.key(3)
+    codec.encode_file(tmp_path / "in.wav", tmp_path / "x.safetensors", seen.append, storage_dtype="float16", key=key)
+    np.testing.assert_allclose(seen, np.arange(1, 11) / 10)
+    with safetensors.safe_open(tmp_path / "x.safetensors", framework="numpy") as file:
+        kept = file.get_tensor("z")
+    assert kept.dtype == np.float16
+    sampled = codec.encode(audio, key=key).z
+    np.testing.assert_array_equal(kept, sampled.astype(np.float16))
+    assert np.abs(sampled - codec.encode(audio).z).max() > 0.1  # whose z are means
 
 
 def test_latents_that_would_not_be_read_again_are_not_written(stereo, tmp_path):

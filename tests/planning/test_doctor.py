@@ -10,8 +10,11 @@ from pathlib import Path
 
 import jax
 import pytest
+from conftest import random_variables
 
+from audiovae_jax import AudioVAE, save_model
 from audiovae_jax.config import configuration
+from audiovae_jax.errors import CheckpointError
 from audiovae_jax.planning import doctor
 from audiovae_jax.planning.compiling import StepCompiler
 from audiovae_jax.planning.doctor import FAILED, OK, SKIPPED
@@ -99,6 +102,17 @@ def test_a_workdir_of_another_config(small, tmp_path):
     checks = _examine(small, tmp_path)
     assert _failed(checks) == ["workdir"]
     assert "kl.weight: 0.5 -> 0.0001" in checks["workdir"].result + checks["workdir"].remedy
+
+
+def test_what_the_run_is_to_begin_with(small, tmp_path):
+    model = AudioVAE(base_channels=4, channel_mults=(1,), strides=(8,), latent_dim=4, dilations=(1,))
+    save_model(model, random_variables(model), tmp_path / "m")
+    small.init_from = str(tmp_path / "m")
+    looker = doctor._Looker(small, tmp_path / "run", None)
+    assert looker.claim() == f"{tmp_path / 'run'} is new; the run begins with {tmp_path / 'm'}"
+    small.model.latent_dim = 5
+    with pytest.raises(CheckpointError, match="(?s)m: its model is not that of config.model.*latent_dim: 4 there, 5 h"):
+        looker.claim()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ import s3
 from audiovae_jax import Codec, load_model, save_model
 from audiovae_jax.errors import CheckpointError, ConfigError, TrainingError
 from audiovae_jax.inference import inspection
+from audiovae_jax.persistence import earlier
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train, workdir_lock
 from audiovae_jax.run.bucket_lock import BucketLock
@@ -117,6 +118,12 @@ def test_models_are_loaded_by_their_url(bucket, trained_run, tmp_path):
     save_model(model, variables, tmp_path / "saved", sample_rate=44100)
     (bucket / "saved").upload(tmp_path / "saved")
     _assert_same_state(load_model(f"{bucket}/saved")[1], variables)
+    for name in ("run", "run/checkpoints/2", "saved"):
+        described = earlier.describe(f"{bucket}/{name}")
+        assert (described.model["latent_dim"], described.sample_rate) == (4, 44100)
+        found = earlier.read(f"{bucket}/{name}", ("params", "latent_statistics", "discriminator_params"))
+        _assert_same_state(found.parts["params"], state.params)
+        assert ("discriminator_params" in found.parts) == (name != "saved")
     with pytest.raises(CheckpointError, match="s3://.*/nothing: there is no such file or folder"):
         load_model(f"{bucket}/nothing")
     with pytest.raises(CheckpointError, match="http://x/run: of URLs, those of s3:// and gs://"):

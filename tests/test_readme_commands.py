@@ -1,0 +1,154 @@
+"""Every command of every README runs as it stands, with small models and files in place of a user's own."""
+
+import importlib.util
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import old_configs
+import pytest
+import soundfile
+from conftest import GOLDEN, random_variables
+
+from audiovae_jax import AudioVAE, save_model
+
+ROOT = Path(__file__).resolve().parents[1]
+# How many commands each page has; those of pages with none are not listed.
+PAGES = {
+    "README.md": 19,
+    "audiovae_jax/benchmark/README.md": 5,
+    "audiovae_jax/config/README.md": 2,
+    "audiovae_jax/datasets/README.md": 3,
+    "audiovae_jax/evaluation/README.md": 3,
+    "audiovae_jax/inference/README.md": 1,
+    "audiovae_jax/migration/README.md": 5,
+    "audiovae_jax/planning/README.md": 2,
+    "audiovae_jax/serving/README.md": 1,
+    "audiovae_jax/tracking/README.md": 2,
+}
+_MODEL = (
+    "--config.data.crop_length=2048 --config.batch_size=4 --config.model.base_channels=2 "
+    "--config.losses.stft.fft_sizes=(256,)"
+)
+_MEL = "--config.losses.mel.fft_sizes=(1024,) --config.losses.mel.n_mels=(16,)"
+_TRAINING = "--config.num_steps=1 --config.sample_every=1 --config.data.num_samples=1"
+_DISCRIMINATOR = (
+    "--config.discriminator.stft_filters=1 --config.discriminator.n_ffts=(256,) --config.discriminator.use_msd=False "
+    "--config.discriminator.mpd_periods=(2,) --config.discriminator.mpd_channels=(2,4)"
+)
+_MODEL_ALONE = f"{_MODEL} {_MEL} --config.use_adversarial=False"
+SMALL = {  # what makes a command short
+    "train": f"{_MODEL} {_MEL} {_TRAINING} {_DISCRIMINATOR}",
+    "train --config=my_config.py": f"{_MODEL} {_MEL} {_TRAINING}",
+    "train --config=configs/mine.py": f"{_MODEL} {_TRAINING} {_DISCRIMINATOR}",
+    "doctor": _MODEL_ALONE,
+    "plan": f"{_MODEL_ALONE} --target=cpu:2 --compiles=1",  # other targets need their compilers
+    "benchmark step": f"{_MODEL_ALONE} --crop=2048 --repeats=1 --warmup=0",
+    "benchmark codec": f"{_MODEL_ALONE} --seconds=0.2 --repeats=1 --warmup=0",
+    "benchmark data": f"{_MODEL_ALONE} --repeats=1 --warmup=0",
+    "benchmark compile": _MODEL_ALONE,
+    "benchmark memory": f"{_MODEL_ALONE} --crop=2048 --repeats=1",
+}
+GOING_ON = f"--config.num_steps=4 --config.batch_size=4 --config.data.crop_length=2048 {_TRAINING.split(' ', 1)[1]}"
+ELSEWHERE = "--config.data.root=songs --config.data.source=folder --config.logging.writers=('tensorboard',)"
+
+
+def _commands(page):
+    """`(how it is started, command, arguments)` of each line in a page's blocks that runs one."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    found = [re.search(r"python (scripts/(\w+)\.py|-m audiovae_jax (\w+))(.*)", line) for line in lines]
+    return [
+        ([str(ROOT / m[1])] if m[2] else ["-m", "audiovae_jax", m[3]], m[2] or m[3], shlex.split(m[4], comments=True))
+        for m in found
+        if m
+    ]
+
+
+def _short(command, given):
+    short = SMALL.get(f"{command} {given[0]}", SMALL.get(command, ""))
+    if any("init_from" in part for part in given):
+        short = GOING_ON  # with the file's settings in place of the config's
+    if "--config=configs/mine.py" in given:
+        short += f" {ELSEWHERE}"  # than where the old config's data and server were
+    return short.split()
+
+
+def _write_noise(path, seconds=0.5, rate=44100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, 0.3 * np.random.default_rng(0).standard_normal((int(seconds * rate), 2)), rate)
+
+
+@pytest.fixture
+def workplace(tmp_path, audio_folder, trained_run):
+    """A folder that holds what the pages' commands name."""
+    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
+    save_model(model, random_variables(model), tmp_path / "MODEL", sample_rate=44100)
+    for name in ("tiny", "other"):
+        shutil.copytree(trained_run[0], tmp_path / "runs" / name)
+    for name in ("songs", "path/to/audio"):
+        shutil.copytree(audio_folder, tmp_path / name)
+    for genre, number in itertools.product(("jazz", "rock"), range(10)):
+        _write_noise(tmp_path / "data" / "gtzan" / "genres" / genre / f"{genre}.{number:05d}.wav")
+    old_configs.write(tmp_path / "old" / "configs")
+    for name in ("old.ckpt", "old/last.ckpt", "old/checkpoints/last.ckpt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(GOLDEN / "lightning.ckpt", tmp_path / name)
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "audiovae_jax/config/README.md").read_text(), re.DOTALL):
+        (tmp_path / code.split("\n", 1)[0].removeprefix("# ")).write_text(code)
+    (tmp_path / "configs").mkdir()
+    for config in (ROOT / "configs").glob("*.py"):
+        shutil.copy(config, tmp_path / "configs")
+    return tmp_path
+
+
+def _serves(line, folder, environment):
+    """A command that goes on until it is stopped, or says what it needs."""
+    process = subprocess.Popen(
+        line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        said = process.stdout.readline()
+        if importlib.util.find_spec("gradio") is None:
+            assert "pip install -e '.[ui]'" in said
+            return
+        assert "has the page" in said
+        process.terminate()
+        assert process.wait(timeout=120) == 0
+    finally:
+        process.kill()
+
+
+def test_every_page_with_commands_is_listed():
+    pages = [ROOT / "README.md", *(ROOT / "audiovae_jax").glob("*/README.md")]
+    assert {str(page.relative_to(ROOT)): len(_commands(page)) for page in pages if _commands(page)} == PAGES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_works_as_it_stands(workplace, page):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    seen = [] if page == "README.md" else _commands(ROOT / "README.md")
+    for number, (start, command, given) in enumerate(_commands(ROOT / page)):
+        if (start, command, given) in seen:
+            continue
+        if any("mlflow" in part for part in given) and importlib.util.find_spec("mlflow") is None:
+            continue
+        given = [re.sub(r"^(.*?)/(path/to|data)/", rf"\1{workplace}/\2/", part) for part in given]
+        if command == "benchmark":  # what needs torch is compared in the benchmark's own tests
+            given = [part for part in given if not part.startswith("--against")]
+        workdir = [f"--workdir=work/{number}"] if command == "train" else []
+        line = [sys.executable, *start, *given, *_short(command, given), *workdir]
+        if command == "serve":
+            _serves([*line, "--port=0"], workplace, environment)
+            continue
+        done = subprocess.run(line, capture_output=True, text=True, cwd=workplace, env=environment, check=False)
+        assert done.returncode == 0, f"{shlex.join(line)}\n{done.stdout}{done.stderr}"
+        for written in (part.partition("=")[2] for part in given if re.match("--(out|json|page)=", part)):
+            assert (workplace / written).exists(), f"{shlex.join(line)} wrote no {written}"
