@@ -9,7 +9,7 @@ from typing import Any
 
 _PAGE = r"/|/(?:config|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(?:assets|static|svelte)/.+)"
 _API = r"/gradio_api/(?:info|openapi\.json|app_id|startup-events|theme\.css|upload_progress|queue/(?:data|status)"
-_READ = re.compile(rf"(?:{_PAGE}|{_API}|heartbeat/\w+|call/\w+/\w+|file=.+))/?", re.DOTALL)
+_READ = re.compile(rf"(?:{_PAGE}|{_API}|heartbeat/[\w-]+|call/\w+/[\w-]+|file=.+))/?", re.DOTALL)
 _UPLOAD = "/gradio_api/upload"
 _WRITTEN = re.compile(r"/gradio_api/(?:upload|run/predict|queue/join|call/\w+|call/v2/\w+|cancel|reset)/?")
 _FILE = "/gradio_api/file="

@@ -215,11 +215,12 @@ def players(heard: Iterable[Heard]) -> str:
 
 
 def numbers_table(columns: Mapping[str, float | None]) -> str:
-    """HTML of metrics, with their definitions as hints."""
+    """HTML of the metrics that have a value, with their definitions as hints."""
     lines = "".join(
         f'<div title="{escaped(COLUMNS[name].definition)}"><span>{escaped(COLUMNS[name].label)}</span>'
         f"<span>{_text(value)}</span></div>"
         for name, value in columns.items()
+        if value is not None
     )
     return f'<div class="numbers">{lines}</div>'
 
@@ -256,6 +257,4 @@ def _known(value):
 
 
 def _text(value):
-    if value is None:
-        return ""
     return number(value) if math.isfinite(value) else ("∞" if value > 0 else "-∞")

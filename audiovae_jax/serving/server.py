@@ -70,6 +70,7 @@ def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_uploa
         "GRADIO_TEMP_DIR": str(folder),
         "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),  # else a folder of the current one would be served
         "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_HEARTBEAT_INTERVAL": "5",  # seconds in which one who has left is missed
     }
     try:
         with _environment(settings):

@@ -50,7 +50,10 @@ def ask(tmp_path):
 
 
 def test_the_page_passes_and_may_load_nothing_from_elsewhere(ask):
-    for path in ("/", "/config", "/assets/index.js", "/gradio_api/info", "/gradio_api/queue/data", "/theme.css"):
+    for path in (
+        "/", "/config", "/assets/index.js", "/theme.css", "/gradio_api/info", "/gradio_api/queue/data",
+        "/gradio_api/heartbeat/6f9619ff-8b86-d011-b42d-00cf4fc964ff", "/gradio_api/call/encode/0a1b",
+    ):  # fmt: skip
         status, _, headers = ask("GET", path)
         assert status == 200, path
         assert b"default-src 'self'" in headers[b"content-security-policy"]

@@ -203,6 +203,7 @@ def test_an_upload_that_is_too_long_is_refused_and_leaves_nothing(page, root):
     assert not list(folder.parent.glob("evil.wav"))
 
 
+@pytest.mark.slow
 def test_two_at_once_get_each_their_own(page, root, tmp_path):
     expected = {}
     for i, name in enumerate(("one", "two")):
@@ -225,6 +226,22 @@ def test_two_at_once_get_each_their_own(page, root, tmp_path):
     for i in range(2):
         for audio in results[i]:
             np.testing.assert_array_equal(audio, expected[i])
+
+
+@pytest.mark.slow
+def test_what_was_made_goes_with_the_one_who_asked(page, root, tmp_path):
+    before = set((page[1] / "made").glob("*"))
+    visitor = gradio_client.Client(page[0], verbose=False, download_files=tmp_path, analytics_enabled=False)
+    file = gradio_client.handle_file(root / "0.wav")
+    visitor.predict(model="one", file=file, mix=False, api_name="/encode")
+    (made,) = set((page[1] / "made").glob("*")) - before
+    assert list(made.rglob("*.safetensors"))
+    visitor.close()
+    for _ in range(300):
+        if not made.exists():
+            break
+        time.sleep(0.1)
+    assert not made.exists()
 
 
 def test_an_address_that_is_taken_and_a_gradio_that_is_missing(page, root, monkeypatch):
