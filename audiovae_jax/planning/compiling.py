@@ -44,7 +44,7 @@ class Compiled:
 
     Attributes:
       batch_per_device: items.
-      argument_bytes: state and batch.
+      argument_bytes: state, batch, and the recipe's numbers.
       output_bytes: the new state and the metrics, without what takes the place of arguments.
       temp_bytes: everything between.
       code_bytes: the program itself, where it lies in the device's memory.

@@ -64,7 +64,8 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
     except CheckpointError:
         overrides, origin = _adopted_before(workdir, path), f"the run in {workdir}, since {path} cannot be read again"
         if overrides is None:
-            raise
+            with _named(path):
+                raise
     ensemble = _is_the_ensemble(config.discriminator)
     changed, agreeing = [], []
     for key, value in overrides.items():

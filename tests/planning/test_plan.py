@@ -18,6 +18,7 @@ from audiovae_jax.planning.worker import Worker
 from audiovae_jax.run import compilation, train
 from audiovae_jax.training import mesh
 from audiovae_jax.training import program as training_program
+from audiovae_jax.training.scalars import scalars_of
 from audiovae_jax.training.state import count_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,9 +44,11 @@ def test_a_plan_for_cpus(small):
     assert (entry["count"], entry["hosts"], entry["batch_per_device"], entry["fits"]) == (2, 1, 3, True)
     assert entry["largest_batch_per_device"] == 3
     assert entry["search_ended"] is False  # one compile finds no largest batch
-    state = training_program.abstract_state(build.build_recipe(small), mesh.make_mesh(), build.example_shape(small))
+    recipe = build.build_recipe(small)
+    state = training_program.abstract_state(recipe, mesh.make_mesh(), build.example_shape(small))
     assert entry["checkpoint_bytes"] == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    assert entry["argument_bytes"] == entry["checkpoint_bytes"] + 3 * 1024 * 2 * 4
+    numbers = len(jax.tree.leaves(scalars_of(recipe)))
+    assert entry["argument_bytes"] == entry["checkpoint_bytes"] + 3 * 1024 * 2 * 4 + 4 * numbers
     (collective,) = entry["collectives"]
     assert collective["op"] == "all-reduce"
     # The gradient, and a few scalars of metrics with it.

@@ -8,6 +8,7 @@ import soundfile
 from audiovae_jax.run import report
 from audiovae_jax.run.samples import Sample
 from audiovae_jax.tracking import events
+from audiovae_jax.tracking.writer import Writer
 
 
 def _reporter(workdir, **options):
@@ -29,6 +30,28 @@ def test_scalars_are_events_now_and_then_and_the_bar_goes_on(tmp_path, capsys):
     assert "30/30" in printed.err
     assert "G 30" in printed.err
     assert "a line" in printed.out + printed.err
+
+
+def test_steps_per_second_are_of_what_is_between_but_for_compiling(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(report.time, "monotonic", lambda: clock[0])
+    recorded = []
+    writer = Writer()
+    monkeypatch.setattr(writer, "scalars", lambda metrics, step: recorded.append((step, metrics)))
+    reporter = _reporter(tmp_path, writers=lambda say: writer)
+    for step in range(1, 21):
+        clock[0] += 0.5
+        if step == 15:
+            with reporter.timed("compiling"):
+                clock[0] += 100.0
+        reporter.step(step, {})
+    speeds = {step: metrics.get("perf/steps_per_second") for step, metrics in recorded}
+    assert speeds == {1: None, 10: 2.0, 20: 2.0}
+    assert reporter.steps_per_second == 2.0
+    reporter.rewind(5, first_step=5)
+    reporter.step(10, {})
+    assert "perf/steps_per_second" not in recorded[-1][1]  # the steps between were not made now
+    reporter.close()
 
 
 def test_samples_are_audio_and_pictures(tmp_path):

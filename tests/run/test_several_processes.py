@@ -172,3 +172,16 @@ def test_kills_at_any_moment_change_nothing(micro_config, tmp_path):
         last.finished()
     assert last.record()["digests"] == whole.record()["digests"]
     assert _last_checkpoint(tmp_path / "cut") == _last_checkpoint(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_begin_with_the_weights_of_another_run(micro_config, trained_run, tmp_path):
+    begun = tmp_path / "begun"
+    shutil.copytree(trained_run[0], begun)
+    best = Checkpoints(begun / "checkpoints", read_only=True).best_step()
+    (begun / "checkpoints" / str(best) / "state" / "manifest.ocdbt").unlink()  # so that all pass over it
+    config = _config(micro_config, num_steps=2, init_from=str(begun), init_weights_only=True)
+    with Run(tmp_path, "on", config, devices=1) as run:
+        run.finished()
+        assert f"taken over from {begun} (checkpoint {3 - best}): the step and the optimizers begin anew" in run.log(0)
+    assert run.record()["digests"] == run.record(1)["digests"]

@@ -50,6 +50,9 @@ def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsy
         audio, rate = soundfile.read(samples / f"0_{name}.wav")
         assert (audio.shape, rate) == ((4410, 2), 44100)  # sample_seconds, which is longer than a crop
     assert list(workdir.glob("events.out.tfevents*"))
+    recorded = [json.loads(line).get("scalars", {}) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rates = {name: value for scalars in recorded for name, value in scalars.items() if name.endswith("learning_rate")}
+    assert rates == pytest.approx({"train/learning_rate": 1.5e-4, "train/discriminator_learning_rate": 1e-4})
 
 
 def test_the_same_command_on_a_finished_run_says_done_again(trained_run, tmp_path, capsys):
