@@ -109,6 +109,7 @@ def test_the_functions_by_the_client_give_what_the_commands_give(client, root, t
     assert len(samples(audio)) == 2500
 
 
+@pytest.mark.slow
 def test_the_readme_s_client(page, root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(("song.wav", "other.wav")):
