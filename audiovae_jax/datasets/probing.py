@@ -41,7 +41,7 @@ class Options:
     read_timeout: float = 0.0
     index_folder: Path | None = None
     access: remote.Access = dataclasses.field(default_factory=remote.Access)
-    leave_out: tuple[Path | BucketPath, ...] = ()
+    leave_out: tuple[Path | BucketPath | str, ...] = ()
 
 
 def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS) -> list[tuple[str, Place]]:

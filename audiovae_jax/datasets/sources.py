@@ -8,7 +8,6 @@ from audiovae_jax.data import remote
 from audiovae_jax.datasets import folder, gtzan, manifest, musdb18, probing, shards, webdataset
 from audiovae_jax.datasets.catalog import Catalog
 from audiovae_jax.errors import ConfigError, DataError
-from audiovae_jax.storage.bucket_path import BucketPath, as_path
 
 AUTO = "auto"
 # By name: whether a root is one, and how it is read. The first that knows a root takes it.
@@ -53,12 +52,15 @@ def split_roots(text: str) -> list[str]:
     return roots
 
 
-def within(root: str, others: Sequence[str]) -> list[Path | BucketPath]:
-    """Those of other roots that lie under `root`, where its own files are looked for."""
-    place, *others = (
-        as_path(each) if remote.is_url(each) else Path(remote.local_path(each)).resolve() for each in (root, *others)
-    )
-    return [other for other in others if str(other).startswith(f"{str(place).rstrip('/')}/")]
+def place(root: str) -> Path | str:
+    """Where a root is, so that two of the same place are equal: a URL as it is written, else the resolved path."""
+    return root.rstrip("/") if remote.is_url(root) else Path(remote.local_path(root)).resolve()
+
+
+def within(root: str, others: Sequence[str]) -> list[Path | str]:
+    """The places of those of other roots that lie under `root`, where its own files are looked for."""
+    start = f"{str(place(root)).rstrip('/')}/"
+    return [there for there in map(place, others) if str(there).startswith(start)]
 
 
 def open_root(root: str, source: str, options: probing.Options, config) -> Catalog:

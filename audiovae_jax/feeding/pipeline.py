@@ -111,8 +111,9 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
     )
     roots = [root for root, _ in config.mix] if config.mix else sources.split_roots(config.root)
     held_out = sources.split_roots(config.val_root) if config.val_root is not None else []
-    if both := set(roots) & set(held_out):
-        raise ConfigError(f"config.data.val_root={min(both)} is trained on too; give another folder, or leave it out")
+    trained_on = {sources.place(root) for root in roots if root != _GENERATOR}
+    if both := [root for root in held_out if sources.place(root) in trained_on]:
+        raise ConfigError(f"config.data.val_root={both[0]} is trained on too; give another folder, or leave it out")
     opened = functools.partial(_open, options=options, config=config)
     if config.mix:
         parts = [(opened([root], config.source, others=held_out), float(weight)) for root, weight in config.mix]

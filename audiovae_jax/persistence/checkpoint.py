@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -272,7 +273,11 @@ class Checkpoints:
         if self._failed and hosts.is_first() and self._still_ours():
             for step in self._failed:
                 for leftover in self._folders.unfinished(step):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                    for _ in range(20):  # a thread may write into it meanwhile
+                        shutil.rmtree(leftover, ignore_errors=True)
+                        if not leftover.exists():
+                            break
+                        time.sleep(0.05)
 
     def _set_aside(self, steps):
         """Move steps away, where a run that goes on from an earlier one comes by them again."""
