@@ -3,12 +3,14 @@
 import collections
 import contextlib
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import safetensors
 
+from audiovae_jax.data.files import printable
 from audiovae_jax.errors import CheckpointError, DataError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.inference.latents import METADATA_KEY
@@ -27,7 +29,8 @@ def find(path: str) -> dict[str, str]:
 
     Args:
       path: a saved model, a workdir or one of its checkpoints, a torch file, or the URL of one: that model; or another
-        folder: those under it, by their paths in it. Links that lead out of the folder are passed over.
+        folder: those under it, by their paths in it. Links that lead out of the folder, and what cannot be read,
+        are passed over.
 
     Raises:
       CheckpointError: there is none.
@@ -36,8 +39,8 @@ def find(path: str) -> dict[str, str]:
     if not os.path.exists(given) if isinstance(given, Path) else not given.exists():
         raise CheckpointError(f"{path}: there is no such file or folder")
     if isinstance(given, BucketPath) or not given.is_dir() or _is_model(given):
-        return {given.resolve().name if isinstance(given, Path) else given.name: str(path)}
-    found = {os.path.relpath(model, given): str(model) for model in _under(given)}
+        return {printable(given.resolve().name) if isinstance(given, Path) else given.name: str(path)}
+    found = {printable(os.path.relpath(model, given)): str(model) for model in _under(given)}
     if not found:
         kinds = "saved model, workdir or torch file"
         raise CheckpointError(f"{path}: there is no model in this folder (no {kinds})")
@@ -82,7 +85,8 @@ class Models:
                 try:
                     self._codecs[key] = self._load(path)
                 except CheckpointError as error:  # a visitor need not know where models lie
-                    raise CheckpointError(str(error).replace(path, name)) from error
+                    text = str(error).replace(path, name).replace(printable(path), name)
+                    raise CheckpointError(text) from error
             self._codecs.move_to_end(key)
             return self._codecs[key]
 
@@ -96,24 +100,42 @@ def _under(folder: Path) -> Iterator[Path]:
             path = Path(place, name)
             if _is_model(path):
                 folders.remove(name)
-                if _lies_in(path, root):
+                if all(_lies_in(part, root) for part in (path, *_parts(path))):
                     yield path
         for name in files:
             path = Path(place, name)
             is_torch_file = name.lower().endswith(_TORCH_FILES) and not atomic.is_temporary(name)
-            if is_torch_file and _lies_in(path, root) and not _holds_latents(path):
+            if is_torch_file and _lies_in(path, root) and _is_regular(path) and not _holds_latents(path):
                 yield path
 
 
 def _is_model(folder):
-    if (folder / DESCRIPTION).is_file():
-        return True
-    if folder.name.isdigit() and (folder / "state").is_dir():
-        return True
-    for steps in (folder / _CHECKPOINTS, folder):
-        if steps.is_dir() and any(child.name.isdigit() and (child / "state").is_dir() for child in steps.iterdir()):
+    try:
+        if (folder / DESCRIPTION).is_file():
             return True
-    return False
+        if folder.name.isdigit() and (folder / "state").is_dir():
+            return True
+        return any((step / "state").is_dir() for step in _steps(folder))
+    except OSError:  # it may not be read
+        return False
+
+
+def _steps(folder):
+    for steps in (folder / _CHECKPOINTS, folder):
+        if steps.is_dir():
+            yield from (child for child in steps.iterdir() if child.name.isdigit())
+
+
+def _parts(model):
+    """What of a model may be a link."""
+    return model / DESCRIPTION, model / _CHECKPOINTS, model / "state", *(step / "state" for step in _steps(model))
+
+
+def _is_regular(path):
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)  # a pipe waits for ever
+    except OSError:
+        return False
 
 
 def _lies_in(path, root):
@@ -126,7 +148,7 @@ def _holds_latents(path):
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return METADATA_KEY in (file.metadata() or {})
-    except (OSError, safetensors.SafetensorError):
+    except (OSError, ValueError, safetensors.SafetensorError):  # the second: a name that is no UTF-8
         return False  # whoever chooses it learns what is wrong with it
 
 

@@ -17,6 +17,7 @@ from audiovae_jax.serving.models import Models
 from audiovae_jax.serving.sessions import Sessions
 
 _OUTSIDE = "GRADIO_"  # environment variables by which gradio would be opened wider than is said here
+_SWEPT = 600.0  # seconds between two looks for what nobody needs any more
 _PATIENCE = 30.0  # seconds for work that goes on when the server stops
 
 
@@ -73,7 +74,7 @@ def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_uploa
         "GRADIO_HEARTBEAT_INTERVAL": "5",  # seconds in which one who has left is missed
     }
     try:
-        with _environment(settings):
+        with _environment(settings), _swept(sessions):
             page, url = _launch(desk, host, port, max_upload_mb)
             try:
                 yield url
@@ -87,27 +88,36 @@ def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_uploa
 
 def _launch(desk, host, port, max_upload_mb):
     import gradio
-    from starlette.middleware import Middleware
 
     from audiovae_jax.serving import page as pages
 
     page = pages.build(desk)
-    guard = Middleware(
-        Guard,
-        folder=desk.sessions.folder,
-        most_upload=max_upload_mb << 20,
-        hosts={"127.0.0.1", "localhost", "::1", host.lower()} if _is_loopback(host) else None,
-    )
+    hosts = {"127.0.0.1", "localhost", "::1", host.lower()} if _is_loopback(host) else None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        # Around all that gradio has put before its own, which answers some requests by itself.
+        app.middleware_stack = Guard(
+            app.middleware_stack or app.build_middleware_stack(),
+            folder=desk.sessions.folder,
+            most_upload=max_upload_mb << 20,
+            hosts=hosts,
+        )
+        yield
+
     try:
         _, url, _ = page.launch(
             server_name=host, server_port=port or _free_port(host), max_file_size=max_upload_mb << 20,
-            app_kwargs={"middleware": [guard], "docs_url": None, "redoc_url": None, "openapi_url": None},
+            app_kwargs={"lifespan": lifespan, "docs_url": None, "redoc_url": None, "openapi_url": None},
             prevent_thread_lock=True, quiet=True, show_error=False, share=False, ssr_mode=False, pwa=False,
             mcp_server=False, run_history=False, enable_monitoring=False, num_workers=0, inbrowser=False,
             allowed_paths=[], footer_links=["api"], **pages.look(gradio),
         )  # fmt: skip
     except OSError as error:
         raise ConfigError(f"--host={host} --port={port} cannot be had ({error}); give another port") from error
+    if not isinstance(page.app.middleware_stack, Guard):
+        page.close(verbose=False)
+        raise ConfigError(f"the page cannot be guarded with gradio {gradio.__version__}; pip install -e '.[ui]'")
     return page, url
 
 
@@ -122,6 +132,23 @@ def _environment(settings):
         for name in settings:
             os.environ.pop(name, None)
         os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _swept(sessions):
+    stopped = threading.Event()
+
+    def sweep():
+        while not stopped.wait(_SWEPT):
+            sessions.sweep()
+
+    thread = threading.Thread(target=sweep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def _free_port(host):

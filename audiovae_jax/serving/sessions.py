@@ -1,5 +1,6 @@
 """What is made for one visitor: a folder that nobody else knows the name of, and gone when the visitor is."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -15,6 +16,7 @@ from audiovae_jax.errors import DataError
 
 _KEPT = 2  # results of a kind: the last, and the one before, which may still be on its way to the visitor
 _IDLE = 6 * 3600.0  # seconds after which a visitor is taken to have left
+_BROKEN = 3600.0  # seconds after which an upload that has not come to its end is
 
 
 class Gone(DataError):
@@ -76,17 +78,26 @@ class Sessions:
         self._is_closed = False
 
     def session(self, key: str) -> Session:
-        """That of a key; those who were not heard of for hours are forgotten."""
-        now = time.monotonic()
+        """That of a key."""
         with self._lock:
-            idle = [other for other, session in self._sessions.items() if now - session.used > _IDLE and other != key]
             session = self._sessions.get(key)
             if session is None:
                 session = self._sessions[key] = Session(self.folder / "made" / secrets.token_hex(16), self._is_closed)
-            session.used = now
-        for other in idle:
-            self.forget(other)
+            session.used = time.monotonic()
         return session
+
+    def sweep(self):
+        """Forget those who were not heard of for hours, and remove what uploads have left that were broken off."""
+        now = time.monotonic()
+        with self._lock:
+            idle = [key for key, session in self._sessions.items() if now - session.used > _IDLE]
+        for key in idle:
+            self.forget(key)
+        with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):  # it has just gone, or is a folder with files
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime > _BROKEN:
+                        (os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
 
     def forget(self, key: str):
         """End a visitor's work and remove the files."""

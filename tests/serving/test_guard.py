@@ -24,12 +24,15 @@ def ask(tmp_path):
         while more:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
+        headers = [(b"access-control-allow-origin", b"*"), (b"Access-Control-Allow-Credentials", b"true")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     def asked(method, path, body=b"", headers=(), hosts=frozenset(LOOPBACK)):
         guard = Guard(app, folder=folder, most_upload=1000, hosts=hosts)
         pieces = [body[i : i + 70_000] for i in range(0, len(body), 70_000)] or [b""]
+        if method == "POST" and not dict(headers).get(b"content-type"):
+            headers = [*headers, (b"content-type", b"application/json")]
         messages = [
             {"type": "http.request", "body": piece, "more_body": i + 1 < len(pieces)} for i, piece in enumerate(pieces)
         ]
@@ -89,9 +92,47 @@ def test_only_what_the_page_sends_is_taken(ask, path):
     assert ask("PUT", path, b"{}")[0] == 405
 
 
-def test_uploads_that_are_too_long_are_refused_before_they_are_read(ask):
-    for length, status in ((1000, 200), (1000 + (1 << 16), 200), (1001 + (1 << 16), 413)):
-        assert ask("POST", "/gradio_api/upload", b"x", [(b"content-length", str(length).encode())])[0] == status
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}, 200),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),  # another port of this machine
+        ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"}, 403),
+        ({"origin": "http://127.0.0.1:7860"}, 200),
+        ({"origin": "http://127.0.0.1:3000"}, 403),
+        ({"origin": "https://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "https://evil.example", "sec-fetch-site": "same-origin"}, 200),  # of a proxy with another name
+    ],
+)
+def test_other_sites_pages_get_nothing(ask, headers, status):
+    given = [(name.encode(), value.encode()) for name, value in headers.items()]
+    for method, path, body in (
+        ("GET", "/", b""), ("GET", "/config", b""), ("GET", f"/gradio_api/file={ask.folder}/made/song.wav", b""),
+        ("POST", "/gradio_api/queue/join", b"{}"), ("POST", "/gradio_api/run/predict", b"{}"),
+    ):  # fmt: skip
+        answered, _, sent = ask(method, path, body, given)
+        assert answered == status, path
+        assert not any(name.lower().startswith(b"access-control") for name in sent)
+    if status == 403:
+        assert ask("POST", "/gradio_api/upload", b"", given)[0] == 403
+    assert ask("OPTIONS", "/gradio_api/queue/join", b"", given)[0] in (403, 405)
+
+
+def test_links_to_the_page_itself_may_be_followed(ask):
+    given = [(b"sec-fetch-site", b"cross-site"), (b"sec-fetch-mode", b"navigate"), (b"sec-fetch-dest", b"document")]
+    for method, path, status in (("GET", "/", 200), ("POST", "/gradio_api/reset", 403), ("GET", "/config", 403)):
+        assert ask(method, path, b"", given)[0] == status
+
+
+def test_what_forms_can_send_is_no_request(ask):
+    for kind, status in (
+        (b"text/plain", 415), (b"application/x-www-form-urlencoded", 415), (b"multipart/form-data; boundary=b", 415),
+        (b"application/json; charset=utf-8", 200), (b"text/plain; application/json", 415),
+    ):  # fmt: skip
+        assert ask("POST", "/gradio_api/queue/join", b"{}", [(b"content-type", kind)])[0] == status, kind
 
 
 def test_requests_are_handed_on_whole_and_long_ones_or_nonsense_are_not(ask):

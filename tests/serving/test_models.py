@@ -1,7 +1,9 @@
 """Models are found by where they lie, known by name, and nothing else is one."""
 
+import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +56,61 @@ def test_links_that_lead_out_of_the_folder_are_passed_over(folder, tmp_path):
     os.symlink(tmp_path / "private.ckpt", folder / "link.ckpt")
     os.symlink(folder / "one", folder / "same")
     assert list(find(str(folder))) == ["deeper/two", "old.ckpt", "one", "same"]
+
+
+def test_parts_of_a_model_that_lead_out_of_the_folder_make_it_none(folder, tmp_path):
+    (tmp_path / "elsewhere" / "300" / "state").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "model.json").write_text("{}")
+    for name in ("a", "b", "c", "d/checkpoints/300", "e"):
+        (folder / "runs" / name).mkdir(parents=True)
+    os.symlink(tmp_path / "elsewhere", folder / "runs" / "a" / "checkpoints")
+    os.symlink(tmp_path / "elsewhere" / "300", folder / "runs" / "b" / "300")
+    os.symlink(tmp_path / "elsewhere" / "model.json", folder / "runs" / "c" / "model.json")
+    os.symlink(tmp_path / "elsewhere" / "300" / "state", folder / "runs" / "d" / "checkpoints" / "300" / "state")
+    (folder / "runs" / "kept" / "300" / "state").mkdir(parents=True)
+    os.symlink(folder / "runs" / "kept", folder / "runs" / "e" / "checkpoints")
+    assert [name for name in find(str(folder)) if name.startswith("runs")] == ["runs/e", "runs/kept"]
+
+
+def test_names_that_are_no_text_are_escaped(folder):
+    shutil.copytree(folder / "one", folder / "caf\udce9")  # as the bytes of Latin-1 come
+    shutil.copy(GOLDEN / "lightning.ckpt", folder / "\udce9.ckpt")
+    (folder / "\udce9.safetensors").write_bytes(b"nonsense")
+    models = Models(str(folder), Codec.load)
+    names = models.names()
+    assert [json.loads(json.dumps(name).encode()) for name in names] == names
+    assert {"caf\\udce9", "\\udce9.ckpt", "\\udce9.safetensors"} < set(names)
+    assert models.codec("\\udce9.ckpt").fingerprint == models.codec("old.ckpt").fingerprint
+    with pytest.raises(CheckpointError) as caught:  # Orbax opens no such name
+        models.codec("caf\\udce9")
+    assert str(folder) not in str(caught.value)
+    assert list(find(str(folder / "caf\udce9"))) == ["caf\\udce9"]
+
+
+def test_what_cannot_be_read_is_passed_over(folder, monkeypatch):
+    (folder / "private" / "checkpoints").mkdir(parents=True)
+    plain = {name: getattr(Path, name) for name in ("is_file", "iterdir")}
+
+    def refusing(name):
+        def method(self):
+            if "private" in self.parts:  # as it is for those who are not root
+                raise PermissionError(13, "Permission denied", str(self))
+            return plain[name](self)
+
+        return method
+
+    for name in plain:
+        monkeypatch.setattr(Path, name, refusing(name))
+    assert list(find(str(folder))) == ["deeper/two", "old.ckpt", "one"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_pipes_are_no_models_and_are_not_waited_for(folder):
+    for name in ("pipe.ckpt", "pipe.safetensors"):
+        os.mkfifo(folder / name)
+    (folder / "folder.ckpt").mkdir()
+    os.symlink(folder / "nowhere", folder / "broken.ckpt")
+    assert list(find(str(folder))) == ["deeper/two", "old.ckpt", "one"]
 
 
 def test_a_name_is_looked_up_and_never_opened(folder):

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -210,6 +211,30 @@ def ask_upload(url, path, content=None):
     return json.loads(text)[0] if status == 200 else status
 
 
+def await_files(folder, is_so):
+    for _ in range(300):
+        if is_so(sorted(folder.rglob("*"))):
+            return
+        time.sleep(0.05)
+    raise AssertionError(sorted(folder.rglob("*")))
+
+
+def test_other_sites_pages_are_refused_before_gradio_answers_them(page):
+    url, _ = page
+    for headers in ({"Origin": "http://localhost:3000"}, {"Sec-Fetch-Site": "cross-site"}):
+        for path in ("config", "gradio_api/info"):
+            assert ask(f"{url}/{path}", headers=headers)[0] == 403
+        assert ask(f"{url}/gradio_api/queue/join", {}, headers=headers)[0] == 403
+    asked = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
+    request = urllib.request.Request(f"{url}/gradio_api/queue/join", headers=asked, method="OPTIONS")
+    with pytest.raises(urllib.error.HTTPError, match="403") as caught:
+        urllib.request.urlopen(request, timeout=30)
+    caught.value.close()
+    own = urllib.request.Request(f"{url}/config", headers={"Origin": url})
+    with urllib.request.urlopen(own, timeout=30) as answer:
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
 def test_an_upload_that_is_too_long_is_refused_and_leaves_nothing(page, root):
     url, folder = page
     before = sorted(folder.rglob("*"))
@@ -217,6 +242,19 @@ def test_an_upload_that_is_too_long_is_refused_and_leaves_nothing(page, root):
     with contextlib.suppress(urllib.error.URLError, ConnectionError):  # an answer while this is still sending
         assert ask_upload(url, root / "0.wav", b"x" * (3 << 20)) == 413  # found before
     assert sorted(folder.rglob("*")) == before
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    form = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n' + b"x" * 100_000
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=30) as connection:
+        connection.sendall(head + b"%x\r\n%b\r\n" % (len(form), form))
+        await_files(folder, lambda now: now != before)  # and then it leaves
+    await_files(folder, lambda now: now == before)
+    connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=30)
+    with connection, contextlib.suppress(ConnectionError):
+        for chunk in [form, *[b"x" * 100_000] * 20]:
+            connection.sendall((head if chunk is form else b"") + b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        assert b" 413 " in connection.recv(100)
+    await_files(folder, lambda now: now == before)
     assert isinstance(ask_upload(url, Path("../../evil.wav"), b"x" * 1000), str)
     assert not list(folder.parent.glob("evil.wav"))
 

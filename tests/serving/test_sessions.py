@@ -37,9 +37,26 @@ def test_whoever_leaves_is_forgotten_and_the_work_stops(tmp_path, monkeypatch):
     assert (seen, folder.exists()) == ([0.5], False)
     assert visitors.session("a") is not session
     idle = visitors.session("idle")
+    visitors.sweep()
+    assert not idle.is_gone
     monkeypatch.setattr(sessions, "_IDLE", -1.0)
-    visitors.session("b")
+    visitors.sweep()
     assert idle.is_gone
+
+
+def test_what_broken_uploads_have_left_is_removed_and_nothing_else(tmp_path):
+    visitors = Sessions(tmp_path / "page")
+    visitors.sweep()  # before there is a folder
+    made = visitors.session("a").fresh_folder("wav")
+    old, fresh, held, empty = (visitors.folder / name for name in ("tmpold", "tmpfresh", "ab/song.wav", "cd"))
+    held.parent.mkdir()
+    empty.mkdir()
+    for path in (old, fresh, held):
+        path.touch()
+    for path in (old, held, held.parent, empty, made, made.parent.parent):
+        os.utime(path, (1, 1))
+    visitors.sweep()
+    assert [path.exists() for path in (old, fresh, held, empty, made)] == [False, True, True, False, True]
 
 
 def test_closing_stops_those_who_are_there_and_those_who_come(tmp_path):

@@ -1,0 +1,158 @@
+"""What may be uploaded: files and nothing else, up to the bytes that one request may have, while there is room."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+
+_FORM = 1 << 16  # bytes around a request's files
+_MOST_HELD = 16  # requests of the largest size, whose files are kept at once
+_LEAST_FILE = 1 << 16  # bytes that a file counts as, so that small ones are not too many
+_FREE = 1 << 30  # bytes that stay free on the disk
+_HEADERS = 1 << 13  # bytes of a part's
+_RESULTS = "made"
+Receive = Callable[[], Awaitable[dict]]
+
+
+class Uploads:
+    """The requests that upload, as they come.
+
+    Args:
+      folder: that the files come to.
+      most: bytes of a request's files.
+    """
+
+    def __init__(self, folder: Path, most: int):
+        self._folder, self._most = folder, most
+        self._coming = 0  # bytes of the requests that are being read
+
+    @contextlib.asynccontextmanager
+    async def admitted(
+        self, headers: Mapping[bytes, str], receive: Receive
+    ) -> AsyncIterator[tuple[Receive, tuple[int, str] | None]]:
+        """While a request is read: what gives its bytes, as far as they may come; `(status, text)` if none may.
+
+        What the headers say of the length is not relied upon. Reading what may not come raises starlette's
+        MultiPartException, and so does reading on after the visitor has left, upon which gradio removes what it has.
+        """
+        text = headers.get(b"content-length", "")
+        length = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else self._most + _FORM
+        if length > self._most + _FORM:
+            yield receive, (413, self._too_long())
+            return
+        self._coming += length
+        try:
+            boundary = _boundary(headers)
+            if boundary is None:
+                yield receive, (400, "files are uploaded as a form (multipart/form-data)")
+            elif not await asyncio.to_thread(self._has_room):
+                yield receive, (507, "there is no room for more files now; come again later")
+            else:
+                yield self._counted(receive, boundary), None
+        finally:
+            self._coming -= length
+
+    def _too_long(self):
+        # Gradio tells by these words that it is the length.
+        return f"more than the maximum allowed size of {self._most >> 20} MB (--max_upload_mb)"
+
+    def _has_room(self):
+        held = self._coming
+        for place, folders, files in os.walk(self._folder):
+            if place == str(self._folder) and _RESULTS in folders:
+                folders.remove(_RESULTS)
+            for name in files:
+                with contextlib.suppress(OSError):  # it has just gone
+                    held += max(_LEAST_FILE, os.lstat(os.path.join(place, name)).st_size)
+        return (
+            held <= _MOST_HELD * (self._most + _FORM) and shutil.disk_usage(self._folder).free >= _FREE + self._coming
+        )
+
+    def _counted(self, receive, boundary):
+        from starlette.formparsers import MultiPartException
+
+        parts, size, more = _Parts(boundary), 0, True
+
+        async def counted():
+            nonlocal size, more
+            message = await receive()
+            if not more:
+                return message
+            if message["type"] != "http.request":
+                raise MultiPartException("the visitor has left")
+            body, more = message.get("body", b""), message.get("more_body", False)
+            size += len(body)
+            if size > self._most + _FORM:
+                raise MultiPartException(self._too_long())
+            parts.write(body)
+            return message
+
+        return counted
+
+
+class _Parts:
+    """Looks at a form's parts as they come; one that is no file, which would be kept in memory, is an error."""
+
+    def __init__(self, boundary):
+        from python_multipart.multipart import MultipartParser
+
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._field,
+                "on_header_value": self._value,
+                "on_header_end": self._end,
+                "on_headers_finished": self._require_file,
+            },
+        )
+
+    def write(self, data):
+        from python_multipart.exceptions import FormParserError
+        from starlette.formparsers import MultiPartException
+
+        try:
+            self._parser.write(data)
+        except FormParserError as error:
+            raise MultiPartException("the upload is no form that can be read") from error
+
+    def _begin(self):
+        self._disposition, self._name, self._text, self._size = b"", b"", b"", 0
+
+    def _field(self, data, start, end):
+        self._name += self._counted(data[start:end])
+
+    def _value(self, data, start, end):
+        self._text += self._counted(data[start:end])
+
+    def _end(self):
+        if self._name.lower() == b"content-disposition":
+            self._disposition = self._text
+        self._name = self._text = b""
+
+    def _require_file(self):
+        from python_multipart.multipart import parse_options_header
+
+        _, options = parse_options_header(self._disposition)
+        if options.get(b"name") != b"files" or b"filename" not in options:
+            self._refuse("files are uploaded here, and nothing else")
+
+    def _counted(self, data):
+        self._size += len(data)
+        if self._size > _HEADERS:
+            self._refuse("the headers of a file are too long")
+        return bytes(data)
+
+    def _refuse(self, why):
+        from starlette.formparsers import MultiPartException
+
+        raise MultiPartException(why)
+
+
+def _boundary(headers):
+    from python_multipart.multipart import parse_options_header
+
+    kind, options = parse_options_header(headers.get(b"content-type", ""))
+    return (options.get(b"boundary") or None) if kind == b"multipart/form-data" else None
