@@ -22,7 +22,7 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 _UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
 _PROBE_FRAMES = 2048
 _MOST_OPENINGS = 8
-_RATES = (1000, 10_000_000)  # Hz; what a damaged header says lies outside, more often than not
+RATES = (1000, 10_000_000)  # Hz; what a damaged header says lies outside, more often than not
 # Input frames on both sides of a window that is resampled, so that its edges see their neighbours.
 _RESAMPLE_CONTEXT = 1024
 # ITU-R BS.775: centre and surround at -3 dB, no LFE. WAV order is L R C LFE Ls Rs.
@@ -95,7 +95,7 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
 
 def require_use(file, min_seconds: float, channels: int):
     """Raise DataError if audio is none, is shorter than `min_seconds`, or cannot be adapted to `channels`."""
-    if not _RATES[0] <= file.sample_rate <= _RATES[1]:
+    if not RATES[0] <= file.sample_rate <= RATES[1]:
         raise DataError(f"its sample rate of {file.sample_rate} Hz is none of sound")
     if file.frames == 0:
         raise DataError("holds no samples")

@@ -412,6 +412,10 @@ class Codec:
                 f"{what} are [{lanes}, frames, {width}] of hop {latents.hop_length}, which does not fit this model "
                 f"({wanted}, {self.model.latent_dim}, hop {self.model.hop_length})"
             )
+        if self.model.in_channels > 1 and latents.channels not in (1, self.model.in_channels):
+            raise DataError(
+                f"{what} are of {latents.channels} channels, which this model of {self.model.in_channels} does not give"
+            )
         if frames != self._chunked.frames_of(length):
             raise DataError(
                 f"{what} have {frames} frames; {latents.length} samples take {self._chunked.frames_of(length)}"

@@ -93,12 +93,25 @@ class Latents:
         Raises:
           DataError: the file is missing, damaged, or holds no latents.
         """
+        return cls._read(path, lambda file: file.get_tensor("z"))
+
+    @classmethod
+    def describe(cls, path: str | Path) -> "Latents":
+        """What `load` gives but for the values of `z`, which are not read and all 0, and take no memory.
+
+        Raises:
+          DataError: the file is missing, damaged, or holds no latents.
+        """
+        return cls._read(path, lambda file: np.broadcast_to(np.float32(0), file.get_slice("z").get_shape()))
+
+    @classmethod
+    def _read(cls, path, z_of):
         name = printable(path)
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
                 text = (file.metadata() or {}).get(METADATA_KEY)
-                z = file.get_tensor("z") if text is not None else None
-                if z is not None and z.dtype in DTYPES.values():
+                z = z_of(file) if text is not None else None
+                if z is not None and z.dtype != np.float32 and z.dtype in DTYPES.values():
                     z = z.astype(np.float32)
         except FileNotFoundError:
             raise DataError(f"{name}: there is no such file") from None
@@ -112,7 +125,7 @@ class Latents:
             if described.pop("format") != _FORMAT:
                 raise DataError(f"it is of another format than this version reads ({_FORMAT})")
             latents = cls(z=z, **described)
-        except (AttributeError, KeyError, TypeError, ValueError, DataError) as error:
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError, DataError) as error:
             raise DataError(f"{name}: its metadata is damaged ({type(error).__name__}: {error})") from error
         latents._require_consistent(f"{name}: its metadata is damaged")
         return latents

@@ -51,6 +51,7 @@ class Desk:
             path = self.sessions.uploaded(file)
             if path.suffix.lower() != latent_edits.SUFFIX:
                 raise DataError(f"{path.name} is no file of latents; those end in {latent_edits.SUFFIX}")
+            latent_edits.require_latents(codec, path)
             audio = session.fresh_folder("decoded") / f"{path.stem}.wav"
             codec.decode_file(path, audio, progress=lambda share: watched(share, "decoding"))
             return audio

@@ -11,10 +11,11 @@ import numpy as np
 from audiovae_jax.errors import DataError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.inference.latents import Latents
-from audiovae_jax.serving.listening import Progress, open_audio
+from audiovae_jax.serving.listening import Progress, open_audio, require_bounded
 
 SUFFIX = ".safetensors"
 MOST_TURN = 4.0  # deviations of a channel
+_BLOCK = 1 << 16  # frames computed at once in double precision
 
 
 def latents_of(
@@ -34,15 +35,28 @@ def latents_of(
       CheckpointError: the latents are of another model.
     """
     if path.suffix.lower() == SUFFIX:
+        require_latents(codec, path)
         latents = Latents.load(path)
         codec.require(latents, path.name)
-        if latents.batch not in (None, 1):
-            raise DataError(f"{path.name} holds a batch of {latents.batch}; give latents of one file")
         return latents, path
-    open_audio(path)
+    open_audio(codec, path)
     target = folder / f"{path.stem}{SUFFIX}"
     codec.encode_file(path, target, lambda share: progress(share, "encoding"), mix=mix)
     return Latents.load(target), target
+
+
+def require_latents(codec: Codec, path: Path):
+    """Raise unless an uploaded file says that it holds latents of one file which are not too much; `z` is not read.
+
+    Raises:
+      DataError: it cannot be used.
+      CheckpointError: the latents are of another model.
+    """
+    latents = Latents.describe(path)
+    if latents.batch not in (None, 1):
+        raise DataError(f"{path.name} holds a batch of latents; give those of one file")
+    require_bounded(codec, path.name, latents)
+    codec.require(latents, path.name)
 
 
 def interpolate(codec: Codec, first: Latents, second: Latents, position: float) -> Latents:
@@ -62,17 +76,24 @@ def interpolate(codec: Codec, first: Latents, second: Latents, position: float) 
     length = min(first.length, second.length * first.sample_rate // second.sample_rate)
     if length < 1:
         raise DataError("one of the two is too short")
-    frames = codec.frames_of(length, first.sample_rate)
-    a, b = (latents.z[:, :frames] for latents in (first, second))
-    # In double precision, so that both ends are exact.
-    z = (a.astype(np.float64) * (1 - position) + b.astype(np.float64) * position).astype(np.float32)
     channels = max(first.channels, second.channels)
-    return dataclasses.replace(first, z=z, length=length, channels=channels, batch=None, flat=False)
+    described = dataclasses.replace(first, length=length, channels=channels, batch=None, flat=False)
+    require_bounded(codec, "what lies between the two", described)
+    frames = codec.frames_of(length, first.sample_rate)
+    z = np.empty((max(len(first.z), len(second.z)), frames, first.z.shape[-1]), np.float32)
+    for part in _parts(frames):
+        a, b = (latents.z[:, part].astype(np.float64) for latents in (first, second))
+        z[:, part] = a * (1 - position) + b * position  # in double precision, so that both ends are exact
+    return dataclasses.replace(described, z=z)
 
 
 def deviations(latents: Latents) -> np.ndarray:
     """`[latent_dim]`: the standard deviation of each channel over the file."""
-    return latents.z.std(axis=(0, 1), dtype=np.float64)
+    z = latents.z
+    mean, total = z.mean(axis=(0, 1), dtype=np.float64), np.zeros(z.shape[-1])
+    for part in _parts(z.shape[1]):
+        total += np.square(z[:, part] - mean).sum(axis=(0, 1))
+    return np.sqrt(total / (z.shape[0] * z.shape[1]))
 
 
 def turn(latents: Latents, turns: Mapping[Any, Any]) -> Latents:
@@ -117,3 +138,7 @@ def number(value: Any, what: str, low: float, high: float) -> float:
     if not low <= value <= high:
         raise DataError(f"{what} is {value:g}, and must be from {low:g} to {high:g}")
     return float(value)
+
+
+def _parts(frames):
+    return [slice(start, min(start + _BLOCK, frames)) for start in range(0, frames, _BLOCK)]

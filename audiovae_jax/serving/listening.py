@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from audiovae_jax.data import audio_file, stream
 from audiovae_jax.data.stream import AudioStream
@@ -14,7 +15,9 @@ from audiovae_jax.evaluation.latents import LatentStatistics
 from audiovae_jax.inference.codec import Codec
 
 Progress = Callable[[float, str], None]
-_MOST_VALUES = 1 << 31  # of a file, over its channels: six hours of stereo at 48 kHz
+_MOST_HOURS = 12  # of a file
+_MOST_CHANNELS = 16
+_MOST_VALUES = 1 << 31  # over its channels, at its rate and at the model's: six hours of stereo at 48 kHz
 _PLAYED = (".wav", ".flac", ".mp3", ".ogg", ".opus")  # by browsers, as they are
 _THREADS = 4  # to measure in
 
@@ -52,17 +55,39 @@ class Reconstructed:
     latents: Path
 
 
-def open_audio(path: Path) -> AudioStream:
+def open_audio(codec: Codec, path: Path) -> AudioStream:
     """The audio of an uploaded file.
 
     Raises:
       DataError: it cannot be used, or is too long.
     """
     source = stream.open_file(path)
-    if source.length * source.channels > _MOST_VALUES:
-        hours = source.length / source.sample_rate / 3600
-        raise DataError(f"{path.name}: {hours:.1f} hours of {source.channels} channels are too much for this page")
+    require_bounded(codec, path.name, source)
     return source
+
+
+def require_bounded(codec: Codec, name: str, audio: Any):
+    """Raise DataError if audio is more than this page computes.
+
+    A small file can hold much silence, and little audio of a low rate is much at the model's.
+
+    Args:
+      codec: the model.
+      name: of the file, for the error.
+      audio: what has a `sample_rate` in Hz, a `length` in samples and `channels`, whole numbers of any size.
+    """
+    rate, length, channels = audio.sample_rate, audio.length, audio.channels
+    low, high = audio_file.RATES
+    if not low <= rate <= high:
+        raise DataError(f"{name}: its sample rate is none of sound ({low} to {high} Hz)")
+    computed = stream.resampled_length(length, rate, codec.sample_rate) * max(channels, codec.model.in_channels)
+    is_long = length > _MOST_HOURS * 3600 * rate or max(length * channels, computed) > _MOST_VALUES
+    if is_long or channels > _MOST_CHANNELS:
+        hours, channels = min(length, 10**15) / rate / 3600, min(channels, 10**6)
+        raise DataError(
+            f"{name}: {hours:.1f} hours of {channels} channels are too much for this page, which takes up to "
+            f"{_MOST_HOURS} hours, {_MOST_CHANNELS} channels and {_MOST_VALUES} samples over all channels"
+        )
 
 
 def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, mix: bool = False) -> Reconstructed:
@@ -80,7 +105,7 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
     Raises:
       DataError: audio that cannot be used.
     """
-    source, name = open_audio(path), path.stem
+    source, name = open_audio(codec, path), path.stem
     blocks, statistics = [], LatentStatistics(codec.model.latent_dim)
 
     def watch(posterior):
@@ -93,7 +118,7 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
     latents = folder / f"{name}.safetensors"
     codec.latents_of(blocks, source, made.channels).save(latents)
     del blocks[:]
-    estimate, reference = open_audio(reconstruction), source
+    estimate, reference = stream.open_file(reconstruction), source
     if made.channels != source.channels:
         reference = source.map(lambda block: audio_file.adapt_channels(block, made.channels), made.channels)
     difference = folder / f"{name}.difference.wav"
@@ -114,12 +139,12 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
 
 
 def listen(title: str, path: Path, progress: Progress) -> Heard:
-    """A file to play, with its picture.
+    """A file that was made here, to play, with its picture.
 
     Raises:
       DataError: audio that cannot be used.
     """
-    source = open_audio(path)
+    source = stream.open_file(path)
     portrait, done = Portrait(source.length, source.sample_rate), 0
     for block in source.blocks():
         portrait.add(block)

@@ -182,7 +182,8 @@ def build(desk: Desk):
                 interpolate, [model, file, second, position, mix], between_files, api_name="interpolate",
                 show_progress_on=between, **heavy,
             ).success(show_between, None, between, queue=False, **private)  # fmt: skip
-        recorder.change(lambda path: path, recorder, file, queue=False, **private)
+        # In the browser alone: of what reaches the server, gradio would convert all that is no WAV, by ffmpeg.
+        recorder.change(None, recorder, file, js="recorded => recorded", preprocess=False, queue=False, **private)
         # Endpoints without a button.
         audio, latents = (gr.File(label=label, visible=False) for label in ("Audio", "Latents"))
         turns, listed = (gr.JSON(label=label, visible=False) for label in ("Turns", "Models"))

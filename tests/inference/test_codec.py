@@ -271,8 +271,25 @@ def test_files_that_hold_no_latents_are_refused(tmp_path):
     safetensors.numpy.save_file(
         {"z": np.zeros((1, 2, 3), np.float32)}, tmp_path / "x.safetensors", metadata={"audiovae_latents": bad}
     )
-    with pytest.raises(DataError, match="its metadata is damaged"):
-        Latents.load(tmp_path / "x.safetensors")
+    for read in (Latents.load, Latents.describe):
+        with pytest.raises(DataError, match="its metadata is damaged"):
+            read(tmp_path / "x.safetensors")
+
+
+def test_latents_are_described_without_their_values(stereo, tmp_path):
+    latents = stereo.encode(_noise(999, 2), 11025)
+    for dtype in ("float32", "bfloat16"):
+        latents.save(tmp_path / "l.safetensors", dtype)
+        loaded, described = Latents.load(tmp_path / "l.safetensors"), Latents.describe(tmp_path / "l.safetensors")
+        assert described.z.shape == latents.z.shape
+        assert (described.z.strides, described.z.dtype, described.z.any()) == ((0, 0, 0), np.float32, False)
+        assert dataclasses.replace(described, z=None) == dataclasses.replace(loaded, z=None)
+
+
+def test_latents_of_channels_that_the_model_does_not_give_are_refused(stereo):
+    latents = stereo.encode(_noise(999, 2))
+    with pytest.raises(DataError, match="of 5 channels, which this model of 2 does not give"):
+        stereo.decode(dataclasses.replace(latents, channels=5))
 
 
 @pytest.mark.parametrize("rate", [8000, 11025])

@@ -1,10 +1,13 @@
 """What visitors ask for: the numbers and files of the commands, and messages for what cannot be."""
 
+import dataclasses
 import hashlib
+import json
 import shutil
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import soundfile
 from conftest import random_variables
 
@@ -12,7 +15,7 @@ from audiovae_jax import AudioVAE, Codec, Latents, save_model
 from audiovae_jax.data import stream
 from audiovae_jax.errors import CheckpointError, DataError
 from audiovae_jax.evaluation import metrics
-from audiovae_jax.serving import listening
+from audiovae_jax.serving import latent_edits, listening
 from audiovae_jax.serving.desk import Desk
 from audiovae_jax.serving.models import Models
 from audiovae_jax.serving.sessions import Gone, Sessions
@@ -180,6 +183,77 @@ def test_a_file_that_would_take_too_long_is_refused(desk, upload, monkeypatch):
         desk.reconstruct("a", "one", song, False, nothing)
     with pytest.raises(DataError, match="too much"):
         desk.encode("a", "one", song, False, nothing)
+
+
+def test_small_files_of_much_are_refused(desk, upload, tmp_path, monkeypatch):
+    def refused(name, content, why):
+        with pytest.raises(DataError, match=why):
+            desk.encode("a", "one", upload(name, content), True, nothing)
+
+    refused("many.wav", noise(20, 100, 17), "of 17 channels are too much")
+    soundfile.write(tmp_path / "zeros.flac", np.zeros(12 * 3600 * 1000 + 1, np.int16), 1000)
+    zeros = (tmp_path / "zeros.flac").read_bytes()
+    assert len(zeros) < 1 << 20
+    refused("zeros.flac", zeros, "zeros.flac: 12.0 hours of 1 channels are too much")
+    soundfile.write(tmp_path / "slow.wav", noise(21, 500), 1000)
+    monkeypatch.setattr(listening, "_MOST_VALUES", 7999)  # 8000 at the model's rate
+    refused("slow.wav", (tmp_path / "slow.wav").read_bytes(), "too much")
+    monkeypatch.setattr(listening, "_MOST_VALUES", 8000)
+    desk.encode("a", "one", upload("slow.wav", (tmp_path / "slow.wav").read_bytes()), True, nothing)
+
+
+def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(desk, upload, tmp_path, monkeypatch):
+    true = Latents.load(desk.encode("a", "one", upload("song.wav", noise(22)), False, nothing))
+    described = {f.name: getattr(true, f.name) for f in dataclasses.fields(true) if f.name != "z"}
+    monkeypatch.setattr(Latents, "load", None)  # it would fail
+
+    def refused(why, z=true.z, text=None, **changes):
+        text = json.dumps({"format": 1} | described | changes) if text is None else text
+        safetensors.numpy.save_file({"z": z}, tmp_path / "l.safetensors", {"audiovae_latents": text})
+        file = upload("forged.safetensors", (tmp_path / "l.safetensors").read_bytes())
+        for ask in (
+            lambda: desk.decode("a", "one", file, nothing),
+            lambda: desk.turn_channels("a", "one", file, {}, False, nothing),
+            lambda: desk.interpolate("a", "one", file, file, 0.5, False, nothing),
+        ):
+            with pytest.raises(DataError, match=why):
+                ask()
+
+    for rate in (1, 999, 10**9):
+        refused("forged.safetensors: its sample rate is none of sound", sample_rate=rate)
+    refused("too much", length=12 * 3600 * RATE + 1)
+    refused("too much", channels=17)
+    refused("too much", length=2**39, sample_rate=10**7)
+    refused("metadata is damaged", length=10**400)
+    refused("metadata is damaged", text="[" * 100_000)
+    refused("holds a batch", batch=3, z=true.z.repeat(3, axis=0))
+    refused("are of 5 channels, which this model of 2 does not give", channels=5)
+    refused("does not fit this model", z=true.z.repeat(2, axis=0))
+    refused("does not fit this model", z=true.z.repeat(2, axis=2))
+    refused("frames", z=true.z.repeat(2, axis=1))
+
+
+def test_what_lies_between_two_files_is_no_more_than_a_file_may_be(desk, upload, monkeypatch):
+    # One long, one wide: neither is too much, and what is as long and as wide is.
+    first, second = upload("long.wav", noise(23, 3000, 1)), upload("wide.wav", noise(24, 3000, 2))
+    monkeypatch.setattr(listening, "_MOST_VALUES", 6000)
+    desk.interpolate("a", "one", first, second, 0.5, False, nothing)
+    ends = [Latents.load(desk.encode("a", "one", file, False, nothing)) for file in (first, second)]
+    monkeypatch.setattr(listening, "_MOST_VALUES", 5999)
+    with pytest.raises(DataError, match="^what lies between the two: .* too much"):
+        latent_edits.interpolate(desk.models.codec("one"), *ends, 0.5)
+
+
+def test_edits_in_parts_are_those_of_the_whole(desk, upload, monkeypatch):
+    kept = [desk.encode(who, "one", upload(f"{who}.wav", noise(25 + i)), False, nothing) for i, who in enumerate("ab")]
+    a, b = map(Latents.load, kept)
+    codec = desk.models.codec("one")
+    whole, spread = latent_edits.interpolate(codec, a, b, 0.3).z, latent_edits.deviations(a)
+    np.testing.assert_allclose(spread, a.z.std(axis=(0, 1), dtype=np.float64), rtol=1e-12)
+    monkeypatch.setattr(latent_edits, "_BLOCK", 50)
+    assert len(latent_edits._parts(a.z.shape[1])) > 5
+    np.testing.assert_array_equal(latent_edits.interpolate(codec, a, b, 0.3).z, whole)
+    np.testing.assert_allclose(latent_edits.deviations(a), spread, rtol=1e-12)
 
 
 def test_other_channel_counts_are_mixed_where_that_is_asked_for(desk, upload):

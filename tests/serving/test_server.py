@@ -184,6 +184,23 @@ def test_nothing_is_fetched_and_nothing_but_the_page_is_there(page):
     assert "fonts.g" not in text
 
 
+def test_no_upload_is_converted_by_whatever_gradio_would_convert_it_by(page, root, monkeypatch):
+    processing = pytest.importorskip("gradio.processing_utils")
+    url, converted = page[0], []
+    monkeypatch.setattr(processing.AudioSegment, "from_file", lambda *given, **options: converted.append(given))
+    uploaded = ask_upload(url, Path("playlist.m3u8"), b"#EXTM3U")
+    file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+    dependencies = json.loads(ask(f"{url}/config")[1])["dependencies"]
+    assert len(dependencies) > 10
+    for dependency in dependencies:
+        data = [file for _ in dependency["inputs"]]
+        body = {"fn_index": dependency["id"], "data": data, "session_hash": "convert"}
+        ask(f"{url}/gradio_api/run/predict", body)
+        if ask(f"{url}/gradio_api/queue/join", body)[0] == 200:
+            ask(f"{url}/gradio_api/queue/data?session_hash=convert")
+    assert converted == []
+
+
 def ask_upload(url, path, content=None):
     content = path.read_bytes() if content is None else content
     boundary = "----page"
