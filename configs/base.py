@@ -152,7 +152,7 @@ def _base():
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 1.5e-4  # at step 0
     config.optimizer.final_learning_rate = 1e-5  # at num_steps
-    # Steps over which the rate rises linearly to the cosine's; the discriminator's begin where it joins.
+    # Steps over which the rate rises linearly to the cosine's; the discriminator's begin at adversarial.warmup_steps.
     config.optimizer.warmup_steps = 0
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.999
@@ -168,7 +168,7 @@ def _base():
     # gs://; AWS_ENDPOINT_URL names a server of one's own); several with commas between them are drawn from as one;
     # unset: the built-in generator.
     config.data.root = config_dict.placeholder(str)
-    # What is validated on, whole, one root or several; nothing of root or mix is kept for validation then.
+    # What the validation crops are of, all of it, one root or several; nothing of root or mix is kept for them then.
     config.data.val_root = config_dict.placeholder(str)
     config.data.source = (
         "auto"  # what root is; auto recognises it: folder, manifest, shards, webdataset, musdb18, gtzan

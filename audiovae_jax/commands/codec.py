@@ -1,8 +1,8 @@
 """`reconstruct`, `encode` and `decode`: files through a model; and the flags of whatever uses a codec."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
-import jax
 from absl import flags
 
 from audiovae_jax.commands import file_jobs
@@ -10,7 +10,7 @@ from audiovae_jax.commands.command import MODEL, Command
 from audiovae_jax.data import stream
 from audiovae_jax.data.audio_file import EXTENSIONS
 from audiovae_jax.errors import ConfigError
-from audiovae_jax.inference import latent_records
+from audiovae_jax.inference import latent_records, latent_writer
 from audiovae_jax.inference.codec import Codec
 
 
@@ -72,7 +72,10 @@ def _plan_audio(paths: Sequence[str], extensions: Collection[str]) -> list[file_
 
 def _encode_flags():
     _define(mix=True)
-    flags.DEFINE_integer("seed", None, "sample the latents, by this seed; by default they are means", lower_bound=0)
+    flags.DEFINE_integer(
+        "seed", None, "sample the latents, each file's by this and its name; by default they are means",
+        lower_bound=0, upper_bound=2**32 - 1,
+    )  # fmt: skip
     flags.DEFINE_enum("storage_dtype", "float32", list(latent_records.DTYPES), "what latents are kept as")
 
 
@@ -83,8 +86,15 @@ def _reconstruct(model, *paths):
 def _encode(model, *paths):
     jobs = file_jobs.plan(paths[:-1], paths[-1], extensions=EXTENSIONS, suffix=".safetensors")
     values = flags.FLAGS
-    key = None if values.seed is None else jax.random.key(values.seed)
-    _run(jobs, model, Codec.encode_file, mix=values.mix, key=key, storage_dtype=values.storage_dtype)
+
+    def encode(codec, source, target, progress):
+        key = None
+        if values.seed is not None:
+            name = target.name if target == Path(paths[-1]) else target.relative_to(paths[-1]).as_posix()
+            key = latent_writer.track_key(values.seed, name)
+        codec.encode_file(source, target, progress, mix=values.mix, key=key, storage_dtype=values.storage_dtype)
+
+    _run(jobs, model, encode)
 
 
 def _decode(model, *paths):

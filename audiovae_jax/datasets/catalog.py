@@ -1,5 +1,6 @@
 """What a data set comes down to: tracks to draw crops from, on two sides of a split."""
 
+import collections
 import dataclasses
 import hashlib
 import os
@@ -8,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from audiovae_jax.data.remote import is_url
 from audiovae_jax.errors import DataError
 
 
@@ -147,7 +149,9 @@ def mixed(parts: Sequence[tuple[Catalog, float]], crop_seconds: float) -> Catalo
 
 
 def joined(parts: Sequence[Catalog]) -> Catalog:
-    """Several data sets as one, in which each second counts alike."""
+    """Several data sets as one, in which each second counts alike; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
     train, validation = (
         tuple(_within(i, track) for i, part in enumerate(parts) for track in getattr(part, side))
         for side in ("train", "validation")
@@ -181,11 +185,41 @@ def validated_on(catalog: Catalog, other: Catalog) -> Catalog:
     )
 
 
+def without_validated(catalog: Catalog, validation: Iterable[Track]) -> Catalog:
+    """A data set whose training has nothing of other tracks, wherever both read the same samples.
+
+    Raises:
+      DataError: nothing is left.
+    """
+    spans = collections.defaultdict(list)
+    for track in validation:
+        source, start, end = _span(track.audio)
+        spans[source].append((start, end))
+
+    def is_heard(track):
+        source, start, end = _span(track.audio)
+        return any(start < other_end and other_start < end for other_start, other_end in spans.get(source, ()))
+
+    train = tuple(track for track in catalog.train if not is_heard(track)) if spans else catalog.train
+    if not train:
+        raise DataError(f"{catalog.origin}: nothing is left to train on, since all of it is validated on")
+    return catalog if len(train) == len(catalog.train) else dataclasses.replace(catalog, train=train)
+
+
 def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], root: str):
     """Raise DataError, with the first reasons, where nothing is usable."""
     if not tracks:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in skipped[:10])
         raise DataError(f"config.data.root={root} holds no usable audio file:\n{reasons}")
+
+
+def _span(audio):
+    """`(what is read, first sample, end)`; links that lead to one file are one."""
+    start, frames = 0, audio.frames
+    while isinstance(audio, Excerpt):
+        start, audio = start + audio.start, audio.audio
+    name = audio.name
+    return name if is_url(name) else os.path.realpath(name), start, start + frames
 
 
 def _within(part, track, weight=None):

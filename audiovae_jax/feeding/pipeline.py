@@ -4,6 +4,7 @@ The pipeline's whole state is the step: record `step * batch_size + row` belongs
 `step`, whatever the number of hosts or threads.
 """
 
+import collections
 import dataclasses
 import functools
 import os
@@ -111,20 +112,26 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
     )
     roots = [root for root, _ in config.mix] if config.mix else sources.split_roots(config.root)
     held_out = sources.split_roots(config.val_root) if config.val_root is not None else []
-    trained_on = {sources.place(root) for root in roots if root != _GENERATOR}
-    if both := [root for root in held_out if sources.place(root) in trained_on]:
-        raise ConfigError(f"config.data.val_root={both[0]} is trained on too; give another folder, or leave it out")
+    _require_apart([root for root in roots if root != _GENERATOR], held_out)
     opened = functools.partial(_open, options=options, config=config)
-    if config.mix:
-        parts = [(opened([root], config.source, others=held_out), float(weight)) for root, weight in config.mix]
-        found = catalog.mixed(parts, config.crop_length / config.sample_rate)
-    else:
-        found = opened(roots, config.source, others=held_out)
+    parts = [opened(root, config.source, others=held_out) for root in roots]
+    held = []
     if held_out:
         try:
-            found = catalog.validated_on(found, opened(held_out, sources.AUTO, others=roots))
+            held = [opened(root, sources.AUTO, others=roots) for root in held_out]
         except DataError as error:
             raise DataError(str(error).replace("config.data.root=", "config.data.val_root=")) from error
+        parts = [catalog.all_to_train(part) for part in parts]
+    parts = [
+        catalog.without_validated(part, _validated([*parts[:i], *parts[i + 1 :]], held)) for i, part in enumerate(parts)
+    ]
+    if config.mix:
+        weights = [float(weight) for _, weight in config.mix]
+        found = catalog.mixed(list(zip(parts, weights, strict=True)), config.crop_length / config.sample_rate)
+    else:
+        found = catalog.joined(parts)
+    if held:
+        found = catalog.validated_on(found, catalog.joined(held))
     if config.full_band_share is not None:
         train = balanced(
             found.train, config.full_band_share, config.sample_rate, options, origin=str(config.mix or config.root),
@@ -187,14 +194,8 @@ class _HostBatches:
 _GENERATOR = "built-in"  # as a root of a mix
 
 
-def _open(roots, source, *, options, config, others):
-    """The data sets at `roots` as one, without those of `others`; all of it to train on, where there are others."""
-    parts = [_open_one(root, source, options, config, others) for root in roots]
-    found = parts[0] if len(parts) == 1 else catalog.joined(parts)
-    return catalog.all_to_train(found) if others else found
-
-
-def _open_one(root, source, options, config, others):
+def _open(root, source, *, options, config, others):
+    """The data set at a root, without what lies at others."""
     if root == _GENERATOR:
         track = Track(_GENERATOR, crops.Generated())
         return Catalog((track,), (track,), (), _GENERATOR, "the built-in generator")
@@ -203,6 +204,23 @@ def _open_one(root, source, options, config, others):
     return sources.open_root(root, source, options, config)
 
 
+def _validated(others, held):
+    """The tracks that other parts validate on, and all of those that are held out."""
+    yield from (track for other in others if other.fingerprint != _GENERATOR for track in other.validation)
+    yield from (track for part in held for track in part.train + part.validation)
+
+
+def _require_apart(roots, held_out):
+    """Raise ConfigError where a root is named twice, to train on and to validate on."""
+    trained_on = collections.Counter(sources.place(root) for root in roots)
+    for root in roots:
+        if trained_on[sources.place(root)] > 1:
+            raise ConfigError(f"config.data: the root {root} is named twice; name it once, or give it a larger weight")
+    for root in held_out:
+        if sources.place(root) in trained_on:
+            raise ConfigError(f"config.data.val_root={root} is trained on too; give another folder, or leave it out")
+
+
 def _is_remote(found):
     # By the tracks and not by the root, since a manifest of this machine may list URLs.
-    return found is not None and any(remote.is_url(track.audio.name) for track in found.train)
+    return found is not None and any(remote.is_url(track.audio.name) for track in (*found.train, *found.validation))

@@ -35,7 +35,7 @@ _FORMAT, _KNOWN_FORMATS = 3, (2, 3)
 _RUN_FILE, _OLD_METRICS_FILE = "run/metadata", "metrics/metrics"
 
 
-class _OutOfReachError(CheckpointError):
+class OutOfReachError(CheckpointError):
     """A checkpoint that may be whole, behind a server that is away or rights that are missing: no damage."""
 
 
@@ -202,7 +202,7 @@ class Checkpoints:
             restored, reason = None, None
             try:
                 restored = self._restore_step(candidate, abstract_state)
-            except _OutOfReachError:
+            except OutOfReachError:
                 raise
             except CheckpointError as error:
                 reason = str(error)
@@ -303,9 +303,7 @@ class Checkpoints:
             with self._folders.opened(step) as folder:
                 yield folder
         except (ServerAwayError, PermissionError) as error:
-            raise _OutOfReachError(
-                f"{self._directory / str(step)} cannot be read: {error.strerror or error}"
-            ) from error
+            raise OutOfReachError(f"{self._directory / str(step)} cannot be read: {error.strerror or error}") from error
         except OSError as error:
             raise CheckpointError(f"{self._directory / str(step)} is damaged: {error.strerror or error}") from error
 
@@ -338,7 +336,7 @@ class Checkpoints:
         except CheckpointError:
             raise
         except (ServerAwayError, PermissionError) as error:
-            raise _OutOfReachError(f"{folder} cannot be read: {error.strerror or error}") from error
+            raise OutOfReachError(f"{folder} cannot be read: {error.strerror or error}") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{folder} is damaged: {array_store.first_line(error)}") from error
         return run
@@ -355,7 +353,7 @@ class Checkpoints:
     def _is_described(self, step):
         try:
             self._run(step)
-        except _OutOfReachError:
+        except OutOfReachError:
             raise
         except CheckpointError:
             return False

@@ -103,7 +103,11 @@ def export_torch(source: str, target: str, *, step: int | None = None):
 def _left_out(source, loaded, target):
     """What the model at `source` has and the file at `target` does not hold."""
     left_out = []
-    there = training_state.beside(loaded, source)
+    try:
+        there = training_state.beside(loaded, source)
+    except CheckpointError as error:  # the model itself is whole
+        left_out.append(f"what lies beside the model, which cannot be read ({error})")
+        there = training_state.Beside(optimizer=False)
     if there.optimizer and loaded.kind == "checkpoint":
         left_out += ["the optimizer's state, which a .pt file holds"] if Path(target).suffix != ".pt" else []
     elif there.optimizer:

@@ -8,7 +8,7 @@ from typing import Any
 
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.persistence import hosts, places, saved_model
-from audiovae_jax.persistence.checkpoint import VARIABLES, Checkpoints
+from audiovae_jax.persistence.checkpoint import VARIABLES, Checkpoints, OutOfReachError
 from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath
 
@@ -87,6 +87,8 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
             found = reason = None
             try:
                 found = _of_checkpoint(checkpoints, candidate, wanted)
+            except OutOfReachError:  # it may be whole
+                raise
             except CheckpointError as error:
                 reason = str(error)
             reason = hosts.any_reason(reason)  # what any process cannot read, none takes

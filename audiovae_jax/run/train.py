@@ -142,6 +142,14 @@ def _save_best(config, workdir, path):
     saved_model.save_model(model, variables, path, sample_rate=config.data.sample_rate)
 
 
+def _host_device():
+    """The CPU, not to wait for an accelerator; where JAX_PLATFORMS leaves that out, an accelerator."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
+
+
 class _Run:
     """The moving parts of one session of training."""
 
@@ -152,7 +160,7 @@ class _Run:
         self._group, self._saved_at = group, None
         self._config_dict = configuration.plain(config)
         self._compiled = {}
-        self._host = jax.local_devices(backend="cpu")[0]
+        self._host = _host_device()
         self._train_records = data.train
         # Of the checkpoints alone: what no file holds is nobody's best.
         self._best = (checkpoints.best() or (None, math.inf))[1]

@@ -59,7 +59,7 @@ def draw(
         axis.set_ylabel("kHz (mel)")
         axis.tick_params(labelbottom=bar is rows[-1][1])
     axis.set_xlabel("seconds")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=10, parse_math=False)  # names of files may hold anything
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     image.imsave(path, drawn)

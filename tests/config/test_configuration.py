@@ -95,6 +95,8 @@ def _changed(**changes):
         ({"model__strides": (2, 4, 4, "x")}, "strides=.* must be positive whole numbers"),
         ({"discriminator__n_ffts": ()}, "n_ffts=.* must be FFT lengths in samples, at least one"),
         ({"seed": -1}, "seed=-1 must lie between 0 and 4294967295"),
+        ({"data__sample_seconds": 1e-6}, "sample_seconds=1e-06 must lie between one sample and 300"),
+        ({"data__sample_seconds": float("inf")}, "sample_seconds=inf must lie between one sample and 300"),
         ({"data__root": " "}, "data.root is empty; give a path, or leave the key out"),
         ({"data__val_root": "/a"}, "val_root is set, but nothing to train on; set config.data.root"),
         ({"data__val_root": ""}, "data.val_root is empty; give a path"),

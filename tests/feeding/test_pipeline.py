@@ -1,3 +1,7 @@
+import json
+import os
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +104,61 @@ def test_what_is_validated_on_is_not_trained_on_where_it_lies_within(micro_confi
     assert _opened(micro_config, folder=roots, root=inside, val_root=outside)[:2] == files[::-1]
     with pytest.raises(ConfigError, match=r"val_root=.*/one/ is trained on too; give another folder"):
         _opened(micro_config, folder=roots, root=outside, val_root=f"{outside}/")
+
+
+def _pack(folder, *tars):
+    for tar in tars:
+        with tarfile.open(tar, "w") as archive:
+            for path in sorted(folder.glob("*.wav")):
+                archive.add(path, path.name)
+
+
+def _list(manifest, *folders):
+    files = sorted(path for folder in folders for path in folder.glob("*.wav"))
+    manifest.write_text("".join(json.dumps({"path": str(path)}) + "\n" for path in files))
+
+
+@pytest.mark.parametrize("layout", ["tar", "listed to train on", "listed to validate on", "linked"])
+def test_nothing_that_is_validated_on_is_trained_on_however_it_is_reached(micro_config, roots, tmp_path, layout):
+    one, held, two = roots / "one", roots / "one" / "held", roots / "two"
+    if layout == "tar":
+        (tmp_path / "tars").mkdir()
+        _pack(two, tmp_path / "tars" / "a.tar")
+        _pack(one, tmp_path / "tars" / "held.tar")
+        keys = {"root": tmp_path / "tars", "val_root": tmp_path / "tars" / "held.tar"}
+    elif layout == "listed to train on":
+        _list(tmp_path / "list.jsonl", one, held)
+        keys = {"root": tmp_path / "list.jsonl", "val_root": held}
+    elif layout == "listed to validate on":
+        _list(tmp_path / "list.jsonl", held)
+        keys = {"root": one, "val_root": tmp_path / "list.jsonl"}
+    else:
+        (two / "linked").symlink_to(held)
+        keys = {"root": two, "val_root": held}
+    micro_config.data.index = False
+    for key, value in keys.items():
+        micro_config.data[key] = str(value)
+    found = pipeline.open_data(micro_config.data, batch_size=4, seed=0).catalog
+    names = [{os.path.realpath(track.audio.name) for track in side} for side in (found.train, found.validation)]
+    assert names[0]
+    assert names[1]
+    assert not names[0] & names[1]
+
+
+def test_what_one_root_validates_on_no_other_trains_on(micro_config, roots):
+    for i in range(20):
+        shutil.copy(roots / "one" / "0.wav", roots / "one" / "held" / f"more{i}.wav")
+    train, validation, _ = _opened(micro_config, folder=roots, root=f"{roots}/one,{roots}/one/held")
+    assert validation
+    assert not set(train) & set(validation)
+    with pytest.raises(ConfigError, match="the root .*/two/ is named twice"):
+        _opened(micro_config, folder=roots, root=f"{roots}/two/,{roots}/two")
+
+
+def test_all_of_a_root_validated_on_leaves_nothing_to_train_on(micro_config, roots, tmp_path):
+    _list(tmp_path / "list.jsonl", roots / "two")
+    with pytest.raises(DataError, match="nothing is left to train on"):
+        _opened(micro_config, folder=roots, root=f"{roots}/two", val_root=str(tmp_path / "list.jsonl"))
 
 
 def test_a_mix_keeps_its_shares_where_validation_is_elsewhere(micro_config, roots):

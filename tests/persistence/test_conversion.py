@@ -1,5 +1,6 @@
 """The two commands between torch's files and saved models."""
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -82,6 +83,16 @@ def test_the_sample_rate_survives_and_what_is_left_out_is_said(tmp_path, trained
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Codec.load(tmp_path / "n").sample_rate == 48000
+
+
+def test_a_model_is_exported_though_what_lies_beside_it_is_damaged(tmp_path, trained_run, capsys):
+    workdir, _, state = trained_run
+    model, variables = load_model(workdir)
+    save_model(model, variables, tmp_path / "m", sample_rate=48000, optimizer_state=state.opt_state)
+    shutil.rmtree(tmp_path / "m" / "optimizer")
+    conversion.export_torch(str(tmp_path / "m"), str(tmp_path / "x.safetensors"))
+    assert "not in it: what lies beside the model, which cannot be read (" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path / "x.safetensors")[1], variables)
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])

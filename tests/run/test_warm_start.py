@@ -13,7 +13,7 @@ from conftest import GOLDEN
 from audiovae_jax import load_model, load_training_state, save_model
 from audiovae_jax.config import build, configuration
 from audiovae_jax.errors import CheckpointError, ConfigError
-from audiovae_jax.persistence import saved_model
+from audiovae_jax.persistence import saved_model, step_folders
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, train, warm_start
 from audiovae_jax.training import mesh
@@ -117,6 +117,20 @@ def test_a_damaged_checkpoint_is_passed_over(micro_config, trained_run, tmp_path
     assert "(checkpoint 1): step 1;" in said
     with pytest.raises(CheckpointError, match=f"config.init_from={newest} is damaged: "):
         _take_over(micro_config, newest)
+
+
+def test_a_checkpoint_that_is_out_of_reach_is_not_passed_over(micro_config, trained_run, monkeypatch):
+    newest = trained_run[0] / "checkpoints" / "2"
+
+    def opened(self, step):
+        if step == 2:
+            raise PermissionError(13, "Permission denied", str(newest))
+        return whole(self, step)
+
+    whole = step_folders.StepFolders.opened
+    monkeypatch.setattr(step_folders.StepFolders, "opened", opened)
+    with pytest.raises(CheckpointError, match="2 cannot be read: Permission denied"):
+        _take_over(micro_config, trained_run[0])
 
 
 def test_weights_alone_of_a_torch_file(micro_config):

@@ -51,3 +51,9 @@ def test_silence_and_short_signals_have_a_picture_too(tmp_path, samples):
     silence = np.zeros((samples, 1), np.float32)
     assert np.isfinite(picture.mel_levels(silence, 44100)).all()
     picture.draw(silence, silence, 44100, tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("name", ["$x_$.wav", "a$b_^c$.wav", "\\frac{$$.wav"])
+def test_a_title_may_hold_anything_that_a_files_name_does(tmp_path, name):
+    picture.draw(_tone(440), _tone(440), RATE, tmp_path / "x.png", title=f"step 3: {name}")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
