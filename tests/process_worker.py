@@ -2,12 +2,14 @@
 
 `python process_worker.py TOLD`, a dict: `workdir`, `config`, `devices`, `join` and `train` (arguments of
 `launch.joined` and `train.train`), `record` (a file), and optionally `fail_at` (a step whose batch this
-process cannot read).
+process cannot read) and `stop_at` (a step after which it gets SIGTERM).
 """
 
 import ast
 import hashlib
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -47,6 +49,8 @@ def main():
     def step(self, done, metrics):
         seen["losses"][done] = {name: value.hex() for name, value in metrics.items()}
         print(f"worker: step {done}", flush=True)
+        if done == told.get("stop_at"):
+            os.kill(os.getpid(), signal.SIGTERM)
         show(self, done, metrics)
 
     train._Run._next, report.Reporter.step = _next, step

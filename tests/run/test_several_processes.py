@@ -2,7 +2,6 @@
 
 import random
 import shutil
-import signal
 import time
 
 import ml_collections
@@ -60,11 +59,10 @@ def test_two_processes_share_a_bucket(micro_config, tmp_path, monkeypatch):
         with Run(tmp_path, "here", config, devices=1) as here:
             here.finished()
         workdir = "s3://bucket/run"
-        with Run(tmp_path, "away", config, devices=1, workdir=workdir) as away:
-            away.wait_for("worker: step 5")
-            away.processes[1].send_signal(signal.SIGTERM)
-            assert away.wait() == [0, 0], [away.log(i) for i in range(2)]
-            assert all("after SIGTERM (in process 1 of 2): saved" in away.log(i) for i in range(2))
+        with Run(tmp_path, "away", config, devices=1, workdir=workdir, each={1: {"stop_at": 5}}) as away:
+            away.finished()
+            for i in range(2):
+                assert "after SIGTERM (in process 1 of 2): saved" in away.log(i), away.log(i)
         with Run(tmp_path, "again", config, devices=1, workdir=workdir) as again:
             again.finished()
         assert again.record()["digests"] == here.record()["digests"] == again.record(1)["digests"]
@@ -115,15 +113,13 @@ def test_two_processes_are_one_run(micro_config, tmp_path):
     _assert_near(one, two)
     assert two.record(0)["digests"] == two.record(1)["digests"]
 
-    with Run(tmp_path, "cut", config) as cut:
-        cut.wait_for("worker: step 2")
-        cut.processes[1].send_signal(signal.SIGTERM)
+    with Run(tmp_path, "cut", config, each={1: {"stop_at": 2}}) as cut:
         cut.finished()
         said = [[line for line in cut.log(i).splitlines() if line.startswith("stopped at step ")] for i in range(2)]
         stopped = cut.record()["step"]
     assert said[0] == said[1]
-    if stopped < 12:
-        assert f"stopped at step {stopped} after SIGTERM (in process 1 of 2): saved; the same command" in said[0][0]
+    assert stopped < 12
+    assert f"stopped at step {stopped} after SIGTERM (in process 1 of 2): saved; the same command" in said[0][0]
     shutil.copytree(tmp_path / "cut", tmp_path / "elsewhere")
     with Run(tmp_path, "cut", config) as resumed:
         resumed.finished()
