@@ -1,7 +1,10 @@
 """What visitors can ask for, by the names of models and the files that they have uploaded, and nothing else."""
 
 import contextlib
+import os
+import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from audiovae_jax.serving import latent_edits, listening
 from audiovae_jax.serving.listening import Heard, Progress, Reconstructed
 from audiovae_jax.serving.models import Models
 from audiovae_jax.serving.sessions import Gone, Session, Sessions
+
+_NAME = 80  # bytes of a file's name in that of a result, which must have room for two, and for what is added
 
 
 class Desk:
@@ -104,6 +109,11 @@ class Desk:
             if isinstance(error, UserError):
                 raise type(error)(self.sessions.public(str(error))) from error
             raise DataError(f"the server cannot write: {error.strerror or type(error).__name__}") from error
+        except Exception as error:  # of a library's depths
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {str(error)[:500]!r}, at {where.filename}:{where.lineno}"
+            print(f"error: a request failed ({text})", file=sys.stderr, flush=True)
+            raise DataError("this failed for a reason that only the server's log tells") from error
 
     def _latents(self, session: Session, codec: Codec, file, mix, progress, kind="latents") -> tuple[Latents, Path]:
         """The latents of an uploaded file, and their file, made once for those who ask again."""
@@ -129,4 +139,4 @@ def _asked(codec, path, mix):
 
 
 def _short(file):
-    return Path(str(file)).stem[:60]
+    return os.fsencode(Path(str(file)).stem)[:_NAME].decode(errors="ignore")

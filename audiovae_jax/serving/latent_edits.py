@@ -109,13 +109,12 @@ def turn(latents: Latents, turns: Mapping[Any, Any]) -> Latents:
     if not isinstance(turns, Mapping):
         raise DataError('turns must be channels and numbers, as in {"3": 1.5}')
     width, z = latents.z.shape[-1], latents.z.copy()
-    spread = deviations(latents)
+    if len(turns) > width:
+        raise DataError(f"there are {len(turns)} turns for {width} latent channels")
+    spread, channels = deviations(latents), {str(index): index for index in range(width)}
     for channel, amount in turns.items():
-        try:
-            index = int(channel)
-        except (TypeError, ValueError):
-            index = -1
-        if not 0 <= index < width:
+        index = channels.get(str(channel))  # in one way of writing, so that none is given twice
+        if index is None:
             raise DataError(f"there is no latent channel {str(channel)[:50]!r}; they go from 0 to {width - 1}")
         z[..., index] += np.float32(
             number(amount, f"the turn of channel {index}", -MOST_TURN, MOST_TURN) * spread[index]
@@ -133,7 +132,11 @@ def decode(codec: Codec, latents: Latents, folder: Path, name: str, progress: Pr
 
 def number(value: Any, what: str, low: float, high: float) -> float:
     """A number in a range, or a DataError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        is_number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:  # an int beyond all floats
+        is_number = False
+    if not is_number:
         raise DataError(f"{what} must be a number from {low:g} to {high:g}")
     if not low <= value <= high:
         raise DataError(f"{what} is {value:g}, and must be from {low:g} to {high:g}")

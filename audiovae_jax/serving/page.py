@@ -22,6 +22,9 @@ from audiovae_jax.serving.listening import Heard
 TITLE = "audiovae_jax"
 _FILES_KEPT = (3600, 24 * 3600)  # seconds: how often uploads are looked at, and how old they get
 _WAITING = 32  # visitors' requests; more are told to come later
+_WAITING_EACH = 2  # of one visitor
+_WAITING_ADDRESS = 8  # of all visitors from one address, who may be one that calls himself many
+_HEAVY = "model"  # name of the queue for what takes a model
 _COLUMNS_OF_SLIDERS = 4
 _STYLE = """
 .before { color: var(--body-text-color-subdued) }
@@ -45,7 +48,7 @@ def build(desk: Desk):
     import gradio as gr
 
     names = desk.models.names()
-    heavy = {"concurrency_limit": 1, "concurrency_id": "model"}
+    heavy = {"concurrency_limit": 1, "concurrency_id": _HEAVY}
     private = {"api_visibility": "private", "show_progress": "hidden"}
 
     def models() -> list[str]:
@@ -195,6 +198,7 @@ def build(desk: Desk):
         page.load(lambda: gr.Dropdown(choices=desk.models.names()), None, model, queue=False, **private)
         page.unload(leave)
     page.queue(max_size=_WAITING, api_open=False)
+    _share_queue(page)
     return page
 
 
@@ -224,6 +228,34 @@ def numbers_table(columns: Mapping[str, float | None]) -> str:
         if value is not None
     )
     return f'<div class="numbers">{lines}</div>'
+
+
+def _share_queue(page):
+    """Keep one visitor from taking all the places of a queue."""
+    from gradio.route_utils import get_fn
+
+    queue, push = page._queue, page._queue.push
+
+    async def pushed(body, request, username):
+        fn = get_fn(page, None, body)
+        if fn.concurrency_id == _HEAVY:
+            queue.create_event_queue_for_fn(fn)
+            waiting = queue.event_queue_per_concurrency_id[_HEAVY].queue
+            own = sum(event.session_hash == body.session_hash for event in waiting)
+            near = sum(_host(event.request) == _host(request) for event in waiting)
+            if own >= _WAITING_EACH or near >= _WAITING_ADDRESS:
+                return (
+                    False,
+                    f"{own or near} requests of yours wait already; come again when they are done",
+                    "queue_full",
+                )
+        return await push(body=body, request=request, username=username)
+
+    queue.push = pushed
+
+
+def _host(request):
+    return request.client.host if request.client is not None else None
 
 
 class _as_messages:

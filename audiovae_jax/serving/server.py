@@ -5,8 +5,10 @@ import ipaddress
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from audiovae_jax.serving.models import Models
 from audiovae_jax.serving.sessions import Sessions
 
 _OUTSIDE = "GRADIO_"  # environment variables by which gradio would be opened wider than is said here
+_PREFIX = "audiovae_served_"  # of a server's folder
+_YOUNG = 60.0  # seconds in which a folder may be one whose server just begins
 _SWEPT = 600.0  # seconds between two looks for what nobody needs any more
 _PATIENCE = 30.0  # seconds for work that goes on when the server stops
 
@@ -31,7 +35,7 @@ def require_gradio():
 
 
 def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
-    """Serve the page until SIGINT or SIGTERM, which removes all that was uploaded and made.
+    """Serve the page until SIGINT, SIGTERM or SIGHUP, which removes all that was uploaded and made.
 
     Args:
       models: that the page offers.
@@ -44,7 +48,10 @@ def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
     """
     require_gradio()
     stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup sets
+        signals.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
     try:
         with running(models, host=host, port=port, max_upload_mb=max_upload_mb) as url:
             print(f"{url} has the page, of {len(models.names())} models; Ctrl-C ends it", flush=True)
@@ -64,7 +71,9 @@ def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_uploa
     Raises:
       ConfigError: the address cannot be had.
     """
-    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix="audiovae_page_")))
+    _remove_orphans()
+    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=_PREFIX)))
+    held = _hold(folder)
     sessions = Sessions(folder)
     desk = Desk(models, sessions)
     settings = {
@@ -84,6 +93,8 @@ def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_uploa
                 desk.wait(_PATIENCE)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
 def _launch(desk, host, port, max_upload_mb):
@@ -132,6 +143,38 @@ def _environment(settings):
         for name in settings:
             os.environ.pop(name, None)
         os.environ.update(before)
+
+
+def _hold(folder) -> int | None:
+    """What keeps a folder from being taken for a dead server's: a lock, which ends with the process however it ends.
+
+    None where there are no such locks, and where another holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_orphans():
+    """Remove the folders of this user's servers that were killed."""
+    owner = getattr(os, "getuid", lambda: None)()
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            is_old = time.time() - status.st_mtime > _YOUNG
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == owner and is_old:
+                held = _hold(folder)
+                if held is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(held)
 
 
 @contextlib.contextmanager

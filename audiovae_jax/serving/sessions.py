@@ -44,12 +44,21 @@ class Session:
     _made: dict[str, list[Path]] = dataclasses.field(default_factory=dict)
 
     def fresh_folder(self, kind: str) -> Path:
-        """An empty folder for a result of a kind; all but the last of that kind are removed."""
+        """An empty folder for a result of a kind; all but the last of that kind are removed.
+
+        Raises:
+          Gone: nobody waits, as when the visitor left while a model was loaded.
+        """
+        if self.is_gone:
+            raise Gone
         made = self._made.setdefault(kind, [])
         while len(made) >= _KEPT:
             shutil.rmtree(made.pop(0), ignore_errors=True)
         made.append(self.folder / secrets.token_hex(8))
         made[-1].mkdir(parents=True)
+        if self.is_gone:  # since a moment ago
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise Gone
         return made[-1]
 
     def watched(self, progress: Callable[[float, str], None]) -> Callable[[float, str], None]:

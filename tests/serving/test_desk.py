@@ -95,7 +95,7 @@ def test_latents_are_encoded_once_and_decoded_as_the_command_does(desk, root, up
     audio = desk.decode("a", "one", again, nothing)
     Codec.load(root / "one").decode_file(kept, tmp_path / "expected.wav")
     np.testing.assert_array_equal(samples(audio), samples(tmp_path / "expected.wav"))
-    with pytest.raises(TypeError):  # another visitor has none yet
+    with pytest.raises(DataError, match="server's log tells"):  # another visitor has none yet
         desk.encode("b", "one", song, False, nothing)
 
 
@@ -160,6 +160,10 @@ def test_requests_that_make_no_sense_give_a_message(desk, upload):
         ({"0": "1"}, "must be a number from -4 to 4"),
         ({"0": float("nan")}, "must be a number"),
         ({"0": 5}, "is 5, and must be from -4 to 4"),
+        ({"0": 10**400}, "must be a number"),
+        ({"00": 1.0}, "no latent channel '00'"),
+        ({" 0": 1.0}, "no latent channel"),
+        ({"0": 1.0, "1": 1.0, "2": 1.0, "3": 1.0}, "there are 4 turns for 3 latent channels"),
         ([1.0], "turns must be channels and numbers"),
     ]:
         with pytest.raises(DataError, match=why):
@@ -174,6 +178,30 @@ def test_requests_that_make_no_sense_give_a_message(desk, upload):
         desk.decode("a", "two", latents, nothing)
     with pytest.raises(CheckpointError, match="^l.safetensors were encoded by another model"):
         desk.turn_channels("a", "two", latents, {}, False, nothing)
+
+
+def test_long_names_of_any_letters_have_room(desk, upload):
+    files = [upload(f"{letter * (180 // len(letter.encode()))}.wav", noise(30)) for letter in ("\u6b4c", "x")]
+    for first, second in (files, files[::-1]):
+        audio, kept = desk.interpolate("a", "one", first, second, 0.5, False, nothing)
+        assert audio.name.encode().decode().endswith("-0.50.wav")
+        assert all(len(path.name.encode()) < 200 for path in (audio, kept))
+    assert desk.turn_channels("a", "one", files[0], {}, False, nothing)[0].name == "\u6b4c" * 26 + "-turned.wav"
+
+
+def test_what_fails_in_a_library_is_one_line_of_the_log(desk, upload, monkeypatch, capsys):
+    def fails(*given, **options):
+        raise RuntimeError(f"secret of {desk.sessions.folder}\nand more")
+
+    monkeypatch.setattr(Codec, "encode_file", fails)
+    with pytest.raises(DataError) as caught:
+        desk.encode("a", "one", upload("song.wav", noise(31)), False, nothing)
+    assert "secret" not in str(caught.value)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "RuntimeError" in said
+    assert "secret" in said
+    assert "test_desk.py" in said
 
 
 def test_a_file_that_would_take_too_long_is_refused(desk, upload, monkeypatch):

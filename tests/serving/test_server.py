@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -51,9 +52,9 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(root):
     """`(url, its folder)`."""
-    before = set(Path(tempfile.gettempdir()).glob("audiovae_page_*"))
+    before = set(Path(tempfile.gettempdir()).glob("audiovae_served_*"))
     with server.running(Models(str(root / "models"), Codec.load), max_upload_mb=1) as url:
-        (folder,) = set(Path(tempfile.gettempdir()).glob("audiovae_page_*")) - before
+        (folder,) = set(Path(tempfile.gettempdir()).glob("audiovae_served_*")) - before
         yield url.rstrip("/"), folder
     assert not folder.exists()
 
@@ -322,8 +323,71 @@ def test_variables_of_the_environment_open_nothing(root, monkeypatch):
     assert os.environ["GRADIO_ALLOWED_PATHS"] == "/"
 
 
+def test_one_visitor_does_not_take_all_places_of_the_queue(root):
+    free = threading.Event()
+
+    def load(path):
+        free.wait(60)
+        return Codec.load(path)
+
+    with server.running(Models(str(root / "models"), load)) as url:
+        url = url.rstrip("/")
+        file = {"path": ask_upload(url, root / "0.wav"), "meta": {"_type": "gradio.FileData"}}
+        config = json.loads(ask(f"{url}/config")[1])["dependencies"]
+        encode, models = (next(d["id"] for d in config if d["api_name"] == name) for name in ("encode", "models"))
+
+        def join(visitor, function=encode, data=("one", file, False)):
+            body = {"fn_index": function, "data": data, "session_hash": visitor}
+            return ask(f"{url}/gradio_api/queue/join", body)
+
+        try:
+            assert join("a")[0] == 200
+            time.sleep(1)  # until it is worked on, and waits no more
+            assert [join("a")[0] for _ in range(2)] == [200, 200]
+            status, text = join("a")
+            assert status == 503
+            assert "requests of yours wait already" in text
+            assert join("a", models, [])[0] == 200  # which takes no model
+            assert [join(f"b{i}")[0] for i in range(7)] == [200] * 6 + [503]
+            assert ask(f"{url}/gradio_api/call/encode", {"data": ["one", file, False]})[0] == 503
+        finally:
+            free.set()
+        assert ask(f"{url}/gradio_api/queue/data?session_hash=a")[1].count("process_completed") == 4
+        assert join("a")[0] == 200
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no such locks here")
+def test_what_a_killed_server_has_left_is_removed_and_no_other_folder(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = ("audiovae_served_dead", "audiovae_served_young", "audiovae_served_live", "other_dead")
+    dead, young, live, other = (tmp_path / name for name in names)
+    for folder in (dead, young, live, other):
+        (folder / "made").mkdir(parents=True)
+    (tmp_path / "audiovae_served_link").symlink_to(other)
+    (tmp_path / "audiovae_served_file").touch()
+    for path in (dead, live, other, tmp_path / "audiovae_served_file"):
+        os.utime(path, (1, 1))
+    held = server._hold(live)
+    try:
+        server._remove_orphans()
+        assert server._hold(live) is None
+    finally:
+        os.close(held)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "audiovae_served_file", "audiovae_served_link", "audiovae_served_live", "audiovae_served_young", "other_dead",
+    ]  # fmt: skip
+    os.utime(young, (1, 1))
+    before = set(tmp_path.iterdir())
+    with server.running(Models(str(root / "models"), Codec.load)):
+        assert not young.exists()
+        (folder,) = set(tmp_path.iterdir()) - before
+        os.utime(folder, (1, 1))
+        server._remove_orphans()
+        assert folder.exists()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_command_ends_by_a_signal_and_leaves_nothing(root, tmp_path, stop):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     line = [sys.executable, str(SCRIPT), str(root / "models"), "--port=0"]
@@ -332,7 +396,7 @@ def test_the_command_ends_by_a_signal_and_leaves_nothing(root, tmp_path, stop):
         url = process.stdout.readline().split()[0].rstrip("/")
         assert url.startswith("http://127.0.0.1:")
         uploaded = ask_upload(url, root / "0.wav")
-        assert uploaded.startswith(str(tmp_path / "audiovae_page_"))
+        assert uploaded.startswith(str(tmp_path / "audiovae_served_"))
         file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
         ask(f"{url}/gradio_api/call/reconstruct", {"data": ["one", file, False]})  # at work when the signal comes
         time.sleep(0.5)
@@ -340,4 +404,4 @@ def test_the_command_ends_by_a_signal_and_leaves_nothing(root, tmp_path, stop):
         assert process.wait(timeout=60) == 0
     finally:
         process.kill()
-    assert not list(tmp_path.glob("audiovae_page_*"))
+    assert not list(tmp_path.glob("audiovae_served_*"))

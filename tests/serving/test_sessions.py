@@ -1,6 +1,7 @@
 """A visitor's files are the visitor's, and gone when the visitor is."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,24 @@ def test_what_broken_uploads_have_left_is_removed_and_nothing_else(tmp_path):
         os.utime(path, (1, 1))
     visitors.sweep()
     assert [path.exists() for path in (old, fresh, held, empty, made)] == [False, True, True, False, True]
+
+
+def test_one_who_left_gets_no_folder_again(tmp_path, monkeypatch):
+    visitors = Sessions(tmp_path)
+    session = visitors.session("a")
+    visitors.forget("a")
+    with pytest.raises(Gone):
+        session.fresh_folder("wav")
+    session, mkdir = visitors.session("b"), Path.mkdir
+
+    def leaving(self, *given, **options):
+        mkdir(self, *given, **options)
+        session.is_gone = True
+
+    monkeypatch.setattr(Path, "mkdir", leaving)
+    with pytest.raises(Gone):
+        session.fresh_folder("wav")
+    assert not list((tmp_path / "made").iterdir())
 
 
 def test_closing_stops_those_who_are_there_and_those_who_come(tmp_path):
