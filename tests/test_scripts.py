@@ -116,6 +116,7 @@ def test_every_command_lists_all_its_flags_and_no_others(tmp_path):
         assert sorted(f"--{flag}" for flag in found if not flag.startswith("config.")) == listed.split()
 
 
+@pytest.mark.slow
 def test_commands_work_as_a_module_in_any_folder(tmp_path):
     status, said = _module(cwd=tmp_path)
     assert status == 1

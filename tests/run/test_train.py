@@ -318,10 +318,14 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
     ("flag", "message"),
     [
         ("--config.model.latent_dimm=3", "config has no key 'model.latent_dimm'; did you mean 'model.latent_dim'"),
-        ("--config.latent_dim=3", "config has no key 'latent_dim'; did you mean 'model.latent_dim'"),
+        pytest.param(
+            "--config.latent_dim=3",
+            "config has no key 'latent_dim'; did you mean 'model.latent_dim'",
+            marks=pytest.mark.slow,
+        ),
         ("--config.data.root=/no/such/folder", "config.data.root=/no/such/folder: there is no such folder"),
-        ("--config.data.crop_length=500", "no multiple of the model's hop of 8"),
-        ("--workdir=/proc/nope", "--workdir=/proc/nope cannot be written to ("),
+        pytest.param("--config.data.crop_length=500", "no multiple of the model's hop of 8", marks=pytest.mark.slow),
+        pytest.param("--workdir=/proc/nope", "--workdir=/proc/nope cannot be written to (", marks=pytest.mark.slow),
     ],
 )
 def test_the_command_ends_with_one_clear_line(tmp_path, flag, message):

@@ -58,7 +58,7 @@ def test_a_recipe_with_other_numbers_is_the_same_program():
     [
         {"losses": WeightedLosses((WEIGHTS[0], ("si_sdr", 0.0, losses.si_sdr)))},
         {"kl": KLTerm(weight=0.0, warmup_steps=10)},
-        {"adversarial": AdversarialLossCalculator(feature_matching_weight=0.0)},
+        pytest.param({"adversarial": AdversarialLossCalculator(feature_matching_weight=0.0)}, marks=pytest.mark.slow),
     ],
 )
 def test_a_weight_of_zero_is_another_program_and_costs_less(change):
