@@ -391,10 +391,9 @@ def test_what_a_killed_server_has_left_is_removed_and_no_other_folder(root, tmp_
 def test_the_command_ends_by_a_signal_and_leaves_nothing(root, tmp_path, stop):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     line = [sys.executable, str(SCRIPT), str(root / "models"), "--port=0"]
-    process = subprocess.Popen(
-        line, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
-    )  # fmt: skip
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which the page heeds
+    process = subprocess.Popen(line, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGHUP, ignored)
     try:
         url = process.stdout.readline().split()[0].rstrip("/")
         assert url.startswith("http://127.0.0.1:")
