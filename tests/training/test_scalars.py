@@ -68,6 +68,7 @@ def test_a_weight_of_zero_is_another_program_and_costs_less(change):
     assert without.cost_analysis()["flops"] < whole.cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_numbers_that_are_arguments_give_what_constants_give():
     recipe = _recipe(kl=KLTerm(weight=0.3, warmup_steps=2))
     state, history = run(recipe, steps=3)

@@ -26,6 +26,7 @@ from audiovae_jax.losses import WeightedLosses
 from audiovae_jax.training import mesh, step
 
 
+@pytest.mark.slow
 def test_four_devices_give_the_numbers_of_one():
     one, one_history = run(make_recipe(), steps=3)
     four, four_history = run(make_recipe(), steps=3, devices=4)
@@ -121,6 +122,7 @@ def test_update_intervals_are_honoured(steps):
     assert changed(alone.params, both.params)
 
 
+@pytest.mark.slow
 def test_feature_matching_reaches_the_generator():
     def norm(weight):
         calculator = AdversarialLossCalculator(adversarial_weight=0.0, feature_matching_weight=weight)
@@ -180,6 +182,7 @@ def test_validation_is_the_training_objective_with_the_final_kl_weight():
     np.testing.assert_allclose(reconstruction, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_users_loss_may_loop():
     def looping(*, prediction, target):
         def body(total, x):
