@@ -119,6 +119,24 @@ def resample_blocks(
         yield np.zeros((length - done, channels), np.float32)
 
 
+def watched(
+    blocks: Iterable[np.ndarray], length: int, progress: Callable[[float], None] | None
+) -> Iterator[np.ndarray]:
+    """The blocks; once each has been used, `progress` is told the share of `length` that is done."""
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(block)
+        if progress is not None:
+            progress(done / length)
+
+
+def write(audio: AudioStream, path: Path, progress: Callable[[float], None] | None = None):
+    """Write audio to a file, see `write_file`; `progress` is told the share that is done."""
+    blocks = watched(audio.blocks(), audio.length, progress)
+    write_file(path, blocks, audio.sample_rate, audio.channels, audio.length)
+
+
 def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, channels: int, length: int):
     """Write blocks to a file of the kind that its suffix names, whole or not at all.
 

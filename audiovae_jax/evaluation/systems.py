@@ -80,7 +80,7 @@ class Model:
         statistics = LatentStatistics(self._codec.model.latent_dim)
         start = time.perf_counter()
         made = self._codec.reconstruct_stream(source, mix=self._mix, watch=statistics.add)
-        _write(made, target, progress)
+        stream.write(made, target, progress)
         seconds = time.perf_counter() - start
         return Made(seconds, statistics.columns(source.length / source.sample_rate), statistics.channels())
 
@@ -117,7 +117,7 @@ class LossyCodec:
         rate = _OPUS_RATE if self._kind == "opus" or source.sample_rate not in _MP3_RATES else source.sample_rate
         input_path, coded = target.with_suffix(".input.wav"), target.with_suffix(self._suffix)
         try:
-            _write(source.resampled(rate), input_path, lambda share: progress(share / 2))
+            stream.write(source.resampled(rate), input_path, lambda share: progress(share / 2))
             self._encode(input_path, coded)
             size = coded.stat().st_size
             decoded = stream.open_file(coded)
@@ -125,7 +125,7 @@ class LossyCodec:
                 raise DataError(
                     f"{source.name}: {self.name} gave {decoded.sample_rate} Hz, {decoded.channels} channels"
                 )
-            _write(
+            stream.write(
                 _of_length(decoded.resampled(source.sample_rate), source.length),
                 target,
                 lambda s: progress(0.5 + s / 2),
@@ -231,14 +231,3 @@ def _of_length(audio, length):
             left -= size
 
     return dataclasses.replace(audio, length=length, blocks=blocks)
-
-
-def _write(audio, path, progress):
-    def watched():
-        done = 0
-        for block in audio.blocks():
-            yield block
-            done += len(block)
-            progress(done / audio.length)
-
-    stream.write_file(path, watched(), audio.sample_rate, audio.channels, audio.length)

@@ -151,7 +151,7 @@ class Codec:
     def _latents(self, source, shape, progress=None, *, key=None, mix=False):
         lanes, channels = self._lanes(source, shape.get("batch") or 1, mix)
         blocks = (posterior.z for posterior in self._encode(lanes, key))
-        frames = _watched(blocks, self._chunked.frames_of(lanes.length), progress)
+        frames = stream.watched(blocks, self._chunked.frames_of(lanes.length), progress)
         return self.latents_of(frames, source, channels, **shape)
 
     def latents_of(
@@ -183,19 +183,6 @@ class Codec:
             flat=flat,
         )
 
-    def require(self, latents: Latents, what: str):
-        """Raise unless latents are of this model, and such that it decodes them.
-
-        Args:
-          latents: to be looked at.
-          what: they are, for the error.
-
-        Raises:
-          CheckpointError: they are of another model.
-          DataError: they do not fit this one.
-        """
-        self._require(latents, what, False)
-
     def frames_of(self, length: int, sample_rate: int) -> int:
         """The latent frames of `length` samples at `sample_rate` Hz."""
         return self._chunked.frames_of(stream.resampled_length(length, sample_rate, self.sample_rate))
@@ -219,7 +206,7 @@ class Codec:
             latents = Latents.load(latents)
         if not isinstance(latents, Latents):
             return self._decode_array(arrays.as_floats(latents, "latents", "floats"))
-        self._require(latents, "the latents", allow_other_model)
+        self.require(latents, "the latents", allow_other_model=allow_other_model)
         blocks = list(self._decode(latents))
         audio = np.concatenate(blocks)  # [T, lanes * channels]
         audio = np.moveaxis(audio.reshape(len(audio), latents.batch or 1, -1), 1, 0)
@@ -269,10 +256,10 @@ class Codec:
           DataError: they cannot be read or do not fit, or the file cannot be written.
         """
         latents = Latents.load(source)
-        self._require(latents, printable(source), allow_other_model)
+        self.require(latents, printable(source), allow_other_model=allow_other_model)
         if latents.batch not in (None, 1):
             raise DataError(f"{printable(source)} holds a batch of {latents.batch}; one audio file holds one")
-        blocks = _watched(self._decode(latents), latents.length, progress)
+        blocks = stream.watched(self._decode(latents), latents.length, progress)
         stream.write_file(Path(target), blocks, latents.sample_rate, latents.channels, latents.length)
 
     def reconstruct_file(
@@ -290,8 +277,7 @@ class Codec:
           DataError: the audio cannot be used, or the file not written.
         """
         made = self.reconstruct_stream(stream.open_file(source), key=key, mix=mix)
-        blocks = _watched(made.blocks(), made.length, progress)
-        stream.write_file(Path(target), blocks, made.sample_rate, made.channels, made.length)
+        stream.write(made, Path(target), progress)
 
     def reconstruct_stream(
         self,
@@ -400,7 +386,18 @@ class Codec:
         audio = np.moveaxis(audio, 1, 0)
         return audio[0] if z.ndim == 2 else audio
 
-    def _require(self, latents, what, allow_other_model):
+    def require(self, latents: Latents, what: str, *, allow_other_model: bool = False):
+        """Raise unless latents are of this model, and such that it decodes them.
+
+        Args:
+          latents: to be looked at.
+          what: they are, for the error.
+          allow_other_model: that they fit is enough.
+
+        Raises:
+          CheckpointError: they are of another model.
+          DataError: they do not fit this one.
+        """
         if not allow_other_model:
             require_model(latents, self.fingerprint, what)
         arrays.require_finite(latents.z, what)
@@ -425,12 +422,3 @@ class Codec:
 def _adapted(block, have, wanted):
     items = audio_file.adapt_channels(block.reshape(-1, have), wanted)
     return items.reshape(len(block), -1)
-
-
-def _watched(blocks, length, progress):
-    done = 0
-    for block in blocks:
-        yield block
-        done += len(block)
-        if progress is not None:
-            progress(done / length)

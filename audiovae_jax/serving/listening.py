@@ -114,7 +114,7 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
 
     made = codec.reconstruct_stream(source, mix=mix, watch=watch)
     reconstruction = folder / f"{name}.reconstruction.wav"
-    _write(made, reconstruction, lambda share: progress(0.6 * share, "encoding and decoding"))
+    stream.write(made, reconstruction, lambda share: progress(0.6 * share, "encoding and decoding"))
     latents = folder / f"{name}.safetensors"
     codec.latents_of(blocks, source, made.channels).save(latents)
     del blocks[:]
@@ -145,11 +145,9 @@ def listen(title: str, path: Path, progress: Progress) -> Heard:
       DataError: audio that cannot be used.
     """
     source = stream.open_file(path)
-    portrait, done = Portrait(source.length, source.sample_rate), 0
-    for block in source.blocks():
+    portrait = Portrait(source.length, source.sample_rate)
+    for block in stream.watched(source.blocks(), source.length, lambda share: progress(share, "drawing")):
         portrait.add(block)
-        done += len(block)
-        progress(done / source.length, "drawing")
     return Heard(title, path, portrait.picture(_axis(portrait)))
 
 
@@ -158,7 +156,7 @@ def playable(source: AudioStream, path: Path, folder: Path) -> Path:
     if path.suffix.lower() in _PLAYED:
         return path
     copy = folder / f"{path.stem}.original.wav"
-    _write(source, copy, lambda share: None)
+    stream.write(source, copy)
     return copy
 
 
@@ -173,20 +171,9 @@ def _subtract(reference, estimate, path, progress):
                 portrait.add(signal)
             yield signals[-1]
 
-    _write(dataclasses.replace(reference, blocks=blocks), path, progress)
+    stream.write(dataclasses.replace(reference, blocks=blocks), path, progress)
     return portraits
 
 
 def _axis(*portraits):
     return max(1e-3, *(portrait.peak for portrait in portraits)) * 1.05
-
-
-def _write(audio, path, progress):
-    def watched():
-        done = 0
-        for block in audio.blocks():
-            yield block
-            done += len(block)
-            progress(done / audio.length)
-
-    stream.write_file(path, watched(), audio.sample_rate, audio.channels, audio.length)
