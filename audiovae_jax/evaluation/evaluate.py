@@ -246,7 +246,8 @@ def _latent_channels(found):
 def _stretch(audio, first, count):
     parts, done = [], 0
     for block in audio.blocks():
-        parts.append(block[max(0, first - done) : max(0, first + count - done)])
+        if done + len(block) > first:  # an empty part would keep its whole block in memory
+            parts.append(block[max(0, first - done) : first + count - done])
         done += len(block)
         if done >= first + count:
             break

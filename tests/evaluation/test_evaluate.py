@@ -1,6 +1,7 @@
 import csv
 import json
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +150,19 @@ def test_the_worst_second_is_where_the_clip_is(tmp_path):
     assert len(entry.original) == 8 * RATE
     np.testing.assert_array_equal(entry.original, audio[int(9.5 * RATE) : int(17.5 * RATE)])
     assert not entry.reconstructions["hole"][int(3.5 * RATE) : int(4.5 * RATE)].any()
+
+
+def test_a_stretch_of_long_audio_keeps_nothing_of_what_comes_before_it():
+    made, most = [], 0
+
+    def blocks():
+        nonlocal most
+        for i in range(100):
+            block = np.full((10, 2), i, np.float32)
+            made.append(weakref.ref(block))
+            most = max(most, sum(one() is not None for one in made))
+            yield block
+
+    stretch = evaluate._stretch(stream.AudioStream(10, 1000, 2, blocks), 905, 20)
+    assert stretch[:, 0].tolist() == [90.0] * 5 + [91.0] * 10 + [92.0] * 5
+    assert most <= 5
