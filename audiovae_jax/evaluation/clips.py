@@ -9,6 +9,7 @@ import soundfile
 from matplotlib.figure import Figure
 
 _SPECTROGRAM = 1024  # samples of a window
+_WINDOW = scipy.signal.get_window("hann", _SPECTROGRAM)
 _COLUMNS = 500  # of a spectrogram, about
 _STRETCHES = 600  # of a waveform, each drawn from its least sample to its greatest
 _FLOOR_DB = -90.0  # of a spectrogram's colours, below full scale
@@ -109,8 +110,7 @@ def png(figure: Figure) -> str:
 
 
 def _decibels(window):
-    shape = scipy.signal.get_window("hann", _SPECTROGRAM)
     # A sine of full scale is 0 dB.
-    levels = 20 * np.log10(np.abs(np.fft.rfft(window * shape)) / (shape.sum() / 2) + 1e-10)
+    levels = 20 * np.log10(np.abs(np.fft.rfft(window * _WINDOW)) / (_WINDOW.sum() / 2) + 1e-10)
     # As many rows as the picture has: the greatest of two bins, so that no line is lost.
     return np.maximum(levels[:-1:2], levels[1::2])
