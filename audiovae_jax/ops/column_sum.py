@@ -1,6 +1,5 @@
 """Sums over all axes but the last, as gradients of per-channel parameters need them."""
 
-import functools
 import math
 
 import jax
@@ -8,17 +7,20 @@ import jax.numpy as jnp
 from jax import lax
 
 
-@functools.partial(jax.jit, static_argnames="parts")
-def column_sum(x, parts: int = 1):
+@jax.jit
+def column_sum(x):
     """`x: [..., C]` to float32 `[C]`.
 
     On a CPU it is a product with ones: into a plain sum, XLA draws the computation of x once more, slowly, and
     spreads every per-channel factor in it over a whole array first.
 
-    Args:
-      x: the array.
-      parts: of its rows, which are summed alike, and then together.
+    Halves of the rows are summed alike, and then together, so that what is opposite in both is zero and not the
+    rounding of it. The gradients of a discriminator's biases are, while it cannot tell real (one half of its batch)
+    from generated (the other), and Adam would make steps of its full rate from what is left.
     """
+    rows = math.prod(x.shape[:-1])
+    parts = 2 if rows % 2 == 0 else 1
+    # All sums in the same parts: XLA computes those of one array, and of what is made of it, in one loop then.
     x = x.reshape(parts, -1, x.shape[-1])
 
     def as_product(x):
@@ -50,11 +52,7 @@ def _add_bias_forward(x, bias):
 
 
 def _add_bias_backward(_, g):
-    # In halves, so that what is opposite in both is zero and not the rounding of it: the gradients of a
-    # discriminator's biases are, while it cannot tell real (one half of its batch) from generated (the other), and
-    # Adam would make steps of its full rate from what is left.
-    halves = 2 if math.prod(g.shape[:-1]) % 2 == 0 else 1
-    return g, column_sum(g, parts=halves).astype(g.dtype)
+    return g, column_sum(g).astype(g.dtype)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)

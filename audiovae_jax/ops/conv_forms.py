@@ -23,6 +23,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from audiovae_jax.ops import bilinear
 
@@ -100,6 +101,7 @@ def _plain(x, kernel, window):
 
 def _folded(x, kernel, window):
     """The plain form, without dilation: of `dilation` signals in place of one."""
+    kernel = _in_order(kernel)
     taps, dilation, padding = kernel.shape[-3], window.dilation[-1], window.padding[-1]
     if dilation == 1:
         return _plain(x, kernel, window)
@@ -119,6 +121,23 @@ def _folded(x, kernel, window):
     y = _plain(x, kernel, Window(window.stride, (1, 1), (window.padding[0], padding // dilation)))
     y = jnp.moveaxis(y.reshape(b, dilation, *y.shape[1:]), 1, 3)
     return y.reshape(*y.shape[:2], -1, y.shape[-1])[:, :, :n_out]
+
+
+@jax.custom_vjp
+def _in_order(kernel):
+    """The kernel, it and its gradient laid out in the order of their axes.
+
+    cuDNN has the output's channels first, and else all that becomes of the gradient, Adam's moments too, is turned
+    to that and back, and the gradient once for everything that reads it.
+    """
+    return with_layout_constraint(kernel, Layout(tuple(range(kernel.ndim))))
+
+
+def _in_order_backward(_, g):
+    return (lax.optimization_barrier(_in_order(g)),)
+
+
+_in_order.defvjp(lambda kernel: (_in_order(kernel), None), _in_order_backward)
 
 
 def _on_tpu(x, kernel, window):

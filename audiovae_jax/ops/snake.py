@@ -58,9 +58,9 @@ def _backward(residuals, g):
     u = x.astype(jnp.float32) + 0 * g[0, 0]
     inverse = 1 / (alpha + _EPS)
     s, c = _sin_cos(_reduced(alpha * u))
-    sin_2 = 2 * s * c
-    dx = g * (1 + alpha * inverse * sin_2)
-    dalpha = column_sum(g * (u * sin_2 - s * s * inverse) * inverse)
+    dx = g * (1 + alpha * inverse * (2 * s * c))
+    # Not u * (2 * s * c) - s * s * inverse, for which XLA computes the sine alone and keeps it, on GPUs.
+    dalpha = column_sum(g * s * (2 * u * c - s * inverse) * inverse)
     return dx.astype(x.dtype).reshape(shape), dalpha
 
 
