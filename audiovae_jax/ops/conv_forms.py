@@ -52,11 +52,11 @@ def conv_length(length: int, taps: int, *, stride: int = 1, dilation: int = 1, p
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x, kernel, window: Window):
     """The convolution in the form of the platform that it is compiled for; only reverse mode can differentiate it."""
-    return _choose(x, kernel, window)
+    return _choose(x, kernel, window, trains=False)
 
 
 def _forward(x, kernel, window):
-    return _choose(x, kernel, window), (x, kernel)
+    return _choose(x, kernel, window, trains=True), (x, kernel)
 
 
 def _backward(window, residuals, g):
@@ -67,9 +67,9 @@ convolve.defvjp(_forward, _backward)
 
 
 # Jitted, so that convolutions of one shape are traced once however often they are used.
-@functools.partial(jax.jit, static_argnums=2)
-def _choose(x, kernel, window):
-    return _by_platform(lambda form: lambda x, kernel: form(x, kernel, window), x, kernel)
+@functools.partial(jax.jit, static_argnums=2, static_argnames="trains")
+def _choose(x, kernel, window, trains):
+    return _by_platform(lambda form: lambda x, kernel: form(x, kernel, window), x, kernel, trains=trains)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -78,12 +78,14 @@ def _choose_pull_back(x, kernel, g, window):
     def pulled_back(form):
         return lambda x, kernel, g: jax.vjp(lambda x, kernel: form(x, kernel, window), x, kernel)[1](g)
 
-    return _by_platform(pulled_back, x, kernel, g)
+    return _by_platform(pulled_back, x, kernel, g, trains=True)
 
 
-def _by_platform(of_form, *args):
-    others = {platform: of_form(form) for platform, form in FORMS.items() if platform != "default"}
-    return lax.platform_dependent(*args, **others, default=of_form(FORMS["default"]))
+def _by_platform(of_form, *args, trains):
+    forms = FORMS
+    if trains:  # alone: a program that is exported may not say how arrays are laid out
+        forms = {**FORMS, "default": lambda x, kernel, window: _folded(x, _in_order(kernel), window)}
+    return lax.platform_dependent(*args, **{platform: of_form(form) for platform, form in forms.items()})
 
 
 def _plain(x, kernel, window):
@@ -101,7 +103,6 @@ def _plain(x, kernel, window):
 
 def _folded(x, kernel, window):
     """The plain form, without dilation: of `dilation` signals in place of one."""
-    kernel = _in_order(kernel)
     taps, dilation, padding = kernel.shape[-3], window.dilation[-1], window.padding[-1]
     if dilation == 1:
         return _plain(x, kernel, window)
