@@ -36,6 +36,8 @@ import soundfile
 jax.config.update("jax_num_cpu_devices", 4)
 
 from audiovae_jax.config import configuration
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.planning import targets
 from audiovae_jax.run import train
 from configs import base
 
@@ -171,3 +173,13 @@ def shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {name} of the reference data, which is not part of the project")
     return path
+
+
+def plannable(name: str) -> targets.Target:
+    """A target of plans, or a skip where the compiler for it is not installed."""
+    (target,) = targets.parse([name])
+    try:
+        target.require_installed()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    return target

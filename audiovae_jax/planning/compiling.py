@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import ml_collections
@@ -83,7 +84,7 @@ class StepCompiler:
 
     def __init__(self, config: ml_collections.ConfigDict, target: Target):
         self._target = target
-        found = _find_devices(target)
+        found = find_devices(target)
         self._platform = {"gpu": "cuda"}.get(found[0].platform, found[0].platform)
         hosts = target.shape[0] if target.platform == "cuda" else len({device.process_index for device in found})
         self.devices = Devices(found[0].device_kind, len(found), hosts, usable_bytes(target, found))
@@ -135,6 +136,32 @@ class StepCompiler:
         return step.trace(self._state if state is None else state, batch, scalars)
 
 
+def find_devices(target: Target) -> list[Any]:
+    """The target's devices: this machine's, or what stands for those that are not there and can be compiled for.
+
+    Raises:
+      PlanError: the compiler does not know the target.
+    """
+    if target.platform == CPU:
+        jax.config.update("jax_num_cpu_devices", target.shape[1])
+    if target.platform in (CPU, HERE):
+        return jax.devices()
+    from jax.experimental import topologies
+
+    try:
+        if target.platform == "cuda":
+            jax.devices()  # which makes JAX look for its plugins
+            shape = "x".join(str(number) for number in (1, *target.shape))
+            options = {"topology": shape, "target_config": target.accelerator.target_config}
+            found = topologies.get_topology_desc("", "cuda", **options)
+        else:
+            found = topologies.get_topology_desc(target.name, "tpu")
+    except Exception as error:  # the plugins raise what they like
+        reason = str(error).splitlines()[0]
+        raise PlanError(f"--target={target.name} is not known to the compiler that is installed: {reason}") from error
+    return list(found.devices)
+
+
 def usable_bytes(target: Target, devices: list) -> int | None:
     """Memory of one device that a run may use: published, counted by the device, or this machine's divided."""
     if not target.is_here:
@@ -155,27 +182,6 @@ def available_memory() -> int | None:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-
-
-def _find_devices(target):
-    if target.platform == CPU:
-        jax.config.update("jax_num_cpu_devices", target.shape[1])
-    if target.platform in (CPU, HERE):
-        return jax.devices()
-    from jax.experimental import topologies
-
-    try:
-        if target.platform == "cuda":
-            jax.devices()  # which makes JAX look for its plugins
-            shape = "x".join(str(number) for number in (1, *target.shape))
-            options = {"topology": shape, "target_config": target.accelerator.target_config}
-            found = topologies.get_topology_desc("", "cuda", **options)
-        else:
-            found = topologies.get_topology_desc(target.name, "tpu")
-    except Exception as error:  # the plugins raise what they like
-        reason = str(error).splitlines()[0]
-        raise PlanError(f"--target={target.name} is not known to the compiler that is installed: {reason}") from error
-    return list(found.devices)
 
 
 def _read(executable, batch_per_device, seconds, has_peak):

@@ -14,7 +14,7 @@ def _random(*shape):
 
 
 def _assert_every_form_is(reference, x, kernel, window):
-    for form in conv_forms.FORMS.values():
+    for form in {*conv_forms.FORMS.values(), *conv_forms.FORMS_IN_TRAINING.values()}:
         _assert_same_with_gradients(lambda x, kernel, form=form: form(x, kernel, window), reference, x, kernel)
 
 

@@ -6,9 +6,7 @@ import subprocess
 import sys
 
 import pytest
-
-from audiovae_jax.errors import ConfigError
-from audiovae_jax.planning import targets
+from conftest import plannable
 
 pytestmark = pytest.mark.slow
 
@@ -16,17 +14,13 @@ _COMPILED = """
 import json
 import sys
 import jax, jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from audiovae_jax.ops.column_sum import add_bias
 from audiovae_jax.ops.convolution import conv1d
 from audiovae_jax.ops.snake import snake
-from audiovae_jax.planning import targets
+from audiovae_jax.planning import compiling, targets
+from audiovae_jax.training import mesh
 
-(target,) = targets.parse(["h200:1x1"])
-jax.devices()  # which makes JAX look for its plugins
-topology = topologies.get_topology_desc("", "cuda", topology="1x1x1", target_config=target.accelerator.target_config)
-here = NamedSharding(Mesh(list(topology.devices), "d"), PartitionSpec())
+here = mesh.replicated(mesh.make_mesh(compiling.find_devices(*targets.parse(["h200:1x1"]))))
 
 def shape(*lengths, dtype=jnp.bfloat16):
     return jax.ShapeDtypeStruct(lengths, dtype, sharding=here)
@@ -57,11 +51,7 @@ print(json.dumps(found))
 @pytest.mark.parametrize(("length", "width"), [(65536, 128), (32768, 128), (8192, 256)])  # the widest of base.py
 def test_a_units_gradient_keeps_its_signals_alone(length, width):
     """Not the sine in float32, and nothing of a kernel's gradient is turned but itself."""
-    (target,) = targets.parse(["h200:1x1"])
-    try:
-        target.require_installed()
-    except ConfigError as error:
-        pytest.skip(str(error))
+    target = plannable("h200:1x1")
     done = subprocess.run(
         [sys.executable, "-c", _COMPILED, str(length), str(width)],
         env={**os.environ, **target.environment},

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from conftest import plannable
 
 from audiovae_jax.config import build
 from audiovae_jax.errors import ConfigError, PlanError
@@ -101,12 +102,7 @@ def test_the_plan_is_of_the_program_that_training_runs(micro_config, tmp_path, m
 @pytest.mark.parametrize("name", ["h200:2x4", "v5e:2x4"])
 def test_one_all_reduce_an_update(micro_config, name):
     """Two hosts of GPUs, and a slice: what is summed crosses the network once for each optimizer."""
-    (target,) = targets.parse([name])
-    try:
-        target.require_installed()
-    except ConfigError as error:
-        pytest.skip(str(error))
-    with Worker(micro_config, target, None, 1200) as worker:
+    with Worker(micro_config, plannable(name), None, 1200) as worker:
         assert (worker.devices.count, worker.devices.hosts) == (8, 2)
         compiled = worker.compile(1)
     assert [collective.op for collective in compiled.collectives] == ["all-reduce", "all-reduce"]
