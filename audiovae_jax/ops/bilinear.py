@@ -56,9 +56,10 @@ def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int
     x = x.reshape(b, row_groups, row_stride, blocks, outputs, dilation, c_in).transpose(2, 4, 3, 5, 0, 1, 6)
     kernel = jnp.einsum("pk,rkio->prio", kernel_analysis, kernel, precision=lax.Precision.HIGHEST)
     total = 0
-    for phase in range(row_stride):
+    # Split, not indexed: the gradient of that is one concatenation, in place of zeros around every phase.
+    for phase, signal in enumerate(jnp.split(x, row_stride)):
         # What lies in a tile beyond its own block is the beginning of the blocks after it.
-        parts = [x[phase, : tile - i * outputs, i : i + tiles] for i in range(-(-tile // outputs))]
+        parts = [signal[0, : tile - i * outputs, i : i + tiles] for i in range(-(-tile // outputs))]
         tiled = jnp.concatenate(parts, axis=0).reshape(tile, -1)
         tiled = _matmul(analysis, tiled).reshape(products, -1, c_in)
         row_kernels = [kernel[:, row] for row in range(phase, row_taps, row_stride)]

@@ -17,6 +17,13 @@ _PLUGINS = {
     "cuda": ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"),
     "tpu": ("libtpu",),
 }
+# glibc keeps an arena for every thread, and in them most of what libtpu frees: compiling `base.py` for a v5e takes
+# 11.6 GB of this machine's memory with its defaults, 9.9 GB with these.
+_SPARING_MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Target:
                 "TPU_LOG_DIR": "disabled",
                 "TPU_STDERR_LOG_LEVEL": "3",
             }
+            changes |= {name: os.environ.get(name, value) for name, value in _SPARING_MALLOC.items()}
         return changes
 
     def require_installed(self):
