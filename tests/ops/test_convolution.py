@@ -85,7 +85,8 @@ def test_conv_transpose1d(stride):
     _assert_same_with_gradients(ours, reference, x, kernel)
 
 
-@pytest.mark.parametrize("channels", [(3, 5), (8, 6)])  # the plain form, and the bilinear one where it serves
+# The plain form, and the bilinear one where it serves: with rows as they are, and gathered.
+@pytest.mark.parametrize("channels", [(3, 5), (8, 6), (6, 8)])
 @pytest.mark.parametrize(
     ("stride", "dilation", "kernel"),
     [
