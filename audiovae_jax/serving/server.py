@@ -3,6 +3,7 @@
 import contextlib
 import ipaddress
 import os
+import queue
 import shutil
 import signal
 import stat
@@ -47,17 +48,18 @@ def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
       ConfigError: gradio is missing, or the address cannot be had.
     """
     require_gradio()
-    stop = threading.Event()
+    # Not an Event: a handler that sets one while this thread is about to wait for it waits for itself.
+    stop = queue.SimpleQueue()
     signals = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup sets
         signals.append(signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+    before = {number: signal.signal(number, lambda *_: stop.put(None)) for number in signals}
     try:
         with running(models, host=host, port=port, max_upload_mb=max_upload_mb) as url:
             print(f"{url} has the page, of {len(models.names())} models; Ctrl-C ends it", flush=True)
             if not _is_loopback(host):
                 print(f"on {host}, whoever reaches this address may use it: there is no password", flush=True)
-            stop.wait()
+            stop.get()
             print("stopping", flush=True)
     finally:
         for number, handler in before.items():
