@@ -160,26 +160,21 @@ def _dense(x, kernel, window):
         return _dense_1d(x, kernel, window)
     wide = min(kernel.shape[1:]) >= _MIN_FOR_BILINEAR and kernel.shape[0] >= window.stride[0]
     is_bilinear = wide and window.stride[1] == 1 and x.dtype == jnp.float32
-    if is_bilinear and x.shape[-1] >= kernel.shape[-1]:
-        return _bilinear(x, kernel, window)
     # Where the input is narrower than the output, its rows are cheaper to gather than the results of each to sum.
-    x, kernel, window = _rows_as_channels(x, kernel, window)
+    if not is_bilinear or x.shape[-1] < kernel.shape[-1]:
+        x, kernel, window = _rows_as_channels(x, kernel, window)
     if is_bilinear:
-        return _bilinear(x, kernel, window)
+        return bilinear.conv2d(
+            x,
+            kernel,
+            row_stride=window.stride[0],
+            dilation=window.dilation[1],
+            padding=window.padding,
+            n_rows=conv_length(x.shape[1], kernel.shape[0], stride=window.stride[0], padding=window.padding[0]),
+        )
     columns = Window(window.stride[1:], window.dilation[1:], window.padding[1:])
     y = _dense_1d(x.reshape(-1, *x.shape[2:]), kernel[0], columns)
     return y.reshape(*x.shape[:2], *y.shape[1:])
-
-
-def _bilinear(x, kernel, window):
-    return bilinear.conv2d(
-        x,
-        kernel,
-        row_stride=window.stride[0],
-        dilation=window.dilation[1],
-        padding=window.padding,
-        n_rows=conv_length(x.shape[1], kernel.shape[0], stride=window.stride[0], padding=window.padding[0]),
-    )
 
 
 def _rows_as_channels(x, kernel, window):
