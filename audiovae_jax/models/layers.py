@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax.ops import convolution
-from audiovae_jax.ops.column_sum import add_bias
 from audiovae_jax.ops.snake import snake
 
 Dtype = Any
@@ -71,10 +70,9 @@ class WNConv1d(_WeightNormed):
         shape = (self.kernel_size, c_in, self.features)
         kernel, bias = self._parameters(shape, self.kernel_size * c_in, norm_axis=-1)
         x = x.astype(self.dtype)
-        y = convolution.conv1d(
-            x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding, groups=self.groups
+        return convolution.conv1d(
+            x, kernel, bias, stride=self.stride, dilation=self.dilation, padding=self.padding, groups=self.groups
         )
-        return add_bias(y, bias)
 
 
 class WNConvTranspose1d(_WeightNormed):
@@ -91,8 +89,7 @@ class WNConvTranspose1d(_WeightNormed):
         shape = (2 * self.stride, x.shape[-1], self.features)
         kernel, bias = self._parameters(shape, 2 * self.stride * self.features, norm_axis=-2)
         x = x.astype(self.dtype)
-        y = convolution.conv_transpose1d(x, kernel, stride=self.stride, padding=self.stride // 2)
-        return add_bias(y, bias)
+        return convolution.conv_transpose1d(x, kernel, bias, stride=self.stride, padding=self.stride // 2)
 
 
 class WNConv2d(_WeightNormed):
@@ -111,8 +108,7 @@ class WNConv2d(_WeightNormed):
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel, bias = self._parameters(shape, math.prod(shape[:-1]), norm_axis=-1)
         x = x.astype(self.dtype)
-        y = convolution.conv2d(x, kernel, stride=self.stride, dilation=self.dilation, padding=self.padding)
-        return add_bias(y, bias)
+        return convolution.conv2d(x, kernel, bias, stride=self.stride, dilation=self.dilation, padding=self.padding)
 
 
 def fold_weight_norm(g, v, norm_axis: int):

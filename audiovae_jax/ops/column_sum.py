@@ -38,12 +38,17 @@ def column_sum(x):
     return jnp.sum(sums, axis=0)
 
 
-@jax.custom_vjp
 def add_bias(x, bias):
-    """`x + bias` with `x: [..., C]` and `bias: [C]` of one dtype; the bias's gradient is a `column_sum`.
+    """`x + bias` with `x: [..., C]` and `bias: [C]` of one dtype, or None for none.
 
-    Like all here with a gradient of its own, it has no forward mode (`jax.jvp`).
+    The bias's gradient is a `column_sum`. Like all here with a gradient of its own, it has no forward mode
+    (`jax.jvp`).
     """
+    return x if bias is None else _add_bias(x, bias)
+
+
+@jax.custom_vjp
+def _add_bias(x, bias):
     return x + bias
 
 
@@ -55,4 +60,4 @@ def _add_bias_backward(_, g):
     return g, column_sum(g).astype(g.dtype)
 
 
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+_add_bias.defvjp(_add_bias_forward, _add_bias_backward)

@@ -26,6 +26,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from audiovae_jax.ops import bilinear
+from audiovae_jax.ops.column_sum import add_bias
 
 # Taps and channels from which on the bilinear form pays for its transforms.
 _MIN_FOR_BILINEAR = 5
@@ -49,14 +50,17 @@ def conv_length(length: int, taps: int, *, stride: int = 1, dilation: int = 1, p
     return (length + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve(x, kernel, window: Window):
-    """The convolution in the form of the platform that it is compiled for; only reverse mode can differentiate it."""
-    return _choose(x, kernel, window)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def convolve(x, kernel, bias, window: Window):
+    """The convolution, plus a bias `[out]` that may be None, in the form of the platform that it is compiled for.
+
+    Only reverse mode can differentiate it.
+    """
+    return _choose(x, kernel, bias, window)
 
 
-def _forward(x, kernel, window):
-    return _choose_in_training(x, kernel, window), (x, kernel)
+def _forward(x, kernel, bias, window):
+    return _choose_in_training(x, kernel, bias, window), (x, kernel, bias)
 
 
 def _backward(window, residuals, g):
@@ -67,23 +71,23 @@ convolve.defvjp(_forward, _backward)
 
 
 # Jitted, so that convolutions of one shape are traced once however often they are used.
-@functools.partial(jax.jit, static_argnums=2)
-def _choose(x, kernel, window):
-    return _by_platform(FORMS, lambda form: lambda x, kernel: form(x, kernel, window), x, kernel)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _choose_in_training(x, kernel, window):
-    return _by_platform(FORMS_IN_TRAINING, lambda form: lambda x, kernel: form(x, kernel, window), x, kernel)
+@functools.partial(jax.jit, static_argnums=3)
+def _choose(x, kernel, bias, window):
+    return _by_platform(FORMS, lambda form: lambda *args: form(*args, window), x, kernel, bias)
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _choose_pull_back(x, kernel, g, window):
+def _choose_in_training(x, kernel, bias, window):
+    return _by_platform(FORMS_IN_TRAINING, lambda form: lambda *args: form(*args, window), x, kernel, bias)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def _choose_pull_back(x, kernel, bias, g, window):
     # What the forward pass made of the input is made again: cheaper than to keep it.
     def pulled_back(form):
-        return lambda x, kernel, g: jax.vjp(lambda x, kernel: form(x, kernel, window), x, kernel)[1](g)
+        return lambda g, *operands: jax.vjp(lambda *operands: form(*operands, window), *operands)[1](g)
 
-    return _by_platform(FORMS_IN_TRAINING, pulled_back, x, kernel, g)
+    return _by_platform(FORMS_IN_TRAINING, pulled_back, g, x, kernel, bias)
 
 
 def _by_platform(forms, of_form, *args):
@@ -103,11 +107,11 @@ def _plain(x, kernel, window):
     )
 
 
-def _folded(x, kernel, window):
+def _folded(x, kernel, bias, window):
     """The plain form, without dilation: of `dilation` signals in place of one."""
     taps, dilation, padding = kernel.shape[-3], window.dilation[-1], window.padding[-1]
     if dilation == 1:
-        return _plain(x, kernel, window)
+        return add_bias(_plain(x, kernel, window), bias)
     axis = x.ndim - 2
     n_out = conv_length(x.shape[axis], taps, dilation=dilation, padding=padding)
     # Padding that is no multiple of the dilation would turn the signals round: so much of it comes first.
@@ -117,17 +121,18 @@ def _folded(x, kernel, window):
     if x.ndim == 4:  # side by side along an axis of their own, which moves nothing
         y = _plain(x, kernel[:, None], Window((1, 1), (1, 1), (padding // dilation, 0)))
         y = y.reshape(x.shape[0], -1, y.shape[-1])
-        return y[:, :n_out]
+        return add_bias(y[:, :n_out], bias)
     # One after the other as items: XLA calls cuDNN's 3-D convolutions with channels first, so that all would turn.
+    # The bias comes before they turn back, so that its gradient is a sum of what the kernel's reads.
     b = x.shape[0]
     x = jnp.moveaxis(x, 3, 1).reshape(b * dilation, *x.shape[1:3], x.shape[-1])
-    y = _plain(x, kernel, Window(window.stride, (1, 1), (window.padding[0], padding // dilation)))
+    y = add_bias(_plain(x, kernel, Window(window.stride, (1, 1), (window.padding[0], padding // dilation))), bias)
     y = jnp.moveaxis(y.reshape(b, dilation, *y.shape[1:]), 1, 3)
     return y.reshape(*y.shape[:2], -1, y.shape[-1])[:, :, :n_out]
 
 
-def _folded_in_training(x, kernel, window):
-    return _folded(x, _in_order(kernel), window)
+def _folded_in_training(x, kernel, bias, window):
+    return _folded(x, _in_order(kernel), bias, window)
 
 
 @jax.custom_vjp
@@ -136,7 +141,7 @@ def _in_order(kernel):
 
     cuDNN has the output's channels first, and else all that becomes of the gradient, Adam's moments too, is turned
     to that and back, and the gradient once for everything that reads it: planned for an H200, a step of 16 items of
-    `base.py` has 327 transposes in place of 830.
+    `base.py` had 327 transposes in place of 830.
     """
     return with_layout_constraint(kernel, Layout(tuple(range(kernel.ndim))))
 
@@ -148,11 +153,15 @@ def _in_order_backward(_, g):
 _in_order.defvjp(lambda kernel: (_in_order(kernel), None), _in_order_backward)
 
 
-def _on_tpu(x, kernel, window):
+def _on_tpu(x, kernel, bias, window):
     """Space to depth for strided signals, else the plain form."""
     if x.ndim == 3 and window.stride[0] > 1 and window.groups == 1:
-        return _dense(x, kernel, window)
-    return _plain(x, kernel, window)
+        return _on_cpu(x, kernel, bias, window)
+    return add_bias(_plain(x, kernel, window), bias)
+
+
+def _on_cpu(x, kernel, bias, window):
+    return add_bias(_dense(x, kernel, window), bias)
 
 
 def _dense(x, kernel, window):
@@ -227,6 +236,6 @@ def _pad(x, axis, low, high):
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
-FORMS = {"cpu": _dense, "tpu": _on_tpu, "default": _folded}
+FORMS = {"cpu": _on_cpu, "tpu": _on_tpu, "default": _folded}
 # An exported program may not say how arrays are laid out, and one without gradients has nothing to gain from it.
 FORMS_IN_TRAINING = {**FORMS, "default": _folded_in_training}

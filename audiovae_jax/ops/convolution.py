@@ -1,15 +1,18 @@
 """Convolutions of channel-last signals, each in the form that compiles best where it runs (`conv_forms`).
 
-Kernels are `[taps, in / groups, out]`, in 2-D `[rows, cols, in, out]`.
+Kernels are `[taps, in / groups, out]`, in 2-D `[rows, cols, in, out]`; a bias is `[out]`, or None for none.
 """
 
+import jax
 import jax.numpy as jnp
+from jax import lax
 
 from audiovae_jax.ops import conv_forms
+from audiovae_jax.ops.column_sum import add_bias
 from audiovae_jax.ops.conv_forms import Window, conv_length
 
 
-def conv1d(x, kernel, *, stride: int = 1, dilation: int = 1, padding: int = 0, groups: int = 1):
+def conv1d(x, kernel, bias=None, *, stride: int = 1, dilation: int = 1, padding: int = 0, groups: int = 1):
     """1-D convolution of `x: [..., T, in]`, zero-padded by `padding` on both sides.
 
     Returns:
@@ -29,13 +32,13 @@ def conv1d(x, kernel, *, stride: int = 1, dilation: int = 1, padding: int = 0, g
         raise ValueError(f"stride={stride} and dilation={dilation} cannot both exceed 1")
     x = x.reshape(-1, length, channels)
     if taps == stride == groups == 1 and not padding:
-        y = jnp.matmul(x, kernel[0])
+        y = add_bias(jnp.matmul(x, kernel[0]), bias)
     else:
-        y = conv_forms.convolve(x, kernel, Window((stride,), (dilation,), (padding,), groups))
+        y = conv_forms.convolve(x, kernel, bias, Window((stride,), (dilation,), (padding,), groups))
     return y.reshape(*batch, n_out, -1)
 
 
-def conv_transpose1d(x, kernel, *, stride: int, padding: int = 0):
+def conv_transpose1d(x, kernel, bias=None, *, stride: int, padding: int = 0):
     """1-D transposed convolution of `x: [B, T, in]` with `kernel: [2 * stride, in, out]`.
 
     Depth to space on every platform: planned for an H200, 16 items in bfloat16, a dilated convolution with its
@@ -50,12 +53,22 @@ def conv_transpose1d(x, kernel, *, stride: int, padding: int = 0):
         raise ValueError(f"a transposed convolution of stride {stride} needs {2 * stride} taps, not {taps}")
     # Each output block of `stride` samples sees two inputs: the earlier through the kernel's second
     # half, the later through its first.
-    kernel = kernel.reshape(2, stride, c_in, c_out)[::-1].transpose(0, 2, 1, 3).reshape(2, c_in, stride * c_out)
+    kernel = _turned_back_once(kernel).reshape(2, stride, c_in, c_out)[::-1]
+    kernel = kernel.transpose(0, 2, 1, 3).reshape(2, c_in, stride * c_out)
     y = conv1d(x, kernel, padding=1).reshape(b, (t + 1) * stride, c_out)
-    return y[:, padding : y.shape[1] - padding]
+    return add_bias(y[:, padding : y.shape[1] - padding], bias)
 
 
-def conv2d(x, kernel, *, stride=(1, 1), dilation=(1, 1), padding=(0, 0)):
+@jax.custom_vjp
+def _turned_back_once(kernel):
+    """The kernel; its gradient is made before anything reads it, or XLA turns it anew for each of its readers."""
+    return kernel
+
+
+_turned_back_once.defvjp(lambda kernel: (kernel, None), lambda _, g: (lax.optimization_barrier(g),))
+
+
+def conv2d(x, kernel, bias=None, *, stride=(1, 1), dilation=(1, 1), padding=(0, 0)):
     """2-D convolution of `x: [B, rows, cols, in]`, zero-padded on all sides.
 
     Args:
@@ -77,4 +90,4 @@ def conv2d(x, kernel, *, stride=(1, 1), dilation=(1, 1), padding=(0, 0)):
             f"{x.shape[1]} x {x.shape[2]} with padding {padding} is shorter than a kernel of {kernel.shape[0]} x "
             f"{kernel.shape[1]} with dilation {dilation}"
         )
-    return conv_forms.convolve(x, kernel, Window(tuple(stride), tuple(dilation), tuple(padding)))
+    return conv_forms.convolve(x, kernel, bias, Window(tuple(stride), tuple(dilation), tuple(padding)))

@@ -14,8 +14,15 @@ def _random(*shape):
 
 
 def _assert_every_form_is(reference, x, kernel, window):
+    bias = _random(kernel.shape[-1])
     for form in {*conv_forms.FORMS.values(), *conv_forms.FORMS_IN_TRAINING.values()}:
-        _assert_same_with_gradients(lambda x, kernel, form=form: form(x, kernel, window), reference, x, kernel)
+        _assert_same_with_gradients(
+            lambda x, kernel, bias, form=form: form(x, kernel, bias, window),
+            lambda x, kernel, bias: reference(x, kernel) + bias,
+            x,
+            kernel,
+            bias,
+        )
 
 
 def _assert_same_with_gradients(ours, theirs, *args):
@@ -79,10 +86,12 @@ def test_conv_transpose1d(stride):
             dimension_numbers=("NWC", "WIO", "NWC"),
         )
 
-    def ours(x, kernel):
-        return convolution.conv_transpose1d(x, kernel, stride=stride, padding=padding)
+    def ours(x, kernel, bias=None):
+        return convolution.conv_transpose1d(x, kernel, bias, stride=stride, padding=padding)
 
     _assert_same_with_gradients(ours, reference, x, kernel)
+    bias = _random(6)
+    _assert_same_with_gradients(ours, lambda x, kernel, bias: reference(x, kernel) + bias, x, kernel, bias)
 
 
 # The plain form, and the bilinear one where it serves: with rows as they are, and gathered.
