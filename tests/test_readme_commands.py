@@ -34,10 +34,10 @@ PAGES = {
 }
 _MODEL = (
     "--config.data.crop_length=2048 --config.batch_size=4 --config.model.base_channels=2 "
-    "--config.losses.stft.fft_sizes=(256,)"
+    "--config.model.dilations=(1,) --config.losses.stft.fft_sizes=(256,)"
 )
 _MEL = "--config.losses.mel.fft_sizes=(1024,) --config.losses.mel.n_mels=(16,)"
-_TRAINING = "--config.num_steps=1 --config.sample_every=1 --config.data.num_samples=1"
+_TRAINING = "--config.num_steps=1 --config.sample_every=1 --config.data.num_samples=1 --config.diagnose_every=0"
 _DISCRIMINATOR = (
     "--config.discriminator.stft_filters=1 --config.discriminator.n_ffts=(256,) --config.discriminator.use_msd=False "
     "--config.discriminator.mpd_periods=(2,) --config.discriminator.mpd_channels=(2,4)"

@@ -48,6 +48,7 @@ class Step:
         scalars = program.place_scalars(recipe, devices)
         create = compilation.compiled(program.map_creation(recipe, devices, build.example_shape(config)), scalars)
         state = jax.block_until_ready(create(scalars))
+        del create  # whose memory goes back to the system when the step's compiling ends, as in training
         shape = (config.batch_size, *build.example_shape(config)[1:])
         audio = mesh.place_batch(devices, 0.3 * jax.random.normal(jax.random.key(0), shape))
         initialised = time.perf_counter()
