@@ -107,7 +107,7 @@ class StepCompiler:
             with compilation.sparing():
                 lowered = self._trace(self._mesh, batch_per_device).lower(lowering_platforms=(self._platform,))
                 start = time.perf_counter()
-                executable = lowered.compile(compilation.options(self._platform))
+                executable = lowered.compile()
                 seconds = time.perf_counter() - start
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import functools
 import gc
 import os
 from pathlib import Path
@@ -18,31 +17,14 @@ def use_cache():
 
 
 def compiled(function: jax.stages.Wrapped, *args) -> jax.stages.Compiled:
-    """What `function.lower(*args).compile()` returns, sooner and in less memory, with the platform's `options`.
+    """What `function.lower(*args).compile()` returns, sooner and in less memory.
 
     Args:
       function: a jitted one.
       args: arrays or their shapes.
     """
     with sparing():
-        return function.lower(*args).compile(options(jax.default_backend()))
-
-
-@functools.cache
-def options(platform: str) -> dict[str, str] | None:
-    """How XLA is asked to compile a step: on CPUs, in an order that takes less memory.
-
-    Its own order there has everything at hand that could run side by side: of a step with the published
-    discriminators, what the transforms of all their layers need at one time.
-    """
-    if platform != "cpu":
-        return None
-    chosen = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    try:
-        jax.jit(lambda: 0).lower().compile(chosen)
-    except jax.errors.JaxRuntimeError:  # this jaxlib has no such option
-        return None
-    return chosen
+        return function.lower(*args).compile()
 
 
 @contextlib.contextmanager
