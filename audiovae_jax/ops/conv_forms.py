@@ -155,9 +155,8 @@ _in_order.defvjp(lambda kernel: (_in_order(kernel), None), _in_order_backward)
 
 def _on_tpu(x, kernel, bias, window):
     """Space to depth for strided signals, else the plain form."""
-    if x.ndim == 3 and window.stride[0] > 1 and window.groups == 1:
-        return _on_cpu(x, kernel, bias, window)
-    return add_bias(_plain(x, kernel, window), bias)
+    form = _dense if x.ndim == 3 and window.stride[0] > 1 and window.groups == 1 else _plain
+    return add_bias(form(x, kernel, window), bias)
 
 
 def _on_cpu(x, kernel, bias, window):
