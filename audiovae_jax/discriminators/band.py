@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Judge, Output, chain, each, gather, require_audio
+from audiovae_jax.discriminators.stack import Judge, Output, chain, each, gather, in_turn, require_audio
 from audiovae_jax.models.layers import Dtype, WNConv2d
 from audiovae_jax.ops import signal
 
@@ -37,7 +37,7 @@ class BandSplitDiscriminator(Judge):
             if not 0 <= low < high <= image.shape[1]:
                 raise ValueError(f"band_ranges has ({low}, {high}), outside the {image.shape[1]} bins of n_fft")
             stack = _BandStack(jnp.dtype(self.dtype), name=f"band_discriminators_{i}")
-            outputs.append(stack(image[:, low:high], maps))
+            outputs.append(stack(in_turn(image[:, low:high], outputs, known), maps))
         return gather(outputs)
 
 

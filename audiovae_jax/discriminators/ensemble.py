@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from audiovae_jax.discriminators.mel_stft import MultiScaleMelSTFTDiscriminator
 from audiovae_jax.discriminators.period import MultiPeriodDiscriminator
 from audiovae_jax.discriminators.scale import MultiScaleDiscriminator
-from audiovae_jax.discriminators.stack import Judge, Output
+from audiovae_jax.discriminators.stack import Judge, Output, in_turn
 from audiovae_jax.discriminators.stft import MultiScaleSTFTDiscriminator
 from audiovae_jax.models.layers import Dtype
 
@@ -64,7 +64,7 @@ class EnCodecDiscriminator(Judge):
         names = ["msstft"] + [name for name in ("msd", "mpd", "mel_stft") if getattr(self, f"use_{name}")]
         logits, feature_maps = [], []
         for name in names:
-            part_logits, part_maps = getattr(self, name).judge(audio, known)
+            part_logits, part_maps = getattr(self, name).judge(in_turn(audio, logits, known), known)
             known = known and known[len(part_maps) :]
             logits += part_logits
             feature_maps += part_maps

@@ -3,7 +3,16 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Judge, Output, SpectrogramStack, each, gather, require_audio, resolutions
+from audiovae_jax.discriminators.stack import (
+    Judge,
+    Output,
+    SpectrogramStack,
+    each,
+    gather,
+    in_turn,
+    require_audio,
+    resolutions,
+)
 from audiovae_jax.models.layers import Dtype
 from audiovae_jax.ops import signal
 
@@ -47,7 +56,9 @@ class MultiScaleMelSTFTDiscriminator(Judge):
         given = each(known, len(scales))
         for i, ((n_fft, hop, win), mels, maps) in enumerate(zip(scales, self.n_mels, given, strict=True)):
             filters = signal.mel_filterbank(self.sample_rate, n_fft, mels, self.f_min, self.f_max)
-            magnitudes = signal.magnitude(signal.stft(channels, n_fft, hop, win), floor=_POWER_FLOOR)
+            magnitudes = signal.magnitude(
+                signal.stft(in_turn(channels, outputs, known), n_fft, hop, win), floor=_POWER_FLOOR
+            )
             image = jnp.log(signal.mel_spectrogram(magnitudes, filters) + 1e-5)
             stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=f"discriminators_{i}")
             outputs.append(stack(jnp.moveaxis(image, 1, -1), maps))

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Judge, Output, WaveformStack, each, gather, require_audio
+from audiovae_jax.discriminators.stack import Judge, Output, WaveformStack, each, gather, in_turn, require_audio
 from audiovae_jax.models.layers import Dtype
 
 
@@ -28,10 +28,11 @@ class MultiPeriodDiscriminator(Judge):
         # Torch's kernels are (taps, 1): a 1-D convolution along T / period, each phase an item.
         *strided, last = self.channels
         layers = (*((features, 5, 3, 1) for features in strided), (last, 5, 1, 1))
-        return gather(
-            WaveformStack(layers, jnp.dtype(self.dtype), name=f"discriminators_{i}")(_fold(audio, period), maps)
-            for i, (period, maps) in enumerate(zip(self.periods, each(known, len(self.periods)), strict=True))
-        )
+        outputs = []
+        for i, (period, maps) in enumerate(zip(self.periods, each(known, len(self.periods)), strict=True)):
+            stack = WaveformStack(layers, jnp.dtype(self.dtype), name=f"discriminators_{i}")
+            outputs.append(stack(_fold(in_turn(audio, outputs, known), period), maps))
+        return gather(outputs)
 
 
 def _fold(audio, period):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Judge, Output, WaveformStack, each, gather, require_audio
+from audiovae_jax.discriminators.stack import Judge, Output, WaveformStack, each, gather, in_turn, require_audio
 from audiovae_jax.models.layers import Dtype
 
 # features, kernel size, stride, groups
@@ -33,10 +33,11 @@ class MultiScaleDiscriminator(Judge):
     @nn.compact
     def judge(self, audio, known: list[list] | None = None) -> Output:
         require_audio(audio, self.in_channels, "MultiScaleDiscriminator")
-        return gather(
-            WaveformStack(_LAYERS, jnp.dtype(self.dtype), name=f"discriminators_{i}")(_average_pool(audio, scale), maps)
-            for i, (scale, maps) in enumerate(zip(self.scales, each(known, len(self.scales)), strict=True))
-        )
+        outputs = []
+        for i, (scale, maps) in enumerate(zip(self.scales, each(known, len(self.scales)), strict=True)):
+            stack = WaveformStack(_LAYERS, jnp.dtype(self.dtype), name=f"discriminators_{i}")
+            outputs.append(stack(_average_pool(in_turn(audio, outputs, known), scale), maps))
+        return gather(outputs)
 
 
 def _average_pool(audio, scale):

@@ -4,7 +4,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Judge, Output, SpectrogramStack, each, gather, require_audio, resolutions
+from audiovae_jax.discriminators.stack import (
+    Judge,
+    Output,
+    SpectrogramStack,
+    each,
+    gather,
+    in_turn,
+    require_audio,
+    resolutions,
+)
 from audiovae_jax.models.layers import Dtype
 from audiovae_jax.ops import signal
 from audiovae_jax.ops.interleaved import Interleaved
@@ -45,7 +54,7 @@ class MultiScaleSTFTDiscriminator(Judge):
         scales = resolutions(self.n_ffts, self.hop_lengths, self.win_lengths)
         outputs = []
         for i, ((n_fft, hop, win), maps) in enumerate(zip(scales, each(known, len(scales)), strict=True)):
-            spectrum = signal.stft(audio, n_fft, hop, win)
+            spectrum = signal.stft(in_turn(audio, outputs, known), n_fft, hop, win)
             if self.normalized:
                 spectrum = spectrum * n_fft**-0.5
             image = jnp.stack([spectrum.real, spectrum.imag], axis=-1)

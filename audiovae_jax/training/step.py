@@ -191,10 +191,10 @@ def _update(
         grads = lax.pmean(gradient(), AXIS)
         norm = optax.tree.norm(grads)
         is_whole = loss_is_finite & jnp.isfinite(norm)
-        updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step)
-        new = (optax.apply_updates(params, updates), new_opt_state)
-        kept = jax.tree.map(lambda new, old: jnp.where(is_whole, new, old), new, (params, opt_state))
-        return *kept, norm, ~is_whole
+        updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step, apply=is_whole)
+        new = optax.apply_updates(params, updates)
+        kept = jax.tree.map(lambda new, old: jnp.where(is_whole, new, old), new, params)
+        return kept, new_opt_state, norm, ~is_whole
 
     if condition is None:
         return apply()

@@ -5,6 +5,7 @@ import pytest
 from conftest import applied, initialised
 
 from audiovae_jax import EnCodecDiscriminator, discriminators
+from audiovae_jax.ops import order
 from audiovae_jax.training.state import count_parameters
 
 
@@ -55,3 +56,27 @@ def test_wrong_channels_and_bands_are_named():
     band = discriminators.BandSplitDiscriminator(64, 16, ((0, 99),))
     with pytest.raises(ValueError, match="outside the 33 bins"):
         _shapes(band, jnp.zeros((1, 256, 1)))
+
+
+def test_sub_discriminators_are_computed_in_turn_unless_their_feature_maps_are_known(monkeypatch):
+    waited = []
+    monkeypatch.setattr(order, "after", lambda x, earlier: waited.append(earlier.shape) or x)
+    ensemble = EnCodecDiscriminator(use_mel_stft=True)
+    band = discriminators.BandSplitDiscriminator()
+
+    def judge(discriminator, audio, known=None):
+        def run(audio):
+            variables = discriminator.init(jax.random.key(0), audio)
+            waited.clear()
+            return discriminator.apply(variables, audio, known, method="judge")
+
+        return jax.eval_shape(run, audio)
+
+    logits, feature_maps = judge(ensemble, jnp.zeros((1, 8192, 2)))
+    assert len(waited) == len(logits) - 1 == 17
+    shapes = [x.shape for x in jax.tree.leaves(logits)]
+    assert waited == shapes[:-1]  # for the one before
+    judge(ensemble, jnp.zeros((1, 8192, 2)), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), feature_maps))
+    assert not waited
+    judge(band, jnp.zeros((1, 8192, 1)))
+    assert len(waited) == 3

@@ -92,3 +92,53 @@ def test_clipping_bounds_the_global_norm_and_keeps_the_direction():
     )
     moments = optax.tree.get(state, "mu")
     np.testing.assert_allclose([moments["a"][0], moments["b"][0]], [0.1 * 0.6, 0.1 * 0.8], rtol=1e-5)
+
+
+def test_moments_and_steps_are_those_of_optax():
+    ours = _optimizer(final_learning_rate=1e-2, weight_decay=0.1)
+    theirs = optax.adamw(1e-2, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1)
+    rng = np.random.default_rng(0)
+    params = [{"w": jnp.asarray(rng.standard_normal((4, 3)), jnp.float32)}] * 2
+    states = [ours.init(params[0]), theirs.init(params[0])]
+    for step in range(5):
+        gradient = {"w": jnp.asarray(rng.standard_normal((4, 3)), jnp.float32)}
+        updates, states[0] = ours.update(gradient, states[0], params[0], step=step)
+        params[0] = optax.apply_updates(params[0], updates)
+        updates, states[1] = theirs.update(gradient, states[1], params[1])
+        params[1] = optax.apply_updates(params[1], updates)
+    np.testing.assert_allclose(params[0]["w"], params[1]["w"], rtol=1e-6)
+    for name in ("mu", "nu", "count"):
+        jax.tree.map(np.testing.assert_array_equal, *(optax.tree.get(state, name) for state in states))
+
+
+def test_a_state_that_is_not_to_change_does_not():
+    optimizer = _optimizer()
+    params = {"w": jnp.ones(2)}
+    gradient = {"w": jnp.asarray([1.0, jnp.nan])}
+    _, state = optimizer.update({"w": jnp.ones(2)}, optimizer.init(params), params, step=0)
+
+    @jax.jit
+    def update(state, apply):
+        return optimizer.update(gradient, state, params, step=1, apply=apply)[1]
+
+    jax.tree.map(np.testing.assert_array_equal, update(state, jnp.asarray(False)), state)
+    assert optax.tree.get(update(state, jnp.asarray(True)), "count") == 2
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a matter of XLA for CPUs")
+def test_no_moment_is_copied():
+    optimizer = _optimizer()
+    params = {"w": jnp.ones((256, 256))}
+
+    def step(params, state, x):
+        gradient = jax.grad(lambda params: jnp.sum(jnp.sin(x @ params["w"]) ** 2))(params)
+        whole = jnp.isfinite(optax.tree.norm(gradient))
+        updates, state = optimizer.update(gradient, state, params, step=3, apply=whole)
+        new = optax.apply_updates(params, updates)
+        return jax.tree.map(lambda new, old: jnp.where(whole, new, old), new, params), state
+
+    lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, optimizer.init(params), jnp.ones((8, 256)))
+    copied = [
+        line for line in lowered.compile().as_text().splitlines() if " = f32[256,256]" in line and " copy(" in line
+    ]
+    assert not copied, copied
