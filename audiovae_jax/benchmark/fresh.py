@@ -14,6 +14,7 @@ from audiovae_jax.benchmark.peer import Peer, check_devices
 from audiovae_jax.benchmark.step import Step
 from audiovae_jax.config import configuration
 from audiovae_jax.errors import TrainingError, UserError
+from audiovae_jax.run import compilation
 
 
 def first_step(config: ml_collections.ConfigDict) -> dict:
@@ -87,6 +88,7 @@ def _in_fresh_process(fn, config, cache, *args):
 def _answer(sender, fn, started, config, cache, *args):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     jax.config.update("jax_compilation_cache_dir", cache)
+    compilation.use_cache()  # of what, as in training
     importing = time.time() - started
     try:
         found = fn(ml_collections.ConfigDict(config), *args)

@@ -15,7 +15,7 @@ from audiovae_jax.benchmark.profile import profile
 from audiovae_jax.config import build
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.run import compilation
-from audiovae_jax.training import mesh, program
+from audiovae_jax.training import creation, mesh, program
 from audiovae_jax.training.scalars import Scalars
 
 
@@ -46,9 +46,8 @@ class Step:
         recipe = build.build_recipe(config)
         devices = mesh.make_mesh()
         scalars = program.place_scalars(recipe, devices)
-        create = compilation.compiled(program.map_creation(recipe, devices, build.example_shape(config)), scalars)
-        state = jax.block_until_ready(create(scalars))
-        del create  # whose memory goes back to the system when the step's compiling ends, as in training
+        with compilation.sparing():
+            state = jax.block_until_ready(creation.create_state(recipe, devices, build.example_shape(config)))
         shape = (config.batch_size, *build.example_shape(config)[1:])
         audio = mesh.place_batch(devices, 0.3 * jax.random.normal(jax.random.key(0), shape))
         initialised = time.perf_counter()

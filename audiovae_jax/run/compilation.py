@@ -10,10 +10,15 @@ import jax
 
 
 def use_cache():
-    """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where."""
+    """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where.
+
+    Small programs too, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says which: a run begins with hundreds.
+    """
     if jax.config.jax_compilation_cache_dir is None:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "audiovae_jax" / "xla"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def compiled(function: jax.stages.Wrapped, *args) -> jax.stages.Compiled:

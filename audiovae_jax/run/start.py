@@ -15,7 +15,7 @@ from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, report, warm_start
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
-from audiovae_jax.training import mesh, program
+from audiovae_jax.training import creation, mesh, program
 from audiovae_jax.training.state import count_parameters, create_train_state
 
 BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
@@ -81,10 +81,8 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
                 "crops from here on differ from those of a run left alone"
             )
         return restored.state, restored.step, restored.metrics, restored.data
-    with report.timed("compiling and drawing the initial parameters", say):
-        scalars = program.place_scalars(recipe, devices)
-        create = compilation.compiled(program.map_creation(recipe, devices, shape), scalars)
-        state = jax.block_until_ready(create(scalars))
+    with report.timed("drawing the initial parameters", say), compilation.sparing():
+        state = jax.block_until_ready(creation.create_state(recipe, devices, shape))
     if config.init_from is None:
         return state, 0, None, {}
     state = warm_start.take_over(config, recipe, state, sharding, say)

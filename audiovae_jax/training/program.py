@@ -39,21 +39,6 @@ def map_diagnosis(recipe: Recipe, devices: Mesh, adversarial: bool) -> jax.stage
     return mesh.map_diagnosis(_with_numbers(per_device, recipe), devices)
 
 
-def map_creation(recipe: Recipe, devices: Mesh, audio_shape: tuple[int, int, int]) -> jax.stages.Wrapped:
-    """`scalars -> state`, the initial one on every device, jitted.
-
-    Args:
-      recipe: what to compute.
-      devices: a mesh along `data`.
-      audio_shape: any `(B, T, C)` that the networks accept.
-    """
-
-    def create(scalars):
-        return create_train_state(with_scalars(recipe, scalars), audio_shape)
-
-    return jax.jit(create, out_shardings=mesh.replicated(devices))
-
-
 def place_scalars(recipe: Recipe, devices: Mesh) -> Scalars:
     """The recipe's numbers on every device; every process has to have the same recipe."""
     return mesh.replicate(scalars_of(recipe), mesh.replicated(devices))

@@ -9,13 +9,27 @@ import pytest
 
 from audiovae_jax.run import compilation
 
+_SHORTEST = "jax_persistent_cache_min_compile_time_secs"
+
 
 @pytest.fixture
-def cache_dir():
+def cache_dir(monkeypatch):
     """The setting, put back afterwards."""
-    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.delenv(_SHORTEST.upper(), raising=False)
+    before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", _SHORTEST)}
     yield lambda: jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_small_programs_are_kept_too_unless_told_otherwise(cache_dir, monkeypatch):
+    jax.config.update(_SHORTEST, 3.0)
+    monkeypatch.setenv(_SHORTEST.upper(), "3.0")
+    compilation.use_cache()
+    assert getattr(jax.config, _SHORTEST) == 3.0
+    monkeypatch.delenv(_SHORTEST.upper())
+    compilation.use_cache()
+    assert getattr(jax.config, _SHORTEST) == 0.0
 
 
 def test_the_cache_is_in_the_users_folder_unless_told_otherwise(cache_dir, tmp_path, monkeypatch):

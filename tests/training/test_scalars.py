@@ -31,7 +31,6 @@ def _programs(recipe):
         "step": program.map_step(recipe, devices, True).lower(state, rows, scalars),
         "validation": program.map_validation(recipe, devices).lower(state.variables, rows, scalars),
         "diagnosis": program.map_diagnosis(recipe, devices, True).lower(state, rows, scalars),
-        "creation": program.map_creation(recipe, devices, SHAPE).lower(scalars),
     }
 
 
@@ -114,10 +113,3 @@ def test_each_number_is_heeded():
         assert_trees_equal(first[unmoved], changed[unmoved])
     assert after({**ours, "seed": np.uint32(1)})["kl_loss"] == first["kl_loss"]  # of the mean, which has no noise
     assert after({**ours, "seed": np.uint32(1)})["l1"] != first["l1"]
-
-
-@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
-def test_a_seed_that_is_an_argument_draws_what_a_constant_one_draws(seed):
-    recipe, devices = make_recipe(seed=seed), mesh.make_mesh(jax.devices()[:1])
-    drawn = program.map_creation(recipe, devices, SHAPE)(program.place_scalars(recipe, devices))
-    assert_trees_close(jax.device_get(drawn), jax.device_get(initial_state(recipe, devices)), rtol=1e-6)
