@@ -25,6 +25,10 @@ if "XLA_FLAGS" not in os.environ:
 if not _IS_WORKER:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="audiovae_jax_tests_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "xla")
+    # Processes that tests kill leave temporary files; pytest's own stay where they are looked for.
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "tmp")
+    os.mkdir(tempfile.tempdir)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax

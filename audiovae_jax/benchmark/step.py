@@ -48,6 +48,7 @@ class Step:
         scalars = program.place_scalars(recipe, devices)
         with compilation.sparing():
             state = jax.block_until_ready(creation.create_state(recipe, devices, build.example_shape(config)))
+        compilation.forget()  # as training does
         shape = (config.batch_size, *build.example_shape(config)[1:])
         audio = mesh.place_batch(devices, 0.3 * jax.random.normal(jax.random.key(0), shape))
         initialised = time.perf_counter()

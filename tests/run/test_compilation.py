@@ -66,3 +66,19 @@ def test_the_collector_stands_still_meanwhile_and_is_as_before_afterwards():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_what_is_forgotten_is_traced_anew():
+    traced = []
+
+    @jax.jit
+    def function(x):
+        traced.append(x)
+        return x + 1
+
+    function(jnp.zeros(()))
+    function(jnp.zeros(()))
+    assert len(traced) == 1
+    compilation.forget()
+    assert function(jnp.zeros(())) == 1
+    assert len(traced) == 2
