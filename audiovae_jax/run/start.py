@@ -83,7 +83,6 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
         return restored.state, restored.step, restored.metrics, restored.data
     with report.timed("drawing the initial parameters", say), compilation.sparing():
         state = jax.block_until_ready(creation.create_state(recipe, devices, shape))
-    compilation.forget()
     if config.init_from is None:
         return state, 0, None, {}
     state = warm_start.take_over(config, recipe, state, sharding, say)

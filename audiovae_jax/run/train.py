@@ -97,6 +97,7 @@ def train(
         state, start_step, metrics, position = start.initial_state(
             config, recipe, devices, checkpoints, data.fingerprint, say
         )
+        compilation.forget()
         group.meet("state", same={"checkpoint to go on from": start_step})
         first_step = start_step if metrics is None else start_step + 1
         reporter = report.Reporter(
