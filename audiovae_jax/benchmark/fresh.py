@@ -88,7 +88,7 @@ def _in_fresh_process(fn, config, cache, *args):
 def _answer(sender, fn, started, config, cache, *args):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
     jax.config.update("jax_compilation_cache_dir", cache)
-    compilation.use_cache()  # of what, as in training
+    compilation.use_cache()  # for small programs too, as in training
     importing = time.time() - started
     try:
         found = fn(ml_collections.ConfigDict(config), *args)

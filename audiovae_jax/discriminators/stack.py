@@ -126,11 +126,10 @@ def each(known: list | None, n: int) -> list:
 
 
 def in_turn(audio, outputs: list, known: list | None):
-    """The audio for the sub-discriminator after those of `outputs`, which a CPU computes before it begins that one.
+    """`audio` for the sub-discriminator that comes after those of `outputs`: on a CPU it waits for them.
 
-    In XLA's own order it holds what all of them need for a while at one time: of the 5.5 GB that the first row of the
-    benchmark's README planned, 2.6 GB are left, and half a GB of what went was the optimizer's. Where feature maps are
-    `known`, nothing is computed that could be waited for.
+    All at one time, as XLA orders them there, take twice the memory (see the benchmark's README). Where feature maps
+    are `known`, nothing is computed that could be waited for.
     """
     if not outputs or known is not None:
         return audio

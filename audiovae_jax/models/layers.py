@@ -123,7 +123,8 @@ def _uniform(key, shape, bound):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _draw(key, size):
-    # Of one dimension, since that compiles sooner. A number depends on its place alone, not on how many follow.
+    # Of one dimension, since that compiles sooner. A number of jax's default generator depends on its place alone,
+    # not on how many follow.
     return jax.random.uniform(key, (size,))
 
 

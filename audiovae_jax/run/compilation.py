@@ -12,12 +12,13 @@ import jax
 def use_cache():
     """Keep what XLA compiles in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where.
 
-    Small programs too, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says which: a run begins with hundreds.
+    Small programs too, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS says which: a run begins with some 200.
     """
     if jax.config.jax_compilation_cache_dir is None:
         root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(root) / "audiovae_jax" / "xla"))
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    is_default = jax.config.jax_persistent_cache_min_compile_time_secs == 1.0
+    if is_default and "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
@@ -52,9 +53,9 @@ def sparing():
 
 
 def forget():
-    """Give back what jax keeps of all that was traced and compiled until now, for when it is called again.
+    """Give back what jax keeps of all that this process has traced and compiled, also of what is not ours.
 
-    Of checking `configs/tiny.py` and of drawing its parameters, that is 0.19 GB.
+    What is called again is traced again. Of checking `configs/tiny.py` and drawing its parameters, it is 0.19 GB.
     """
     jax.clear_caches()
     gc.collect()

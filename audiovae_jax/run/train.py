@@ -42,7 +42,7 @@ def train(
     """Train as `config` says, or go on where `workdir` stopped.
 
     SIGTERM, Ctrl-C and `stop_after` end it in good order: it saves and returns, and the same call goes on
-    from there to the same bits.
+    from there to the same bits. Before the first step it clears all caches of jax (see `compilation.forget`).
 
     Args:
       config: finalized (see `configuration.finalize`).

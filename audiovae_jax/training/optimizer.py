@@ -84,10 +84,10 @@ class AdamW:
 
 
 def _scale_by_adam(b1, b2, eps) -> optax.GradientTransformationExtraArgs:
-    """`optax.scale_by_adam`, with its state, whose step is computed from the moments that are kept.
+    """`optax.scale_by_adam`, its state too, with a choice whether the moments change.
 
-    From others, XLA for CPUs computes the moments twice, and copies the old ones for that long before: 0.48 GB of
-    the 5.4 GB that a step of the first row in the benchmark's README held at one time.
+    The step is computed after that choice, from the moments that are kept. From moments before it, XLA for CPUs
+    computes them twice, and keeps copies of the old ones for that (see the benchmark's README).
     """
 
     def update(updates, state, params=None, *, apply=True):

@@ -45,7 +45,7 @@ def split_trainable(params: dict, encoder_frozen: bool) -> tuple[dict, dict]:
 
 
 def create_train_state(recipe, audio_shape: tuple[int, int, int]) -> TrainState:
-    """Initial state from `recipe.seed`; traceable, so that it can be jitted onto a mesh.
+    """Initial state from `recipe.seed`; traceable, for `creation` and for its shapes.
 
     Args:
       recipe: a `step.Recipe`.

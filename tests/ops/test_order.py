@@ -30,11 +30,13 @@ def test_what_comes_after_is_not_begun_before():
 @pytest.mark.parametrize("earlier", [1.0, -1.0, 0.0, np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_waiting_changes_nothing_whatever_is_waited_for(earlier, dtype):
-    x = jnp.asarray([1.5, -2.0, 0.0, jnp.inf], dtype)
+    x = jnp.asarray([1.5, -2.0, 0.0, -0.0, jnp.inf, jnp.nan], dtype)
     earlier = jnp.full((2, 3), earlier, dtype)
     y = jax.jit(order.after)(x, earlier)
     assert y.dtype == dtype
+    y, x = (np.asarray(array, np.float32) for array in (y, x))
     np.testing.assert_array_equal(y, x)
+    np.testing.assert_array_equal(np.signbit(y), np.signbit(x))
 
 
 def test_no_gradient_goes_to_what_is_waited_for():

@@ -23,10 +23,12 @@ def cache_dir(monkeypatch):
 
 
 def test_small_programs_are_kept_too_unless_told_otherwise(cache_dir, monkeypatch):
-    jax.config.update(_SHORTEST, 3.0)
-    monkeypatch.setenv(_SHORTEST.upper(), "3.0")
-    compilation.use_cache()
-    assert getattr(jax.config, _SHORTEST) == 3.0
+    for chosen, in_environment in ((3.0, False), (3.0, True), (1.0, True)):
+        jax.config.update(_SHORTEST, chosen)
+        if in_environment:
+            monkeypatch.setenv(_SHORTEST.upper(), str(chosen))
+        compilation.use_cache()
+        assert getattr(jax.config, _SHORTEST) == chosen
     monkeypatch.delenv(_SHORTEST.upper())
     compilation.use_cache()
     assert getattr(jax.config, _SHORTEST) == 0.0

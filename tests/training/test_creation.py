@@ -6,6 +6,7 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from small_step import SHAPE, assert_trees_close, assert_trees_equal, initial_state, make_recipe
 
@@ -25,14 +26,20 @@ def test_it_is_what_one_program_draws(seed):
     assert_trees_equal(drawn, again)
 
 
+_TABLE = jnp.arange(1.0, 3.0)
+
+
 class _Own(Judge):
-    """With initialisers of its own, and a parameter that depends on the audio it is first given."""
+    """With initialisers of its own: from the audio it is first given, numbers, arrays that others hold too."""
 
     @nn.compact
     def judge(self, audio, known=None):
-        x = nn.Dense(4, kernel_init=nn.initializers.orthogonal())(audio)
+        x = nn.Dense(4, kernel_init=nn.initializers.orthogonal())(audio * self.param("table", lambda _: _TABLE))
         peak = self.param("peak", lambda _: 1.0 + jnp.max(jnp.abs(audio)))
-        return [x * peak], [[x]]
+        scale = self.param("scale", lambda _: jnp.asarray(1.5))
+        again = self.param("again", lambda _: scale)
+        same = self.param("same", lambda _: _TABLE)
+        return [x * peak * scale * again * jnp.sum(same)], [[x]]
 
 
 def test_any_module_is_created():
@@ -41,8 +48,23 @@ def test_any_module_is_created():
     remat = dataclasses.replace(recipe, model=recipe.model.clone(remat=True))
     for changed in (remat, dataclasses.replace(recipe, discriminator=_Own())):
         devices = mesh.make_mesh(jax.devices()[:1])
-        drawn = creation.create_state(changed, devices, SHAPE)
-        assert_trees_close(jax.device_get(drawn), jax.device_get(initial_state(changed, devices)), rtol=1e-5)
+        drawn, expected = creation.create_state(changed, devices, SHAPE), initial_state(changed, devices)
+        assert [x.dtype for x in jax.tree.leaves(drawn)] == [x.dtype for x in jax.tree.leaves(expected)]
+        assert_trees_close(jax.device_get(drawn), jax.device_get(expected), rtol=1e-5)
+
+
+def test_the_first_step_may_take_over_all_of_it():
+    recipe = dataclasses.replace(make_recipe(), discriminator=_Own())
+    state = creation.create_state(recipe, mesh.make_mesh(jax.devices()[:1]), SHAPE)
+    jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)(state)
+    np.testing.assert_array_equal(_TABLE, [1.0, 2.0])
+
+
+def test_without_what_jax_does_not_promise_it_is_one_program(monkeypatch):
+    recipe, devices = make_recipe(), mesh.make_mesh(jax.devices()[:1])
+    drawn = creation.create_state(recipe, devices, SHAPE)
+    monkeypatch.setattr(creation, "dce_jaxpr", None)
+    assert_trees_close(jax.device_get(creation.create_state(recipe, devices, SHAPE)), jax.device_get(drawn), rtol=1e-6)
 
 
 def test_nothing_is_computed_from_the_audio(monkeypatch):
