@@ -1,5 +1,7 @@
 """`evaluate` and `serve`: models on audio, in a table and a page to listen to; and by hand, in a page of their own."""
 
+import os
+import threading
 from pathlib import Path
 
 from absl import flags
@@ -19,6 +21,7 @@ from audiovae_jax.serving import server
 from audiovae_jax.serving.models import Models
 from audiovae_jax.storage import atomic
 
+_AFTER = 10.0  # seconds that threads have to end once the page is closed
 _ALL = "all"
 _MOST_MB = 1 << 20
 
@@ -129,6 +132,10 @@ def _serve(path):
     server.require_gradio()
     models = Models(path, codec.load)
     server.serve(models, host=values.host, port=values.port, max_upload_mb=values.max_upload_mb)
+    # Python waits for all threads, and one of a library's may wait for ever: the page is closed, so it ends anyway.
+    end = threading.Timer(_AFTER, os._exit, (0,))
+    end.daemon = True
+    end.start()
 
 
 EVALUATE = Command(

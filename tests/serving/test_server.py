@@ -407,3 +407,22 @@ def test_the_command_ends_by_a_signal_and_leaves_nothing(root, tmp_path, stop):
     finally:
         process.kill()
     assert not list(tmp_path.glob("audiovae_served_*"))
+
+
+@pytest.mark.slow
+def test_the_command_ends_though_a_thread_does_not(root, tmp_path):
+    code = (
+        "import sys, threading; from audiovae_jax.commands import cli\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        f"sys.argv = ['serve', {str(root / 'models')!r}, '--port=0']\n"
+        "cli.main('serve')\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(SCRIPT.parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+    assert not list(tmp_path.glob("audiovae_served_*"))
