@@ -26,6 +26,25 @@ def test_it_is_what_one_program_draws(seed):
     assert_trees_equal(drawn, again)
 
 
+def test_another_seed_compiles_nothing_anew():
+    compiled = []
+
+    def listen(name, *_, **__):
+        if "backend_compile" in name:
+            compiled.append(name)
+
+    devices = mesh.make_mesh(jax.devices()[:1])
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        creation.create_state(make_recipe(seed=0), devices, SHAPE)
+        first = len(compiled)
+        creation.create_state(make_recipe(seed=2**32 - 1), devices, SHAPE)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == first > 0
+
+
 _TABLE = jnp.arange(1.0, 3.0)
 
 
