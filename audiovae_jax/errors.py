@@ -1,6 +1,13 @@
 """Errors that a user can mend: each names the file or key, and what to do about it."""
 
 import contextlib
+import math
+import numbers
+import operator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 
 class UserError(Exception):
@@ -37,3 +44,56 @@ def as_checkpoint_error(what: str):
     except Exception as error:
         text = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{what} ({type(error).__name__}: {text})"[:1000]) from error
+
+
+def printable(path: str | Path) -> str:
+    """A path as text that any terminal and file takes: bytes that are no UTF-8 are escaped."""
+    return str(path).encode(errors="backslashreplace").decode()
+
+
+def whole_number(value: Any, name: str, error: type[Exception], *, least: int = 1, most: int = 2**40 - 1) -> int:
+    """`value` as an int: Python's, numpy's or jax's integers, and floats that are whole.
+
+    Args:
+      value: the number.
+      name: what it is, for the error.
+      error: what to raise.
+      least, most: the range it must lie in.
+
+    Raises:
+      error: it is none, or out of range.
+    """
+    number = None
+    if not isinstance(value, bool | str | bytes | np.bool_):
+        try:
+            number = operator.index(value)
+        except TypeError:
+            try:
+                number = int(value) if float(value).is_integer() else None
+            except (TypeError, ValueError, OverflowError):
+                number = None
+    if number is None:
+        raise error(f"{name}={value!r} must be a whole number")
+    if not least <= number <= most:
+        raise error(f"{name}={number} must be a whole number from {least} to {most}")
+    return number
+
+
+def require_range(name: str, value: float, *, above: float | None = None, below: float | None = None):
+    """Raise ValueError unless `value` is a finite number, at least 0, or above and below those given.
+
+    A traced one is taken: what it stands for was checked before it became an argument.
+    """
+    import jax  # not at import: commands that only read a file's header do without
+
+    if isinstance(value, jax.core.Tracer):
+        return
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise ValueError(f"{name}={value!r} must be a finite number")
+    if above is not None and value <= above:
+        raise ValueError(f"{name}={value} must be above {above:g}")
+    if above is None and value < 0:
+        raise ValueError(f"{name}={value} must not be negative")
+    if below is not None and value >= below:
+        raise ValueError(f"{name}={value} must be below {below:g}")

@@ -58,7 +58,7 @@ def _base():
     config.init_from = config_dict.placeholder(str)
     config.init_weights_only = False  # True takes the networks alone: step 0, fresh optimizers, and the settings here
 
-    # Where a run is recorded, besides metrics.jsonl in the workdir (audiovae_jax/tracking/README.md).
+    # Where a run is recorded, besides metrics.jsonl in the workdir (audiovae_jax/run/tracking/README.md).
     config.logging = ml_collections.ConfigDict()
     config.logging.writers = ("tensorboard",)  # and "mlflow", "wandb" (offline), if they are installed
     # A server or store; unset: MLFLOW_TRACKING_URI or, without that, mlflow.db beside the workdir.
@@ -83,7 +83,7 @@ def _base():
     config.model.dilations = (1, 3, 9)  # of the residual units in each block
     config.model.encoder_frozen = False  # True trains the decoder alone
     # True keeps only what lies between blocks and computes the rest of the model again for the gradient:
-    # less memory for more time (audiovae_jax/benchmark/README.md).
+    # less memory for more time (audiovae_jax/performance/benchmark/README.md).
     config.model.remat = False
     config.model.dtype = "float32"  # what convolutions compute in; "bfloat16" is faster on GPU and TPU
 

@@ -41,7 +41,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 
 from audiovae_jax.config import configuration
 from audiovae_jax.errors import ConfigError
-from audiovae_jax.planning import targets
+from audiovae_jax.performance.planning import targets
 from audiovae_jax.run import train
 from configs import base
 

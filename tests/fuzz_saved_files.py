@@ -19,10 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax import AudioVAE
+from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.persistence.saved_model import open_model, save_model
-from audiovae_jax.training import mesh
 from audiovae_jax.training.state import TrainState
 
 SMALL = {"base_channels": 2, "channel_mults": (1,), "strides": (2,), "latent_dim": 2, "dilations": (1,)}

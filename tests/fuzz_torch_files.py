@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.torch_files.unpickle import Placeholder
 from audiovae_jax.torch_io import read_checkpoint
+from audiovae_jax.torch_io.files.unpickle import Placeholder
 
 
 def same(a, b, depth=0):

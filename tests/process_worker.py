@@ -19,11 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax.distributed import launch
+from audiovae_jax.distributed import launch, mesh
 from audiovae_jax.errors import DataError, UserError
-from audiovae_jax.run import compilation, report, train
+from audiovae_jax.run import reporter, train
 from audiovae_jax.storage import array_store
-from audiovae_jax.training import mesh
+from audiovae_jax.training import compilation
 
 
 def hashes(rows):
@@ -36,7 +36,7 @@ def main():
     jax.config.update("jax_num_cpu_devices", told["devices"])
     compilation.use_cache()
     seen = {"batches": {}, "losses": {}}
-    place, show = train._Run._next, report.Reporter.step
+    place, show = train._Run._next, reporter.Reporter.step
 
     def _next(self, waiting, step, is_idle=lambda: True):
         number = seen["next"] = seen.get("next", step - 1) + 1
@@ -53,7 +53,7 @@ def main():
             os.kill(os.getpid(), signal.SIGTERM)
         show(self, done, metrics)
 
-    train._Run._next, report.Reporter.step = _next, step
+    train._Run._next, reporter.Reporter.step = _next, step
     with launch.joined(**told["join"]):
         config = ml_collections.ConfigDict(told["config"], convert_dict=True)
         state = train.train(config, told["workdir"], **told["train"])

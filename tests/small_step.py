@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from audiovae_jax import AdversarialLossCalculator, AudioVAE, losses
+from audiovae_jax.distributed import mesh
 from audiovae_jax.losses import WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
-from audiovae_jax.training import mesh, program, step
+from audiovae_jax.training import program, step
 from audiovae_jax.training.optimizer import AdamW
 from audiovae_jax.training.state import create_train_state
 

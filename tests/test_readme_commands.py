@@ -22,15 +22,15 @@ ROOT = Path(__file__).resolve().parents[1]
 # How many commands each page has; those of pages with none are not listed.
 PAGES = {
     "README.md": 19,
-    "audiovae_jax/benchmark/README.md": 5,
+    "audiovae_jax/performance/benchmark/README.md": 5,
     "audiovae_jax/config/README.md": 2,
-    "audiovae_jax/datasets/README.md": 3,
+    "audiovae_jax/data/sets/README.md": 3,
     "audiovae_jax/evaluation/README.md": 3,
     "audiovae_jax/inference/README.md": 1,
-    "audiovae_jax/migration/README.md": 5,
-    "audiovae_jax/planning/README.md": 2,
-    "audiovae_jax/serving/README.md": 1,
-    "audiovae_jax/tracking/README.md": 2,
+    "audiovae_jax/torch_io/migration/README.md": 5,
+    "audiovae_jax/performance/planning/README.md": 2,
+    "audiovae_jax/evaluation/listening/README.md": 1,
+    "audiovae_jax/run/tracking/README.md": 2,
 }
 _MODEL = (
     "--config.data.crop_length=2048 --config.batch_size=4 --config.model.base_channels=2 "

@@ -185,7 +185,7 @@ def _autocast(device, dtype):
 
 
 def peak_memory():
-    """Of this process, in bytes, as `audiovae_jax.benchmark.measure` counts it; 0 where unknown."""
+    """Of this process, in bytes, as `audiovae_jax.performance.benchmark.measure` counts it; 0 where unknown."""
     with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
     return 0

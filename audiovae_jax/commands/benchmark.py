@@ -6,12 +6,11 @@ import sys
 
 from absl import flags
 
-from audiovae_jax.benchmark import command as benchmark
-from audiovae_jax.commands import bundled_configs, cli
+from audiovae_jax.commands import bundled_configs, cli, process
 from audiovae_jax.commands.command import Command
 from audiovae_jax.config import configuration
 from audiovae_jax.errors import ConfigError
-from audiovae_jax.run import huge_pages
+from audiovae_jax.performance.benchmark import command as benchmark
 
 # The flags that each subcommand reads; all take --config and --json.
 _USED = {
@@ -40,7 +39,7 @@ def _benchmark(subcommand, model=None):
     _require_used(subcommand)
     # Another system, or a process started to measure in, needs room on an accelerator too.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    huge_pages.restart()  # as training does; other systems run with the same pages
+    process.restart_with_huge_pages()  # as training does; other systems run with the same pages
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that other processes end too
     values = flags.FLAGS
     signals = (values.batch_size or 1) if subcommand == "codec" else 1

@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib
 import io
+import os
 import re
 import sys
 import warnings
@@ -14,15 +15,16 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from audiovae_jax.commands import bundled_configs
+from audiovae_jax.commands import bundled_configs, process
 from audiovae_jax.commands.command import MODEL, Command
 from audiovae_jax.config import configuration
 from audiovae_jax.config.resolve import did_you_mean
-from audiovae_jax.data.files import printable
-from audiovae_jax.errors import ConfigError, UserError
-from audiovae_jax.persistence import places
-from audiovae_jax.run import compilation, warm_start
+from audiovae_jax.data.audio.audio_file import EXTENSIONS
+from audiovae_jax.errors import ConfigError, UserError, printable
+from audiovae_jax.run import warm_start
+from audiovae_jax.storage import server
 from audiovae_jax.storage.bucket_path import BucketPath
+from audiovae_jax.training import compilation
 
 # Where each command lives; only the one that is asked for is imported.
 _MODULES = {
@@ -40,7 +42,7 @@ _MODULES = {
     "export_torch": "models",
     "make_shards": "data",
     "benchmark": "benchmark",
-    "check_data": "survey",
+    "check_data": "data",
     "evaluate": "judging",
     "serve": "judging",
     "convert_musdb18": "data",
@@ -104,6 +106,7 @@ def _run(command):
         sys.stdout.reconfigure(errors="backslashreplace")
     bundled_configs.offer()
     compilation.use_cache()
+    process.drop_orbax_log_lines()
     logging.set_verbosity(logging.ERROR)  # XLA reports every backend that it looks at
     warnings.filterwarnings("default", message=r"config\.|--", category=DeprecationWarning)
     before = set(flags.FLAGS)
@@ -170,7 +173,7 @@ def _positional(argv, command):
     if len(given) < len(needed) or (len(given) > len(names) and not open_ended):
         takes = " ".join(names) or "no arguments but flags"
         wants_model = needed[:1] in ([MODEL], [f"{MODEL}..."]) and len(given) < len(needed)
-        if wants_model and not (given and places.may_be_model(given[0].partition("=")[2] or given[0])):
+        if wants_model and not (given and _may_be_model(given[0].partition("=")[2] or given[0])):
             found = f", and {printable(given[0])} is none" if given else ""
             raise ConfigError(f"no model was given: {command.name} takes {takes}{found}. --help tells more")
         raise ConfigError(f"{command.name} takes {takes}; {len(given)} were given. --help lists the flags")
@@ -233,3 +236,13 @@ def _config_argument(argv):
                 argv[i : i + 2] = [f"--config={value}"]
             return i, value
     return None, flags.FLAGS["config"].default_unparsed or ""
+
+
+def _may_be_model(path: str) -> bool:
+    """Whether a model could be at a user's path; only where it is certain that none is, it is not."""
+    if server.is_url(path):
+        return True
+    if not os.path.isdir(path):
+        return os.path.isfile(path) and Path(path).suffix.lower() not in EXTENSIONS
+    names = os.listdir(path)
+    return any(name in ("model.json", "checkpoints", "state") or name.isdigit() for name in names)

@@ -7,8 +7,8 @@ from absl import flags
 
 from audiovae_jax.commands import file_jobs
 from audiovae_jax.commands.command import MODEL, Command
-from audiovae_jax.data import stream
-from audiovae_jax.data.audio_file import EXTENSIONS
+from audiovae_jax.data.audio import stream
+from audiovae_jax.data.audio.audio_file import EXTENSIONS
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.inference import latent_records, latent_writer
 from audiovae_jax.inference.codec import Codec

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import tqdm
 
-from audiovae_jax.data import files
-from audiovae_jax.data.files import printable
-from audiovae_jax.errors import DataError, UserError
+from audiovae_jax.data.audio import files
+from audiovae_jax.errors import DataError, UserError, printable
 from audiovae_jax.storage import atomic
 
 

@@ -8,17 +8,16 @@ from absl import flags
 
 from audiovae_jax.commands import bundled_configs, codec
 from audiovae_jax.commands.command import Command
-from audiovae_jax.data import audio_file, remote
-from audiovae_jax.data.files import printable
-from audiovae_jax.datasets import sources
-from audiovae_jax.datasets.catalog import Track
-from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.data.audio import audio_file, remote
+from audiovae_jax.data.feeding import pipeline
+from audiovae_jax.data.sets import sources
+from audiovae_jax.data.sets.catalog import Track
+from audiovae_jax.errors import ConfigError, DataError, printable
 from audiovae_jax.evaluation import distributions, evaluate, systems
+from audiovae_jax.evaluation.listening import server
+from audiovae_jax.evaluation.listening.models import Models
 from audiovae_jax.evaluation.presets import PRESETS
 from audiovae_jax.evaluation.visqol import Visqol
-from audiovae_jax.feeding import pipeline
-from audiovae_jax.serving import server
-from audiovae_jax.serving.models import Models
 from audiovae_jax.storage import atomic
 
 _AFTER = 10.0  # seconds that threads have to end once the page is closed

@@ -7,10 +7,10 @@ from absl import flags
 
 from audiovae_jax.commands import bundled_configs, codec
 from audiovae_jax.commands.command import MODEL, Command
-from audiovae_jax.data import remote
-from audiovae_jax.datasets import sharding, sources
+from audiovae_jax.data.audio import remote
+from audiovae_jax.data.feeding import pipeline
+from audiovae_jax.data.sets import sharding, sources
 from audiovae_jax.errors import ConfigError, DataError
-from audiovae_jax.feeding import pipeline
 from audiovae_jax.inference import latent_records, latent_writer
 
 

@@ -9,9 +9,8 @@ from absl import flags
 
 from audiovae_jax.commands import cli, training
 from audiovae_jax.commands.command import Command
-from audiovae_jax.data.files import printable
-from audiovae_jax.errors import ConfigError, PlanError
-from audiovae_jax.planning import compiling, doctor, plan, table, targets
+from audiovae_jax.errors import ConfigError, PlanError, printable
+from audiovae_jax.performance.planning import compiling, doctor, plan, table, targets
 from audiovae_jax.run import bucket_lock
 from audiovae_jax.storage import atomic
 

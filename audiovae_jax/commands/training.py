@@ -4,15 +4,14 @@ from pathlib import Path
 
 from absl import flags
 
-from audiovae_jax.commands import bundled_configs, cli
+from audiovae_jax.commands import bundled_configs, cli, process
 from audiovae_jax.commands.command import Command
-from audiovae_jax.data.files import printable
 from audiovae_jax.distributed import launch, stopping
-from audiovae_jax.errors import ConfigError, DataError
-from audiovae_jax.migration import migrate
-from audiovae_jax.run import bucket_lock, huge_pages, train
+from audiovae_jax.errors import ConfigError, DataError, printable
+from audiovae_jax.run import bucket_lock, train
+from audiovae_jax.run.tracking import history, page
 from audiovae_jax.storage import atomic, server
-from audiovae_jax.tracking import history, page
+from audiovae_jax.torch_io.migration import migrate
 
 
 def define_process_flags():
@@ -41,7 +40,7 @@ def _flags():
 
 
 def _train():
-    huge_pages.restart()
+    process.restart_with_huge_pages()
     given = flags.FLAGS
     workdir = bucket_lock.as_workdir(given.workdir or Path("runs") / cli.config_name())
     stop_after = None if given.stop_after is None else stopping.seconds(given.stop_after)

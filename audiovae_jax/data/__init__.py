@@ -1,1 +1,1 @@
-"""Audio for training: files read by window, a built-in generator, and the pipeline that feeds steps."""
+"""Audio data: files (`audio`), data sets (`sets`), batches of crops (`feeding`) and statistics (`survey`)."""

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from audiovae_jax.models.layers import Dtype, WNConv1d, WNConv2d
-from audiovae_jax.ops import order
+from audiovae_jax.ops import scheduling
+from audiovae_jax.ops.activations import known_leaky_relu, leaky_relu
 from audiovae_jax.ops.interleaved import is_interleaved
-from audiovae_jax.ops.leaky_relu import known_leaky_relu, leaky_relu
 
 # A discriminator's output: logits, and per logit the activations of every conv before it.
 Output = tuple[list[jax.Array], list[list[jax.Array]]]
@@ -133,7 +133,7 @@ def in_turn(audio, outputs: list, known: list | None):
     """
     if not outputs or known is not None:
         return audio
-    return order.after(audio, jax.tree.leaves(outputs[-1])[0])
+    return scheduling.after(audio, jax.tree.leaves(outputs[-1])[0])
 
 
 def gather(outputs) -> Output:

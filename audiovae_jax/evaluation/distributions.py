@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import scipy.linalg
 
-from audiovae_jax.data.stream import AudioStream
+from audiovae_jax.data.audio.stream import AudioStream
 from audiovae_jax.errors import ConfigError, DataError
 
 Embedding = Callable[[np.ndarray, int], np.ndarray]

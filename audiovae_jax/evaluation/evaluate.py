@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from audiovae_jax.data import audio_file, stream
-from audiovae_jax.data.files import printable
-from audiovae_jax.data.stream import AudioStream
-from audiovae_jax.datasets.catalog import Track
-from audiovae_jax.errors import DataError, UserError
+from audiovae_jax.data.audio import audio_file, stream
+from audiovae_jax.data.audio.stream import AudioStream
+from audiovae_jax.data.sets.catalog import Track
+from audiovae_jax.errors import DataError, UserError, printable
 from audiovae_jax.evaluation import distributions, metrics, report
 from audiovae_jax.evaluation.presets import Preset
 from audiovae_jax.evaluation.summary import summarize

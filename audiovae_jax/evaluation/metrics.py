@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from audiovae_jax.data.stream import AudioStream
-from audiovae_jax.datasets import bandwidth
+from audiovae_jax.data.audio import loudness
+from audiovae_jax.data.audio.stream import AudioStream
+from audiovae_jax.data.sets import bandwidth
 from audiovae_jax.errors import DataError
 from audiovae_jax.evaluation import spectral, stereo
 from audiovae_jax.evaluation.spectral import Distance
 from audiovae_jax.evaluation.waveform import BssSdr, WaveformErrors
-from audiovae_jax.survey import loudness
 
 _BLOCK = 1 << 16  # samples measured at once
 _QUIET = 1e-6  # mean power of a second below which its error is no place to listen to

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from audiovae_jax.data.files import printable
+from audiovae_jax.errors import printable
 from audiovae_jax.evaluation import clips
 from audiovae_jax.evaluation.metrics import COLUMNS
 from audiovae_jax.evaluation.presets import Preset
-from audiovae_jax.pages.document import document, escaped
+from audiovae_jax.html import document, escaped
 from audiovae_jax.storage import atomic
 
 AUDIO_BYTES = 24 * 10**6  # of all players together, as 16-bit samples

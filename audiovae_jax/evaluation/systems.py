@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 import soundfile
 
-from audiovae_jax.data import audio_file, stream
-from audiovae_jax.data.stream import AudioStream
+from audiovae_jax.data.audio import audio_file, stream
+from audiovae_jax.data.audio.stream import AudioStream
 from audiovae_jax.errors import ConfigError, DataError
 from audiovae_jax.evaluation.latents import LatentStatistics
 from audiovae_jax.inference.codec import Codec

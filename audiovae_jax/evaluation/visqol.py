@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from audiovae_jax.data.stream import AudioStream
+from audiovae_jax.data.audio.stream import AudioStream
 from audiovae_jax.errors import ConfigError
 
 SAMPLE_RATE = 48000  # Hz

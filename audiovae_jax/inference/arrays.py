@@ -4,10 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from audiovae_jax.checks import whole_number
-from audiovae_jax.data import stream
-from audiovae_jax.data.stream import AudioStream
-from audiovae_jax.errors import DataError
+from audiovae_jax.data.audio import stream
+from audiovae_jax.data.audio.stream import AudioStream
+from audiovae_jax.errors import DataError, whole_number
 
 MAX_RATE = 1 << 24  # Hz
 _MAX_CHANNELS = 64

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from audiovae_jax.data import files
-from audiovae_jax.data.audio_file import EXTENSIONS
+from audiovae_jax.data.audio import files
+from audiovae_jax.data.audio.audio_file import EXTENSIONS
 from audiovae_jax.errors import DataError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.persistence import saved_model

@@ -17,12 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiovae_jax.checks import whole_number
-from audiovae_jax.errors import DataError
+from audiovae_jax.distributed import mesh
+from audiovae_jax.errors import DataError, whole_number
 from audiovae_jax.models.audio_vae import AudioVAE, Posterior
 from audiovae_jax.models.receptive_field import Context, decoder_context, encoder_context
 from audiovae_jax.models.span import Span
-from audiovae_jax.training import mesh
 
 # Elements of one layer's activations in a batch of windows: 32 MB in float32, and some ten of them live at once.
 _ACTIVATION_BUDGET = 1 << 23

@@ -11,11 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from audiovae_jax.checks import whole_number
-from audiovae_jax.data import audio_file, stream
-from audiovae_jax.data.files import printable
-from audiovae_jax.data.stream import AudioStream
-from audiovae_jax.errors import CheckpointError, DataError
+from audiovae_jax.data.audio import audio_file, stream
+from audiovae_jax.data.audio.stream import AudioStream
+from audiovae_jax.errors import CheckpointError, DataError, printable, whole_number
 from audiovae_jax.inference import arrays
 from audiovae_jax.inference.chunked import ChunkedModel
 from audiovae_jax.inference.latents import Latents, require_model

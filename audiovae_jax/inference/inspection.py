@@ -5,11 +5,11 @@ import numpy as np
 
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.inference.codec import Codec
+from audiovae_jax.models.audio_vae import CONFIG_KEYS
+from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.models.receptive_field import decoder_context, encoder_context
 from audiovae_jax.persistence import saved_model, training_state
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
-from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS
-from audiovae_jax.training.state import count_parameters
 
 
 def inspect_model(path: str, *, step: int | None = None) -> dict:

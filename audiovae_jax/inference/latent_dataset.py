@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiovae_jax.data import remote
-from audiovae_jax.data.files import printable
-from audiovae_jax.data.remote import RemoteFile
-from audiovae_jax.datasets import shards
-from audiovae_jax.datasets.shards import Shard
-from audiovae_jax.errors import DataError
-from audiovae_jax.feeding import pipeline
+from audiovae_jax.data.audio import remote
+from audiovae_jax.data.audio.remote import RemoteFile
+from audiovae_jax.data.feeding import pipeline
+from audiovae_jax.data.sets import shards
+from audiovae_jax.data.sets.shards import Shard
+from audiovae_jax.errors import DataError, printable
 from audiovae_jax.inference import chunked, latent_records, latent_writer
 from audiovae_jax.inference.latents import Latents
 

@@ -22,12 +22,10 @@ import jax
 import numpy as np
 import tqdm
 
-from audiovae_jax.checks import whole_number
-from audiovae_jax.data import remote, stream
-from audiovae_jax.data.files import printable
-from audiovae_jax.datasets import sharding, shards
-from audiovae_jax.datasets.catalog import Catalog
-from audiovae_jax.errors import DataError
+from audiovae_jax.data.audio import remote, stream
+from audiovae_jax.data.sets import sharding, shards
+from audiovae_jax.data.sets.catalog import Catalog
+from audiovae_jax.errors import DataError, printable, whole_number
 from audiovae_jax.inference import latent_records, track_stream
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.storage import atomic

@@ -8,9 +8,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from audiovae_jax.checks import whole_number
-from audiovae_jax.data.files import printable
-from audiovae_jax.errors import CheckpointError, DataError
+from audiovae_jax.errors import CheckpointError, DataError, printable, whole_number
 from audiovae_jax.inference.latent_records import DTYPES
 from audiovae_jax.storage import atomic
 

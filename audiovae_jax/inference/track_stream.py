@@ -1,9 +1,9 @@
 """A data set's track as a stream, which is what a codec takes."""
 
-from audiovae_jax.data import audio_file, deadline, stream
-from audiovae_jax.data.audio_file import AudioFile
-from audiovae_jax.data.stream import AudioStream
-from audiovae_jax.datasets.catalog import Audio, Excerpt
+from audiovae_jax.data.audio import audio_file, deadline, stream
+from audiovae_jax.data.audio.audio_file import AudioFile
+from audiovae_jax.data.audio.stream import AudioStream
+from audiovae_jax.data.sets.catalog import Audio, Excerpt
 from audiovae_jax.errors import DataError
 
 

@@ -11,7 +11,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from audiovae_jax.checks import require_range
+from audiovae_jax.errors import require_range
 from audiovae_jax.losses.weighted import weighted_sum
 from audiovae_jax.ops.interleaved import is_interleaved
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from audiovae_jax.checks import require_range
+from audiovae_jax.errors import require_range
 from audiovae_jax.losses.weighted import is_off
 
 

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from audiovae_jax.checks import require_range
+from audiovae_jax.errors import require_range
 from audiovae_jax.losses import spectral
 from audiovae_jax.ops import signal
 

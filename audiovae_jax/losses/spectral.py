@@ -6,7 +6,7 @@ al., "Automatic multitrack mixing with a differentiable mixing console", 2021.
 
 import jax.numpy as jnp
 
-from audiovae_jax.checks import require_range
+from audiovae_jax.errors import require_range
 from audiovae_jax.ops import signal
 
 _EPS = 1e-8

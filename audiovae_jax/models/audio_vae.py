@@ -16,6 +16,11 @@ from audiovae_jax.models.layers import Dtype, Snake, WNConv1d, WNConvTranspose1d
 from audiovae_jax.models.span import Span, clear_outside
 from audiovae_jax.ops import convolution
 
+# The keys of `model_config`, in the order in which the torch system writes them.
+CONFIG_KEYS = (
+    *("in_channels", "base_channels", "channel_mults", "strides"),
+    *("latent_dim", "kernel_size", "dilations"),
+)
 LOGVAR_RANGE = (-20.0, 20.0)
 _STD_FLOOR = 1e-8
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax.ops import convolution
-from audiovae_jax.ops.snake import snake
+from audiovae_jax.ops.activations import snake
 
 Dtype = Any
 
@@ -143,3 +143,8 @@ def _norm(v, norm_axis):
     axes = tuple(i for i in range(v.ndim) if i != norm_axis % v.ndim)
     xnp = np if isinstance(v, np.ndarray) else jnp  # folded once, on the host, there is nothing to compile
     return xnp.sqrt(xnp.sum(xnp.square(v), axis=axes, keepdims=True))
+
+
+def count_parameters(params) -> int:
+    """The number of scalars in a tree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -17,14 +17,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from audiovae_jax.distributed import agreement, mesh
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import hosts
 from audiovae_jax.persistence.step_folders import StepFolders
 from audiovae_jax.persistence.step_objects import StepObjects
 from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath, ServerAwayError
 from audiovae_jax.storage.checksum import json_checksum
-from audiovae_jax.training import mesh
 from audiovae_jax.training.state import TrainState
 
 BEST_METRIC = "total_loss"
@@ -128,16 +127,16 @@ class Checkpoints:
         if jax.process_count() == 1:
             # Orbax divides what every device holds among them, which takes an operation per device and array.
             state = jax.tree.map(lambda array: array.addressable_data(0), state)
-        elif in_bucket and hosts.is_first():
+        elif in_bucket and agreement.is_first():
             # It takes no array of one process alone; and not by reference, since its memory is used again.
             state = jax.tree.map(lambda array: np.array(array.addressable_data(0)), state)
-        there = hosts.of_first(self.steps())
+        there = agreement.of_first(self.steps())
         is_new = self._writer is None
         if in_bucket:  # which one process alone writes to, and may have failed with
-            is_new = hosts.any_reason("new" if is_new else None) is not None
+            is_new = agreement.any_reason("new" if is_new else None) is not None
         if is_new:
             # What cannot be described may have been the best; Orbax falls over some of it, or takes it for leftovers.
-            self._set_aside(hosts.of_first([old for old in there if old != step and not self._is_described(old)]))
+            self._set_aside(agreement.of_first([old for old in there if old != step and not self._is_described(old)]))
         if step in there:
             self._set_aside([step])
         self._failed.discard(step)
@@ -196,7 +195,7 @@ class Checkpoints:
         Raises:
           CheckpointError: none can be restored, and the message says why for each; or one cannot be reached.
         """
-        candidates = [step] if step is not None else hosts.of_first(self.steps())[::-1]
+        candidates = [step] if step is not None else agreement.of_first(self.steps())[::-1]
         damaged = []
         for candidate in candidates:
             restored, reason = None, None
@@ -206,7 +205,7 @@ class Checkpoints:
                 raise
             except CheckpointError as error:
                 reason = str(error)
-            reason = hosts.any_reason(reason)
+            reason = agreement.any_reason(reason)
             if reason is not None:
                 damaged.append((candidate, reason))
                 continue
@@ -270,7 +269,7 @@ class Checkpoints:
 
     def _sweep(self):
         """Remove what failed writes have left; again later, since Orbax's threads may not have heard of the failure."""
-        if self._failed and hosts.is_first() and self._still_ours():
+        if self._failed and agreement.is_first() and self._still_ours():
             for step in self._failed:
                 for leftover in self._folders.unfinished(step):
                     for _ in range(20):  # a thread may write into it meanwhile
@@ -284,7 +283,7 @@ class Checkpoints:
         if steps:
             self.close()  # Orbax remembers what there is
         reason = None
-        for step in steps if hosts.is_first() else []:
+        for step in steps if agreement.is_first() else []:
             try:
                 self._folders.set_aside(step)
             except OSError as error:
@@ -292,7 +291,7 @@ class Checkpoints:
                     f"{self._directory / str(step)} could not be moved to damaged_checkpoints/: "
                     f"{error.strerror or error}"
                 )
-        reason = hosts.any_reason(reason)
+        reason = agreement.any_reason(reason)
         if reason is not None:
             raise CheckpointError(reason)
 

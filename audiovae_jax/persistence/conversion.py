@@ -6,11 +6,11 @@ import numpy as np
 
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import places, saved_model, training_state
+from audiovae_jax.persistence import locate, saved_model, training_state
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.torch_files import reader
 from audiovae_jax.torch_io import audio_vae, export, layout, training
 from audiovae_jax.torch_io.discriminator import read_discriminator
+from audiovae_jax.torch_io.files import reader
 from audiovae_jax.torch_io.state_dict import Line
 from audiovae_jax.training.optimizer import cosine
 
@@ -122,7 +122,7 @@ def _left_out(source, loaded, target):
 
 
 def _optimizer_states(source, loaded):
-    folder, _ = places.locate(source)
+    folder, _ = locate.locate(source)
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         config = checkpoints.config(loaded.global_step)

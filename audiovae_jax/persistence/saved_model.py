@@ -18,17 +18,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from audiovae_jax.checks import whole_number
 from audiovae_jax.config import build, resolve
-from audiovae_jax.errors import CheckpointError, ConfigError, as_checkpoint_error
+from audiovae_jax.errors import CheckpointError, ConfigError, as_checkpoint_error, whole_number
 from audiovae_jax.models.audio_vae import AudioVAE
-from audiovae_jax.persistence import checkpoint, places
+from audiovae_jax.models.layers import count_parameters
+from audiovae_jax.persistence import checkpoint, locate
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.storage import array_store, atomic
 from audiovae_jax.storage.bucket_path import BucketPath, local_copy
 from audiovae_jax.storage.checksum import json_checksum
 from audiovae_jax.torch_io import audio_vae
-from audiovae_jax.training.state import count_parameters
 
 PyTree = Any
 DESCRIPTION = "model.json"
@@ -143,7 +142,7 @@ class LoadedModel:
 
 def open_model(path: str | Path, *, step: int | None = None, strict: bool = True) -> LoadedModel:
     """`load_model` with all that the file says of the model; the arguments are the same."""
-    path = places.opened_path(path)
+    path = locate.opened_path(path)
     if isinstance(path, BucketPath):
         return _open_url(path, step, strict)
     if not os.path.exists(path):  # which is not Path.exists: that raises for names that cannot be
@@ -174,7 +173,7 @@ def with_latent_statistics(source: str | Path, target: str | Path, mean: np.ndar
     """
     target = Path(target)
     statistics = {"latent_mean": np.asarray(mean, np.float32), "latent_std": np.asarray(std, np.float32)}
-    with at_hand(places.opened_path(source)) as local:
+    with at_hand(locate.opened_path(source)) as local:
         _with_latent_statistics(local, target, statistics, metadata)
 
 
@@ -289,7 +288,7 @@ def _open_saved(path):
 
 
 def _open_checkpoint(path, step):
-    folder, named = places.locate(path)
+    folder, named = locate.locate(path)
     checkpoints = Checkpoints(folder, read_only=True)
     chosen = step if step is not None else named
     if chosen is not None and chosen not in checkpoints.steps():

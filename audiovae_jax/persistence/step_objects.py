@@ -15,7 +15,7 @@ from pathlib import Path
 
 import orbax.checkpoint as ocp
 
-from audiovae_jax.persistence import hosts
+from audiovae_jax.distributed import agreement
 from audiovae_jax.persistence.step_folders import DAMAGED, HANDLERS, free_place
 from audiovae_jax.storage.bucket_path import BucketPath
 
@@ -76,7 +76,7 @@ class Uploads:
         """Begin; the arrays may be donated afterwards."""
         del force
         self.wait_until_finished()
-        if not hosts.is_first():
+        if not agreement.is_first():
             return
         folder = tempfile.mkdtemp(prefix="audiovae_jax_checkpoint_")
         try:

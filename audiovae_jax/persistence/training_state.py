@@ -10,11 +10,12 @@ import optax
 from audiovae_jax.config import resolve
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import places, saved_model
+from audiovae_jax.models.layers import count_parameters
+from audiovae_jax.persistence import locate, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.storage import array_store
 from audiovae_jax.torch_io import import_discriminator, training
-from audiovae_jax.training.state import count_parameters, split_trainable
+from audiovae_jax.training.state import split_trainable
 
 
 def load_training_state(
@@ -41,7 +42,7 @@ def training_state_of(
     loaded: saved_model.LoadedModel, path: str | Path, optimizer: optax.GradientTransformation | None = None
 ) -> dict[str, Any]:
     """`load_training_state` of a model that was opened already."""
-    with saved_model.at_hand(places.opened_path(path)) as local:
+    with saved_model.at_hand(locate.opened_path(path)) as local:
         return _training_state(loaded, local, optimizer)
 
 
@@ -65,7 +66,7 @@ def beside(loaded: saved_model.LoadedModel, path: str | Path) -> Beside:
     Raises:
       CheckpointError: it cannot be read.
     """
-    with saved_model.at_hand(places.opened_path(path)) as local:
+    with saved_model.at_hand(locate.opened_path(path)) as local:
         if loaded.kind == "torch file":
             imported = training.read_training(local)
             tensors, described = imported.discriminator, resolve.dotted_name(EnCodecDiscriminator)
@@ -125,7 +126,7 @@ def _trees(path, loaded):
 
 def _checkpoint_trees(path, step):
     """`(trees as a saved model has them, the discriminator's description)` of a workdir's checkpoint."""
-    folder, _ = places.locate(path)
+    folder, _ = locate.locate(path)
     checkpoints = Checkpoints(folder, read_only=True)
     try:
         config = checkpoints.config(step)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from audiovae_jax.feeding.origin import Origin
+from audiovae_jax.data.feeding.origin import Origin
 from audiovae_jax.storage.bucket_path import BucketPath
 
 FOLDER = "bad_batches"  # of a workdir

@@ -9,14 +9,15 @@ import jax
 import ml_collections
 
 from audiovae_jax.config import build, configuration
+from audiovae_jax.distributed import agreement, mesh
 from audiovae_jax.errors import ConfigError
-from audiovae_jax.persistence import hosts
+from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run import compilation, report, warm_start
+from audiovae_jax.run import reporter, warm_start
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
-from audiovae_jax.training import creation, mesh, program
-from audiovae_jax.training.state import count_parameters, create_train_state
+from audiovae_jax.training import compilation, program
+from audiovae_jax.training.state import create_state, create_train_state
 
 BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
 _MOST_SKIPPED_SHOWN = 20
@@ -70,7 +71,7 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
     """
     sharding = mesh.replicated(devices)
     shape = build.example_shape(config)
-    if hosts.of_first(checkpoints.steps()):
+    if agreement.of_first(checkpoints.steps()):
         restored = checkpoints.restore(program.abstract_state(recipe, devices, shape), sharding)
         for reason in restored.damaged:
             say(f"warning: passed over {reason}")
@@ -81,8 +82,8 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
                 "crops from here on differ from those of a run left alone"
             )
         return restored.state, restored.step, restored.metrics, restored.data
-    with report.timed("drawing the initial parameters", say), compilation.sparing():
-        state = jax.block_until_ready(creation.create_state(recipe, devices, shape))
+    with reporter.timed("drawing the initial parameters", say), compilation.sparing():
+        state = jax.block_until_ready(create_state(recipe, devices, shape))
     if config.init_from is None:
         return state, 0, None, {}
     state = warm_start.take_over(config, recipe, state, sharding, say)

@@ -10,25 +10,25 @@ import ml_collections
 import numpy as np
 
 from audiovae_jax.config import build, configuration
-from audiovae_jax.data.files import printable
-from audiovae_jax.distributed import stopping
+from audiovae_jax.data.feeding import pipeline
+from audiovae_jax.data.feeding.stalls import Waiting
+from audiovae_jax.distributed import agreement, mesh, stopping
 from audiovae_jax.distributed.group import Group
 from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
-from audiovae_jax.errors import DataError, TrainingError
-from audiovae_jax.feeding import pipeline
-from audiovae_jax.feeding.wait import Waiting
-from audiovae_jax.persistence import hosts, saved_model
+from audiovae_jax.errors import DataError, TrainingError, printable
+from audiovae_jax.persistence import saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run import compilation, report, start, warm_start
+from audiovae_jax.run import start, warm_start
 from audiovae_jax.run.bad_batches import BadBatches
 from audiovae_jax.run.bucket_lock import as_workdir, lock_of
 from audiovae_jax.run.gan_health import Figures, GanHealth
+from audiovae_jax.run.reporter import Reporter, is_recorded
 from audiovae_jax.run.safety import RollBack, Safety
 from audiovae_jax.run.samples import Samples
 from audiovae_jax.run.saving import Saving
+from audiovae_jax.run.tracking import recorder
 from audiovae_jax.storage.bucket_path import BucketPath
-from audiovae_jax.tracking import recorder
-from audiovae_jax.training import mesh, program
+from audiovae_jax.training import compilation, program
 from audiovae_jax.training.state import TrainState
 
 
@@ -100,7 +100,7 @@ def train(
         compilation.forget()
         group.meet("state", same={"checkpoint to go on from": start_step})
         first_step = start_step if metrics is None else start_step + 1
-        reporter = report.Reporter(
+        reporter = Reporter(
             workdir,
             start_step=start_step,
             first_step=first_step,
@@ -189,7 +189,7 @@ class _Run:
                 return self._go_on(state, start_step, metrics)
             except RollBack as reason:
                 self._saving.settle()
-                said = self._safety.roll_back(reason, max(hosts.of_first(self._checkpoints.steps()), default=None))
+                said = self._safety.roll_back(reason, max(agreement.of_first(self._checkpoints.steps()), default=None))
             state = None  # both would not fit into memory
             state, start_step, metrics, _ = start.initial_state(
                 self._config, self._recipe, self._mesh, self._checkpoints, self._data.fingerprint, self._reporter.say
@@ -315,7 +315,7 @@ class _Run:
         batch_size, host = self._config.batch_size, jax.process_index()
         first = (done - 1) * batch_size + host * (batch_size // jax.process_count())
         counts = self._safety.see(done, metrics, lambda: mesh.local_rows(batch), first, self._train_records)
-        if report.is_recorded(done):
+        if is_recorded(done):
             counts |= self._learning_rates(done - 1)
         self._reporter.step(done, metrics | counts)
         self._safety.require_progress()

@@ -12,14 +12,14 @@ import numpy as np
 
 from audiovae_jax.config import configuration, resolve
 from audiovae_jax.discriminators import EnCodecDiscriminator
+from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError, ConfigError
-from audiovae_jax.persistence import earlier, places, saved_model
+from audiovae_jax.models.audio_vae import CONFIG_KEYS
+from audiovae_jax.persistence import init_source, locate, saved_model
 from audiovae_jax.persistence.checkpoint import VARIABLES
 from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.torch_io import training
-from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS
-from audiovae_jax.training import mesh
 from audiovae_jax.training.state import TrainState
 from audiovae_jax.training.step import Recipe
 
@@ -103,7 +103,7 @@ def require_same_model(config: ml_collections.ConfigDict):
     path = config.init_from
     with _named(path):
         if _is_ours(path):
-            theirs = earlier.describe(path).model
+            theirs = init_source.describe(path).model
         else:
             _waiting[path] = _read_once(path)
             model = _waiting[path][1].audio_vae.model
@@ -153,13 +153,13 @@ def take_over(
 
 def _take_over_ours(config, fresh, sharding, say):
     path, weights_only = config.init_from, config.init_weights_only
-    rate = earlier.describe(path).sample_rate
+    rate = init_source.describe(path).sample_rate
     if rate is not None and rate != config.data.sample_rate:
         say(f"warning: {path} is of {rate} Hz, and config.data.sample_rate is {config.data.sample_rate}")
     optional = ["discriminator_params"] if fresh.discriminator_params is not None else []
     if not weights_only:
         optional = ["opt_state", *optional, *(["discriminator_opt_state"] if optional else [])]
-    found = earlier.read(path, (*VARIABLES, *optional), best=weights_only)
+    found = init_source.read(path, (*VARIABLES, *optional), best=weights_only)
     for reason in found.passed_over:
         say(f"warning: passed over {reason}")
     step = 0 if weights_only or found.step is None else found.step
@@ -188,7 +188,7 @@ _waiting: dict = {}
 
 def _read_once(path):
     """`(when it was changed, its contents)` of a torch file."""
-    place = places.opened_path(path)
+    place = locate.opened_path(path)
     try:
         changed = place.version() if isinstance(place, BucketPath) else place.stat().st_mtime_ns
     except OSError:
@@ -219,7 +219,7 @@ def _is_the_ensemble(section):
 
 def _is_ours(path):
     """Whether it is a folder: a workdir, a checkpoint or a saved model; all else is of the PyTorch system."""
-    return places.opened_path(path).is_dir()
+    return locate.opened_path(path).is_dir()
 
 
 @contextlib.contextmanager

@@ -10,12 +10,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.storage import orbax_noise
 from audiovae_jax.storage.checksum import checksums
 
 PyTree = Any
-
-orbax_noise.silence()
 
 
 def describe(tree: PyTree) -> dict[str, str]:

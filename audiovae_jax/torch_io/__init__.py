@@ -1,6 +1,6 @@
 """Between the PyTorch system's files and ours, without torch."""
 
-from audiovae_jax.torch_files.reader import read_checkpoint as read_checkpoint
 from audiovae_jax.torch_io.audio_vae import import_audio_vae as import_audio_vae
 from audiovae_jax.torch_io.discriminator import import_discriminator as import_discriminator
 from audiovae_jax.torch_io.export import export_audio_vae as export_audio_vae
+from audiovae_jax.torch_io.files.reader import read_checkpoint as read_checkpoint

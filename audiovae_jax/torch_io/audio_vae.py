@@ -14,16 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
-from audiovae_jax.models.audio_vae import AudioVAE
-from audiovae_jax.torch_files import reader
+from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
 from audiovae_jax.torch_io import architecture, state_dict
+from audiovae_jax.torch_io.files import reader
 from audiovae_jax.torch_io.state_dict import Line
 
-# The keys of `model_config`, in the order in which the torch system writes them.
-CONFIG_KEYS = (
-    *("in_channels", "base_channels", "channel_mults", "strides"),
-    *("latent_dim", "kernel_size", "dilations"),
-)
 _STATE_DICTS = ("model_state_dict", "state_dict", "model")
 # A small model of which much is missing may have more to be made than there is.
 _SLACK = 1 << 20

@@ -9,13 +9,12 @@ import flax.traverse_util
 import numpy as np
 import safetensors.numpy
 
-from audiovae_jax.checks import whole_number
-from audiovae_jax.errors import CheckpointError
-from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.errors import CheckpointError, whole_number
+from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
 from audiovae_jax.storage import atomic
-from audiovae_jax.torch_files import reader, writer
 from audiovae_jax.torch_io import layout, state_dict
-from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS, STATISTICS
+from audiovae_jax.torch_io.audio_vae import STATISTICS
+from audiovae_jax.torch_io.files import reader, writer
 
 
 def export_audio_vae(

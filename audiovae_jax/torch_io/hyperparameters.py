@@ -2,7 +2,7 @@
 
 import math
 
-from audiovae_jax.torch_files.unpickle import Placeholder
+from audiovae_jax.torch_io.files.unpickle import Placeholder
 
 # The torch system's hyperparameters by section, "" for the flat ones, and the config keys that they are here.
 _ADVERSARIAL = {

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
-from audiovae_jax.torch_files import reader
+from audiovae_jax.models.audio_vae import CONFIG_KEYS
 from audiovae_jax.torch_io import architecture, audio_vae, export, hyperparameters, layout, state_dict
 from audiovae_jax.torch_io.discriminator import discriminator_tensors, read_discriminator
+from audiovae_jax.torch_io.files import reader
 from audiovae_jax.training.state import TrainState, split_trainable
 from audiovae_jax.training.step import Recipe
 
@@ -96,7 +97,7 @@ def train_state(
       CheckpointError: the model is another than the recipe's. A discriminator that is another starts afresh.
     """
     model = imported.audio_vae
-    for key in audio_vae.CONFIG_KEYS:
+    for key in CONFIG_KEYS:
         theirs, ours = getattr(model.model, key), getattr(recipe.model, key)
         if theirs != ours:
             raise CheckpointError(f"its model has {key}={theirs}, config.model.{key} is {ours}; give both the same")
@@ -215,7 +216,7 @@ def _training(checkpoint, dilations, strict):
     )  # the step is counted below, with what the optimizers tell
     updates = [found.step for found in moments if found is not None]
     step = audio_vae.batches_seen(checkpoint, notes, bool(of_discriminator), updates) or 0
-    overrides = {f"model.{key}": getattr(imported.model, key) for key in audio_vae.CONFIG_KEYS}
+    overrides = {f"model.{key}": getattr(imported.model, key) for key in CONFIG_KEYS}
     overrides |= {"data.channels": imported.model.in_channels, **hyperparameters.settings(hparams)}
     if imported.sample_rate is not None:
         overrides["data.sample_rate"] = imported.sample_rate

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from audiovae_jax.distributed.mesh import AXIS
 from audiovae_jax.losses import adversarial as gan
 from audiovae_jax.losses.kl import kl_per_channel
 from audiovae_jax.training.state import TrainState
-from audiovae_jax.training.step import AXIS, Recipe, latent_noise
+from audiovae_jax.training.step import Recipe, latent_noise
 
 
 def diagnose(state: TrainState, audio: jax.Array, *, recipe: Recipe, adversarial: bool) -> dict[str, jax.Array]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from audiovae_jax.checks import require_range
+from audiovae_jax.errors import require_range
 
 
 @dataclasses.dataclass(frozen=True)

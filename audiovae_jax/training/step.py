@@ -14,15 +14,15 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from audiovae_jax.distributed.mesh import AXIS
 from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses, si_sdr
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.losses.weighted import weighted_sum
 from audiovae_jax.models.audio_vae import AudioVAE, Reconstruction
+from audiovae_jax.training.adversarial import judge
 from audiovae_jax.training.optimizer import AdamW
 from audiovae_jax.training.state import TrainState, split_trainable
-from audiovae_jax.training.verdict import judge
 
-AXIS = "data"
 # Names of metrics that a loss of one's own cannot have.
 RESERVED_METRICS = (
     "reconstruction_loss", "kl_loss", "kl_weight", "total_g_loss", "total_loss", "best_total_loss", "si_sdr_db",

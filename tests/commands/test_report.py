@@ -2,7 +2,7 @@ import pytest
 
 from audiovae_jax.commands import bundled_configs, training
 from audiovae_jax.errors import ConfigError, DataError
-from audiovae_jax.tracking.json_lines import JsonLines
+from audiovae_jax.run.tracking.json_lines import JsonLines
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import pytest
 from conftest import applied, initialised
 
 from audiovae_jax import EnCodecDiscriminator, discriminators
-from audiovae_jax.ops import order
-from audiovae_jax.training.state import count_parameters
+from audiovae_jax.models.layers import count_parameters
+from audiovae_jax.ops import scheduling
 
 
 def _shapes(discriminator, audio):
@@ -60,7 +60,7 @@ def test_wrong_channels_and_bands_are_named():
 
 def test_sub_discriminators_are_computed_in_turn_unless_their_feature_maps_are_known(monkeypatch):
     waited = []
-    monkeypatch.setattr(order, "after", lambda x, earlier: waited.append(earlier.shape) or x)
+    monkeypatch.setattr(scheduling, "after", lambda x, earlier: waited.append(earlier.shape) or x)
     ensemble = EnCodecDiscriminator(use_mel_stft=True)
     band = discriminators.BandSplitDiscriminator()
 

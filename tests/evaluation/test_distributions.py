@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from audiovae_jax.data import stream
+from audiovae_jax.data.audio import stream
 from audiovae_jax.errors import ConfigError, DataError
 from audiovae_jax.evaluation import distributions
 

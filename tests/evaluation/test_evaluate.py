@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from audiovae_jax.data import audio_file, stream
-from audiovae_jax.datasets.catalog import Track
+from audiovae_jax.data.audio import audio_file, stream
+from audiovae_jax.data.sets.catalog import Track
 from audiovae_jax.errors import DataError
 from audiovae_jax.evaluation import evaluate, report
 from audiovae_jax.evaluation.presets import PRESETS

@@ -4,7 +4,7 @@ import soundfile
 from conftest import random_variables
 
 from audiovae_jax import AudioVAE, Codec
-from audiovae_jax.data import stream
+from audiovae_jax.data.audio import stream
 from audiovae_jax.errors import ConfigError, DataError
 from audiovae_jax.evaluation import systems
 from audiovae_jax.evaluation.latents import LatentStatistics

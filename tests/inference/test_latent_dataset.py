@@ -19,9 +19,9 @@ import soundfile
 from conftest import random_variables
 
 from audiovae_jax import AudioVAE, Codec, save_model
-from audiovae_jax.data.audio_file import AudioFile
-from audiovae_jax.datasets import folder, probing, shard_writer, sharding, shards
-from audiovae_jax.datasets.catalog import Excerpt, Track
+from audiovae_jax.data.audio.audio_file import AudioFile
+from audiovae_jax.data.sets import folder, probing, shard_writer, sharding, shards
+from audiovae_jax.data.sets.catalog import Excerpt, Track
 from audiovae_jax.errors import DataError
 from audiovae_jax.inference import latent_records, latent_writer, track_stream
 from audiovae_jax.inference.latent_dataset import LatentDataset

@@ -6,7 +6,8 @@ import pytest
 from conftest import applied, initialised, random_variables
 
 from audiovae_jax import AudioVAE
-from audiovae_jax.training.state import count_parameters, split_trainable
+from audiovae_jax.models.layers import count_parameters
+from audiovae_jax.training.state import split_trainable
 
 SMALL = {"base_channels": 4, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3, "dilations": (1, 3)}
 

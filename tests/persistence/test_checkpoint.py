@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import places
+from audiovae_jax.persistence import locate
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.checksum import checksums
-from audiovae_jax.training import mesh
 from audiovae_jax.training.state import TrainState
 
 
@@ -182,14 +182,14 @@ def test_a_state_of_another_shape_is_refused(store):
 def test_locate_understands_what_users_give(store, tmp_path):
     _save(store, 5)
     folder = tmp_path / "checkpoints"
-    assert places.locate(str(tmp_path)) == (folder, None)
-    assert places.locate(str(folder)) == (folder, None)
-    assert places.locate(str(folder / "5")) == (folder, 5)
+    assert locate.locate(str(tmp_path)) == (folder, None)
+    assert locate.locate(str(folder)) == (folder, None)
+    assert locate.locate(str(folder / "5")) == (folder, 5)
     with pytest.raises(CheckpointError, match="no such file or folder"):
-        places.locate(str(tmp_path / "nowhere"))
+        locate.locate(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint; give a training workdir, one of"):
-        places.locate(str(tmp_path / "empty"))
+        locate.locate(str(tmp_path / "empty"))
 
 
 def test_json_is_written_whole(tmp_path):

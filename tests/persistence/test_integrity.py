@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from audiovae_jax.distributed import mesh
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.training import mesh
 from audiovae_jax.training.state import TrainState
 
 _STEPS = (10, 20, 30, 40)  # of which 10 is the best

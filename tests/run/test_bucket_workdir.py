@@ -14,16 +14,16 @@ import pytest
 import s3
 
 from audiovae_jax import Codec, load_model, save_model
+from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError, ConfigError, TrainingError
 from audiovae_jax.inference import inspection
-from audiovae_jax.persistence import earlier
+from audiovae_jax.persistence import init_source
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train, workdir_lock
 from audiovae_jax.run.bucket_lock import BucketLock
+from audiovae_jax.run.tracking.json_lines import JsonLines
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
-from audiovae_jax.tracking.json_lines import JsonLines
-from audiovae_jax.training import mesh
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,9 +119,9 @@ def test_models_are_loaded_by_their_url(bucket, trained_run, tmp_path):
     (bucket / "saved").upload(tmp_path / "saved")
     _assert_same_state(load_model(f"{bucket}/saved")[1], variables)
     for name in ("run", "run/checkpoints/2", "saved"):
-        described = earlier.describe(f"{bucket}/{name}")
+        described = init_source.describe(f"{bucket}/{name}")
         assert (described.model["latent_dim"], described.sample_rate) == (4, 44100)
-        found = earlier.read(f"{bucket}/{name}", ("params", "latent_statistics", "discriminator_params"))
+        found = init_source.read(f"{bucket}/{name}", ("params", "latent_statistics", "discriminator_params"))
         _assert_same_state(found.parts["params"], state.params)
         assert ("discriminator_params" in found.parts) == (name != "saved")
     with pytest.raises(CheckpointError, match="s3://.*/nothing: there is no such file or folder"):

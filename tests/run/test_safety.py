@@ -11,9 +11,9 @@ import pytest
 import soundfile
 
 from audiovae_jax import losses
+from audiovae_jax.data.feeding import pipeline
+from audiovae_jax.data.feeding.origin import Origin
 from audiovae_jax.errors import TrainingError
-from audiovae_jax.feeding import pipeline
-from audiovae_jax.feeding.origin import Origin
 from audiovae_jax.losses import WeightedLosses
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train

@@ -4,9 +4,9 @@ import pytest
 from conftest import applied, random_variables
 
 from audiovae_jax import AudioVAE
-from audiovae_jax.feeding import pipeline
+from audiovae_jax.data.feeding import pipeline
+from audiovae_jax.distributed import mesh
 from audiovae_jax.run.samples import Sample, Samples
-from audiovae_jax.training import mesh
 
 MODEL = AudioVAE(base_channels=4, channel_mults=(1,), strides=(8,), latent_dim=4, dilations=(1,))
 

@@ -17,8 +17,8 @@ import pytest
 import soundfile
 
 from audiovae_jax import losses
+from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.errors import ConfigError, DataError, TrainingError
-from audiovae_jax.feeding import pipeline
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train
 from audiovae_jax.run.workdir_lock import WorkdirLock

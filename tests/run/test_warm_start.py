@@ -12,11 +12,12 @@ from conftest import GOLDEN
 
 from audiovae_jax import load_model, load_training_state, save_model
 from audiovae_jax.config import build, configuration
+from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError, ConfigError
 from audiovae_jax.persistence import saved_model, step_folders
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run import compilation, train, warm_start
-from audiovae_jax.training import mesh
+from audiovae_jax.run import train, warm_start
+from audiovae_jax.training import compilation
 from audiovae_jax.training.state import create_train_state
 
 LIGHTNING = GOLDEN / "lightning.ckpt"

@@ -13,10 +13,10 @@ from conftest import GOLDEN, applied, random_variables
 
 from audiovae_jax import AudioVAE
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.torch_files.writer import write_checkpoint
 from audiovae_jax.torch_io import export_audio_vae, import_audio_vae, layout, read_checkpoint
 from audiovae_jax.torch_io.audio_vae import from_checkpoint
 from audiovae_jax.torch_io.export import audio_vae_state_dict
+from audiovae_jax.torch_io.files.writer import write_checkpoint
 
 
 def channel_last(x):

@@ -14,13 +14,14 @@ import pytest
 from conftest import GOLDEN, shared
 
 from audiovae_jax.config import build, configuration
+from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.run import train, warm_start
 from audiovae_jax.storage.bucket_path import write_json
-from audiovae_jax.torch_files.writer import write_checkpoint
 from audiovae_jax.torch_io import layout, read_checkpoint, training
 from audiovae_jax.torch_io.export import audio_vae_state_dict
-from audiovae_jax.training import mesh, step
+from audiovae_jax.torch_io.files.writer import write_checkpoint
+from audiovae_jax.training import step
 from audiovae_jax.training.state import create_train_state
 from configs import base
 
@@ -320,7 +321,12 @@ def _continue_here(config, path, audio, steps, monkeypatch):
     monkeypatch.setattr(step, "latent_noise", lambda recipe, _, x: jnp.zeros(_noise_shape(recipe, x)))
     recipe, state, _ = _state(config, path)
     devices = mesh.make_mesh(jax.devices()[:1])
-    train_step = mesh.map_train_step(functools.partial(step.train_step, recipe=recipe, adversarial=True), devices)
+    train_step = mesh.map_devices(
+        functools.partial(step.train_step, recipe=recipe, adversarial=True),
+        devices,
+        (jax.P(), jax.P()),
+        donate_argnums=0,
+    )
     state = jax.device_put(state, mesh.replicated(devices))
     for batch in audio[:steps]:
         state, _ = train_step(state, mesh.place_batch(devices, np.moveaxis(batch, 1, -1)))

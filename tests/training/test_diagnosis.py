@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from audiovae_jax import AdversarialLossCalculator, AudioVAE, losses
+from audiovae_jax.distributed import mesh
 from audiovae_jax.losses import WeightedLosses, adversarial
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.run.gan_health import Figures
-from audiovae_jax.training import diagnosis, mesh, step
+from audiovae_jax.training import diagnosis, step
 from audiovae_jax.training.optimizer import AdamW
 from audiovae_jax.training.state import create_train_state
 
@@ -47,7 +48,7 @@ def _diagnosed(recipe, devices=2, change=lambda state: state):
     state = change(jax.jit(create, out_shardings=mesh.replicated(devices))())
     audio = np.random.default_rng(0).standard_normal((4, 64, 2)).astype(np.float32)
     per_device = functools.partial(diagnosis.diagnose, recipe=recipe, adversarial=True)
-    figures = mesh.map_diagnosis(per_device, devices)(state, mesh.place_batch(devices, audio))
+    figures = mesh.map_devices(per_device, devices, jax.P())(state, mesh.place_batch(devices, audio))
     return Figures.of([jax.device_get(figures)]), jax.device_get(state), audio
 
 

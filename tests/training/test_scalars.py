@@ -9,10 +9,11 @@ import pytest
 from small_step import SHAPE, assert_trees_close, assert_trees_equal, batch, initial_state, make_recipe, run
 
 from audiovae_jax import AdversarialLossCalculator, losses
+from audiovae_jax.distributed import mesh
 from audiovae_jax.losses import WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
-from audiovae_jax.training import mesh, program, step
-from audiovae_jax.training.scalars import scalars_of
+from audiovae_jax.training import program, step
+from audiovae_jax.training.program import scalars_of
 
 WEIGHTS = (("l1", 100.0, losses.waveform_l1), ("si_sdr", 0.1, losses.si_sdr))
 
@@ -72,7 +73,12 @@ def test_numbers_that_are_arguments_give_what_constants_give():
     recipe = _recipe(kl=KLTerm(weight=0.3, warmup_steps=2))
     state, history = run(recipe, steps=3)
     devices = mesh.make_mesh(jax.devices()[:1])
-    constant = mesh.map_train_step(functools.partial(step.train_step, recipe=recipe, adversarial=True), devices)
+    constant = mesh.map_devices(
+        functools.partial(step.train_step, recipe=recipe, adversarial=True),
+        devices,
+        (jax.P(), jax.P()),
+        donate_argnums=0,
+    )
     expected = initial_state(recipe, devices)
     for i, metrics in enumerate(history):
         expected, theirs = constant(expected, mesh.place_batch(devices, batch(i)))

@@ -1,9 +1,20 @@
+import dataclasses
 import functools
+import re
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+from small_step import SHAPE, assert_trees_close, assert_trees_equal, initial_state, make_recipe
 
 from audiovae_jax.config import build
-from audiovae_jax.training.state import count_parameters, create_train_state, split_trainable
+from audiovae_jax.discriminators.stack import Judge
+from audiovae_jax.distributed import mesh
+from audiovae_jax.models.layers import count_parameters
+from audiovae_jax.training.state import create_state, create_train_state, split_trainable
 
 
 def test_a_state_holds_both_networks_and_their_optimizers(micro_config):
@@ -30,3 +41,90 @@ def test_a_frozen_encoder_has_no_optimizer_state(micro_config):
     assert state.discriminator_params is None
     assert state.discriminator_opt_state is None
     assert split_trainable(state.params, encoder_frozen=False) == (state.params, {})
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
+def test_it_is_what_one_program_draws(seed):
+    recipe, devices = make_recipe(seed=seed), mesh.make_mesh(jax.devices()[:2])
+    drawn = create_state(recipe, devices, SHAPE)
+    assert {x.sharding for x in jax.tree.leaves(drawn)} == {mesh.replicated(devices)}
+    expected = initial_state(recipe, devices)
+    assert jax.tree.structure(drawn) == jax.tree.structure(expected)
+    assert_trees_close(jax.device_get(drawn), jax.device_get(expected), rtol=1e-6)
+    again = create_state(recipe, devices, SHAPE)
+    assert_trees_equal(drawn, again)
+
+
+def test_another_seed_compiles_nothing_anew():
+    compiled = []
+
+    def listen(name, *_, **__):
+        if "backend_compile" in name:
+            compiled.append(name)
+
+    devices = mesh.make_mesh(jax.devices()[:1])
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        create_state(make_recipe(seed=0), devices, SHAPE)
+        first = len(compiled)
+        create_state(make_recipe(seed=2**32 - 1), devices, SHAPE)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(compiled) == first > 0
+
+
+_TABLE = jnp.arange(1.0, 3.0)
+
+
+class _Own(Judge):
+    """With initialisers of its own: from the audio it is first given, numbers, arrays that others hold too."""
+
+    @nn.compact
+    def judge(self, audio, known=None):
+        x = nn.Dense(4, kernel_init=nn.initializers.orthogonal())(audio * self.param("table", lambda _: _TABLE))
+        peak = self.param("peak", lambda _: 1.0 + jnp.max(jnp.abs(audio)))
+        scale = self.param("scale", lambda _: jnp.asarray(1.5))
+        again = self.param("again", lambda _: scale)
+        same = self.param("same", lambda _: _TABLE)
+        return [x * peak * scale * again * jnp.sum(same)], [[x]]
+
+
+def test_any_module_is_created():
+    recipe = make_recipe()
+    # Layers that are computed again for the gradient have their parameters within.
+    remat = dataclasses.replace(recipe, model=recipe.model.clone(remat=True))
+    for changed in (remat, dataclasses.replace(recipe, discriminator=_Own())):
+        devices = mesh.make_mesh(jax.devices()[:1])
+        drawn, expected = create_state(changed, devices, SHAPE), initial_state(changed, devices)
+        assert [x.dtype for x in jax.tree.leaves(drawn)] == [x.dtype for x in jax.tree.leaves(expected)]
+        assert_trees_close(jax.device_get(drawn), jax.device_get(expected), rtol=1e-5)
+
+
+def test_the_first_step_may_take_over_all_of_it():
+    recipe = dataclasses.replace(make_recipe(), discriminator=_Own())
+    state = create_state(recipe, mesh.make_mesh(jax.devices()[:1]), SHAPE)
+    jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)(state)
+    np.testing.assert_array_equal(_TABLE, [1.0, 2.0])
+
+
+def test_without_what_jax_does_not_promise_it_is_one_program(monkeypatch):
+    recipe, devices = make_recipe(), mesh.make_mesh(jax.devices()[:1])
+    drawn = create_state(recipe, devices, SHAPE)
+    monkeypatch.setattr(creation, "dce_jaxpr", None)
+    assert_trees_close(jax.device_get(create_state(recipe, devices, SHAPE)), jax.device_get(drawn), rtol=1e-6)
+
+
+def test_nothing_is_computed_from_the_audio(monkeypatch):
+    evaluated = []
+    as_function = core.jaxpr_as_fun
+    monkeypatch.setattr(core, "jaxpr_as_fun", lambda jaxpr: evaluated.append(str(jaxpr)) or as_function(jaxpr))
+    recipe = make_recipe()
+    for model in (recipe.model, recipe.model.clone(remat=True)):
+        changed = dataclasses.replace(recipe, model=model)
+        create_state(changed, mesh.make_mesh(jax.devices()[:1]), SHAPE)
+    assert len(evaluated) == 2
+    for text in evaluated:
+        assert "random_bits" in text
+        for computed in ("conv_general_dilated", "dot_general", "sin", "fft"):
+            assert not re.search(rf"\b{computed}\b", text), computed

@@ -22,8 +22,9 @@ from small_step import (
 )
 
 from audiovae_jax import AdversarialLossCalculator, losses
+from audiovae_jax.distributed import mesh
 from audiovae_jax.losses import WeightedLosses
-from audiovae_jax.training import mesh, step
+from audiovae_jax.training import step
 
 
 @pytest.mark.slow
@@ -43,7 +44,7 @@ def test_pmap_of_the_same_function_agrees():
     expected, history = run(recipe, devices=4)
     per_device = functools.partial(step.train_step, recipe=recipe, adversarial=True)
     stacked = jax.tree.map(lambda x: np.stack([x] * 4), jax.device_get(initial_state(recipe)))
-    state, metrics = jax.pmap(per_device, axis_name=step.AXIS)(stacked, batch().reshape(4, 1, *SHAPE[1:]))
+    state, metrics = jax.pmap(per_device, axis_name=mesh.AXIS)(stacked, batch().reshape(4, 1, *SHAPE[1:]))
     for device in range(4):
         assert_trees_close(jax.tree.map(lambda x, d=device: x[d], jax.device_get(state)), expected, rtol=1e-5)
     assert_trees_close(jax.tree.map(lambda x: x[0], jax.device_get(metrics)), history[0], rtol=1e-5)
@@ -155,8 +156,8 @@ def test_noise_depends_on_seed_step_and_row_alone():
         fn = jax.shard_map(
             lambda audio: step.latent_noise(recipe, at, audio),
             mesh=devices,
-            in_specs=jax.P(step.AXIS),
-            out_specs=jax.P(step.AXIS),
+            in_specs=jax.P(mesh.AXIS),
+            out_specs=jax.P(mesh.AXIS),
         )
         return np.asarray(fn(mesh.place_batch(devices, batch())))
 
@@ -172,7 +173,9 @@ def test_validation_is_the_training_objective_with_the_final_kl_weight():
     recipe = make_recipe()
     devices = mesh.make_mesh(jax.devices()[:2])
     state = initial_state(recipe, devices)
-    validate = mesh.map_validation_step(functools.partial(step.validation_step, recipe=recipe), devices)
+    validate = mesh.map_devices(
+        functools.partial(step.validation_step, recipe=recipe), devices, (jax.P(), jax.P(mesh.AXIS))
+    )
     metrics, reconstruction = jax.device_get(validate(state.variables, mesh.place_batch(devices, batch())))
     _, (first,) = run(recipe, adversarial=False)
     assert metrics["l1"] == pytest.approx(first["l1"], rel=1e-5)
@@ -200,7 +203,9 @@ def _after_a_step(recipe, audio, devices=4, adversarial=True):
     per_device = functools.partial(step.train_step, recipe=recipe, adversarial=adversarial)
     state = initial_state(recipe, devices)
     before = jax.device_get(state)
-    after, metrics = mesh.map_train_step(per_device, devices)(state, mesh.place_batch(devices, audio))
+    after, metrics = mesh.map_devices(per_device, devices, (jax.P(), jax.P()), donate_argnums=0)(
+        state, mesh.place_batch(devices, audio)
+    )
     return before, jax.device_get(after), jax.device_get(metrics)
 
 
@@ -292,7 +297,12 @@ def test_an_update_that_is_not_due_is_not_skipped():
     audio[0, 0, 0] = np.nan
     recipe = make_recipe(generator_update_every=2)
     devices = mesh.make_mesh(jax.devices()[:1])
-    train_step = mesh.map_train_step(functools.partial(step.train_step, recipe=recipe, adversarial=True), devices)
+    train_step = mesh.map_devices(
+        functools.partial(step.train_step, recipe=recipe, adversarial=True),
+        devices,
+        (jax.P(), jax.P()),
+        donate_argnums=0,
+    )
     state, _ = train_step(initial_state(recipe, devices), mesh.place_batch(devices, batch()))
     before = jax.device_get(state)
     after, metrics = train_step(state, mesh.place_batch(devices, audio))
@@ -305,8 +315,11 @@ def test_an_update_that_is_not_due_is_not_skipped():
 def test_skipping_takes_no_collective_of_its_own(adversarial):
     recipe, devices = make_recipe(), mesh.make_mesh()
     state = initial_state(recipe, devices)
-    train_step = mesh.map_train_step(
-        functools.partial(step.train_step, recipe=recipe, adversarial=adversarial), devices
+    train_step = mesh.map_devices(
+        functools.partial(step.train_step, recipe=recipe, adversarial=adversarial),
+        devices,
+        (jax.P(), jax.P()),
+        donate_argnums=0,
     )
     compiled = train_step.lower(state, mesh.place_batch(devices, batch())).compile().as_text()
     collectives = [line for line in compiled.splitlines() if " all-reduce(" in line or " all-reduce-start(" in line]

@@ -1,0 +1,96 @@
+"""Process-wide settings that only commands may touch: huge pages, and log filters."""
+
+import builtins
+import contextlib
+import logging
+import multiprocessing
+import os
+import sys
+import traceback
+from pathlib import Path
+
+_SOURCES = ("/orbax/", "/tensorstore/")
+_TUNABLES = "GLIBC_TUNABLES"
+_SETTING = "glibc.malloc.hugetlb"
+_RESTARTED = "AUDIOVAE_JAX_RESTARTED"  # whatever becomes of the setting, once is enough
+_SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def restart_with_huge_pages():
+    """Restart this process with large pages, where the system gives them to those who ask; else return.
+
+    A CPU step takes its temporaries from malloc and frees them after it. With 4 KB pages the kernel spends a third of
+    a step clearing and mapping them. glibc asks for 2 MB pages only if it is told to when the process starts.
+
+    It returns where they are on or off for everyone, where GLIBC_TUNABLES says something about them
+    already, where the C library has no such setting (glibc has it since 2.35), and where the process is
+    none that its command line would give again: an interactive one, or a child of `multiprocessing`.
+    """
+    tunables = os.environ.get(_TUNABLES, "")
+    if _SETTING in tunables or _RESTARTED in os.environ or not _can_ask():
+        return
+    if not sys.executable or not _runs_a_script():
+        return
+    os.environ[_RESTARTED] = "1"
+    os.environ[_TUNABLES] = ":".join(filter(None, [tunables, f"{_SETTING}=1"]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _runs_a_script():
+    interactive = sys.flags.interactive or hasattr(sys, "ps1") or hasattr(builtins, "__IPYTHON__")
+    path = getattr(sys.modules["__main__"], "__file__", None)  # none, or "<stdin>", where the code is typed
+    is_child = multiprocessing.parent_process() is not None
+    return not interactive and not is_child and path is not None and Path(path).is_file()
+
+
+def _can_ask():
+    try:
+        library, _, version = os.confstr("CS_GNU_LIBC_VERSION").partition(" ")
+        numbers = tuple(int(part) for part in version.split(".")[:2])
+        return library == "glibc" and numbers >= (2, 35) and "[madvise]" in _SYSTEM.read_text()
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def drop_orbax_log_lines():
+    """Drop Orbax and TensorStore log lines that duplicate our own errors.
+
+    Reading a folder without write access, or failing to write one array of hundreds, logs a line or a traceback for
+    each array, from their own threads.
+    """
+    for name in ("absl", "asyncio"):
+        logger = logging.getLogger(name)
+        if _is_of_others not in logger.filters:
+            logger.addFilter(_is_of_others)
+    if not isinstance(sys.unraisablehook, _Hook):
+        sys.unraisablehook = _Hook(sys.unraisablehook)
+
+
+def _is_of_others(record):
+    """Whether a log record is kept: not from Orbax's code, nor of an array whose write failed."""
+    if record.name == "absl":
+        return not _is_theirs(record.pathname)
+    text = record.getMessage()
+    if record.exc_info and record.exc_info[1] is not None:
+        text += "".join(traceback.format_tb(record.exc_info[1].__traceback__))
+    return "exception was never retrieved" not in text or not (_is_theirs(text) or "OCDBT" in text or "zarr" in text)
+
+
+class _Hook:
+    """A `sys.unraisablehook` that drops what a read or write returns to when its event loop has gone."""
+
+    def __init__(self, previous):
+        self._previous = previous
+
+    def __call__(self, unraisable):
+        code = getattr(unraisable.object, "cr_code", None)
+        if str(unraisable.exc_value) == "Event loop is closed" or (code and _is_theirs(code.co_filename)):
+            return
+        self._previous(unraisable)
+
+
+def _is_theirs(path):
+    return any(source in path.replace("\\", "/") for source in _SOURCES)

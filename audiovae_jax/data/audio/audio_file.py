@@ -1,0 +1,276 @@
+"""One audio file: what it holds, whether it can be used, and reading a window of it."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from audiovae_jax.data.audio.remote import BLOCK, RemoteFile, UnreachableError
+from audiovae_jax.data.audio.section import Section
+from audiovae_jax.errors import DataError, printable
+
+EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
+
+_UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
+_PROBE_FRAMES = 2048
+_MOST_OPENINGS = 8
+RATES = (1000, 10_000_000)  # Hz; what a damaged header says lies outside, more often than not
+# Input frames on both sides of a window that is resampled, so that its edges see their neighbours.
+_RESAMPLE_CONTEXT = 1024
+# ITU-R BS.775: centre and surround at -3 dB, no LFE. WAV order is L R C LFE Ls Rs.
+_DOWNMIX_5_1 = np.array([[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]], np.float32)
+
+
+# Where a file's bytes lie: on this machine, behind a URL, or within an archive.
+Place = Path | RemoteFile | Section
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioFile:
+    """A readable audio file: `frames` samples per channel at `sample_rate` Hz."""
+
+    path: Place
+    frames: int
+    sample_rate: int
+    channels: int
+
+    @property
+    def name(self) -> str:
+        return printable(self.path)
+
+    @property
+    def seconds(self) -> float:
+        return self.frames / self.sample_rate
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`[count, C]` float32 from sample `start` on; the errors are those of `read_blocks`."""
+        (block,) = read_blocks(self, count, start, start + count)
+        return block
+
+
+def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silence: bool = False) -> AudioFile:
+    """Look at a file's header, beginning, middle and end.
+
+    Args:
+      path: the file.
+      min_seconds: shorter files are refused.
+      channels: what its channels must be adaptable to.
+      allow_silence: take files whose every sample is zero.
+
+    Raises:
+      DataError: the file cannot be used; the message is the reason, without the path.
+    """
+    status = path.stat() if isinstance(path, Path) else None
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        raise DataError("not a regular file")  # a pipe waits for ever, and a folder holds no sound
+    if (path.size if status is None else status.st_size) == 0:
+        raise DataError("the file is empty")
+    try:
+        with _open(path) as f:
+            if f.format == "RAW":  # libsndfile's guess at what has no header, by its name
+                raise DataError("not audio that can be read (it has no header)")
+            file = AudioFile(path, f.frames, f.samplerate, f.channels)
+            require_use(file, min_seconds, channels)
+            silent = not allow_silence
+            for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):
+                block = _read(f, file, start, min(_PROBE_FRAMES, file.frames - start))
+                silent &= not block.any()
+            if silent and _is_silent(f):
+                raise DataError("every sample is zero")
+    except soundfile.LibsndfileError as error:
+        if status is not None:
+            with open(path, "rb"):  # which raises the operating system's errors; the C library does not tell them apart
+                pass
+        raise DataError(_reason(error)) from error
+    return file
+
+
+def require_use(file, min_seconds: float, channels: int):
+    """Raise DataError if audio is none, is shorter than `min_seconds`, or cannot be adapted to `channels`."""
+    if not RATES[0] <= file.sample_rate <= RATES[1]:
+        raise DataError(f"its sample rate of {file.sample_rate} Hz is none of sound")
+    if file.frames == 0:
+        raise DataError("holds no samples")
+    if file.frames < min_seconds * file.sample_rate:
+        raise DataError(f"{file.frames} samples are shorter than data.min_seconds={min_seconds}")
+    adapt_channels(np.zeros((1, file.channels), np.float32), channels)
+
+
+def read_window(file, position: float, length: int, sample_rate: int, channels: int, loop: bool = False) -> np.ndarray:
+    """`[length, channels]` float32 from the file, resampled and adapted, filled up if the file is shorter.
+
+    Args:
+      file: an `AudioFile`, or what has its `frames`, `sample_rate` and `read`.
+      position: in 0..1, where in the file's room for a window of that length to begin.
+      length: samples at `sample_rate`.
+      sample_rate: in Hz, of the result.
+      channels: of the result.
+      loop: fill up by repeating the file; else with zeros.
+
+    Raises:
+      DataError: the file ends early, or holds NaN or infinite samples; the message names it.
+    """
+    # Counted in the file's own samples; the context is a whole number of samples at both rates.
+    start, needed = window(file, position, length, sample_rate)
+    step = _step(file.sample_rate, sample_rate)
+    context = 0 if file.sample_rate == sample_rate else -(-_RESAMPLE_CONTEXT // step) * step
+    before = min(start, context)
+    stop = min(file.frames, start + needed + context)
+    audio = file.read(start - before, stop - (start - before))
+    try:
+        audio = adapt_channels(audio, channels)
+    except DataError as error:
+        raise DataError(f"{file.name}: {error}") from None
+    if context:
+        audio = resample(audio, file.sample_rate, sample_rate)
+        audio = audio[before * sample_rate // file.sample_rate :]
+    audio = audio[:length]
+    if len(audio) == length:
+        return audio
+    return np.pad(audio, ((0, length - len(audio)), (0, 0)), mode="wrap" if loop else "constant")
+
+
+def window(file, position: float, length: int, sample_rate: int) -> tuple[int, int]:
+    """`(first sample, samples)` of the file, at its own rate, that `read_window` takes its window from."""
+    needed = -(-length * file.sample_rate // sample_rate)
+    start = int(position * max(0, file.frames - needed))
+    # Where a sample of the whole file, resampled, lies too, so that a window is a stretch of that.
+    return start - start % _step(file.sample_rate, sample_rate), needed
+
+
+def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Consecutive `[<= size, C]` float32 blocks of the file, as it has them.
+
+    Raises:
+      DataError: the file ends early, or holds NaN or infinite samples; the message names it.
+    """
+    stop = file.frames if stop is None else stop
+    try:
+        with _open(file.path) as f:
+            for first in range(start, stop, size):
+                yield _read(f, file, first, min(size, stop - first))
+    except soundfile.LibsndfileError as error:
+        is_gone = isinstance(file.path, Path) and not os.path.exists(file.path)
+        reason = "No such file or directory" if is_gone else _reason(error)
+        raise DataError(f"{file.name}: {reason}") from error
+    except UnreachableError:  # it names the file already
+        raise
+    except (OSError, DataError) as error:
+        raise DataError(f"{file.name}: {error}") from error
+
+
+def open_sound(path: Path, mode: str = "r", **options) -> soundfile.SoundFile:
+    """`soundfile.SoundFile`, for names that are no UTF-8 too, and beside others that hang."""
+    return _opened(lambda: _Sound(path if os.name == "nt" else os.fsencode(path), mode, **options), mode == "r")
+
+
+class _Sound(soundfile.SoundFile):
+    """A sound that opens without waiting for others to open.
+
+    soundfile holds one lock for all while it opens a file, for the sake of the C library's error number: a
+    file that hangs would keep every other from being opened, and one that is fetched keep them waiting.
+    """
+
+    def __init__(self, *args, **options):
+        self._sf_error_lock = threading.Lock()
+        super().__init__(*args, **options)
+
+
+def _opened(opening, is_read):
+    """What `opening()` opens; the error is one that came twice, since another thread's may stand in its place."""
+    previous = None
+    for _ in range(_MOST_OPENINGS if is_read else 1):
+        try:
+            return opening()
+        except soundfile.LibsndfileError as error:
+            if error.code and error.code == previous:
+                raise
+            previous, last = error.code, error
+    raise last
+
+
+@contextlib.contextmanager
+def _open(place):
+    """A file's sound, with the reader of its bytes where it is not the operating system's, as `f.reader`."""
+    if isinstance(place, Path):
+        with open_sound(place) as f:
+            f.reader = None
+            yield f
+        return
+    with contextlib.closing(place.open()) as reader:
+        try:
+            with _opened(lambda: reader.seek(0) or _Sound(reader), is_read=True) as f:
+                f.reader = reader
+                yield f
+        except (soundfile.LibsndfileError, DataError) as error:
+            # The C library sees a file that ends; what ended it is what the reader has met.
+            if reader.error is None:
+                raise
+            raise reader.error from error
+
+
+def adapt_channels(audio: np.ndarray, channels: int) -> np.ndarray:
+    """`[T, C]` to `[T, channels]`.
+
+    Mono is copied to every channel; 5.1 is mixed down by ITU-R BS.775; of other layouts the front
+    pair is taken; mono is the mean of what stereo would be.
+    """
+    if audio.shape[1] == channels:
+        return audio
+    if audio.shape[1] == 1:
+        return np.repeat(audio, channels, axis=1)
+    if audio.shape[1] == 6 and channels <= 2:
+        audio = audio @ _DOWNMIX_5_1
+    elif audio.shape[1] < channels:
+        raise DataError(f"{audio.shape[1]} channels cannot be made into {channels}")
+    if channels == 1:
+        return audio[:, :2].mean(axis=1, keepdims=True)
+    return np.ascontiguousarray(audio[:, :channels])
+
+
+def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
+    """`[T, C]` to about `[T * to_rate / from_rate, C]`, by libsoxr at high quality."""
+    import soxr
+
+    return soxr.resample(audio, from_rate, to_rate, quality="HQ").astype(np.float32)
+
+
+def _step(from_rate, to_rate):
+    """The samples at `from_rate` after which samples of both rates fall together again."""
+    return from_rate // math.gcd(from_rate, to_rate)
+
+
+def _read(f, file, start, frames):
+    if f.reader is not None:
+        # Compressed audio takes more here and less there, and a little before it is read to find the place.
+        slack = 0 if f.format in _UNCOMPRESSED else BLOCK
+        f.reader.expect(frames * file.path.size // max(1, file.frames) + slack)
+    try:
+        f.seek(start)
+        block = f.read(frames, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise DataError(
+            f"damaged or truncated: reading at sample {start} of {file.frames} failed "
+            f"({error.error_string.rstrip('.')})"
+        ) from error
+    if len(block) < frames:
+        raise DataError(f"truncated: the header promises {file.frames} samples, but none follow {start + len(block)}")
+    if not np.isfinite(block).all():
+        raise DataError("holds NaN or infinite samples")
+    return block
+
+
+def _reason(error: soundfile.LibsndfileError):
+    return f"not audio that can be read ({error.error_string.rstrip('.')})"
+
+
+def _is_silent(f):
+    f.seek(0)
+    return not any(block.any() for block in f.blocks(1 << 20, dtype="float32"))

@@ -1,0 +1,314 @@
+"""Files behind URLs: byte ranges through fsspec, tried again where the network fails, kept where that is asked for.
+
+How a server is found, and by which credentials, `storage.server` says.
+"""
+
+import collections
+import dataclasses
+import os
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from audiovae_jax.data.audio.block_cache import BlockCache
+from audiovae_jax.data.audio.reader import Reader
+from audiovae_jax.errors import DataError
+from audiovae_jax.storage import server
+from audiovae_jax.storage.server import is_url as is_url  # of what is read, as of what is written
+
+
+class UnreachableError(DataError):
+    """The network or the server has failed for too long; the message names the URL."""
+
+
+class RefusedError(DataError):
+    """The server does not give a file, or no longer the same: that may be otherwise tomorrow."""
+
+
+# Bytes fetched at least, and the unit that is kept.
+BLOCK = 1 << 15
+# What decoders read when they open a file is the same for all of its windows, so it stays in memory: at most
+# so many blocks of a file, and of all files.
+_OPENING_BLOCKS, _MOST_OPENING_BLOCKS = 8, 4096
+_MOST_BLOCKS = 1024  # that a reader holds, beside those that it has just fetched
+_LONGEST_RUN = 1 << 20  # bytes in a request of a decoder that reads on and on, as that of MP3 to find a place
+# For how long a file that was there is looked for: a server that starts again may not have all at once.
+_GONE_SECONDS = 10.0
+
+
+@dataclasses.dataclass
+class Access:
+    """How files behind URLs are reached.
+
+    Attributes:
+      retry_seconds: for how long a failing request is tried again.
+      cache: keeps blocks on this machine's disk; None keeps none.
+      fetched_bytes, requests: counted; listings count as requests alone.
+    """
+
+    retry_seconds: float = 120.0
+    cache: BlockCache | None = None
+    fetched_bytes: int = 0
+    requests: int = 0
+
+    def __post_init__(self):
+        self._openings = collections.OrderedDict()
+        self._filesystems = {}
+        self._listing = None, {}
+        self._lock = threading.Lock()
+
+    def count(self, size: int):
+        """Count a request that has brought `size` bytes."""
+        with self._lock:
+            self.requests += 1
+            self.fetched_bytes += size
+
+    def opening(self, file: "RemoteFile", index: int) -> bytes | None:
+        """A block that was kept in memory."""
+        with self._lock:
+            block = self._openings.get((file, index))
+            if block is not None:
+                self._openings.move_to_end((file, index))
+            return block
+
+    def keep_opening(self, file: "RemoteFile", index: int, block: bytes):
+        """Keep a block in memory, in place of the longest unused one."""
+        with self._lock:
+            self._openings[file, index] = block
+            while len(self._openings) > _MOST_OPENING_BLOCKS:
+                self._openings.popitem(last=False)
+
+    def listing(self, url: str, ask: Callable[[], dict]) -> dict:
+        """What is under `url`: what kind of data set it is, and what is in it, are told by one listing."""
+        if self._listing[0] != url:
+            self._listing = url, ask()
+            self.count(0)
+        return self._listing[1]
+
+    def filesystem(self, url: str):
+        """`(file system, path in it)`, one for all threads of a process: each has its connections."""
+        scheme, _, rest = url.partition("://")
+        place = f"{scheme}://{rest.partition('/')[0]}"
+        with self._lock:
+            # A forked process has none of its parent's threads.
+            filesystem = self._filesystems.get((os.getpid(), place))
+            if filesystem is None:
+                try:
+                    filesystem = server.connect(url)
+                except OSError as error:
+                    raise DataError(f"{url}: {error.strerror}") from error
+                self._filesystems[os.getpid(), place] = filesystem
+        return filesystem, filesystem._strip_protocol(url)
+
+
+@dataclasses.dataclass(frozen=True)
+class RemoteFile:
+    """A file behind a URL.
+
+    Attributes:
+      url: as fsspec takes it: `s3://bucket/name`, `gs://`, `https://`.
+      size: in bytes.
+      access: how it is reached.
+      mark: changes with its content; empty where the server has none.
+    """
+
+    url: str
+    size: int
+    access: Access = dataclasses.field(compare=False, repr=False)
+    mark: str = ""
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.url).suffix
+
+    def open(self) -> "RangeReader":
+        """A seekable reader of its bytes."""
+        return RangeReader(self)
+
+
+def local_path(root: str) -> str:
+    """A path as the operating system takes it, of `file://` URLs too."""
+    if not root.startswith("file://"):
+        return os.path.expanduser(root)
+    return urllib.parse.unquote(root.removeprefix("file://").removeprefix("localhost"))
+
+
+def list_files(url: str, access: Access) -> Iterator[tuple[str, RemoteFile]]:
+    """`(name under url, file)` of the files under `url`, in the order of the same folder on disk.
+
+    Raises:
+      DataError: there is nothing there, or it cannot be reached.
+    """
+    filesystem, path = access.filesystem(url.rstrip("/"))
+    found = access.listing(url, lambda: _persistently(lambda: filesystem.find(path, detail=True), url, access))
+    names = {entry.removeprefix(path).strip("/"): entry for entry in found if entry.startswith(f"{path}/")}
+    if not names:
+        raise DataError(f"config.data.root={url}: there is nothing there")
+    for name in sorted(names, key=lambda name: name.split("/")):
+        entry = found[names[name]]
+        yield name, RemoteFile(f"{url.rstrip('/')}/{name}", int(entry["size"] or 0), access, _mark(entry))
+
+
+def open_url(url: str, access: Access) -> RemoteFile:
+    """The file behind `url`; DataError where there is none."""
+    filesystem, path = access.filesystem(url)
+    entry = _persistently(lambda: filesystem.info(path), url, access)
+    access.count(0)
+    if entry.get("type") == "directory" or entry.get("size") is None:
+        raise DataError(f"{url}: this is no file, or the server does not say its size")
+    return RemoteFile(url, int(entry["size"]), access, _mark(entry))
+
+
+def exists(url: str, access: Access) -> bool:
+    """Whether there is a file behind `url`."""
+    filesystem, path = access.filesystem(url)
+    access.count(0)
+    return _persistently(lambda: filesystem.exists(path), url, access)
+
+
+def read_bytes(url: str, access: Access) -> bytes:
+    """The whole of a small file."""
+    filesystem, path = access.filesystem(url)
+    content = _persistently(lambda: filesystem.cat_file(path), url, access)
+    access.count(len(content))
+    return content
+
+
+class RangeReader(Reader):
+    """A file's bytes, fetched by range as they are read.
+
+    What reads it may be C code that loses an exception; `error` keeps the first, and nothing is read after it.
+    """
+
+    def __init__(self, file: RemoteFile):
+        super().__init__(file.size)
+        self._file, self._blocks = file, {}
+        self.error: Exception | None = None
+        self._ahead, self._run, self._next = BLOCK, BLOCK, None
+        self._opening = _OPENING_BLOCKS  # blocks that may yet be kept for the next reader of the file
+
+    def expect(self, size: int):
+        """Of what is read next, this many bytes at once are worth fetching."""
+        self._ahead = max(BLOCK, size)
+        self._opening = 0
+
+    def readinto(self, buffer):
+        if self.error is not None:
+            return 0
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._file.size - self._position))
+        done = 0
+        try:
+            while done < count:
+                index, offset = divmod(self._position + done, BLOCK)
+                if index not in self._blocks:
+                    self._fetch(index, max(count - done, self._ahead) + offset)
+                piece = self._blocks[index][offset : offset + count - done]
+                view[done : done + len(piece)] = piece
+                done += len(piece)
+        except Exception as error:
+            self.error = error
+            return 0
+        self._position += done
+        return done
+
+    def _fetch(self, first, size):
+        """Have `size` bytes from block `first` on, without what is there already."""
+        file, access = self._file, self._file.access
+        while len(self._blocks) > _MOST_BLOCKS:
+            self._blocks.pop(next(iter(self._blocks)))
+        self._run = min(2 * self._run, _LONGEST_RUN) if first == self._next else BLOCK
+        last = min(-(-file.size // BLOCK), first + -(-max(size, self._run) // BLOCK))
+        for index in range(first, last):
+            if index not in self._blocks and (block := self._kept(index)) is not None:
+                self._blocks[index] = block
+        if first in self._blocks:
+            return
+        stop = next((index for index in range(first, last) if index in self._blocks), last)
+        data = _range(file, first * BLOCK, min(stop * BLOCK, file.size))
+        self._next = stop
+        for index in range(first, stop):
+            block = data[(index - first) * BLOCK : (index - first + 1) * BLOCK]
+            self._blocks[index] = block
+            if self._opening > 0:
+                self._opening -= 1
+                access.keep_opening(file, index, block)
+            if access.cache is not None:
+                access.cache.put(_cache_key(file, index), block)
+
+    def _kept(self, index):
+        file, access = self._file, self._file.access
+        block = access.opening(file, index)
+        if block is None and access.cache is not None:
+            block = access.cache.get(_cache_key(file, index))
+        return block if block is not None and len(block) == min(BLOCK, file.size - index * BLOCK) else None
+
+
+def _cache_key(file, index):
+    return f"{file.url} {file.size} {file.mark} {BLOCK} {index}"
+
+
+def _range(file, start, end):
+    """Bytes `start` to `end`; DataError if the file is another than it was."""
+    filesystem, path = file.access.filesystem(file.url)
+    if hasattr(filesystem, "call_s3") and file.mark:
+        request = _s3_range(filesystem, path, start, end, file.mark)
+    else:
+
+        def request():
+            return filesystem.cat_file(path, start=start, end=end)
+
+    data = _persistently(request, file.url, file.access, _GONE_SECONDS)
+    file.access.count(len(data))
+    if len(data) != end - start:
+        raise DataError(f"{file.url}: {len(data)} bytes came where {end - start} were asked for; has it changed?")
+    return data
+
+
+def _s3_range(filesystem, path, start, end, etag):
+    """A request that fails if the object is another by now: `cat_file` has no such condition."""
+    from fsspec import asyn
+
+    bucket, key, _ = filesystem.split_path(path)
+
+    async def fetch():
+        answer = await filesystem._call_s3(
+            "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}", IfMatch=f'"{etag}"'
+        )
+        try:
+            return await answer["Body"].read()
+        finally:
+            answer["Body"].close()
+
+    return lambda: asyn.sync(filesystem.loop, fetch)
+
+
+def _mark(entry):
+    """What changes with a file's content, of a listing's entry."""
+    keys = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")
+    return next((str(entry[key]).strip('"') for key in keys if entry.get(key)), "")
+
+
+def _persistently(request, url, access, gone_seconds=0.0):
+    """What `request()` returns; tried again while the network or the server fails, or for a while the file is gone."""
+    gone = None
+
+    def ends(error, pause):
+        nonlocal gone
+        if isinstance(error, FileNotFoundError) and gone is None:
+            gone = time.monotonic()
+        return server.is_final(error) and (gone is None or time.monotonic() - gone + pause > gone_seconds)
+
+    try:
+        return server.persistently(request, access.retry_seconds, ends)
+    except server.AwayError as error:
+        raise UnreachableError(
+            f"{url}: not reached within data.retry_seconds={access.retry_seconds:g} ({server.reason(error.__cause__)})"
+        ) from error.__cause__
+    except Exception as error:  # every backend has exceptions of its own
+        raise RefusedError(f"{url}: {server.explained(error, url)}") from error

@@ -1,0 +1,200 @@
+"""Audio as a stream of blocks, at the rate and with the channels that are wanted: files of any length."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from audiovae_jax.data.audio import audio_file
+from audiovae_jax.errors import DataError, printable
+from audiovae_jax.storage import atomic
+
+# Samples read at once.
+BLOCK = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class AudioStream:
+    """Audio that can be read from its beginning any number of times.
+
+    Attributes:
+      sample_rate: in Hz.
+      length: in samples.
+      channels: of its blocks.
+      blocks: gives a fresh iterator of consecutive `[n, channels]` float32 blocks.
+      name: what it is, for errors.
+    """
+
+    sample_rate: int
+    length: int
+    channels: int
+    blocks: Callable[[], Iterator[np.ndarray]]
+    name: str = "the audio"
+
+    def resampled(self, sample_rate: int) -> "AudioStream":
+        """At another rate; the length is rounded up."""
+        if sample_rate == self.sample_rate:
+            return self
+        length = resampled_length(self.length, self.sample_rate, sample_rate)
+
+        def blocks():
+            return resample_blocks(self.blocks(), self.sample_rate, sample_rate, self.channels, length)
+
+        return dataclasses.replace(self, sample_rate=sample_rate, length=length, blocks=blocks)
+
+    def map(self, function: Callable[[np.ndarray], np.ndarray], channels: int) -> "AudioStream":
+        """With `function` on every block."""
+        return dataclasses.replace(self, channels=channels, blocks=lambda: map(function, self.blocks()))
+
+
+def open_file(path: str | Path) -> AudioStream:
+    """The audio of a file, read as it is asked for.
+
+    Raises:
+      DataError: the file cannot be used; the message names it.
+    """
+    path = Path(path)
+    name = printable(path)
+    try:
+        file = audio_file.probe(path, allow_silence=True)
+    except FileNotFoundError:
+        raise DataError(f"{name}: there is no such file") from None
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from error
+    except DataError as error:
+        raise DataError(f"{name}: {error}") from None
+
+    def blocks():
+        return audio_file.read_blocks(file, BLOCK)
+
+    return AudioStream(file.sample_rate, file.frames, file.channels, blocks, f"{name}: the audio")
+
+
+def of_array(audio: np.ndarray, sample_rate: int) -> AudioStream:
+    """The audio of an array `[T, C]`."""
+
+    def blocks():
+        for start in range(0, len(audio), BLOCK):
+            yield audio[start : start + BLOCK]
+
+    return AudioStream(sample_rate, len(audio), audio.shape[1], blocks)
+
+
+def resampled_length(length: int, from_rate: int, to_rate: int) -> int:
+    """The samples at `to_rate` that `length` samples at `from_rate` become, rounded up."""
+    return -(-length * to_rate // from_rate)
+
+
+def resample_blocks(
+    blocks: Iterable[np.ndarray], from_rate: int, to_rate: int, channels: int, length: int
+) -> Iterator[np.ndarray]:
+    """Blocks at another rate, `length` samples in all, by libsoxr at high quality.
+
+    Args:
+      blocks: consecutive `[n, channels]` float32.
+      from_rate, to_rate: in Hz.
+      channels: of the blocks.
+      length: of the result; a sample more or less than the resampler gives is cut or zero.
+    """
+    import soxr
+
+    stream = soxr.ResampleStream(from_rate, to_rate, channels, dtype="float32", quality="HQ")
+    done = 0
+
+    def cut(block):
+        nonlocal done
+        block = block.reshape(-1, channels)[: length - done]
+        done += len(block)
+        return block
+
+    for block in blocks:
+        resampled = cut(stream.resample_chunk(np.ascontiguousarray(block, np.float32)))
+        if len(resampled):
+            yield resampled
+    yield cut(stream.resample_chunk(np.zeros((0, channels), np.float32), last=True))
+    if done < length:
+        yield np.zeros((length - done, channels), np.float32)
+
+
+def watched(
+    blocks: Iterable[np.ndarray], length: int, progress: Callable[[float], None] | None
+) -> Iterator[np.ndarray]:
+    """The blocks; once each has been used, `progress` is told the share of `length` that is done."""
+    done = 0
+    for block in blocks:
+        yield block
+        done += len(block)
+        if progress is not None:
+            progress(done / length)
+
+
+def write(audio: AudioStream, path: Path, progress: Callable[[float], None] | None = None):
+    """Write audio to a file, see `write_file`; `progress` is told the share that is done."""
+    blocks = watched(audio.blocks(), audio.length, progress)
+    write_file(path, blocks, audio.sample_rate, audio.channels, audio.length)
+
+
+def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, channels: int, length: int):
+    """Write blocks to a file of the kind that its suffix names, whole or not at all.
+
+    A WAV that would pass the 4 GiB that its header can count is written as RF64 (EBU Tech 3306), with the
+    same suffix.
+
+    Args:
+      path: ends in one of `SUFFIXES`.
+      blocks: consecutive `[n, channels]`, `length` samples in all.
+      sample_rate: in Hz.
+      channels: of the blocks.
+      length: in samples.
+
+    Raises:
+      DataError: there is no such kind, it cannot hold the audio, or it cannot be written.
+    """
+    name = printable(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{name}: audio of the kind {path.suffix!r} cannot be written; use {' or '.join(SUFFIXES)}")
+    kind, subtype, sample_bytes = _KINDS[path.suffix.lower()]
+    if sample_bytes is not None and length * channels * sample_bytes > _LARGEST:
+        if kind != "WAV":
+            raise DataError(f"{name}: {length} samples are more than the 4 GiB of this kind; use .wav or .flac")
+        kind = "RF64"
+    if subtype == "VORBIS" and sample_rate > _LARGEST_VORBIS_RATE:  # libsndfile falls over
+        raise DataError(f"{name}: Vorbis takes no more than {_LARGEST_VORBIS_RATE} Hz, not {sample_rate}; use .flac")
+    written = 0
+    try:
+        with atomic.replacing(path) as temporary:
+            options = {"samplerate": sample_rate, "channels": channels, "subtype": subtype, "format": kind}
+            with audio_file.open_sound(temporary, "w", **options) as file:
+                for block in blocks:
+                    file.write(block)
+                    written += len(block)
+            if subtype in ("FLOAT", "PCM_24"):
+                with audio_file.open_sound(temporary) as file:
+                    if file.frames != written:  # a header that could not count them, or a disk that took no more
+                        raise DataError(f"{name} was not written: {written} samples came back as {file.frames}")
+    except soundfile.LibsndfileError as error:
+        reason = error.error_string.rstrip(".")
+        reason += " (is the disk full, or a limit on file sizes reached?)" if reason == "System error" else ""
+        raise DataError(f"{name} was not written: {reason}") from error
+    except AssertionError as error:  # soundfile's word for a disk that took less than was given
+        raise DataError(f"{name} was not written: the disk is full, or a limit on file sizes was reached") from error
+    except OSError as error:
+        raise DataError(f"{name} was not written: {error.strerror or error}") from error
+
+
+# By suffix: libsndfile's format and subtype, and the bytes of a sample where the header counts them in 32 bits.
+# A WAV keeps what floating point has; the others take what they can best.
+_KINDS = {
+    ".wav": ("WAV", "FLOAT", 4),
+    ".flac": ("FLAC", "PCM_24", None),
+    ".ogg": ("OGG", "VORBIS", None),
+    ".opus": ("OGG", "OPUS", None),
+    ".mp3": ("MP3", "MPEG_LAYER_III", None),
+    ".aif": ("AIFF", "FLOAT", 4),
+    ".aiff": ("AIFF", "FLOAT", 4),
+}
+SUFFIXES = tuple(suffix for suffix, (kind, *_) in _KINDS.items() if kind in soundfile.available_formats())
+_LARGEST_VORBIS_RATE = 192_000  # Hz
+_LARGEST = 2**32 - 2**16  # bytes of samples, with room for the header

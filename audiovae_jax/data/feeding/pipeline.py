@@ -1,0 +1,226 @@
+"""Feeds steps: threads read ahead, every host its own rows of every global batch.
+
+The pipeline's whole state is the step: record `step * batch_size + row` belongs to row `row` of step
+`step`, whatever the number of hosts or threads.
+"""
+
+import collections
+import dataclasses
+import functools
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from audiovae_jax.data.audio import block_cache, remote
+from audiovae_jax.data.feeding import crops
+from audiovae_jax.data.feeding.augment import Augment
+from audiovae_jax.data.feeding.crops import CropFormat
+from audiovae_jax.data.feeding.health import Health
+from audiovae_jax.data.feeding.timeouts import Patient, stacked
+from audiovae_jax.data.sets import catalog, probing, sources
+from audiovae_jax.data.sets.bandwidth import balanced
+from audiovae_jax.data.sets.catalog import Catalog, Track
+from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.storage.bucket_path import BucketPath
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """A run's audio.
+
+    Attributes:
+      train: endless training records, `train[index] -> [T, C]`.
+      validation: fixed validation records.
+      samples: of validation audio, to be heard: each `[T, C]` of `sample_seconds`, filled up with zeros; how much of
+        it is a file's own is told by `samples.origin(index)` afterwards. With `fixed_batch`, the records trained on.
+      catalog: what the tracks are, or None for the built-in generator.
+      fingerprint: of the audio, to tell on resumption whether it is still the same.
+      health: of the files; None for the built-in generator.
+    """
+
+    train: Any
+    validation: Any
+    samples: Any
+    catalog: Catalog | None
+    fingerprint: str
+    health: Health | None
+
+
+def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path | BucketPath] = ()) -> Data:
+    """The training and validation records of `config.data`.
+
+    Args:
+      config: that section.
+      batch_size, seed: of the run.
+      leave_out: folders under the data's root that are none of it, as a run's own workdir with its samples.
+
+    Raises:
+      ConfigError: a value that says nothing known.
+      DataError: there is nothing usable.
+    """
+    augment = Augment(**config.augment.to_dict())
+    found = open_catalog(config, leave_out)
+    crop = CropFormat(
+        config.crop_length, config.sample_rate, config.channels, config.peak_normalize,
+        loop=config.padding == "loop", min_loudness_db=config.min_loudness_db,
+    )  # fmt: skip
+    heard = dataclasses.replace(crop, length=round(config.sample_seconds * config.sample_rate), loop=False)
+    if found is None:
+        train = crops.SyntheticCrops(crop, seed)
+        validation, health = crops.SyntheticCrops(crop, seed, validation=True), None
+        samples = crops.SyntheticCrops(heard, seed, validation=True)
+    else:
+        names = {track.audio.name for track in (*found.train, *found.validation)} | {name for name, _ in found.skipped}
+        health = Health(len(names), found.skipped, config.max_bad_share, names)
+        train = crops.RandomCrops(found.train, crop, seed, health)
+        validation = crops.FixedCrops(found.validation, crop, config.validation_crops, health)
+        samples = crops.FixedCrops(found.validation, heard, config.num_samples, health)
+    if augment != Augment():
+        train = crops.Augmented(train, augment, seed)
+    if config.fixed_batch:
+        train = validation = samples = crops.Repeated(train, batch_size)
+    if health is not None:
+        patience = read_timeout(config, found)
+        train, validation, samples = (Patient(each, patience, health) for each in (train, validation, samples))
+    return Data(train, validation, samples, found, found.fingerprint if found else "built-in", health)
+
+
+def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catalog | None:
+    """What there is to draw from under `config.data`'s roots or mix; None for the built-in generator alone.
+
+    Raises:
+      ConfigError: a value that says nothing known.
+      DataError: there is nothing usable.
+    """
+    if config.root is None and not config.mix:
+        return None
+    cache = None
+    if config.cache is not None:
+        cache = block_cache.BlockCache(config.cache, int(config.cache_gigabytes * 1e9))
+    options = probing.Options(
+        channels=config.channels,
+        min_seconds=config.min_seconds,
+        num_threads=config.num_threads,
+        read_timeout=config.read_timeout,
+        index_folder=index_folder() if config.index else None,
+        access=remote.Access(config.retry_seconds, cache),
+        leave_out=tuple(leave_out),
+    )
+    roots = [root for root, _ in config.mix] if config.mix else sources.split_roots(config.root)
+    held_out = sources.split_roots(config.val_root) if config.val_root is not None else []
+    _require_apart([root for root in roots if root != _GENERATOR], held_out)
+    opened = functools.partial(_open, options=options, config=config)
+    parts = [opened(root, config.source, others=held_out) for root in roots]
+    held = []
+    if held_out:
+        try:
+            held = [opened(root, sources.AUTO, others=roots) for root in held_out]
+        except DataError as error:
+            raise DataError(str(error).replace("config.data.root=", "config.data.val_root=")) from error
+        parts = [catalog.all_to_train(part) for part in parts]
+    parts = [
+        catalog.without_validated(part, _validated([*parts[:i], *parts[i + 1 :]], held)) for i, part in enumerate(parts)
+    ]
+    if config.mix:
+        weights = [float(weight) for _, weight in config.mix]
+        found = catalog.mixed(list(zip(parts, weights, strict=True)), config.crop_length / config.sample_rate)
+    else:
+        found = catalog.joined(parts)
+    if held:
+        found = catalog.validated_on(found, catalog.joined(held))
+    if config.full_band_share is not None:
+        train = balanced(
+            found.train, config.full_band_share, config.sample_rate, options, origin=str(config.mix or config.root),
+            crop_seconds=config.crop_length / config.sample_rate,
+        )  # fmt: skip
+        found = dataclasses.replace(found, train=train)
+    return found
+
+
+def read_timeout(config, found: Catalog | None) -> float:
+    """Seconds after which a read is given up; what is behind a URL has its own patience, which comes first."""
+    return config.read_timeout and config.read_timeout + config.retry_seconds * _is_remote(found)
+
+
+def index_folder() -> Path:
+    """Where what files were found to be is remembered: the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "audiovae_jax" / "index"
+
+
+def batches(
+    records,
+    *,
+    batch_size: int,
+    start_step: int,
+    num_steps: int,
+    num_threads: int,
+    prefetch_batches: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[np.ndarray]:
+    """This host's `[batch_size / process_count, T, C]` of every step from `start_step` to `num_steps`.
+
+    Threads read whole batches ahead, at most `prefetch_batches`.
+    """
+    local = batch_size // process_count
+    dataset = grain.MapDataset.source(_HostBatches(records, batch_size, local, process_index * local, num_steps))
+    dataset = dataset[start_step:]
+    options = grain.ReadOptions(
+        num_threads=min(num_threads, prefetch_batches), prefetch_buffer_size=max(1, prefetch_batches)
+    )
+    return iter(dataset.to_iter_dataset(options))
+
+
+class _HostBatches:
+    """A contiguous block of rows of every global batch, by step."""
+
+    def __init__(self, records, batch_size, local, first, num_steps):
+        self._records, self._batch_size, self._local = records, batch_size, local
+        self._first, self._num_steps = first, num_steps
+
+    def __len__(self):
+        return self._num_steps
+
+    def __getitem__(self, step):
+        start = step * self._batch_size + self._first
+        return stacked(self._records, range(start, start + self._local))
+
+
+_GENERATOR = "built-in"  # as a root of a mix
+
+
+def _open(root, source, *, options, config, others):
+    """The data set at a root, without what lies at others."""
+    if root == _GENERATOR:
+        track = Track(_GENERATOR, crops.Generated())
+        return Catalog((track,), (track,), (), _GENERATOR, "the built-in generator")
+    inside = sources.within(root, [other for other in others if other != _GENERATOR])
+    options = dataclasses.replace(options, leave_out=(*options.leave_out, *inside))
+    return sources.open_root(root, source, options, config)
+
+
+def _validated(others, held):
+    """The tracks that other parts validate on, and all of those that are held out."""
+    yield from (track for other in others if other.fingerprint != _GENERATOR for track in other.validation)
+    yield from (track for part in held for track in part.train + part.validation)
+
+
+def _require_apart(roots, held_out):
+    """Raise ConfigError where a root is named twice, to train on and to validate on."""
+    trained_on = collections.Counter(sources.place(root) for root in roots)
+    for root in roots:
+        if trained_on[sources.place(root)] > 1:
+            raise ConfigError(f"config.data: the root {root} is named twice; name it once, or give it a larger weight")
+    for root in held_out:
+        if sources.place(root) in trained_on:
+            raise ConfigError(f"config.data.val_root={root} is trained on too; give another folder, or leave it out")
+
+
+def _is_remote(found):
+    # By the tracks and not by the root, since a manifest of this machine may list URLs.
+    return found is not None and any(remote.is_url(track.audio.name) for track in (*found.train, *found.validation))

@@ -1,0 +1,231 @@
+"""What a data set comes down to: tracks to draw crops from, on two sides of a split."""
+
+import collections
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from audiovae_jax.data.audio.remote import is_url
+from audiovae_jax.errors import DataError
+
+
+class Audio(Protocol):
+    """Audio of which any stretch can be read: a file, a part of one, or a shard's.
+
+    Attributes:
+      name: says to a person what it is.
+      frames: samples per channel.
+      sample_rate: in Hz.
+      channels: of what `read` returns.
+    """
+
+    name: str
+    frames: int
+    sample_rate: int
+    channels: int
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """`[count, channels]` float32 from sample `start` on; DataError, with the name, where that fails."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """Audio that crops are drawn from.
+
+    Attributes:
+      key: its name within the data set, the same on every machine.
+      audio: where its samples come from.
+      weight: how often a second of it is drawn, against a second of weight 1.
+    """
+
+    key: str
+    audio: Audio
+    weight: float = 1.0
+
+    @property
+    def seconds(self) -> float:
+        return self.audio.frames / self.audio.sample_rate
+
+    def share(self, shortest: float = 0.0) -> float:
+        """How likely it is to be drawn, against others; what is shorter than `shortest` seconds, as if it were not."""
+        return max(self.seconds, shortest) * self.weight
+
+
+@dataclasses.dataclass(frozen=True)
+class Excerpt:
+    """A stretch of other audio: `frames` samples from `start` on."""
+
+    audio: Audio
+    start: int
+    frames: int
+
+    @property
+    def name(self) -> str:
+        return self.audio.name
+
+    @property
+    def sample_rate(self) -> int:
+        return self.audio.sample_rate
+
+    @property
+    def channels(self) -> int:
+        return self.audio.channels
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        return self.audio.read(self.start + start, count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalog:
+    """A data set's tracks.
+
+    Attributes:
+      train, validation: the tracks of each side.
+      skipped: `(name, reason)` of what cannot be used.
+      fingerprint: changes when a track comes, goes, or changes its length, rate or weight.
+      origin: what it is, for a person: `12 files under DIR`.
+    """
+
+    train: tuple[Track, ...]
+    validation: tuple[Track, ...]
+    skipped: tuple[tuple[str, str], ...]
+    fingerprint: str
+    origin: str
+
+
+def by_hash(tracks: Sequence[Track], fraction: float) -> tuple[list[Track], list[Track]]:
+    """`(train, validation)`, about `fraction` of the tracks on the second side.
+
+    The side depends on a track's key alone: it stays there when others come. Only where that leaves a side
+    empty, the track that is nearest to it goes over; a single track is on both.
+    """
+    places = [_place(track.key) for track in tracks]
+    order = sorted(range(len(tracks)), key=places.__getitem__)
+    wanted = sum(place < fraction for place in places)
+    validation = set(order[: min(max(1, wanted), max(1, len(tracks) - 1))])
+    train = [track for i, track in enumerate(tracks) if i not in validation] or list(tracks)
+    return train, [track for i, track in enumerate(tracks) if i in validation]
+
+
+def fingerprint(tracks: Iterable[Track]) -> str:
+    """Of the tracks' keys, lengths, rates, channels and weights."""
+    listing = "\n".join(
+        f"{track.key} {track.audio.frames} {track.audio.sample_rate} {track.audio.channels}"
+        + ("" if track.weight == 1.0 else f" {track.weight!r}")
+        for track in tracks
+    )
+    return hashlib.sha256(os.fsencode(listing)).hexdigest()[:16]
+
+
+def mixed(parts: Sequence[tuple[Catalog, float]], crop_seconds: float) -> Catalog:
+    """Several data sets as one, of which each is drawn by its weight, whatever its length.
+
+    Args:
+      parts: data sets and their weights.
+      crop_seconds: of the crops to be drawn: shorter tracks are drawn as if they were so long.
+    """
+    total = sum(weight for _, weight in parts)
+
+    def weighed(side: str) -> tuple[Track, ...]:
+        tracks = []
+        for i, (catalog, weight) in enumerate(parts):
+            of_side = getattr(catalog, side)
+            seconds = sum(track.share(crop_seconds) for track in of_side)
+            tracks += [_within(i, track, track.weight * weight / total / seconds) for track in of_side]
+        return tuple(tracks)
+
+    marks = " ".join(f"{catalog.fingerprint} {weight!r}" for catalog, weight in parts)
+    return Catalog(
+        train=weighed("train"),
+        validation=weighed("validation"),
+        skipped=tuple(entry for catalog, _ in parts for entry in catalog.skipped),
+        fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:16],
+        origin="; ".join(f"{weight / total:.0%} of crops from {catalog.origin}" for catalog, weight in parts),
+    )
+
+
+def joined(parts: Sequence[Catalog]) -> Catalog:
+    """Several data sets as one, in which each second counts alike; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    train, validation = (
+        tuple(_within(i, track) for i, part in enumerate(parts) for track in getattr(part, side))
+        for side in ("train", "validation")
+    )
+    return Catalog(
+        train=train,
+        validation=validation,
+        skipped=tuple(entry for part in parts for entry in part.skipped),
+        fingerprint=fingerprint(train + validation),
+        origin="; ".join(part.origin for part in parts),
+    )
+
+
+def all_to_train(catalog: Catalog) -> Catalog:
+    """A data set of which nothing is kept for validation."""
+    # A single track may be on both sides.
+    tracks = {track.key: track for track in catalog.train + catalog.validation}
+    return dataclasses.replace(catalog, train=tuple(tracks.values()), validation=())
+
+
+def validated_on(catalog: Catalog, other: Catalog) -> Catalog:
+    """A data set to train on, whose validation is all of another one."""
+    whole = all_to_train(other)
+    marks = f"{catalog.fingerprint} validated on {whole.fingerprint}"
+    return Catalog(
+        train=catalog.train,
+        validation=tuple(_within("val_root", track) for track in whole.train),
+        skipped=catalog.skipped + whole.skipped,
+        fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:16],
+        origin=f"{catalog.origin}, and validation of {whole.origin}",
+    )
+
+
+def without_validated(catalog: Catalog, validation: Iterable[Track]) -> Catalog:
+    """A data set whose training has nothing of other tracks, wherever both read the same samples.
+
+    Raises:
+      DataError: nothing is left.
+    """
+    spans = collections.defaultdict(list)
+    for track in validation:
+        source, start, end = _span(track.audio)
+        spans[source].append((start, end))
+
+    def is_heard(track):
+        source, start, end = _span(track.audio)
+        return any(start < other_end and other_start < end for other_start, other_end in spans.get(source, ()))
+
+    train = tuple(track for track in catalog.train if not is_heard(track)) if spans else catalog.train
+    if not train:
+        raise DataError(f"{catalog.origin}: nothing is left to train on, since all of it is validated on")
+    return catalog if len(train) == len(catalog.train) else dataclasses.replace(catalog, train=train)
+
+
+def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], root: str):
+    """Raise DataError, with the first reasons, where nothing is usable."""
+    if not tracks:
+        reasons = "\n".join(f"  {name}: {reason}" for name, reason in skipped[:10])
+        raise DataError(f"config.data.root={root} holds no usable audio file:\n{reasons}")
+
+
+def _span(audio):
+    """`(what is read, first sample, end)`; links that lead to one file are one."""
+    start, frames = 0, audio.frames
+    while isinstance(audio, Excerpt):
+        start, audio = start + audio.start, audio.audio
+    name = audio.name
+    return name if is_url(name) else os.path.realpath(name), start, start + frames
+
+
+def _within(part, track, weight=None):
+    """A track of one of several data sets."""
+    return dataclasses.replace(track, key=f"{part}/{track.key}", weight=track.weight if weight is None else weight)
+
+
+def _place(key):
+    return int.from_bytes(hashlib.sha256(os.fsencode(key)).digest()[:8]) / 2**64

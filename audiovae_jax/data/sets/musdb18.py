@@ -1,0 +1,90 @@
+"""MUSDB18 and MUSDB18-HQ (Rafii et al., 2017): songs with their mixture and four stems."""
+
+import fnmatch
+from pathlib import Path
+
+from audiovae_jax.data.audio import remote
+from audiovae_jax.data.sets import catalog, folder, probing
+from audiovae_jax.data.sets.catalog import Catalog, Track
+from audiovae_jax.errors import DataError
+
+STEMS = ("drums", "bass", "other", "vocals")
+# The published split of the training songs (musdb's mus.yaml): these are for validation.
+VALIDATION_SONGS = (
+    "Actions - One Minute Smile",
+    "Clara Berry And Wooldog - Waltz For My Victims",
+    "Johnny Lokke - Promises & Lies",
+    "Patrick Talbot - A Reason To Leave",
+    "Triviul - Angelsaint",
+    "Alexander Ross - Goodbye Bolero",
+    "Fergessen - Nos Palpitants",
+    "Leaf - Summerghost",
+    "Skelpolu - Human Mistakes",
+    "Young Griffo - Pennies",
+    "ANiMAL - Rockshow",
+    "James May - On The Line",
+    "Meaxic - Take A Step",
+    "Traffic Experiment - Sirens",
+)
+
+
+def recognise(root: str, options: probing.Options) -> str | None:
+    """`"wav"` for MUSDB18-HQ, `"mp4"` for MUSDB18 as it is shared, None for neither."""
+    if remote.is_url(root):
+        names = [name for name, _ in remote.list_files(root, options.access)]
+        for kind, pattern in (("wav", "train/*/mixture.wav"), ("mp4", "train/*.stem.mp4")):
+            if fnmatch.filter(names, pattern):
+                return kind
+        return None
+    base = Path(remote.local_path(root))
+    if any((base / "train").glob("*/mixture.wav")):
+        return "wav"
+    return "mp4" if any((base / "train").glob("*.stem.mp4")) else None
+
+
+def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
+    """The songs of `train/`: the mixture in a share of the crops, in the others one of the stems, each as often.
+
+    The official validation songs are kept for validation, which hears their mixtures. `test/` is left alone.
+
+    Args:
+      root: the folder that holds `train/`.
+      options: how files are looked at.
+      mixture_share: of the training crops, in 0..1.
+
+    Raises:
+      DataError: it is not laid out so, or nothing can be used.
+    """
+    kind = recognise(root, options)
+    if kind == "mp4":
+        raise DataError(
+            f"config.data.root={root} holds MUSDB18 as .stem.mp4; convert it once with "
+            f"`python scripts/convert_musdb18.py {root} OUT`, and give OUT"
+        )
+    if kind is None:
+        raise DataError(f"config.data.root={root} is no MUSDB18-HQ: there is no train/SONG/mixture.wav")
+    names = {"mixture", *STEMS}
+    found = [
+        (key, place) for key, place in probing.find_under(root, "train", options, (".wav",))
+        if key.count("/") == 1 and Path(key).stem in names
+    ]  # fmt: skip
+    tracks, skipped = folder.usable(root, found, options)
+    catalog.require_tracks(tracks, skipped, root)
+    weights = {"mixture": mixture_share} | dict.fromkeys(STEMS, (1 - mixture_share) / len(STEMS))
+    train, validation = [], []
+    for track in tracks:
+        song, _, name = track.key.partition("/")
+        part = Path(name).stem
+        if song in VALIDATION_SONGS:
+            if part == "mixture":
+                validation.append(track)
+        elif weights[part] > 0:
+            train.append(Track(track.key, track.audio, weights[part]))
+    if not train or not validation:
+        raise DataError(f"config.data.root={root}: {'no song to train on' if not train else _no_validation()}")
+    origin = f"stems and mixtures of MUSDB18 under {root}"
+    return Catalog(tuple(train), tuple(validation), tuple(skipped), catalog.fingerprint(train + validation), origin)
+
+
+def _no_validation():
+    return f"none of the {len(VALIDATION_SONGS)} official validation songs, as {VALIDATION_SONGS[0]!r}, is there"

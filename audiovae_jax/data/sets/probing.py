@@ -1,0 +1,219 @@
+"""Looking at many files: each once, and remembered until it changes."""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tqdm
+
+from audiovae_jax.data.audio import audio_file, deadline, files, remote
+from audiovae_jax.data.audio.audio_file import AudioFile, Place
+from audiovae_jax.errors import DataError
+from audiovae_jax.storage import atomic
+from audiovae_jax.storage.bucket_path import BucketPath
+
+_CHUNK = 256  # files whose sizes and times a thread asks for at once
+_VERSION = 1  # of the index; what a file is found to be must not depend on an older program
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How a data set's files are looked at.
+
+    Attributes:
+      channels: what a file's channels must be adaptable to.
+      min_seconds: shorter files are refused.
+      num_threads: that look at files.
+      read_timeout: seconds after which a file that does not answer is passed over; 0 waits for ever.
+      index_folder: where what was found is remembered; None remembers nothing.
+      access: how files behind URLs are reached.
+      leave_out: folders, here or behind URLs, that are passed over.
+    """
+
+    channels: int
+    min_seconds: float = 0.0
+    num_threads: int = 8
+    read_timeout: float = 0.0
+    index_folder: Path | None = None
+    access: remote.Access = dataclasses.field(default_factory=remote.Access)
+    leave_out: tuple[Path | BucketPath | str, ...] = ()
+
+
+def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS) -> list[tuple[str, Place]]:
+    """`(name under root, file)` of the audio under a folder or URL, at any depth, sorted.
+
+    Raises:
+      DataError: there is no such folder.
+    """
+    if remote.is_url(root):
+        left_out = tuple(f"{folder}/" for folder in options.leave_out)
+        return [
+            (name, file)
+            for name, file in remote.list_files(root, options.access)
+            if name.lower().endswith(tuple(extensions))
+            and not atomic.is_temporary(name.rpartition("/")[2])
+            and not file.url.startswith(left_out)
+        ]
+    folder = Path(remote.local_path(root))
+    if not folder.is_dir():
+        raise DataError(f"config.data.root={root}: there is no such folder")
+    left_out = [path for path in options.leave_out if isinstance(path, Path)]
+    return [(path.relative_to(folder).as_posix(), path) for path in files.find(folder, extensions, left_out)]
+
+
+def find_under(
+    root: str, folder: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS
+) -> list[tuple[str, Place]]:
+    """As `find`, of a folder under the root; the names are those under the folder."""
+    if not folder:
+        return find(root, options, extensions)
+    if not remote.is_url(root):
+        return find(str(Path(remote.local_path(root)) / folder), options, extensions)
+    start = f"{folder}/"
+    found = find(root, options, extensions)
+    return [(name.removeprefix(start), place) for name, place in found if name.startswith(start)]
+
+
+def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFile | str]:
+    """What each file is, or why it cannot be used.
+
+    What is found is kept in `options.index_folder`, a file for each root, keyed by path, size and time of change.
+    What may be otherwise tomorrow is not kept: a file that does not answer.
+
+    Raises:
+      UnreachableError: a server has failed for too long; that says nothing about its files.
+    """
+
+    def look(i) -> tuple[bool, list | str]:
+        """Whether it would be the same tomorrow, and what it is: its frames, rate and channels, or a reason."""
+        place = places[i]
+        try:
+            file = deadline.within(_patience(place, options), audio_file.probe, place)
+            return True, [file.frames, file.sample_rate, file.channels]
+        except OSError as error:
+            return False, error.strerror or str(error)
+        except deadline.TimedOutError as error:
+            return False, str(error)
+        except remote.UnreachableError:
+            raise
+        except remote.RefusedError as error:
+            return False, str(error)
+        except DataError as error:
+            return True, str(error)
+
+    subject = root if remote.is_url(root) else os.path.realpath(root)
+    results = remembered(subject, places, look, options, f"looking at files under {root}")
+    return [
+        result if isinstance(result, str) else _checked(AudioFile(place, *result), options)
+        for place, result in zip(places, results, strict=True)
+    ]
+
+
+def remembered(
+    subject: str, places: Sequence[Place], look: Callable[[int], tuple[bool, Any]], options: Options, doing: str
+) -> list[Any]:
+    """What `look` says of each of many places, asked anew only of those that have changed.
+
+    Args:
+      subject: what is asked, of which root: a file in `options.index_folder` for each.
+      places: what is asked about: anything that `identity` knows.
+      look: of a place's number: whether it would be the same tomorrow, and what is found, as JSON has it.
+      options: how files are looked at.
+      doing: for whom it takes long.
+    """
+    index = _Index(options.index_folder, subject)
+    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
+        chunks = [places[i : i + _CHUNK] for i in range(0, len(places), _CHUNK)]
+        marked = [mark for of_chunk in pool.map(lambda chunk: [*map(identity, chunk)], chunks) for mark in of_chunk]
+        results = [index.get(key, mark) for key, mark in marked]
+        new = [i for i, result in enumerate(results) if result is None]
+        # The bar is for those who have time to read it.
+        looked = tqdm.tqdm(pool.map(look, new), total=len(new), desc=doing, unit="file", delay=5.0, leave=False)
+        for i, (lasting, result) in zip(new, looked, strict=True):
+            results[i] = result
+            if not lasting:
+                marked[i] = ("", "")
+    for (key, mark), result in zip(marked, results, strict=True):
+        index.put(key, mark, result)
+    index.save()
+    return results
+
+
+def _patience(place, options):
+    """Seconds until a file is given up; what is behind a URL is tried again for a while of its own."""
+    is_local = isinstance(getattr(place, "archive", place), Path)
+    return options.read_timeout and options.read_timeout + (0 if is_local else options.access.retry_seconds)
+
+
+def identity(place) -> tuple[str, str]:
+    """`(name, mark)`; the mark changes with the content, and is empty for what cannot be looked at.
+
+    Args:
+      place: a file, a member of an archive, or part of one of them: what has its `within` and `part`.
+    """
+    if hasattr(place, "part"):
+        key, mark = identity(place.within)
+        return f"{key} {place.part}", mark
+    if isinstance(place, Path):
+        try:
+            stat = os.stat(place)
+        except OSError:
+            return "", ""
+        return os.fsencode(place).hex() if _odd(place) else str(place), f"{stat.st_size} {stat.st_mtime_ns}"
+    archive = getattr(place, "archive", None)
+    if archive is not None:
+        key, mark = identity(archive)
+        return f"{key} {place.name}", f"{mark} {place.offset} {place.size}"
+    return place.url, f"{place.size} {place.mark}"
+
+
+def _odd(path):
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _checked(file, options):
+    try:
+        audio_file.require_use(file, options.min_seconds, options.channels)
+    except DataError as error:
+        return str(error)
+    return file
+
+
+class _Index:
+    def __init__(self, folder, subject):
+        name = hashlib.sha256(os.fsencode(subject)).hexdigest()[:24]
+        self._path = None if folder is None else Path(folder) / f"{name}.json"
+        self._known, self._seen = {}, {}
+        if self._path is None:
+            return
+        try:
+            content = json.loads(self._path.read_text())
+            self._known = content["files"] if content["version"] == _VERSION else {}
+        except (OSError, ValueError, KeyError, TypeError):  # it is only a memory
+            self._known = {}
+
+    def get(self, key, mark):
+        entry = self._known.get(key)
+        return entry[1] if isinstance(entry, list) and len(entry) == 2 and entry[0] == mark else None
+
+    def put(self, key, mark, result):
+        if mark:
+            self._seen[key] = [mark, result]
+
+    def save(self):
+        if self._path is None or self._seen == self._known:
+            return
+        try:
+            with atomic.replacing(self._path) as temporary:
+                temporary.write_text(json.dumps({"version": _VERSION, "files": self._seen}))
+        except OSError:
+            return

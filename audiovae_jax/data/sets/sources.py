@@ -1,0 +1,92 @@
+"""What lies at a root, and how it is read: the data set behind `config.data.root`."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from audiovae_jax.data.audio import remote
+from audiovae_jax.data.sets import folder, gtzan, manifest, musdb18, probing, shards, webdataset
+from audiovae_jax.data.sets.catalog import Catalog
+from audiovae_jax.errors import ConfigError, DataError
+
+AUTO = "auto"
+# By name: whether a root is one, and how it is read. The first that knows a root takes it.
+_KINDS: dict[str, tuple[Callable, Callable]] = {
+    "manifest": (
+        lambda root, options: root.lower().endswith(manifest.SUFFIXES),
+        lambda root, options, c: manifest.scan(root, options, c.validation_fraction),
+    ),
+    "shards": (shards.is_shards, lambda root, options, c: shards.scan(root, options)),
+    "musdb18": (
+        lambda root, options: not root.endswith(_FILES) and musdb18.recognise(root, options) is not None,
+        lambda root, options, c: musdb18.scan(root, options, c.mixture_share),
+    ),
+    "gtzan": (
+        lambda root, options: not root.endswith(_FILES) and gtzan.genres_folder(root, options) is not None,
+        lambda root, options, c: gtzan.scan(root, options),
+    ),
+    "webdataset": (
+        lambda root, options: bool(webdataset.archives(root, options)),
+        lambda root, options, c: webdataset.scan(root, options, c.validation_fraction),
+    ),
+    "folder": (
+        lambda root, options: True,
+        lambda root, options, c: folder.scan(root, options, c.validation_fraction),
+    ),
+}
+_FILES = (*manifest.SUFFIXES, ".tar")  # roots that are files
+NAMES = (AUTO, *_KINDS)
+
+
+def split_roots(text: str) -> list[str]:
+    """The roots that `config.data.root` names, a comma between them; one that is there with commas in it is one.
+
+    Raises:
+      ConfigError: one of them is empty.
+    """
+    if "," not in text or (not remote.is_url(text) and Path(remote.local_path(text)).exists()):
+        return [text]
+    roots = [root.strip() for root in re.split(r",(?![^{}]*\})", text)]  # not those of `{a,b}.tar`
+    if not all(roots):
+        raise ConfigError(f"{text!r} has a root with no name; write DIR,DIR as config.data.root or data.val_root")
+    return roots
+
+
+def place(root: str) -> Path | str:
+    """Where a root is, so that two of the same place are equal: a URL as it is written, else the resolved path."""
+    return root.rstrip("/") if remote.is_url(root) else Path(remote.local_path(root)).resolve()
+
+
+def within(root: str, others: Sequence[str]) -> list[Path | str]:
+    """The places of those of other roots that lie under `root`, where its own files are looked for."""
+    start = f"{str(place(root)).rstrip('/')}/"
+    return [there for there in map(place, others) if str(there).startswith(start)]
+
+
+def open_root(root: str, source: str, options: probing.Options, config) -> Catalog:
+    """The data set at a root.
+
+    Args:
+      root: a folder, a manifest, tars, or a URL of one of them.
+      source: its kind, one of `NAMES`; "auto" recognises it by what lies there.
+      options: how files are looked at.
+      config: the section `config.data`, for what a kind needs of it.
+
+    Raises:
+      ConfigError: there is no such kind.
+      DataError: there is nothing usable.
+    """
+    if source not in NAMES:
+        raise ConfigError(f"config.data.source={source!r} is none of {', '.join(NAMES)}")
+    if remote.is_url(root):
+        options.access.filesystem(root)  # what its scheme lacks is said of the root, not of a file under it
+    if source == AUTO:
+        if not remote.is_url(root) and not Path(remote.local_path(root)).exists() and "{" not in root:
+            raise DataError(f"config.data.root={root}: there is no such folder")
+        if not remote.is_url(root) and not root.lower().endswith(_FILES) and Path(remote.local_path(root)).is_file():
+            raise DataError(
+                f"config.data.root={root} is a file; give its folder, or a manifest ({' or '.join(manifest.SUFFIXES)}) "
+                "that lists it"
+            )
+        source = next(name for name, (knows, _) in _KINDS.items() if knows(root, options))
+    return _KINDS[source][1](root, options, config)

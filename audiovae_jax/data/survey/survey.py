@@ -1,0 +1,301 @@
+"""The survey of a data set, as training with a config would take it."""
+
+import concurrent.futures
+import dataclasses
+import re
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import tqdm
+
+from audiovae_jax.data.feeding import pipeline
+from audiovae_jax.data.feeding.pipeline import Data
+from audiovae_jax.data.sets import bandwidth
+from audiovae_jax.data.sets.catalog import Track
+from audiovae_jax.data.survey import measures
+from audiovae_jax.data.survey.measures import Measures
+from audiovae_jax.errors import DataError
+
+MUCH_SILENCE = 0.2  # of a track's time, or of the data set's
+MANY = 0.05  # share of the tracks, from which on a doubt is worth a line
+MANY_CLIPS = 10.0  # a minute
+_EXAMPLES = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """Some tracks: how many, and how long they are together."""
+
+    tracks: int
+    hours: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """What cannot be used for one reason: how many files, and the first of them."""
+
+    reason: str
+    files: int
+    examples: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How fast training's crops are read with nothing else to do.
+
+    Attributes:
+      crops_per_second: counted over `seconds`.
+      seconds: of measuring.
+      threads: that read.
+      batch_size: of the config.
+    """
+
+    crops_per_second: float
+    seconds: float
+    threads: int
+    batch_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a data set is like.
+
+    Attributes:
+      root: as it was given.
+      origin: what it is.
+      fingerprint: of its tracks.
+      sample_rate, channels, crop_seconds: of the crops that the config asks for.
+      train, validation, total: what is on each side, and the tracks of both, each once.
+      sample_rates, channel_counts: by Hz, and by number of channels.
+      lengths: of the tracks, in seconds.
+      files, skipped: how many files there are, and which of them cannot be used.
+      measured: of a number of tracks, spread evenly over all.
+      unreadable: `(name, reason)` of tracks that looked well, and then could not be read.
+      reading: None where it was not measured.
+      refusal: why training would not begin, or None.
+      doubts: what someone should look at before a run.
+    """
+
+    root: str
+    origin: str
+    fingerprint: str
+    sample_rate: int
+    channels: int
+    crop_seconds: float
+    train: Amount
+    validation: Amount
+    total: Amount
+    sample_rates: dict[int, Amount]
+    channel_counts: dict[int, Amount]
+    lengths: tuple[float, ...]
+    files: int
+    skipped: tuple[Skipped, ...]
+    measured: tuple[Measures, ...]
+    unreadable: tuple[tuple[str, str], ...]
+    reading: Reading | None
+    refusal: str | None
+    doubts: tuple[str, ...] = ()
+
+
+def look(config, data: Data, *, root: str, batch_size: int, limit: int, seconds: float) -> Survey:
+    """Look at a data set.
+
+    Args:
+      config: the section `config.data`.
+      data: as training opens it.
+      root: its name, for a person.
+      batch_size: of the run.
+      limit: the most tracks that are listened to.
+      seconds: of measuring how fast crops are read; 0 leaves it out.
+
+    Raises:
+      DataError: there are no files in it.
+    """
+    if data.catalog is None:
+        raise DataError("there are no files to look at: the config's data is the built-in generator")
+    reading = reading_failed = None
+    try:
+        # Before files are listened to, which leaves them in the operating system's cache.
+        reading = _read(config, data, batch_size, seconds) if seconds else None
+    except DataError as error:
+        reading_failed = str(error)
+    train, validation = _of_files(data.catalog.train), _of_files(data.catalog.validation)
+    tracks = list({track.key: track for track in (*train, *validation)}.values())
+    measured, unreadable = _listen(
+        spread(tracks, limit), config.num_threads, pipeline.read_timeout(config, data.catalog)
+    )
+    survey = Survey(
+        root=root,
+        origin=data.catalog.origin,
+        fingerprint=data.fingerprint,
+        sample_rate=config.sample_rate,
+        channels=config.channels,
+        crop_seconds=config.crop_length / config.sample_rate,
+        train=_amount(train),
+        validation=_amount(validation),
+        total=_amount(tracks),
+        sample_rates=_by(tracks, lambda track: track.audio.sample_rate),
+        channel_counts=_by(tracks, lambda track: track.audio.channels),
+        lengths=tuple(track.seconds for track in tracks),
+        files=data.health.total,
+        skipped=grouped(data.catalog.skipped),
+        measured=tuple(measured),
+        unreadable=tuple(unreadable),
+        reading=reading,
+        refusal=reading_failed or _refusal(data.health, config.max_bad_share, unreadable),
+    )
+    return dataclasses.replace(survey, doubts=tuple(_doubts(survey)))
+
+
+def spread(tracks: Sequence[Track], limit: int) -> list[Track]:
+    """At most `limit` of the tracks, evenly from all over the list."""
+    if len(tracks) <= limit:
+        return list(tracks)
+    return [tracks[i * len(tracks) // limit] for i in range(limit)]
+
+
+def grouped(skipped: Sequence[tuple[str, str]]) -> tuple[Skipped, ...]:
+    """`(name, reason)` pairs by reason, the most frequent first; reasons that differ in numbers alone are one."""
+    groups: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
+    for name, reason in skipped:
+        parts = re.split(r"(\d+(?:\.\d+)?)", reason)
+        groups.setdefault(tuple(parts[::2]), []).append((name, parts))
+    found = []
+    for group in groups.values():
+        columns = zip(*(parts for _, parts in group), strict=True)
+        reason = "".join(column[0] if len(set(column)) == 1 else "N" for column in columns)
+        found.append(Skipped(reason, len(group), tuple(name for name, _ in group[:_EXAMPLES])))
+    return tuple(sorted(found, key=lambda entry: -entry.files))
+
+
+def full_band_hz(survey: Survey) -> float:
+    """Where a spectrum must reach to be full at the config's sample rate."""
+    return bandwidth.FULL_BAND * survey.sample_rate / 2
+
+
+def silence(survey: Survey) -> float:
+    """The share of silence in the data set, estimated from the tracks that were listened to."""
+    total = sum(track.seconds for track in survey.measured)
+    return sum(track.silence * track.seconds for track in survey.measured) / total if total else 0.0
+
+
+def _refusal(health, max_share, unreadable):
+    try:
+        health.require_few()
+    except DataError as error:
+        return str(error)
+    later = {name: reason for name, reason in unreadable if not health.is_bad(name)}
+    if health.bad_files + len(later) <= max_share * health.total:
+        return None
+    reasons = "\n".join(f"  {_said(*entry)}" for entry in list(later.items())[:_EXAMPLES])
+    return (
+        f"{health.bad_files + len(later)} of {health.total} files cannot be used, more than "
+        f"data.max_bad_share={max_share:g} allows; {len(later)} of them look well at first, and would end the run "
+        f"once it comes to where they are damaged:\n{reasons}"
+    )
+
+
+def _doubts(survey) -> Iterator[str]:
+    """Of all tracks, whatever there is of a kind; of those that were listened to, what is so of many."""
+    rate, channels, crop, band = survey.sample_rate, survey.channels, survey.crop_seconds, full_band_hz(survey)
+    heard, share = survey.measured, silence(survey)
+
+    def some(count, of, what, least=0.0):
+        if count > least * of:
+            yield f"{count} of {of} tracks ({count / of:.0%}): {what}"
+
+    def of_all(counts, belongs, what):
+        yield from some(sum(n.tracks for key, n in counts.items() if belongs(key)), survey.total.tracks, what)
+
+    def of_heard(belongs, what, least=MANY):
+        yield from some(sum(map(belongs, heard)), len(heard), what, least)
+
+    yield from of_all(
+        survey.sample_rates, lambda hz: hz < rate, f"less than {rate} Hz; resampled, so that their top is empty"
+    )
+    yield from of_all(
+        survey.sample_rates, lambda hz: hz > rate, f"more than {rate} Hz; resampled crop by crop, which takes time"
+    )
+    if channels > 1:
+        yield from of_all(
+            survey.channel_counts, lambda n: n == 1, f"mono in a run of {channels} channels; copied to each"
+        )
+        yield from of_heard(lambda track: track.is_dual_mono, "channels that are all the same, so mono in truth", 0.0)
+    short = sum(length < crop for length in survey.lengths)
+    yield from some(short, survey.total.tracks, f"shorter than a crop of {crop:.2f} s, and filled up")
+    if share > MUCH_SILENCE:
+        yield f"{share:.0%} of the time is silence; with config.data.min_loudness_db such crops are drawn anew"
+    yield from of_heard(
+        lambda track: track.silence > MUCH_SILENCE, f"silent for more than {MUCH_SILENCE:.0%} of their time"
+    )
+    yield from of_heard(
+        lambda track: 0 < track.band_hz < band,
+        f"nothing above {band / 1000:.1f} kHz; with config.data.full_band_share they are balanced with the others",
+    )
+    yield from of_heard(
+        lambda track: track.clips_per_minute > MANY_CLIPS, f"clipped more than {MANY_CLIPS:g} times a minute"
+    )
+    if survey.unreadable:
+        first = _said(*survey.unreadable[0])
+        yield f"{len(survey.unreadable)} of the tracks looked well and could not be read; the first: {first}"
+
+
+def _said(name, reason):
+    return reason if name in reason else f"{name}: {reason}"
+
+
+def _listen(tracks, num_threads, read_timeout):
+    def listen(track):
+        try:
+            return measures.measure(track, read_timeout)
+        except DataError as error:
+            return track.audio.name, str(error)
+
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads)
+    try:
+        results = list(
+            tqdm.tqdm(
+                pool.map(listen, tracks), total=len(tracks), desc="listening", unit="track", delay=2.0, leave=False
+            )
+        )
+    finally:
+        pool.shutdown(cancel_futures=True)
+    measured = [result for result in results if isinstance(result, Measures)]
+    return measured, [result for result in results if not isinstance(result, Measures)]
+
+
+def _read(config, data, batch_size, seconds):
+    batches = pipeline.batches(
+        data.train,
+        batch_size=batch_size,
+        start_step=0,
+        num_steps=1 << 31,
+        num_threads=config.num_threads,
+        prefetch_batches=config.prefetch_batches,
+    )
+    next(batches)  # the threads have started
+    start, crops = time.perf_counter(), 0
+    while (passed := time.perf_counter() - start) < seconds or not crops:
+        crops += len(next(batches))
+    return Reading(crops / passed, passed, min(config.num_threads, config.prefetch_batches), batch_size)
+
+
+def _of_files(tracks):
+    return [track for track in tracks if hasattr(track.audio, "read")]  # the built-in generator has none
+
+
+def _amount(tracks):
+    return Amount(len(tracks), sum(track.seconds for track in tracks) / 3600)
+
+
+def _by(tracks, value):
+    groups: dict[int, list[Track]] = {}
+    for track in tracks:
+        groups.setdefault(value(track), []).append(track)
+    return {key: _amount(groups[key]) for key in sorted(groups)}
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, ...]:
+    """Of some numbers: the least, 5 %, the median, 95 %, the greatest."""
+    return tuple(float(value) for value in np.percentile(values, (0, 5, 50, 95, 100)))

@@ -1,0 +1,132 @@
+"""A survey as text: one line a subject, doubts at the end."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from audiovae_jax.data.survey import measures, survey
+from audiovae_jax.data.survey.survey import Amount, Survey
+
+_BAR = 30  # characters
+_BANDS = 8
+
+
+def lines(found: Survey) -> Iterator[str]:
+    """The report, line by line."""
+    for name, value in table(found):
+        first, *others = value.split("\n")
+        yield f"{name:<13} {first}"
+        yield from (f"{'':<13} {line}" for line in others)
+    yield from (f"warning: {doubt}" for doubt in found.doubts)
+
+
+def table(found: Survey) -> Iterator[tuple[str, str]]:
+    """`(subject, what there is to say)`; several lines are separated by newlines."""
+    yield "data set", f"{found.origin}: {_amount(found.total)} (fingerprint {found.fingerprint})"
+    yield "split", f"to train on: {_amount(found.train)}\nto validate on: {_amount(found.validation)}"
+    yield "sample rates", _amounts(found.sample_rates, "{} Hz", found.sample_rate)
+    yield "channels", _amounts(found.channel_counts, "{}", found.channels)
+    if found.lengths:
+        yield "lengths", _spread(found.lengths, "s", 2)
+    yield "skipped", _skipped(found)
+    yield "listened to", listened_to(found)
+    if found.measured:
+        yield "loudness", _loudness(found.measured)
+        yield "silence", _silence(found)
+        yield "clips", _clips(found.measured)
+        yield "spectra end", _histogram(bands(found))
+    if found.reading:
+        yield "reading", _reading(found)
+
+
+def counted(tracks: int) -> str:
+    """`1 track`, `2 tracks`."""
+    return f"{tracks} track{'' if tracks == 1 else 's'}"
+
+
+def listened_to(found: Survey) -> str:
+    """Which tracks the measurements are of."""
+    heard = len(found.measured)
+    which = f"all {counted(heard)}"
+    if heard + len(found.unreadable) < found.total.tracks:
+        which = f"{heard} of {counted(found.total.tracks)}, spread evenly over all (--limit)"
+    return (
+        f"{which}; to {measures.STRETCHES} stretches of {measures.STRETCH_SECONDS:.0f} s of what is longer than "
+        f"{measures.WHOLE_SECONDS:.0f} s"
+    )
+
+
+def bands(found: Survey) -> list[tuple[float, float, int]]:
+    """`(from Hz, to Hz, tracks)`: a histogram of where spectra end, without silence."""
+    ends = [track.band_hz for track in found.measured if track.band_hz]
+    counts, edges = np.histogram(ends, _BANDS, (0, max([found.sample_rate / 2, *ends])))
+    return [(float(low), float(high), int(n)) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)]
+
+
+def _loudness(heard):
+    levels = [track.loudness_lufs for track in heard if track.loudness_lufs is not None]
+    return f"{_spread(levels, 'LUFS', 1)} (BS.1770, integrated)" if levels else "none: all is silent, or too short"
+
+
+def _silence(found):
+    much = sum(track.silence > survey.MUCH_SILENCE for track in found.measured)
+    return (
+        f"{survey.silence(found):.1%} of the time (RMS of {1000 * measures.SILENCE_BLOCK:.0f} ms below "
+        f"{measures.SILENCE_DB:.0f} dBFS); more than {survey.MUCH_SILENCE:.0%} in {counted(much)}"
+    )
+
+
+def _clips(heard):
+    many = sum(track.clips_per_minute > survey.MANY_CLIPS for track in heard)
+    return (
+        f"more than {survey.MANY_CLIPS:g} a minute in {counted(many)} ({measures.CLIP_RUN} samples or more in a row at "
+        "full scale)"
+    )
+
+
+def _histogram(counts):
+    most = max(1, *(count for _, _, count in counts))
+    return "\n".join(
+        f"{low / 1000:4.1f} - {high / 1000:4.1f} kHz  {count:5d} {'#' * -(-_BAR * count // most)}".rstrip()
+        for low, high, count in counts
+    )
+
+
+def _reading(found):
+    reading = found.reading
+    return (
+        f"{reading.crops_per_second:.1f} crops of {found.crop_seconds:.2f} s a second with "
+        f"{reading.threads} thread{'' if reading.threads == 1 else 's'}, "
+        f"{reading.crops_per_second * found.crop_seconds:.0f} times real time (measured for {reading.seconds:.1f} s)\n"
+        f"{reading.batch_size / reading.crops_per_second:.3f} s for a batch of {reading.batch_size}: "
+        "a step that takes less has to wait"
+    )
+
+
+def _skipped(found):
+    if not found.skipped:
+        return f"none of {found.files} files"
+    total = sum(entry.files for entry in found.skipped)
+    said = [f"{total} of {found.files} files"]
+    for entry in found.skipped:
+        more = ", ..." if entry.files > len(entry.examples) else ""
+        said.append(f"{entry.files:5d}  {entry.reason}: {', '.join(entry.examples)}{more}")
+    return "\n".join(said)
+
+
+def _amounts(by, form, wanted):
+    return "\n".join(
+        f"{form.format(key)}{'' if key == wanted else f', made into {wanted}'}: {_amount(amount)}"
+        for key, amount in by.items()
+    )
+
+
+def _amount(amount: Amount):
+    return f"{counted(amount.tracks)}, " + (
+        f"{amount.hours:.2f} h" if amount.hours >= 0.1 else f"{60 * amount.hours:.1f} min"
+    )
+
+
+def _spread(values, unit, digits):
+    least, low, middle, high, most = (f"{value:.{digits}f}" for value in survey.percentiles(values))
+    return f"median {middle} {unit}, 90 % of the tracks {low} to {high}, all {least} to {most}"

@@ -1,0 +1,161 @@
+"""The models that a page offers: found once by where they lie, and from then on known by name alone."""
+
+import collections
+import contextlib
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import safetensors
+
+from audiovae_jax.errors import CheckpointError, DataError, printable
+from audiovae_jax.inference.codec import Codec
+from audiovae_jax.inference.latents import METADATA_KEY
+from audiovae_jax.persistence import locate
+from audiovae_jax.persistence.saved_model import DESCRIPTION
+from audiovae_jax.storage import atomic
+from audiovae_jax.storage.bucket_path import BucketPath
+
+_TORCH_FILES = (".pt", ".ckpt", ".safetensors")
+_MOST_LOADED = 2  # models whose weights are kept at once
+_CHECKPOINTS = "checkpoints"
+
+
+def find(path: str) -> dict[str, str]:
+    """`{name: path}` of the models at a path, sorted by name.
+
+    Args:
+      path: a saved model, a workdir or one of its checkpoints, a torch file, or the URL of one: that model; or another
+        folder: those under it, by their paths in it. Links that lead out of the folder, and what cannot be read,
+        are passed over.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    given = locate.opened_path(path)
+    if not os.path.exists(given) if isinstance(given, Path) else not given.exists():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    if isinstance(given, BucketPath) or not given.is_dir() or _is_model(given):
+        return {printable(given.resolve().name) if isinstance(given, Path) else given.name: str(path)}
+    found = {printable(os.path.relpath(model, given)): str(model) for model in _under(given)}
+    if not found:
+        kinds = "saved model, workdir or torch file"
+        raise CheckpointError(f"{path}: there is no model in this folder (no {kinds})")
+    return dict(sorted(found.items()))
+
+
+class Models:
+    """Codecs by name, of which the last few are kept.
+
+    Args:
+      path: see `find`, which is asked again each time that the names are.
+      load: makes the codec of a path.
+    """
+
+    def __init__(self, path: str, load: Callable[[str], Codec]):
+        self._path, self._load = path, load
+        self._found = find(path)
+        self._codecs: collections.OrderedDict[tuple, Codec] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Those of the models that are there now; those that were, while there are none."""
+        with contextlib.suppress(CheckpointError):
+            self._found = find(self._path)
+        return list(self._found)
+
+    def codec(self, name: str) -> Codec:
+        """The codec of a name, which is looked up in the list, and no path.
+
+        Raises:
+          DataError: it is none of the list.
+          CheckpointError: the model cannot be loaded.
+        """
+        path = self._found.get(name) if isinstance(name, str) else None
+        if path is None:
+            raise DataError(f"there is no model {str(name)[:200]!r} here; choose one of the list")
+        with self._lock:  # so that two who ask for one model load it once
+            key = (name, _changed(path))
+            if key not in self._codecs:
+                while len(self._codecs) >= _MOST_LOADED:
+                    self._codecs.popitem(last=False)
+                try:
+                    self._codecs[key] = self._load(path)
+                except CheckpointError as error:  # a visitor need not know where models lie
+                    text = str(error).replace(path, name).replace(printable(path), name)
+                    raise CheckpointError(text) from error
+            self._codecs.move_to_end(key)
+            return self._codecs[key]
+
+
+def _under(folder: Path) -> Iterator[Path]:
+    """The models in a folder, at any depth; what lies within a model is a part of it."""
+    root = os.path.realpath(folder)
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in list(folders):
+            path = Path(place, name)
+            if _is_model(path):
+                folders.remove(name)
+                if all(_lies_in(part, root) for part in (path, *_parts(path))):
+                    yield path
+        for name in files:
+            path = Path(place, name)
+            is_torch_file = name.lower().endswith(_TORCH_FILES) and not atomic.is_temporary(name)
+            if is_torch_file and _lies_in(path, root) and _is_regular(path) and not _holds_latents(path):
+                yield path
+
+
+def _is_model(folder):
+    try:
+        if (folder / DESCRIPTION).is_file():
+            return True
+        if folder.name.isdigit() and (folder / "state").is_dir():
+            return True
+        return any((step / "state").is_dir() for step in _steps(folder))
+    except OSError:  # it may not be read
+        return False
+
+
+def _steps(folder):
+    for steps in (folder / _CHECKPOINTS, folder):
+        if steps.is_dir():
+            yield from (child for child in steps.iterdir() if child.name.isdigit())
+
+
+def _parts(model):
+    """What of a model may be a link."""
+    return model / DESCRIPTION, model / _CHECKPOINTS, model / "state", *(step / "state" for step in _steps(model))
+
+
+def _is_regular(path):
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)  # a pipe waits for ever
+    except OSError:
+        return False
+
+
+def _lies_in(path, root):
+    return os.path.realpath(path).startswith(os.path.join(root, ""))
+
+
+def _holds_latents(path):
+    if path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except (OSError, ValueError, safetensors.SafetensorError):  # the second: a name that is no UTF-8
+        return False  # whoever chooses it learns what is wrong with it
+
+
+def _changed(path):
+    """What changes when a model does: a workdir's is that of its checkpoints."""
+    for place in (os.path.join(path, _CHECKPOINTS), os.path.join(path, DESCRIPTION), path):
+        try:
+            return os.stat(place).st_mtime_ns
+        except OSError:
+            continue
+    return None

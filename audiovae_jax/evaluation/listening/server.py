@@ -1,0 +1,212 @@
+"""The page's server: on the loopback unless told otherwise, with a folder of its own that goes when it ends."""
+
+import contextlib
+import ipaddress
+import os
+import queue
+import shutil
+import signal
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.evaluation.listening.guard import Guard
+from audiovae_jax.evaluation.listening.models import Models
+from audiovae_jax.evaluation.listening.service import Desk
+from audiovae_jax.evaluation.listening.sessions import Sessions
+
+_OUTSIDE = "GRADIO_"  # environment variables by which gradio would be opened wider than is said here
+_PREFIX = "audiovae_served_"  # of a server's folder
+_YOUNG = 60.0  # seconds in which a folder may be one whose server just begins
+_SWEPT = 600.0  # seconds between two looks for what nobody needs any more
+_PATIENCE = 30.0  # seconds for work that goes on when the server stops
+
+
+def require_gradio():
+    """Raise ConfigError where gradio is not installed, with what installs it."""
+    try:
+        with _environment({}):
+            import gradio  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"the page needs gradio ({error}); pip install -e '.[ui]' brings it") from error
+
+
+def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
+    """Serve the page until SIGINT, SIGTERM or SIGHUP, which removes all that was uploaded and made.
+
+    Args:
+      models: that the page offers.
+      host: address to listen on.
+      port: of it; 0 for one that is free.
+      max_upload_mb: of one file.
+
+    Raises:
+      ConfigError: gradio is missing, or the address cannot be had.
+    """
+    require_gradio()
+    # Not an Event: a handler that sets one while this thread is about to wait for it waits for itself.
+    stop = queue.SimpleQueue()
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup sets
+        signals.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: stop.put(None)) for number in signals}
+    try:
+        with running(models, host=host, port=port, max_upload_mb=max_upload_mb) as url:
+            print(f"{url} has the page, of {len(models.names())} models; Ctrl-C ends it", flush=True)
+            if not _is_loopback(host):
+                print(f"on {host}, whoever reaches this address may use it: there is no password", flush=True)
+            stop.get()
+            print("stopping", flush=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_upload_mb: int = 1024) -> Iterator[str]:
+    """The page's server, in threads of this process, while the context lasts; its address. The arguments: see `serve`.
+
+    Raises:
+      ConfigError: the address cannot be had.
+    """
+    _remove_orphans()
+    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=_PREFIX)))
+    held = _hold(folder)
+    sessions = Sessions(folder)
+    desk = Desk(models, sessions)
+    settings = {
+        "GRADIO_TEMP_DIR": str(folder),
+        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),  # else a folder of the current one would be served
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "GRADIO_HEARTBEAT_INTERVAL": "5",  # seconds in which one who has left is missed
+    }
+    try:
+        with _environment(settings), _swept(sessions):
+            page, url = _launch(desk, host, port, max_upload_mb)
+            try:
+                yield url
+            finally:
+                sessions.close()
+                page.close(verbose=False)
+                desk.wait(_PATIENCE)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _launch(desk, host, port, max_upload_mb):
+    import gradio
+
+    from audiovae_jax.evaluation.listening import page as pages
+
+    page = pages.build(desk)
+    hosts = {"127.0.0.1", "localhost", "::1", host.lower()} if _is_loopback(host) else None
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app):
+        # Around all that gradio has put before its own, which answers some requests by itself.
+        app.middleware_stack = Guard(
+            app.middleware_stack or app.build_middleware_stack(),
+            folder=desk.sessions.folder,
+            most_upload=max_upload_mb << 20,
+            hosts=hosts,
+        )
+        yield
+
+    try:
+        _, url, _ = page.launch(
+            server_name=host, server_port=port or _free_port(host), max_file_size=max_upload_mb << 20,
+            app_kwargs={"lifespan": lifespan, "docs_url": None, "redoc_url": None, "openapi_url": None},
+            prevent_thread_lock=True, quiet=True, show_error=False, share=False, ssr_mode=False, pwa=False,
+            mcp_server=False, run_history=False, enable_monitoring=False, num_workers=0, inbrowser=False,
+            allowed_paths=[], footer_links=["api"], **pages.look(gradio),
+        )  # fmt: skip
+    except OSError as error:
+        raise ConfigError(f"--host={host} --port={port} cannot be had ({error}); give another port") from error
+    if not isinstance(page.app.middleware_stack, Guard):
+        page.close(verbose=False)
+        raise ConfigError(f"the page cannot be guarded with gradio {gradio.__version__}; pip install -e '.[ui]'")
+    return page, url
+
+
+@contextlib.contextmanager
+def _environment(settings):
+    """Gradio's environment variables, those that are given and no others."""
+    before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_OUTSIDE)}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name in settings:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def _hold(folder) -> int | None:
+    """What keeps a folder from being taken for a dead server's: a lock, which ends with the process however it ends.
+
+    None where there are no such locks, and where another holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _remove_orphans():
+    """Remove the folders of this user's servers that were killed."""
+    owner = getattr(os, "getuid", lambda: None)()
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            is_old = time.time() - status.st_mtime > _YOUNG
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == owner and is_old:
+                held = _hold(folder)
+                if held is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    os.close(held)
+
+
+@contextlib.contextmanager
+def _swept(sessions):
+    stopped = threading.Event()
+
+    def sweep():
+        while not stopped.wait(_SWEPT):
+            sessions.sweep()
+
+    thread = threading.Thread(target=sweep, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _free_port(host):
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.bind((host, 0))
+        return probe.getsockname()[1]
+
+
+def _is_loopback(host):
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"

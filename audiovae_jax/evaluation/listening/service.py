@@ -1,0 +1,142 @@
+"""What visitors can ask for, by the names of models and the files that they have uploaded, and nothing else."""
+
+import contextlib
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audiovae_jax.errors import DataError, UserError
+from audiovae_jax.evaluation.listening import latent_edits, listening
+from audiovae_jax.evaluation.listening.listening import Heard, Progress, Reconstructed
+from audiovae_jax.evaluation.listening.models import Models
+from audiovae_jax.evaluation.listening.sessions import Gone, Session, Sessions
+from audiovae_jax.inference.codec import Codec
+from audiovae_jax.inference.latents import Latents
+
+_NAME = 80  # bytes of a file's name in that of a result, which must have room for two, and for what is added
+
+
+class Desk:
+    """Does one thing at a time, so that the memory it takes is that of one, however many ask.
+
+    Every method takes `visitor`, what the one who asks is known by; `model`, a name; `file`, what was uploaded;
+    `mix`, see `Codec.encode`; and `progress`. Each raises a UserError, whose message names files without their places.
+
+    Args:
+      models: that there are.
+      sessions: of the visitors.
+    """
+
+    def __init__(self, models: Models, sessions: Sessions):
+        self.models, self.sessions = models, sessions
+        self._lock = threading.Lock()
+
+    def reconstruct(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> Reconstructed:
+        """A file through a model and back, heard, seen and measured; remembered as `reconstructed`."""
+        with self._work(visitor, model, progress) as (session, codec, watched):
+            path = self.sessions.uploaded(file)
+            result = listening.reconstruct(codec, path, session.fresh_folder("reconstructed"), watched, mix=bool(mix))
+            session.memory["reconstructed"] = result
+            session.memory["latents"] = (_asked(codec, path, mix), result.latents)
+            return result
+
+    def encode(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> Path:
+        """The file of latents that the command `encode` makes."""
+        with self._work(visitor, model, progress) as (session, codec, watched):
+            return self._latents(session, codec, file, mix, watched)[1]
+
+    def decode(self, visitor: str, model: str, file: Any, progress: Progress) -> Path:
+        """The audio of a file of latents, as the command `decode` makes it."""
+        with self._work(visitor, model, progress) as (session, codec, watched):
+            path = self.sessions.uploaded(file)
+            if path.suffix.lower() != latent_edits.SUFFIX:
+                raise DataError(f"{path.name} is no file of latents; those end in {latent_edits.SUFFIX}")
+            latent_edits.require_latents(codec, path)
+            audio = session.fresh_folder("decoded") / f"{path.stem}.wav"
+            codec.decode_file(path, audio, progress=lambda share: watched(share, "decoding"))
+            return audio
+
+    def interpolate(
+        self, visitor: str, model: str, first: Any, second: Any, position: float, mix: bool, progress: Progress
+    ) -> tuple[Path, Path]:
+        """What lies between two files' latents, as audio and as latents; remembered as `between`."""
+        with self._work(visitor, model, progress) as (session, codec, watched):
+            position = latent_edits.number(position, "the position", 0.0, 1.0)
+            ends = [
+                self._latents(session, codec, file, mix, lambda s, text, i=i: watched(0.35 * (i + s), text), f"end {i}")
+                for i, file in enumerate((first, second))
+            ]
+            between = latent_edits.interpolate(codec, ends[0][0], ends[1][0], position)
+            name = f"{_short(first)}-{_short(second)}-{position:.2f}"
+            return self._heard(session, codec, between, "between", name, f"at {position:.2f}", watched)
+
+    def channels(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> list[tuple[int, float]]:
+        """`(number, standard deviation over the file)` of each latent channel, the liveliest first."""
+        with self._work(visitor, model, progress) as (session, codec, watched):
+            spread = latent_edits.deviations(self._latents(session, codec, file, mix, watched)[0])
+            return [(int(i), float(spread[i])) for i in np.argsort(-spread, kind="stable")]
+
+    def turn_channels(
+        self, visitor: str, model: str, file: Any, turns: Any, mix: bool, progress: Progress
+    ) -> tuple[Path, Path]:
+        """A file with some of its latent channels changed, see `latent_edits.turn`; remembered as `turned`."""
+        with self._work(visitor, model, progress) as (session, codec, watched):
+            latents, _ = self._latents(session, codec, file, mix, lambda s, text: watched(0.5 * s, text))
+            turned = latent_edits.turn(latents, turns)
+            return self._heard(session, codec, turned, "turned", f"{_short(file)}-turned", "turned", watched)
+
+    def wait(self, seconds: float):
+        """Until what is being done has ended, but no longer than that."""
+        if self._lock.acquire(timeout=seconds):
+            self._lock.release()
+
+    @contextlib.contextmanager
+    def _work(self, visitor, model, progress):
+        session = self.sessions.session(visitor)
+        watched = session.watched(progress)
+        try:
+            with self._lock:
+                watched(0.0, "loading the model")
+                yield session, self.models.codec(model), watched
+        except (UserError, OSError) as error:
+            if session.is_gone:  # and the folder with it
+                raise Gone from error
+            if isinstance(error, UserError):
+                raise type(error)(self.sessions.public(str(error))) from error
+            raise DataError(f"the server cannot write: {error.strerror or type(error).__name__}") from error
+        except Exception as error:  # of a library's depths
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {str(error)[:500]!r}, at {where.filename}:{where.lineno}"
+            print(f"error: a request failed ({text})", file=sys.stderr, flush=True)
+            raise DataError("this failed for a reason that only the server's log tells") from error
+
+    def _latents(self, session: Session, codec: Codec, file, mix, progress, kind="latents") -> tuple[Latents, Path]:
+        """The latents of an uploaded file, and their file, made once for those who ask again."""
+        path = self.sessions.uploaded(file)
+        for place in (kind, "latents"):
+            asked, kept = session.memory.get(place, (None, None))
+            if asked == _asked(codec, path, mix) and kept.is_file():
+                return Latents.load(kept), kept
+        latents, kept = latent_edits.latents_of(codec, path, session.fresh_folder(kind), progress, mix=bool(mix))
+        session.memory[kind] = (_asked(codec, path, mix), kept)
+        return latents, kept
+
+    def _heard(self, session, codec, latents, kind, name, title, progress):
+        folder = session.fresh_folder(kind)
+        audio, kept = latent_edits.decode(codec, latents, folder, name, lambda s, text: progress(0.7 + 0.2 * s, text))
+        heard: Heard = listening.listen(title, audio, lambda s, text: progress(0.9 + 0.1 * s, text))
+        session.memory[kind] = heard
+        return audio, kept
+
+
+def _asked(codec, path, mix):
+    return codec.fingerprint, path, bool(mix)
+
+
+def _short(file):
+    return os.fsencode(Path(str(file)).stem)[:_NAME].decode(errors="ignore")

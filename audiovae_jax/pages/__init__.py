@@ -1,1 +1,0 @@
-"""HTML pages that need no other file and no server: their frame, curves and players."""

@@ -1,0 +1,1 @@
+"""Performance: measured (`benchmark`), and planned by the compiler (`planning`)."""

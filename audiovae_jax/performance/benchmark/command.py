@@ -1,0 +1,152 @@
+"""The commands of `scripts/benchmark.py`: from a config to a report, printed and as JSON."""
+
+import json
+import math
+from pathlib import Path
+
+import ml_collections
+
+from audiovae_jax.config.resolve import did_you_mean
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.performance.benchmark import codec, data, fresh, peer, step
+from audiovae_jax.persistence import saved_model
+from audiovae_jax.storage.atomic import replacing, require_writable
+
+SUBCOMMANDS = ("step", "codec", "data", "compile", "memory")
+
+
+def set_keys(config: ml_collections.ConfigDict, *, batch_size: int | None, crop: int | None, adversarial: bool | None):
+    """Set the keys that have flags of their own; None leaves the config's."""
+    if batch_size is not None:
+        config.batch_size = batch_size
+    if crop is not None:
+        config.data.crop_length = crop
+    if adversarial is not None:
+        config.use_adversarial = adversarial
+
+
+def run(
+    subcommand: str,
+    config: ml_collections.ConfigDict,
+    *,
+    against: list[str],
+    repeats: int,
+    warmup: int,
+    profiled: bool,
+    seconds: float,
+    json_path: str | None,
+    signals: int = 1,
+    model: str | None = None,
+) -> dict:
+    """Measure what `subcommand` names, print the report, and write it to `json_path`.
+
+    Args:
+      seconds, signals: of the audio that `codec` has, and how many of it side by side.
+      model: a trained one for `codec`, whatever `load_model` takes; `config` is changed to be of it.
+      (the others): of the benchmark that is named.
+
+    Raises:
+      ConfigError: an unknown subcommand or other system, or values that cannot work.
+    """
+    if subcommand not in SUBCOMMANDS:
+        raise ConfigError(
+            f"there is no benchmark {subcommand!r}{did_you_mean(subcommand, SUBCOMMANDS)}; "
+            f"there are {', '.join(SUBCOMMANDS)}"
+        )
+    variables = None
+    if model is not None:
+        if subcommand != "codec":
+            raise ConfigError(f"benchmark {subcommand} builds its model from --config; leave {model} out")
+        loaded = saved_model.open_model(model)
+        codec.follow(config, loaded.model, loaded.sample_rate)
+        variables = loaded.variables
+    if against and subcommand == "compile":
+        raise ConfigError("compile has nothing to compare with; leave --against out")
+    if subcommand == "data" and set(against) - {data.WHOLE}:
+        raise ConfigError(f"data is compared with --against={data.WHOLE}, which decodes whole files, and nothing else")
+    for system in [] if subcommand == "data" else against:
+        peer.check(system, "codec" if subcommand == "codec" else "step", config)
+    if not math.isfinite(seconds):
+        raise ConfigError(f"--seconds={seconds} must be a number of seconds")
+    if json_path is not None:
+        _require_writable(json_path)
+    if subcommand not in ("compile", "memory"):  # their processes look, since a device may serve one alone
+        peer.check_devices(config, [] if subcommand == "data" else against)
+    if subcommand == "step":
+        report = step.run(config, against=against, repeats=repeats, warmup=warmup, profiled=profiled)
+    elif subcommand == "codec":
+        report = codec.run(
+            config, against=against, repeats=repeats, warmup=warmup, seconds=seconds, signals=signals,
+            variables=variables,
+        )  # fmt: skip
+        if model is not None:
+            report["what"] += f", {model}"
+    elif subcommand == "data":
+        report = data.run(config, against=against, repeats=repeats, warmup=warmup)
+    elif subcommand == "compile":
+        report = fresh.first_step(config)
+    else:
+        report = fresh.memory(config, against=against, repeats=repeats)
+    print("\n".join(lines(report)), flush=True)
+    if json_path is not None:
+        with replacing(Path(json_path)) as path:
+            path.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _require_writable(json_path):
+    if not json_path or Path(json_path).is_dir():
+        raise ConfigError(f"--json={json_path} must name a file")
+    folder = Path(json_path).absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"--json={json_path}: there is no folder {folder}; make it first")
+    try:
+        require_writable(json_path)
+    except OSError as error:
+        raise ConfigError(f"--json={json_path}: cannot write to {folder} ({error.strerror})") from None
+
+
+def lines(report: dict) -> list[str]:
+    """A report for people."""
+    machine = report["machine"]
+    shown = [
+        f"{report['benchmark']}: {report['what']}",
+        f"on {machine['device']}, Python {machine['python']}, jax {machine['jax']}, {machine['date']}",
+    ]
+    if "ceilings" in report:
+        ceilings = report["ceilings"]
+        shown.append(
+            f"ceilings: {ceilings['flops'] / 1e9:.0f} GFLOP/s ({ceilings['dtype']} matrix product), "
+            f"{ceilings['bytes'] / 1e9:.1f} GB/s (copy)"
+        )
+    for name, value in report.items():
+        if name in ("machine", "ceilings", "profile", "ratios") or not isinstance(value, dict):
+            continue
+        shown += [f"{name}: {text}" for text in _entry(value)]
+    for name, ratio in report.get("ratios", {}).items():
+        shown.append(f"ours / {name}: {ratio:.3f}")
+    if not report.get("profile", [None]):
+        shown.append("  XLA's profiler saw no operation here")
+    for entry in report.get("profile", []):
+        if entry["share"] >= 0.005:  # the rest is noise
+            shown.append(f"  {100 * entry['share']:5.1f} %  {entry['direction']:8}  {entry['part']}")
+    return shown
+
+
+def _entry(value):
+    nested = {key: inner for key, inner in value.items() if isinstance(inner, dict) and key != "ratios"}
+    if nested:
+        yield from (f"{key}: {text}" for key, inner in nested.items() for text in _entry(inner))
+        yield from (f"ours / {name}: {ratio:.3f}" for name, ratio in value.get("ratios", {}).items())
+        return
+    yield ", ".join(f"{key.replace('_', ' ')} {_number(key, number)}" for key, number in value.items())
+
+
+def _number(key, value):
+    if not isinstance(value, float | int) or isinstance(value, bool):
+        return str(value)
+    if "bytes" in key and "share" not in key:
+        return f"{value / 1e9:.3g} GB" + ("/s" if "per_second" in key else "")
+    if key.startswith("flops"):
+        return f"{value / 1e9:.4g} GFLOP" + ("/s" if "per_second" in key else "")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

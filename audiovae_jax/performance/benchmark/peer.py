@@ -1,0 +1,131 @@
+"""Another system in a process of its own, timed in turn with ours."""
+
+import contextlib
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from audiovae_jax.config import configuration
+from audiovae_jax.errors import ConfigError
+
+_PROGRAM = Path(__file__).resolve().parents[3] / "tests" / "torch_peer.py"
+# Names of `--against`: what the peer does for the step and for the codec, and whether torch compiles it.
+SYSTEMS = {"torch": (None, False), "torch_compile": (None, True), "oobleck": ("oobleck", False)}
+# What the torch system's step does, where a config could say otherwise.
+_FOLLOWED = {
+    "model.encoder_frozen": False,
+    "discriminator._target_": "audiovae_jax.discriminators.EnCodecDiscriminator",
+    "generator_update_every": 1,
+    "discriminator_update_every": 1,
+    "kl.free_bits": 0.0,
+    "kl.reduction": "sum",
+    "losses.stft.w_sum": 1.0,
+    "losses.stft.w_diff": 1.0,
+    "losses.mel.hop_sizes": None,
+    "losses.mel.win_lengths": None,
+    "losses.mel.w_sc": 1.0,
+    "losses.mel.w_log_mag": 1.0,
+}
+
+
+def check(system: str, kind: str, config: ml_collections.ConfigDict):
+    """Raise ConfigError unless `system` is known, there, and can do what `config` says."""
+    if system not in SYSTEMS:
+        raise ConfigError(f"--against={system}: there are {', '.join(SYSTEMS)}")
+    other, _ = SYSTEMS[system]
+    if other is not None and kind == "step":
+        raise ConfigError(f"--against={system} is for the codec; for the step use torch or torch_compile")
+    if not _PROGRAM.exists():
+        raise ConfigError(f"--against={system} needs the repository's {_PROGRAM.name}, which is not at {_PROGRAM}")
+    for name in ("torch", "diffusers")[: 1 if other is None else 2]:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"--against={system} needs {name}, which is not installed: pip install {name}")
+    model = config.model
+    if other is not None:
+        fixed = {"kernel_size": 7, "dilations": (1, 3, 9), "base_channels": 2 * model.latent_dim}
+        for key, value in fixed.items():
+            if list(np.atleast_1d(model[key])) != list(np.atleast_1d(value)):
+                raise ConfigError(f"--against={system} has only models with config.model.{key}={value}")
+    if kind == "codec":
+        return
+    for key, value in _FOLLOWED.items():
+        found = configuration.flatten(config).get(key, value)
+        if found != value:
+            raise ConfigError(f"the torch reference has only config.{key}={value!r}, not {found!r}")
+
+
+def check_devices(config: ml_collections.ConfigDict, against: list[str]):
+    """Raise ConfigError where the devices do not serve the config, or cannot be compared."""
+    configuration.check(config, jax.device_count())
+    if jax.process_count() > 1:
+        raise ConfigError("benchmarks measure one process; start it without the others")
+    # Several devices of a CPU share its cores, as torch's threads do.
+    if against and jax.device_count() > 1 and jax.devices()[0].platform != "cpu":
+        raise ConfigError(f"--against compares single devices, and there are {jax.device_count()}; hide all but one")
+
+
+class Peer:
+    """A running peer; a context that ends it.
+
+    Args:
+      system: a key of `SYSTEMS`.
+      kind: "step" or "codec".
+      config: ours, which the peer follows.
+      **job: what else it needs to know.
+
+    Raises:
+      ConfigError: the system is not known or not installed, or cannot do this config.
+    """
+
+    def __init__(self, system: str, kind: str, config: ml_collections.ConfigDict, **job):
+        check(system, kind, config)
+        other, compiled = SYSTEMS[system]
+        platform = jax.devices()[0].platform
+        job |= {"kind": other or kind, "compile": compiled, "gpu": platform == "gpu"}
+        job["config"] = configuration.plain(config)
+        self._system = system
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the peer ends)
+        self._process = subprocess.Popen(
+            [sys.executable, str(_PROGRAM), json.dumps(job)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            text=True,
+        )
+        self.description = self._answer()
+        if (platform == "cpu") != (self.description["device"] == "cpu"):
+            self.__exit__()
+            raise ConfigError(
+                f"--against={system}: torch runs on {self.description['device']} and ours on {platform}; "
+                "install a torch that can use the same device, or set JAX_PLATFORMS=cpu"
+            )
+
+    def run(self, work: str) -> dict:
+        """Do `work` once: `seconds`, and the peak memory so far in `peak_bytes`."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and the answer says how
+            self._process.stdin.write(work + "\n")
+            self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self):
+        line = self._process.stdout.readline()
+        if not line:
+            self._said.seek(0)
+            said = self._said.read().strip().splitlines() or ["it said nothing"]
+            raise ConfigError(f"--against={self._system} ended: {said[-1]}")
+        return json.loads(line)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._process.kill()
+        self._process.communicate()
+        self._said.close()

@@ -1,0 +1,172 @@
+"""The plan of a run: what its train step takes on each target, as its compiler has it."""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable
+
+import jax
+import jaxlib
+import ml_collections
+
+from audiovae_jax.config import build
+from audiovae_jax.errors import PlanError
+from audiovae_jax.performance.planning import accelerators, search
+from audiovae_jax.performance.planning.compiling import Compiled, Devices
+from audiovae_jax.performance.planning.targets import Target
+from audiovae_jax.performance.planning.worker import Worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What planning may take.
+
+    Attributes:
+      compiles: of the step, per target, the first included.
+      host_memory: bytes of this machine, of each compiling process; None for no limit.
+      seconds: of each compile.
+    """
+
+    compiles: int
+    host_memory: int | None
+    seconds: float
+
+
+def plan(config: ml_collections.ConfigDict, targets: list[Target], limits: Limits, say: Callable[[str], None]) -> dict:
+    """Compile the step of `config` for every target and read what was planned.
+
+    Args:
+      config: finalized; where its batch does not split over a target's devices, one item a device is planned.
+      targets: what to compile for.
+      limits: of the planning itself.
+      say: is told about progress.
+
+    Returns:
+      A report of JSON's types: `what`, `config` values that matter, `versions`, `date`, and `targets` by name. What a
+      target's planning was stopped or refused for is its `error`; what was found before stands beside it.
+
+    Raises:
+      ConfigError: a compiler is not installed, or the config cannot work anywhere.
+    """
+    for target in targets:
+        target.require_installed()
+    found = {}
+    for number, target in enumerate(targets, 1):
+        prefix = f"[{number}/{len(targets)}] {target.name}: "
+        found[target.name] = entry = {}
+        try:
+            _fill(entry, config, target, limits, lambda text, prefix=prefix: say(prefix + text))
+        except PlanError as error:
+            entry["error"] = str(error)
+            say(f"[{number}/{len(targets)}] {error}")
+    return {
+        "what": describe(config),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__, "jaxlib": jaxlib.__version__},
+        "targets": found,
+    }
+
+
+def describe(config: ml_collections.ConfigDict) -> str:
+    """The step that is planned, in a line."""
+    discriminator = f"discriminator {build.discriminator_dtype(config)}" if config.use_adversarial else ""
+    return (
+        f"training step {'with' if config.use_adversarial else 'without'} discriminator, base_channels "
+        f"{config.model.base_channels}, crops of {config.data.crop_length} samples, model {config.model.dtype}"
+        + (f", {discriminator}" if discriminator else "")
+        + (", remat" if config.model.remat else "")
+    )
+
+
+def _fill(entry, config, target, limits, say):
+    start = time.perf_counter()
+    with Worker(config, target, limits.host_memory, limits.seconds) as worker:
+        devices = worker.devices
+        splits = config.batch_size % devices.count == 0
+        batch = config.batch_size // devices.count if splits else 1
+        entry |= dataclasses.asdict(devices) | {
+            "batch_size": config.batch_size,
+            "batch_per_device": batch,
+            "checkpoint_bytes": worker.state_bytes,
+            "largest_batch_per_device": None,
+            "search_ended": False,
+            "compiled": [],
+        }
+        say(f"{devices.count} x {devices.kind}, {worker.state_bytes / 1e9:.2f} GB of state; tracing")
+        if not splits:
+            say(f"config.batch_size={config.batch_size} cannot be split over {devices.count}; planning 1 item a device")
+        known = {}
+
+        def peak(size):
+            compiled = _compile(worker, size, entry, say)
+            if compiled is None:
+                return None
+            if "figures_of_batch" not in entry:  # of the config's batch, or where that has no room, of the next tried
+                entry.update(_figures(compiled))
+                entry["flops"] = worker.flops(size)
+                entry.update(_bounds(entry, config, target, devices))
+            return compiled.peak_bytes
+
+        try:
+            known[batch] = peak(batch)
+            entry["fits"] = _fits(known[batch], devices.usable_bytes)
+            if devices.usable_bytes is not None:
+                _, entry["search_ended"] = search.largest_batch(
+                    peak, known=known, fixed_bytes=worker.state_bytes, usable_bytes=devices.usable_bytes,
+                    compiles=limits.compiles - 1,
+                )  # fmt: skip
+        finally:  # what was found before the planning was stopped is kept
+            if known and devices.usable_bytes is not None:
+                entry["largest_batch_per_device"], _ = search.bracket(known, devices.usable_bytes)
+            entry["host_peak_bytes"] = worker.host_peak_bytes
+            entry["planning_seconds"] = time.perf_counter() - start
+
+
+def _compile(worker, size, entry, say) -> Compiled | None:
+    say(f"compiling for {size} item{'s' * (size > 1)} a device")
+    compiled = worker.compile(size)
+    if compiled is None:
+        say(f"{size} a device: the compiler finds no room")
+        entry["compiled"].append({"batch_per_device": size, "peak_bytes": None, "seconds": None})
+        return None
+    say(f"{size} a device: peak {compiled.peak_bytes / 1e9:.2f} GB, compiled in {compiled.seconds:.0f} s")
+    entry["compiled"].append(
+        {"batch_per_device": size, "peak_bytes": compiled.peak_bytes, "temp_bytes": compiled.temp_bytes,
+         "bytes_moved": compiled.bytes_moved, "seconds": compiled.seconds}
+    )  # fmt: skip
+    return compiled
+
+
+def _fits(peak_bytes, usable_bytes):
+    if usable_bytes is None:
+        return None
+    return peak_bytes is not None and peak_bytes <= usable_bytes
+
+
+def _figures(compiled: Compiled) -> dict:
+    figures = dataclasses.asdict(compiled)
+    figures["figures_of_batch"] = figures.pop("batch_per_device")
+    figures["compile_seconds"] = figures.pop("seconds")
+    figures["collectives"] = [dataclasses.asdict(collective) for collective in compiled.collectives]
+    return figures
+
+
+def _bounds(entry, config, target: Target, devices: Devices) -> dict:
+    """Seconds that no step is shorter than, and the crops a second that the fastest such run would eat."""
+    if target.accelerator is None:
+        return {}
+    bounds = accelerators.step_bounds(
+        flops=entry["flops"],
+        bytes_moved=entry["bytes_moved"],
+        reduced_bytes=sum(collective["bytes"] for collective in entry["collectives"]),
+        dtype=config.model.dtype,
+        accelerator=target.accelerator,
+        hosts=devices.hosts,
+        per_host=devices.per_host,
+    )
+    crops = entry["figures_of_batch"] * devices.count
+    return {
+        "bound_seconds": bounds,
+        "crops_per_second_at_most": crops / max(bounds.values()),
+        "source": target.accelerator.source,
+    }

@@ -1,0 +1,150 @@
+"""What a plan is for: `h200:2x8`, `v5e:4x4`, `cpu:8`, `here`, and what must be installed to compile for it."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+
+from audiovae_jax.config.resolve import did_you_mean
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.performance.planning.accelerators import ACCELERATORS, Accelerator
+
+HERE, CPU = "here", "cpu"
+# What JAX takes of a GPU's memory unless this variable says otherwise.
+_FRACTION, _DEFAULT_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75
+_PLUGINS = {
+    "cuda": ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"),
+    "tpu": ("libtpu",),
+}
+# glibc keeps an arena for every thread, and in them most of what libtpu frees: compiling `base.py` in bfloat16 for a
+# v5e took 11.6 GB of the machine's memory with its defaults, and takes 9.9 GB with these.
+_SPARING_MALLOC = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to compile for.
+
+    Attributes:
+      name: as it was given.
+      platform: "cuda" or "tpu", or "cpu" or "here" for the machine's own.
+      shape: hosts x devices of GPUs; a slice's topology of TPUs; `(1, devices)` of CPUs; empty for `here`.
+      accelerator: None for the machine's own.
+    """
+
+    name: str
+    platform: str
+    shape: tuple[int, ...] = ()
+    accelerator: Accelerator | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is devices of this machine."""
+        return self.accelerator is None
+
+    @property
+    def usable_bytes(self) -> int | None:
+        """Memory of a device that a run gets; None for the machine's own, which must be asked."""
+        if self.accelerator is None:
+            return None
+        share = memory_fraction() if self.platform == "cuda" else 1.0
+        return int(share * self.accelerator.memory_bytes)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the process that compiles must find in its environment."""
+        if self.platform == HERE:
+            return {}
+        # The devices are not there, or are not to be touched; and warnings about that are of no use to anybody.
+        changes = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        if self.platform == "cuda":
+            # There is no device to try algorithms on.
+            changes["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+        if self.platform == "tpu":
+            changes |= {
+                "TPU_SKIP_MDS_QUERY": "1",
+                "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # libtpu asks for one; the topology decides
+                "TPU_WORKER_HOSTNAMES": "localhost",
+                "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+                "TPU_LOG_DIR": "disabled",
+                "TPU_STDERR_LOG_LEVEL": "3",
+            }
+            changes |= {name: os.environ.get(name, value) for name, value in _SPARING_MALLOC.items()}
+        return changes
+
+    def require_installed(self):
+        """Raise ConfigError, naming the extra, where the compiler for this target is not installed."""
+        if self.platform in _PLUGINS and not any(map(_is_installed, _PLUGINS[self.platform])):
+            raise ConfigError(
+                f"--target={self.name} needs the compiler for {self.platform}, which is not installed: "
+                f"pip install 'audiovae_jax[{self.platform}]' (in a clone: pip install -e '.[{self.platform}]')"
+            )
+
+
+def parse(names: list[str]) -> list[Target]:
+    """The targets of `--target=h200:2x8,v5e:4x4`.
+
+    Raises:
+      ConfigError: one is not known, or its shape makes no sense.
+    """
+    targets = [_parse(name.strip().lower()) for name in names if name.strip()]
+    if not targets:
+        raise ConfigError(f"--target names nothing to plan for; give for instance {_example()}")
+    if len({target.name for target in targets}) < len(targets):
+        raise ConfigError(f"--target={','.join(names)} names one target twice")
+    return targets
+
+
+def memory_fraction() -> float:
+    """The share of a GPU's memory that JAX takes.
+
+    Raises:
+      ConfigError: the environment variable for it is no number from 0 to 1.
+    """
+    given = os.environ.get(_FRACTION, _DEFAULT_FRACTION)
+    try:
+        fraction = float(given)
+    except ValueError:
+        fraction = math.nan
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"{_FRACTION}={given} must be a number above 0, at most 1")
+    return fraction
+
+
+def _parse(name):
+    kind, colon, shape = name.partition(":")
+    if kind == HERE and not colon:
+        return Target(name, HERE)
+    if kind != CPU and kind not in ACCELERATORS:
+        known = [*ACCELERATORS, CPU, HERE]
+        raise ConfigError(
+            f"--target={name}: there is no target {kind!r}{did_you_mean(kind, known)}; there are {', '.join(known)}"
+        )
+    platform = CPU if kind == CPU else ACCELERATORS[kind].platform
+    if not colon and platform != "tpu":
+        shape = "1"
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
+        raise ConfigError(f"--target={name} must have a shape of whole numbers, for instance {_example()}")
+    numbers = tuple(int(number) for number in shape.split("x"))
+    if platform != "tpu":
+        numbers = (1, *numbers) if len(numbers) == 1 else numbers
+        if len(numbers) != 2 or (platform == CPU and numbers[0] != 1):
+            takes = "devices, as cpu:8" if platform == CPU else f"hosts x devices, as {kind}:2x8"
+            raise ConfigError(f"--target={name}: the shape of {kind} is {takes}")
+    return Target(name, platform, numbers, ACCELERATORS.get(kind))
+
+
+def _example():
+    return "h200:2x8 (hosts x GPUs), v5e:4x4 (a TPU slice), cpu:8 or here"
+
+
+def _is_installed(module):
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False

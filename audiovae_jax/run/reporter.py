@@ -1,0 +1,226 @@
+"""What is seen of a run: progress bar, numbers, samples as audio and spectrograms."""
+
+import contextlib
+import functools
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import tqdm
+
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.run.samples import Sample
+from audiovae_jax.run.tracking import picture
+from audiovae_jax.run.tracking.events import Events
+from audiovae_jax.run.tracking.writer import Writer
+from audiovae_jax.storage.bucket_path import BucketPath
+
+# Training scalars are recorded at these steps: every step of a long run would fill a disk.
+_SCALARS_EVERY = 10
+_FLUSH_EVERY = 60  # seconds between looks that TensorBoard can have
+_BAR_METRICS = {
+    "train/total_g_loss": "G",
+    "train/d_loss": "D",
+    "train/reconstruction_loss": "rec",
+    "train/feature_matching_loss": "fm",
+    "val/total_loss": "val",
+    "train/learning_rate": "lr",
+}
+
+
+class Reporter:
+    """Shows and records a run; does nothing on other hosts than the first.
+
+    Args:
+      workdir: where events and samples go; a folder, or a path in a bucket.
+      start_step, num_steps: of this session.
+      first_step: of which this session writes events; what a killed one wrote from there on is hidden.
+      sample_rate: of the samples, in Hz.
+      enabled: whether this is the first host.
+      writers: what records the run, given what says where it fails; by default TensorBoard events.
+    """
+
+    def __init__(
+        self,
+        workdir: Path | BucketPath,
+        *,
+        start_step: int,
+        first_step: int,
+        num_steps: int,
+        sample_rate: int,
+        enabled: bool = True,
+        writers: Callable[[Callable[[str], None]], Writer] | None = None,
+    ):
+        self._enabled = enabled
+        self._workdir, self._sample_rate = workdir, sample_rate
+        self._shown: dict[str, float] = {}
+        self._flushed = -math.inf
+        self._at, self._finished = start_step, False
+        self._timed_from, self._steps_per_second = None, None
+        self._events: Writer = Writer()  # until there is one, nothing is recorded
+        self._model_folder: tempfile.TemporaryDirectory | None = None
+        if enabled:
+            self._bar = tqdm.tqdm(
+                initial=start_step,
+                total=num_steps,
+                unit="step",
+                smoothing=0.05,
+                dynamic_ncols=True,
+                # A log file gets a line now and then, a terminal a moving bar.
+                mininterval=0.1 if sys.stderr.isatty() else 10,
+            )
+            self._events = (writers or functools.partial(Events, workdir, first_step))(self.say)
+
+    def say(self, text: str):
+        """Print a line above the bar; a warning is recorded too."""
+        if self._enabled:
+            self._bar.write(text)
+            if text.startswith("warning: "):
+                self._events.text("warning", text.removeprefix("warning: "), self._at)
+
+    @contextlib.contextmanager
+    def timed(self, what: str):
+        """`timed` with lines above the bar, whose clock stops."""
+        start = time.monotonic()
+        try:
+            with timed(what, self.say):
+                yield
+        finally:
+            self._skip_time(time.monotonic() - start)
+
+    def step(self, step: int, metrics: dict[str, float]):
+        """Show that `step` is done, with its metrics (`train/...`)."""
+        if not self._enabled:
+            return
+        self._at = step
+        if is_recorded(step):
+            metrics = metrics | self._speed(step)
+        self._show(metrics)
+        self._bar.update(step - self._bar.n)
+        if is_recorded(step):
+            self.scalars(step, metrics)
+
+    def rewind(self, step: int, first_step: int):
+        """Go on from an earlier step; what was recorded from `first_step` on is hidden."""
+        if self._enabled:
+            self._events.restart(first_step)
+            self._bar.n = self._at = step
+            self._timed_from = None
+
+    def scalars(self, step: int, metrics: dict[str, float]):
+        """Record metrics."""
+        if self._enabled:
+            self._at = max(self._at, step)
+            self._events.scalars(metrics, step)
+            if time.monotonic() - self._flushed > _FLUSH_EVERY:
+                self.flush()
+            self._show(metrics)
+
+    @property
+    def steps_per_second(self) -> float | None:
+        """Lately; None where that is not known yet."""
+        return self._steps_per_second
+
+    def text(self, step: int, name: str, text: str):
+        """Record a line of text."""
+        if self._enabled:
+            self._events.text(name, text, step)
+
+    def flush(self):
+        """Write the events out."""
+        if self._enabled:
+            self._flushed = time.monotonic()
+            self._events.flush()
+
+    def samples(self, step: int, samples: list[Sample]):
+        """Record samples: wav and png under `samples/`, and as events."""
+        if not self._enabled:
+            return
+        try:
+            self._write_samples(step, samples)
+        except (OSError, soundfile.LibsndfileError, AssertionError) as error:  # the last is soundfile's full disk
+            self.say(f"warning: the samples of step {step} were not written: {error or 'the disk is full'}")
+
+    def _write_samples(self, step, samples):
+        place = self._workdir / "samples" / f"step_{step:08d}"
+        if not isinstance(place, BucketPath):
+            place.mkdir(parents=True, exist_ok=True)
+            self._write_samples_to(place, step, samples)
+            return
+        with tempfile.TemporaryDirectory(prefix="audiovae_jax_samples_") as folder:
+            self._write_samples_to(Path(folder), step, samples)
+            place.upload(Path(folder))
+
+    def _write_samples_to(self, folder, step, samples):
+        for i, sample in enumerate(samples):
+            both = (sample.original, sample.reconstruction)
+            for name, audio in zip(("original", "reconstruction"), both, strict=True):
+                audio = np.clip(audio, -1, 1)
+                soundfile.write(folder / f"{i}_{name}.wav", audio, self._sample_rate, subtype="PCM_16")
+                self._events.audio(f"sample_{i}/{name}", audio, step, self._sample_rate)
+            image = picture.draw(*both, self._sample_rate, folder / f"{i}.png", title=sample.title(step))
+            self._events.image(f"sample_{i}/spectrograms", image, step)
+        self._events.flush()
+
+    def finish(self, save_best: Callable[[Path], None]):
+        """Record that the run is done, and its best model where one is wanted.
+
+        Args:
+          save_best: makes a saved model at the path that it is given.
+        """
+        self._finished = True
+        if self._enabled and self._events.takes_models:
+            self._model_folder = tempfile.TemporaryDirectory(prefix="audiovae_jax_best_model_")
+            try:
+                save_best(Path(self._model_folder.name) / "model")
+            except (OSError, CheckpointError) as error:
+                self.say(f"warning: the best model is not recorded: {error}")
+            else:
+                self._events.model(Path(self._model_folder.name) / "model")
+
+    def close(self):
+        """Write out everything and end the bar."""
+        if self._enabled:
+            self._events.close(self._finished)
+            self._bar.close()
+        if self._model_folder is not None:
+            self._model_folder.cleanup()
+
+    def _speed(self, step):
+        """Steps per second since the last one that was recorded, with all that a run does between but compiling."""
+        now, since = time.monotonic(), self._timed_from
+        self._timed_from = (step, now)
+        if since is None or step <= since[0]:
+            return {}
+        self._steps_per_second = (step - since[0]) / max(now - since[1], 1e-9)
+        return {"perf/steps_per_second": self._steps_per_second}
+
+    def _show(self, metrics):
+        self._shown |= {short: metrics[name] for name, short in _BAR_METRICS.items() if name in metrics}
+        self._bar.set_postfix_str(" ".join(f"{k} {v:.3g}" for k, v in self._shown.items()), refresh=False)
+
+    def _skip_time(self, seconds):
+        if self._timed_from is not None:
+            self._timed_from = (self._timed_from[0], self._timed_from[1] + seconds)
+        if self._enabled and not self._bar.disable:
+            self._bar.start_t += seconds
+            self._bar.last_print_t += seconds
+
+
+def is_recorded(step: int) -> bool:
+    """Whether the training metrics of a step are recorded."""
+    return step == 1 or step % _SCALARS_EVERY == 0
+
+
+@contextlib.contextmanager
+def timed(what: str, say: Callable[[str], None]):
+    """Say `what` at the beginning, and how long it took when it ends well."""
+    say(f"{what} ...")
+    start = time.monotonic()
+    yield
+    say(f"{what}: {time.monotonic() - start:.1f} s")

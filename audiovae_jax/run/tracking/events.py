@@ -1,0 +1,133 @@
+"""TensorBoard events, written at once: on disk or in a bucket when they are said to be, left out while that is full."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto import event_pb2
+
+from audiovae_jax.run.tracking.writer import Writer
+from audiovae_jax.storage.bucket_path import BucketPath
+
+# Nothing can be appended to an object: it is put there anew at every flush, up to so many bytes, and then
+# followed by another, as TensorBoard reads them.
+_LARGEST_OBJECT = 1 << 22
+_PATIENCE = 10.0  # seconds for which training waits for a bucket; what is not there comes with the next flush
+_AGAIN_AFTER = 60.0  # seconds until another file is tried
+
+
+class Events(Writer):
+    """Event files of a workdir.
+
+    tensorboardX's own writer hands events to a thread; where that ends, on a full disk, its queue
+    blocks for ever.
+
+    Args:
+      workdir: where the files go.
+      first_step: events from there on of files before are hidden.
+      warn: is told when nothing can be written, and when something can be again.
+    """
+
+    def __init__(self, workdir: Path | BucketPath, first_step: int, warn: Callable[[str], None]):
+        self._warn, self._workdir = warn, workdir
+        self._bucket = workdir.patient(_PATIENCE) if isinstance(workdir, BucketPath) else None
+        self._local = tempfile.TemporaryDirectory(prefix="audiovae_jax_events_") if self._bucket is not None else None
+        self._writer: EventsWriter | None = None
+        self._files, self._failed_at, self._not_there = 0, None, False
+        self._open()
+        self.restart(first_step)
+
+    def restart(self, first_step: int):
+        """Hide the events from `first_step` on that were recorded before."""
+        self._write(
+            event_pb2.Event(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
+        )
+
+    def scalars(self, values: dict[str, float], step: int):
+        """Record numbers."""
+        for name, value in values.items():
+            self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
+
+    def text(self, name: str, text: str, step: int):
+        """Record a line of text."""
+        self._write(event_pb2.Event(step=step, summary=summary.text(name, text)))
+
+    def audio(self, name: str, audio: np.ndarray, step: int, sample_rate: int):
+        """Record `[T, C]` audio in -1..1."""
+        self._write(event_pb2.Event(step=step, summary=summary.audio(name, audio, sample_rate)))
+
+    def image(self, name: str, image: np.ndarray, step: int):
+        """Record a picture, `[height, width, 3]` uint8."""
+        self._write(event_pb2.Event(step=step, summary=summary.image(name, image, dataformats="HWC")))
+
+    def flush(self):
+        """Put what was recorded where it belongs."""
+        if self._writer is None and self._failed_at is not None:
+            if time.monotonic() - self._failed_at > _AGAIN_AFTER:
+                self._open()
+            return
+        self._attempt(self._flush)
+
+    def close(self, finished: bool = False):
+        """Flush, and let go."""
+        self._attempt(self._flush)
+        self._attempt(lambda: self._writer.close())
+        self._writer = self._failed_at = None
+        if self._local is not None:
+            self._local.cleanup()
+
+    def _open(self):
+        """Begin a file: with the process in its name, since two that begin in one second would have one name."""
+        folder = self._workdir if self._local is None else self._local.name
+        number = f".{self._files}" if self._files else ""
+        try:
+            self._writer = EventsWriter(f"{folder}/events", f".{os.getpid()}{number}")
+            self._writer.flush()
+        except OSError as error:
+            self._give_up(error)
+            return
+        self._files += 1
+        if self._failed_at is not None:
+            self._failed_at = None
+            self._warn("TensorBoard events are written again")
+
+    def _flush(self):
+        self._writer.flush()
+        if self._bucket is None:
+            return
+        for file in sorted(Path(self._local.name).iterdir()):
+            try:
+                (self._bucket / file.name).upload_file(file)
+            except OSError as error:
+                if not self._not_there:
+                    self._warn(f"warning: TensorBoard events wait for {self._bucket}: {error.strerror or error}")
+                self._not_there = True
+                return
+            self._not_there = False
+            if file.stat().st_size > _LARGEST_OBJECT:
+                self._writer.close()
+                file.unlink()
+                self._open()
+
+    def _write(self, event):
+        event.wall_time = time.time()
+        self._attempt(lambda: self._writer.write_event(event))
+
+    def _attempt(self, action):
+        if self._writer is None:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error):
+        first = self._failed_at is None
+        self._writer, self._failed_at = None, time.monotonic()
+        if first:  # said last, since what is said is recorded
+            self._warn(f"warning: TensorBoard events are not written for now: {error.strerror or error}")

@@ -1,0 +1,116 @@
+"""What a workdir tells of its run: numbers, remarks, samples, config."""
+
+import dataclasses
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX.proto import event_pb2
+
+from audiovae_jax.errors import DataError, printable
+from audiovae_jax.run.tracking import json_lines
+
+NEEDED = f"{json_lines.NAME}, config.json and samples/"  # of a workdir
+_LARGEST_EVENT = 1 << 28  # bytes; a length beyond it is damage
+_TOGETHER = 8  # remarks of one moment
+_SAMPLES = re.compile(r"step_(\d+)$")
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """A run as it was recorded.
+
+    Attributes:
+      workdir: whose it is.
+      config: every key as nested dicts; empty where `config.json` cannot be read.
+      scalars: `{name: (steps, values)}`, `[N]` each, in the order of steps.
+      remarks: `(step, name, text)`.
+      samples: folders of samples by their step.
+    """
+
+    workdir: Path
+    config: dict[str, Any]
+    scalars: dict[str, tuple[np.ndarray, np.ndarray]]
+    remarks: list[tuple[int, str, str]]
+    samples: dict[int, Path]
+
+    @property
+    def last_step(self) -> int:
+        """The last step of which there is a number."""
+        return int(max((steps[-1] for steps, _ in self.scalars.values()), default=0))
+
+
+def read(workdir: Path) -> History:
+    """Read a workdir, whether its run has ended or not; of runs before `metrics.jsonl`, the TensorBoard events.
+
+    Raises:
+      DataError: it is not there, or no run was recorded in it.
+    """
+    if not workdir.is_dir():
+        raise DataError(f"{printable(workdir)} is not there; give the workdir of a run")
+    numbers: dict[str, dict[int, float]] = {}
+    remarks: list[tuple[int, str, str]] = []
+    try:
+        if (path := workdir / json_lines.NAME).is_file():
+            for record in json_lines.read(path):
+                _take_record(record, numbers, remarks)
+        else:
+            for path in sorted(workdir.glob("events.out.tfevents.*")):
+                _take_events(path.read_bytes(), numbers)
+    except OSError as error:
+        raise DataError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
+    if not numbers:
+        raise DataError(f"nothing was recorded in {printable(workdir)}: no number in {json_lines.NAME} or events")
+    try:
+        config = json.loads((workdir / "config.json").read_text())
+    except (OSError, ValueError):
+        config = {}
+    scalars = {}
+    for name, values in numbers.items():
+        steps = sorted(values)
+        scalars[name] = (np.asarray(steps), np.asarray([values[step] for step in steps]))
+    found = {
+        int(match[1]): path for path in (workdir / "samples").glob("step_*") if (match := _SAMPLES.match(path.name))
+    }
+    samples = {step: found[step] for step in sorted(found)}
+    return History(workdir, config if isinstance(config, dict) else {}, scalars, remarks, samples)
+
+
+def _take_record(record, numbers, remarks):
+    step = record["step"]
+    scalars = record.get("scalars")
+    for name, value in scalars.items() if isinstance(scalars, dict) else ():
+        try:
+            numbers.setdefault(name, {})[step] = float(value)
+        except (TypeError, ValueError):
+            continue
+    if isinstance(text := record.get("text"), str):
+        # A warning that was said may be there under its own name too.
+        said = [other for at, _, other in remarks[-_TOGETHER:] if at == step]
+        if not any(text.endswith(other) or other.endswith(text) for other in said):
+            remarks.append((step, str(record.get("name", "")), text))
+
+
+def _take_events(content, numbers):
+    """Scalars of an event file as far as it is whole; a session's start hides what was recorded after its step."""
+    at = 0
+    while at + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, at)
+        if length > _LARGEST_EVENT or at + 16 + length > len(content):
+            return
+        event = event_pb2.Event()
+        try:
+            event.ParseFromString(content[at + 12 : at + 12 + length])
+        except Exception:  # protobuf's own error, of which there are several kinds
+            return
+        at += 16 + length
+        if event.session_log.status == event_pb2.SessionLog.START:
+            for values in numbers.values():
+                for step in [step for step in values if step >= event.step]:
+                    del values[step]
+        for value in event.summary.value:
+            if value.WhichOneof("value") == "simple_value":
+                numbers.setdefault(value.tag, {})[event.step] = value.simple_value

@@ -1,0 +1,61 @@
+"""Weights & Biases in its offline mode: a run in the workdir's `wandb/`, which `wandb sync` sends when asked."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audiovae_jax.run.tracking.writer import Writer
+from audiovae_jax.storage import bucket_path
+from audiovae_jax.storage.bucket_path import BucketPath
+
+NAME = "wandb.json"  # of a workdir: the id of its run
+_STEP = "step"  # what metrics are drawn over; wandb's own counter cannot go back
+
+
+class WandbStore(Writer):
+    """The run of a workdir, each session of it a folder of its own with the same id.
+
+    Args:
+      workdir: whose run it is; its name is the run's. Of one in a bucket, `wandb/` is in the folder of the command.
+      project: its name.
+      params: the config, flat.
+    """
+
+    def __init__(self, workdir: Path | BucketPath, project: str, params: dict[str, Any]):
+        import wandb
+
+        self._wandb = wandb
+        try:
+            run_id = json.loads((workdir / NAME).read_text())["id"]
+        except (OSError, ValueError, KeyError, TypeError):
+            run_id = os.urandom(8).hex()
+            bucket_path.write_json(workdir / NAME, {"id": run_id})
+        here = Path.cwd() if isinstance(workdir, BucketPath) else workdir.resolve()
+        name = workdir.name if isinstance(workdir, BucketPath) else here.name
+        self._run = wandb.init(
+            mode="offline", project=project, name=name, id=run_id, dir=str(here), config=params,
+            settings=wandb.Settings(console="off", silent=True, disable_git=True, save_code=False),
+        )  # fmt: skip
+        self._run.define_metric("*", step_metric=_STEP)
+
+    def scalars(self, values, step):
+        self._run.log({**values, _STEP: step})
+
+    def text(self, name, text, step):
+        self._run.summary[f"{name}.step_{step:08d}"] = text
+
+    def audio(self, name, audio, step, sample_rate):
+        audio = np.clip(audio, -1, 1)
+        self._run.log({name: self._wandb.Audio(audio, sample_rate=sample_rate), _STEP: step})
+
+    def image(self, name, image, step):
+        self._run.log({name: self._wandb.Image(image), _STEP: step})
+
+    def model(self, folder):
+        self._run.log_artifact(str(folder), name="best_model", type="model")
+
+    def close(self, finished):
+        self._run.finish(0 if finished else 1)

@@ -1,0 +1,82 @@
+"""`read_checkpoint`: what a torch or safetensors file holds, without torch and without running any of it."""
+
+import zlib
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.torch_io.files import archive
+from audiovae_jax.torch_io.files.unpickle import Refused
+
+# The key under which a safetensors file's own metadata is given.
+METADATA = "__metadata__"
+# Types that safetensors' numpy side does not give.
+_BEYOND_NUMPY = {
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+}
+
+
+def read_checkpoint(path: str | Path, *, skip: Collection[str] = ()) -> dict[str, Any]:
+    """What a `.pt`, `.pth`, `.ckpt` or `.safetensors` file holds.
+
+    Nothing in the file is imported, called or executed: the pickle inside is interpreted over a table
+    of known builders, sizes and CRC-32 are checked, and whatever is not known stays an inert
+    `unpickle.Placeholder`. (The older, non-zip format of torch has no checksums.)
+
+    Args:
+      path: the file; its format is told from its contents.
+      skip: top-level keys to leave out, for instance `("optimizer_states",)`; theirs is not read.
+
+    Returns:
+      Tensors as numpy arrays in torch's layout (bfloat16 and float8 with ml_dtypes' types; those
+      that shared a storage share it still), omegaconf's containers as lists and dicts, all else as
+      plain Python values. For safetensors: the arrays by name, and its metadata, if it has any,
+      under `"__metadata__"`.
+
+    Raises:
+      CheckpointError: the file is missing, damaged, hostile, or not of these formats.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+        if start[8:9] == b"{":
+            return _read_safetensors(path, skip)
+        return archive.read_archive(path, lambda key: key not in skip)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+    except Refused as error:
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+    except Exception as error:  # a file that finds a hole in the checks above gets no further than here
+        what = f"{type(error).__name__}: {error}"[:200]
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {what}") from error
+
+
+def crc32(array: np.ndarray) -> int:
+    """The CRC-32 of an array's contents."""
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+def _read_safetensors(path, skip):
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys() if key not in skip}  # noqa: SIM118
+            arrays = {key: file.get_tensor(key) for key, dtype in dtypes.items() if dtype not in _BEYOND_NUMPY}
+            metadata = file.metadata()
+        if len(arrays) < len(dtypes):
+            for key, tensor in safetensors.deserialize(path.read_bytes()):
+                if dtypes.get(key) in _BEYOND_NUMPY:
+                    flat = np.frombuffer(tensor["data"], _BEYOND_NUMPY[dtypes[key]])
+                    arrays[key] = flat.reshape(tensor["shape"])
+    except safetensors.SafetensorError as error:
+        raise Refused(f"its safetensors header or data is damaged ({error})") from error
+    return {**arrays, METADATA: dict(metadata)} if metadata else arrays

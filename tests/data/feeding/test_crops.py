@@ -1,0 +1,197 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiovae_jax.data.audio import audio_file, synthesis
+from audiovae_jax.data.feeding.augment import Augment
+from audiovae_jax.data.feeding.crops import Augmented, CropFormat, FixedCrops, RandomCrops, Repeated, SyntheticCrops
+from audiovae_jax.data.feeding.health import Health
+from audiovae_jax.data.feeding.origin import Origin, Origins
+from audiovae_jax.data.feeding.timeouts import Patient
+from audiovae_jax.data.sets import folder, probing
+from audiovae_jax.data.sets.catalog import Track
+from audiovae_jax.errors import DataError
+
+CROP = CropFormat(length=2048, sample_rate=44100, channels=2)
+
+
+def _scan(root, **changes):
+    options = probing.Options(min_seconds=0.01, channels=2, num_threads=2, **changes)
+    return folder.scan(str(root), options, validation_fraction=0.1)
+
+
+def test_scan_finds_files_at_any_depth_and_splits_by_file(audio_folder):
+    found = _scan(audio_folder)
+    assert len(found.train) == 2
+    assert len(found.validation) == 1
+    assert not set(found.train) & set(found.validation)
+    assert _scan(audio_folder).validation == found.validation
+
+
+def test_the_fingerprint_changes_with_the_files(audio_folder):
+    before = _scan(audio_folder).fingerprint
+    soundfile.write(audio_folder / "new.wav", np.ones((5000, 2)) * 0.1, 44100)
+    assert _scan(audio_folder).fingerprint != before
+
+
+def test_one_file_serves_both_sides(tmp_path):
+    soundfile.write(tmp_path / "only.wav", np.random.default_rng(0).uniform(-1, 1, (44100, 2)), 44100)
+    found = _scan(tmp_path)
+    assert found.train == found.validation
+
+
+def test_bad_files_are_skipped_with_a_reason_and_nothing_usable_is_an_error(audio_folder, tmp_path):
+    (audio_folder / "notes.wav").write_text("not audio")
+    found = _scan(audio_folder)
+    assert [(Path(name).name, "not audio" in reason) for name, reason in found.skipped] == [("notes.wav", True)]
+    only_bad = tmp_path / "bad"
+    only_bad.mkdir()
+    with pytest.raises(DataError, match="holds no audio file; looked for .wav .flac"):
+        _scan(only_bad)
+    (only_bad / "notes.wav").write_text("not audio")
+    with pytest.raises(DataError, match=r"holds no usable audio file:\n.*notes.wav: not audio"):
+        _scan(only_bad)
+    with pytest.raises(DataError, match="there is no such folder"):
+        _scan(tmp_path / "missing")
+
+
+def test_crops_depend_on_seed_and_index_alone(audio_folder):
+    files = _scan(audio_folder).train
+    a, b = RandomCrops(files, CROP, seed=1), RandomCrops(files, CROP, seed=1)
+    b[3]
+    np.testing.assert_array_equal(a[7], b[7])
+    assert (a[7] != a[8]).any()
+    assert (a[7] != RandomCrops(files, CROP, seed=2)[7]).any()
+
+
+def test_crops_are_peak_normalised_unless_all_but_silent(tmp_path):
+    rng = np.random.default_rng(0)
+    soundfile.write(tmp_path / "quiet.wav", 0.01 * rng.uniform(-1, 1, (44100, 2)), 44100, subtype="FLOAT")
+    files = _scan(tmp_path).train
+    assert np.abs(RandomCrops(files, CROP, 0)[0]).max() == pytest.approx(1.0)
+    soundfile.write(tmp_path / "quiet.wav", 1e-4 * rng.uniform(-1, 1, (44100, 2)), 44100, subtype="FLOAT")
+    assert np.abs(RandomCrops(files, CROP, 0)[0]).max() < 2e-4
+
+
+def test_longer_files_are_drawn_more_often(tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.full((9 * 4410, 2), 0.5), 44100)
+    soundfile.write(tmp_path / "short.wav", np.full((4410, 2), -0.5), 44100)
+    files = [Track(p.name, audio_file.probe(p)) for p in sorted(tmp_path.iterdir())]
+    crops = RandomCrops(files, CROP, 0)
+    share = np.mean([crops[i][0, 0] > 0 for i in range(300)])
+    assert 0.83 < share < 0.96
+
+
+def test_a_file_that_turns_bad_is_replaced_deterministically_and_reported_once(audio_folder, capsys):
+    files = _scan(audio_folder).train
+    files[0].audio.path.write_bytes(b"gone bad")
+    first = [RandomCrops(files, CROP, 0)[i] for i in range(8)]
+    capsys.readouterr()
+    crops = RandomCrops(files, CROP, 0)
+    for i, crop in enumerate(first):
+        np.testing.assert_array_equal(crops[i], crop)
+    assert capsys.readouterr().err.count(str(files[0].audio.path)) == 1
+    files[1].audio.path.write_bytes(b"gone bad too")
+    with pytest.raises(DataError, match=r"2 files in a row could not be read; the last: .*not audio"):
+        crops[0]
+
+
+def test_validation_crops_are_fixed_and_cover_the_files(audio_folder):
+    files = _scan(audio_folder).train
+    crops = FixedCrops(files, CROP, 4)
+    np.testing.assert_array_equal(crops[0], FixedCrops(files, CROP, 4)[0])
+    assert (crops[0] != crops[1]).any()
+
+
+def test_the_built_in_music_is_stereo_bounded_and_endless():
+    crops = SyntheticCrops(CROP, seed=0)
+    items = [crops[i] for i in range(20)]
+    assert len({item.tobytes() for item in items}) == 20
+    for item in items:
+        assert item.shape == (2048, 2)
+        assert item.dtype == np.float32
+        assert np.abs(item).max() <= 1.0
+    assert np.mean([np.abs(x[:, 0] - x[:, 1]).max() > 0.01 for x in items]) > 0.9
+    validation = SyntheticCrops(CROP, seed=0, validation=True)
+    assert (validation[0] != items[0]).any()
+    np.testing.assert_array_equal(validation[0], SyntheticCrops(CROP, seed=5, validation=True)[0])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_the_built_in_music_has_as_many_channels_as_asked(channels):
+    assert synthesis.music(np.random.default_rng(0), 1000, 44100, channels).shape == (1000, channels)
+
+
+def test_a_name_that_is_no_text_is_used(tmp_path):
+    good = tmp_path / os.fsdecode(b"\xff\xfe.wav")
+    try:
+        good.touch()
+    except OSError:
+        pytest.skip("this file system takes names of valid text alone")
+    with open(good, "wb") as file:
+        soundfile.write(file, np.random.default_rng(0).uniform(-1, 1, (44100, 2)), 44100, format="WAV")
+    (tmp_path / os.fsdecode(b"\xfd.wav")).write_text("not audio")
+    found = _scan(tmp_path)
+    assert [track.audio.path for track in found.train] == [good]
+    assert RandomCrops(found.train, CROP, 0)[0].any()
+    ((_, reason),) = found.skipped
+    assert "not audio" in reason
+    good.unlink()
+    with pytest.raises(DataError, match=r"\\udcfd.wav: not audio"):
+        _scan(tmp_path)
+
+
+def test_links_do_not_multiply_files(audio_folder):
+    whole = _scan(audio_folder)
+    (audio_folder / "loop").symlink_to(".")
+    (audio_folder / "deeper" / "loop").symlink_to("..")
+    assert _scan(audio_folder) == whole
+    assert _scan(audio_folder, leave_out=(audio_folder / "deeper",)).fingerprint != whole.fingerprint
+
+
+def test_a_record_says_which_file_and_place_it_was_cut_from(audio_folder):
+    crop = CropFormat(length=2048, sample_rate=44100, channels=2, peak_normalize=False)
+    files = [track for track in _scan(audio_folder).train if track.audio.sample_rate == 44100]
+    crops = RandomCrops(files, crop, seed=1)
+    assert crops.origin(5) is None
+    record, origin = crops[5], crops.origin(5)
+    whole, rate = soundfile.read(origin.file, dtype="float32")
+    start = round(origin.start * rate)
+    np.testing.assert_array_equal(record, whole[start : start + 2048])
+    wrapped = Patient(Augmented(crops, Augment(), 1), 0, Health(len(files)))
+    assert wrapped.origin(5) == origin
+    assert Repeated(crops, 6).origin(17) == origin
+    assert SyntheticCrops(CROP, 0).origin(0).start is None
+
+
+def test_the_origin_is_of_the_file_that_was_taken_in_place_of_a_bad_one(audio_folder):
+    files = _scan(audio_folder).train
+    gone = files[0].audio.name
+    os.unlink(gone)
+    crops = RandomCrops(files, CROP, seed=0, health=Health(len(files)))
+    for index in range(8):
+        crops[index]
+        assert crops.origin(index).file == files[1].audio.name
+
+
+def test_only_the_last_origins_are_remembered():
+    origins = Origins(most=2)
+    for index in (0, 1, 0, 2):
+        origins.remember(index, Origin(str(index)))
+    assert [origins.get(index) and origins.get(index).file for index in range(3)] == ["0", None, "2"]
+
+
+def test_another_order_is_another_draw_of_the_same_and_of_no_other_seed(audio_folder):
+    files = _scan(audio_folder).train
+    health = Health(len(files))
+    for make in (lambda seed: RandomCrops(files, CROP, seed, health), lambda seed: SyntheticCrops(CROP, seed)):
+        crops = Patient(Augmented(make(1), Augment(gain_db=(-6.0, 6.0)), 1), 0, health)
+        np.testing.assert_array_equal(crops.in_order(0)[3], crops[3])
+        np.testing.assert_array_equal(crops.in_order(2)[3], crops.in_order(1).in_order(2)[3])
+        drawn = [crops[3], crops.in_order(1)[3], crops.in_order(2)[3], make(2)[3]]
+        assert all((a != b).any() for i, a in enumerate(drawn) for b in drawn[:i])
+    fixed = Repeated(make(1), 2)
+    np.testing.assert_array_equal(fixed.in_order(1)[3], fixed[1])

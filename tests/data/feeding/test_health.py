@@ -1,0 +1,183 @@
+import json
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiovae_jax.data.feeding import pipeline
+from audiovae_jax.data.feeding.augment import Augment
+from audiovae_jax.data.feeding.crops import Augmented, CropFormat, RandomCrops, SyntheticCrops
+from audiovae_jax.data.feeding.health import Health
+from audiovae_jax.data.feeding.stalls import Waiting
+from audiovae_jax.data.sets import folder, probing
+from audiovae_jax.errors import DataError
+
+CROP = CropFormat(length=512, sample_rate=44100, channels=2)
+
+
+def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path, capsys):
+    health = Health(10, [("a", "empty")], max_share=0.2)
+    path = tmp_path / "bad_files.jsonl"
+    health.list_in(path)
+    for _ in range(3):
+        health.replaced("b", "b: gone")
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"file": "a", "reason": "empty"},
+        {"file": "b", "reason": "b: gone"},
+    ]
+    assert capsys.readouterr().err == "warning: another crop is taken in place of b: gone\n"
+    assert (health.bad_files, health.replaced_crops) == (2, 3)
+    with pytest.raises(DataError, match=r"3 of 10 files cannot be used, more than data.max_bad_share=0.2 allows"):
+        health.replaced("c", "c: gone")
+    with pytest.raises(DataError, match="3 of 10 files"):
+        Health(10, [("a", ""), ("b", ""), ("c", "")], max_share=0.2).list_in(path)
+
+
+def test_what_an_earlier_run_found_bad_counts_on(tmp_path):
+    path = tmp_path / "bad_files.jsonl"
+    first = Health(10, [("a", "empty")], names=("a", "b", "c"))
+    first.list_in(path)
+    first.replaced("b", "b: gone")
+    path.write_text(path.read_text() + '{"file": "x", "reason": "of another data set"}\n{"file": "c"')
+    second = Health(10, [("a", "empty")], names=("a", "b", "c"))
+    second.list_in(path)
+    assert [json.loads(line)["file"] for line in path.read_text().splitlines()] == ["a", "b"]
+    with pytest.raises(DataError, match="2 of 10 files"):
+        Health(10, [("a", "empty")], max_share=0.1, names=("a", "b", "c")).list_in(path)
+
+
+def test_a_crop_does_not_depend_on_what_was_found_bad_before(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        audio = 0.5 * rng.uniform(-1, 1, (5 * 8000, 2))
+        if i % 2:
+            audio[3 * 8000 : 4 * 8000] = np.nan  # where no look at beginning, middle and end finds it
+        soundfile.write(tmp_path / f"{i}.wav", audio, 8000, subtype="FLOAT")
+    found = folder.scan(str(tmp_path), probing.Options(channels=2), 0.1)
+    crop = CropFormat(1000, 8000, 2)
+    forward, backward = RandomCrops(found.train, crop, 0), RandomCrops(found.train, crop, 0)
+    other = {i: backward[i] for i in range(59, -1, -1)}
+    for i in range(60):
+        np.testing.assert_array_equal(forward[i], other[i])
+
+
+def test_one_bad_file_that_is_most_of_the_audio_does_not_end_a_run(tmp_path):
+    rng = np.random.default_rng(0)
+    bad = 0.5 * rng.uniform(-1, 1, (60 * 8000, 2))
+    bad[1000:230_000] = bad[250_000:470_000:2].mean() * np.nan
+    bad[230_000:239_000] = bad[241_500:479_000] = np.nan
+    soundfile.write(tmp_path / "bad.wav", bad, 8000, subtype="FLOAT")
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", 0.5 * rng.uniform(-1, 1, (1000, 2)), 8000, subtype="FLOAT")
+    found = folder.scan(str(tmp_path), probing.Options(channels=2), 0.1)
+    train = [*found.train, *found.validation]
+    crops = RandomCrops(train, CropFormat(500, 8000, 2), 0)
+    assert all(np.isfinite(crops[i]).all() for i in range(100))
+
+
+def _break(folder):
+    """Thirty of a thousand files, broken in eight ways; five of them only once they are in use."""
+    rng = np.random.default_rng(0)
+    good = 0.5 * rng.uniform(-1, 1, (2048, 2))
+    for i in range(970):
+        soundfile.write(folder / f"{i:04d}.wav", good, 44100)
+    later = []
+    for i in range(30):
+        path = folder / f"bad{i:02d}.wav"
+        soundfile.write(path, good, 44100, subtype="FLOAT")
+        kind = i % 8
+        if kind == 0:
+            path.write_bytes(b"")
+        elif kind == 1:
+            path.write_bytes(b"not audio")
+        elif kind == 2:
+            path.unlink()
+            path = path.with_suffix(".flac")
+            soundfile.write(path, good, 44100)
+            path.write_bytes(path.read_bytes()[:3000])
+        elif kind == 3:
+            soundfile.write(path, np.full((2048, 2), np.nan), 44100, subtype="FLOAT")
+        elif kind == 4:
+            soundfile.write(path, good[:9], 44100)
+        elif kind == 5:
+            soundfile.write(path, 0 * good, 44100)
+        elif kind == 6:
+            path.unlink()
+            path.symlink_to(f"nowhere{i}.wav")
+        else:
+            later.append(path)
+    return later
+
+
+def test_three_in_a_hundred_bad_files_do_not_end_a_run(tmp_path, micro_config):
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    later = _break(audio)
+    config = micro_config.data
+    config.root, config.crop_length, config.min_seconds = str(audio), 512, 0.01
+    data = pipeline.open_data(config, batch_size=4, seed=0)
+    assert data.health.bad_files == 27
+    data.health.list_in(tmp_path / "bad.jsonl")
+    for path in later:
+        path.unlink()  # vanished
+    whole = [data.train[i] for i in range(1500)]
+    assert 27 < data.health.bad_files <= 30
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    wanted = ("empty", "not audio", "truncated", "NaN", "shorter", "zero", "No such file")
+    assert all(any(kind in reason for reason in reasons) for kind in wanted)
+    config.max_bad_share = 0.01
+    with pytest.raises(DataError, match=r"27 of 997 files cannot be used, more than data.max_bad_share=0.01"):
+        pipeline.open_data(config, batch_size=4, seed=0).health.list_in(tmp_path / "bad.jsonl")
+    assert np.isfinite(whole).all()
+
+
+def test_augmentations_are_the_crops_own_and_off_by_default():
+    plain = SyntheticCrops(CROP, seed=0)
+    np.testing.assert_array_equal(Augmented(SyntheticCrops(CROP, 0), Augment(), 0)[3], plain[3])
+    turned = Augmented(SyntheticCrops(CROP, 0), Augment(polarity_probability=1.0), 0)
+    np.testing.assert_array_equal(turned[3], -plain[3])
+    swapped = Augmented(SyntheticCrops(CROP, 0), Augment(swap_probability=1.0), 0)
+    np.testing.assert_array_equal(swapped[3], plain[3][:, ::-1])
+    louder = Augmented(SyntheticCrops(CROP, 0), Augment(gain_db=(-12.0, 0.0)), 0)
+    gains = [20 * np.log10(np.abs(louder[i]).max() / np.abs(plain[i]).max()) for i in range(100)]
+    assert -12 <= min(gains) < -11
+    assert -1 < max(gains) <= 1e-5
+    both = Augmented(SyntheticCrops(CROP, 0), Augment(gain_db=(-12.0, 0.0), polarity_probability=1.0), 0)
+    np.testing.assert_array_equal(both[3], -louder[3])  # one does not move the other's number
+    half = Augmented(SyntheticCrops(CROP, 0), Augment(polarity_probability=0.5), 0)
+    assert 20 < sum((half[i] == -plain[i]).all() for i in range(60)) < 40
+
+
+def test_quiet_crops_are_drawn_anew_and_short_files_are_filled_up_as_asked(tmp_path):
+    audio = np.zeros((44100, 2))
+    audio[30000:31000] = 0.5
+    soundfile.write(tmp_path / "mostly silent.wav", audio, 44100, subtype="FLOAT")
+    soundfile.write(tmp_path / "short.wav", np.linspace(0.1, 0.2, 100)[:, None], 44100, subtype="FLOAT")
+    found = folder.scan(str(tmp_path), probing.Options(channels=2), 0.1)
+    tracks = {t.key: t for t in (*found.train, *found.validation)}
+    silent = RandomCrops([tracks["mostly silent.wav"]], CROP, 0)
+    assert np.mean([silent[i].any() for i in range(50)]) < 0.3
+    loud = RandomCrops([tracks["mostly silent.wav"]], CropFormat(512, 44100, 2, min_loudness_db=-40.0), 0)
+    assert np.mean([loud[i].any() for i in range(50)]) > 0.3
+    looped = RandomCrops([tracks["short.wav"]], CropFormat(512, 44100, 2, False, loop=True), 0)[0]
+    np.testing.assert_array_equal(looped[100:200], looped[:100])
+    assert not RandomCrops([tracks["short.wav"]], CropFormat(512, 44100, 2, False), 0)[0][100:].any()
+
+
+def test_waiting_is_counted_where_the_accelerator_is_idle(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def batches():
+        while True:
+            now[0] += 1.0
+            yield 0
+
+    recorded, said = [], []
+    waiting = Waiting(batches(), 4, lambda step, metrics: recorded.append(metrics), said.append)
+    for step in range(100):
+        waiting.next(step, lambda step=step: step >= 50 and step % 5 == 0)
+        now[0] += 1.0
+    assert [round(metrics["perf/data_wait_fraction"], 2) for metrics in recorded] == [0.0, 0.1]
+    assert len(said) == 1
+    assert said[0].startswith("warning: 10% of the time goes by waiting for data")

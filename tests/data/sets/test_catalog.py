@@ -1,0 +1,76 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from audiovae_jax.data.feeding.crops import CropFormat, FixedCrops, RandomCrops
+from audiovae_jax.data.sets import catalog
+from audiovae_jax.data.sets.catalog import Catalog, Excerpt, Track
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """Audio of one value."""
+
+    value: float
+    frames: int
+    sample_rate: int = 100
+    channels: int = 1
+    name: str = "constant"
+
+    def read(self, start, count):
+        assert 0 <= start <= start + count <= self.frames
+        return np.full((count, self.channels), self.value, np.float32)
+
+
+def _catalog(value, seconds):
+    tracks = tuple(Track(f"{i}", Constant(value, 100 * s)) for i, s in enumerate(seconds))
+    return Catalog(tracks, tracks, (), catalog.fingerprint(tracks), f"tracks of {value}")
+
+
+def test_a_mix_draws_each_data_set_by_its_weight_whatever_its_length():
+    mixed = catalog.mixed([(_catalog(0.1, [1000, 50]), 1.0), (_catalog(0.2, [3]), 3.0)], 0.1)
+    crops = RandomCrops(mixed.train, CropFormat(10, 100, 1, peak_normalize=False), seed=0)
+    share = np.mean([np.isclose(crops[i][0, 0], 0.2) for i in range(2000)])
+    assert share == pytest.approx(0.75, abs=0.04)  # four standard deviations
+    assert mixed.origin == "25% of crops from tracks of 0.1; 75% of crops from tracks of 0.2"
+    other = catalog.mixed([(_catalog(0.1, [1000, 50]), 1.0), (_catalog(0.2, [3]), 2.0)], 0.1)
+    assert mixed.fingerprint != other.fingerprint
+
+
+def test_tracks_shorter_than_a_crop_do_not_move_a_mixs_shares():
+    mixed = catalog.mixed([(_catalog(0.1, [1000]), 0.9), (_catalog(0.2, [1] * 50), 0.1)], 20.0)
+    crops = RandomCrops(mixed.train, CropFormat(2000, 100, 1, peak_normalize=False), seed=0)
+    assert np.mean([np.isclose(crops[i][0, 0], 0.2) for i in range(2000)]) == pytest.approx(0.1, abs=0.03)
+
+
+def test_validation_hears_all_parts_by_their_shares():
+    mixed = catalog.mixed([(_catalog(0.1, [10] * 30), 1.0), (_catalog(0.2, [10] * 5), 3.0)], 0.1)
+    crops = FixedCrops(mixed.validation, CropFormat(10, 100, 1, peak_normalize=False), 8)
+    assert sorted(float(crops[i][0, 0].round(3)) for i in range(8)) == pytest.approx([0.1] * 2 + [0.2] * 6)
+    np.testing.assert_array_equal(crops[8], crops[0])  # of a batch's padding
+
+
+def test_the_side_of_a_track_does_not_depend_on_the_others():
+    keys = [f"song {i}" for i in range(200)]
+    tracks = [Track(key, Constant(0.0, 100)) for key in keys]
+    train, validation = catalog.by_hash(tracks, 0.2)
+    assert 20 < len(validation) < 60
+    assert len(train) + len(validation) == 200
+    _, of_half = catalog.by_hash(tracks[::2], 0.2)
+    assert {track.key for track in of_half} == {track.key for track in validation} & {t.key for t in tracks[::2]}
+
+
+def test_an_excerpt_reads_where_it_lies():
+    class Counting(Constant):
+        def read(self, start, count):
+            return np.arange(start, start + count, dtype=np.float32)[:, None]
+
+    excerpt = Excerpt(Counting(0.0, 1000), 200, 50)
+    np.testing.assert_array_equal(excerpt.read(5, 3)[:, 0], [205, 206, 207])
+    assert (excerpt.frames, excerpt.sample_rate, excerpt.channels, excerpt.name) == (50, 100, 1, "constant")
+
+
+def test_the_fingerprint_tells_weights_apart():
+    tracks = [Track("a", Constant(0.0, 100))]
+    assert catalog.fingerprint(tracks) != catalog.fingerprint([dataclasses.replace(tracks[0], weight=2.0)])

@@ -1,0 +1,428 @@
+"""The page's server itself, on the loopback, as gradio's client and a hostile one see it."""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import random_variables
+
+from audiovae_jax import AudioVAE, Codec, Latents, save_model
+from audiovae_jax.errors import ConfigError
+from audiovae_jax.evaluation.listening import server
+from audiovae_jax.evaluation.listening.models import Models
+
+pytest.importorskip("gradio", reason="the page needs gradio, which the extra ui brings")
+gradio_client = pytest.importorskip("gradio_client", reason="comes with gradio")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")  # of pandas, which it uses
+
+SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "serve.py"
+RATE = 8000
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("page")
+    for seed, name in enumerate(("one", "two")):
+        model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
+        save_model(model, random_variables(model, seed), folder / "models" / name, sample_rate=RATE)
+    for seed, length in ((0, 3001), (1, 2500)):
+        audio = 0.3 * np.random.default_rng(seed).standard_normal((length, 2)).astype(np.float32)
+        soundfile.write(folder / f"{seed}.wav", audio, RATE, subtype="FLOAT")
+    (folder / "text.wav").write_text("no sound, but <b>text</b>")
+    (folder / "secret.wav").write_bytes((folder / "0.wav").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(root):
+    """`(url, its folder)`."""
+    before = set(Path(tempfile.gettempdir()).glob("audiovae_served_*"))
+    with server.running(Models(str(root / "models"), Codec.load), max_upload_mb=1) as url:
+        (folder,) = set(Path(tempfile.gettempdir()).glob("audiovae_served_*")) - before
+        yield url.rstrip("/"), folder
+    assert not folder.exists()
+
+
+@pytest.fixture
+def client(page, tmp_path):
+    made = gradio_client.Client(page[0], verbose=False, download_files=tmp_path / "downloads", analytics_enabled=False)
+    yield made
+    made.close()
+
+
+def ask(url, body=None, headers=None):
+    """`(status, text)` of a request without a client's manners."""
+    given = {"Content-Type": "application/json"} | (headers or {})
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, given), timeout=30) as answer:
+            return answer.status, answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+
+
+def called(url, name, data):
+    """What a function of the page answers, without gradio's client: the stream of its events."""
+    status, text = ask(f"{url}/gradio_api/call/{name}", {"data": data, "session_hash": "raw"})
+    if status != 200:
+        return text
+    return ask(f"{url}/gradio_api/call/{name}/{json.loads(text)['event_id']}")[1]
+
+
+def samples(path):
+    return soundfile.read(path, dtype="float32")[0]
+
+
+def test_the_functions_by_the_client_give_what_the_commands_give(client, root, tmp_path):
+    file, codec = gradio_client.handle_file(root / "0.wav"), Codec.load(root / "models" / "one")
+    codec.encode_file(root / "0.wav", tmp_path / "expected.safetensors")
+    codec.reconstruct_file(root / "0.wav", tmp_path / "expected.wav")
+    assert client.predict(api_name="/models") == ["one", "two"]
+    numbers, audio, difference, latents = client.predict(model="one", file=file, mix=False, api_name="/reconstruct")
+    assert Path(latents).read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+    np.testing.assert_array_equal(samples(audio), samples(tmp_path / "expected.wav"))
+    np.testing.assert_array_equal(samples(difference), samples(root / "0.wav") - samples(audio))
+    assert numbers["mse"] == pytest.approx(np.square(samples(difference), dtype=np.float64).mean(), rel=1e-6)
+    latents = client.predict(model="one", file=file, mix=False, api_name="/encode")
+    assert Path(latents).read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
+    decoded = client.predict(model="one", latents=gradio_client.handle_file(latents), api_name="/decode")
+    np.testing.assert_array_equal(samples(decoded), samples(tmp_path / "expected.wav"))
+    _, turned = client.predict(model="one", file=file, turns={"1": 2.0}, mix=False, api_name="/turn_channels")
+    z, plain = Latents.load(turned).z, Latents.load(latents).z
+    assert (z != plain).any(axis=(0, 1)).tolist() == [False, True, False]
+    second = gradio_client.handle_file(root / "1.wav")
+    audio, _ = client.predict(model="one", first=file, second=second, position=0.5, mix=False, api_name="/interpolate")
+    assert len(samples(audio)) == 2500
+
+
+@pytest.mark.slow
+def test_the_readme_s_client(page, root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(("song.wav", "other.wav")):
+        shutil.copy(root / f"{i}.wav", name)
+    text = (Path(server.__file__).parent / "README.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert block.count("http://127.0.0.1:7860") == 1
+    namespace = {}
+    exec(block.replace("http://127.0.0.1:7860", page[0]), namespace)
+    namespace["client"].close()
+    assert namespace["metrics"]["snr_db"] is not None
+    assert soundfile.info(namespace["wav"]).frames == 3001
+    endpoints = json.loads(ask(f"{page[0]}/gradio_api/info")[1])["named_endpoints"]
+    assert set(re.findall(r'api_name="(/\w+)"', block)) == set(endpoints)
+
+
+def test_mistakes_give_a_message(client, page, root):
+    def message(**given):
+        with pytest.raises(Exception, match=".") as caught:
+            client.predict(**given)
+        assert "Traceback" not in str(caught.value)
+        assert str(page[1]) not in str(caught.value)
+        return str(caught.value)
+
+    song, text = (gradio_client.handle_file(root / name) for name in ("0.wav", "text.wav"))
+    said = message(model="one", file=text, mix=False, api_name="/reconstruct")
+    assert said.startswith("text.wav: not audio that can be read")
+    said = message(model="../../etc", file=song, mix=False, api_name="/encode")
+    assert "there is no model '../../etc' here" in said
+    said = message(model="one", file=song, turns={"9": 1}, mix=False, api_name="/turn_channels")
+    assert "no latent channel '9'" in said
+    said = message(model="<img src=x onerror=alert(1)>", file=song, mix=False, api_name="/encode")
+    assert "&lt;img" in said
+    assert "<img" not in said
+
+
+def test_no_path_outside_is_reached_through_the_api(page, root):
+    url, folder = page
+    secret, model = str(root / "secret.wav"), str(root / "models" / "one" / "model.json")
+    song = ask_upload(url, root / "0.wav")
+    for path in (
+        secret, model, f"{folder}/../{root.name}/secret.wav", "../../../../etc/passwd", "/etc/passwd", "~/.bashrc",
+        f"{Path(song).parent}/../../../etc/passwd", "/proc/self/maps", f"{song}/../../no.wav", str(folder), "\0", "",
+    ):  # fmt: skip
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        for name, data in (
+            ("reconstruct", ["one", file, False]), ("encode", ["one", file, False]), ("decode", ["one", file]),
+            ("encode", ["one", path, False]), ("turn_channels", ["one", file, {}, False]),
+            ("turn_channels", ["one", {"path": song, "meta": {"_type": "gradio.FileData"}}, file, False]),
+            ("interpolate", ["one", file, file, 0.5, False]), ("encode", [file, file, False]),
+        ):  # fmt: skip
+            answer = called(url, name, data)
+            assert "event: complete" not in answer, (path, name)
+            assert "root:" not in answer
+        assert ask(f"{url}/gradio_api/file={urllib.request.quote(path)}")[0] in (400, 403, 404), path
+    file = {"path": song, "meta": {"_type": "gradio.FileData"}}
+    for name in ("..", "../models/one", str(root / "models" / "one"), "one/../two", "", None, ["one"], {"a": 1}):
+        assert "event: complete" not in called(url, "encode", [name, file, False]), name
+    assert "event: complete" in called(url, "encode", ["one", file, False])  # so the others could have
+
+
+def test_nothing_is_fetched_and_nothing_but_the_page_is_there(page):
+    url, _ = page
+    foreign = {"path": f"{url}/config", "meta": {"_type": "gradio.FileData"}}
+    assert "uploaded here, and not fetched" in called(url, "encode", ["one", foreign, False])
+    for path in ("file=http://127.0.0.1:1/", "proxy=http://127.0.0.1:1/", "vibe-code", "dev/reload", "monitoring"):
+        assert ask(f"{url}/gradio_api/{path}")[0] in (403, 404), path
+    assert ask(f"{url}/gradio_api/component_server", {})[0] == 404
+    assert ask(f"{url}/", headers={"Host": "evil.example"})[0] == 403
+    status, text = ask(f"{url}/")
+    assert status == 200
+    assert "fonts.g" not in text
+
+
+def test_no_upload_is_converted_by_whatever_gradio_would_convert_it_by(page, root, monkeypatch):
+    processing = pytest.importorskip("gradio.processing_utils")
+    url, converted = page[0], []
+    monkeypatch.setattr(processing.AudioSegment, "from_file", lambda *given, **options: converted.append(given))
+    uploaded = ask_upload(url, Path("playlist.m3u8"), b"#EXTM3U")
+    file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+    dependencies = json.loads(ask(f"{url}/config")[1])["dependencies"]
+    assert len(dependencies) > 10
+    for dependency in dependencies:
+        data = [file for _ in dependency["inputs"]]
+        body = {"fn_index": dependency["id"], "data": data, "session_hash": "convert"}
+        ask(f"{url}/gradio_api/run/predict", body)
+        if ask(f"{url}/gradio_api/queue/join", body)[0] == 200:
+            ask(f"{url}/gradio_api/queue/data?session_hash=convert")
+    assert converted == []
+
+
+def ask_upload(url, path, content=None):
+    content = path.read_bytes() if content is None else content
+    boundary = "----page"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"\r\n\r\n'
+    body = head.encode() + content + f"\r\n--{boundary}--\r\n".encode()
+    status, text = ask(f"{url}/gradio_api/upload", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+    return json.loads(text)[0] if status == 200 else status
+
+
+def await_files(folder, is_so):
+    for _ in range(300):
+        if is_so(sorted(folder.rglob("*"))):
+            return
+        time.sleep(0.05)
+    raise AssertionError(sorted(folder.rglob("*")))
+
+
+def test_other_sites_pages_are_refused_before_gradio_answers_them(page):
+    url, _ = page
+    for headers in ({"Origin": "http://localhost:3000"}, {"Sec-Fetch-Site": "cross-site"}):
+        for path in ("config", "gradio_api/info"):
+            assert ask(f"{url}/{path}", headers=headers)[0] == 403
+        assert ask(f"{url}/gradio_api/queue/join", {}, headers=headers)[0] == 403
+    asked = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "POST"}
+    request = urllib.request.Request(f"{url}/gradio_api/queue/join", headers=asked, method="OPTIONS")
+    with pytest.raises(urllib.error.HTTPError, match="403") as caught:
+        urllib.request.urlopen(request, timeout=30)
+    caught.value.close()
+    own = urllib.request.Request(f"{url}/config", headers={"Origin": url})
+    with urllib.request.urlopen(own, timeout=30) as answer:
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+
+
+def test_an_upload_that_is_too_long_is_refused_and_leaves_nothing(page, root):
+    url, folder = page
+    before = sorted(folder.rglob("*"))
+    assert ask_upload(url, root / "0.wav", b"x" * ((1 << 20) + 1)) == 413  # found while it is read
+    with contextlib.suppress(urllib.error.URLError, ConnectionError):  # an answer while this is still sending
+        assert ask_upload(url, root / "0.wav", b"x" * (3 << 20)) == 413  # found before
+    assert sorted(folder.rglob("*")) == before
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    head += b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    form = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n' + b"x" * 100_000
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=30) as connection:
+        connection.sendall(head + b"%x\r\n%b\r\n" % (len(form), form))
+        await_files(folder, lambda now: now != before)  # and then it leaves
+    await_files(folder, lambda now: now == before)
+    connection = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=30)
+    with connection, contextlib.suppress(ConnectionError):
+        for chunk in [form, *[b"x" * 100_000] * 20]:
+            connection.sendall((head if chunk is form else b"") + b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        assert b" 413 " in connection.recv(100)
+    await_files(folder, lambda now: now == before)
+    assert isinstance(ask_upload(url, Path("../../evil.wav"), b"x" * 1000), str)
+    assert not list(folder.parent.glob("evil.wav"))
+
+
+@pytest.mark.slow
+def test_two_at_once_get_each_their_own(page, root, tmp_path):
+    expected = {}
+    for i, name in enumerate(("one", "two")):
+        Codec.load(root / "models" / name).reconstruct_file(root / f"{i}.wav", tmp_path / f"{i}.wav")
+        expected[i] = samples(tmp_path / f"{i}.wav")
+
+    def user(i):
+        made = gradio_client.Client(page[0], verbose=False, download_files=tmp_path / f"u{i}", analytics_enabled=False)
+        file = gradio_client.handle_file(root / f"{i}.wav")
+        try:
+            return [
+                samples(made.predict(model=("one", "two")[i], file=file, mix=False, api_name="/reconstruct")[1])
+                for _ in range(2)
+            ]
+        finally:
+            made.close()
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(user, range(2)))
+    for i in range(2):
+        for audio in results[i]:
+            np.testing.assert_array_equal(audio, expected[i])
+
+
+@pytest.mark.slow
+def test_what_was_made_goes_with_the_one_who_asked(page, root, tmp_path):
+    before = set((page[1] / "made").glob("*"))
+    visitor = gradio_client.Client(page[0], verbose=False, download_files=tmp_path, analytics_enabled=False)
+    file = gradio_client.handle_file(root / "0.wav")
+    visitor.predict(model="one", file=file, mix=False, api_name="/encode")
+    (made,) = set((page[1] / "made").glob("*")) - before
+    assert list(made.rglob("*.safetensors"))
+    visitor.close()
+    for _ in range(300):
+        if not made.exists():
+            break
+        time.sleep(0.1)
+    assert not made.exists()
+
+
+def test_an_address_that_is_taken_and_a_gradio_that_is_missing(page, root, monkeypatch):
+    models = Models(str(root / "models"), Codec.load)
+    port = int(page[0].rsplit(":", 1)[1])
+    with pytest.raises(ConfigError, match=f"--port={port} cannot be had"), server.running(models, port=port):
+        pass
+    with pytest.raises(ConfigError, match="--host=300.0.0.1 .*cannot be"), server.running(models, host="300.0.0.1"):
+        pass
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ConfigError, match=re.escape("pip install -e '.[ui]'")):
+        server.require_gradio()
+
+
+def test_variables_of_the_environment_open_nothing(root, monkeypatch):
+    monkeypatch.setenv("GRADIO_ALLOWED_PATHS", "/")
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    with server.running(Models(str(root / "models"), Codec.load)) as url:
+        assert "127.0.0.1" in url
+        assert ask(f"{url}gradio_api/file=/etc/hostname")[0] == 403
+        assert "GRADIO_ALLOWED_PATHS" not in os.environ
+    assert os.environ["GRADIO_ALLOWED_PATHS"] == "/"
+
+
+def test_one_visitor_does_not_take_all_places_of_the_queue(root):
+    free = threading.Event()
+
+    def load(path):
+        free.wait(60)
+        return Codec.load(path)
+
+    with server.running(Models(str(root / "models"), load)) as url:
+        url = url.rstrip("/")
+        file = {"path": ask_upload(url, root / "0.wav"), "meta": {"_type": "gradio.FileData"}}
+        config = json.loads(ask(f"{url}/config")[1])["dependencies"]
+        encode, models = (next(d["id"] for d in config if d["api_name"] == name) for name in ("encode", "models"))
+
+        def join(visitor, function=encode, data=("one", file, False)):
+            body = {"fn_index": function, "data": data, "session_hash": visitor}
+            return ask(f"{url}/gradio_api/queue/join", body)
+
+        try:
+            assert join("a")[0] == 200
+            time.sleep(1)  # until it is worked on, and waits no more
+            assert [join("a")[0] for _ in range(2)] == [200, 200]
+            status, text = join("a")
+            assert status == 503
+            assert "requests of yours wait already" in text
+            assert join("a", models, [])[0] == 200  # which takes no model
+            assert [join(f"b{i}")[0] for i in range(7)] == [200] * 6 + [503]
+            assert ask(f"{url}/gradio_api/call/encode", {"data": ["one", file, False]})[0] == 503
+        finally:
+            free.set()
+        assert ask(f"{url}/gradio_api/queue/data?session_hash=a")[1].count("process_completed") == 4
+        assert join("a")[0] == 200
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no such locks here")
+def test_what_a_killed_server_has_left_is_removed_and_no_other_folder(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = ("audiovae_served_dead", "audiovae_served_young", "audiovae_served_live", "other_dead")
+    dead, young, live, other = (tmp_path / name for name in names)
+    for folder in (dead, young, live, other):
+        (folder / "made").mkdir(parents=True)
+    (tmp_path / "audiovae_served_link").symlink_to(other)
+    (tmp_path / "audiovae_served_file").touch()
+    for path in (dead, live, other, tmp_path / "audiovae_served_file"):
+        os.utime(path, (1, 1))
+    held = server._hold(live)
+    try:
+        server._remove_orphans()
+        assert server._hold(live) is None
+    finally:
+        os.close(held)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "audiovae_served_file", "audiovae_served_link", "audiovae_served_live", "audiovae_served_young", "other_dead",
+    ]  # fmt: skip
+    os.utime(young, (1, 1))
+    before = set(tmp_path.iterdir())
+    with server.running(Models(str(root / "models"), Codec.load)):
+        assert not young.exists()
+        (folder,) = set(tmp_path.iterdir()) - before
+        os.utime(folder, (1, 1))
+        server._remove_orphans()
+        assert folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_the_command_ends_by_a_signal_and_leaves_nothing(root, tmp_path, stop):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    line = [sys.executable, str(SCRIPT), str(root / "models"), "--port=0"]
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which the page heeds
+    process = subprocess.Popen(line, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGHUP, ignored)
+    try:
+        url = process.stdout.readline().split()[0].rstrip("/")
+        assert url.startswith("http://127.0.0.1:")
+        uploaded = ask_upload(url, root / "0.wav")
+        assert uploaded.startswith(str(tmp_path / "audiovae_served_"))
+        file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+        ask(f"{url}/gradio_api/call/reconstruct", {"data": ["one", file, False]})  # at work when the signal comes
+        time.sleep(0.5)
+        process.send_signal(stop)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+    assert not list(tmp_path.glob("audiovae_served_*"))
+
+
+@pytest.mark.slow
+def test_the_command_ends_though_a_thread_does_not(root, tmp_path):
+    code = (
+        "import sys, threading; from audiovae_jax.commands import cli\n"
+        "threading.Thread(target=threading.Event().wait).start()\n"
+        f"sys.argv = ['serve', {str(root / 'models')!r}, '--port=0']\n"
+        "cli.main('serve')\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(SCRIPT.parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+    assert not list(tmp_path.glob("audiovae_served_*"))

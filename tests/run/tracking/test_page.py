@@ -1,0 +1,86 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiovae_jax.errors import DataError
+from audiovae_jax.run.tracking import history, json_lines, page
+from audiovae_jax.run.tracking.events import Events
+from configs import base
+
+
+def _run(workdir, rate=1e-3, steps=40):
+    workdir.mkdir()
+    lines = json_lines.JsonLines(workdir, 0, pytest.fail)
+    for step in range(1, steps + 1):
+        lines.scalars({"train/total_g_loss": 100.0 / step, "val/total_loss": abs(step - 20) + 1.0}, step)
+    lines.text("warning", "<b>the discriminator</b> is saturated", 30)
+    lines.close(True)
+    config = base.get_config().to_dict()
+    config["optimizer"]["learning_rate"] = rate
+    config["data"]["root"] = "<script>alert(1)</script>"
+    (workdir / "config.json").write_text(json.dumps(config))
+    for step in (0, 10, 20, 30, 40):
+        folder = workdir / "samples" / f"step_{step:08d}"
+        folder.mkdir(parents=True)
+        for name in ("0_original", "0_reconstruction"):
+            soundfile.write(folder / f"{name}.wav", np.zeros((100, 2)), 8000)
+    return workdir
+
+
+def test_several_runs_on_one_page(tmp_path):
+    runs = [history.read(_run(tmp_path / name, rate)) for name, rate in (("first", 1e-3), ("second", 2e-3))]
+    page.write(runs, base.get_config().to_dict(), tmp_path / "report.html", sample_steps=3)
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<audio") == 2 * (1 + 3)
+    assert "step 20" in text
+    assert "step 10" not in re.findall("<th>.*?</th>", text)
+    assert text.count("<polyline") == 2 * 2
+    assert "val/total_loss is 21 at step 40; it was 1 at step 20" in text
+    assert "&lt;b&gt;the discriminator&lt;/b&gt; is saturated" in text
+    assert "<b>0.001</b>" in text
+    assert "<b>0.002</b>" in text
+    assert "<script>alert" not in text
+    # Nothing is asked of anyone.
+    assert not re.search(r"(src|href)=\"(?!data:)|https?://|@import|url\(", text)
+
+
+def test_a_run_that_is_on_and_files_that_are_damaged(tmp_path):
+    workdir = _run(tmp_path / "run")
+    with (workdir / json_lines.NAME).open("ab") as file:
+        file.write(b'{"step": 41, "scalars": {"train/total_g_l')
+    (workdir / "config.json").write_text("{")
+    (workdir / "samples" / "step_00000040" / "0_reconstruction.wav").unlink()
+    run = history.read(workdir)
+    assert run.last_step == 40
+    page.write([run], base.get_config().to_dict(), tmp_path / "report.html", sample_steps=9)
+    assert "not there: No such file" in (tmp_path / "report.html").read_text()
+
+
+def test_runs_of_before_are_read_from_their_events(tmp_path):
+    for first in (0, 2):
+        events = Events(tmp_path, first, pytest.fail)
+        for step in range(first, 5):
+            events.scalars({"train/x": first + step / 10}, step)
+        events.close()
+        (path,) = [path for path in tmp_path.glob("events.out.tfevents.*") if "kept" not in path.name]
+        path.rename(tmp_path / f"events.out.tfevents.{first}.kept")
+    whole = history.read(tmp_path).scalars["train/x"]
+    assert whole[0].tolist() == [0, 1, 2, 3, 4]
+    assert np.allclose(whole[1], [0, 0.1, 2.2, 2.3, 2.4])
+    last = tmp_path / "events.out.tfevents.2.kept"
+    content = last.read_bytes()
+    for cut in range(1, len(content), 7):
+        last.write_bytes(content[:-cut])
+        steps, _ = history.read(tmp_path).scalars["train/x"]
+        assert set(steps.tolist()) <= set(range(5))
+        assert len(steps) >= 2
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    with pytest.raises(DataError, match="nowhere is not there"):
+        history.read(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="nothing was recorded"):
+        history.read(tmp_path)

@@ -1,0 +1,25 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiovae_jax.errors import DataError, whole_number
+
+
+@pytest.mark.parametrize(
+    "value", [48000, 48000.0, np.int64(48000), np.float32(48000), jnp.int32(48000), np.array(48000)]
+)
+def test_whole_numbers_of_any_type_are_taken(value):
+    number = whole_number(value, "rate", DataError)
+    assert (number, type(number)) == (48000, int)
+
+
+@pytest.mark.parametrize("value", [44100.5, "44100", None, True, np.True_, float("nan"), float("inf"), [1], 1j])
+def test_others_are_refused_by_name(value):
+    with pytest.raises(DataError, match="rate=.* must be a whole number"):
+        whole_number(value, "rate", DataError)
+
+
+def test_the_range_is_kept():
+    assert whole_number(0, "count", DataError, least=0) == 0
+    with pytest.raises(DataError, match="count=0 must be a whole number from 1 to 9"):
+        whole_number(0, "count", DataError, most=9)

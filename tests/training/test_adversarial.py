@@ -1,0 +1,83 @@
+"""The short way through a discriminator against the one that any module takes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiovae_jax import AdversarialLossCalculator, discriminators
+from audiovae_jax.discriminators.stack import is_judge
+from audiovae_jax.training import adversarial
+
+_SMALL = {"n_ffts": (64, 32), "msd_scales": (1, 2), "mpd_periods": (2, 3), "mpd_channels": (2, 4)}
+
+
+class _Any(nn.Module):
+    """Calls another, as a user's own discriminator may."""
+
+    inner: nn.Module
+
+    def __call__(self, audio):
+        return self.inner(audio)
+
+
+class _Louder(discriminators.MultiPeriodDiscriminator):
+    def __call__(self, audio):
+        return super().__call__(2 * audio)
+
+
+def _gradients(discriminator, params, real, fake):
+    def run(params, real, fake):
+        found = adversarial.judge(discriminator, AdversarialLossCalculator(1.0, 10.0), params, real, fake)
+        return found.generator, found.discriminator, found.audio_gradient(), found.params_gradient(jnp.zeros(()))
+
+    return jax.jit(run)(params, real, fake)
+
+
+@pytest.mark.parametrize(
+    ("discriminator", "channels"),
+    [
+        pytest.param(
+            discriminators.EnCodecDiscriminator(2, use_mel_stft=True, mel_stft_filters=2, mel_stft_n_ffts=(64,),
+                                                mel_stft_n_mels=(4,), **_SMALL), 2, marks=pytest.mark.slow),
+        (discriminators.EnCodecDiscriminator(2, in_channels=1, use_msd=False, use_mpd=False, n_ffts=(64,)), 1),
+        pytest.param(
+            discriminators.BandSplitDiscriminator(64, 16, ((0, 16), (16, 33))), 1, marks=pytest.mark.slow),
+        (discriminators.MultiScaleSTFTDiscriminator(2, n_ffts=(64,)), 2),
+    ],
+    ids=["ensemble", "mono", "band", "stft"],
+)  # fmt: skip
+def test_together_is_apart(discriminator, channels):
+    rng = np.random.default_rng(0)
+    real, fake = jnp.asarray(rng.uniform(-0.5, 0.5, (2, 3, 512, channels)), jnp.float32)
+    params = discriminator.init(jax.random.key(0), real)["params"]
+    assert is_judge(discriminator)
+    together = _gradients(discriminator, params, real, fake)
+    apart = _gradients(_Any(discriminator), {"inner": params}, real, fake)
+    assert not is_judge(_Any(discriminator))
+    apart = (*apart[:3], apart[3]["inner"])
+    for ours, theirs in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6 * max(1, float(jnp.abs(theirs).max())))
+
+
+def test_remat_changes_neither_parameters_nor_gradients():
+    plain = discriminators.MultiScaleSTFTDiscriminator(2, n_ffts=(64,))
+    saving = plain.clone(remat=True)
+    real, fake = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 512, 2)), jnp.float32)
+    params = plain.init(jax.random.key(0), real)["params"]
+    expected, got = (_gradients(discriminator, params, real, fake) for discriminator in (plain, saving))
+    assert jax.tree.structure(saving.init(jax.random.key(0), real)["params"]) == jax.tree.structure(params)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6 * max(1, float(jnp.abs(theirs).max())))
+
+
+def test_whoever_calls_it_in_another_way_is_called():
+    discriminator = _Louder((2,), channels=(2, 4))
+    assert not is_judge(discriminator)
+    real, fake = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 128, 2)), jnp.float32)
+    params = discriminator.init(jax.random.key(0), real)["params"]
+    louder = _gradients(discriminator, params, real, fake)
+    plain = _gradients(discriminators.MultiPeriodDiscriminator((2,), channels=(2, 4)), params, 2 * real, 2 * fake)
+    np.testing.assert_allclose(louder[1]["d_loss"], plain[1]["d_loss"], rtol=1e-6)
+    np.testing.assert_allclose(louder[2], 2 * plain[2], atol=1e-6)
