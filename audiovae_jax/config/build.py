@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from audiovae_jax.config import resolve
-from audiovae_jax.discriminators import stack
+from audiovae_jax.discriminators import base
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
@@ -82,7 +82,7 @@ def build_discriminator(config: ml_collections.ConfigDict) -> nn.Module:
             )
         return discriminator.apply(variables, audio)
 
-    output = _trace(run, where, name, jax.random.key(0), audio, check=lambda output: stack.check_output(output, name))
+    output = _trace(run, where, name, jax.random.key(0), audio, check=lambda output: base.check_output(output, name))
     for i, logits in enumerate(output[0]):
         if not jnp.issubdtype(logits.dtype, jnp.floating):
             raise ConfigError(f"{where}: {name} returns logits[{i}] of dtype {logits.dtype}; they must be floating")

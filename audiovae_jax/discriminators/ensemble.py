@@ -2,15 +2,15 @@
 
 import jax.numpy as jnp
 
+from audiovae_jax.discriminators.base import Discriminator, Output, in_turn
 from audiovae_jax.discriminators.mel_stft import MultiScaleMelSTFTDiscriminator
 from audiovae_jax.discriminators.period import MultiPeriodDiscriminator
 from audiovae_jax.discriminators.scale import MultiScaleDiscriminator
-from audiovae_jax.discriminators.stack import Judge, Output, in_turn
 from audiovae_jax.discriminators.stft import MultiScaleSTFTDiscriminator
 from audiovae_jax.models.layers import Dtype
 
 
-class EnCodecDiscriminator(Judge):
+class EnCodecDiscriminator(Discriminator):
     """An ensemble whose outputs come in the order MS-STFT, MSD, MPD, Mel-STFT.
 
     Attributes:
@@ -19,7 +19,7 @@ class EnCodecDiscriminator(Judge):
       msd_scales, use_msd: see `MultiScaleDiscriminator`.
       mpd_periods, mpd_channels, use_mpd: see `MultiPeriodDiscriminator`.
       mel_stft_*, use_mel_stft: see `MultiScaleMelSTFTDiscriminator`.
-      dtype: what the convolutions compute in.
+      dtype: of the convolutions.
       remat: of MS-STFT and Mel-STFT, see `MultiScaleSTFTDiscriminator`.
     """
 
@@ -60,12 +60,12 @@ class EnCodecDiscriminator(Judge):
                 **parts,
             )
 
-    def judge(self, audio, known: list[list] | None = None) -> Output:
-        names = ["msstft"] + [name for name in ("msd", "mpd", "mel_stft") if getattr(self, f"use_{name}")]
+    def discriminate(self, audio, known_maps=None) -> Output:
+        parts = ["msstft"] + [name for name in ("msd", "mpd", "mel_stft") if getattr(self, f"use_{name}")]
         logits, feature_maps = [], []
-        for name in names:
-            part_logits, part_maps = getattr(self, name).judge(in_turn(audio, logits, known), known)
-            known = known and known[len(part_maps) :]
+        for part in parts:
+            known = known_maps and known_maps[len(feature_maps) :]
+            part_logits, part_maps = getattr(self, part).discriminate(in_turn(audio, logits, known), known)
             logits += part_logits
             feature_maps += part_maps
         return logits, feature_maps

@@ -1,23 +1,19 @@
 """Multi-scale discriminator on log-mel spectrograms."""
 
-import flax.linen as nn
+import functools
+
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import (
-    Judge,
-    Output,
-    SpectrogramStack,
-    each,
-    gather,
-    in_turn,
-    require_audio,
-    resolutions,
-)
+from audiovae_jax.discriminators.base import Discriminator
+from audiovae_jax.discriminators.stack import SpectrogramStack, resolutions
 from audiovae_jax.models.layers import Dtype
 from audiovae_jax.ops import signal
 
+# Far below anything audible: it only keeps the gradient of |STFT| finite at digital silence.
+_POWER_FLOOR = 1e-20
 
-class MultiScaleMelSTFTDiscriminator(Judge):
+
+class MultiScaleMelSTFTDiscriminator(Discriminator):
     """One conv stack per resolution, over `log(mel + 1e-5)` of all audio channels together.
 
     Attributes:
@@ -29,7 +25,7 @@ class MultiScaleMelSTFTDiscriminator(Judge):
       n_mels: mel bands (Slaney scale and norm), one number per scale.
       sample_rate: in Hz.
       f_min, f_max: the bands' range in Hz; None for half the sample rate.
-      dtype: what the convolutions compute in; the spectrogram is float32.
+      dtype: of the convolutions; the spectrogram is float32.
       remat: see `SpectrogramStack`.
     """
 
@@ -45,25 +41,17 @@ class MultiScaleMelSTFTDiscriminator(Judge):
     dtype: Dtype = jnp.float32
     remat: bool = False
 
-    @nn.compact
-    def judge(self, audio, known: list[list] | None = None) -> Output:
-        require_audio(audio, self.in_channels, "MultiScaleMelSTFTDiscriminator")
-        channels = jnp.moveaxis(audio, -1, 1)
+    def views(self):
         scales = resolutions(self.n_ffts, self.hop_lengths, self.win_lengths)
         if len(self.n_mels) != len(scales):
             raise ValueError(f"one n_mels per n_fft is needed, but there are {len(self.n_mels)} for {len(scales)}")
-        outputs = []
-        given = each(known, len(scales))
-        for i, ((n_fft, hop, win), mels, maps) in enumerate(zip(scales, self.n_mels, given, strict=True)):
-            filters = signal.mel_filterbank(self.sample_rate, n_fft, mels, self.f_min, self.f_max)
-            magnitudes = signal.magnitude(
-                signal.stft(in_turn(channels, outputs, known), n_fft, hop, win), floor=_POWER_FLOOR
-            )
-            image = jnp.log(signal.mel_spectrogram(magnitudes, filters) + 1e-5)
-            stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=f"discriminators_{i}")
-            outputs.append(stack(jnp.moveaxis(image, 1, -1), maps))
-        return gather(outputs)
+        return [functools.partial(self._image, scale=s, n_mels=n) for s, n in zip(scales, self.n_mels, strict=True)]
 
+    def _image(self, audio, scale, n_mels):
+        spectrum = signal.stft(jnp.moveaxis(audio, -1, 1), *scale)
+        filters = signal.mel_filterbank(self.sample_rate, scale[0], n_mels, self.f_min, self.f_max)
+        mel = signal.mel_spectrogram(signal.magnitude(spectrum, floor=_POWER_FLOOR), filters)
+        return jnp.moveaxis(jnp.log(mel + 1e-5), 1, -1)
 
-# Far below anything audible: it only keeps the gradient of |STFT| finite at digital silence.
-_POWER_FLOOR = 1e-20
+    def stack(self, name):
+        return SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=name)

@@ -1,9 +1,11 @@
 """Multi-scale waveform discriminator (MelGAN, Kumar et al., 2019)."""
 
-import flax.linen as nn
+import functools
+
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import Judge, Output, WaveformStack, each, gather, in_turn, require_audio
+from audiovae_jax.discriminators.base import Discriminator
+from audiovae_jax.discriminators.stack import WaveformStack
 from audiovae_jax.models.layers import Dtype
 
 # features, kernel size, stride, groups
@@ -17,27 +19,24 @@ _LAYERS = (
 )
 
 
-class MultiScaleDiscriminator(Judge):
+class MultiScaleDiscriminator(Discriminator):
     """Grouped 1-D convolutions over the waveform at several average-pooled scales.
 
     Attributes:
       scales: pooling factors, one sub-discriminator for each.
       in_channels: audio channels.
-      dtype: what the convolutions compute in.
+      dtype: of the convolutions.
     """
 
     scales: tuple[int, ...] = (1, 2, 4)
     in_channels: int = 2
     dtype: Dtype = jnp.float32
 
-    @nn.compact
-    def judge(self, audio, known: list[list] | None = None) -> Output:
-        require_audio(audio, self.in_channels, "MultiScaleDiscriminator")
-        outputs = []
-        for i, (scale, maps) in enumerate(zip(self.scales, each(known, len(self.scales)), strict=True)):
-            stack = WaveformStack(_LAYERS, jnp.dtype(self.dtype), name=f"discriminators_{i}")
-            outputs.append(stack(_average_pool(in_turn(audio, outputs, known), scale), maps))
-        return gather(outputs)
+    def views(self):
+        return [functools.partial(_average_pool, scale=scale) for scale in self.scales]
+
+    def stack(self, name):
+        return WaveformStack(_LAYERS, jnp.dtype(self.dtype), name=name)
 
 
 def _average_pool(audio, scale):

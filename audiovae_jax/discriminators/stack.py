@@ -1,49 +1,15 @@
-"""What the discriminators share: conv stacks over spectrograms and waveforms, and the contract of their outputs."""
+"""The stacks of convolutions that discriminators share: over spectrograms and over waveforms."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from audiovae_jax.models.layers import Dtype, WNConv1d, WNConv2d
-from audiovae_jax.ops import scheduling
 from audiovae_jax.ops.activations import known_leaky_relu, leaky_relu
-from audiovae_jax.ops.interleaved import is_interleaved
-
-# A discriminator's output: logits, and per logit the activations of every conv before it.
-Output = tuple[list[jax.Array], list[list[jax.Array]]]
 
 LEAKY_SLOPE = 0.1
-
-
-class Judge(nn.Module):
-    """A discriminator whose pull-back needs no more than its feature maps: `judge` is called on real and generated
-    audio together, and once more, with what it is known to say, for the gradient of the generator alone.
-
-    Whatever else is a discriminator is called on each, and pulled back from each call.
-    """
-
-    def __call__(self, audio) -> Output:
-        return split(self.judge(audio))
-
-    def judge(self, audio, known: list[list] | None = None) -> Output:
-        """`audio: [B, T, C]` to logits and feature maps, each with B leading or `Interleaved`.
-
-        Args:
-          audio: what to judge.
-          known: the feature maps for it. Neither they nor the logits are computed then, only their gradients.
-        """
-        raise NotImplementedError
-
-
-def is_judge(discriminator: nn.Module) -> bool:
-    """Whether `judge` says what calling the discriminator does, since no subclass calls it otherwise."""
-    if not isinstance(discriminator, Judge):
-        return False
-    classes = type(discriminator).__mro__
-    return not any("__call__" in vars(cls) for cls in classes[: classes.index(Judge)])
 
 
 class SpectrogramStack(nn.Module):
@@ -54,8 +20,8 @@ class SpectrogramStack(nn.Module):
     Attributes:
       filters: channels of the first convolution.
       dtype: what the convolutions compute in.
-      remat: keep the feature maps only. Else what a GPU's form makes of them for dilated convolutions
-        (`ops.conv_forms`) is kept beside them until the gradient is computed.
+      remat: keep only the feature maps until the gradient is computed, not the folded copies that GPUs make of them
+        for dilated convolutions (`ops.conv_forms`).
     """
 
     filters: int
@@ -63,7 +29,7 @@ class SpectrogramStack(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x, known: list[jax.Array] | None = None) -> tuple[jax.Array, list[jax.Array]]:
+    def __call__(self, x, known_maps: list[jax.Array] | None = None) -> tuple[jax.Array, list[jax.Array]]:
         conv_class = nn.remat(WNConv2d) if self.remat else WNConv2d
         layers = [(self.filters, 1, 1)] + [(min(4 * self.filters, 512), 2, d) for d in (1, 2, 4)]
         convs = [
@@ -78,7 +44,7 @@ class SpectrogramStack(nn.Module):
             )
             for i, (features, stride, dilation) in enumerate(layers)
         ]
-        x, feature_maps = chain(convs, x, known)
+        x, feature_maps = chain(convs, x, known_maps)
         return WNConv2d(1, kernel_size=(3, 3), padding=(1, 1), dtype=self.dtype, name="conv_post")(x), feature_maps
 
 
@@ -89,7 +55,7 @@ class WaveformStack(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, known: list[jax.Array] | None = None) -> tuple[jax.Array, list[jax.Array]]:
+    def __call__(self, x, known_maps: list[jax.Array] | None = None) -> tuple[jax.Array, list[jax.Array]]:
         convs = [
             WNConv1d(
                 features,
@@ -102,58 +68,28 @@ class WaveformStack(nn.Module):
             )
             for i, (features, kernel_size, stride, groups) in enumerate(self.layers)
         ]
-        x, feature_maps = chain(convs, x, known)
+        x, feature_maps = chain(convs, x, known_maps)
         return WNConv1d(1, kernel_size=3, padding=1, dtype=self.dtype, name="conv_post")(x), feature_maps
 
 
 def chain(
-    convs: Sequence[nn.Module], x, known: Sequence[jax.Array] | None = None, slope: float = LEAKY_SLOPE
+    convs: Sequence[nn.Module], x, known_maps: Sequence[jax.Array] | None = None, slope: float = LEAKY_SLOPE
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """`x` after every conv and a leaky ReLU behind each, and the activations on the way.
+    """Applies every convolution, each followed by a leaky ReLU; returns the output and all activations.
 
-    Where these are `known`, no conv is computed, only what its gradient needs.
+    With known activations only the gradients of the convolutions are computed.
     """
     activations = []
     for i, conv in enumerate(convs):
-        x = leaky_relu(conv(x), slope) if known is None else known_leaky_relu(conv(x), known[i], slope)
+        x = leaky_relu(conv(x), slope) if known_maps is None else known_leaky_relu(conv(x), known_maps[i], slope)
         activations.append(x)
     return x, activations
 
 
-def each(known: list | None, n: int) -> list:
-    """The known feature maps of the first `n` sub-discriminators; None for each where none are known."""
-    return [None] * n if known is None else known[:n]
-
-
-def in_turn(audio, outputs: list, known: list | None):
-    """`audio` for the sub-discriminator that comes after those of `outputs`: on a CPU it waits for them.
-
-    All at one time, as XLA orders them there, take twice the memory (see the benchmark's README). Where feature maps
-    are `known`, nothing is computed that could be waited for.
-    """
-    if not outputs or known is not None:
-        return audio
-    return scheduling.after(audio, jax.tree.leaves(outputs[-1])[0])
-
-
-def gather(outputs) -> Output:
-    """The sub-discriminators' `(logits, feature maps)` as one discriminator's output."""
-    outputs = list(outputs)
-    return [logits for logits, _ in outputs], [maps for _, maps in outputs]
-
-
-def split(output: Output) -> Output:
-    """The output without `Interleaved` arrays: first parts first, then second ones."""
-    alone, interleaved = [], []
-    for logits, maps in zip(*output, strict=True):
-        (interleaved if is_interleaved(logits) else alone).append((logits, maps))
-    parts = [(logits.split(), zip(*(x.split() for x in maps), strict=True)) for logits, maps in interleaved]
-    parts = [[(x, list(maps)) for x, maps in zip(*entry, strict=True)] for entry in parts]
-    return gather([*(entry for of_all in zip(*parts, strict=True) for entry in of_all), *alone])
-
-
 def resolutions(n_ffts, hop_lengths, win_lengths) -> list[tuple[int, int, int]]:
-    """`(n_fft, hop, window)` in samples for each scale; hops default to a quarter of the FFT, windows to all of it.
+    """Returns `(n_fft, hop_length, win_length)` in samples for each scale.
+
+    Hops default to a quarter of the FFT, windows to all of it.
 
     Raises:
       ValueError: the lists are not of one length.
@@ -166,39 +102,3 @@ def resolutions(n_ffts, hop_lengths, win_lengths) -> list[tuple[int, int, int]]:
             f"{len(hop_lengths)} hop_lengths and {len(win_lengths)} win_lengths"
         )
     return list(zip(n_ffts, hop_lengths, win_lengths, strict=True))
-
-
-def require_audio(audio, in_channels: int, name: str):
-    """Raise ValueError unless `audio` is `[B, T, in_channels]`."""
-    if audio.ndim != 3 or audio.shape[-1] != in_channels:
-        raise ValueError(f"{name} takes audio [B, T, {in_channels}], not {tuple(audio.shape)}")
-
-
-def check_output(output: Any, name: str) -> Output:
-    """Raise TypeError unless `output` is what a discriminator must return; say what it is instead."""
-
-    def is_array(x):
-        return hasattr(x, "shape") and hasattr(x, "dtype")
-
-    wanted = f"{name} must return (logits: list of arrays, feature_maps: list of lists of arrays)"
-    if not isinstance(output, tuple) or len(output) != 2:
-        raise TypeError(f"{wanted}, but it returned {_describe(output)}")
-    logits, feature_maps = output
-    if not isinstance(logits, (list, tuple)) or not logits or not all(is_array(x) for x in logits):
-        raise TypeError(f"{wanted}, but its logits are {_describe(logits)}")
-    if not isinstance(feature_maps, (list, tuple)) or not all(
-        isinstance(maps, (list, tuple)) and all(is_array(x) for x in maps) for maps in feature_maps
-    ):
-        raise TypeError(f"{wanted}, but its feature_maps are {_describe(feature_maps)}")
-    if not any(len(maps) for maps in feature_maps):
-        raise TypeError(f"{wanted}, but its feature_maps hold no array, so there is nothing to match")
-    return output
-
-
-def _describe(value):
-    if isinstance(value, (list, tuple)):
-        kinds = sorted({"array" if hasattr(x, "shape") else type(x).__name__ for x in value})
-        return f"a {type(value).__name__} of {len(value)} ({', '.join(kinds) or 'empty'})"
-    if hasattr(value, "shape"):
-        return f"one array of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}"

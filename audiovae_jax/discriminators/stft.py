@@ -1,29 +1,21 @@
 """Multi-scale complex-STFT discriminator (EnCodec, Défossez et al., 2022)."""
 
-import flax.linen as nn
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from audiovae_jax.discriminators.stack import (
-    Judge,
-    Output,
-    SpectrogramStack,
-    each,
-    gather,
-    in_turn,
-    require_audio,
-    resolutions,
-)
+from audiovae_jax.discriminators.base import Discriminator, Output, require_audio
+from audiovae_jax.discriminators.stack import SpectrogramStack, resolutions
 from audiovae_jax.models.layers import Dtype
 from audiovae_jax.ops import signal
-from audiovae_jax.ops.interleaved import Interleaved
+from audiovae_jax.ops.interleaved import Interleaved, is_interleaved
 
 
-class MultiScaleSTFTDiscriminator(Judge):
+class MultiScaleSTFTDiscriminator(Discriminator):
     """One conv stack per STFT resolution, over real and imaginary parts as two channels.
 
-    Each audio channel is judged alone, by the same weights: outputs come channel by channel, and
-    within a channel scale by scale.
+    Each audio channel passes the same weights alone: outputs are ordered by channel, then by scale.
 
     Attributes:
       filters: channels of the first convolution.
@@ -32,7 +24,7 @@ class MultiScaleSTFTDiscriminator(Judge):
       hop_lengths: samples between frames; None for a quarter of each FFT.
       win_lengths: Hann window lengths; None for the whole FFT.
       normalized: scale each STFT by `n_fft ** -0.5`.
-      dtype: what the convolutions compute in; the STFT is float32.
+      dtype: of the convolutions; the STFT is float32.
       remat: see `SpectrogramStack`.
     """
 
@@ -45,19 +37,27 @@ class MultiScaleSTFTDiscriminator(Judge):
     dtype: Dtype = jnp.float32
     remat: bool = False
 
-    @nn.compact
-    def judge(self, audio, known: list[list] | None = None) -> Output:
-        require_audio(audio, self.in_channels, "MultiScaleSTFTDiscriminator")
+    def discriminate(self, audio, known_maps=None) -> Output:
+        # The channels share weights, so they are items of one batch.
+        require_audio(audio, self.in_channels, type(self).__name__)
         b, t, c = audio.shape
-        # The channels share weights, so they ride in the batch.
-        audio = jnp.moveaxis(audio, -1, 1).reshape(b * c, t)
+        known_maps = jax.tree.map(_array, known_maps, is_leaf=is_interleaved)
+        output = self.each_view(jnp.moveaxis(audio, -1, 1).reshape(b * c, t), known_maps)
+        return jax.tree.map(lambda x: Interleaved(x, c), output)
+
+    def views(self):
         scales = resolutions(self.n_ffts, self.hop_lengths, self.win_lengths)
-        outputs = []
-        for i, ((n_fft, hop, win), maps) in enumerate(zip(scales, each(known, len(scales)), strict=True)):
-            spectrum = signal.stft(in_turn(audio, outputs, known), n_fft, hop, win)
-            if self.normalized:
-                spectrum = spectrum * n_fft**-0.5
-            image = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
-            stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=f"discriminators_{i}")
-            outputs.append(stack(image, maps and [x.array for x in maps]))
-        return jax.tree.map(lambda x: Interleaved(x, c), gather(outputs))
+        return [functools.partial(self._image, scale=scale) for scale in scales]
+
+    def _image(self, x, scale):
+        spectrum = signal.stft(x, *scale)
+        if self.normalized:
+            spectrum = spectrum * scale[0] ** -0.5
+        return jnp.stack([spectrum.real, spectrum.imag], axis=-1)
+
+    def stack(self, name):
+        return SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=name)
+
+
+def _array(x):
+    return x.array if is_interleaved(x) else x

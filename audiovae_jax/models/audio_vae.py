@@ -4,6 +4,7 @@ The convolutional autoencoder of SoundStream (Zeghidour et al., 2021) and DAC (K
 with a Gaussian latent in place of their quantiser. Audio is `[B, T, C]` in -1..1.
 """
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -45,138 +46,122 @@ class Reconstruction(NamedTuple):
     logvar: jax.Array
 
 
-class ResidualUnit(nn.Module):
-    """`x + conv1(snake(conv_dilated(snake(x))))` on `[B, T, features]`."""
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """The arguments of `AudioVAE` that encoder and decoder share, and the layers that follow from them."""
 
-    features: int
+    base_channels: int
+    channel_mults: tuple[int, ...]
+    strides: tuple[int, ...]
     kernel_size: int
+    dilations: tuple[int, ...]
+    dtype: Dtype
+    weight_norm: bool
+    remat: bool
+
+    def conv(self, features: int, kernel_size: int, name: str, *, dilation: int = 1) -> WNConv1d:
+        """A convolution that keeps the length."""
+        padding = (kernel_size - 1) * dilation // 2
+        return WNConv1d(
+            features, self.dtype, self.weight_norm, kernel_size, dilation=dilation, padding=padding, name=name
+        )
+
+    def downsample(self, features: int, stride: int, name: str) -> WNConv1d:
+        """`[B, T, C] -> [B, T / stride, features]`."""
+        return WNConv1d(features, self.dtype, self.weight_norm, 2 * stride, stride, padding=stride // 2, name=name)
+
+    def upsample(self, features: int, stride: int, name: str) -> WNConvTranspose1d:
+        """`[B, T, C] -> [B, T * stride, features]`."""
+        return WNConvTranspose1d(features, self.dtype, self.weight_norm, stride, name=name)
+
+    def snake(self, name: str) -> Snake:
+        """The activation."""
+        return Snake(self.dtype, name=name)
+
+
+class ResidualUnit(nn.Module):
+    """`x + conv1(snake(conv_dilated(snake(x))))` on `[B, T, C]`."""
+
+    architecture: Architecture
     dilation: int
-    dtype: Dtype = jnp.float32
-    weight_norm: bool = True
 
     @nn.compact
     def __call__(self, x):
-        common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
-        y = Snake(self.dtype, name="snake1")(x)
-        y = WNConv1d(
-            self.features,
-            kernel_size=self.kernel_size,
-            dilation=self.dilation,
-            padding=(self.kernel_size - 1) * self.dilation // 2,
-            name="conv1",
-            **common,
-        )(y)
-        y = Snake(self.dtype, name="snake2")(y)
-        return x + WNConv1d(self.features, kernel_size=1, name="conv2", **common)(y)
+        layers, width = self.architecture, x.shape[-1]
+        y = layers.conv(width, layers.kernel_size, "conv1", dilation=self.dilation)(layers.snake("snake1")(x))
+        return x + layers.conv(width, 1, "conv2")(layers.snake("snake2")(y))
 
 
 class EncoderBlock(nn.Module):
     """A residual unit per dilation, then a downsampling by `stride`: `[B, T, C] -> [B, T / stride, features]`.
 
-    With a `span`, what lies beyond the signal's ends is kept at zero; likewise in the modules below.
+    With a `span`, everything beyond the signal's ends stays zero. This holds for the modules below too.
     """
 
+    architecture: Architecture
     features: int
     stride: int
-    kernel_size: int
-    dilations: tuple[int, ...]
-    dtype: Dtype = jnp.float32
-    weight_norm: bool = True
 
     @nn.compact
     def __call__(self, x, span: Span | None = None):
-        common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
-        for i, dilation in enumerate(self.dilations):
-            x = ResidualUnit(x.shape[-1], self.kernel_size, dilation, name=f"res_units_{i}", **common)(x)
-            x = clear_outside(x, span)
-        x = Snake(self.dtype, name="snake")(x)
-        x = WNConv1d(
-            self.features,
-            kernel_size=2 * self.stride,
-            stride=self.stride,
-            padding=self.stride // 2,
-            name="downsample",
-            **common,
-        )(x)
+        layers = self.architecture
+        for i, dilation in enumerate(layers.dilations):
+            x = clear_outside(ResidualUnit(layers, dilation, name=f"res_units_{i}")(x), span)
+        x = layers.downsample(self.features, self.stride, "downsample")(layers.snake("snake")(x))
         return clear_outside(x, span and span.down(self.stride))
 
 
 class DecoderBlock(nn.Module):
     """An upsampling by `stride`, then a residual unit per dilation: `[B, T, C] -> [B, T * stride, features]`."""
 
+    architecture: Architecture
     features: int
     stride: int
-    kernel_size: int
-    dilations: tuple[int, ...]
-    dtype: Dtype = jnp.float32
-    weight_norm: bool = True
 
     @nn.compact
     def __call__(self, x, span: Span | None = None):
-        common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
-        x = Snake(self.dtype, name="snake")(x)
-        x = WNConvTranspose1d(self.features, stride=self.stride, name="upsample", **common)(x)
+        layers = self.architecture
+        x = layers.upsample(self.features, self.stride, "upsample")(layers.snake("snake")(x))
         span = span and span.up(self.stride)
         x = clear_outside(x, span)
-        for i, dilation in enumerate(self.dilations):
-            x = ResidualUnit(self.features, self.kernel_size, dilation, name=f"res_units_{i}", **common)(x)
-            x = clear_outside(x, span)
+        for i, dilation in enumerate(layers.dilations):
+            x = clear_outside(ResidualUnit(layers, dilation, name=f"res_units_{i}")(x), span)
         return x
 
 
 class Encoder(nn.Module):
     """`[B, T, C]` audio to `[B, frames, 2 * latent_dim]`: mean and log-variance."""
 
-    base_channels: int
-    channel_mults: tuple[int, ...]
-    strides: tuple[int, ...]
+    architecture: Architecture
     latent_dim: int
-    kernel_size: int
-    dilations: tuple[int, ...]
-    dtype: Dtype = jnp.float32
-    weight_norm: bool = True
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x, span: Span | None = None):
-        common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
-        x = WNConv1d(self.base_channels, kernel_size=7, padding=3, name="input_conv", **common)(x)
-        x = clear_outside(x, span)
-        block_class = nn.remat(EncoderBlock) if self.remat else EncoderBlock
-        for i, (mult, stride) in enumerate(zip(self.channel_mults, self.strides, strict=True)):
-            features = self.base_channels * mult
-            block = block_class(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)
-            x, span = block(x, span), span and span.down(stride)
-        x = Snake(self.dtype, name="final_snake")(x)
-        return WNConv1d(2 * self.latent_dim, kernel_size=3, padding=1, name="final_conv", **common)(x)
+        layers = self.architecture
+        x = clear_outside(layers.conv(layers.base_channels, 7, "input_conv")(x), span)
+        block_class = nn.remat(EncoderBlock) if layers.remat else EncoderBlock
+        for i, (mult, stride) in enumerate(zip(layers.channel_mults, layers.strides, strict=True)):
+            x = block_class(layers, layers.base_channels * mult, stride, name=f"blocks_{i}")(x, span)
+            span = span and span.down(stride)
+        return layers.conv(2 * self.latent_dim, 3, "final_conv")(layers.snake("final_snake")(x))
 
 
 class Decoder(nn.Module):
     """`[B, frames, latent_dim]` to `[B, T, out_channels]` audio."""
 
+    architecture: Architecture
     out_channels: int
-    base_channels: int
-    channel_mults: tuple[int, ...]
-    strides: tuple[int, ...]
-    kernel_size: int
-    dilations: tuple[int, ...]
-    dtype: Dtype = jnp.float32
-    weight_norm: bool = True
-    remat: bool = False
 
     @nn.compact
     def __call__(self, x, span: Span | None = None):
-        common = {"dtype": self.dtype, "weight_norm": self.weight_norm}
-        widths = [self.base_channels * mult for mult in reversed(self.channel_mults)]
-        x = WNConv1d(widths[0], kernel_size=7, padding=3, name="input_conv", **common)(clear_outside(x, span))
-        x = clear_outside(x, span)
-        block_class = nn.remat(DecoderBlock) if self.remat else DecoderBlock
-        for i, stride in enumerate(reversed(self.strides)):
-            features = [*widths[1:], self.base_channels][i]
-            block = block_class(features, stride, self.kernel_size, self.dilations, name=f"blocks_{i}", **common)
-            x, span = block(x, span), span and span.up(stride)
-        x = Snake(self.dtype, name="final_snake")(x)
-        return WNConv1d(self.out_channels, kernel_size=7, padding=3, name="final_conv", **common)(x)
+        layers = self.architecture
+        first, *widths = [layers.base_channels * mult for mult in (*reversed(layers.channel_mults), 1)]
+        x = clear_outside(layers.conv(first, 7, "input_conv")(clear_outside(x, span)), span)
+        block_class = nn.remat(DecoderBlock) if layers.remat else DecoderBlock
+        for i, (width, stride) in enumerate(zip(widths, reversed(layers.strides), strict=True)):
+            x = block_class(layers, width, stride, name=f"blocks_{i}")(x, span)
+            span = span and span.up(stride)
+        return layers.conv(self.out_channels, 7, "final_conv")(layers.snake("final_snake")(x))
 
 
 class AudioVAE(nn.Module):
@@ -282,18 +267,18 @@ class AudioVAE(nn.Module):
         return self.clone(weight_norm=False), {**variables, "params": params}
 
     def setup(self):
-        common = {
-            "base_channels": self.base_channels,
-            "channel_mults": self.channel_mults,
-            "strides": self.strides,
-            "kernel_size": self.kernel_size,
-            "dilations": self.dilations,
-            "dtype": jnp.dtype(self.dtype),
-            "weight_norm": self.weight_norm,
-            "remat": self.remat,
-        }
-        self.encoder = Encoder(latent_dim=self.latent_dim, **common)
-        self.decoder = Decoder(out_channels=self.in_channels, **common)
+        architecture = Architecture(
+            self.base_channels,
+            self.channel_mults,
+            self.strides,
+            self.kernel_size,
+            self.dilations,
+            jnp.dtype(self.dtype),
+            self.weight_norm,
+            self.remat,
+        )
+        self.encoder = Encoder(architecture, self.latent_dim)
+        self.decoder = Decoder(architecture, self.in_channels)
         shape = (self.latent_dim,)
         self.latent_mean = self.variable("latent_statistics", "latent_mean", jnp.zeros, shape)
         self.latent_std = self.variable("latent_statistics", "latent_std", jnp.ones, shape)

@@ -14,6 +14,7 @@ import numpy as np
 
 from audiovae_jax.ops import convolution
 from audiovae_jax.ops.activations import snake
+from audiovae_jax.ops.initializers import uniform
 
 Dtype = Any
 
@@ -39,13 +40,13 @@ class _WeightNormed(nn.Module):
     def _parameters(self, shape, fan_in, norm_axis):
         """The kernel and bias in `dtype`; `norm_axis` is the axis that has a `g` for each entry."""
         bound = 1 / math.sqrt(fan_in)  # torch's default initialisation
-        bias = self.param("bias", _uniform, (self.features,), bound)
+        bias = self.param("bias", uniform, (self.features,), bound)
         if self.weight_norm:
-            v = self.param("v", _uniform, shape, bound)
+            v = self.param("v", uniform, shape, bound)
             g = self.param("g", lambda _, v: _initial_gain(v, norm_axis), v)
             kernel = fold_weight_norm(g, v, norm_axis)
         else:
-            kernel = self.param("kernel", _uniform, shape, bound)
+            kernel = self.param("kernel", uniform, shape, bound)
         return kernel.astype(self.dtype), bias.astype(self.dtype)
 
 
@@ -113,25 +114,6 @@ def fold_weight_norm(g, v, norm_axis: int):
     shape = [1] * v.ndim
     shape[norm_axis] = -1
     return g.reshape(shape) * v / _norm(v, norm_axis)
-
-
-def _uniform(key, shape, bound):
-    """What `jax.random.uniform` draws between `-bound` and `bound`, from few programs for many shapes."""
-    size = math.prod(shape)
-    return _scale(_draw(key, 1 << (size - 1).bit_length()), shape, bound)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _draw(key, size):
-    # Of one dimension, since that compiles sooner. A number of jax's default generator depends on its place alone,
-    # not on how many follow.
-    return jax.random.uniform(key, (size,))
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _scale(drawn, shape, bound):
-    drawn = drawn[: math.prod(shape)].reshape(shape)
-    return jnp.maximum(drawn * (2 * np.float32(bound)) - np.float32(bound), -np.float32(bound))
 
 
 @functools.partial(jax.jit, static_argnums=1)

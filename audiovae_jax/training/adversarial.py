@@ -1,4 +1,4 @@
-"""What a discriminator says of real and generated audio, what that costs both sides, and the gradients of it."""
+"""One pass of the discriminator over real and generated audio: losses of both sides, and their gradients."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,29 +8,31 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from audiovae_jax.discriminators.stack import Judge, is_judge
+from audiovae_jax.discriminators.base import Discriminator, takes_known_maps
 from audiovae_jax.losses import AdversarialLossCalculator
 
 
-class Verdict(NamedTuple):
-    """Losses, and functions that compute a gradient of them when they are called.
+class AdversarialPass(NamedTuple):
+    """Losses, and functions that compute their gradients when called.
 
     Attributes:
       generator: of `AdversarialLossCalculator.generator_losses`.
       discriminator: of `AdversarialLossCalculator.discriminator_losses`.
-      audio_gradient: of the generator's total with respect to the generated audio.
-      params_gradient: of the discriminator's loss; takes arrays that are to be computed before.
+      audio_gradient: the gradient of the generator's total with respect to the generated audio.
+      params_gradient: the gradient of the discriminator's loss; takes an array to be scheduled after.
     """
 
     generator: dict[str, jax.Array]
     discriminator: dict[str, jax.Array]
     audio_gradient: Callable[[], jax.Array]
-    params_gradient: Callable[[Any], Any]
+    params_gradient: Callable[[jax.Array], Any]
 
 
-def judge(discriminator: nn.Module, losses: AdversarialLossCalculator, params, real, fake) -> Verdict:
-    """Judge `real` and `fake`, `[b, T, C]` each."""
-    judged = _together if is_judge(discriminator) else _apart
+def adversarial_pass(
+    discriminator: nn.Module, losses: AdversarialLossCalculator, params, real: jax.Array, fake: jax.Array
+) -> AdversarialPass:
+    """Runs the discriminator on `real` and `fake`, `[b, T, C]` each."""
+    run = _joint_pass if takes_known_maps(discriminator) else _separate_passes
 
     def generator_loss(real_output, fake_output):
         values = losses.generator_losses(real_output, fake_output)
@@ -40,14 +42,14 @@ def judge(discriminator: nn.Module, losses: AdversarialLossCalculator, params, r
         values = losses.discriminator_losses(real_output, fake_output)
         return values["d_loss"], values
 
-    return judged(discriminator, generator_loss, discriminator_loss, params, real, fake)
+    return run(discriminator, generator_loss, discriminator_loss, params, real, fake)
 
 
-def _together(discriminator: Judge, generator_loss, discriminator_loss, params, real, fake):
-    """Of one batch: one forward pass and one way back to the parameters are compiled, not two of each."""
+def _joint_pass(discriminator: Discriminator, generator_loss, discriminator_loss, params, real, fake):
+    """Real and fake as one batch: one forward and one backward pass are compiled, not two of each."""
 
-    def call(params, audio, known=None):
-        return discriminator.apply({"params": params}, audio, known, method="judge")
+    def call(params, audio, known_maps=None):
+        return discriminator.apply({"params": params}, audio, known_maps, method="discriminate")
 
     def halves(output):
         return jax.tree.map(_first_half, output), jax.tree.map(_second_half, output)
@@ -60,16 +62,15 @@ def _together(discriminator: Judge, generator_loss, discriminator_loss, params, 
     (_, values), cotangent = jax.value_and_grad(lambda x: discriminator_loss(*halves(x)), has_aux=True)(output)
 
     def audio_gradient():
-        # What the generated audio was found to be is known: only the way back is computed.
-        _, pull_back_audio = jax.vjp(lambda audio: call(params, audio, fake_output[1]), fake)
+        _, pull_back_audio = jax.vjp(lambda audio: call(params, audio, known_maps=fake_output[1]), fake)
         return pull_back_audio(fake_cotangent)[0]
 
     def params_gradient(after):
-        # The loss is of the logits alone: the feature maps' cotangents are zeros, which a barrier would make arrays.
+        # Only the logits carry a cotangent. A barrier around the maps' zeros would make arrays of them.
         logits, feature_maps = cotangent
         return pull_back((lax.optimization_barrier((logits, after))[0], feature_maps))[0]
 
-    return Verdict(generator, values, audio_gradient, params_gradient)
+    return AdversarialPass(generator, values, audio_gradient, params_gradient)
 
 
 def _first_half(x):
@@ -80,10 +81,10 @@ def _second_half(x):
     return x[x.shape[0] // 2 :]
 
 
-def _apart(discriminator, generator_loss, discriminator_loss, params, real, fake):
-    """Each alone, with any module."""
+def _separate_passes(discriminator, generator_loss, discriminator_loss, params, real, fake):
+    """Real and fake in a call each, for any linen module."""
 
-    @jax.jit  # so that it is traced once for real and generated audio
+    @jax.jit  # traced once for both calls
     def call(params, audio):
         return discriminator.apply({"params": params}, audio)
 
@@ -97,15 +98,15 @@ def _apart(discriminator, generator_loss, discriminator_loss, params, real, fake
     )
 
     def audio_gradient():
-        # The parameters' half of this pull-back is not used, so the compiler drops it.
+        # The unused gradient of the parameters is dropped by the compiler.
         return pull_back_fake(fake_cotangent)[1]
 
     def params_gradient(after):
-        # One pull-back after the other is faster on a CPU than XLA's own order, if it takes more memory.
+        # One pull-back after the other is faster on CPUs than XLA's own order, at the price of memory.
         (of_real, real_maps), (of_fake, fake_maps) = cotangents
         of_real, _ = lax.optimization_barrier((of_real, after))
         from_real = pull_back_real((of_real, real_maps))[0]
         of_fake, from_real = lax.optimization_barrier((of_fake, from_real))
         return jax.tree.map(jnp.add, from_real, pull_back_fake((of_fake, fake_maps))[0])
 
-    return Verdict(generator, values, audio_gradient, params_gradient)
+    return AdversarialPass(generator, values, audio_gradient, params_gradient)

@@ -1,12 +1,11 @@
 """The training and validation steps: pure functions of one device, meant for a mesh axis `data`.
 
-One forward pass of the model and one of the discriminator on real and on generated audio serve both
-updates: the losses are taken on their outputs, and each pass is pulled back once per loss that needs
-it. The discriminator trains on the very reconstruction that the generator is judged by.
+One forward pass of the model and one of the discriminator, on real and generated audio, serve both updates. Each
+pass is pulled back once per loss that needs it.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,7 +18,7 @@ from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses, si_sd
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.losses.weighted import weighted_sum
 from audiovae_jax.models.audio_vae import AudioVAE, Reconstruction
-from audiovae_jax.training.adversarial import judge
+from audiovae_jax.training.adversarial import adversarial_pass
 from audiovae_jax.training.optimizer import AdamW
 from audiovae_jax.training.state import TrainState, split_trainable
 
@@ -64,15 +63,26 @@ class Recipe:
 def train_step(
     state: TrainState, audio: jax.Array, *, recipe: Recipe, adversarial: bool
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step on one device's share of the batch.
+    """One training step on one device's share of the batch.
 
-    Must run under a mapped axis named `data` (`jax.shard_map`, `jax.pmap`).
+    In outline, with `D` the discriminator::
 
-    An update whose loss or gradient is NaN or infinite, on any device, is skipped on all of them: it leaves
-    its network's parameters and optimizer state, Adam's count included, as they are, and is told in the
-    metrics `g_skipped` and `d_skipped`. Each network decides for itself, but both are skipped where the
-    audio or its reconstruction is not finite, since the discriminator learns from these too. `step` counts
-    batches, and goes on.
+        output = model(audio, noise(seed, step, row))
+        loss = sum(weight * loss(output.reconstruction, audio)) + kl_weight * kl(output.mean, output.logvar)
+        if adversarial:
+            real, fake = D(audio), D(output.reconstruction)
+            loss += adversarial_weight * hinge(fake) + feature_matching_weight * |fake.maps - real.maps|
+            d_loss = hinge(real) + hinge(-fake)
+        model = adamw(model, pmean(gradient(loss)))
+        if adversarial:
+            D = adamw(D, pmean(gradient(d_loss)))  # of the same pass, before either update
+
+    It must run under a mapped axis named `data` (`jax.shard_map`, `jax.pmap`).
+
+    An update whose loss or gradient is NaN or infinite on any device is skipped on all devices: its network's
+    parameters and optimizer state stay as they are, Adam's count included. The metrics `g_skipped` and `d_skipped`
+    report it. Both updates are skipped if the audio or its reconstruction is not finite. `step` counts batches,
+    skipped ones included.
 
     Args:
       state: the same on every device.
@@ -81,17 +91,16 @@ def train_step(
       adversarial: whether the discriminator takes part; False before `warmup_steps`.
 
     Returns:
-      The new state and scalar metrics, the same on every device; after a skip they are what was not finite.
+      The new state and scalar metrics, both the same on every device.
     """
-    # Marked as differing between devices, so that their gradients stay local until the mean below:
-    # the gradient of a replicated value would already be a sum over devices.
+    # Marked as varying between devices, so that gradients stay local until pmean: the gradient of a replicated value
+    # would already be a sum over devices.
     trainable, frozen = split_trainable(state.params, recipe.model.encoder_frozen)
     varying, discriminator_params = _varying((trainable, state.discriminator_params))
     noise = latent_noise(recipe, state.step, audio)
 
     def reconstruct(trainable):
-        params = {**trainable, **frozen}
-        variables = {"params": params, "latent_statistics": state.latent_statistics}
+        variables = {"params": {**trainable, **frozen}, "latent_statistics": state.latent_statistics}
         return recipe.model.apply(variables, audio, noise=noise)
 
     output, pull_back_model = jax.vjp(reconstruct, varying)
@@ -104,52 +113,53 @@ def train_step(
         return weighted_sum([(1.0, loss), (kl_weight, kl_loss)]), metrics
 
     (loss, metrics), cotangent = jax.value_and_grad(objective, has_aux=True)(output)
-    update_model = update_discriminator = None
     if adversarial:
-        verdict = judge(recipe.discriminator, recipe.adversarial, discriminator_params, audio, output.reconstruction)
-        of_generator = verdict.generator
-        loss += of_generator["total_adv_loss"]
+        of_pass = adversarial_pass(
+            recipe.discriminator, recipe.adversarial, discriminator_params, audio, output.reconstruction
+        )
+        loss += of_pass.generator["total_adv_loss"]
         metrics |= {
-            "g_adv_loss": of_generator["g_adv_loss"],
-            "feature_matching_loss": of_generator["fm_loss"],
-            **verdict.discriminator,
+            "g_adv_loss": of_pass.generator["g_adv_loss"],
+            "feature_matching_loss": of_pass.generator["fm_loss"],
+            **of_pass.discriminator,
         }
-        update_model = state.step % recipe.generator_update_every == 0 if recipe.generator_update_every > 1 else None
-        if recipe.discriminator_update_every > 1:
-            update_discriminator = state.step % recipe.discriminator_update_every == 0
-
-    # Known on every device before the updates, which they decide on.
-    metrics = lax.pmean({**metrics, "total_g_loss": loss, "finite": _is_finite(audio, output.reconstruction)}, AXIS)
-    batch_is_finite = metrics.pop("finite") == 1
 
     def model_gradient():
         total = cotangent
         if adversarial:
-            total = total._replace(reconstruction=total.reconstruction + verdict.audio_gradient())
+            total = total._replace(reconstruction=total.reconstruction + of_pass.audio_gradient())
         return pull_back_model(total)[0]
 
-    trainable, opt_state, metrics["g_grad_norm"], metrics["g_skipped"] = _update(
+    # Averaged before the updates, which depend on them.
+    metrics = lax.pmean({**metrics, "total_g_loss": loss, "finite": _is_finite(audio, output.reconstruction)}, AXIS)
+    batch_is_finite = metrics.pop("finite") == 1
+    model = _update(
         recipe.optimizer,
         model_gradient,
         state.opt_state,
         trainable,
         state.step,
-        update_model,
-        batch_is_finite & jnp.isfinite(metrics["total_g_loss"]),
+        every=recipe.generator_update_every if adversarial else 1,
+        loss_is_finite=batch_is_finite & jnp.isfinite(metrics["total_g_loss"]),
     )
-    state = state.replace(params={**trainable, **frozen}, opt_state=opt_state)
+    metrics |= {"g_grad_norm": model.grad_norm, "g_skipped": model.skipped, "kl_weight": jnp.float32(kl_weight)}
+    state = state.replace(params={**model.params, **frozen}, opt_state=model.opt_state)
     if adversarial:
-        params, opt_state, metrics["d_grad_norm"], metrics["d_skipped"] = _update(
+        discriminator = _update(
             recipe.discriminator_optimizer,
-            lambda: verdict.params_gradient(metrics["g_grad_norm"]),
+            # After the model's gradient, so that the memory of one pull-back is free before the next.
+            lambda: of_pass.params_gradient(model.grad_norm),
             state.discriminator_opt_state,
             state.discriminator_params,
             state.step,
-            update_discriminator,
-            batch_is_finite & jnp.isfinite(metrics["d_loss"]),
+            every=recipe.discriminator_update_every,
+            loss_is_finite=batch_is_finite & jnp.isfinite(metrics["d_loss"]),
         )
-        state = state.replace(discriminator_params=params, discriminator_opt_state=opt_state)
-    return state.replace(step=state.step + 1), {**metrics, "kl_weight": jnp.asarray(kl_weight, jnp.float32)}
+        metrics |= {"d_grad_norm": discriminator.grad_norm, "d_skipped": discriminator.skipped}
+        state = state.replace(
+            discriminator_params=discriminator.params, discriminator_opt_state=discriminator.opt_state
+        )
+    return state.replace(step=state.step + 1), metrics
 
 
 def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -177,28 +187,32 @@ def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tup
     return lax.pmean(metrics, AXIS), reconstruction
 
 
-def _update(
-    optimizer, gradient, opt_state, params, step, condition, loss_is_finite
-) -> tuple[Any, Any, jax.Array, jax.Array]:
-    """`(params, opt_state, gradient norm, skipped)` after an update; unchanged where it is not due or not finite.
+class _Update(NamedTuple):
+    params: Any
+    opt_state: Any
+    grad_norm: jax.Array
+    skipped: jax.Array
 
-    Args:
-      condition: whether it is due; None for always.
-      loss_is_finite: the same on every device, as the gradient's norm is after the mean.
+
+def _update(optimizer, gradient, opt_state, params, step, *, every: int, loss_is_finite) -> _Update:
+    """An update at steps divisible by `every`; unchanged parameters and state at others, or if it is not finite.
+
+    `loss_is_finite` and, after pmean, the gradient's norm are the same on every device.
     """
 
     def apply():
         grads = lax.pmean(gradient(), AXIS)
         norm = optax.tree.norm(grads)
-        is_whole = loss_is_finite & jnp.isfinite(norm)
-        updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step, apply=is_whole)
+        is_finite = loss_is_finite & jnp.isfinite(norm)
+        updates, new_opt_state = optimizer.update(grads, opt_state, params, step=step, apply=is_finite)
         new = optax.apply_updates(params, updates)
-        kept = jax.tree.map(lambda new, old: jnp.where(is_whole, new, old), new, params)
-        return kept, new_opt_state, norm, ~is_whole
+        kept = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), new, params)
+        return _Update(kept, new_opt_state, norm, ~is_finite)
 
-    if condition is None:
+    if every == 1:
         return apply()
-    return lax.cond(condition, apply, lambda: (params, opt_state, jnp.zeros((), jnp.float32), jnp.zeros((), bool)))
+    skip = _Update(params, opt_state, jnp.zeros((), jnp.float32), jnp.zeros((), bool))
+    return lax.cond(step % every == 0, apply, lambda: skip)
 
 
 def _is_finite(*arrays) -> jax.Array:

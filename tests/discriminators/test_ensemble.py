@@ -64,19 +64,19 @@ def test_sub_discriminators_are_computed_in_turn_unless_their_feature_maps_are_k
     ensemble = EnCodecDiscriminator(use_mel_stft=True)
     band = discriminators.BandSplitDiscriminator()
 
-    def judge(discriminator, audio, known=None):
+    def shapes(discriminator, audio, known=None):
         def run(audio):
             variables = discriminator.init(jax.random.key(0), audio)
             waited.clear()
-            return discriminator.apply(variables, audio, known, method="judge")
+            return discriminator.apply(variables, audio, known, method="discriminate")
 
         return jax.eval_shape(run, audio)
 
-    logits, feature_maps = judge(ensemble, jnp.zeros((1, 8192, 2)))
+    logits, feature_maps = shapes(ensemble, jnp.zeros((1, 8192, 2)))
     assert len(waited) == len(logits) - 1 == 17
     shapes = [x.shape for x in jax.tree.leaves(logits)]
     assert waited == shapes[:-1]  # for the one before
-    judge(ensemble, jnp.zeros((1, 8192, 2)), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), feature_maps))
+    shapes(ensemble, jnp.zeros((1, 8192, 2)), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), feature_maps))
     assert not waited
-    judge(band, jnp.zeros((1, 8192, 1)))
+    shapes(band, jnp.zeros((1, 8192, 1)))
     assert len(waited) == 3

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from audiovae_jax import AdversarialLossCalculator, discriminators
-from audiovae_jax.discriminators.stack import is_judge
+from audiovae_jax.discriminators.base import takes_known_maps
 from audiovae_jax.training import adversarial
 
 _SMALL = {"n_ffts": (64, 32), "msd_scales": (1, 2), "mpd_periods": (2, 3), "mpd_channels": (2, 4)}
@@ -29,7 +29,7 @@ class _Louder(discriminators.MultiPeriodDiscriminator):
 
 def _gradients(discriminator, params, real, fake):
     def run(params, real, fake):
-        found = adversarial.judge(discriminator, AdversarialLossCalculator(1.0, 10.0), params, real, fake)
+        found = adversarial.adversarial_pass(discriminator, AdversarialLossCalculator(1.0, 10.0), params, real, fake)
         return found.generator, found.discriminator, found.audio_gradient(), found.params_gradient(jnp.zeros(()))
 
     return jax.jit(run)(params, real, fake)
@@ -52,10 +52,10 @@ def test_together_is_apart(discriminator, channels):
     rng = np.random.default_rng(0)
     real, fake = jnp.asarray(rng.uniform(-0.5, 0.5, (2, 3, 512, channels)), jnp.float32)
     params = discriminator.init(jax.random.key(0), real)["params"]
-    assert is_judge(discriminator)
+    assert takes_known_maps(discriminator)
     together = _gradients(discriminator, params, real, fake)
     apart = _gradients(_Any(discriminator), {"inner": params}, real, fake)
-    assert not is_judge(_Any(discriminator))
+    assert not takes_known_maps(_Any(discriminator))
     apart = (*apart[:3], apart[3]["inner"])
     for ours, theirs in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6 * max(1, float(jnp.abs(theirs).max())))
@@ -74,7 +74,7 @@ def test_remat_changes_neither_parameters_nor_gradients():
 
 def test_whoever_calls_it_in_another_way_is_called():
     discriminator = _Louder((2,), channels=(2, 4))
-    assert not is_judge(discriminator)
+    assert not takes_known_maps(discriminator)
     real, fake = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 128, 2)), jnp.float32)
     params = discriminator.init(jax.random.key(0), real)["params"]
     louder = _gradients(discriminator, params, real, fake)

@@ -11,7 +11,7 @@ from jax.extend import core
 from small_step import SHAPE, assert_trees_close, assert_trees_equal, initial_state, make_recipe
 
 from audiovae_jax.config import build
-from audiovae_jax.discriminators.stack import Judge
+from audiovae_jax.discriminators.base import Discriminator
 from audiovae_jax.distributed import mesh
 from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.training.state import create_state, create_train_state, split_trainable
@@ -77,11 +77,11 @@ def test_another_seed_compiles_nothing_anew():
 _TABLE = jnp.arange(1.0, 3.0)
 
 
-class _Own(Judge):
+class _Own(Discriminator):
     """With initialisers of its own: from the audio it is first given, numbers, arrays that others hold too."""
 
     @nn.compact
-    def judge(self, audio, known=None):
+    def discriminate(self, audio, known_maps=None):
         x = nn.Dense(4, kernel_init=nn.initializers.orthogonal())(audio * self.param("table", lambda _: _TABLE))
         peak = self.param("peak", lambda _: 1.0 + jnp.max(jnp.abs(audio)))
         scale = self.param("scale", lambda _: jnp.asarray(1.5))
@@ -111,7 +111,7 @@ def test_the_first_step_may_take_over_all_of_it():
 def test_without_what_jax_does_not_promise_it_is_one_program(monkeypatch):
     recipe, devices = make_recipe(), mesh.make_mesh(jax.devices()[:1])
     drawn = create_state(recipe, devices, SHAPE)
-    monkeypatch.setattr(creation, "dce_jaxpr", None)
+    monkeypatch.setattr("audiovae_jax.training.state.dce_jaxpr", None)
     assert_trees_close(jax.device_get(create_state(recipe, devices, SHAPE)), jax.device_get(drawn), rtol=1e-6)
 
 

@@ -10,7 +10,8 @@ import jax
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (?:.*?op_name=\"([^\"]*)\")?", re.MULTILINE)
 # The flax modules in an operation's path, as far as they tell the parts of the networks apart.
-_PART = re.compile(r"(?<![\w.])(encoder|decoder|msstft|msd|mpd|mel_stft|(?:blocks|discriminators)_\d+)(?=/|\.judge/)")
+_MODULES = r"encoder|decoder|msstft|msd|mpd|mel_stft|(?:blocks|discriminators)_\d+"
+_PART = re.compile(rf"(?<![\w.])({_MODULES})(?=/|\.(?:discriminate|each_view)/)")
 
 
 def profile(run: Callable, compiled) -> list[dict]:
