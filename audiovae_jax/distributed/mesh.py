@@ -1,4 +1,4 @@
-"""Devices as a one-dimensional mesh: mapping a per-device function, placing batches and state."""
+"""A one-dimensional mesh of devices: mapping functions over it, placing batches and state on it."""
 
 import jax
 import numpy as np
@@ -9,10 +9,9 @@ AXIS = "data"  # the mesh axis that a batch is split along
 
 
 def make_mesh(devices=None) -> Mesh:
-    """All devices (or those given) along the axis `data`, those of a process side by side.
+    """Returns a mesh of all devices (or those given) along the axis `data`.
 
-    A process then holds the rows of a global batch that `feeding.pipeline` gives it. `jax.make_mesh` would
-    order a TPU's devices by their places, which changes nothing for the one all-reduce along one axis.
+    The devices of a process are adjacent, so that it holds a contiguous block of the rows of a global batch.
     """
     devices = jax.devices() if devices is None else devices
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))
@@ -20,12 +19,12 @@ def make_mesh(devices=None) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """The sharding of a value that is the same on every device."""
     return NamedSharding(mesh, P())
 
 
 def replicate(tree, sharding: NamedSharding):
-    """What this process holds on one device, on all devices of `sharding`; every process has to hold the same."""
+    """Copies a tree, which must be the same in every process, to all devices of `sharding`."""
 
     def put(array):
         copies = [jax.device_put(array, device) for device in sharding.addressable_devices]
@@ -35,7 +34,7 @@ def replicate(tree, sharding: NamedSharding):
 
 
 def place_batch(mesh: Mesh, local_batch) -> jax.Array:
-    """This process's rows `[b, T, C]` of a global batch, as one array over the mesh."""
+    """Makes a global batch over the mesh from this process's rows `[b, T, C]`."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXIS)), local_batch)
 
 
@@ -61,6 +60,6 @@ def map_devices(per_device, mesh: Mesh, out_specs, **jit_options) -> jax.stages.
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """This process's rows of an array that is split over the mesh."""
+    """Returns this process's rows of an array that is split over the mesh."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

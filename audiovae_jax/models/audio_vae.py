@@ -17,7 +17,7 @@ from audiovae_jax.models.layers import Dtype, Snake, WNConv1d, WNConvTranspose1d
 from audiovae_jax.models.span import Span, clear_outside
 from audiovae_jax.ops import convolution
 
-# The keys of `model_config`, in the order in which the torch system writes them.
+# The arguments that define the architecture, in the order of a torch file's `model_config`.
 CONFIG_KEYS = (
     *("in_channels", "base_channels", "channel_mults", "strides"),
     *("latent_dim", "kernel_size", "dilations"),
@@ -27,9 +27,9 @@ _STD_FLOOR = 1e-8
 
 
 class Posterior(NamedTuple):
-    """What the encoder says: a sample and the Gaussian it comes from, each `[B, frames, latent_dim]`.
+    """The encoder's output: a sample and its Gaussian, each `[B, frames, latent_dim]`.
 
-    `z` is in calibrated units, `(sample - latent_mean) / latent_std`; `mean` and `logvar` are not.
+    `z` is calibrated: `(sample - latent_mean) / (latent_std + 1e-8)`. `mean` and `logvar` are not.
     """
 
     z: jax.Array
@@ -38,7 +38,7 @@ class Posterior(NamedTuple):
 
 
 class Reconstruction(NamedTuple):
-    """What the model returns: `reconstruction: [B, T, C]`, the rest as in `Posterior`."""
+    """The model's output: `reconstruction: [B, T, C]`, and the fields of `Posterior`."""
 
     reconstruction: jax.Array
     z: jax.Array
@@ -174,15 +174,14 @@ class AudioVAE(nn.Module):
       strides: downsampling of each block; their product is the hop length in samples.
       latent_dim: channels of the latent.
       kernel_size: of the residual units' dilated convolutions.
-      dilations: one residual unit per block for each.
-      encoder_frozen: no gradient reaches the encoder, and training keeps no optimizer state for it.
-      dtype: what the convolutions compute in ("float32", "bfloat16"); parameters, latents and the
-        returned audio are float32.
-      weight_norm: False expects weight norm folded into kernels, for inference.
-      remat: in training, keep what lies between blocks only and compute the rest again for the gradient.
+      dilations: of the residual units of each block.
+      encoder_frozen: if True, the encoder gets no gradient, optimizer state or weight decay.
+      dtype: of the convolutions, "float32" or "bfloat16". Parameters, latents and the returned audio are float32.
+      weight_norm: if False, kernels have weight norm folded in, for inference.
+      remat: if True, training keeps only activations between blocks, and recomputes the rest for the gradient.
 
-    Variables: `params`, and `latent_statistics` with `latent_mean` and `latent_std` of shape
-    `[latent_dim]`, which are set from data, not trained, and start at 0 and 1.
+    Variables: `params`, and `latent_statistics` with `latent_mean` and `latent_std` of shape `[latent_dim]`. The
+    statistics are set from data, not trained. They start at 0 and 1.
     """
 
     in_channels: int = 2
@@ -241,7 +240,7 @@ class AudioVAE(nn.Module):
 
     @property
     def min_length(self) -> int:
-        """The fewest samples that encode to a latent frame: `hop_length`, and some more where strides are odd."""
+        """The fewest samples that encode to a latent frame: at least `hop_length`, more for odd strides."""
         return self.decoded_length(1)  # the transposed convolutions undo the lengths exactly
 
     def shapes(self) -> dict:
@@ -284,19 +283,19 @@ class AudioVAE(nn.Module):
         self.latent_std = self.variable("latent_statistics", "latent_std", jnp.ones, shape)
 
     def __call__(self, audio, deterministic: bool = False, noise=None) -> Reconstruction:
-        """Encode and decode.
+        """Encodes and decodes.
 
         Args:
           audio: `[B, T, C]`.
-          deterministic: take the posterior's mean in place of a sample.
-          noise: standard normal `[B, frames, latent_dim]` to sample with; without it the rng stream
-            `sample` is drawn from.
+          deterministic: use the posterior's mean instead of a sample.
+          noise: standard normal `[B, frames, latent_dim]` to sample with. By default it is drawn from the rng stream
+            `sample`.
 
         Returns:
           `(reconstruction, z, mean, logvar)`; the reconstruction has the input's length.
 
         Raises:
-          ValueError: the audio has another shape than `[B, T, in_channels]`, or is too short.
+          ValueError: the audio is not `[B, T, in_channels]`, or is too short.
         """
         posterior = self.encode(audio, deterministic, noise)
         length = audio.shape[1]
@@ -308,8 +307,8 @@ class AudioVAE(nn.Module):
     def encode(self, audio, deterministic: bool = False, noise=None, span: Span | None = None) -> Posterior:
         """`audio: [B, T, C]` to `(z, mean, logvar)`; arguments and errors as in `__call__`.
 
-        With a `span` the audio is a window of a longer signal, starting at a multiple of the hop, and
-        zero beyond the signal's ends.
+        With a `span` the audio is a window of a longer signal. It starts at a multiple of the hop, and is zero beyond
+        the signal's ends.
         """
         if audio.ndim != 3 or audio.shape[-1] != self.in_channels:
             raise ValueError(f"audio must be [B, T, {self.in_channels}], not {tuple(audio.shape)}")
@@ -332,7 +331,7 @@ class AudioVAE(nn.Module):
     def decode(self, z, span: Span | None = None):
         """Calibrated latents `[B, frames, latent_dim]` to audio `[B, about frames * hop_length, C]`.
 
-        With a `span`, in frames, the latents are a window of a longer signal's.
+        With a `span`, in frames, the latents are a window of a longer sequence.
 
         Raises:
           ValueError: the latents have another shape.

@@ -1,6 +1,6 @@
-"""The layers that all networks are built of: Snake and weight-normalised convolutions.
+"""The layers of all networks: Snake and weight-normalised convolutions.
 
-Parameters are float32 whatever `dtype` the layer computes in, and weight norm is taken in float32.
+Parameters and weight norm are float32; `dtype` is what the convolution computes in.
 """
 
 import functools
@@ -20,7 +20,7 @@ Dtype = Any
 
 
 class Snake(nn.Module):
-    """`x + sin(alpha * x)^2 / alpha` with an alpha per channel (Ziyin et al., 2020)."""
+    """`x + sin(alpha * x)^2 / (alpha + 1e-8)` with an alpha per channel (Ziyin et al., 2020)."""
 
     dtype: Dtype = jnp.float32
 
@@ -38,7 +38,7 @@ class _WeightNormed(nn.Module):
     weight_norm: bool = True
 
     def _parameters(self, shape, fan_in, norm_axis):
-        """The kernel and bias in `dtype`; `norm_axis` is the axis that has a `g` for each entry."""
+        """Returns the kernel and bias in `dtype`; `norm_axis` is the kernel axis along which `g` lies."""
         bound = 1 / math.sqrt(fan_in)  # torch's default initialisation
         bias = self.param("bias", uniform, (self.features,), bound)
         if self.weight_norm:
@@ -123,7 +123,7 @@ def _initial_gain(v, norm_axis):
 
 def _norm(v, norm_axis):
     axes = tuple(i for i in range(v.ndim) if i != norm_axis % v.ndim)
-    xnp = np if isinstance(v, np.ndarray) else jnp  # folded once, on the host, there is nothing to compile
+    xnp = np if isinstance(v, np.ndarray) else jnp  # numpy weights are folded once, on the host: nothing to compile
     return xnp.sqrt(xnp.sum(xnp.square(v), axis=axes, keepdims=True))
 
 

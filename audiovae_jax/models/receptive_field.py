@@ -1,4 +1,4 @@
-"""How far the model looks: the latent frames of context that make a window's result exact."""
+"""The model's receptive field: the latent frames of context that make a window's result exact."""
 
 import math
 from typing import NamedTuple
@@ -7,14 +7,14 @@ from audiovae_jax.models.audio_vae import AudioVAE
 
 
 class Context(NamedTuple):
-    """Latent frames that a result depends on, before and after its own."""
+    """Latent frames before and after its own that a result depends on."""
 
     before: int
     after: int
 
 
 def encoder_context(model: AudioVAE) -> Context:
-    """Frames of audio around a latent frame's own `hop_length` samples that the encoder sees."""
+    """Frames of audio that the encoder needs around a latent frame's own `hop_length` samples."""
     low = high = 0  # the positions that one latent frame depends on, layer by layer, down to samples
     low, high = low - 1, high + 1  # the final convolution of 3 taps
     for stride in reversed(model.strides):
@@ -27,7 +27,7 @@ def encoder_context(model: AudioVAE) -> Context:
 
 
 def decoder_context(model: AudioVAE) -> Context:
-    """Latent frames around a frame that the `hop_length` samples which it stands for depend on."""
+    """Latent frames that the decoder needs around a frame to compute its `hop_length` samples."""
     low, high = 0, model.hop_length - 1
     low, high = low - 3, high + 3  # the final convolution of 7 taps
     for stride in model.strides:

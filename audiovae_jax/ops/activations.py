@@ -2,9 +2,9 @@
 
 Snake has a cheap sine, and a gradient that keeps one array.
 
-XLA's sine is exact over the whole range of floats, which costs more than the convolution beside it.
-Snake needs `sin(u)^2` and `sin(2u)`, both of period pi: one subtraction of the nearest multiple of pi,
-in three parts so that it is exact to float32, and two short polynomials give them.
+XLA's sine is exact over the whole range of floats, which costs more than the convolution beside it. Snake needs only
+`sin(u)^2` and `sin(2u)`, which have period pi. They are computed from the nearest multiple of pi, subtracted in three
+parts for float32 accuracy, and two short polynomials.
 """
 
 import functools
@@ -17,10 +17,10 @@ from jax import lax
 from audiovae_jax.ops.column_sum import column_sum
 
 _EPS = 1e-8
-# pi as a sum; the first two have so few bits that their multiples are exact while |u| is below 10,000.
-# Beyond, the error is of the size of that of rounding u itself.
+# pi as a sum of three. The first two have few bits, so that their multiples are exact for |u| < 10,000.
+# Beyond that, the error is about that of rounding u.
 _PI = tuple(np.float32(part) for part in (3.140625, 9.67502593994140625e-4, 1.50995794e-7))
-# Least squares on [-pi/2, pi/2] in r^2: sin(r) / r - 1 and cos(r) - 1.
+# Least-squares fits in r^2 on [-pi/2, pi/2] of sin(r) / r - 1 and cos(r) - 1.
 _SIN = (-1.6666667e-01, 8.3333310e-03, -1.9840889e-04, 2.7526401e-06, -2.3905667e-08)
 _COS = (-5.0000000e-01, 4.1666668e-02, -1.3888885e-03, 2.4801064e-05, -2.7525459e-07, 1.9917179e-09)
 
@@ -34,9 +34,9 @@ def snake(x, alpha):
       alpha: `[C]` float32.
 
     Returns:
-      `[..., C]` of x's dtype. The square of the sine is within 4e-7 of that of the float32 product
-      `alpha * x` while that is below 1e4. Beyond, it is as far off as rounding that product may put it, and
-      far beyond, where float32 has no phase left, some number from 0 to 1.
+      `[..., C]` of x's dtype. The squared sine is within 4e-7 of that of the float32 product `alpha * x` if the
+      product is below 1e4. Above, the error is that of rounding the product. Where float32 cannot represent the
+      phase, the squared sine is some number from 0 to 1.
 
     Only reverse mode can differentiate it.
     """
@@ -56,14 +56,14 @@ def _forward_with_residuals(x, alpha):
 def _backward(residuals, g):
     x, alpha = residuals
     shape = x.shape
-    # As a matrix, and tied to the cotangent: XLA else computes parts of this with the forward pass, as one loop of
-    # the same shape that reads x anyway, and keeps them in float32 until they are needed.
+    # Reshaped and tied to the cotangent. Otherwise XLA computes parts of this in the forward pass's loop over x, and
+    # keeps them in float32 until they are needed.
     x, g = lax.optimization_barrier(x).reshape(-1, shape[-1]), g.astype(jnp.float32).reshape(-1, shape[-1])
     u = x.astype(jnp.float32) + 0 * g[0, 0]
     inverse = 1 / (alpha + _EPS)
     s, c = _sin_cos(_reduced(alpha * u))
     dx = g * (1 + alpha * inverse * (2 * s * c))
-    # Not u * (2 * s * c) - s * s * inverse, for which XLA computes the sine alone and keeps it, on GPUs.
+    # Written as u * (2 * s * c) - s * s * inverse, XLA for GPUs would compute and keep the sine alone.
     dalpha = column_sum(g * s * (2 * u * c - s * inverse) * inverse)
     return dx.astype(x.dtype).reshape(shape), dalpha
 
@@ -76,11 +76,11 @@ def _reduced(u):
     n = jnp.round(u * np.float32(1 / np.pi))
     for part in _PI:
         u = u - n * part
-    return jnp.clip(u, -np.pi / 2, np.pi / 2)  # n itself is rounded where u is huge
+    return jnp.clip(u, -np.pi / 2, np.pi / 2)  # n is inexact if u is huge
 
 
 def _sin_cos(r):
-    """Both for `|r| <= pi / 2`."""
+    """Returns `(sin(r), cos(r))` for `|r| <= pi / 2`."""
     r2 = r * r
     return r + r * (r2 * _polynomial(_SIN, r2)), 1 + r2 * _polynomial(_COS, r2)
 
@@ -108,7 +108,7 @@ def _leaky_relu_forward(x, slope):
 
 
 def _leaky_relu_backward(slope, y, g):
-    # A zero of its own: that of the forward pass is one instruction with it, and XLA keeps it as a whole array.
+    # A separate zero: XLA would merge it with the forward pass's, and keep that as a whole array.
     zero = lax.optimization_barrier(jnp.zeros((), y.dtype))
     return (jnp.where(y >= zero, g, slope * g),)
 
@@ -118,7 +118,7 @@ leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def known_leaky_relu(x, y, slope: float):
-    """`leaky_relu(x, slope)` where it is known to be `y`: x is not computed, only its gradient."""
+    """`leaky_relu(x, slope)`, known to be `y`: computes only the gradient of x, not x."""
     return y
 
 

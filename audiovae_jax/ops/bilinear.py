@@ -1,11 +1,12 @@
-"""Convolution along columns in a quarter of the multiplications, for float32 on processors without matrix units.
+"""Convolution along columns with a quarter of the multiplications, in float32 for CPUs.
 
-A bilinear algorithm (Winograd, "Arithmetic Complexity of Computations", 1980) computes `outputs` values of
-a correlation with `taps` taps as `C @ ((A @ x) * (B @ w))`. With as many products as A has rows in place of
-`outputs * taps`, and channels and row taps to sum over, nearly all of the work is one matrix product per row
-of A, forward and backward. The points are those of the discrete Fourier transform, whose rounding errors
-are small, and a complex product is three real ones. Errors are relative to the largest value of a tile, as
-they are with the Fourier and Winograd forms of GPU libraries, and a NaN reaches the whole of its tile.
+A bilinear algorithm (Winograd, "Arithmetic Complexity of Computations", 1980) computes `outputs` values of a
+correlation with `taps` taps as `C @ ((A @ x) * (B @ w))`. It takes as many products as A has rows, in place of
+`outputs * taps`. Summed over channels and row taps, nearly all of the work is one matrix product per row of A.
+
+The interpolation points are those of the discrete Fourier transform, whose rounding errors are small. Each complex
+product is three real ones. Errors are relative to the largest value of a tile, as in the FFT and Winograd forms of
+GPU libraries. A NaN spreads over its tile.
 """
 
 import functools
@@ -14,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-# Longer tiles need fewer products per output; beyond this the transforms cost more than that saves.
+# Longer tiles need fewer products per output. Beyond this size the transforms cost more than that saves.
 _MAX_OUTPUTS = 24
 
 
 def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int], n_rows: int):
-    """2-D convolution of `x: [B, rows, cols, in]`, as `convolution.conv2d` with its columns not strided.
+    """2-D convolution of `x: [B, rows, cols, in]`, like `convolution.conv2d` with unstrided columns.
 
     Args:
       kernel: `[row taps, col taps, in, out]`, with at least as many row taps as `row_stride`.
@@ -34,14 +35,14 @@ def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int
     b, rows, cols, c_in = x.shape
     row_taps, taps, _, c_out = kernel.shape
     n_cols = cols + 2 * padding[1] - dilation * (taps - 1)
-    # Columns come in `dilation` interleaved signals, each cut into tiles of `outputs` results.
+    # Columns are `dilation` interleaved signals. Each is cut into tiles of `outputs` results.
     per_signal = -(-n_cols // dilation)
     tiles = -(-per_signal // _MAX_OUTPUTS)
     outputs = -(-per_signal // tiles)
     analysis, kernel_analysis, synthesis = transforms(taps, outputs)
     products, tile = analysis.shape
 
-    blocks = tiles - (-(taps - 1) // outputs)  # a tile reaches this far into those after it
+    blocks = tiles - (-(taps - 1) // outputs)  # a tile reaches this far into the blocks after it
     row_groups = n_rows + (row_taps - 1) // row_stride
     x = lax.pad(
         x,
@@ -56,9 +57,9 @@ def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int
     x = x.reshape(b, row_groups, row_stride, blocks, outputs, dilation, c_in).transpose(2, 4, 3, 5, 0, 1, 6)
     kernel = jnp.einsum("pk,rkio->prio", kernel_analysis, kernel, precision=lax.Precision.HIGHEST)
     total = 0
-    # Split, not indexed: the gradient of that is one concatenation, in place of zeros around every phase.
+    # The gradient of a split is one concatenation. Indexing would pad every phase with zeros.
     for phase, signal in enumerate(jnp.split(x, row_stride)):
-        # What lies in a tile beyond its own block is the beginning of the blocks after it.
+        # A tile continues beyond its own block into the first samples of the next blocks.
         parts = [signal[0, : tile - i * outputs, i : i + tiles] for i in range(-(-tile // outputs))]
         tiled = jnp.concatenate(parts, axis=0).reshape(tile, -1)
         tiled = _matmul(analysis, tiled).reshape(products, -1, c_in)
@@ -72,7 +73,7 @@ def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int
 
 @functools.cache
 def transforms(taps: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The matrices of `sum_k x[s + k] * w[k] == (C @ ((A @ x) * (B @ w)))[s]` for `s < outputs`.
+    """Returns A, B and C with `sum_k x[s + k] * w[k] == (C @ ((A @ x) * (B @ w)))[s]` for `s < outputs`.
 
     Returns:
       `A: [products, outputs + taps - 1]`, `B: [products, taps]`, `C: [outputs, products]`, float32.

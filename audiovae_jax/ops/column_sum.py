@@ -1,4 +1,4 @@
-"""Sums over all axes but the last, as gradients of per-channel parameters need them."""
+"""Sums over all axes but the last: the gradients of per-channel parameters."""
 
 import math
 
@@ -9,22 +9,22 @@ from jax import lax
 
 @jax.jit
 def column_sum(x):
-    """`x: [..., C]` to float32 `[C]`.
+    """Sums `x: [..., C]` to float32 `[C]`.
 
-    On a CPU it is a product with ones: into a plain sum, XLA draws the computation of x once more, slowly, and
-    spreads every per-channel factor in it over a whole array first.
+    On CPUs this is a matrix product with ones. XLA would fuse the computation of x into a plain sum and repeat it,
+    slowly, with every per-channel factor broadcast to a whole array.
 
-    Halves of the rows are summed alike, and then together, so that what is opposite in both is zero and not the
-    rounding of it. The gradients of a discriminator's biases are, while it cannot tell real (one half of its batch)
-    from generated (the other), and Adam would make steps of its full rate from what is left.
+    The two halves of the rows are summed in the same order, then added, so that opposite halves cancel exactly. The
+    bias gradients of a discriminator that cannot tell real from generated audio, the halves of its batch, are such
+    sums. Adam would turn a rounding error there into a step of full size.
     """
     rows = math.prod(x.shape[:-1])
     parts = 2 if rows % 2 == 0 else 1
-    # All sums in the same parts: XLA computes those of one array, and of what is made of it, in one loop then.
+    # All sums use the same parts, so that XLA computes the sums of one array in one loop.
     x = x.reshape(parts, -1, x.shape[-1])
 
     def as_product(x):
-        if x.shape[-1] == 1:  # a product of two vectors depends on where in memory they begin
+        if x.shape[-1] == 1:  # a product of two vectors depends on their alignment in memory
             return as_sum(x)
         ones = jnp.ones((1, x.shape[1]), x.dtype)
         return jnp.concatenate([jnp.matmul(ones, part, preferred_element_type=jnp.float32) for part in x])
@@ -34,15 +34,14 @@ def column_sum(x):
 
     sums = lax.platform_dependent(x, cpu=as_product, default=as_sum)
     if parts > 1:
-        sums = lax.optimization_barrier(sums)  # or the compiler makes one sum of these and the next
+        sums = lax.optimization_barrier(sums)  # or XLA merges both sums into one
     return jnp.sum(sums, axis=0)
 
 
 def add_bias(x, bias):
-    """`x + bias` with `x: [..., C]` and `bias: [C]` of one dtype, or None for none.
+    """`x + bias` with `x: [..., C]` and `bias: [C]` of one dtype; returns `x` if the bias is None.
 
-    The bias's gradient is a `column_sum`. Like all here with a gradient of its own, it has no forward mode
-    (`jax.jvp`).
+    The bias's gradient is a `column_sum`. Only reverse mode can differentiate it (`jax.vjp`, not `jax.jvp`).
     """
     return x if bias is None else _add_bias(x, bias)
 

@@ -1,4 +1,4 @@
-"""Several arrays of one shape as one, so that neither they nor their gradients have to be cut out and joined."""
+"""Several arrays of one shape stored as one array, which saves splitting and joining them and their gradients."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["parts"])
 class Interleaved:
-    """`parts` arrays `[b, ...]`, row by row in turn: array `i` is `array[i::parts]`.
+    """`parts` arrays `[b, ...]` with interleaved rows: array `i` is `array[i::parts]`.
 
     Attributes:
       array: `[b * parts, ...]`.

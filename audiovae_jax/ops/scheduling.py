@@ -1,6 +1,6 @@
-"""In which order a CPU computes, where XLA's own order holds more arrays at one time than it needs to.
+"""The order of computation on CPUs, where XLA's own order keeps more arrays alive than necessary.
 
-XLA orders what an accelerator runs by the memory that it takes, and there nothing here does anything.
+On accelerators XLA schedules by memory use, and nothing here has an effect.
 """
 
 import jax
@@ -9,15 +9,15 @@ from jax import lax
 
 
 def after(x: jax.Array, earlier: jax.Array) -> jax.Array:
-    """`x`, on a CPU once `earlier` is known, whatever it is; no gradient goes there.
+    """Returns `x`, scheduled after `earlier` on CPUs.
 
     Args:
-      x: an array of floating point.
-      earlier: another, not empty.
+      x: a floating-point array.
+      earlier: a non-empty array, which gets no gradient.
     """
 
     def wait(x, earlier):
-        # Always one, which XLA does not find out. Barriers it takes out before it orders.
+        # The factor is always one, but XLA cannot know. It removes optimization barriers before it schedules.
         bits = lax.bitcast_convert_type(earlier.reshape(-1)[0].astype(jnp.float32), jnp.int32)
         return x * (1 + jnp.minimum(jnp.maximum(bits, 0), 0)).astype(x.dtype)
 

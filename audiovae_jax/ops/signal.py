@@ -1,7 +1,6 @@
 """Signal processing as plain functions: framing, STFT, mel filters, A-weighting.
 
-Everything here is float32 whatever the networks compute in: magnitudes and their
-logarithms lose the signal in bfloat16.
+All of it computes in float32, even if the networks use bfloat16, which is too coarse for log-magnitudes.
 """
 
 import functools
@@ -27,8 +26,8 @@ def hann_window(win_length: int, n_fft: int) -> np.ndarray:
 def frame(x, frame_length: int, hop_length: int):
     """Cut `x: [..., T]` into `[..., 1 + (T - frame_length) // hop_length, frame_length]`.
 
-    Frames are joined from whole hops instead of gathered sample by sample, since the
-    gradient of a gather is a scatter, which is slow on every backend.
+    Frames are concatenated from whole hops. Gathering them by sample would make the gradient a scatter, which is slow
+    on every backend.
     """
     *batch, length = x.shape
     n_frames = 1 + (length - frame_length) // hop_length
@@ -71,7 +70,7 @@ def stft(x, n_fft: int, hop_length: int | None = None, win_length: int | None = 
 
 
 def magnitude(spectrum, floor: float = 1e-8):
-    """`sqrt(max(re^2 + im^2, floor))`: no infinite gradient at silence."""
+    """`sqrt(max(re^2 + im^2, floor))`, whose gradient stays finite at silence."""
     return jnp.sqrt(jnp.maximum(jnp.square(spectrum.real) + jnp.square(spectrum.imag), floor))
 
 
@@ -80,7 +79,7 @@ def mel_filterbank(
     sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> np.ndarray:
     """Slaney-scale, area-normalised mel filters (`librosa.filters.mel`): `[bins, n_mels]`."""
-    import librosa  # here, because it loads a compiler that most uses of the package do not need
+    import librosa  # not at the top: it loads numba, which most users of this package never need
 
     with warnings.catch_warnings():
         # The published Mel-STFT discriminator has empty filters (128 mels at n_fft 1024) on purpose.
@@ -115,13 +114,12 @@ def a_weighting_fir(sample_rate: int) -> np.ndarray:
 
 
 def a_weight(x, sample_rate: int):
-    """Filter `x: [..., T]` with the A-weighting FIR, zero-padded so that T stays."""
+    """Filters `x: [..., T]` with the A-weighting FIR; zero padding keeps the length."""
     return _fir_same(x.astype(jnp.float32), a_weighting_fir(sample_rate))
 
 
 def _fir_same(x, taps: np.ndarray, block: int = 128):
-    # A convolution of one channel uses one lane of a matrix unit; as frames times a Toeplitz
-    # matrix it is one matrix product, and its gradient another.
+    # A one-channel convolution uses one lane of a matrix unit. Frames times a Toeplitz matrix use all of them.
     length, half = x.shape[-1], (len(taps) - 1) // 2
     n_blocks = -(-length // block)
     padding = [(0, 0)] * (x.ndim - 1) + [(half, n_blocks * block - length + half)]

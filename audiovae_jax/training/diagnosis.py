@@ -1,7 +1,7 @@
-"""How the latent and the discriminator are doing: figures that a step could not give without being slower.
+"""Statistics of the latent and the discriminator that would make a training step slower.
 
-A pure function of one device, for a mesh axis `data`, as the steps are. It takes a forward pass, one of the
-decoder alone, and the gradients of the losses with respect to the reconstruction, one by one.
+Like the steps, a pure function of one device under a mapped axis `data`. It takes one forward pass, one more of the
+decoder, and the gradient of each loss with respect to the reconstruction.
 """
 
 import jax
@@ -16,22 +16,28 @@ from audiovae_jax.training.step import Recipe, latent_noise
 
 
 def diagnose(state: TrainState, audio: jax.Array, *, recipe: Recipe, adversarial: bool) -> dict[str, jax.Array]:
-    """Figures of one device's share of a batch, meant over all; those of several batches may be averaged.
+    """Statistics of one device's shard, averaged over devices; batches may be averaged too.
 
     Args:
       state: the same on every device.
-      audio: `[b, T, C]`, of audio that is not trained on.
+      audio: `[b, T, C]` of validation audio.
       recipe: of the run.
       adversarial: whether the discriminator takes part.
 
     Returns:
-      `kl_per_channel` in nats per frame, and `mean` and `mean_square` of the posterior's mean, each
-      `[latent_dim]`. Of the reconstruction: `square` of what the latent gives, and `change_square`, of how
-      that differs from what the latent's origin gives. With the discriminator: `d_loss`, `d_real_acc` and
-      `d_fake_acc`, `[n]` each, of every sub-discriminator; `feature_matching_share` of the sum of the
-      generator's weighted losses, by size; and `reconstruction_gradient`, `adversarial_gradient` and
-      `feature_matching_gradient`: squared norms of the gradients of these losses, weighted, at the
-      decoder's output.
+      A dict with
+
+      - `kl_per_channel: [latent_dim]`: in nats per frame.
+      - `mean`, `mean_square: [latent_dim]`: of the posterior's mean.
+      - `square`: the mean square of the reconstruction.
+      - `change_square`: the mean square of its difference to the decoded origin of the latent space.
+
+      and, with the discriminator,
+
+      - `d_loss`, `d_real_acc`, `d_fake_acc: [n]`: of every sub-discriminator.
+      - `feature_matching_share`: of the sum of absolute weighted losses of the generator.
+      - `reconstruction_gradient`, `adversarial_gradient`, `feature_matching_gradient`: squared norms of the gradients
+        of these weighted losses at the decoder's output.
     """
     output = recipe.model.apply(state.variables, audio, noise=latent_noise(recipe, 0, audio))
     reconstruction = output.reconstruction

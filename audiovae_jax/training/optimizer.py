@@ -13,9 +13,9 @@ from audiovae_jax.errors import require_range
 class AdamW:
     """AdamW (Loshchilov and Hutter, 2019) with a linear warm-up and a cosine schedule over `num_steps`.
 
-    Used as an optax transform, but that `update` takes the training step as `step=`: the learning rate is a
-    function of it, and not of the count of updates. A discriminator that joins late, or is updated every
-    other step, is on the same schedule as the generator. Numbers of the schedule may be traced scalars.
+    It is used like an optax transform, but `update` takes the training step as `step=`. The learning rate is a
+    function of the step, not of the number of updates. So a discriminator that starts late, or is updated every other
+    step, follows the same schedule as the generator. The schedule's numbers may be traced scalars.
 
     Attributes:
       num_steps: the length of the run.
@@ -24,11 +24,11 @@ class AdamW:
       b1, b2, eps: Adam's.
       weight_decay: decoupled, on every parameter.
       clip_norm: largest global norm of the gradient; 0 for no clipping.
-      warmup_steps: steps over which the rate rises linearly to the cosine's; 0 for none.
-      first_step: at which the warm-up begins.
+      warmup_steps: steps over which the rate rises linearly to the cosine; 0 for none.
+      first_step: the step at which the warm-up begins.
 
     Raises:
-      ValueError: a number out of its range.
+      ValueError: a number is out of range.
     """
 
     num_steps: int
@@ -52,9 +52,9 @@ class AdamW:
         require_range("eps", self.eps, above=0)
 
     def learning_rate_at(self, step) -> jax.Array:
-        """The rate of the update at `step`, an int or a traced scalar."""
+        """The learning rate at `step`, an int or a traced scalar."""
         rate = cosine(step, self.num_steps, self.learning_rate, self.final_learning_rate)
-        # The first update has a share of the rate too, or it would be none.
+        # + 1, so that the first update has a rate above 0.
         done = (step - self.first_step + 1) / jnp.maximum(self.warmup_steps, 1)
         return rate * jnp.clip(done, 0.0, 1.0)
 
@@ -63,14 +63,14 @@ class AdamW:
         return self._chain(None).init(params)
 
     def update(self, updates, state, params, *, step, apply=True) -> tuple[optax.Updates, optax.OptState]:
-        """`(what to add to params, new state)` for gradients at a training step.
+        """Returns `(updates to add to params, new state)`.
 
         Args:
           updates: the gradients.
-          state: of `init`, or of the last update.
-          params: what they are the gradients of.
+          state: from `init` or the last update.
+          params: the parameters.
           step: the training step.
-          apply: where False, a traced scalar, the state stays as it is, and what to add is of no use.
+          apply: a traced boolean. If False, the state is unchanged and the updates must be discarded.
         """
         return self._chain(self.learning_rate_at(step)).update(updates, state, params, apply=apply)
 
@@ -84,10 +84,10 @@ class AdamW:
 
 
 def _scale_by_adam(b1, b2, eps) -> optax.GradientTransformationExtraArgs:
-    """`optax.scale_by_adam`, its state too, with a choice whether the moments change.
+    """`optax.scale_by_adam` with the same state and an argument `apply`.
 
-    The step is computed after that choice, from the moments that are kept. From moments before it, XLA for CPUs
-    computes them twice, and keeps copies of the old ones for that (see the benchmark's README).
+    The update is computed from the selected moments. Computed before the selection, XLA for CPUs would compute the
+    moments twice and keep copies of the old ones.
     """
 
     def update(updates, state, params=None, *, apply=True):
@@ -105,6 +105,6 @@ def _scale_by_adam(b1, b2, eps) -> optax.GradientTransformationExtraArgs:
 
 
 def cosine(step, num_steps, first, last) -> jax.Array:
-    """From `first` at step 0 to `last` at `num_steps` and after (Loshchilov and Hutter, 2017)."""
+    """Cosine from `first` at step 0 to `last` from `num_steps` on (Loshchilov and Hutter, 2017)."""
     angle = jnp.pi * jnp.minimum(step / num_steps, 1.0)
     return last + (first - last) * 0.5 * (1.0 + jnp.cos(angle))

@@ -1,15 +1,11 @@
-"""The step and what goes with it as programs over a mesh: training, the benchmark and the plan build the same here.
+"""The training step, validation and diagnosis as jitted programs over a mesh.
 
-Each takes a recipe's numbers as its last argument (`scalars`), so that a recipe with others is the same program.
+Training, the benchmark and the planner build them here. Each program takes the recipe's numbers as its last argument,
+`scalars`, so that changing one compiles nothing. These are loss weights, warm-ups, learning rates, the length of the
+run and the seed. Everything else in a recipe is part of the program: Adam's decay rates, weight decay, clipping, free
+bits, update intervals.
 
-The numbers of a recipe that a compiled step takes as arguments: another one compiles nothing anew.
-
-Which they are is said here alone (`_FIELDS`, and the weights of the losses): weights, warm-ups, learning
-rates, the length of the run and the seed. What else a recipe has shapes the arithmetic, and is part of the
-program: the moments' decay, weight decay, clipping, free bits, and how often a network is updated.
-
-A weight of exactly 0 is part of the program too: the way back from its loss is not computed at all, and only
-the loss's value is reported. So a weight that becomes 0, or is 0 no more, is another program.
+A weight of exactly 0 is part of the program too: its loss is reported, but has no backward pass.
 """
 
 import dataclasses
@@ -27,7 +23,7 @@ from audiovae_jax.training import diagnosis, step
 from audiovae_jax.training.state import TrainState, create_train_state
 from audiovae_jax.training.step import Recipe
 
-# By part of the recipe. Names that end in `weight` are weights, which may be switched off.
+# Scalar fields by part of the recipe. A name that ends in `weight` is a weight, whose loss is disabled by 0.
 _SCHEDULE = ("num_steps", "learning_rate", "final_learning_rate", "warmup_steps", "first_step")
 _FIELDS = {
     "kl": ("weight", "warmup_steps"),
@@ -36,11 +32,11 @@ _FIELDS = {
     "discriminator_optimizer": _SCHEDULE,
 }
 
-Scalars = dict  # of a part's name to its numbers by name; a pytree
+Scalars = dict  # {part: {field: number}}, a pytree
 
 
 def scalars_of(recipe: Recipe) -> Scalars:
-    """The numbers, on the host: float32, and a uint32 seed."""
+    """Returns the recipe's numbers on the host: float32, and a uint32 seed."""
     scalars = {
         part: {
             name: np.float32(value)
@@ -56,7 +52,7 @@ def scalars_of(recipe: Recipe) -> Scalars:
 
 
 def with_scalars(recipe: Recipe, scalars: Scalars) -> Recipe:
-    """The recipe with these numbers, which may be traced, in the place of its own."""
+    """Returns the recipe with its numbers replaced by `scalars`, which may be traced."""
     weights = scalars["losses"]
     terms = tuple((name, weights.get(name, weight), fn) for name, weight, fn in recipe.losses.terms)
     parts = {part: dataclasses.replace(getattr(recipe, part), **scalars[part]) for part in _FIELDS if part in scalars}
@@ -82,23 +78,23 @@ def map_validation(recipe: Recipe, devices: Mesh) -> jax.stages.Wrapped:
 
 
 def map_diagnosis(recipe: Recipe, devices: Mesh, adversarial: bool) -> jax.stages.Wrapped:
-    """`(state, audio, scalars) -> figures`, jitted over the mesh."""
+    """`(state, audio, scalars) -> statistics`, jitted over the mesh."""
     per_device = functools.partial(diagnosis.diagnose, adversarial=adversarial)
     return mesh.map_devices(_with_numbers(per_device, recipe), devices, P())
 
 
 def place_scalars(recipe: Recipe, devices: Mesh) -> Scalars:
-    """The recipe's numbers on every device; every process has to have the same recipe."""
+    """Puts the recipe's numbers on every device; the recipe must be the same in every process."""
     return mesh.replicate(scalars_of(recipe), mesh.replicated(devices))
 
 
 def abstract_scalars(recipe: Recipe, devices: Mesh) -> Scalars:
-    """The shapes of the recipe's numbers on every device."""
+    """Shapes of the recipe's numbers on every device."""
     return _abstract(scalars_of(recipe), devices)
 
 
 def abstract_state(recipe: Recipe, devices: Mesh, audio_shape: tuple[int, int, int]) -> TrainState:
-    """The shapes of the train state on every device, enough to lower the step and to restore a checkpoint.
+    """Shapes of the train state on every device, to lower the step or restore a checkpoint.
 
     Args:
       recipe: what to compute.
@@ -109,7 +105,7 @@ def abstract_state(recipe: Recipe, devices: Mesh, audio_shape: tuple[int, int, i
 
 
 def abstract_batch(devices: Mesh, shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
-    """A global batch `(B, T, C)` of audio, split over the devices."""
+    """Shape of a global batch `(B, T, C)` of audio, split over the devices."""
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(devices, P(AXIS)))
 
 

@@ -22,7 +22,7 @@ from audiovae_jax.training.adversarial import adversarial_pass
 from audiovae_jax.training.optimizer import AdamW
 from audiovae_jax.training.state import TrainState, split_trainable
 
-# Names of metrics that a loss of one's own cannot have.
+# Metric names that a user's loss cannot have.
 RESERVED_METRICS = (
     "reconstruction_loss", "kl_loss", "kl_weight", "total_g_loss", "total_loss", "best_total_loss", "si_sdr_db",
     "g_adv_loss", "feature_matching_loss", "d_loss", "d_real_acc", "d_fake_acc", "g_grad_norm", "d_grad_norm",
@@ -32,7 +32,7 @@ RESERVED_METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """What a step is made of; static under jit, but for the numbers that `scalars` puts in their places.
+    """The parts of a step: static under jit, except for the numbers that `program.scalars_of` lists.
 
     Attributes:
       model: the generator.
@@ -40,11 +40,10 @@ class Recipe:
       kl: the KL term.
       optimizer: of the model.
       discriminator: a linen module `audio -> (logits, feature_maps)`, or None.
-      adversarial: weighs the adversarial losses; None without a discriminator.
+      adversarial: weights of the adversarial losses; None without a discriminator.
       discriminator_optimizer: None without a discriminator.
-      generator_update_every: while the discriminator is active, the model is updated at steps
-        divisible by this.
-      discriminator_update_every: likewise for the discriminator.
+      generator_update_every: while the discriminator is active, the model is updated at steps divisible by this.
+      discriminator_update_every: the discriminator is updated at steps divisible by this.
       seed: of the latent noise and the initial parameters.
     """
 
@@ -165,10 +164,9 @@ def train_step(
 def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tuple[dict[str, jax.Array], jax.Array]:
     """The objective on one device's share of a validation batch, under a mapped axis `data`.
 
-    It is the objective of training without the discriminator, with noise that is the same at every
-    validation and the KL term at its final weight: one measure for the whole run, whatever the
-    warm-ups do. `si_sdr_db` and the reconstruction are of the posterior's mean, which is what a
-    trained model is used with.
+    The objective is that of training without the discriminator, with the KL term at its final weight and the same
+    noise at every validation, so that all validations of a run can be compared. `si_sdr_db` and the reconstruction use
+    the posterior's mean, as a trained model does.
 
     Returns:
       Scalar metrics (the same on every device) and this device's reconstruction `[b, T, C]`.
