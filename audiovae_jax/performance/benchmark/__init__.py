@@ -1,1 +1,1 @@
-"""Measurements: the step, the codec, data, compiling and memory, alone or beside another system."""
+"""Benchmarks: the step, the codec, data, compiling and memory."""

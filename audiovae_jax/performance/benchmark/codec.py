@@ -1,4 +1,4 @@
-"""Encoding and decoding: how many times faster than the audio plays, against other systems."""
+"""Codec benchmark: encoding and decoding, in multiples of real time."""
 
 import contextlib
 import functools
@@ -20,7 +20,10 @@ _DIRECTIONS = ("encode", "decode")
 
 
 def follow(config: ml_collections.ConfigDict, model: AudioVAE, sample_rate: int | None):
-    """Set the keys of `config` that tell what a model is to those of `model`; other systems are built by them."""
+    """Set the keys of `config` that describe a model to the values of `model`.
+
+    Peers build their model from these keys.
+    """
     for key in config.model:
         value = getattr(model, key)
         config.model[key] = str(np.dtype(value)) if key == "dtype" else value
@@ -41,16 +44,22 @@ def run(
     signals: int = 1,
     variables: dict[str, Any] | None = None,
 ) -> dict:
-    """Time the model of `config`, weight norm folded and in chunks as `Codec` runs it; progress goes to stderr.
+    """Time encoding and decoding with the model of `config`.
+
+    The model runs as in `Codec`: weight norm folded, in chunks. Progress goes to stderr.
 
     Args:
-      seconds: of audio in each signal, cut to whole latent frames.
-      signals: of that length, side by side.
-      variables: the model's; by default drawn from the config's seed.
+      config: of the model and the audio.
+      against: names of peers to compare with.
+      repeats: measured rounds.
+      warmup: rounds before them.
+      seconds: length of each signal, cut to whole latent frames.
+      signals: number of signals in a batch.
+      variables: of the model; by default drawn from the config's seed.
 
     Returns:
-      A report: for `encode` and `decode`, `ours` and each other system with its time, `real_time_factor`
-      (seconds of audio per second), and `ratios` of our time to theirs.
+      A report with a dict each for `encode` and `decode`. It holds the time and `real_time_factor` (seconds of audio
+      per second) of `ours` and of each peer, and `ratios` of our time to theirs.
     """
     model = build.build_model(config)
     sample_rate, lanes = config.data.sample_rate, signals

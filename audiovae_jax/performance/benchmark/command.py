@@ -1,4 +1,4 @@
-"""The commands of `scripts/benchmark.py`: from a config to a report, printed and as JSON."""
+"""The commands of `scripts/benchmark.py`: from a config to a report."""
 
 import json
 import math
@@ -16,7 +16,7 @@ SUBCOMMANDS = ("step", "codec", "data", "compile", "memory")
 
 
 def set_keys(config: ml_collections.ConfigDict, *, batch_size: int | None, crop: int | None, adversarial: bool | None):
-    """Set the keys that have flags of their own; None leaves the config's."""
+    """Set the config keys that have their own flags; None keeps the config's value."""
     if batch_size is not None:
         config.batch_size = batch_size
     if crop is not None:
@@ -38,15 +38,22 @@ def run(
     signals: int = 1,
     model: str | None = None,
 ) -> dict:
-    """Measure what `subcommand` names, print the report, and write it to `json_path`.
+    """Run a benchmark, print its report, and optionally write it as JSON.
 
     Args:
-      seconds, signals: of the audio that `codec` has, and how many of it side by side.
-      model: a trained one for `codec`, whatever `load_model` takes; `config` is changed to be of it.
-      (the others): of the benchmark that is named.
+      subcommand: one of `SUBCOMMANDS`.
+      config: of the run to measure.
+      against: names of systems to compare with.
+      repeats: measured rounds.
+      warmup: rounds before them.
+      profiled: whether `step` reports where its time goes.
+      seconds: length of each signal of `codec`.
+      json_path: file to write the report to, or None.
+      signals: number of signals in a batch of `codec`.
+      model: a trained model for `codec`, as `load_model` takes it. `config` is changed to match.
 
     Raises:
-      ConfigError: an unknown subcommand or other system, or values that cannot work.
+      ConfigError: the subcommand or system is unknown, or the values cannot work.
     """
     if subcommand not in SUBCOMMANDS:
         raise ConfigError(
@@ -70,7 +77,7 @@ def run(
         raise ConfigError(f"--seconds={seconds} must be a number of seconds")
     if json_path is not None:
         _require_writable(json_path)
-    if subcommand not in ("compile", "memory"):  # their processes look, since a device may serve one alone
+    if subcommand not in ("compile", "memory"):  # they check in their own process: some devices serve only one
         peer.check_devices(config, [] if subcommand == "data" else against)
     if subcommand == "step":
         report = step.run(config, against=against, repeats=repeats, warmup=warmup, profiled=profiled)
@@ -107,7 +114,7 @@ def _require_writable(json_path):
 
 
 def lines(report: dict) -> list[str]:
-    """A report for people."""
+    """Format a report as lines of text."""
     machine = report["machine"]
     shown = [
         f"{report['benchmark']}: {report['what']}",
@@ -128,7 +135,7 @@ def lines(report: dict) -> list[str]:
     if not report.get("profile", [None]):
         shown.append("  XLA's profiler saw no operation here")
     for entry in report.get("profile", []):
-        if entry["share"] >= 0.005:  # the rest is noise
+        if entry["share"] >= 0.005:  # smaller shares are noise
             shown.append(f"  {100 * entry['share']:5.1f} %  {entry['direction']:8}  {entry['part']}")
     return shown
 

@@ -1,4 +1,4 @@
-"""Feeding: how fast batches come, with nothing else to do."""
+"""Data benchmark: how fast the input pipeline delivers batches on its own."""
 
 import concurrent.futures
 import itertools
@@ -12,16 +12,17 @@ from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.performance.benchmark import measure
 
-WHOLE = "whole"  # of `--against`: decode a file to its end, then cut the crop out
+WHOLE = "whole"  # value of `--against`: decode the whole file, then cut the crop out
 
 
 def run(config: ml_collections.ConfigDict, *, against: list[str], repeats: int, warmup: int) -> dict:
-    """Time the training batches of `config.data`, beside those of whole files decoded in as many threads.
+    """Time the training batches of `config.data`.
 
     Args:
       config: of the run.
-      against: `[WHOLE]`, or empty.
-      repeats, warmup: rounds.
+      against: `[WHOLE]` to compare with decoding whole files in as many threads, or empty.
+      repeats: measured rounds.
+      warmup: rounds before them.
 
     Returns:
       A report: `ours` with the time of a batch, `items_per_second`, and `bytes_per_second` of float32 audio.
@@ -29,13 +30,13 @@ def run(config: ml_collections.ConfigDict, *, against: list[str], repeats: int, 
     start = time.perf_counter()
     data = pipeline.open_data(config.data, batch_size=config.batch_size, seed=config.seed)
     opened = time.perf_counter() - start
-    # Long enough that what was read ahead during warm-up does not count for much.
+    # Rounds long enough that batches prefetched during warm-up hardly matter.
     per_round = 2 * config.data.prefetch_batches
     batches = pipeline.batches(
         data.train,
         batch_size=config.batch_size,
         start_step=0,
-        num_steps=2 * per_round * (repeats + warmup),  # each round is done twice
+        num_steps=2 * per_round * (repeats + warmup),  # `side_by_side` runs each round twice
         num_threads=config.data.num_threads,
         prefetch_batches=config.data.prefetch_batches,
     )
@@ -75,7 +76,10 @@ def run(config: ml_collections.ConfigDict, *, against: list[str], repeats: int, 
 
 
 def _whole_files(tracks, config):
-    """A function that decodes as many whole files as a batch has crops, cuts each, and gives the seconds."""
+    """Return a function that times decoding a batch's worth of whole files.
+
+    It decodes one whole file per crop of a batch, and cuts the crop out.
+    """
     numbers = itertools.count()
 
     def crop(number):

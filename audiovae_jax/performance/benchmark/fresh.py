@@ -1,4 +1,4 @@
-"""What can only be measured in a process of its own: the first step, and peak memory."""
+"""Benchmarks that need a fresh process: the first step, and peak memory."""
 
 import multiprocessing
 import shutil
@@ -18,11 +18,13 @@ from audiovae_jax.training import compilation
 
 
 def first_step(config: ml_collections.ConfigDict) -> dict:
-    """The time from starting a process to the end of its first training step, with an empty cache and a filled one.
+    """Time from process start to the end of the first step, cold and warm.
+
+    Cold is with an empty compilation cache, warm with a filled one.
 
     Returns:
-      A report: `cold` and `warm`, each with `seconds` in all and, of those, what `importing`,
-      `initialise`, `compile` and the first `step` took.
+      A report with `cold` and `warm`. Each holds `seconds` in total, and the parts `importing`, `initialise`, `compile`
+      and `step`.
     """
     report = {"benchmark": "compile"}
     report["what"] = f"first step, {'with' if config.use_adversarial else 'without'} discriminator"
@@ -36,16 +38,18 @@ def first_step(config: ml_collections.ConfigDict) -> dict:
 
 
 def memory(config: ml_collections.ConfigDict, *, against: list[str], repeats: int) -> dict:
-    """Peak memory while steps run: of the device, or on a CPU of the whole process, nothing compiling.
+    """Measure peak memory during steps, without compiling.
+
+    On accelerators this is device memory, on CPUs the memory of the process.
 
     Returns:
-      A report: `peak_bytes` of `ours` and of each other system, and `ratios` of ours to theirs.
+      A report: `peak_bytes` of `ours` and of each peer, and `ratios` of ours to theirs.
     """
     report = {"benchmark": "memory"}
     report["what"] = f"training step of {config.batch_size} x {config.data.crop_length} samples"
     cache = tempfile.mkdtemp(prefix="audiovae_jax_benchmark_")
     try:
-        _in_fresh_process(_first_step, config, cache)  # so that the next one has nothing to compile
+        _in_fresh_process(_first_step, config, cache)  # fills the cache, so that the next process compiles nothing
         report["ours"], report["machine"] = _in_fresh_process(_peak, config, cache, repeats, against)
     finally:
         shutil.rmtree(cache, ignore_errors=True)
@@ -62,7 +66,11 @@ def memory(config: ml_collections.ConfigDict, *, against: list[str], repeats: in
 
 
 def _in_fresh_process(fn, config, cache, *args):
-    """What `fn(config, *args)` returns there, with the phases of the process's life, and what it ran on."""
+    """Run `fn(config, *args)` in a new process.
+
+    Returns:
+      `(report, machine)`. The report also holds the seconds of `importing`, and `seconds` in total.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(
@@ -86,9 +94,9 @@ def _in_fresh_process(fn, config, cache, *args):
 
 
 def _answer(sender, fn, started, config, cache, *args):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which kills this process
     jax.config.update("jax_compilation_cache_dir", cache)
-    compilation.use_cache()  # for small programs too, as in training
+    compilation.use_cache()  # caches small programs too, as training does
     importing = time.time() - started
     try:
         found = fn(ml_collections.ConfigDict(config), *args)

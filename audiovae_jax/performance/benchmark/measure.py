@@ -1,4 +1,4 @@
-"""Timing side by side, peak memory, and what the machine itself can do."""
+"""Interleaved timing, peak memory, and the ceilings of the machine."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Repeated measurements in seconds."""
+    """Repeated measurements, in seconds."""
 
     seconds: tuple[float, ...]
 
@@ -25,7 +25,7 @@ class Timing:
         return statistics.median(self.seconds)
 
     def summary(self) -> dict:
-        """`seconds` (the median), `fastest`, `slowest` and `repeats`."""
+        """A dict of `seconds` (the median), `fastest`, `slowest` and `repeats`."""
         return {
             "seconds": self.median,
             "fastest": min(self.seconds),
@@ -34,23 +34,26 @@ class Timing:
         }
 
     def over(self, other: "Timing") -> float:
-        """The median of the ratios, pair by pair: both saw the machine in the same state."""
+        """Median of the pairwise ratios to `other`.
+
+        Both measurements of a pair saw the machine in the same state.
+        """
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
 def side_by_side(
     work: dict[str, Callable[[], float]], *, repeats: int, warmup: int, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Timing]:
-    """Time each piece of work in turn, `repeats` times round.
+    """Time several functions in turn, for `repeats` rounds.
 
-    In each round a piece is done twice and the second time counts, as training does one step after the
-    other: while another system computes, caches go cold, and virtual machines take freed memory back.
+    In each round a function runs twice, and the second run counts. This resembles training, where steps follow each
+    other. In the first run, caches are cold and virtual machines may have reclaimed freed memory.
 
     Args:
-      work: functions that do it once and return the seconds it took.
+      work: functions that do the work once and return the seconds it took.
       repeats: measured rounds.
       warmup: rounds before them.
-      say: told of every round as it begins.
+      say: called with a line of progress at the start of every round.
     """
     taken = {name: [] for name in work}
     for i in range(warmup + repeats):
@@ -64,7 +67,7 @@ def side_by_side(
 
 
 def timed(fn: Callable, *args) -> Callable[[], float]:
-    """A function that calls `fn(*args)`, waits for its result, and returns the seconds."""
+    """Return a function that runs `fn(*args)` to completion and returns the seconds."""
 
     def once():
         start = time.perf_counter()
@@ -75,7 +78,7 @@ def timed(fn: Callable, *args) -> Callable[[], float]:
 
 
 def machine() -> dict:
-    """The device and the versions that a figure belongs to."""
+    """The device and versions that a measurement was made with."""
     device = jax.devices()[0]
     return {
         "device": device.device_kind if device.platform != "cpu" else f"{_cores()} CPU cores ({_cpu_name()})",
@@ -88,16 +91,18 @@ def machine() -> dict:
 
 
 def ceilings(dtype) -> dict:
-    """What one device reaches here: `flops` per second of a matrix product in `dtype`, `bytes` per second of a copy.
+    """Measure the peak rates of one device.
 
-    The product is of square matrices; the copy counts bytes read and written.
+    Returns:
+      `flops`: operations per second of a product of square matrices in `dtype`. `bytes`: per second of a copy, read and
+      written. `dtype`: the name of the type.
     """
     cpu = jax.devices()[0].platform == "cpu"
     n = 2048 if cpu else 8192
     a = jax.random.normal(jax.random.key(0), (n, n), dtype)
     product = _best(jax.jit(jnp.matmul), a, a)
     x = jnp.ones((1 << 25 if cpu else 1 << 29,), jnp.float32)
-    # Into the memory of the last result, so that it is not the operating system's page faults that are timed.
+    # The donated buffer is reused for the result, so that page faults are not timed.
     negate = jax.jit(jnp.negative, donate_argnums=0)
     copy = float("inf")
     for _ in range(7):
@@ -108,13 +113,19 @@ def ceilings(dtype) -> dict:
 
 
 def reset_peak_memory():
-    """Forget the process's peak so far (Linux; elsewhere the peak stays that of its whole life)."""
+    """Reset the peak memory of the process, on Linux.
+
+    Elsewhere this does nothing, and the peak is that of the whole life of the process.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> int:
-    """Bytes: of the device where it counts them, of its whole life; else of the process, 0 where unknown."""
+    """Peak memory in bytes: of the device if it reports it, else of the process.
+
+    A device's peak covers the whole life of the process. Returns 0 if unknown.
+    """
     statistics_of_device = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics_of_device:
         return statistics_of_device["peak_bytes_in_use"]
@@ -122,7 +133,7 @@ def peak_memory() -> int:
 
 
 def peak_host_memory() -> int:
-    """Bytes of the process, most at one time; 0 where unknown."""
+    """Peak memory of the process in bytes; 0 if unknown."""
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))

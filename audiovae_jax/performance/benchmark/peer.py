@@ -1,4 +1,4 @@
-"""Another system in a process of its own, timed in turn with ours."""
+"""Another system to compare with, in a process of its own."""
 
 import contextlib
 import importlib.util
@@ -16,9 +16,9 @@ from audiovae_jax.config import configuration
 from audiovae_jax.errors import ConfigError
 
 _PROGRAM = Path(__file__).resolve().parents[3] / "tests" / "torch_peer.py"
-# Names of `--against`: what the peer does for the step and for the codec, and whether torch compiles it.
+# By name in `--against`: the kind of job if it is fixed, and whether torch compiles the work.
 SYSTEMS = {"torch": (None, False), "torch_compile": (None, True), "oobleck": ("oobleck", False)}
-# What the torch system's step does, where a config could say otherwise.
+# The settings of the torch system's step that a config could change.
 _FOLLOWED = {
     "model.encoder_frozen": False,
     "discriminator._target_": "audiovae_jax.discriminators.EnCodecDiscriminator",
@@ -36,7 +36,11 @@ _FOLLOWED = {
 
 
 def check(system: str, kind: str, config: ml_collections.ConfigDict):
-    """Raise ConfigError unless `system` is known, there, and can do what `config` says."""
+    """Check that a peer is known, installed, and able to run `config`.
+
+    Raises:
+      ConfigError: it is not.
+    """
     if system not in SYSTEMS:
         raise ConfigError(f"--against={system}: there are {', '.join(SYSTEMS)}")
     other, _ = SYSTEMS[system]
@@ -62,26 +66,30 @@ def check(system: str, kind: str, config: ml_collections.ConfigDict):
 
 
 def check_devices(config: ml_collections.ConfigDict, against: list[str]):
-    """Raise ConfigError where the devices do not serve the config, or cannot be compared."""
+    """Check that the devices can run `config` and can be compared.
+
+    Raises:
+      ConfigError: they cannot.
+    """
     configuration.check(config, jax.device_count())
     if jax.process_count() > 1:
         raise ConfigError("benchmarks measure one process; start it without the others")
-    # Several devices of a CPU share its cores, as torch's threads do.
+    # Several CPU devices are fine: they share the cores, as torch's threads do.
     if against and jax.device_count() > 1 and jax.devices()[0].platform != "cpu":
         raise ConfigError(f"--against compares single devices, and there are {jax.device_count()}; hide all but one")
 
 
 class Peer:
-    """A running peer; a context that ends it.
+    """A running peer process, as a context manager that kills it.
 
     Args:
       system: a key of `SYSTEMS`.
       kind: "step" or "codec".
       config: ours, which the peer follows.
-      **job: what else it needs to know.
+      **job: further entries of the peer's job.
 
     Raises:
-      ConfigError: the system is not known or not installed, or cannot do this config.
+      ConfigError: the system is unknown, not installed, or cannot run this config.
     """
 
     def __init__(self, system: str, kind: str, config: ml_collections.ConfigDict, **job):
@@ -91,7 +99,7 @@ class Peer:
         job |= {"kind": other or kind, "compile": compiled, "gpu": platform == "gpu"}
         job["config"] = configuration.plain(config)
         self._system = system
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed when the peer ends)
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed in __exit__)
         self._process = subprocess.Popen(
             [sys.executable, str(_PROGRAM), json.dumps(job)],
             stdin=subprocess.PIPE,
@@ -108,8 +116,8 @@ class Peer:
             )
 
     def run(self, work: str) -> dict:
-        """Do `work` once: `seconds`, and the peak memory so far in `peak_bytes`."""
-        with contextlib.suppress(BrokenPipeError):  # it has ended, and the answer says how
+        """Run `work` once; return `seconds` and the `peak_bytes` so far."""
+        with contextlib.suppress(BrokenPipeError):  # the peer has ended; `_answer` reports why
             self._process.stdin.write(work + "\n")
             self._process.stdin.flush()
         return self._answer()

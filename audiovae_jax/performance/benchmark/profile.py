@@ -1,4 +1,4 @@
-"""Where a compiled function's time goes, by part of the network, forward and backward."""
+"""Profile of a compiled function by part of the network and direction."""
 
 import collections
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (?:.*?op_name=\"([^\"]*)\")?", re.MULTILINE)
-# The flax modules in an operation's path, as far as they tell the parts of the networks apart.
+# The flax modules in an operation's path that identify parts of the networks.
 _MODULES = r"encoder|decoder|msstft|msd|mpd|mel_stft|(?:blocks|discriminators)_\d+"
 _PART = re.compile(rf"(?<![\w.])({_MODULES})(?=/|\.(?:discriminate|each_view)/)")
 
@@ -19,11 +19,11 @@ def profile(run: Callable, compiled) -> list[dict]:
 
     Args:
       run: calls `compiled`.
-      compiled: the executable, whose operations carry the names of the modules they come from.
+      compiled: the executable. Its operations carry the names of the modules they come from.
 
     Returns:
-      Entries `part`, `direction` ("forward", "backward"), `share`: of the time between the begin and the end
-      of operations, most first. What runs at the same time counts for each, so that shares are a guide.
+      Entries with `part`, `direction` ("forward" or "backward") and `share`, largest first. Shares are of the total
+      time of all operations. Concurrent operations each count in full, so shares are a guide only.
     """
     names = dict(_INSTRUCTION.findall(compiled.as_text()))
     with tempfile.TemporaryDirectory() as folder:
@@ -42,12 +42,12 @@ def profile(run: Callable, compiled) -> list[dict]:
 
 
 def _operations(file, names):
-    """Nanoseconds from begin to end by HLO operation, of those in `names`."""
+    """Nanoseconds from start to end of each HLO operation in `names`."""
     taken, begun, ended = collections.Counter(), {}, {}
     planes = list(jax.profiler.ProfileData.from_file(str(file)).planes)
     for plane in [plane for plane in planes if plane.name.startswith("/device:")] or planes:
         lines = list(plane.lines)
-        # On accelerators, what ran is there by stream and once more by operation.
+        # Accelerators list their work twice: by stream, and by operation.
         for line in [line for line in lines if line.name == "XLA Ops"] or lines:
             for event in line.events:
                 if event.name.startswith("end: "):
@@ -59,7 +59,7 @@ def _operations(file, names):
                 if operation in names:
                     taken[operation] += event.duration_ns
                     begun[operation] = event.start_ns
-    # On a CPU, an operation that others finish, as convolutions are, is seen to begin and to end.
+    # On CPUs, an operation that finishes on other threads, such as a convolution, has a separate end event.
     for operation, start in begun.items():
         taken[operation] = max(taken[operation], ended.get(operation, start) - start)
     return taken

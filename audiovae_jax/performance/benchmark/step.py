@@ -1,4 +1,4 @@
-"""The training step: how long, how near to what the machine can do, where the time goes, against torch."""
+"""Step benchmark: time, share of the machine's ceilings, profile, and peers."""
 
 import contextlib
 import dataclasses
@@ -26,11 +26,11 @@ class Step:
 
     Attributes:
       compiled: the executable.
-      flops: that one step takes, on one device.
-      state: of the last run.
+      flops: operations of one step on one device.
+      state: after the last run.
       audio: the batch.
-      scalars: the numbers of the recipe.
-      seconds: taken by initialising the state, and by compiling the step.
+      scalars: the recipe's numbers.
+      seconds: time to `initialise` the state and to `compile` the step.
     """
 
     compiled: Any
@@ -42,7 +42,7 @@ class Step:
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict) -> "Step":
-        """Build and compile the step of a finalized config, with the discriminator if it uses one."""
+        """Build and compile the step of a finalized config."""
         start = time.perf_counter()
         recipe = build.build_recipe(config)
         devices = mesh.make_mesh()
@@ -56,7 +56,7 @@ class Step:
         mapped = program.map_step(recipe, devices, config.use_adversarial)
         compiled = compilation.compiled(mapped, state, audio, scalars)
         seconds = {"initialise": initialised - start, "compile": time.perf_counter() - initialised}
-        # Compiled for a GPU, products and convolutions are calls of libraries, whose work XLA does not count.
+        # For GPUs, XLA does not count the work of library calls in the compiled program.
         counted = compiled if jax.devices()[0].platform == "cpu" else mapped.lower(state, audio, scalars)
         return cls(compiled, (counted.cost_analysis() or {}).get("flops", 0.0), state, audio, scalars, seconds)
 
@@ -65,11 +65,15 @@ class Step:
         return metrics, self.state.step
 
     def run(self) -> float:
-        """One step; the seconds it took."""
+        """Run one step; return the seconds it took."""
         return measure.timed(self)()
 
     def figures(self) -> dict:
-        """`flops` and `bytes` that the compiled step counts, per device, and `planned_bytes` of its temporaries."""
+        """Counts of the compiled step on one device.
+
+        Returns:
+          `flops`, `bytes` accessed, and `planned_bytes` of temporaries.
+        """
         cost = self.compiled.cost_analysis() or {}
         memory = self.compiled.memory_analysis()
         return {
@@ -80,18 +84,18 @@ class Step:
 
 
 def run(config: ml_collections.ConfigDict, *, against: list[str], repeats: int, warmup: int, profiled: bool) -> dict:
-    """Time the step of `config`, beside each system of `against`.
+    """Time the step of `config`, next to each system of `against`.
 
     Returns:
-      A report: `ours` with its time, counts and shares of the machine's `ceilings`; one entry per other
-      system; `ratios` of our time to theirs, and `ratio`, the first of them.
+      A report: `ours` with its time, counts and shares of the machine's `ceilings`, one entry per peer, `ratios` of our
+        time to theirs, and `ratio`, the first of these.
     """
     if (config.generator_update_every, config.discriminator_update_every) != (1, 1):
         raise ConfigError("steps that differ cannot be timed one by one; set config.*_update_every=1")
     report = {"benchmark": "step", "machine": measure.machine(), "what": _describe(config)}
     with contextlib.ExitStack() as stack:
         peers = {name: stack.enter_context(Peer(name, "step", config)) for name in against}
-        step = Step.of(config)  # before anything is measured, since it says what is wrong with the config
+        step = Step.of(config)  # before any measurement, so that an error in the config shows first
         report["ceilings"] = ceilings = measure.ceilings(jnp.dtype(config.model.dtype))
         work = {"ours": step.run}
         for name, peer in peers.items():
