@@ -1,1 +1,1 @@
-"""What a run takes on machines that are not there, and whether the one that is here is ready for it."""
+"""Planning runs for machines that are not here, and checking the one that is."""

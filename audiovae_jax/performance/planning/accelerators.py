@@ -1,6 +1,6 @@
-"""What makers publish about accelerators: memory, peaks and bandwidths, each with its source.
+"""Published memory, peak rates and bandwidths of accelerators, with sources.
 
-Times taken from these are bounds: no program is faster, and most are slower.
+Times computed from these are lower bounds: no program is faster, and most are slower.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ class Accelerator:
 
     Attributes:
       name: as users type it.
-      platform: that JAX compiles for, "cuda" or "tpu".
-      memory_bytes: that a program may use.
-      peak_flops: per second in `bfloat16` and `float32`, dense; of float32 at JAX's default precision, which
-        multiplies in TF32 on these GPUs and in bfloat16 on TPUs.
+      platform: of JAX, "cuda" or "tpu".
+      memory_bytes: available to programs.
+      peak_flops: dense operations per second by dtype, "bfloat16" and "float32". At JAX's default precision, float32 is
+        multiplied in TF32 on these GPUs, and in bfloat16 on TPUs.
       memory_bandwidth: bytes per second.
       link_bandwidth: bytes per second that a device sends over the links within a host (NVLink) or slice (ICI).
-      network_bandwidth: bytes per second that a device sends to another host; None where the links lead there.
-      source: of these figures.
+      network_bandwidth: bytes per second that a device sends to another host; None if the links connect hosts too.
+      source: of these numbers.
       target_config: XLA's description of a GPU, as a text proto.
     """
 
@@ -36,10 +36,10 @@ class Accelerator:
 
 
 def all_reduce_seconds(size: float, accelerator: Accelerator, hosts: int, per_host: int) -> float:
-    """The least time that summing `size` bytes over all devices takes at published bandwidths.
+    """Lower bound of the time to sum `size` bytes over all devices.
 
-    Every device sends `2 (n - 1) / n` of the bytes, along the links. Across GPU hosts, a host's devices sum among
-    themselves first and share out what goes over the network; both may be under way at once, so the slower counts.
+    Every device sends `2 (n - 1) / n` of the bytes over the links. With several GPU hosts, devices first reduce within
+    their host and then share the network traffic. Both phases may overlap, so the slower one counts.
     """
     if accelerator.network_bandwidth is None:
         return _sent(size, hosts * per_host) / accelerator.link_bandwidth
@@ -53,7 +53,7 @@ def _sent(size, devices):
 
 
 def _gpu(memory_bytes, memory_bandwidth, description):
-    # Of the form in which XLA describes GPUs to itself (its gpu_specs); Hopper's dies are alike but for memory.
+    # The format of XLA's gpu_specs. Hopper GPUs differ in memory only.
     return f"""gpu_device_info {{
   cuda_compute_capability {{ major: 9 minor: 0 }}
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -138,13 +138,19 @@ def step_bounds(
     hosts: int,
     per_host: int,
 ) -> dict[str, float]:
-    """Seconds below which a step cannot be: of its `arithmetic`, `memory` traffic and `collectives`, each alone.
+    """Lower bounds of a step's time in seconds, each as if it were the only cost.
 
     Args:
-      flops, bytes_moved: of one device and step.
-      reduced_bytes: that are summed over all devices.
-      dtype: that most of the arithmetic is in.
-      accelerator, hosts, per_host: on what.
+      flops: operations of one device and step.
+      bytes_moved: memory traffic of one device and step.
+      reduced_bytes: bytes summed over all devices.
+      dtype: of most of the arithmetic.
+      accelerator: the device.
+      hosts: number of hosts.
+      per_host: devices per host.
+
+    Returns:
+      A dict of `arithmetic`, `memory` and `collectives`.
     """
     peak = accelerator.peak_flops.get(dtype, max(accelerator.peak_flops.values()))
     return {
@@ -155,5 +161,8 @@ def step_bounds(
 
 
 def least_paying_batch(seconds_per_item: float, collective_seconds: float, share: float) -> int:
-    """The smallest batch per device at which collectives that overlap with nothing take no more than `share`."""
+    """Smallest batch per device whose collectives take at most `share` of a step.
+
+    No overlap is assumed.
+    """
     return max(1, math.ceil(collective_seconds * (1 - share) / share / seconds_per_item))

@@ -1,4 +1,4 @@
-"""Compiling the train step for a target, and what the compiler says of it."""
+"""Compiles the train step for a target, and reads the compiler's analysis."""
 
 import dataclasses
 import time
@@ -19,13 +19,13 @@ from audiovae_jax.training import program as training_program
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What is compiled for.
+    """The devices to compile for.
 
     Attributes:
       kind: the maker's name.
       count: over all hosts.
-      hosts: processes that they belong to.
-      usable_bytes: of one device's memory; None where it is not known.
+      hosts: number of processes that they belong to.
+      usable_bytes: memory of one device that a run may use; None if unknown.
     """
 
     kind: str
@@ -35,25 +35,26 @@ class Devices:
 
     @property
     def per_host(self) -> int:
-        """Devices of one host."""
+        """Devices per host."""
         return self.count // self.hosts
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """The step for one batch size, as the compiler planned it; bytes are of one device.
+    """The compiler's plan of a step for one batch size; bytes are of one device.
 
     Attributes:
       batch_per_device: items.
       argument_bytes: state, batch, and the recipe's numbers.
-      output_bytes: the new state and the metrics, without what takes the place of arguments.
-      temp_bytes: everything between.
-      code_bytes: the program itself, where it lies in the device's memory.
-      peak_bytes: most that is held at one time, code and all.
-      bytes_moved: read and written in a step.
-      bytes_moved_of: "cost analysis" of the compiler, or "entry instructions", each counted alone.
+      output_bytes: new state and metrics, except outputs that reuse the memory of arguments.
+      temp_bytes: temporaries.
+      code_bytes: the program, if it is in device memory.
+      peak_bytes: peak memory, including code.
+      bytes_moved: memory read and written in a step.
+      bytes_moved_of: source of `bytes_moved`: "cost analysis" (the compiler's) or "entry instructions" (each counted
+        alone).
       collectives: exchanges between devices.
-      seconds: that compiling took, without tracing.
+      seconds: compile time, without tracing.
     """
 
     batch_per_device: int
@@ -69,7 +70,7 @@ class Compiled:
 
 
 class StepCompiler:
-    """Compiles a config's step, with the discriminator if it has one, for the devices of a target.
+    """Compiles a config's step, with its discriminator if it has one, for a target.
 
     The process must have been started with the target's environment.
 
@@ -88,7 +89,7 @@ class StepCompiler:
         self._platform = {"gpu": "cuda"}.get(found[0].platform, found[0].platform)
         hosts = target.shape[0] if target.platform == "cuda" else len({device.process_index for device in found})
         self.devices = Devices(found[0].device_kind, len(found), hosts, usable_bytes(target, found))
-        # The recipe does not depend on the batch, which need not split over these devices.
+        # The recipe does not depend on the batch. One that splits over these devices passes the check.
         self._config = ml_collections.ConfigDict(config)
         self._config.batch_size = self.devices.count
         configuration.check(self._config, self.devices.count)
@@ -98,11 +99,18 @@ class StepCompiler:
 
     @property
     def state_bytes(self) -> int:
-        """Of the train state, which is what a checkpoint holds."""
+        """Bytes of the train state, which is what a checkpoint holds."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._state))
 
     def compile(self, batch_per_device: int) -> Compiled | None:
-        """The step for a batch of so many items on every device; None where its compiler finds no room for it."""
+        """Compile the step for this many items per device.
+
+        Returns:
+          The compiled step, or None if the compiler runs out of device memory.
+
+        Raises:
+          PlanError: compiling failed.
+        """
         try:
             with compilation.sparing():
                 lowered = self._trace(self._mesh, batch_per_device).lower(lowering_platforms=(self._platform,))
@@ -116,10 +124,10 @@ class StepCompiler:
         return _read(executable, batch_per_device, seconds, has_peak=self._platform == "tpu")
 
     def flops(self, batch_per_device: int) -> float:
-        """Floating-point operations of a step on one device, as the program has them before it is compiled.
+        """Floating-point operations of a step on one device, before compilation.
 
-        Compiled for a GPU, products and convolutions are calls of libraries, whose work XLA does not count; and
-        only a mesh of real devices can be asked, so that one of this machine's stands in for the target's.
+        For GPUs, XLA does not count the work of library calls in a compiled program. The count needs a mesh of real
+        devices, so one device of this machine stands in for the target's.
         """
         one = mesh.make_mesh(jax.devices()[:1])
         state = training_program.abstract_state(self._recipe, one, build.example_shape(self._config))
@@ -137,7 +145,7 @@ class StepCompiler:
 
 
 def find_devices(target: Target) -> list[Any]:
-    """The target's devices: this machine's, or what stands for those that are not there and can be compiled for.
+    """The target's devices: real ones, or descriptions that can be compiled for.
 
     Raises:
       PlanError: the compiler does not know the target.
@@ -150,20 +158,23 @@ def find_devices(target: Target) -> list[Any]:
 
     try:
         if target.platform == "cuda":
-            jax.devices()  # which makes JAX look for its plugins
+            jax.devices()  # makes JAX load its plugins
             shape = "x".join(str(number) for number in (1, *target.shape))
             options = {"topology": shape, "target_config": target.accelerator.target_config}
             found = topologies.get_topology_desc("", "cuda", **options)
         else:
             found = topologies.get_topology_desc(target.name, "tpu")
-    except Exception as error:  # the plugins raise what they like
+    except Exception as error:  # plugins raise exceptions of many types
         reason = str(error).splitlines()[0]
         raise PlanError(f"--target={target.name} is not known to the compiler that is installed: {reason}") from error
     return list(found.devices)
 
 
 def usable_bytes(target: Target, devices: list) -> int | None:
-    """Memory of one device that a run may use: published, counted by the device, or this machine's divided."""
+    """Memory in bytes of one device that a run may use; None if unknown.
+
+    It is the published memory, the device's own limit, or for CPU devices an equal share of this machine's free memory.
+    """
     if not target.is_here:
         return target.usable_bytes
     counted = devices[0].memory_stats() or {} if devices[0].platform != "cpu" else {}
@@ -176,7 +187,7 @@ def usable_bytes(target: Target, devices: list) -> int | None:
 
 
 def available_memory() -> int | None:
-    """Bytes of this machine's memory that are free or can be freed; None where the system does not say."""
+    """Free or reclaimable memory of this machine in bytes; None if unknown."""
     try:
         with open("/proc/meminfo") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:"))
@@ -192,8 +203,8 @@ def _read(executable, batch_per_device, seconds, has_peak):
     if not moved:
         moved, moved_of = hlo.entry_traffic(text), "entry instructions"
     new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # A TPU's temporaries are of all its memories, and its peak is that of the large one. Elsewhere temporaries are one
-    # block, taken whole, and what is called the peak has gaps in that block left out, or the block itself.
+    # On TPUs, temporaries cover all memories, and the reported peak is that of the large one. Elsewhere temporaries are
+    # one allocation, and the reported peak leaves out its gaps, or the whole allocation.
     peak = getattr(memory, "peak_memory_in_bytes", 0) if has_peak else 0
     if not peak:
         peak = memory.argument_size_in_bytes + new_outputs + memory.temp_size_in_bytes

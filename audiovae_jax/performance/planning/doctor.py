@@ -1,4 +1,4 @@
-"""Whether this machine is ready for a run: every check by itself, with what was found and what to do."""
+"""The doctor: checks whether this machine is ready for a run."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import start, warm_start
 from audiovae_jax.training import program
 
-_CROPS = 8  # that are read
+_CROPS = 8  # number of crops to read
 _WIDTH = 96
 OK, DOUBTFUL, FAILED, SKIPPED = "ok", "doubtful", "FAILED", "skipped"
 
@@ -39,10 +39,11 @@ class Check:
     """A row of the doctor's table.
 
     Attributes:
-      name: of what was looked at.
-      status: OK, DOUBTFUL (the run will start), FAILED (it would fail), or SKIPPED for want of another.
+      name: of the check.
+      status: OK, DOUBTFUL (the run would start), FAILED (it would fail), or SKIPPED (an earlier check or an option
+        prevents it).
       result: what was found.
-      remedy: what to do about it; empty where nothing need be done.
+      remedy: what to do about it; empty if nothing.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Check:
 
 
 class Finding(UserError):
-    """What a check found wrong, and the remedy."""
+    """A problem that a check found, and its remedy."""
 
     def __init__(self, result: str, remedy: str, status: str = FAILED):
         super().__init__(f"{result}; {remedy}")
@@ -60,7 +61,7 @@ class Finding(UserError):
 
 
 def free_bytes(path: Path) -> int:
-    """That are free on the disk of a folder, which need not be there yet."""
+    """Free bytes on the disk of a folder, which need not exist yet."""
     return shutil.disk_usage(_existing(path)).free
 
 
@@ -72,16 +73,17 @@ def examine(
     free: Callable[[Path], int] = free_bytes,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Check]:
-    """Look at everything that a run of `config` in `workdir` needs, on the devices of this process and its peers.
+    """Check everything that a run of `config` in `workdir` needs.
 
-    Every process of a run must call it. Nothing is left behind but what compiling leaves in its cache.
+    The checks use the devices of this process and its peers. Every process of a run must call this. It leaves nothing
+    behind except entries in the compilation cache.
 
     Args:
       config: finalized.
       workdir: of the run.
-      compile_step: whether to compile the step, to know the memory that it takes.
-      free: gives the free bytes at a path.
-      say: is told what is being looked at.
+      compile_step: whether to compile the step to check its memory.
+      free: returns the free bytes at a path.
+      say: called with a line of progress before every check.
 
     Returns:
       The checks in the order in which they were made.
@@ -100,7 +102,7 @@ def examine(
     ):
         missing = [check.name for check in checks if check.name in needs and check.status in (FAILED, SKIPPED)]
         if name == "checkpoint" and (elsewhere := agreement.any_reason(" and ".join(missing) or None)):
-            missing = missing or [elsewhere]  # all processes write it, or none does
+            missing = missing or [elsewhere]  # it needs all processes
         if missing:
             checks.append(Check(name, SKIPPED, f"needs {' and '.join(missing)}"))
         elif name == "memory" and not compile_step:
@@ -112,7 +114,7 @@ def examine(
 
 
 def lines(checks: list[Check]) -> list[str]:
-    """The checks as a table, and a last line that says whether the run may begin."""
+    """Format the checks as a table, with a last line on whether a run may start."""
     rows = [("check", "", "result, and remedy")]
     for check in checks:
         first, *rest = textwrap.wrap(check.result, _WIDTH, break_long_words=False) or [""]
@@ -133,13 +135,13 @@ def _run(name, look):
     except UserError as error:
         result, _, remedy = str(error).partition("; ")
         return Check(name, FAILED, " ".join(result.split()), " ".join(remedy.split()))
-    except Exception as error:  # a doctor who faints has found something too
+    except Exception as error:  # an unexpected error fails its check, and the other checks still run
         what = str(error).strip().split("\n")[0]
         return Check(name, FAILED, f"{type(error).__name__}: {what}"[:300], "an error that was not foreseen; report it")
 
 
 class _Looker:
-    """The checks, and what they share."""
+    """The checks, and the state that they share."""
 
     def __init__(self, config, workdir, free):
         self._config, self._workdir, self._free = config, workdir, free
@@ -207,7 +209,10 @@ class _Looker:
         return said
 
     def processes(self, checks):
-        """Compare what every process has; all must come by here, whatever they have found before."""
+        """Compare config, data, versions and failed checks between processes.
+
+        Every process must call this, even if an earlier check failed.
+        """
         ours = {
             "config": configuration.to_json(self._config),
             "data": self._fingerprint,
@@ -253,7 +258,7 @@ class _Looker:
     def disk(self):
         _require_folder(self._workdir)
         size = self._state_bytes()
-        kept = self._config.checkpoints_kept + 1  # the best besides
+        kept = self._config.checkpoints_kept + 1  # plus the best one
         needed, there = (kept + 1) * size, self._free(self._workdir)
         said = (
             f"{table.size(there)} free; {kept} checkpoints of {table.size(size)} are kept, and one is "
@@ -264,7 +269,7 @@ class _Looker:
         return said
 
     def checkpoint(self):
-        """Write a checkpoint of the run's size beside where its own will be, and read it back."""
+        """Write a checkpoint of the run's size next to the workdir, and restore it."""
         _require_folder(self._workdir)
         parent = _existing(self._workdir)
         folder, reason = None, "by process 0"
@@ -285,7 +290,7 @@ class _Looker:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def claim(self):
-        """As training does it when it starts, but for writing."""
+        """Check the workdir as training does at its start, without writing."""
         folder = self._workdir / "checkpoints"
         said = f"{self._workdir} is new"
         if folder.is_dir():
@@ -310,7 +315,7 @@ class _Looker:
             checkpoints.save(state, step=0, config={}, data={}, metrics={"total_loss": 0.0})
             checkpoints.wait()
             written = time.perf_counter()
-            checkpoints.restore(shapes, everywhere, step=0)  # compares its checksums
+            checkpoints.restore(shapes, everywhere, step=0)  # verifies checksums
             read = time.perf_counter()
         finally:
             checkpoints.close()
@@ -329,7 +334,10 @@ _DEVICE_FILES = {"cuda": ("/dev/nvidia0",), "tpu": ("/dev/accel0", "/dev/vfio/0"
 
 
 def _noise(sharding):
-    """Makes an array of a shape on every device; of noise, which no compression makes small."""
+    """Return a function that makes an array of a given shape on every device.
+
+    Floating-point arrays are noise, which does not compress.
+    """
     rng = np.random.default_rng(0)
 
     def make(shape):
@@ -343,7 +351,7 @@ def _noise(sharding):
 
 
 def _same_everywhere(folder, parent):
-    """Process 0's folder, for all; None where it has none."""
+    """Broadcast process 0's folder to all processes; None if it has none."""
     if jax.process_count() == 1:
         return folder
     name = np.frombuffer((folder.name if folder else "").encode().ljust(64, b"\0"), np.uint8)

@@ -1,4 +1,4 @@
-"""Reading a compiled program's text (HLO): its collectives, and what its instructions read and write."""
+"""Reads the text of a compiled program (HLO): collectives and memory traffic."""
 
 import dataclasses
 import re
@@ -8,7 +8,7 @@ _COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast",
     "ragged-all-to-all",
 )  # fmt: skip
-# What names a part or a place of a buffer, and moves nothing.
+# Instructions that only refer to buffers, and move no data.
 _FREE = ("parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "partition-id", "replica-id")
 _BITS = {
     "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32,
@@ -27,9 +27,9 @@ class Collective:
     """One exchange between devices.
 
     Attributes:
-      op: "all-reduce" and the like.
-      bytes: that each device puts in.
-      devices: that take part in one group; None where that is all of them, unsaid.
+      op: such as "all-reduce".
+      bytes: input of each device.
+      devices: number of devices in a group; None if the text does not give it, which means all.
     """
 
     op: str
@@ -47,7 +47,10 @@ class _Instruction:
 
 
 def collectives(text: str) -> list[Collective]:
-    """The collectives of a compiled module, in the order of its text; a start and its end count once."""
+    """The collectives of a compiled module, in the order of its text.
+
+    An asynchronous start and its end count once.
+    """
     sizes, found = {}, []
     for instruction in _instructions(text):
         sizes[instruction.name] = _size(instruction.type)
@@ -59,10 +62,10 @@ def collectives(text: str) -> list[Collective]:
 
 
 def entry_traffic(text: str) -> int:
-    """Bytes that the instructions of the entry computation read and write, each alone.
+    """Bytes that the entry computation's instructions read and write, each alone.
 
-    A fusion counts as one instruction: what it keeps to itself is not counted. It is no more than an estimate
-    where instructions share a cache, or read a part of an operand.
+    A fusion is one instruction, and its internal traffic does not count. This is an estimate: instructions may share a
+    cache, or read only part of an operand.
     """
     sizes, moved = {}, 0
     for instruction in _instructions(_entry(text)):
@@ -92,7 +95,7 @@ def _instructions(text) -> Iterator[_Instruction]:
 
 
 def _end_of_type(line, start):
-    # A tuple's type has blanks, and a TPU's layouts have parentheses of their own.
+    # Tuple types contain spaces, and TPU layouts contain parentheses.
     if line.startswith("(", start):
         return _closing(line, start) + 1
     end = line.find(" ", start)

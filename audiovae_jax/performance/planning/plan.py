@@ -1,4 +1,4 @@
-"""The plan of a run: what its train step takes on each target, as its compiler has it."""
+"""Plans a run: the cost of its train step on each target."""
 
 import dataclasses
 import platform
@@ -19,12 +19,12 @@ from audiovae_jax.performance.planning.worker import Worker
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What planning may take.
+    """Limits of planning itself.
 
     Attributes:
-      compiles: of the step, per target, the first included.
-      host_memory: bytes of this machine, of each compiling process; None for no limit.
-      seconds: of each compile.
+      compiles: maximum number of compiles per target, including the first.
+      host_memory: memory of this machine in bytes for each compiling process; None for no limit.
+      seconds: maximum duration of each compile.
     """
 
     compiles: int
@@ -33,20 +33,20 @@ class Limits:
 
 
 def plan(config: ml_collections.ConfigDict, targets: list[Target], limits: Limits, say: Callable[[str], None]) -> dict:
-    """Compile the step of `config` for every target and read what was planned.
+    """Compile the step of `config` for every target, and report the compiler's plan.
 
     Args:
-      config: finalized; where its batch does not split over a target's devices, one item a device is planned.
+      config: finalized. If its batch cannot be split over a target's devices, one item per device is planned.
       targets: what to compile for.
       limits: of the planning itself.
-      say: is told about progress.
+      say: called with a line of progress.
 
     Returns:
-      A report of JSON's types: `what`, `config` values that matter, `versions`, `date`, and `targets` by name. What a
-      target's planning was stopped or refused for is its `error`; what was found before stands beside it.
+      A report of JSON types: `what`, `date`, `versions`, and `targets` by name. If planning a target was stopped or
+        refused, its entry has the reason as `error`, next to the results so far.
 
     Raises:
-      ConfigError: a compiler is not installed, or the config cannot work anywhere.
+      ConfigError: a compiler is not installed, or the config cannot work on any target.
     """
     for target in targets:
         target.require_installed()
@@ -68,7 +68,7 @@ def plan(config: ml_collections.ConfigDict, targets: list[Target], limits: Limit
 
 
 def describe(config: ml_collections.ConfigDict) -> str:
-    """The step that is planned, in a line."""
+    """Describe the planned step in one line."""
     discriminator = f"discriminator {build.discriminator_dtype(config)}" if config.use_adversarial else ""
     return (
         f"training step {'with' if config.use_adversarial else 'without'} discriminator, base_channels "
@@ -101,7 +101,7 @@ def _fill(entry, config, target, limits, say):
             compiled = _compile(worker, size, entry, say)
             if compiled is None:
                 return None
-            if "figures_of_batch" not in entry:  # of the config's batch, or where that has no room, of the next tried
+            if "figures_of_batch" not in entry:  # the config's batch, or the first that fits the compiler
                 entry.update(_figures(compiled))
                 entry["flops"] = worker.flops(size)
                 entry.update(_bounds(entry, config, target, devices))
@@ -115,7 +115,7 @@ def _fill(entry, config, target, limits, say):
                     peak, known=known, fixed_bytes=worker.state_bytes, usable_bytes=devices.usable_bytes,
                     compiles=limits.compiles - 1,
                 )  # fmt: skip
-        finally:  # what was found before the planning was stopped is kept
+        finally:  # results so far are kept if planning is stopped
             if known and devices.usable_bytes is not None:
                 entry["largest_batch_per_device"], _ = search.bracket(known, devices.usable_bytes)
             entry["host_peak_bytes"] = worker.host_peak_bytes
@@ -152,7 +152,7 @@ def _figures(compiled: Compiled) -> dict:
 
 
 def _bounds(entry, config, target: Target, devices: Devices) -> dict:
-    """Seconds that no step is shorter than, and the crops a second that the fastest such run would eat."""
+    """Lower bounds of the step time, and the crops per second at that speed."""
     if target.accelerator is None:
         return {}
     bounds = accelerators.step_bounds(

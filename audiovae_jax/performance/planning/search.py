@@ -1,8 +1,11 @@
-"""The largest batch that fits, found in few compiles: peak memory is nearly a straight line over the batch."""
+"""Searches the largest batch that fits, with few compiles.
+
+Peak memory is almost linear in the batch size.
+"""
 
 from collections.abc import Callable
 
-MOST = 1 << 16  # items on a device
+MOST = 1 << 16  # items per device
 
 
 def largest_batch(
@@ -13,20 +16,20 @@ def largest_batch(
     usable_bytes: int,
     compiles: int,
 ) -> tuple[int, bool]:
-    """The largest batch per device whose peak memory is no more than there is.
+    """Search the largest batch per device whose peak memory fits.
 
-    A batch is proposed where a line through what is known crosses the limit, and compiled. The search ends when the
-    line proposes a batch that was compiled and fits, or that with the next larger one not fitting.
+    Each proposal is where a line through the known peaks crosses the limit. The search ends when the largest batch that
+    fits is proposed again, or when the next larger one is known not to fit.
 
     Args:
-      peak: compiles for a batch: its peak in bytes, or None where the compiler finds no room.
-      known: peaks of batches that were compiled before; what is found is added.
-      fixed_bytes: that a batch of none would take: the state.
-      usable_bytes: of a device.
-      compiles: at most so many more.
+      peak: compiles for a batch size and returns its peak in bytes, or None if the compiler finds no room.
+      known: peaks by batch size, of earlier compiles. New ones are added.
+      fixed_bytes: memory without any items: the state.
+      usable_bytes: memory of a device.
+      compiles: maximum number of further compiles.
 
     Returns:
-      The largest batch that was compiled and fits (0 if none did), and whether the search came to its end.
+      The largest batch that was compiled and fits (0 if none), and whether the search is complete.
     """
     while True:
         fits, too_large = bracket(known, usable_bytes)
@@ -42,7 +45,10 @@ def largest_batch(
 
 
 def bracket(known: dict[int, int | None], usable_bytes: int) -> tuple[int, int]:
-    """The largest batch that is known to fit (0: none), and the smallest known not to (MOST + 1: none)."""
+    """The largest batch known to fit, and the smallest known not to fit.
+
+    These default to 0 and `MOST + 1`.
+    """
     too_large = min((batch for batch, bytes_ in known.items() if not _fits(bytes_, usable_bytes)), default=MOST + 1)
     fits = max((batch for batch, bytes_ in known.items() if _fits(bytes_, usable_bytes)), default=0)
     return fits, max(too_large, fits + 1)
@@ -56,7 +62,7 @@ def _proposed(known, fits, too_large, fixed_bytes, usable_bytes):
     points = sorted({0: fixed_bytes, **{b: peak for b, peak in known.items() if peak is not None}}.items())
     if len(points) == 1:
         return max(1, too_large // 2)
-    # The two points nearest to the limit: the line bends where the compiler chooses other algorithms.
+    # The two points nearest to the limit, because the slope changes when the compiler chooses other algorithms.
     (a, low), (b, high) = sorted(sorted(points, key=lambda point: abs(point[1] - usable_bytes))[:2])
     slope = (high - low) / (b - a)
     crossing = MOST if slope <= 0 else a + (usable_bytes - low) / slope

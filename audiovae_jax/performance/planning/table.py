@@ -1,4 +1,4 @@
-"""Plans and checks as text: one column a target, one row a figure."""
+"""Formats plans and checks as tables: one column per target, one row per value."""
 
 import textwrap
 
@@ -12,7 +12,7 @@ _NOTE = (
 
 
 def plan_lines(report: dict) -> list[str]:
-    """A report of `plan.plan` for people."""
+    """Format a report of `plan.plan` as lines of text."""
     versions = report["versions"]
     shown = {name: entry for name, entry in report["targets"].items() if "devices" in entry or "count" in entry}
     lines = [
@@ -33,19 +33,19 @@ def plan_lines(report: dict) -> list[str]:
 
 
 def columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows of as many cells each, aligned to the left."""
+    """Align rows of equally many cells to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def size(count: float) -> str:
-    """`61.7 GB` for bytes, with three digits that count."""
+    """Format bytes with three significant digits, such as `61.7 GB`."""
     unit, name = next(((unit, name) for unit, name in _UNITS if count >= unit), (1, "B"))
     return f"{count / unit:#.3g} {name}".replace(". ", " ")
 
 
 def collectives(found: list[tuple[str, int]]) -> str:
-    """`2 all-reduces of 151 MB + 202 MB`, for pairs of an operation and its bytes."""
+    """Format pairs of operation and bytes: `2 all-reduces of 151 MB + 202 MB`."""
     if not found:
         return "none"
     kinds = {}
@@ -60,7 +60,7 @@ def collectives(found: list[tuple[str, int]]) -> str:
 def _cell(text, entry):
     try:
         return text(entry)
-    except KeyError:  # of what was not reached
+    except KeyError:  # planning stopped before this value
         return ""
 
 

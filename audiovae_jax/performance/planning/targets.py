@@ -1,4 +1,7 @@
-"""What a plan is for: `h200:2x8`, `v5e:4x4`, `cpu:8`, `here`, and what must be installed to compile for it."""
+"""Targets of a plan: `h200:2x8`, `v5e:4x4`, `cpu:8`, `here`.
+
+Each has the environment and the packages that compiling for it needs.
+"""
 
 import dataclasses
 import importlib.util
@@ -11,14 +14,14 @@ from audiovae_jax.errors import ConfigError
 from audiovae_jax.performance.planning.accelerators import ACCELERATORS, Accelerator
 
 HERE, CPU = "here", "cpu"
-# What JAX takes of a GPU's memory unless this variable says otherwise.
+# The variable for the fraction of a GPU's memory that JAX takes, and its default.
 _FRACTION, _DEFAULT_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75
 _PLUGINS = {
     "cuda": ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"),
     "tpu": ("libtpu",),
 }
-# glibc keeps an arena for every thread, and in them most of what libtpu frees: compiling `base.py` in bfloat16 for a
-# v5e took 11.6 GB of the machine's memory with its defaults, and takes 9.9 GB with these.
+# With glibc's defaults, one arena per thread keeps most memory that libtpu frees. Compiling `base.py` in bfloat16 for a
+# v5e took 11.6 GB of host memory with them, and takes 9.9 GB with these.
 _SPARING_MALLOC = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "131072",
@@ -31,10 +34,10 @@ class Target:
     """Devices to compile for.
 
     Attributes:
-      name: as it was given.
-      platform: "cuda" or "tpu", or "cpu" or "here" for the machine's own.
-      shape: hosts x devices of GPUs; a slice's topology of TPUs; `(1, devices)` of CPUs; empty for `here`.
-      accelerator: None for the machine's own.
+      name: as given.
+      platform: "cuda" or "tpu", or "cpu" or "here" for this machine's devices.
+      shape: hosts x devices of GPUs, a slice's topology of TPUs, `(1, devices)` of CPUs; empty for `here`.
+      accelerator: None for this machine's devices.
     """
 
     name: str
@@ -44,12 +47,12 @@ class Target:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is devices of this machine."""
+        """Whether the devices are this machine's."""
         return self.accelerator is None
 
     @property
     def usable_bytes(self) -> int | None:
-        """Memory of a device that a run gets; None for the machine's own, which must be asked."""
+        """Memory of a device that a run gets; None for this machine's devices."""
         if self.accelerator is None:
             return None
         share = memory_fraction() if self.platform == "cuda" else 1.0
@@ -57,18 +60,18 @@ class Target:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the process that compiles must find in its environment."""
+        """Environment variables for the process that compiles."""
         if self.platform == HERE:
             return {}
-        # The devices are not there, or are not to be touched; and warnings about that are of no use to anybody.
+        # The devices are absent, or must not be touched. Warnings about that would not help.
         changes = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
         if self.platform == "cuda":
-            # There is no device to try algorithms on.
+            # Autotuning needs a device.
             changes["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
         if self.platform == "tpu":
             changes |= {
                 "TPU_SKIP_MDS_QUERY": "1",
-                "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # libtpu asks for one; the topology decides
+                "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # libtpu requires a value; the topology decides
                 "TPU_WORKER_HOSTNAMES": "localhost",
                 "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
                 "TPU_LOG_DIR": "disabled",
@@ -78,7 +81,11 @@ class Target:
         return changes
 
     def require_installed(self):
-        """Raise ConfigError, naming the extra, where the compiler for this target is not installed."""
+        """Check that the compiler for this target is installed.
+
+        Raises:
+          ConfigError: it is not. The message names the extra to install.
+        """
         if self.platform in _PLUGINS and not any(map(_is_installed, _PLUGINS[self.platform])):
             raise ConfigError(
                 f"--target={self.name} needs the compiler for {self.platform}, which is not installed: "
@@ -87,10 +94,10 @@ class Target:
 
 
 def parse(names: list[str]) -> list[Target]:
-    """The targets of `--target=h200:2x8,v5e:4x4`.
+    """Parse the targets of `--target=h200:2x8,v5e:4x4`.
 
     Raises:
-      ConfigError: one is not known, or its shape makes no sense.
+      ConfigError: a target is unknown, has an invalid shape, or is given twice.
     """
     targets = [_parse(name.strip().lower()) for name in names if name.strip()]
     if not targets:
@@ -101,10 +108,10 @@ def parse(names: list[str]) -> list[Target]:
 
 
 def memory_fraction() -> float:
-    """The share of a GPU's memory that JAX takes.
+    """The fraction of a GPU's memory that JAX takes.
 
     Raises:
-      ConfigError: the environment variable for it is no number from 0 to 1.
+      ConfigError: the environment variable is not a number above 0 and at most 1.
     """
     given = os.environ.get(_FRACTION, _DEFAULT_FRACTION)
     try:

@@ -1,4 +1,7 @@
-"""A process that compiles for one target, with an environment of its own, watched for its memory and time."""
+"""A process that compiles for one target, in its own environment.
+
+Its memory and time are limited.
+"""
 
 import contextlib
 import multiprocessing
@@ -20,25 +23,25 @@ _LOOKS_PER_SECOND = 4
 
 
 class Worker:
-    """Compiles a config's step for a target; a context.
+    """Compiles a config's step for a target in its own process; a context manager.
 
-    A process of its own, since a process has one set of platforms and flags for its whole life, and a
-    compiler that takes all of the machine's memory, or has no end, must be stopped from outside.
+    A process has one set of platforms and flags for its whole life. A compiler that takes too much memory or time must
+    be stopped from outside.
 
     Args:
       config: finalized.
       target: what to compile for.
-      memory_bytes: of this machine, that the process may take; None for no limit.
-      seconds: that each answer may take.
+      memory_bytes: maximum memory of the process on this machine; None for no limit.
+      seconds: maximum time for each answer.
 
     Attributes:
       devices: what is compiled for.
       state_bytes: of the train state.
-      host_peak_bytes: most memory that the process has taken so far.
+      host_peak_bytes: peak memory of the process so far.
 
     Raises:
       ConfigError: the config cannot work.
-      PlanError: no answer came, for the reason that it says.
+      PlanError: compiling failed, or was stopped at a limit.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, target: Target, memory_bytes: int | None, seconds: float):
@@ -63,15 +66,15 @@ class Worker:
         self.close()
 
     def compile(self, batch_per_device: int) -> Compiled | None:
-        """As `StepCompiler.compile`."""
+        """See `StepCompiler.compile`."""
         return self._ask("compile", batch_per_device)
 
     def flops(self, batch_per_device: int) -> float:
-        """As `StepCompiler.flops`."""
+        """See `StepCompiler.flops`."""
         return self._ask("flops", batch_per_device)
 
     def close(self):
-        """End the process."""
+        """Kill the process."""
         self._connection.close()
         self._process.kill()
         self._process.join()
@@ -107,7 +110,7 @@ class Worker:
         return answer
 
     def _look(self):
-        """Bytes that the process holds now; 0 where the system does not say."""
+        """Memory of the process in bytes; 0 if unknown. Updates the peak."""
         values = {}
         with contextlib.suppress(OSError, ValueError):
             for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
@@ -119,8 +122,8 @@ class Worker:
 
 
 def _serve(connection, config, target):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which ends this process
-    # What is taken from the cache was compiled for another target, or in no time.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C also reaches the parent, which kills this process
+    # A cached program may be another target's, and its compile time would be wrong.
     jax.config.update("jax_enable_compilation_cache", False)
 
     def answer(fn, *args):
