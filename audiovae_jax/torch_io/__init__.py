@@ -1,4 +1,4 @@
-"""Between the PyTorch system's files and ours, without torch."""
+"""Import from and export to files of the PyTorch system, without torch."""
 
 from audiovae_jax.torch_io.audio_vae import import_audio_vae as import_audio_vae
 from audiovae_jax.torch_io.discriminator import import_discriminator as import_discriminator

@@ -1,4 +1,4 @@
-"""What the shapes of tensors tell of the networks that they belong to."""
+"""Infers network architectures from the shapes of tensors."""
 
 import math
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.torch_io import layout
 
-# Dilations leave no trace in shapes; these are the field's.
+# Shapes do not determine dilations, periods and scales; these are the usual ones.
 _DILATIONS = (1, 3, 9)
 _PERIODS = (2, 3, 5, 7, 11)
 _SCALES = (1, 2, 4)
@@ -18,13 +18,13 @@ _FFT_LENGTHS = (4, 65536)  # samples
 
 
 def infer_audio_vae(state_dict: Mapping[str, np.ndarray]) -> dict:
-    """The arguments of `AudioVAE` that a model's tensors show, all but `dilations`.
+    """Infer the arguments of `AudioVAE`, except `dilations`, from its tensors.
 
     Args:
-      state_dict: the model's, with `encoder.*` keys at the top.
+      state_dict: of the model, with `encoder.*` keys at the top level.
 
     Raises:
-      CheckpointError: the tensors are not those of such a model.
+      CheckpointError: the tensors do not belong to an AudioVAE.
     """
     shapes = _Shapes(state_dict)
     base, channels, _ = shapes.weight("encoder.input_conv", 3)
@@ -58,17 +58,17 @@ def infer_audio_vae(state_dict: Mapping[str, np.ndarray]) -> dict:
 
 
 def count_dilations(state_dict: Mapping[str, np.ndarray]) -> int:
-    """The number of residual units in a block of a model's state dict."""
+    """Number of residual units per block in a model's state dict."""
     return _count(_Shapes(state_dict), "encoder.blocks.0.res_units.{}.block.1")
 
 
 def default_dilations(count: int) -> tuple[int, ...]:
-    """The field's dilations for `count` residual units: 1, 3, 9, and so on in powers of three."""
+    """Default dilations of `count` residual units: 1, 3, 9 and further powers of 3."""
     return _DILATIONS[:count] if count <= len(_DILATIONS) else tuple(3**i for i in range(count))
 
 
 def check_dilations(dilations, count: int) -> tuple[int, ...]:
-    """`dilations` as a tuple.
+    """Return `dilations` as a tuple.
 
     Raises:
       CheckpointError: they are not `count` positive integers.
@@ -82,19 +82,19 @@ def check_dilations(dilations, count: int) -> tuple[int, ...]:
 
 
 def infer_ensemble(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str]]:
-    """The arguments of `EnCodecDiscriminator` that a state dict shows.
+    """Infer the arguments of `EnCodecDiscriminator` from its tensors.
 
-    FFT lengths are those of the windows that torch keeps beside the weights, mel bands those of its
-    filterbanks. Periods and pooling factors leave no trace.
+    FFT lengths come from the windows that torch keeps next to the weights, and mel bands from the filterbanks. Periods
+    and pooling factors cannot be inferred.
 
     Args:
-      state_dict: the ensemble's, with `msstft.*` keys at the top.
+      state_dict: of the ensemble, with `msstft.*` keys at the top level.
 
     Returns:
-      `(arguments, notes)`; the notes say what was assumed.
+      `(arguments, notes)`. The notes list what was assumed.
 
     Raises:
-      CheckpointError: the tensors are not those of such an ensemble.
+      CheckpointError: the tensors do not belong to such an ensemble.
     """
     shapes = _Shapes(state_dict)
     filters, *_ = shapes.weight("msstft.discriminators.0.conv_layers.0", 4)
@@ -153,7 +153,7 @@ def _count(shapes, pattern):
 
 
 class _Shapes:
-    """The shapes of convolutions' weights, under whichever name they have."""
+    """The shapes of convolution weights, under any of their key formats."""
 
     def __init__(self, state_dict):
         self._state_dict = state_dict

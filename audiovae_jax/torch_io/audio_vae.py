@@ -1,4 +1,4 @@
-"""`import_audio_vae`: the model in a file of the PyTorch system."""
+"""`import_audio_vae`: reads the model in a file of the PyTorch system."""
 
 import collections
 import dataclasses
@@ -20,14 +20,14 @@ from audiovae_jax.torch_io.files import reader
 from audiovae_jax.torch_io.state_dict import Line
 
 _STATE_DICTS = ("model_state_dict", "state_dict", "model")
-# A small model of which much is missing may have more to be made than there is.
+# Values that a model may have beyond twice those stored, for small files with much missing.
 _SLACK = 1 << 20
 STATISTICS = ("latent_mean", "latent_std")
-# What safetensors' metadata holds beside the weights, each as JSON.
+# Fields that `export_audio_vae` writes into safetensors metadata, each as JSON.
 _DESCRIBED = ("model_config", "encoder_frozen", "epoch", "global_step", "metadata", "crc32")
-# Parts of a Lightning module that everybody knows to be no part of the model.
+# Parts of a Lightning module that need no note when they are left out.
 _KNOWN_PARTS = ("discriminator", "loss_calculator")
-# What a checkpoint holds for going on with training.
+# Keys that only resuming needs.
 TRAINING_KEYS = ("optimizer_states", "optimizer_state_dict", "lr_schedulers", "scheduler_state_dict", "callbacks")
 
 
@@ -38,12 +38,12 @@ class ImportedAudioVAE:
     Attributes:
       model: with the file's architecture.
       variables: its `params` and `latent_statistics`, float32.
-      lines: what became of each tensor of the file.
+      lines: what happened to each tensor of the file.
       notes: what was inferred, assumed or left out.
-      sample_rate: in Hz, where the file tells it: in Lightning's hyper_parameters, or in the metadata.
+      sample_rate: in Hz, if Lightning's `hyper_parameters` or the metadata have it.
       epoch: as the file counts it.
-      global_step: batches seen, see `batches_seen`.
-      metadata: what was saved with the model, as far as JSON can hold it.
+      global_step: number of batches seen; see `batches_seen`.
+      metadata: saved with the model. Values that JSON cannot hold are strings.
     """
 
     model: AudioVAE
@@ -59,24 +59,25 @@ class ImportedAudioVAE:
 def import_audio_vae(
     path: str | Path, *, dilations: tuple[int, ...] | None = None, strict: bool = True
 ) -> tuple[AudioVAE, dict]:
-    """The model in a file of the PyTorch system; torch is not needed, and nothing of the file is executed.
+    """Import the model in a file of the PyTorch system.
 
-    Takes what `save_model` wrote, a Lightning checkpoint, a bare state dict, and safetensors, with
-    the prefixes `model.`, `module.` and `_orig_mod.`, and weight norm in either form or folded. Where
-    the file has no `model_config`, the tensors' shapes give the architecture, and a warning says
-    what was inferred.
+    Torch is not needed, and nothing in the file is executed. The file may be written by `save_model`, or be a Lightning
+    checkpoint, a bare state dict, or safetensors. Keys may have the prefixes `model.`, `module.` and `_orig_mod.`.
+    Weight norm may have either of torch's forms, or be folded. Without a `model_config`, the architecture is inferred
+    from the tensors' shapes, and a warning lists it.
 
     Args:
       path: the file.
-      dilations: of the residual units, where the file has no `model_config`; by default the field's 1, 3, 9.
-      strict: False takes what fits; what does not keeps initial values, and a warning lists it.
+      dilations: of the residual units, if the file has no `model_config`; by default 1, 3, 9.
+      strict: if False, tensors that do not fit are left out. Their parameters keep initial values, and a warning lists
+        them.
 
     Returns:
       `(model, variables)`.
 
     Raises:
-      CheckpointError: the file cannot be read, or does not hold such a model, whole; the message lists
-        the keys that are missing, surplus or of another shape.
+      CheckpointError: the file cannot be read, or does not hold a complete model. The message lists the keys that are
+        missing, surplus or of another shape.
     """
     imported = read_audio_vae(path, dilations=dilations, strict=strict)
     for note in imported.notes:
@@ -87,7 +88,7 @@ def import_audio_vae(
 def read_audio_vae(
     path: str | Path, *, dilations: tuple[int, ...] | None = None, strict: bool = True
 ) -> ImportedAudioVAE:
-    """`import_audio_vae` with the account of what became of each tensor; the arguments are the same."""
+    """Like `import_audio_vae`, and report what happened to each tensor."""
     checkpoint = reader.read_checkpoint(path, skip=TRAINING_KEYS)
     try:
         with as_checkpoint_error("it is not as the PyTorch system writes it"):
@@ -99,7 +100,9 @@ def read_audio_vae(
 def from_checkpoint(
     checkpoint: dict, *, dilations: tuple[int, ...] | None = None, strict: bool = True
 ) -> ImportedAudioVAE:
-    """The model in what `read_checkpoint` gave, which is emptied of its state dict.
+    """Build the model from the result of `read_checkpoint`.
+
+    This removes the state dict from `checkpoint`.
 
     Raises:
       CheckpointError: as `import_audio_vae`.
@@ -164,7 +167,7 @@ def _sample_rate(section):
 
 
 def find_state_dict(checkpoint: dict) -> dict:
-    """The state dict in a checkpoint of any of the known forms.
+    """Find the state dict in a checkpoint of any known form.
 
     Raises:
       CheckpointError: there is none.
@@ -182,10 +185,14 @@ def find_state_dict(checkpoint: dict) -> dict:
 
 
 def model_state_dict(checkpoint: dict, lines: list[Line] | None = None) -> dict[str, np.ndarray]:
-    """The model's own tensors in a checkpoint, without prefixes; `lines` gets one for each that is not its.
+    """The model's tensors in a checkpoint, without prefixes.
+
+    Args:
+      checkpoint: as `read_checkpoint` returns it.
+      lines: gets an entry for each tensor of another part, if given.
 
     Raises:
-      CheckpointError: there is no model in it.
+      CheckpointError: it holds no model.
     """
     tensors = state_dict.unwrapped(find_state_dict(checkpoint))
     if any(key.startswith("encoder.") for key in tensors):
@@ -203,19 +210,21 @@ def model_state_dict(checkpoint: dict, lines: list[Line] | None = None) -> dict[
 
 
 def batches_seen(checkpoint: dict, notes: list[str], adversarial: bool, updates: Collection[int] = ()) -> int | None:
-    """The number of training batches: Lightning's `global_step` counts the updates of both optimizers.
+    """Number of training batches that a checkpoint has seen.
+
+    Lightning's `global_step` counts the updates of both optimizers.
 
     Args:
       checkpoint: with its state dict, or without.
-      notes: gets a line where the two differ.
-      adversarial: whether there is a discriminator in it.
-      updates: how many each optimizer made, where that is known.
+      notes: gets a line if the two counts differ.
+      adversarial: whether it has a discriminator.
+      updates: number of updates of each optimizer, if known.
 
     Returns:
-      None where the file does not count.
+      None if the file has no count.
 
     Raises:
-      CheckpointError: its counts are none.
+      CheckpointError: its count is not a valid step.
     """
     counted = checkpoint.get("global_step")
     if counted is None:
@@ -225,7 +234,7 @@ def batches_seen(checkpoint: dict, notes: list[str], adversarial: bool, updates:
     total = checkpoint.get("loops")
     for key in ("fit_loop", "epoch_loop.batch_progress", "total"):
         total = total.get(key) if isinstance(total, dict) else None
-    # A checkpoint in the middle of an epoch is written before its batch counts as completed.
+    # In the middle of an epoch, Lightning saves before it counts the batch as completed.
     seen = [_count(total.get(key)) or 0 for key in ("processed", "completed")] if isinstance(total, dict) else [0]
     batches = max(seen)
     if not 0 < batches <= counted:
@@ -240,10 +249,13 @@ def batches_seen(checkpoint: dict, notes: list[str], adversarial: bool, updates:
 
 
 def describe(checkpoint: dict):
-    """Put what `export_audio_vae` wrote into safetensors' metadata in its place; that of others is left alone.
+    """Move our fields of safetensors metadata to the top level of `checkpoint`.
+
+    These are the fields that `export_audio_vae` writes. Other metadata is ignored. Tensors are verified
+    against their checksums.
 
     Raises:
-      CheckpointError: the config is not JSON, or a tensor is not the one that was written.
+      CheckpointError: the config is not JSON, or a tensor is corrupt.
     """
     metadata = checkpoint.pop(reader.METADATA, None) or {}
     for key in _DESCRIBED:
@@ -260,14 +272,17 @@ def describe(checkpoint: dict):
 
 
 def _other_parts(lines):
-    """A note on parts of the file that are neither the model's nor expected to be there."""
+    """Notes on parts of the file that are unexpected and not the model's."""
     counts = collections.Counter(line.key.partition(".")[0] for line in lines)
     unknown = {part: count for part, count in counts.items() if part not in _KNOWN_PARTS}
     return [f"left out {part} ({count} tensors), which is not the model's" for part, count in unknown.items()]
 
 
 def _build(checkpoint, tensors, dilations, notes):
-    """The model of `model_config`, which must agree with the tensors; without one, of the tensors."""
+    """Build the model of `model_config`, which must agree with the tensors.
+
+    Without a `model_config`, the architecture is inferred from the tensors.
+    """
     hyperparameters = checkpoint.get("hyper_parameters")
     config = checkpoint.get("model_config")
     if config is None and isinstance(hyperparameters, dict):
@@ -300,7 +315,11 @@ def _build(checkpoint, tensors, dilations, notes):
 
 
 def _check_config(given, shown):
-    """The dilations of a `model_config`, None if it has none, after the rest was seen to agree with the tensors."""
+    """Check a `model_config` against the tensors' architecture.
+
+    Returns:
+      Its dilations, None if it has none.
+    """
     if not isinstance(given, dict):
         raise CheckpointError(f"its model_config is a {type(given).__name__}, not a dict")
     unknown = [str(key) for key in given if key not in (*CONFIG_KEYS, "_target_")]
@@ -316,7 +335,7 @@ def _check_config(given, shown):
 
 
 def _latent_statistics(checkpoint, tensors):
-    """`latent_mean` and `latent_std` as they are there, None where they are missing."""
+    """`latent_mean` and `latent_std` as stored; None if missing."""
     found = {}
     beside = checkpoint.get("latent_statistics")
     for name in STATISTICS:
@@ -329,7 +348,10 @@ def _latent_statistics(checkpoint, tensors):
 
 
 def _statistics_fault(name, tensor, latent_dim):
-    """What is wrong with them, in words that follow the name; None if nothing is."""
+    """Describe what is wrong with a latent statistic.
+
+    The text follows its name. It is None if nothing is wrong, and empty if the tensor is missing.
+    """
     if tensor is None:
         return ""
     if tensor.size != latent_dim or tensor.shape not in ((latent_dim,), (1, latent_dim, 1)):
@@ -364,5 +386,5 @@ def _for_json(value):
 
 
 def spell_config(model: AudioVAE) -> str:
-    """A model's architecture in a line."""
+    """A model's architecture in one line."""
     return ", ".join(f"{key}={getattr(model, key)}" for key in CONFIG_KEYS)

@@ -1,4 +1,4 @@
-"""`import_discriminator`: torch's discriminator weights as parameters of ours."""
+"""`import_discriminator`: torch's discriminator weights as our parameters."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,30 +16,30 @@ from audiovae_jax.torch_io import state_dict as torch_state_dict
 
 PyTree = Any
 _PREFIX = "discriminator."
-# Long enough for any STFT; the parameters do not depend on it.
+# Long enough for any STFT. The parameters do not depend on it.
 _LENGTH = 65536
 
 
 def import_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module) -> PyTree:
-    """The parameters of a discriminator of the PyTorch system.
+    """Import the parameters of a discriminator of the PyTorch system.
 
     Args:
-      state_dict: as `read_checkpoint` gives it: the discriminator's own, or one that has it under
-        `discriminator.`, as a Lightning checkpoint's. Constants in it (windows, filterbanks) are passed over.
-      discriminator: `EnCodecDiscriminator`, or one of its parts alone, as the weights are of.
+      state_dict: as `read_checkpoint` returns it. Either of the discriminator alone, or with keys under
+        `discriminator.`, as in a Lightning checkpoint. Windows and filterbanks in it are compared, not imported.
+      discriminator: `EnCodecDiscriminator`, or the single part that the weights belong to.
 
     Returns:
       `params` for `discriminator.apply({"params": params}, audio)`.
 
     Raises:
-      CheckpointError: a key is missing, surplus, or of another shape; the message lists them. Or the
-        weights were trained on other spectrograms than `discriminator` computes.
+      CheckpointError: keys are missing, surplus or of another shape (the message lists them), or the weights were
+        trained on spectrograms other than those of `discriminator`.
     """
     return read_discriminator(state_dict, discriminator).params
 
 
 def read_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module) -> torch_state_dict.Filled:
-    """`import_discriminator` with the account of what became of each tensor."""
+    """Like `import_discriminator`, and report what happened to each tensor."""
     channels = getattr(discriminator, "in_channels", 1)
     audio = jax.ShapeDtypeStruct((1, _LENGTH, channels), jnp.float32)
     with as_checkpoint_error(f"{type(discriminator).__name__} cannot be made"):
@@ -55,7 +55,7 @@ def read_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module) 
 
 
 def discriminator_tensors(state_dict: Mapping[str, Any]) -> dict:
-    """The discriminator's own tensors of a state dict that may hold more."""
+    """The discriminator's tensors of a state dict that may hold more."""
     tensors = torch_state_dict.unwrapped(dict(state_dict))
     if not any(key.startswith(_PREFIX) for key in tensors):
         return tensors
@@ -63,7 +63,10 @@ def discriminator_tensors(state_dict: Mapping[str, Any]) -> dict:
 
 
 def _check_constants(tensors, discriminator):
-    """Compare the windows and filterbanks of a file with ours: no weight's shape tells of them."""
+    """Compare a file's windows and filterbanks with ours.
+
+    The shapes of the weights do not depend on them.
+    """
     for key, (expected, configured) in _constants(discriminator).items():
         found = tensors.get(key)
         if found is not None and not _is_near(found, expected):
@@ -76,14 +79,14 @@ def _check_constants(tensors, discriminator):
 def _is_near(found, expected):
     if found.shape != expected.shape or found.dtype.itemsize > 8:
         return False
-    # Half-precision runs round these too; torchaudio's and librosa's filters differ by 1e-8.
+    # Half-precision runs also round constants. Filterbanks of torchaudio and librosa differ by 1e-8.
     rounding = float(ml_dtypes.finfo(found.dtype).eps) if torch_state_dict.is_floating(found) else 0.0
     tolerance = 1e-6 + rounding * np.abs(expected).max()
     return bool(np.abs(found.astype(np.float64) - expected).max() <= tolerance)
 
 
 def _constants(discriminator):
-    """`{key: (array, the arguments it comes from)}` of what torch keeps beside the weights."""
+    """`{key: (array, arguments)}` of the constants that torch keeps next to weights."""
     if isinstance(discriminator, discriminators.EnCodecDiscriminator):
         d = discriminator
         found = {f"msstft.discriminators.{i}.window": _window(n, n) for i, n in enumerate(d.n_ffts)}

@@ -1,4 +1,4 @@
-"""`export_audio_vae`: a model of ours as a file of the PyTorch system."""
+"""`export_audio_vae`: writes a model as a file of the PyTorch system."""
 
 import json
 from collections.abc import Mapping
@@ -29,18 +29,22 @@ def export_audio_vae(
     metadata: dict[str, Any] | None = None,
     sample_rate: int | None = None,
 ):
-    """Write a model in the PyTorch system's names and layout; torch is not needed.
+    """Write a model with the names and layout of the PyTorch system, without torch.
 
     Args:
-      model, variables: what is written.
-      path: ends in `.safetensors` (weights, and the config as metadata) or `.pt` (the layout of the
-        torch system's `save_model`, which its `load_model` reads). Written whole or not at all.
-      optimizer_state, scheduler_state: torch's state dicts, see `training.optimizer_state_dict`; `.pt` only.
-      epoch, global_step, metadata: kept beside the weights.
-      sample_rate: in Hz; kept in the metadata, since the torch system has no place of its own for it.
+      model: the model.
+      variables: of the model.
+      path: ends in `.safetensors` (weights, and the config as metadata) or `.pt` (the layout of the torch system's
+        `save_model`). The file is written atomically.
+      optimizer_state: state dict of torch's optimizer, see `training.optimizer_state_dict`; `.pt` only.
+      scheduler_state: state dict of torch's scheduler; `.pt` only.
+      epoch: saved with the weights.
+      global_step: saved with the weights.
+      metadata: saved with the weights.
+      sample_rate: in Hz. It is saved in the metadata, because the torch system has no field for it.
 
     Raises:
-      CheckpointError: another suffix, or something that such a file cannot hold.
+      CheckpointError: the suffix is unknown, or the file cannot hold or be written with these values.
     """
     path = Path(path)
     weights = audio_vae_state_dict(variables)
@@ -76,9 +80,9 @@ def export_audio_vae(
 
 
 def audio_vae_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The model's state dict, in torch's names, layout and order.
+    """The model's state dict, with torch's names, layout and order.
 
-    Kernels without weight norm are written with it: their norm, and themselves for the direction.
+    Kernels without weight norm are written with it: their norm as the gain, and themselves as the direction.
     """
     tensors = {name: np.asarray(variables["latent_statistics"][name])[None, :, None] for name in STATISTICS}
     for path, array in flax.traverse_util.flatten_dict(variables["params"]).items():

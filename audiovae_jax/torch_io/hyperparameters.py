@@ -1,10 +1,10 @@
-"""Hyperparameters of the PyTorch system's runs as config keys: recorded ones, and what optimizers show."""
+"""Hyperparameters of the PyTorch system's runs as config keys."""
 
 import math
 
 from audiovae_jax.torch_io.files.unpickle import Placeholder
 
-# The torch system's hyperparameters by section, "" for the flat ones, and the config keys that they are here.
+# The torch system's hyperparameters by section ("" is the top level), with the config keys that they map to.
 _ADVERSARIAL = {
     "adversarial_weight": "adversarial.adversarial_weight",
     "feature_matching_weight": "adversarial.feature_matching_weight",
@@ -29,7 +29,7 @@ _GROUP_SETTINGS = ("eps", "weight_decay")
 
 
 def settings(hyperparameters):
-    """Config keys for the hyperparameters that we know; the rest of them may be anything."""
+    """Config keys of the hyperparameters that we know; others are ignored."""
     found, values = {}, entries(hyperparameters)
     for section, names in _SETTINGS.items():
         given = entries(values.get(section)) if section else values
@@ -40,7 +40,7 @@ def settings(hyperparameters):
 
 
 def rates(hyperparameters):
-    """What hyperparameters tell of learning rates, where no optimizer's state tells better."""
+    """Optimizer settings from hyperparameters; an optimizer's state takes precedence."""
     values = entries(hyperparameters)
     found = {}
     for section, name in (("optimizer", "lr"), ("discriminator_optimizer", "discriminator_lr")):
@@ -55,7 +55,7 @@ def rates(hyperparameters):
 
 
 def entries(value):
-    """The names and values of a dict, or of what a placeholder was to be made of."""
+    """Names and values of a dict, or of the object that a placeholder stands for."""
     if isinstance(value, Placeholder):
         state = value.state
         if isinstance(state, tuple):  # functools.partial: function, args, keywords, attributes
@@ -73,7 +73,7 @@ def _group_settings(section, group):
 
 
 def optimizer_settings(section, optimizer, scheduler, step, notes):
-    """Config keys of `section` for what an optimizer's and its schedule's state show at batch `step`."""
+    """Config keys from the state of an optimizer and its schedule at batch `step`."""
     groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     if not isinstance(groups, list) or not groups or not isinstance(groups[0], dict):
         return {}

@@ -1,7 +1,7 @@
-"""How the torch system names and lays out what our parameter trees hold.
+"""Names and layouts of the torch system's parameters.
 
-A parameter is a path in our tree and one tensor there; nothing is merged or split, so both
-directions are a renaming and a transposition.
+A parameter is a path in our tree, and one tensor in torch's state dict. Nothing is merged or split: both directions
+rename and transpose.
 
 | ours | torch |
 |---|---|
@@ -19,7 +19,7 @@ _PARAMETRIZED = {
     "weight_g": "parametrizations.weight.original0",
     "weight_v": "parametrizations.weight.original1",
 }
-# Inside a block, torch's Sequential counts what we name.
+# Torch's Sequential numbers the layers of a block that we name.
 _RESIDUAL = {"snake1": "block.0", "conv1": "block.1", "snake2": "block.2", "conv2": "block.3"}
 # Modules and parameters in the order in which the torch system registers them.
 _ORDER = (
@@ -30,7 +30,7 @@ _LEAVES = {"v": "weight_v", "g": "weight_g", "kernel": "weight", "bias": "bias",
 
 
 def torch_key(path: tuple[str, ...]) -> str:
-    """The state-dict key of the parameter at `path`, e.g. `encoder.blocks.0.downsample.1.weight_v`."""
+    """The state-dict key of a path, e.g. `encoder.blocks.0.downsample.1.weight_v`."""
     *modules, leaf = path
     names = []
     for i, module in enumerate(modules):
@@ -56,12 +56,12 @@ def torch_key(path: tuple[str, ...]) -> str:
 
 
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in torch of the parameter at `path`, for one-dimensional convolutions."""
+    """The shape in torch of the parameter at `path`, for 1-D convolutions."""
     return to_torch(path, np.broadcast_to(np.float32(0), shape)).shape
 
 
 def to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    """Our parameter at `path` in torch's layout, for one-dimensional convolutions; a view."""
+    """Our parameter at `path` in torch's layout, for 1-D convolutions; a view."""
     if path[-1] in ("v", "kernel"):
         return array.transpose((1, 2, 0) if path[-2] == "upsample" else range(array.ndim)[::-1])
     if path[-1] == "bias":
@@ -70,7 +70,11 @@ def to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
 
 
 def from_torch(path: tuple[str, ...], tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """A torch tensor in our layout, for the parameter at `path` of `shape`; None where it does not fit."""
+    """A torch tensor in our layout, for the parameter at `path` of `shape`.
+
+    Returns:
+      None if the tensor does not fit.
+    """
     array = tensor
     if path[-1] in ("v", "kernel"):
         if array.ndim == len(shape) + 1 and array.shape[-1] == 1:
@@ -92,10 +96,16 @@ def parametrized_key(key: str) -> str:
 
 
 def is_constant(key: str) -> bool:
-    """Whether torch's discriminators keep a constant of that name beside the weights: a window or filterbank."""
+    """Whether a key names a window or filterbank of torch's discriminators.
+
+    Torch keeps these constants next to the weights.
+    """
     return key.rpartition(".")[2] in ("window", "fb")
 
 
 def order(key: str) -> tuple:
-    """Sorts the model's keys as torch's `parameters()` gives them, which its optimizers number."""
+    """Sort key that orders the model's keys as torch's `parameters()` does.
+
+    Torch's optimizers number the parameters in this order.
+    """
     return tuple(int(part) if part.isdigit() else _ORDER.index(part) for part in key.split(".") if part != "block")

@@ -1,4 +1,4 @@
-"""Filling a parameter tree from a torch state dict: nothing missing, surplus or misshapen in silence."""
+"""Fills a parameter tree from a torch state dict, and reports every mismatch."""
 
 import dataclasses
 from typing import Any
@@ -11,23 +11,24 @@ from audiovae_jax.errors import CheckpointError
 from audiovae_jax.torch_io import layout
 
 PyTree = Any
-# What DistributedDataParallel and torch.compile put into keys.
+# Prefixes that DistributedDataParallel and torch.compile add to keys.
 _WRAPPERS = ("module", "_orig_mod", "_forward_module")
-# What torch's averaging of weights keeps beside them.
+# The counter that torch's AveragedModel keeps next to the weights.
 _COUNTER = "n_averaged"
-# Types of ml_dtypes, whose kind numpy does not know as floating.
+# Types of ml_dtypes, whose numpy kind is not floating.
 _EXOTIC_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-_SHOWN = 500  # keys of one kind in an error; more come from no network of ours
+_SHOWN = 500  # keys of one kind in an error message, more than our networks have
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """What became of one tensor of a file.
+    """What happened to one tensor of a file.
 
     Attributes:
       key: its name in the file.
-      shape, dtype: there.
-      became: where it is in our tree ("encoder/input_conv/v"), or None.
+      shape: in the file.
+      dtype: in the file.
+      became: its path in our tree ("encoder/input_conv/v"), or None.
       note: how it was changed, or why it was left out.
     """
 
@@ -40,12 +41,12 @@ class Line:
 
 @dataclasses.dataclass
 class Filled:
-    """A parameter tree from a file, and how it came about.
+    """A parameter tree from a file, with a report.
 
     Attributes:
       params: as jax arrays, float32.
       lines: one per tensor of the state dict, in its order.
-      problems: `{kind: [what]}`, of "missing", "surplus" and "unusable" tensors.
+      problems: `{kind: descriptions}` for the kinds "missing", "surplus" and "unusable".
     """
 
     params: PyTree
@@ -54,10 +55,10 @@ class Filled:
 
 
 def unwrapped(state_dict: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A state dict without the marks of DistributedDataParallel (`module.`) and torch.compile (`_orig_mod.`).
+    """Remove the prefixes of DistributedDataParallel and torch.compile from keys.
 
     Raises:
-      CheckpointError: something in it is no tensor, or two keys become one.
+      CheckpointError: a value is not a tensor, or two keys become the same.
     """
     plain = {}
     for key, tensor in state_dict.items():
@@ -73,20 +74,20 @@ def unwrapped(state_dict: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def fill(shapes: PyTree, state_dict: dict[str, np.ndarray], constants: bool = False) -> Filled:
-    """The parameter tree of `shapes`, from a state dict of numpy arrays.
+    """Fill the parameter tree of `shapes` from a state dict of numpy arrays.
 
-    Weight-normalised convolutions may come as `weight_g` and `weight_v`, as
-    `parametrizations.weight.original0` and `1`, or folded, as `weight`: then the direction is the
-    weight itself and the gain its norm, which gives the same convolution.
+    Weight-normalised convolutions may be stored as `weight_g` and `weight_v`, as `parametrizations.weight.original0`
+    and `1`, or folded as `weight`. From a folded weight, the direction is the weight and the gain is its norm. The
+    convolution is the same.
 
     Args:
-      shapes: the tree to fill, of anything with a `shape`.
-      state_dict: torch's names and layout, unwrapped; emptied as tensors are taken, so that no more
-        than one copy of the weights is held.
-      constants: windows and filterbanks beside the weights are no surplus.
+      shapes: the tree to fill; leaves have a `shape`.
+      state_dict: with torch's names and layout, unwrapped. Tensors are removed as they are used, so that only one copy
+        of the weights is in memory.
+      constants: if True, windows and filterbanks are not reported as surplus.
 
     Returns:
-      What could be filled; parameters that could not are absent from `params`, and `problems` says why.
+      The filled parameters. Others are absent from `params`, and `problems` lists why.
     """
     filled, lines = {}, []
     position = {key: i for i, key in enumerate(state_dict)}
@@ -132,7 +133,7 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray], constants: bool = Fa
 
 
 def explain(problems: dict[str, list[str]]) -> str:
-    """The problems in lines, empty where there are none."""
+    """Format the problems as lines; empty if there are none."""
     lines = []
     for kind, found in problems.items():
         more = [f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
@@ -141,7 +142,11 @@ def explain(problems: dict[str, list[str]]) -> str:
 
 
 def fault_of(tensor: np.ndarray) -> str:
-    """Why a tensor cannot be a parameter: its dtype, or what it holds; empty if it can."""
+    """Why a tensor cannot be a parameter: its dtype or its values.
+
+    Returns:
+      An empty string if it can.
+    """
     if not is_floating(tensor):
         return f"has dtype {tensor.dtype}; a floating-point one is expected"
     with np.errstate(over="ignore"):
@@ -150,22 +155,27 @@ def fault_of(tensor: np.ndarray) -> str:
 
 
 def is_floating(tensor: np.ndarray) -> bool:
-    """Whether a tensor's dtype is a real floating-point one, of numpy's or ml_dtypes'."""
+    """Whether a tensor's dtype is real floating point, of numpy or ml_dtypes."""
     return tensor.dtype.kind == "f" or tensor.dtype.name in _EXOTIC_FLOATS
 
 
 def unfolded(weight: np.ndarray, gain: bool) -> np.ndarray:
-    """The gain `[n, 1, ...]`, or the direction, whose weight norm over all axes but the first is `weight`."""
+    """The gain or direction whose weight norm gives `weight`.
+
+    Args:
+      weight: `[n, ...]`. The norm is over all axes but the first.
+      gain: whether to return the gain `[n, 1, ...]` or the direction.
+    """
     weight = np.asarray(weight, np.float32) if weight.dtype.kind != "c" else weight
     norm = np.sqrt(np.sum(np.square(weight, dtype=np.float64), axis=tuple(range(1, weight.ndim)), keepdims=True))
     if gain:
         return norm.astype(np.float32)
-    # Where the weight is zero, any direction will do, but not none.
+    # A zero weight may have any direction, but a zero direction has no norm to divide by.
     return np.where(norm > 0, weight, np.float32(1))
 
 
 def _find(path, state_dict):
-    """`(key, tensor)` of the parameter at `path` under the first of its names that is there."""
+    """`(key, tensor)` of the parameter at `path`, under the first name that exists."""
     key = layout.torch_key(path)
     names = [key, layout.parametrized_key(key)]
     if path[-1] in ("g", "v"):

@@ -1,4 +1,4 @@
-"""A training run of the PyTorch system, to be continued here: weights, moments, step and settings."""
+"""Imports a training run of the PyTorch system: weights, moments, step, settings."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,7 +24,13 @@ PyTree = Any
 
 @dataclasses.dataclass
 class Moments:
-    """AdamW's state: `step` updates were made; the moments by torch's key, in torch's layout."""
+    """AdamW's state.
+
+    Attributes:
+      step: number of updates.
+      exp_avg: first moments by torch's key, in torch's layout.
+      exp_avg_sq: second moments, likewise.
+    """
 
     step: int
     exp_avg: dict[str, np.ndarray]
@@ -38,10 +44,10 @@ class ImportedTraining:
     Attributes:
       audio_vae: the model.
       step: batches seen.
-      moments: of the model's optimizer, if it has one.
-      discriminator: the discriminator's tensors, if it has one.
-      discriminator_moments: likewise.
-      overrides: config keys and the values that the file shows.
+      moments: of the model's optimizer, or None.
+      discriminator: tensors of the discriminator, or None.
+      discriminator_moments: of the discriminator's optimizer, or None.
+      overrides: config keys with values from the file.
       notes: what was inferred, assumed or left out.
     """
 
@@ -54,7 +60,7 @@ class ImportedTraining:
     notes: list[str]
 
     def discriminator_arguments(self) -> dict[str, Any]:
-        """The arguments of `EnCodecDiscriminator` that the file shows."""
+        """Arguments of `EnCodecDiscriminator` from the file."""
         prefix = "discriminator."
         found = {key.removeprefix(prefix): value for key, value in self.overrides.items() if key.startswith(prefix)}
         rate = self.audio_vae.sample_rate
@@ -64,14 +70,17 @@ class ImportedTraining:
 def read_training(
     path: str | Path, *, dilations: tuple[int, ...] | None = None, strict: bool = True
 ) -> ImportedTraining:
-    """The run in a Lightning checkpoint, a `save_model` file, or, with nothing but weights, at its start.
+    """Read a run from a Lightning checkpoint or a `save_model` file.
+
+    A file with weights alone is a run at its start.
 
     Args:
       path: the file.
-      dilations, strict: see `audio_vae.import_audio_vae`.
+      dilations: see `audio_vae.import_audio_vae`.
+      strict: see `audio_vae.import_audio_vae`.
 
     Raises:
-      CheckpointError: the file cannot be read, or its parts do not fit each other.
+      CheckpointError: the file cannot be read, or its parts do not fit together.
     """
     checkpoint = reader.read_checkpoint(path)
     try:
@@ -84,17 +93,19 @@ def read_training(
 def train_state(
     imported: ImportedTraining, recipe: Recipe, fresh: TrainState, notes: list[str], *, weights_only: bool = False
 ) -> TrainState:
-    """`fresh` with all that the imported run has; `notes` gets what it has not.
+    """Return `fresh` with the state of an imported run.
+
+    A part that the run lacks keeps its initial value. So does a discriminator of another architecture.
 
     Args:
-      imported: from `read_training`; the model must be that of `recipe`.
-      recipe: what the step is given.
-      fresh: an initial state.
-      notes: gets a line per part.
-      weights_only: leave step and optimizers as they are in `fresh`.
+      imported: from `read_training`.
+      recipe: of the run that starts.
+      fresh: its initial state.
+      notes: gets a line for what was imported, and for each part that starts from its initial value.
+      weights_only: whether to keep the step and optimizers of `fresh`.
 
     Raises:
-      CheckpointError: the model is another than the recipe's. A discriminator that is another starts afresh.
+      CheckpointError: the model differs from the recipe's.
     """
     model = imported.audio_vae
     for key in CONFIG_KEYS:
@@ -134,19 +145,21 @@ def train_state(
 
 
 def with_moments(opt_state: PyTree, params: PyTree, moments: Moments) -> PyTree | None:
-    """An AdamW state over `params` with the moments of a torch file; None where they are of other parameters.
+    """AdamW's state over `params` with the moments of a torch file.
 
-    Those of a folded weight are not the moments of its gain and direction.
+    Returns:
+      None if the moments are of other parameters. This includes folded weights, whose moments are not those of gain and
+      direction.
     """
     shapes = jax.eval_shape(lambda: params)
     trees = []
     for tensors in (moments.exp_avg, moments.exp_avg_sq):
         filled = state_dict.fill(shapes, dict(tensors))
-        kept = ("latent_mean", "latent_std", "encoder.")  # trained there, or frozen here
+        kept = ("latent_mean", "latent_std", "encoder.")  # statistics are not trained here; nor is a frozen encoder
         surplus = [key for key in filled.problems["surplus"] if not key.startswith(kept)]
         if surplus or filled.problems["unusable"] or any("folded" in line.note for line in filled.lines):
             return None
-        # A parameter that never had a gradient has no moments.
+        # A parameter that never had a gradient has no moments, which stand for zeros.
         zeros = flax.traverse_util.flatten_dict(jax.tree.map(jnp.zeros_like, params))
         trees.append(flax.traverse_util.unflatten_dict(zeros | flax.traverse_util.flatten_dict(filled.params)))
     count = jnp.asarray(moments.step, jnp.int32)
@@ -156,12 +169,12 @@ def with_moments(opt_state: PyTree, params: PyTree, moments: Moments) -> PyTree 
 def optimizer_state_dict(
     opt_state: PyTree, variables: Mapping[str, Any], *, learning_rate: float, settings: Mapping[str, float]
 ) -> dict:
-    """The state dict of `torch.optim.AdamW` over all of the torch model's parameters.
+    """The state dict of `torch.optim.AdamW` over all parameters of the torch model.
 
     Args:
       opt_state: of `optimizer.AdamW`.
-      variables: the model's, which tell the parameters' order.
-      learning_rate: the present one.
+      variables: of the model, which give the order of its parameters.
+      learning_rate: current.
       settings: `b1`, `b2`, `eps`, `weight_decay`.
     """
     count = float(optax.tree.get(opt_state, "count"))
@@ -171,7 +184,7 @@ def optimizer_state_dict(
             tensor = np.ascontiguousarray(layout.to_torch(path, np.asarray(array, np.float32)))
             moments.setdefault(layout.torch_key(path), {})[theirs] = tensor
     keys = list(export.audio_vae_state_dict(variables))
-    # What is not trained here (latent statistics, a frozen encoder) has no moments, as in torch before a gradient.
+    # Latent statistics and a frozen encoder have no moments, like torch parameters without a gradient.
     states = {
         i: {"step": np.asarray(count, np.float32), **moments[key]} for i, key in enumerate(keys) if key in moments
     }
@@ -213,7 +226,7 @@ def _training(checkpoint, dilations, strict):
     moments += [None] * (2 - len(moments))
     imported = audio_vae.from_checkpoint(
         {**checkpoint, "global_step": None}, dilations=dilations, strict=strict
-    )  # the step is counted below, with what the optimizers tell
+    )  # counted below, with the optimizers' updates
     updates = [found.step for found in moments if found is not None]
     step = audio_vae.batches_seen(checkpoint, notes, bool(of_discriminator), updates) or 0
     overrides = {f"model.{key}": getattr(imported.model, key) for key in CONFIG_KEYS}
@@ -231,7 +244,7 @@ def _training(checkpoint, dilations, strict):
     if of_discriminator or isinstance(stated, bool):
         overrides["use_adversarial"] = bool(of_discriminator)
     if moments[1] is not None and "adversarial.warmup_steps" not in overrides:
-        # Its updates began when the warm-up was over.
+        # The discriminator's updates start after the warm-up.
         every = overrides.get("discriminator_update_every", 1)
         overrides["adversarial.warmup_steps"] = max(0, step - moments[1].step * every)
     if of_discriminator:
@@ -257,7 +270,7 @@ def _is_of_model(key):
 
 
 def _encoder_was_frozen(moments, parameters, notes):
-    """Whether the optimizer left the encoder alone, though it trained the rest."""
+    """Whether the optimizer trained everything except the encoder."""
     encoder = [key for key in parameters if key.startswith("encoder.")]
     if moments is None or not moments.step or any(key in moments.exp_avg for key in encoder):
         return False
@@ -266,9 +279,12 @@ def _encoder_was_frozen(moments, parameters, notes):
 
 
 def _moments(optimizer, parameters, network, notes):
-    """AdamW's state by key; None, with a note, where it is not that of the network's parameters.
+    """AdamW's state by key.
 
-    Torch numbers the parameters in the order in which the module has them, if there is one group.
+    Torch numbers the parameters in the order of the module, if there is one group.
+
+    Returns:
+      None if the state does not belong to the network's parameters. `notes` gets the reason.
     """
     try:
         states, groups = optimizer["state"], optimizer["param_groups"]
@@ -294,14 +310,14 @@ def _moments(optimizer, parameters, network, notes):
 
 
 def _parameter_names(groups, numbers, parameters, states):
-    """`{number: key}` of the optimizer's parameters, None where that cannot be told."""
+    """`{number: key}` of the optimizer's parameters; None if unknown."""
     keys = [key for key in parameters if not layout.is_constant(key)]
     named = [name for group in groups for name in group.get("param_names", ())]
     if len(named) == len(numbers):
         plain = list(state_dict.unwrapped({name: np.zeros(0) for name in named}))
         candidates = [[key.removeprefix("model.").removeprefix("discriminator.") for key in plain]]
     else:
-        # What does not train may have been left out.
+        # Parameters that are not trained may be absent from the optimizer.
         trained = [key for key in keys if not key.startswith("latent_")]
         candidates = [keys, trained] + [[k for k in c if not k.startswith("encoder.")] for c in (keys, trained)]
         if len(groups) > 1:
@@ -316,7 +332,10 @@ def _parameter_names(groups, numbers, parameters, states):
 
 
 def _fits(state, parameter):
-    """Whether one parameter's state is AdamW's, of its shape; a parameter that never had a gradient has none."""
+    """Whether a parameter's optimizer state is AdamW's and has its shape.
+
+    A parameter that never had a gradient has no state, which fits.
+    """
     if state is None:
         return True
     moments = [state.get(name) for name in ("exp_avg", "exp_avg_sq")]
