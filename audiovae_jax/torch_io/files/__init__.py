@@ -1,1 +1,1 @@
-"""PyTorch's file formats and safetensors, read and written without torch; nothing in a file is executed."""
+"""Reads and writes torch files and reads safetensors, without executing them."""

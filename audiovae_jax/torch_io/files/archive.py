@@ -1,4 +1,7 @@
-"""The two containers that `torch.save` has written: a zip of storages, and the older stream."""
+"""Reads the two container formats of `torch.save`.
+
+These are a zip of storages, and an older stream.
+"""
 
 import io
 import os
@@ -14,10 +17,10 @@ import numpy as np
 from audiovae_jax.torch_io.files import builders, tensors
 from audiovae_jax.torch_io.files.unpickle import Refused, unpickle
 
-_MAX_PICKLE = 64 << 20  # bytes; the golden files' take 0.15 MB, 40 million parameters' no more
+_MAX_PICKLE = 64 << 20  # bytes; models of 40 million parameters take about 0.15 MB
 _MAX_MEMBERS = 200_000
-_MAX_DIRECTORY = 16 << 20  # bytes; some 60 per member
-_END_RECORDS = 66_000  # bytes: a comment may follow them
+_MAX_DIRECTORY = 16 << 20  # bytes; about 60 per member
+_END_RECORDS = 66_000  # bytes; a comment may follow the records
 _UTF8, _DATA_DESCRIPTOR = 0x800, 0x8
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _STREAM_MAGIC = 0x1950A86A20F9469CFC6C
@@ -25,15 +28,15 @@ _STREAM_VERSION = 1001
 
 
 def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict:
-    """The dict that a torch file holds.
+    """Read the dict in a torch file.
 
     Args:
       path: a file of either format.
-      wanted: which of the dict's keys to read; the others' storages are left alone.
+      wanted: tells which top-level keys to read. Storages of the others are skipped.
 
     Raises:
-      Refused: whatever is wrong with it.
-      OSError: it cannot be read.
+      Refused: the file is damaged, hostile, or not of these formats.
+      OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -55,7 +58,7 @@ def _describe(value):
 
 
 def _arrays(value, read):
-    """`value` with arrays for tensors, after all of them were seen to fit."""
+    """Replace tensors by arrays, after checking that all of them fit."""
     found = []
     builders.plain(value, found.append)
     storages = {tensor.storage.key: tensor.storage for tensor in found}
@@ -116,7 +119,10 @@ def _open_zip(file, size):
 
 
 def _check_directory(file, size):
-    """Raise Refused for a directory too large to be parsed, by what the records at the file's end say of it."""
+    """Raise Refused if the zip directory is too large to parse.
+
+    Its size is taken from the records at the end of the file.
+    """
     file.seek(max(0, size - _END_RECORDS))
     tail = file.read()
     for magic, form, offset in ((b"PK\x05\x06", "<I", 12), (b"PK\x06\x06", "<Q", 40)):
@@ -130,7 +136,13 @@ def _check_directory(file, size):
 
 
 def _read_member(file, info, nbytes):
-    """A member's bytes, checked against its header and CRC-32; `nbytes` it must have, if known."""
+    """Read a member's bytes, and verify its header and CRC-32.
+
+    Args:
+      file: the archive.
+      info: the member's directory entry.
+      nbytes: expected size in bytes, or None.
+    """
     name = info.filename
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
         raise Refused(f"its member {name} is compressed, which torch's never are")
@@ -163,14 +175,17 @@ def _read_member(file, info, nbytes):
 
 
 def _open_stream(file, size):
-    """Pickles of magic number, version, system, value and storages' names, then the storages."""
+    """Read the pickles at the start, and locate the storages that follow.
+
+    The pickles are magic number, version, system, value, and names of storages.
+    """
     file.seek(0)
     data = memoryview(file.read(min(size, _MAX_PICKLE)))
     position = 0
     item_sizes = {}
 
     def persistent(parts):
-        # Old files carry the source code of modules; the class stays a name.
+        # Old files contain source code of modules. Only the class name is kept.
         if isinstance(parts, tuple) and len(parts) == 4 and parts[0] == "module":
             return parts[1]
         storage = tensors.storage(parts)

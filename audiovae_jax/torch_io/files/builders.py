@@ -1,4 +1,4 @@
-"""What globals of a torch file mean to us, and its values as plain Python ones."""
+"""Builders for the globals in torch files, and conversion to plain Python values."""
 
 import dataclasses
 import re
@@ -16,7 +16,10 @@ _NUMBER = re.compile(r"[<>=|]?(b1|[iu][1248]|f[248]|c8|c16)")
 
 
 class _DType(Reserved):
-    """A pickled `numpy.dtype`, whose byte order comes as its state; `value` is None for what is no number."""
+    """A pickled `numpy.dtype`, whose byte order arrives as its state.
+
+    `value` is None if the dtype is not numeric.
+    """
 
     def __init__(self, code):
         self.value = np.dtype(code) if isinstance(code, str) and _NUMBER.fullmatch(code) else None
@@ -29,7 +32,10 @@ class _DType(Reserved):
 
 
 class _Array(Reserved):
-    """A pickled `numpy.ndarray`, whose contents come as its state; `value` is None for what is not of numbers."""
+    """A pickled `numpy.ndarray`, whose contents arrive as its state.
+
+    `value` is None if the dtype is not numeric.
+    """
 
     def __init__(self, *_):
         self.value = None
@@ -49,7 +55,7 @@ class _Array(Reserved):
 
 
 def _array_of_buffer(data, dtype, shape, order, *_):
-    # How protocol 5 writes arrays.
+    # Protocol 5 pickles arrays like this.
     array = _Array()
     array.set_state((1, shape, dtype, order == "F", bytes(data) if isinstance(data, bytearray) else data))
     return array
@@ -66,21 +72,21 @@ def _scalar(dtype, data):
 
 
 def _bytes(*args):
-    # How protocol 2 writes none.
+    # Protocol 2 pickles empty bytes like this.
     if args:
         raise Refused("bytes are made of something")
     return b""
 
 
 def _encode(text, encoding="latin1"):
-    # How protocol 2 writes bytes.
+    # Protocol 2 pickles bytes like this.
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise Refused("bytes are encoded in an unknown way")
     return text.encode("latin-1")
 
 
 def _bytearray(data=b""):
-    if not isinstance(data, (bytes, bytearray)):  # a number would be a size
+    if not isinstance(data, (bytes, bytearray)):  # a number would be a size to allocate
         raise Refused("a bytearray is made of something else than bytes")
     return bytearray(data)
 
@@ -136,7 +142,7 @@ def _typed_tensor(function, _, args, *__):
 
 
 _SET, _FROZENSET = _table(set), _table(frozenset)
-# Those that make tables of what they are given, see `unpickle`.
+# Builders that hash their arguments; see `unpickle`.
 HASHING = frozenset({_mapping, _SET, _FROZENSET})
 _TENSOR_BUILDERS = (tensors.rebuild_tensor, tensors.rebuild_tensor_v3, tensors.rebuild_parameter)
 BUILDERS: dict[tuple[str, str], Callable] = {
@@ -179,7 +185,7 @@ class _Plainer:
     values: int = 0
 
     def __post_init__(self):
-        # By id, which holds as long as the caller holds the whole.
+        # Keyed by id, which is unique while the caller keeps the whole value alive.
         self._done, self._open = {}, set()
 
     def __call__(self, value, depth=0):
@@ -214,27 +220,27 @@ class _Plainer:
         return result
 
     def _count(self, size):
-        # Values used twice count twice: who walks the result walks them twice.
+        # A shared value counts at each use, because code that walks the result visits it each time.
         self.values += size
         if self.values > _MAX_VALUES:
             raise Refused(f"it unfolds to more than {_MAX_VALUES:,} values")
 
 
 def plain(value: Any, array: Callable[[tensors.Tensor], np.ndarray]) -> Any:
-    """`value` with tensors as arrays and omegaconf's containers as lists and dicts.
+    """Convert tensors to arrays, and omegaconf's containers to lists and dicts.
 
     Args:
-      value: what `unpickle` gave; placeholders of unknown classes stay, unopened.
-      array: gives a tensor's array.
+      value: from `unpickle`. Placeholders of unknown classes are kept as they are.
+      array: returns a tensor's array.
 
     Raises:
-      Refused: the value holds itself, or is too deep or too large when unfolded.
+      Refused: the value contains itself, or is too deep or too large when expanded.
     """
     return _Plainer(array)(value)
 
 
 def _omegaconf_content(value):
-    """What an omegaconf container or node holds; any other placeholder itself."""
+    """The content of an omegaconf container or node; other values unchanged."""
     name = value.function
     if name == Global("copyreg", "_reconstructor") and value.args:
         name = value.args[0]

@@ -1,4 +1,4 @@
-"""`read_checkpoint`: what a torch or safetensors file holds, without torch and without running any of it."""
+"""`read_checkpoint`: reads a torch or safetensors file without executing it."""
 
 import zlib
 from collections.abc import Collection
@@ -13,9 +13,9 @@ from audiovae_jax.errors import CheckpointError
 from audiovae_jax.torch_io.files import archive
 from audiovae_jax.torch_io.files.unpickle import Refused
 
-# The key under which a safetensors file's own metadata is given.
+# The key of a safetensors file's own metadata.
 METADATA = "__metadata__"
-# Types that safetensors' numpy side does not give.
+# Types that safetensors does not read with numpy.
 _BEYOND_NUMPY = {
     "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn,
@@ -24,21 +24,24 @@ _BEYOND_NUMPY = {
 
 
 def read_checkpoint(path: str | Path, *, skip: Collection[str] = ()) -> dict[str, Any]:
-    """What a `.pt`, `.pth`, `.ckpt` or `.safetensors` file holds.
+    """Read a `.pt`, `.pth`, `.ckpt` or `.safetensors` file.
 
-    Nothing in the file is imported, called or executed: the pickle inside is interpreted over a table
-    of known builders, sizes and CRC-32 are checked, and whatever is not known stays an inert
-    `unpickle.Placeholder`. (The older, non-zip format of torch has no checksums.)
+    Nothing in the file is imported, called or executed. A table of known builders interprets the pickle inside. Sizes
+    and CRC-32 are checked. (Torch's older, non-zip format has no checksums.) Unknown objects become inert
+    `unpickle.Placeholder`s.
 
     Args:
-      path: the file; its format is told from its contents.
-      skip: top-level keys to leave out, for instance `("optimizer_states",)`; theirs is not read.
+      path: the file. Its format is detected from its contents.
+      skip: top-level keys to leave out, such as `("optimizer_states",)`. Their storages are not read.
 
     Returns:
-      Tensors as numpy arrays in torch's layout (bfloat16 and float8 with ml_dtypes' types; those
-      that shared a storage share it still), omegaconf's containers as lists and dicts, all else as
-      plain Python values. For safetensors: the arrays by name, and its metadata, if it has any,
-      under `"__metadata__"`.
+      A dict of the file's contents.
+
+      - Tensors are numpy arrays in torch's layout, of ml_dtypes' types for bfloat16 and float8. Tensors that shared a
+        storage still share it.
+      - omegaconf's containers are lists and dicts.
+      - Everything else is a plain Python value.
+      - Metadata of a safetensors file, if any, is under `"__metadata__"`.
 
     Raises:
       CheckpointError: the file is missing, damaged, hostile, or not of these formats.
@@ -56,7 +59,7 @@ def read_checkpoint(path: str | Path, *, skip: Collection[str] = ()) -> dict[str
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except Refused as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
-    except Exception as error:  # a file that finds a hole in the checks above gets no further than here
+    except Exception as error:  # errors that the checks above missed
         what = f"{type(error).__name__}: {error}"[:200]
         raise CheckpointError(f"{path} cannot be read as a checkpoint: {what}") from error
 

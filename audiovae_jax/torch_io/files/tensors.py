@@ -1,7 +1,7 @@
 """Torch's tensors as numpy arrays: views of storages, with every bound checked.
 
-A tensor in a torch file is an offset, a shape and strides into a storage. Nothing is read or made
-before the whole file's tensors are known to fit.
+A tensor in a torch file is an offset, a shape and strides into a storage. Nothing is read or allocated before all
+tensors of the file are known to fit.
 """
 
 import dataclasses
@@ -51,17 +51,17 @@ _STORAGES = {
     "UntypedStorage": "uint8",
 }
 _MAX_DIMENSIONS = 32
-# Tensors may share storages and repeat elements, but a file's tensors together not grow beyond its size by this.
+# Tensors may share storages and repeat elements. These limit their total size relative to the file's.
 _MAX_EXPANSION, _EXPANSION_FLOOR = 8, 64 << 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """A storage of a file, not yet read.
+    """A storage of a file, not read yet.
 
     Attributes:
       key: its name in the file.
-      dtype: of its elements; uint8 for an untyped one.
+      dtype: of its elements; uint8 if untyped.
       size: in elements.
       offset: elements to skip, for the views of old files.
     """
@@ -73,13 +73,13 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        """Its size in bytes, of which none was read."""
+        """Size in bytes, including the offset."""
         return (self.offset + self.size) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A view of a storage that lies within it; offset and strides in elements of `dtype`."""
+    """A view within a storage; offset and strides are in elements of `dtype`."""
 
     storage: Storage
     dtype: np.dtype
@@ -91,33 +91,38 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """What a copy of it would take."""
+        """Size of a copy in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def array(self, data: np.ndarray) -> np.ndarray:
         """The tensor as an array.
 
         Args:
-          data: the storage's bytes, native byte order; the array is a view of them where that can be.
+          data: the storage's bytes, in native byte order. The array is a view of them if possible.
         """
         item, boolean = self.dtype.itemsize, self.dtype == np.bool_
         kind = np.uint8 if boolean else self.dtype
         view = np.ndarray(self.shape, kind, data, self.offset * item, tuple(s * item for s in self.strides))
         if boolean:
-            return view != 0  # other bytes than 0 and 1 are not numpy's booleans
+            return view != 0  # numpy's booleans must be 0 or 1
         if self.conjugate:
             view = np.conj(view)
         if self.negative:
             view = -view
-        # Repeated elements would make a view that writes to several places at once.
+        # A write to a view with repeated elements would change several of them.
         return view.copy() if 0 in self.strides else view
 
 
 def storage(parts: tuple) -> Storage | Placeholder:
-    """The storage of a persistent id, `("storage", type, key, location, size, view)`; inert if its type is unknown.
+    """The storage of a persistent id.
+
+    The id is `("storage", type, key, location, size)`, followed by a view in old files.
+
+    Returns:
+      An inert `Placeholder` if the storage type is unknown.
 
     Raises:
-      Refused: it is none.
+      Refused: the id is not that of a storage.
     """
     if not isinstance(parts, tuple) or len(parts) not in (5, 6) or parts[0] != "storage":
         raise Refused("a persistent id is not that of a storage")
@@ -139,10 +144,10 @@ def storage(parts: tuple) -> Storage | Placeholder:
 
 
 def rebuild_tensor(source, offset, shape, strides, *rest, dtype=None) -> Tensor | Placeholder:
-    """A `Tensor`, as `torch._utils._rebuild_tensor` and `_rebuild_tensor_v2` are called.
+    """A `Tensor`, for torch's `_rebuild_tensor` and `_rebuild_tensor_v2`.
 
     Raises:
-      Refused: it lies outside its storage, or its parts are not what they must be.
+      Refused: the tensor lies outside its storage, or its parts are invalid.
     """
     if isinstance(source, Placeholder):
         return source
@@ -175,7 +180,7 @@ def rebuild_tensor(source, offset, shape, strides, *rest, dtype=None) -> Tensor 
 
 
 def rebuild_tensor_v3(source, offset, shape, strides, requires_grad, hooks, dtype, *metadata) -> Tensor | Placeholder:
-    """A `Tensor` of a storage without a type, as `torch._utils._rebuild_tensor_v3` is called."""
+    """A `Tensor` of an untyped storage, for torch's `_rebuild_tensor_v3`."""
     if not isinstance(dtype, Global) or dtype.module != "torch":
         raise Refused(f"{dtype} is no dtype")
     if dtype.name not in _DTYPES:
@@ -185,26 +190,26 @@ def rebuild_tensor_v3(source, offset, shape, strides, requires_grad, hooks, dtyp
 
 
 def rebuild_parameter(data, *_) -> Tensor | Placeholder:
-    """A parameter's tensor, as `torch._utils._rebuild_parameter` and its like are called."""
+    """A parameter's tensor, for torch's `_rebuild_parameter` and variants."""
     if not isinstance(data, (Tensor, Placeholder)):
         raise Refused("a parameter has no tensor")
     return data
 
 
 def check_expansion(tensors: list[Tensor], stored: int):
-    """Raise Refused if `tensors`, copied out, would be far larger than the `stored` bytes."""
+    """Raise Refused if copies of `tensors` would be far larger than `stored` bytes."""
     total = sum(tensor.nbytes for tensor in tensors)
     if total > _MAX_EXPANSION * stored + _EXPANSION_FLOOR:
         raise Refused(f"{stored:,} bytes of storages claim to be {total:,} bytes of tensors")
 
 
 def storage_name(dtype: np.dtype) -> str | None:
-    """Torch's typed storage of `dtype`, if it has one."""
+    """Torch's typed storage of `dtype`; None if it has none."""
     return next((s for s, d in _STORAGES.items() if np.dtype(_DTYPES[d]) == dtype and s != "UntypedStorage"), None)
 
 
 def dtype_name(dtype: np.dtype) -> str | None:
-    """Torch's name of `dtype`, if it has it."""
+    """Torch's name of `dtype`; None if it has none."""
     return next((name for name, d in _DTYPES.items() if np.dtype(d) == dtype), None)
 
 

@@ -1,9 +1,8 @@
-"""A pickle machine that calls nothing: what a file names is either known here, or stays a name.
+"""A pickle interpreter that calls nothing that a file names.
 
-Python's own unpickler imports and calls what the file says. This one walks the opcodes of protocols
-2 to 5 (PEP 307, 3154, 574) over a table of builders of ours; every other global becomes an inert
-`Placeholder`. Opcodes that torch's files do not use are refused, and so are files that would grow
-beyond a budget of objects.
+Python's unpickler imports and calls what the file says. This one interprets protocols 2 to 5 (PEP 307, 3154, 574) with
+a table of our builders. Every other global becomes an inert `Placeholder`. Opcodes that torch's files do not use are
+refused, as are files that would exceed a budget of objects.
 """
 
 import dataclasses
@@ -12,18 +11,18 @@ import struct
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-# A checkpoint of 1,300 tensors takes 60,000 opcodes and 20,000 containers.
+# For comparison, a checkpoint of 1,300 tensors takes 60,000 opcodes and 20,000 containers.
 _MAX_OPCODES = 2_000_000
 _MAX_OBJECTS = 1_000_000
 _MAX_NAME = 1000  # characters of a module's or class's name
 _MAX_INT_BYTES = 128
-# Keys whose hashes, unlike a string's, a file can choose, so that they collide. AdamW's state has one per parameter.
+# A file can choose numeric keys with colliding hashes, unlike strings. AdamW's state has one per parameter.
 _MAX_CHOSEN_KEYS = 20_000
 _MAX_KEY_PARTS = 16
 
 
 class Refused(ValueError):
-    """The pickle is damaged, or asks for what is not given."""
+    """The pickle is damaged, or asks for something that is not allowed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +37,14 @@ class Global:
 
 
 class Placeholder:
-    """What the file wanted to make by calling `function`: the wish, not the thing.
+    """An object that the file would create by calling `function`; nothing is called.
 
     Attributes:
-      function: what was to be called: a `Global`, or another placeholder.
-      args: a tuple of what it was to be called with.
-      state: what was to be set on it, or None.
-      items, entries: what was to be appended, and set by key.
+      function: the callable: a `Global`, or another placeholder.
+      args: tuple of arguments of the call.
+      state: the state to set on the object, or None.
+      items: values to append.
+      entries: values to set by key.
     """
 
     __slots__ = ("args", "entries", "function", "items", "state")
@@ -54,7 +54,7 @@ class Placeholder:
         self.state, self.items, self.entries = None, [], {}
 
     def set_state(self, state):
-        """Keep what the file wanted to set."""
+        """Record the state that the file would set."""
         self.state = state
 
     def __repr__(self):
@@ -62,7 +62,7 @@ class Placeholder:
 
 
 class Reserved:
-    """Base of builders' results that take a state: `set_state(state)`."""
+    """Base class of builder results with a `set_state(state)` method."""
 
     def set_state(self, state):
         raise NotImplementedError
@@ -74,16 +74,16 @@ def unpickle(
     hashing: Collection[Callable],
     persistent_load: Callable[[Any], Any],
 ) -> tuple[Any, int]:
-    """The value pickled at the start of `data`, and the number of bytes it took.
+    """The value pickled at the start of `data`, and the number of bytes read.
 
     Args:
-      data: the pickle, and maybe more after it.
-      builders: `(module, name)` -> a function of the arguments, which must be safe for any.
-      hashing: those of them that put what they are given into a table; they take a check of keys first.
-      persistent_load: gives the object of a persistent id, which must be safe for any.
+      data: the pickle, possibly followed by other bytes.
+      builders: `(module, name)` to a function of the arguments, which must be safe for any arguments.
+      hashing: the builders that hash their arguments. Their first argument is a function that checks keys.
+      persistent_load: returns the object of a persistent id. It must be safe for any id.
 
     Raises:
-      Refused: whatever is wrong with the pickle.
+      Refused: the pickle is damaged or not allowed.
     """
     machine = _Machine(data, builders, hashing, persistent_load)
     try:
@@ -145,7 +145,7 @@ class _Machine:
         self._stack.append(value)
 
     def _pop(self):
-        # What lies below a mark belongs to the outer value.
+        # Values below a mark belong to the outer value.
         if len(self._stack) <= (self._marks[-1] if self._marks else 0):
             raise Refused("a value is missing")
         return self._stack.pop()
@@ -273,7 +273,7 @@ class _Machine:
         return key
 
     def _memoize(self, index):
-        # Picklers count; a table of any numbers could be made to collide.
+        # Picklers number their memo consecutively. Arbitrary numbers could collide in a table.
         if index > len(self._memo):
             raise Refused(f"value {index} is remembered after {len(self._memo)} others")
         self._memo[index : index + 1] = [self._top()]
@@ -323,7 +323,7 @@ class _Machine:
 
 
 def _size(args):
-    """Elements that a builder may copy out of its arguments."""
+    """Number of elements that a builder may copy from its arguments."""
     return sum(len(arg) // (256 if isinstance(arg, (str, bytes, bytearray)) else 1) for arg in args if _is_sized(arg))
 
 

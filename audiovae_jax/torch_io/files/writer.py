@@ -1,8 +1,8 @@
-"""`write_checkpoint`: a file that `torch.load` reads, written without torch.
+"""`write_checkpoint`: writes a file that `torch.load` reads, without torch.
 
-The zip format of torch 1.6 and later, protocol 2, with storages aligned as torch aligns them, so that
-`torch.load(mmap=True)` works too. It holds tensors and plain values only, so that
-`torch.load(weights_only=True)`, the default, takes it.
+The format is the zip of torch 1.6 and later, with pickle protocol 2. Storages are aligned as torch aligns them, so
+`torch.load(mmap=True)` works too. The file holds tensors and plain values only, so `torch.load(weights_only=True)`, the
+default, accepts it.
 """
 
 import pickle
@@ -18,21 +18,21 @@ import numpy as np
 from audiovae_jax.storage import atomic
 from audiovae_jax.torch_io.files import tensors
 
-_MAX_PATH = 600  # characters of a place in the value
+_MAX_PATH = 600  # characters of a location in the value
 _ALIGNMENT = 64  # bytes
-_PADDING_FIELD = b"FB"  # torch's mark of an extra field that only fills up
+_PADDING_FIELD = b"FB"  # torch's id of a padding field
 
 
 def write_checkpoint(path: str | Path, value: dict[str, Any]):
     """Write `value` as `torch.save` would.
 
     Args:
-      path: written whole or not at all.
-      value: dicts, lists, tuples, strings, numbers, booleans, None, and numpy arrays, which become
-        tensors; an array that occurs twice becomes two tensors of one storage.
+      path: written atomically.
+      value: dicts, lists, tuples, strings, numbers, booleans, None, and numpy arrays, which become tensors. An array
+        that occurs twice becomes two tensors of one storage.
 
     Raises:
-      TypeError: something else is in it; the message says where.
+      TypeError: it holds a value of another type; the message gives its location.
     """
     storages: list[np.ndarray] = []
     data = _Pickler(storages).dump(value)
@@ -45,7 +45,7 @@ def write_checkpoint(path: str | Path, value: dict[str, Any]):
 
 
 def _add(archive, name, data):
-    info = zipfile.ZipInfo(f"archive/{name}")  # with a fixed date, so that equal contents give equal files
+    info = zipfile.ZipInfo(f"archive/{name}")  # its date is fixed, so that equal contents give equal files
     start = archive.fp.tell() + 30 + len(info.filename) + 4
     padding = -start % _ALIGNMENT
     info.extra = _PADDING_FIELD + struct.pack("<H", padding) + bytes(padding)
@@ -130,7 +130,7 @@ def _constant(opcodes: dict) -> Callable:
     return write
 
 
-# In this order: a bool is an int.
+# The order matters, because a bool is an int.
 _WRITERS = {
     dict: _Pickler._dict,
     (list, tuple): _Pickler._sequence,
