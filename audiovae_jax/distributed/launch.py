@@ -1,4 +1,7 @@
-"""Joining the processes of a run: by itself under SLURM, Open MPI, GKE and on TPU VMs, by flags elsewhere."""
+"""Joining the processes of a distributed run.
+
+SLURM, Open MPI, GKE and TPU VMs are detected. Elsewhere flags are needed.
+"""
 
 import contextlib
 import glob
@@ -15,7 +18,8 @@ import jax
 from audiovae_jax.errors import ConfigError, UserError
 
 HEARTBEAT_TIMEOUT = 60.0  # seconds
-# jax ends a process whose peers are gone by a signal, with a page of C++; it is to come after ours.
+# jax aborts a process whose peers are gone, with a long C++ message. Its time limits are longer, so that ours come
+# first.
 _JAX_IS_LATER = 30  # seconds
 _SHUTDOWN_TIMEOUT = 60  # seconds
 
@@ -29,35 +33,37 @@ def joined(
     initialization_timeout: float = 300.0,
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
 ) -> Iterator[None]:
-    """Join the run that this process is one of, before anything of jax is used; nothing where it is alone.
+    """Join the processes of a distributed run, before jax is used otherwise.
 
-    Without the first three, what started the process is asked: SLURM, Open MPI, GKE, a TPU VM. One task,
-    a batch script outside of `srun` and a plain shell are alone. `num_processes=1` by itself means alone,
-    whatever started it.
+    Without the first three arguments, the cluster is detected: SLURM, Open MPI, GKE or a TPU VM. A single task, a batch
+    script outside of `srun` and a plain shell run alone, and nothing is joined. `num_processes=1` without the other two
+    disables the detection.
 
-    An error that comes out of it ends the process, where there are several: jax would wait for the others,
-    who may be gone.
+    If there are several processes, an error in the context ends this process at once. jax would wait for the others,
+    which may be gone.
 
     Args:
-      coordinator_address: `host:port` of process 0, which listens there.
-      num_processes, process_id: how many there are, and which of them this is, from 0.
-      initialization_timeout: seconds that the others have to come.
-      heartbeat_timeout: seconds of silence after which a process counts as dead.
+      coordinator_address: `host:port` where process 0 listens.
+      num_processes: number of processes.
+      process_id: index of this process, from 0.
+      initialization_timeout: seconds until all processes must have joined.
+      heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
 
     Raises:
-      ConfigError: flags that do not go together, or process 0 cannot listen at its address.
+      ConfigError: the flags are inconsistent, or the processes cannot join, for example because process 0 cannot
+        listen at its address.
     """
     arguments = _arguments(coordinator_address, num_processes, process_id)
     if arguments is None or jax.distributed.is_initialized():
         yield
         return
-    # Of jax's own two ways to stop on SIGTERM, ours is the one that knows of other signals and the clock.
+    # Disable jax's handling of SIGTERM. Ours also handles other signals and time limits.
     jax.config.update("jax_enable_preemption_service", False)
     with _time_limit(initialization_timeout, arguments):
         try:
             jax.distributed.initialize(
                 **arguments,
-                # After our own limit: jax ends the process by a signal.
+                # Longer than our own limit, since jax aborts the process.
                 initialization_timeout=int(initialization_timeout) + _JAX_IS_LATER,
                 heartbeat_timeout_seconds=int(heartbeat_timeout) + _JAX_IS_LATER,
                 shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
@@ -84,7 +90,7 @@ def _end(message):
 
 
 def _arguments(address, count, index):
-    """What `jax.distributed.initialize` is given; None where this process is alone."""
+    """Return the arguments of `jax.distributed.initialize`, None if alone."""
     given = {"--coordinator_address": address, "--num_processes": count, "--process_id": index}
     if given == {"--coordinator_address": None, "--num_processes": 1, "--process_id": None}:
         return None
@@ -114,14 +120,17 @@ def _by_name(address, count, index):
     }
 
 
-# jax gives each task of these the one device that has its number on the host.
+# Under these launchers jax gives each task one device, by the task's number on the host.
 _ONE_DEVICE_A_TASK = ("slurm", "ompi")
 
 
 def _detected(environment: Mapping[str, str]):
-    """As `_arguments`, by what started this process. jax knows the rest, but not when it is alone."""
+    """Like `_arguments`, from the cluster's environment variables.
+
+    jax detects the rest, except that a process is alone.
+    """
     if "SLURM_JOB_ID" in environment:
-        # A batch script has its job's number of tasks in its environment, and is none of them.
+        # A batch script also sees its job's number of tasks, but is not one of them.
         is_task = "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment
         tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
         return {"cluster_detection_method": "slurm"} if is_task and int(tasks) > 1 else None
@@ -160,7 +169,10 @@ def _has_tpu(environment):
 
 
 def _sees_its_own_devices(environment: Mapping[str, str]):
-    """Whether a task is to take every device that it sees: it is alone on its host, or sees but its share."""
+    """Return whether a task should use every device that it sees.
+
+    It should if it is alone on its host, or if only its own devices are visible.
+    """
     if "JAX_LOCAL_DEVICE_IDS" in environment:
         return False
     tasks = environment.get("OMPI_COMM_WORLD_LOCAL_SIZE") or environment.get("SLURM_STEP_TASKS_PER_NODE", "")
@@ -173,7 +185,7 @@ def _sees_its_own_devices(environment: Mapping[str, str]):
 
 @contextlib.contextmanager
 def _time_limit(seconds, arguments):
-    """End the process with a clear message after so long. jax's own end would be a signal and a page of C++."""
+    """End the process with a clear message after a time limit, before jax aborts it."""
 
     def end():
         print(f"error: {_silence(arguments, seconds)}", file=sys.stderr, flush=True)

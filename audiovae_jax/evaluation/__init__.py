@@ -1,1 +1,1 @@
-"""Judges models and codecs on audio: metrics, tables with intervals, and a page to look at and listen to."""
+"""Evaluation of models and codecs: metrics, tables with intervals, a report."""

@@ -1,4 +1,4 @@
-"""Short stretches of audio in a page: players, waveforms and spectrograms as data URIs."""
+"""Audio clips for HTML pages: players, waveforms and spectrograms as data URIs."""
 
 import base64
 import io
@@ -8,19 +8,19 @@ import scipy.signal
 import soundfile
 from matplotlib.figure import Figure
 
-_SPECTROGRAM = 1024  # samples of a window
+_SPECTROGRAM = 1024  # samples per window
 _WINDOW = scipy.signal.get_window("hann", _SPECTROGRAM)
-_COLUMNS = 500  # of a spectrogram, about
-_STRETCHES = 600  # of a waveform, each drawn from its least sample to its greatest
-_FLOOR_DB = -90.0  # of a spectrogram's colours, below full scale
+_COLUMNS = 500  # of a spectrogram, approximately
+_STRETCHES = 600  # segments of a waveform, each drawn from its minimum to its maximum
+_FLOOR_DB = -90.0  # of a spectrogram's colours, relative to full scale
 _DPI = 80
 
 
 def player(audio: np.ndarray, sample_rate: int) -> str:
-    """A data URI of 16-bit FLAC, which browsers play.
+    """Encode audio as a data URI of 16-bit FLAC, which browsers can play.
 
     Args:
-      audio: `[T, C]`, one channel or two; what is over full scale is clipped.
+      audio: `[T, C]` with one or two channels. Samples beyond full scale are clipped.
       sample_rate: in Hz.
     """
     content = io.BytesIO()
@@ -29,12 +29,12 @@ def player(audio: np.ndarray, sample_rate: int) -> str:
 
 
 def picture(audio: np.ndarray, sample_rate: int, peak: float) -> str:
-    """A data URI of a PNG: the waveform above, the spectrogram in dB of full scale below.
+    """Draw audio as a data URI of a PNG: a waveform above a spectrogram in dBFS.
 
     Args:
       audio: `[T, C]`.
       sample_rate: in Hz.
-      peak: where the waveform's axis ends, the same for pictures that are compared.
+      peak: limit of the waveform's axis. Use the same one for pictures that are compared.
     """
     portrait = Portrait(len(audio), sample_rate)
     portrait.add(audio)
@@ -42,7 +42,7 @@ def picture(audio: np.ndarray, sample_rate: int, peak: float) -> str:
 
 
 class Portrait:
-    """The picture of a signal of any length, which comes in blocks and is not kept.
+    """A picture of a signal that arrives in blocks; the samples are not kept.
 
     Args:
       length: in samples.
@@ -55,29 +55,29 @@ class Portrait:
         count = -(-length // self._stretch)
         self._low, self._high = np.full(count, np.inf), np.full(count, -np.inf)
         self._hop = max(_SPECTROGRAM // 4, length // _COLUMNS)
-        self._held, self._start = np.zeros(0, np.float32), 0  # mono, from the sample that the next window begins with
+        self._held, self._start = np.zeros(0, np.float32), 0  # mono, from the next window's first sample on
         self._columns: list[np.ndarray] = []
 
     @property
     def peak(self) -> float:
-        """The greatest absolute sample so far."""
+        """Maximum magnitude so far."""
         return float(max(self._high.max(initial=0), -self._low.min(initial=0)))
 
     def add(self, block: np.ndarray):
-        """Take in the next `[n, C]`."""
+        """Add the next `[n, C]`."""
         if not len(block):
             return
         place = (self._done + np.arange(len(block))) // self._stretch
         np.minimum.at(self._low, place, block.min(axis=1))
         np.maximum.at(self._high, place, block.max(axis=1))
         mono = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
-        missed = max(0, self._start - self._done - len(self._held))  # between two windows that are far apart
+        missed = max(0, self._start - self._done - len(self._held))  # samples between windows that are far apart
         self._held = np.concatenate([self._held, mono[missed:]])
         self._done += len(block)
         self._transform()
 
     def picture(self, peak: float) -> str:
-        """A data URI of a PNG, once all has come; see `picture`."""
+        """Draw the complete signal as a data URI of a PNG; see the function `picture`."""
         if not self._columns:
             self._held = np.pad(self._held, (0, max(0, _SPECTROGRAM - len(self._held))))
             self._transform()
@@ -96,14 +96,14 @@ class Portrait:
         return png(figure)
 
     def _transform(self):
-        """The spectra of the windows that are there."""
+        """Compute the spectra of all complete windows."""
         while len(self._held) >= _SPECTROGRAM:
             self._columns.append(_decibels(self._held[:_SPECTROGRAM]))
             self._held, self._start = self._held[self._hop :], self._start + self._hop
 
 
 def png(figure: Figure) -> str:
-    """A data URI of a figure."""
+    """Render a figure as a data URI of a PNG."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=_DPI)
     return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
@@ -112,5 +112,5 @@ def png(figure: Figure) -> str:
 def _decibels(window):
     # A sine of full scale is 0 dB.
     levels = 20 * np.log10(np.abs(np.fft.rfft(window * _WINDOW)) / (_WINDOW.sum() / 2) + 1e-10)
-    # As many rows as the picture has: the greatest of two bins, so that no line is lost.
+    # The maximum of two bins per row of the picture, so that no spectral line is lost.
     return np.maximum(levels[:-1:2], levels[1::2])

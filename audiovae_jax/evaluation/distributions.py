@@ -1,4 +1,4 @@
-"""Distances of two sets of embeddings, whatever gives them: FAD and KAD."""
+"""Distances between two sets of embeddings: FAD and KAD."""
 
 import importlib
 from collections.abc import Callable
@@ -11,18 +11,19 @@ from audiovae_jax.errors import ConfigError, DataError
 
 Embedding = Callable[[np.ndarray, int], np.ndarray]
 
-WINDOW_SECONDS = 10.0  # of audio that a function is given at once
-KAD_SCALE = 100.0  # by which KAD's authors multiply, so that it reads well
-_MOST_PAIRED = 5000  # embeddings of a set that KAD compares with each other; of more, a share is drawn
+WINDOW_SECONDS = 10.0  # of audio per call of an embedding function
+KAD_SCALE = 100.0  # KAD's authors multiply by it for readability
+_MOST_PAIRED = 5000  # embeddings per set that KAD compares; larger sets are subsampled
 
 
 def load(name: str) -> Embedding:
-    """The function that `module:function` names, found as Python finds modules, the current folder too.
+    """Import the embedding function that `module:function` names.
 
-    It takes audio `[T, C]` float32 and its rate in Hz, and returns embeddings `[n, dimensions]`.
+    The module is imported from Python's path, which includes the current folder. The function takes audio `[T, C]`
+    float32 and its sample rate in Hz. It returns embeddings `[n, dimensions]`.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is no such function.
     """
     module, colon, function = name.partition(":")
     if not (module and colon and function):
@@ -37,10 +38,12 @@ def load(name: str) -> Embedding:
 
 
 def embed(embedding: Embedding, audio: AudioStream) -> np.ndarray:
-    """`[n, dimensions]` of audio, of which the function is given windows of ten seconds; the last may be shorter.
+    """Compute embeddings `[n, dimensions]` of audio.
+
+    The function is called with windows of ten seconds. The last one may be shorter.
 
     Raises:
-      DataError: what it returns is not that.
+      DataError: the function fails, or returns an invalid array.
     """
     size = round(WINDOW_SECONDS * audio.sample_rate)
     found, held, have = [], [], 0
@@ -48,7 +51,7 @@ def embed(embedding: Embedding, audio: AudioStream) -> np.ndarray:
     def take(window):
         try:
             made = np.asarray(embedding(window, audio.sample_rate), np.float64)
-        except Exception as error:  # a user's own code may fail in any way
+        except Exception as error:  # the user's code may raise anything
             raise DataError(f"{audio.name}: the embedding failed: {type(error).__name__}: {error}") from error
         if made.ndim != 2 or not np.isfinite(made).all():
             raise DataError(f"{audio.name}: the embedding gave {made.shape}; give finite numbers [n, dimensions]")
@@ -69,14 +72,16 @@ def embed(embedding: Embedding, audio: AudioStream) -> np.ndarray:
 
 
 def frechet(reference: np.ndarray, estimate: np.ndarray) -> float:
-    """The Fréchet distance of Gaussians fitted to both sets, FAD (Kilgour et al., 2019).
+    """Compute the Fréchet distance of Gaussians fitted to both sets.
+
+    This is FAD (Kilgour et al., 2019).
 
     Args:
-      reference, estimate: `[n, dimensions]` each, of which there must be two or more.
+      reference, estimate: `[n, dimensions]` each, with n of at least 2.
     """
     means = [a.mean(axis=0) for a in (reference, estimate)]
     covariances = [np.atleast_2d(np.cov(a, rowvar=False)) for a in (reference, estimate)]
-    # The root of a product of two has the trace of that of a symmetric matrix, whose eigenvalues are real.
+    # sqrt(A B) has the same trace as sqrt(sqrt(A) B sqrt(A)), which is symmetric, so its eigenvalues are real.
     root = _root(covariances[0])
     eigenvalues = scipy.linalg.eigvalsh(root @ covariances[1] @ root)
     cross = np.sqrt(np.maximum(eigenvalues, 0)).sum()
@@ -84,11 +89,13 @@ def frechet(reference: np.ndarray, estimate: np.ndarray) -> float:
 
 
 def kernel(reference: np.ndarray, estimate: np.ndarray, *, bandwidth: float | None = None) -> float:
-    """The unbiased squared maximum mean discrepancy with a Gaussian kernel, times 100: KAD (Chung et al., 2025).
+    """Compute 100 times the unbiased squared MMD with a Gaussian kernel.
+
+    This is KAD (Chung et al., 2025). MMD is the maximum mean discrepancy.
 
     Args:
-      reference, estimate: `[n, dimensions]` each; of more than 5,000, so many are drawn from a fixed seed.
-      bandwidth: of `exp(-d^2 / (2 bandwidth^2))`; None for the median distance within the reference.
+      reference, estimate: `[n, dimensions]` each. From larger sets, 5,000 are drawn with a fixed seed.
+      bandwidth: of the kernel `exp(-d^2 / (2 bandwidth^2))`; None for the median distance within the reference.
     """
     reference, estimate = (_drawn(a) for a in (reference, estimate))
     within = _squares(reference, reference)

@@ -1,4 +1,4 @@
-"""An evaluation: every track through every system, measured, counted together, and written down."""
+"""Evaluating systems on tracks, and writing tables and a report."""
 
 import concurrent.futures
 import csv
@@ -25,7 +25,7 @@ from audiovae_jax.evaluation.visqol import Visqol
 from audiovae_jax.inference import track_stream
 from audiovae_jax.storage import atomic
 
-_WORST, _MEDIAN = 2, 1  # files with players
+_WORST, _MEDIAN = 2, 1  # number of files with players
 _ABOUT = ("file", "system", "seconds", "sample_rate", "channels", "worst_second")
 
 
@@ -43,28 +43,29 @@ def evaluate(
     skipped: Sequence[tuple[str, str]] = (),
     read_timeout: float = 0.0,
 ) -> dict[str, Any]:
-    """Judge systems on tracks; write `files.jsonl`, `files.csv`, `summary.json` and `report.html`.
+    """Evaluate systems on tracks, and write the results to a folder.
 
-    Each system makes a file of each track, which is measured beside the track and removed: one file more of disk is
-    needed, and memory does not grow with a track's length.
+    The results are `files.jsonl`, `files.csv`, `summary.json` and `report.html`. Each system writes its reconstruction
+    of a track to a temporary file, which is removed after measuring. So memory does not grow with the length of tracks.
 
     Args:
-      systems: with names of their own; the others are compared with the first.
-      tracks: to judge them on.
-      out: a folder.
+      systems: with distinct names. The others are compared with the first.
+      tracks: to reconstruct.
+      out: the output folder.
       title: of the page.
-      preset: adds its distances, sets the rate, and stands its table beside.
-      sample_rate: in Hz, at which all is measured; None for the preset's, or each track's own.
-      embedding: see `distributions.load`; adds `fad` and `kad` of all windows of all tracks to the summary.
-      visqol: adds its score.
-      notes, skipped: to tell in the page besides what is found here.
-      read_timeout: seconds for a read of a track; 0 waits for ever.
+      preset: a published table. It adds its distances, sets the sample rate, and is shown in the page.
+      sample_rate: of measuring, in Hz; None for the preset's, or each track's own.
+      embedding: see `distributions.load`. Adds `fad` and `kad` over all windows of all tracks to the summary.
+      visqol: adds the ViSQOL score.
+      notes: additional notes for the page.
+      skipped: `(name, reason)` of files skipped earlier, for the page.
+      read_timeout: seconds until a read of a track times out; 0 for no timeout.
 
     Returns:
-      What `summary.json` holds.
+      The content of `summary.json`.
 
     Raises:
-      DataError: nothing could be judged, or the folder not be written.
+      DataError: no file could be evaluated, or the folder cannot be written.
     """
     sample_rate = sample_rate or (None if preset is None else preset.sample_rate)
     distances = metrics.DISTANCES if preset is None else preset.distances
@@ -145,7 +146,7 @@ class _Judge:
         self._original_of = None
 
     def judge(self, system, track, progress) -> tuple[dict[str, Any], dict | None]:
-        """A row of the table, and what is known of its latents' channels."""
+        """Return a row of the table, and the statistics of latent channels if any."""
         if not hasattr(track.audio, "read"):
             raise DataError(f"{track.key} is generated, and no audio to judge; give files")
         source = track_stream.open_track(track.audio, self._read_timeout)
@@ -177,7 +178,10 @@ class _Judge:
         }, made.latents
 
     def listen(self, systems, tracks, rows) -> list[report.Listening]:
-        """The worst files of the first system that has any, and the middle one, made once more to hear them."""
+        """Reconstruct the worst and the median files again, for listening.
+
+        Files are ranked by the SI-SDR of the first system that has rows.
+        """
         first = rows[0]["system"]
         ranked = [row for row in rows if row["system"] == first and row.get("si_sdr_db") is not None]
         ranked.sort(key=lambda row: row["si_sdr_db"])
@@ -202,7 +206,7 @@ class _Judge:
                 system.reconstruct(source, self._made, lambda share: None)
                 _, estimate = self._pair(source, at_own_rate=True)
                 reconstructions[system.name] = _stretch(estimate, first, count)[:, :channels]
-            except UserError:  # it was judged well before; the table has it
+            except UserError:  # it succeeded before, so its numbers are in the table
                 continue
         original = _stretch(source, first, count)
         original = audio_file.adapt_channels(original, channels)
@@ -212,7 +216,10 @@ class _Judge:
         )
 
     def _pair(self, source, at_own_rate=False) -> tuple[AudioStream, AudioStream]:
-        """The reference, with the channels of what was made of it, and that; at the rate at which all is measured."""
+        """Return `(reference, estimate)` with the estimate's channels.
+
+        Both are at the sample rate of measuring, or at their own rates if `at_own_rate`.
+        """
         estimate = stream.open_file(self._made)
         reference = source
         if estimate.channels != source.channels:
@@ -232,7 +239,7 @@ def _embedding_distances(originals, estimates):
 
 
 def _latent_channels(found):
-    """Each channel's numbers over all files, by their length."""
+    """Average each channel's statistics over files, weighted by length."""
     if not found:
         return None
     weights = np.array([seconds for seconds, _ in found])
@@ -245,7 +252,7 @@ def _latent_channels(found):
 def _stretch(audio, first, count):
     parts, done = [], 0
     for block in audio.blocks():
-        if done + len(block) > first:  # an empty part would keep its whole block in memory
+        if done + len(block) > first:  # an empty slice would keep its whole block in memory
             parts.append(block[max(0, first - done) : first + count - done])
         done += len(block)
         if done >= first + count:
@@ -262,7 +269,7 @@ def _progress(bar, done) -> Callable[[float], None]:
 
 
 def _finite(value):
-    """With null for what JSON has no number for."""
+    """Replace numbers that are not finite, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

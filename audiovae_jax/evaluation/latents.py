@@ -1,15 +1,17 @@
-"""What a model's latents are like: how much they tell, which of them are used, whether they are calibrated."""
+"""Statistics of latents: information, active channels, calibration."""
 
 import numpy as np
 
 from audiovae_jax.inference.calibration import RunningMoments
 from audiovae_jax.models.audio_vae import Posterior
 
-ACTIVE = 1e-2  # variance of a channel's posterior mean (Burda et al., 2016, "Importance weighted autoencoders")
+# Variance of a channel's posterior mean above which it is active (Burda et al., 2016, "Importance weighted
+# autoencoders").
+ACTIVE = 1e-2
 
 
 class LatentStatistics:
-    """The posterior and the calibrated latents of audio, channel by channel, over all that comes.
+    """Running statistics of the posterior and the calibrated latents, per channel.
 
     Args:
       latent_dim: channels of the latent.
@@ -21,7 +23,7 @@ class LatentStatistics:
         self._lanes = 1
 
     def add(self, posterior: Posterior):
-        """Take in `(z, mean, logvar)`, each `[n, lanes, latent_dim]`."""
+        """Add `(z, mean, logvar)`, each `[n, lanes, latent_dim]`."""
         z, mean, logvar = (np.asarray(a, np.float64) for a in posterior)
         self._lanes = mean.shape[1]
         divergence = 0.5 * (np.square(mean) + np.exp(logvar) - 1 - logvar)
@@ -30,11 +32,11 @@ class LatentStatistics:
         self._latents.add(z)
 
     def divergence(self) -> np.ndarray:
-        """`[latent_dim]`: nats a frame of each channel, summed over lanes."""
+        """Return the KL divergence `[latent_dim]` in nats per frame, summed over lanes."""
         return self._divergence / max(1, self._means.count) * self._lanes
 
     def columns(self, seconds: float) -> dict[str, float]:
-        """The columns of the table, for audio of that length."""
+        """Return the columns of the table for audio of this length."""
         frames = self._means.count / self._lanes
         return {
             "kl_nats_per_frame": float(self.divergence().sum()),
@@ -45,7 +47,11 @@ class LatentStatistics:
         }
 
     def channels(self) -> dict[str, list[float]]:
-        """Each channel's divergence, variance of its mean, and calibrated mean and deviation, for the summary."""
+        """Return the statistics of each channel for the summary.
+
+        They are the KL divergence, the variance of the posterior's mean, and the mean and standard deviation of the
+        calibrated latents.
+        """
         return {
             "kl_nats_per_frame": self.divergence().tolist(),
             "variance_of_mean": np.square(self._means.std).tolist(),

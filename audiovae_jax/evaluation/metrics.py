@@ -1,4 +1,4 @@
-"""What is measured of a reconstruction: the columns of the table, and how one pass over both signals gives them."""
+"""Metrics of a reconstruction, computed in one pass over both signals."""
 
 import concurrent.futures
 import dataclasses
@@ -15,18 +15,18 @@ from audiovae_jax.evaluation import spectral, stereo
 from audiovae_jax.evaluation.spectral import Distance
 from audiovae_jax.evaluation.waveform import BssSdr, WaveformErrors
 
-_BLOCK = 1 << 16  # samples measured at once
-_QUIET = 1e-6  # mean power of a second below which its error is no place to listen to
+_BLOCK = 1 << 16  # samples per block
+_QUIET = 1e-6  # mean power below which a second is too quiet to count as the worst
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A number of the table.
+    """A column of the table.
 
     Attributes:
-      label: with its unit, for people.
-      better: 1 where higher is better, -1 where lower is, 0 where it is only told.
-      definition: what it is, and whose.
+      label: display name, with the unit.
+      better: 1 if higher is better, -1 if lower is better, 0 for neither.
+      definition: the definition, and its source.
     """
 
     label: str
@@ -114,23 +114,24 @@ def measure(
     pool: concurrent.futures.Executor,
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[dict[str, float | None], float]:
-    """All that is measured of two signals, in one pass and in memory that does not grow with them.
+    """Compute all metrics of two signals, in one pass and bounded memory.
 
-    Nothing is windowed: sums, transforms and filters go on from block to block, so that the numbers are those of the
-    whole signals. Only `bandwidth_hz` listens to four windows of 8,192 samples.
+    Sums, transforms and filters keep their state across blocks, so that the metrics are those of the whole signals.
+    Only `bandwidth_hz` is measured in four windows of 8,192 samples.
 
     Args:
-      reference, estimate: of one length, rate and number of channels.
-      distances: of spectra.
+      reference, estimate: streams of the same length, sample rate and number of channels.
+      distances: spectral distances to compute.
       pool: threads to compute in.
-      progress: called with the share that is done.
+      progress: called with the fraction done.
 
     Returns:
-      The columns by name, None where one has no value (silence, mono, too short), infinite ratios where the estimate
-      is exact; and the second of the worst error, in relation to the signal there.
+      `(columns, worst)`. `columns` has metrics by name. A metric is None if it is undefined, for example for silence,
+      mono or short signals. Ratios are infinite if the estimate is exact. `worst` is the second with the largest
+      error relative to the signal.
 
     Raises:
-      DataError: they cannot be read, or do not match.
+      DataError: the signals cannot be read, or do not match.
     """
     for name in ("sample_rate", "length", "channels"):
         if getattr(reference, name) != getattr(estimate, name):
@@ -177,7 +178,7 @@ def measure(
 
 
 class _Side:
-    """What is measured of one signal alone."""
+    """Metrics of a single signal."""
 
     def __init__(self, signal: AudioStream):
         self._rate = signal.sample_rate
@@ -213,7 +214,7 @@ def _compared(reference, estimate):
 
 
 class _Seconds:
-    """The second in which the error is greatest in relation to the signal."""
+    """Finds the second with the largest error relative to the signal."""
 
     def __init__(self, rate):
         self._rate, self._done = rate, 0
@@ -234,10 +235,10 @@ class _Seconds:
 
 
 def pairs(reference: AudioStream, estimate: AudioStream) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Blocks of one length of both, however they come.
+    """Iterate over both streams in blocks of equal length.
 
     Raises:
-      DataError: one ends before its length.
+      DataError: a stream ends early.
     """
     held = [np.zeros((0, reference.channels), np.float32)] * 2
     sources = [reference.blocks(), estimate.blocks()]

@@ -1,4 +1,4 @@
-"""Published tables: at which rate and with which of our columns they are, their rows, and what differs from ours."""
+"""Published tables: their settings, rows, and differences from our metrics."""
 
 import dataclasses
 
@@ -8,16 +8,16 @@ from audiovae_jax.evaluation.spectral import Distance
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """How a table was made.
+    """A published table, and the settings that reproduce its metrics.
 
     Attributes:
-      source: of the table and of its definitions.
-      sample_rate: in Hz, at which both signals are measured.
-      columns: ours, with the table's names.
-      distances: to compute.
-      audio: what the published rows were measured on.
-      rows: as published: by system, numbers of the columns.
-      differs: what is not the same here.
+      source: of the table and its definitions.
+      sample_rate: of measuring, in Hz.
+      columns: the table's names of our columns, by our names.
+      distances: spectral distances to compute.
+      audio: the audio that the published rows were measured on.
+      rows: published numbers, by system and our column name.
+      differs: differences between the table's metrics and ours.
     """
 
     source: str

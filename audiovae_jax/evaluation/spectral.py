@@ -1,8 +1,9 @@
-"""Spectral distances by the definitions of others, over whole signals that come block by block.
+"""Spectral distances as defined by other libraries, over signals in blocks.
 
-The definitions are of different scales and are not comparable: auraloss adds spectral convergence to the natural
-logarithm's distance and averages resolutions; audiotools adds the decimal logarithm of the power to the magnitudes'
-distance and sums resolutions.
+Their scales differ, so they are not comparable.
+
+- auraloss adds spectral convergence to the distance of natural logarithms, and averages over resolutions.
+- audiotools adds the distance of decimal logarithms of power to that of magnitudes, and sums over resolutions.
 """
 
 import concurrent.futures
@@ -21,19 +22,21 @@ Resolution = tuple[int, int, int]  # n_fft, hop length and window length in samp
 
 @dataclasses.dataclass(frozen=True)
 class Spectra:
-    """A stretch of both signals' frames, each `[channels, frames, bins]`, complex64."""
+    """Consecutive frames of both signals, each `[channels, frames, bins]`, complex64."""
 
     reference: np.ndarray
     estimate: np.ndarray
 
     @functools.cached_property
     def powers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of the reference and of the estimate."""
+        """Power spectra of the reference and the estimate."""
         return tuple(np.square(a.real) + np.square(a.imag) for a in (self.reference, self.estimate))
 
 
 class Frames:
-    """The short-time Fourier transform of signals that come in blocks: centred, reflected, unnormalised, Hann.
+    """The short-time Fourier transform of signals that arrive in blocks.
+
+    Frames are centred, with reflect padding and a Hann window. The transform is not normalised.
 
     Args:
       resolution: of the transform.
@@ -46,7 +49,10 @@ class Frames:
         self._held, self._is_begun = None, False
 
     def add(self, block: np.ndarray) -> np.ndarray | None:
-        """The spectra `[signals, frames, bins]` that the next `[signals, n]` float32 complete, if any."""
+        """Add the next `[signals, n]` float32, and return the spectra that it completes.
+
+        They are `[signals, frames, bins]`, or None if there are none.
+        """
         self._held = block if self._held is None else np.concatenate([self._held, block], axis=1)
         if not self._is_begun:
             if self._held.shape[1] <= self._half:
@@ -56,7 +62,7 @@ class Frames:
         return self._complete()
 
     def end(self) -> np.ndarray | None:
-        """The last spectra; None of signals that are too short to be reflected."""
+        """Return the last spectra, or None if the signals are too short to be reflected."""
         if not self._is_begun:
             return None
         reflected = self._held[:, -2 : -self._half - 2 : -1]
@@ -74,7 +80,7 @@ class Frames:
 
 
 class _Sums:
-    """Sums of one definition over the frames of one resolution."""
+    """The sums of one definition over the frames of one resolution."""
 
     def __init__(self, definition, filters):
         self._definition, self._filters = definition, filters
@@ -94,13 +100,13 @@ class _Sums:
 
 @dataclasses.dataclass(frozen=True)
 class Definition:
-    """How two magnitude spectrograms are compared.
+    """The definition of a distance between two magnitude spectrograms.
 
     Attributes:
-      sums: `(reference, estimate)`, `[channels, frames, bins]` each, to sums, and how many elements they are of.
-      finish: the sums and that count to the distance at a resolution.
-      combine: the distances at all resolutions to one.
-      floor: under the power.
+      sums: maps `(reference, estimate)`, `[channels, frames, bins]` each, to `(sums, number of elements)`.
+      finish: maps the total of both to the distance at a resolution.
+      combine: maps the distances at all resolutions to one distance.
+      floor: minimum of the power.
     """
 
     sums: Callable
@@ -110,7 +116,7 @@ class Definition:
 
 
 def _auraloss_sums(y, x):
-    with np.errstate(invalid="ignore"):  # a mel band that holds no bin has no logarithm, and the distance no value
+    with np.errstate(invalid="ignore"):  # an empty mel band has no logarithm, which makes the distance NaN
         logs = np.log(x / y)
     return (_total(np.square(y - x)), _total(np.square(y)), _total(np.abs(logs))), y.size
 
@@ -137,11 +143,11 @@ def _share(sums, count):
     return sums[0] / count
 
 
-# auraloss 0.4: one spectral convergence over both channels; power floored at 1e-8.
+# auraloss 0.4: one spectral convergence over all channels, with power floored at 1e-8.
 AURALOSS = Definition(_auraloss_sums, _auraloss_finish, np.mean, floor=1e-8)
 # audiotools 0.7 and the loss module of DAC: magnitudes floored at 1e-5 within the logarithm.
 AUDIOTOOLS = Definition(_audiotools_sums, _share, np.sum)
-# |log(1 + X) - log(1 + Y)|: no floor, and silence counts little.
+# |log(1 + X) - log(1 + Y)|, which needs no floor and gives silence little weight.
 LOG1P = Definition(_log1p_sums, _share, np.mean)
 # The root-mean-square difference in dB over a frame's bins, averaged over frames (Gray and Markel, 1976).
 LOG_SPECTRAL = Definition(_decibel_sums, _share, np.mean, floor=1e-8)
@@ -153,10 +159,10 @@ class Distance:
 
     Attributes:
       name: of its column.
-      definition: one of those above.
+      definition: one of the definitions above.
       resolutions: of the transforms.
-      n_mels: bands at each resolution; None for the FFT's bins.
-      a_weighted: both signals are A-weighted first, as `ops.signal.a_weight` does it, and auraloss.
+      n_mels: number of mel bands at each resolution; None to use the FFT's bins.
+      a_weighted: whether both signals are A-weighted first, as by `ops.signal.a_weight` and auraloss.
     """
 
     name: str
@@ -167,13 +173,15 @@ class Distance:
 
 
 class Analysis:
-    """Distances and other measures of spectra, computed side by side, each transform once.
+    """Computes several distances and other measures of spectra.
+
+    Those of the same resolution and weighting share a transform.
 
     Args:
       distances: to compute.
-      measures: `(resolution, measure)`; a measure has `add(spectra)`.
+      measures: pairs `(resolution, measure)`, where a measure has a method `add(spectra)`.
       sample_rate: in Hz.
-      pool: where transforms are computed.
+      pool: threads that compute the transforms.
     """
 
     def __init__(
@@ -198,12 +206,15 @@ class Analysis:
             self._listen(resolution, measure, a_weighted=False)
 
     def add(self, reference: np.ndarray, estimate: np.ndarray):
-        """Take in the next `[n, channels]` float32 of both."""
+        """Add the next `[n, channels]` float32 of both signals."""
         both = np.ascontiguousarray(np.concatenate([reference, estimate], axis=1).T)
         self._spread(both, None if self._weighting is None else self._weighting.add(both))
 
     def end(self) -> dict[str, float | None]:
-        """The distances by name; None where the signals are too short, or a band holds no bin."""
+        """Return the distances by name.
+
+        A distance is None if the signals are too short, or a mel band is empty.
+        """
         if self._weighting is not None:
             self._spread(None, self._weighting.end())
         self._spread(None, None, is_end=True)
@@ -238,7 +249,7 @@ class Analysis:
 
 
 class _AWeighting:
-    """The A-weighting filter with its delay taken out, block by block."""
+    """The A-weighting filter for blocks, with its delay compensated."""
 
     def __init__(self, sample_rate):
         self._taps = signal.a_weighting_fir(sample_rate).astype(np.float64)

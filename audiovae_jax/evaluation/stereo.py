@@ -1,18 +1,18 @@
-"""How well the stereo image is kept: mid and side, correlation, panning, phase between channels."""
+"""Metrics of the stereo image: mid and side, correlation, panning, phase."""
 
 import numpy as np
 
 from audiovae_jax.evaluation.spectral import Resolution, Spectra
 from audiovae_jax.evaluation.waveform import WaveformErrors
 
-# Those of the public evaluation script of EAR_VAE.
+# As in EAR_VAE's public evaluation script.
 PHASE_RESOLUTIONS: tuple[Resolution, ...] = tuple((n, n // 4, n) for n in (4096, 2048, 1024, 512))
 PAN_RESOLUTION: Resolution = (2048, 512, 2048)
-_LEAST_WEIGHT = 1e-6  # of a bin, in its two magnitudes' product
+_LEAST_WEIGHT = 1e-6  # product of a bin's two magnitudes up to which it is ignored
 
 
 class StereoField:
-    """Mid, side and correlation of two stereo signals."""
+    """Mid and side SNR, and stereo correlation, of two stereo signals."""
 
     def __init__(self):
         self._mid, self._side = WaveformErrors(1), WaveformErrors(1)
@@ -20,7 +20,7 @@ class StereoField:
         self._means, self._products = np.zeros((2, 2)), np.zeros((2, 2, 2))
 
     def add(self, reference: np.ndarray, estimate: np.ndarray):
-        """Take in the next `[n, 2]` of both, float64."""
+        """Add the next `[n, 2]` float64 of both signals."""
         for errors, sign in ((self._mid, 1), (self._side, -1)):
             errors.add(*((a[:, :1] + sign * a[:, 1:]) / 2 for a in (reference, estimate)))
         self._count += len(reference)
@@ -29,7 +29,10 @@ class StereoField:
             self._products[i] += a.T @ a
 
     def result(self) -> dict[str, float | None]:
-        """The columns by name; a ratio is None where its reference is silent."""
+        """Return the columns by name.
+
+        Ratios are None if their reference is silent, correlations if a channel is constant.
+        """
         reference, estimate = (self._correlation(i) for i in (0, 1))
         known = None not in (reference, estimate)
         return {
@@ -40,23 +43,23 @@ class StereoField:
         }
 
     def _correlation(self, i):
-        """Pearson's, of left and right."""
+        """Return Pearson's correlation of left and right, or None."""
         covariance = self._products[i] - np.outer(self._means[i], self._means[i]) / self._count
         spread = covariance[0, 0] * covariance[1, 1]
         return float(covariance[0, 1] / np.sqrt(spread)) if spread > 0 else None
 
 
 class PanError:
-    """The mean difference of the panning index of bins (Avendano, 2003), weighted by the reference's power.
+    """The mean absolute difference of bins' panning index (Avendano, 2003).
 
-    The index is 0 for a bin in the middle, -1 and 1 for one on the left and right alone.
+    The mean is weighted by the reference's power. The index is 0 in the centre, -1 at the left and 1 at the right.
     """
 
     def __init__(self):
         self._sum = self._weight = 0.0
 
     def add(self, spectra: Spectra):
-        """Take in frames of two channels."""
+        """Add frames of two channels."""
         indices = [
             _panning(a, power) for a, power in zip((spectra.reference, spectra.estimate), spectra.powers, strict=True)
         ]
@@ -65,23 +68,24 @@ class PanError:
         self._weight += weight.sum(dtype=np.float64)
 
     def result(self) -> float | None:
-        """From 0 to 2; None of silence."""
+        """Return the error, from 0 to 2, or None for silence."""
         return float(self._sum / self._weight) if self._weight else None
 
 
 class PhaseCoherence:
-    """Phase coherence at a resolution, as the public evaluation script of EAR_VAE defines it.
+    """Phase coherence at one resolution, as in EAR_VAE's public evaluation script.
 
-    In each frame the length of the weighted sum of `exp(i d)` over bins, in relation to that of the weights, and then
-    the mean over frames by their weights. `d` is the estimate's difference in phase from the reference in a channel,
-    or the difference of both signals' phases between left and right. 1 is the best, and a constant `d` counts as that.
+    For each frame it is the magnitude of the weighted sum of `exp(i d)` over bins, divided by the sum of weights.
+    Frames are averaged by their weights. For a channel, `d` is the phase of the estimate minus that of the reference.
+    Between channels, `d` is the difference of both signals' phase differences between left and right. The best value
+    is 1. Any constant `d` also gives 1.
     """
 
     def __init__(self):
         self._sums = np.zeros((3, 2))  # left, right, between; numerator and denominator
 
     def add(self, spectra: Spectra):
-        """Take in frames of one channel or two."""
+        """Add frames of one or two channels."""
         y, x = spectra.reference, spectra.estimate
         for i in range(len(y)):
             self._add(i, x[i] * y[i].conj(), np.abs(x[i]) * np.abs(y[i]))
@@ -90,12 +94,12 @@ class PhaseCoherence:
             self._add(2, between, np.abs(x[0]) * np.abs(x[1]))
 
     def channels(self) -> float | None:
-        """The mean over channels; None of silence."""
+        """Return the average over channels, or None for silence."""
         known = [numerator / weight for numerator, weight in self._sums[:2] if weight]
         return float(np.mean(known)) if known else None
 
     def between(self) -> float | None:
-        """Between left and right; None of silence, or mono."""
+        """Return the coherence between left and right, or None for silence or mono."""
         numerator, weight = self._sums[2]
         return float(numerator / weight) if weight else None
 

@@ -1,4 +1,4 @@
-"""From rows of files to a table of systems: means, medians, and how sure they are."""
+"""Summary of files' rows as a table of systems: means, medians, intervals."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,20 @@ _PERCENTILES = (2.5, 97.5)
 
 
 def summarize(rows: Sequence[Mapping[str, Any]], systems: Sequence[str]) -> dict[str, dict[str, dict[str, Any]]]:
-    """The numbers of each column of each system over its files.
+    """Summarise each column of each system over files.
 
     Args:
-      rows: each with `file`, `system` and columns; what is None or infinite is left out of its column.
-      systems: their names, in order.
+      rows: one per file and system, with `file`, `system` and columns. Values that are None or infinite are ignored.
+      systems: names of the systems, in order.
 
     Returns:
-      By system and column: `files`, `mean`, `median`, `low` and `high`, the 95 % bootstrap interval of the mean over
-      files. For every system but the first also `less_first`, the mean difference from the first system on the files
-      that both have, with `less_first_low` and `less_first_high`: narrower, since files differ more than systems.
+      A dict by system and column of
+
+      - `files`: number of files.
+      - `mean`, `median`: over files.
+      - `low`, `high`: the 95 % bootstrap interval of the mean.
+      - `less_first`, except for the first system: the mean difference from the first system, on the files of both.
+      - `less_first_low`, `less_first_high`: its interval. It is narrower, since files differ more than systems.
     """
     values = {(row["system"], name): {} for row in rows for name in COLUMNS}
     for row in rows:
@@ -49,14 +53,14 @@ def summarize(rows: Sequence[Mapping[str, Any]], systems: Sequence[str]) -> dict
 
 
 def bootstrap(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float | None, float | None]:
-    """The 95 % percentile interval of the mean of values, resampled with replacement; None of a single value.
+    """Compute the 95 % bootstrap percentile interval of the mean of values.
 
-    The same values give the same interval.
+    The same values give the same interval. Its ends are None for fewer than two values.
     """
     if len(values) < 2:
         return None, None
     rng = np.random.default_rng(seed)
-    # Some at a time, so that many files take little memory.
+    # One resample at a time, to save memory.
     means = [values[rng.integers(0, len(values), len(values))].mean() for _ in range(resamples)]
     low, high = np.percentile(means, _PERCENTILES)
     return float(low), float(high)

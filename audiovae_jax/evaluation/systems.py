@@ -1,4 +1,4 @@
-"""What is judged: models, and the codecs that everyone has as baselines. Each makes a file of a stream."""
+"""Systems to evaluate: models, and common lossy codecs as baselines."""
 
 import dataclasses
 import re
@@ -18,7 +18,7 @@ from audiovae_jax.errors import ConfigError, DataError
 from audiovae_jax.evaluation.latents import LatentStatistics
 from audiovae_jax.inference.codec import Codec
 
-_OPUS_RATE = 48000  # Hz, the one that Opus decodes to
+_OPUS_RATE = 48000  # Hz, the rate that Opus decodes to
 _MP3_RATES = (32000, 44100, 48000)  # Hz, of MPEG-1
 # By kind: ffmpeg's encoder, and the suffix, libsndfile's format and subtype.
 _KINDS = {"opus": ("libopus", ".opus", "OGG", "OPUS"), "mp3": ("libmp3lame", ".mp3", "MP3", "MPEG_LAYER_III")}
@@ -28,12 +28,12 @@ _TIMEOUT = 3600.0  # seconds for one file
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A reconstruction in a file of float samples, of the source's rate and length.
+    """Facts about a reconstruction, which is a file with the source's rate and length.
 
     Attributes:
-      seconds: that it took.
-      columns: of the table that the system itself knows.
-      latents: see `LatentStatistics.channels`; None of a codec.
+      seconds: time that it took.
+      columns: columns of the table that the system itself computes.
+      latents: see `LatentStatistics.channels`; None for codecs.
     """
 
     seconds: float
@@ -42,18 +42,18 @@ class Made:
 
 
 class System(Protocol):
-    """What is judged.
+    """The interface of systems to evaluate.
 
     Attributes:
       name: of its column in the table.
-      description: one line of what it is.
+      description: in one line.
     """
 
     name: str
     description: str
 
     def reconstruct(self, source: AudioStream, target: Path, progress: Callable[[float], None]) -> Made:
-        """Write the reconstruction of a stream to a `.wav`; DataError where that cannot be."""
+        """Write the reconstruction of a stream to a `.wav`; raises DataError on failure."""
 
 
 class Model:
@@ -62,7 +62,7 @@ class Model:
     Args:
       name: of its column.
       codec: the model.
-      path: where it was, for people.
+      path: the model's path, for the description.
       mix: see `Codec.encode`.
     """
 
@@ -76,7 +76,7 @@ class Model:
         )
 
     def reconstruct(self, source: AudioStream, target: Path, progress: Callable[[float], None]) -> Made:
-        """Encode to the posterior's mean, decode, and write."""
+        """Encode to the posterior's mean, decode, and write to `target`."""
         statistics = LatentStatistics(self._codec.model.latent_dim)
         start = time.perf_counter()
         made = self._codec.reconstruct_stream(source, mix=self._mix, watch=statistics.add)
@@ -86,13 +86,13 @@ class Model:
 
 
 class LossyCodec:
-    """Opus or MP3 at a bit rate, by ffmpeg where it is, or else by libsndfile.
+    """Opus or MP3 at a bit rate, by ffmpeg if available, else by libsndfile.
 
     Args:
-      name: `opus24` is Opus at 24 kbit/s for all channels together, `mp3_128` MP3 at 128.
+      name: for example `opus24` for Opus at 24 kbit/s over all channels, or `mp3_128` for MP3 at 128 kbit/s.
 
     Raises:
-      ConfigError: a name that is none, or neither tool has the codec.
+      ConfigError: the name is invalid, or neither tool has the codec.
     """
 
     def __init__(self, name: str):
@@ -110,7 +110,7 @@ class LossyCodec:
         self.description = f"{self._kind} at {self._kbps} kbit/s by {tool}"
 
     def reconstruct(self, source: AudioStream, target: Path, progress: Callable[[float], None]) -> Made:
-        """Encode to a file beside the target, decode it, and write."""
+        """Encode to a file next to the target, decode it, and write to `target`."""
         if source.channels > 2:
             raise DataError(f"{source.name} has {source.channels} channels, and {self.name} is measured on one or two")
         start = time.perf_counter()
@@ -162,17 +162,20 @@ class LossyCodec:
             raise DataError(f"{self.name}: libsndfile failed: {error.error_string}") from error
 
     def _level(self, channels):
-        """The compression level in libsndfile of a bit rate: 0 for its highest, 1 for its lowest."""
+        """Return libsndfile's compression level.
+
+        It is 0 for the highest bit rate of the codec, and 1 for the lowest.
+        """
         low, high = (6, 256) if self._kind == "opus" else (32, 320)
         kbps = self._kbps / channels if self._kind == "opus" else self._kbps
         return min(1.0, max(0.0, (high - kbps) / (high - low)))
 
 
 def baselines(names: list[str]) -> tuple[list[LossyCodec], list[str]]:
-    """The codecs of names, and what cannot be had here, said in a line each.
+    """Return the available codecs of these names, and a line about each missing one.
 
     Raises:
-      ConfigError: a name that is none.
+      ConfigError: a name is invalid.
     """
     found, missing = [], []
     for name in names:
@@ -186,10 +189,10 @@ def baselines(names: list[str]) -> tuple[list[LossyCodec], list[str]]:
 
 
 def named_models(given: list[str]) -> list[tuple[str, str]]:
-    """`(name, path)` of models given as a path, or as `name=path`.
+    """Return `(name, path)` of models given as `path` or `name=path`.
 
     Raises:
-      ConfigError: two have one name.
+      ConfigError: two models have the same name.
     """
     found = []
     for text in given:
@@ -203,7 +206,7 @@ def named_models(given: list[str]) -> list[tuple[str, str]]:
 
 
 def _ffmpeg_with(encoder):
-    """The path of an ffmpeg that has an encoder, or None."""
+    """Return the path of an ffmpeg with this encoder, or None."""
     path = shutil.which("ffmpeg")
     if path is None:
         return None
@@ -217,7 +220,7 @@ def _ffmpeg_with(encoder):
 
 
 def _of_length(audio, length):
-    """The audio cut, or filled up with silence, to a length."""
+    """Cut audio, or pad it with silence, to a length."""
 
     def blocks():
         left = length

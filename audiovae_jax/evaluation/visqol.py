@@ -1,4 +1,4 @@
-"""ViSQOL in audio mode, where `visqol-python` is installed: the extra `visqol`."""
+"""ViSQOL in audio mode, which needs `visqol-python` (the extra `visqol`)."""
 
 import numpy as np
 
@@ -7,14 +7,14 @@ from audiovae_jax.errors import ConfigError
 
 SAMPLE_RATE = 48000  # Hz
 WINDOW_SECONDS = 10.0
-_LEAST_SECONDS = 1.0  # its patches need some
+_LEAST_SECONDS = 1.0  # shorter audio has too few of ViSQOL's patches
 
 
 class Visqol:
-    """The mean opinion score that ViSQOL expects, 1 to 5 (Chinen et al., 2020).
+    """The mean opinion score that ViSQOL predicts, from 1 to 5 (Chinen et al., 2020).
 
-    ViSQOL compares all of both signals at once, and its authors mean five to ten seconds. What is longer is scored
-    in windows of ten seconds, of which the mean is taken.
+    ViSQOL compares whole signals, and is meant for five to ten seconds. Longer audio is scored in windows of ten
+    seconds, whose scores are averaged.
 
     Raises:
       ConfigError: visqol-python is not installed.
@@ -29,7 +29,7 @@ class Visqol:
         self._api.create(mode="audio")
 
     def score(self, reference: AudioStream, estimate: AudioStream) -> float | None:
-        """Of mono mixes at 48 kHz; None of audio shorter than a second, or silent."""
+        """Score mono mixes at 48 kHz; return None if shorter than a second, or silent."""
         scores = []
         for y, x in zip(_windows(reference), _windows(estimate), strict=True):
             if len(y) >= _LEAST_SECONDS * SAMPLE_RATE and y.any():

@@ -1,14 +1,14 @@
-"""Distances of waveforms, summed block by block: what comes out is the number of the whole signals."""
+"""Waveform metrics of whole signals, accumulated over blocks."""
 
 import numpy as np
 import scipy.linalg
 import scipy.signal
 
-_TAPS = 512  # of the distortion that BSS Eval forgives
+_TAPS = 512  # of the distortion filter that BSS Eval allows
 
 
 class WaveformErrors:
-    """Error ratios of an estimate, channel by channel.
+    """Errors of an estimate, and their ratios to the reference, per channel.
 
     Args:
       channels: of both signals.
@@ -19,32 +19,35 @@ class WaveformErrors:
         self._sums = np.zeros((6, channels))
 
     def add(self, reference: np.ndarray, estimate: np.ndarray):
-        """Take in the next `[n, channels]` of both, float64."""
+        """Add the next `[n, channels]` float64 of both signals."""
         error = estimate - reference
         self._count += len(reference)
-        # The error itself is summed, and not the products of both: differences of those lose small errors.
+        # Sum the error itself. Small errors would be lost in differences of sums of products.
         self._sums += [
             reference.sum(axis=0), error.sum(axis=0), np.square(reference).sum(axis=0), np.square(error).sum(axis=0),
             (error * reference).sum(axis=0), np.abs(error).sum(axis=0),
         ]  # fmt: skip
 
     def mse(self) -> float:
-        """The mean squared error."""
+        """Return the mean squared error."""
         return float(self._sums[3].mean() / self._count)
 
     def l1(self) -> float:
-        """The mean absolute error."""
+        """Return the mean absolute error."""
         return float(self._sums[5].mean() / self._count)
 
     def snr(self) -> float | None:
-        """`10 log10 |y|^2 / |x - y|^2` in dB: see `ratio` for the mean over channels."""
+        """Return `10 log10 |y|^2 / |x - y|^2` in dB, averaged over channels by `ratio`."""
         return ratio(self._sums[2], self._sums[3])
 
     def si_sdr(self) -> float | None:
-        """Scale-invariant signal-to-distortion ratio in dB, of signals made zero-mean (Le Roux et al., 2019)."""
+        """Return the scale-invariant signal-to-distortion ratio in dB.
+
+        The signals are made zero-mean first (Le Roux et al., 2019).
+        """
         mean_y, mean_e, yy, ee, ey, _ = self._sums
         yy, ee, ey = yy - mean_y**2 / self._count, ee - mean_e**2 / self._count, ey - mean_e * mean_y / self._count
-        # A channel that is constant is silent up to rounding.
+        # Without its mean, a constant channel is silent up to rounding.
         heard = yy > 1e-12 * self._sums[2]
         yy, ee, ey = np.where(heard, yy, 0.0), ee, np.where(heard, ey, 0.0)
         scale = 1 + np.divide(ey, yy, out=np.zeros_like(ey), where=heard)
@@ -53,10 +56,12 @@ class WaveformErrors:
 
 
 class BssSdr:
-    """BSS Eval's SDR: what a filter of 512 taps makes of the reference counts as signal (Vincent et al., 2006).
+    """BSS Eval's SDR (Vincent et al., 2006).
+
+    The reference, filtered by the best filter of 512 taps, counts as signal.
 
     Args:
-      channels: of both signals; each is a source of its own.
+      channels: of both signals. Each channel is a separate source.
     """
 
     def __init__(self, channels: int):
@@ -66,7 +71,7 @@ class BssSdr:
         self._cross = np.zeros((_TAPS, channels))  # sum of x[t] y[t - k]
 
     def add(self, reference: np.ndarray, estimate: np.ndarray):
-        """Take in the next `[n, channels]` of both, float64."""
+        """Add the next `[n, channels]` float64 of both signals."""
         seen = np.concatenate([self._before, reference])
         for sums, signal in ((self._auto, reference), (self._cross, estimate)):
             lags = scipy.signal.fftconvolve(seen, signal[::-1], mode="valid", axes=0)
@@ -75,7 +80,7 @@ class BssSdr:
         self._before = seen[len(seen) - _TAPS + 1 :]
 
     def sdr(self) -> float | None:
-        """In dB, the mean over channels, see `ratio`."""
+        """Return the SDR in dB, averaged over channels by `ratio`."""
         explained = [
             self._explained(auto, cross, energy)
             for auto, cross, energy in zip(self._auto.T, self._cross.T, self._energy, strict=True)
@@ -85,22 +90,22 @@ class BssSdr:
 
     @staticmethod
     def _explained(auto, cross, energy):
-        """The energy of the estimate's projection on the shifted references."""
+        """Return the energy of the estimate's projection on the shifted references."""
         if not auto[0] or not energy:
             return 0.0
         try:
             explained = cross @ np.linalg.solve(scipy.linalg.toeplitz(auto), cross)
         except np.linalg.LinAlgError:
             explained = np.inf
-        if not 0 <= explained <= energy:  # bands without any sound make the equations singular
+        if not 0 <= explained <= energy:  # empty frequency bands make the equations singular
             explained = cross @ np.linalg.lstsq(scipy.linalg.toeplitz(auto), cross, rcond=1e-10)[0]
         return min(max(explained, 0.0), energy)
 
 
 def ratio(signal: np.ndarray, noise: np.ndarray, heard: np.ndarray | None = None) -> float | None:
-    """`10 log10 signal / noise`, averaged over the channels whose reference is not silent.
+    """Return `10 log10 signal / noise`, averaged over channels that are not silent.
 
-    Infinite where the estimate is exact; None where every channel is silent.
+    It is infinite if the estimate is exact, and None if every channel of the reference is silent.
     """
     heard = signal > 0 if heard is None else heard
     if not heard.any():

@@ -1,4 +1,7 @@
-"""What a skipped update was of: files and places of its crops, and the audio of the first few, in the workdir."""
+"""Storing batches of skipped updates in the workdir.
+
+The files and positions of crops are stored, and the audio of the first few batches.
+"""
 
 import dataclasses
 import io
@@ -14,18 +17,18 @@ import soundfile
 from audiovae_jax.data.feeding.origin import Origin
 from audiovae_jax.storage.bucket_path import BucketPath
 
-FOLDER = "bad_batches"  # of a workdir
-_PATIENCE = 10.0  # seconds for which training waits for a bucket
-_MOST_DESCRIBED = 1000  # a run that skips every other update must not fill a folder
+FOLDER = "bad_batches"  # in a workdir
+_PATIENCE = 10.0  # seconds that training waits for a bucket
+_MOST_DESCRIBED = 1000  # limits the folder of a run that skips many updates
 
 
 @dataclasses.dataclass(frozen=True)
 class BadBatch:
-    """A batch, or this host's part of it, whose update was skipped.
+    """This host's part of a batch whose update was skipped.
 
     Attributes:
-      origins: of its crops, by row; None where it is not known.
-      not_finite: the rows that hold NaN or infinite samples.
+      origins: of its crops, by row; None if unknown.
+      not_finite: the rows with NaN or infinite samples.
     """
 
     origins: tuple[Origin | None, ...]
@@ -38,9 +41,9 @@ class BadBatches:
     Args:
       workdir: of the run.
       sample_rate: of the audio, in Hz.
-      most_audio: steps whose audio is kept.
-      host: this one's number; all but the first have a folder of their own, `bad_batches/host_<number>`.
-      warn: takes a line where something could not be written.
+      most_audio: maximum number of steps whose audio is stored.
+      host: index of this host. Hosts other than 0 write to `bad_batches/host_<number>`.
+      warn: called with a line of text if writing fails.
     """
 
     def __init__(
@@ -53,15 +56,15 @@ class BadBatches:
     def keep(
         self, step: int, order: int, metrics: dict[str, float], audio: np.ndarray, first: int, records
     ) -> BadBatch:
-        """Keep a batch.
+        """Store a batch.
 
         Args:
-          step: that was skipped, counted from 1 as in the events.
+          step: the skipped step, counted from 1.
           order: of the records.
           metrics: of the step.
           audio: this host's rows, `[b, T, C]`.
-          first: the number of the record in the first of them.
-          records: says the `origin` of each.
+          first: record number of the first row.
+          records: the data source, whose `origin` returns the origin of a record.
         """
         origins = tuple(records.origin(first + row) for row in range(len(audio)))
         not_finite = tuple(row for row, crop in enumerate(audio) if not np.isfinite(crop).all())
@@ -87,7 +90,7 @@ class BadBatches:
         path = self.folder / f"{name}.json"
         if isinstance(self.folder, Path):
             self.folder.mkdir(parents=True, exist_ok=True)
-        # A run that goes on from before comes by the same steps again.
+        # A resumed run may repeat steps, whose files are replaced.
         if not path.exists() and len(self._steps(".json")) >= _MOST_DESCRIBED:
             return
         path.write_text(json.dumps(described, indent=2) + "\n")
@@ -108,12 +111,12 @@ class BadBatches:
 
 
 def _wav(audio, sample_rate) -> bytes:
-    # As floats, which can be NaN.
+    # Float samples, which can be NaN.
     buffer = io.BytesIO()
     soundfile.write(buffer, audio, sample_rate, subtype="FLOAT", format="WAV")
     return buffer.getvalue()
 
 
 def _as_json(value) -> Any:
-    """A number; as text where JSON has none for it."""
+    """Return a finite number as it is, another one as a string."""
     return value if math.isfinite(value) else str(value)

@@ -1,4 +1,4 @@
-"""The lock of a workdir in a bucket: an object in place of a file, written anew at every heartbeat."""
+"""The lock of a workdir in a bucket: an object that each heartbeat writes again."""
 
 import contextlib
 import dataclasses
@@ -10,11 +10,11 @@ from audiovae_jax.errors import ConfigError
 from audiovae_jax.run.workdir_lock import WorkdirLock, read_holder
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
 
-_PATIENCE = 5.0  # seconds; the next heartbeat is another attempt
+_PATIENCE = 5.0  # seconds; the next heartbeat retries
 
 
 def as_workdir(workdir: Path | BucketPath | str) -> Path | BucketPath:
-    """A run's place as a path; ConfigError for a URL that nothing can be written to."""
+    """Return a workdir as a path; raises ConfigError for URLs that are not writable."""
     try:
         return as_path(workdir)
     except OSError as error:
@@ -22,16 +22,16 @@ def as_workdir(workdir: Path | BucketPath | str) -> Path | BucketPath:
 
 
 def lock_of(workdir: Path | BucketPath, enabled: bool = True) -> WorkdirLock:
-    """The lock of a workdir, wherever that is."""
+    """Return the lock of a workdir, on disk or in a bucket."""
     return (BucketLock if isinstance(workdir, BucketPath) else WorkdirLock)(workdir, enabled)
 
 
 class BucketLock(WorkdirLock):
-    """`WorkdirLock` for a bucket.
+    """`WorkdirLock` for a workdir in a bucket.
 
-    The object is made, and taken over from a dead run, under the condition that nobody did so meanwhile, where the
-    server knows conditions: S3 does, Google for what is not there yet. Elsewhere two runs that begin in one
-    moment may both come through; the one that was overwritten finds it at its next heartbeat, and ends.
+    If the server supports conditional writes, the object is created or taken over only if no other run did so
+    meanwhile. S3 supports both, Google Cloud Storage only creation. Elsewhere, two runs that start at the same moment
+    may both succeed. The one that was overwritten finds out at its next heartbeat, and ends.
     """
 
     def __init__(self, workdir: BucketPath, enabled: bool = True):
@@ -52,7 +52,11 @@ class BucketLock(WorkdirLock):
         return taken_from
 
     def _take_over(self, text):
-        """Put our text in place of a dead run's; ConfigError if it is alive, or another was quicker."""
+        """Replace a dead run's object, and return its holder.
+
+        Raises:
+          ConfigError: the run is alive, or another run was faster.
+        """
         try:
             version, holder = self._path.version(), read_holder(self._path)
             self._require_dead(holder, self._silence())
@@ -73,9 +77,9 @@ class BucketLock(WorkdirLock):
         version, holder = self._object.version(), read_holder(self._object)
         if holder is not None and holder.token == self._me.token:
             self._beats += 1
-            # Spaces make it another version, which nobody replaces who has seen the one before.
+            # Spaces change the version, so that a run that has read the previous one cannot replace it.
             text = json.dumps(dataclasses.asdict(holder)) + " " * (self._beats % 60)
-            with contextlib.suppress(FileExistsError):  # the next look tells whose it is
+            with contextlib.suppress(FileExistsError):  # the next look finds out who holds the lock
                 self._object.replace(text, version)
 
     def _look(self):
@@ -83,10 +87,10 @@ class BucketLock(WorkdirLock):
             holder = read_holder(self._object)
             self._judge(holder, gone=holder is None and not self._object.exists())
         except OSError:
-            return  # a server that is away for a moment
+            return  # the server may be away for a moment
 
     def _remove(self):
-        with contextlib.suppress(OSError):  # or it will be found silent
+        with contextlib.suppress(OSError):  # if this fails, the lock becomes stale
             holder = read_holder(self._object)
             if holder is not None and holder.token == self._me.token:
                 self._object.unlink(missing_ok=True)

@@ -1,8 +1,7 @@
-"""Whether the latent and the discriminator are doing well: figures for the events, and warnings with a remedy.
+"""Health checks of the latent and the discriminator: metrics and warnings.
 
-A warning is given when its sign has been there at three looks in a row, once, and again only after three
-looks without it. Signs in the latent count from the end of the KL term's warm-up on: before it, a latent may
-not have found its use yet.
+A warning is given once its sign was present at three checks in a row. It is repeated only after three checks without
+the sign. Signs of the latent are ignored during the KL term's warm-up, when the latent may not be used yet.
 """
 
 import dataclasses
@@ -10,28 +9,30 @@ from collections.abc import Callable
 
 import numpy as np
 
-LOOKS = 3  # in a row that a sign must be there, or gone
+LOOKS = 3  # consecutive checks with or without a sign that switch its warning
 ACTIVE_VARIANCE = 0.01  # of a channel's mean over data: Burda et al., "Importance Weighted Autoencoders", 2016
-_FEW_CHANNELS, _NO_INFORMATION = 0.1, 0.05  # share of all; nats per frame, of a channel that is the prior's
-_IDLE_DECODER = 0.02  # of the reconstruction that depends on the latent, as a ratio of RMS
+_FEW_CHANNELS, _NO_INFORMATION = 0.1, 0.05  # fraction of channels; nats per frame of a channel that equals the prior
+_IDLE_DECODER = 0.02  # RMS of the latent's effect on the reconstruction, relative to the reconstruction
 _CERTAIN, _LOSS_OF_CERTAIN = 0.99, 0.05  # accuracy and hinge loss of a discriminator that has nothing to learn
-_SILENT = 1e-3  # of the gradient at the decoder's output
+_SILENT = 1e-3  # fraction of the gradient at the decoder's output
 
 
 @dataclasses.dataclass(frozen=True)
 class Figures:
-    """What `diagnosis.diagnose` gives, averaged over batches, as it is understood.
+    """Statistics derived from `diagnosis.diagnose`, averaged over batches.
+
+    All gradients are of weighted losses, at the decoder's output. Without a discriminator, arrays that concern it are
+    empty and numbers are None.
 
     Attributes:
-      kl_per_channel: nats per frame, `[latent_dim]`.
+      kl_per_channel: in nats per frame, `[latent_dim]`.
       variance_per_channel: of the posterior's mean, over crops and frames, `[latent_dim]`.
-      latent_effect: RMS of what the latent changes in the reconstruction, over the reconstruction's own.
-      d_loss, d_real_acc, d_fake_acc: of each sub-discriminator, `[n]`; empty without a discriminator.
-      feature_matching_share: of the generator's loss; None without a discriminator, like those below.
-      adversarial_gradient_ratio: norm of the adversarial loss's gradient at the decoder's output, with its
-        weight, over that of the reconstruction losses'.
-      feature_matching_gradient_ratio: likewise of feature matching.
-      feature_matching_gradient_share: of the sum of the three norms.
+      latent_effect: RMS of the latent's effect on the reconstruction, divided by the RMS of the reconstruction.
+      d_loss, d_real_acc, d_fake_acc: of each sub-discriminator, `[n]`.
+      feature_matching_share: fraction of the generator's loss.
+      adversarial_gradient_ratio: gradient norm of the adversarial loss, divided by that of the reconstruction losses.
+      feature_matching_gradient_ratio: the same for the feature matching loss.
+      feature_matching_gradient_share: gradient norm of feature matching, divided by the sum of all three norms.
     """
 
     kl_per_channel: np.ndarray
@@ -47,7 +48,7 @@ class Figures:
 
     @classmethod
     def of(cls, batches: list[dict[str, np.ndarray]]) -> "Figures":
-        """The figures of several batches as one."""
+        """Compute the statistics from the results of several batches."""
         means = {name: np.mean([batch[name] for batch in batches], axis=0, dtype=np.float64) for name in batches[0]}
         part = {name: means.get(name, np.zeros(0)) for name in ("d_loss", "d_real_acc", "d_fake_acc")}
         if "d_loss" in means:
@@ -68,22 +69,25 @@ class Figures:
 
     @property
     def active_channels(self) -> int:
-        """How many latent channels' means vary with the audio (active units)."""
+        """Number of latent channels whose means vary with the audio (active units)."""
         return int((self.variance_per_channel > ACTIVE_VARIANCE).sum())
 
     @property
     def informative_channels(self) -> int:
-        """How many latent channels are active, or differ from the prior: the less its weight, the freer their scale."""
+        """Number of latent channels that are active or differ from the prior.
+
+        A small KL weight leaves the scale of the means free, so a small variance alone does not mean an unused channel.
+        """
         return int(((self.variance_per_channel > ACTIVE_VARIANCE) | (self.kl_per_channel > _NO_INFORMATION)).sum())
 
     @property
     def saturated(self) -> np.ndarray:
-        """Which sub-discriminators, `[n]`, tell audio that neither network trains on with hardly a loss."""
+        """Whether each sub-discriminator, `[n]`, is nearly perfect on validation audio."""
         certain = np.minimum(self.d_real_acc, self.d_fake_acc) >= _CERTAIN
         return certain & (self.d_loss < _LOSS_OF_CERTAIN)
 
     def metrics(self) -> dict[str, float]:
-        """By their names in the events."""
+        """Return the statistics by their metric names."""
         named = {
             "health/active_channels": float(self.active_channels),
             "health/latent_effect": self.latent_effect,
@@ -99,14 +103,14 @@ class Figures:
 
 @dataclasses.dataclass(frozen=True)
 class Sign:
-    """A way in which training goes wrong.
+    """A sign of a training failure.
 
     Attributes:
-      name: in the events, `health/<name>`.
-      shows: whether the figures have it.
-      says: what they are.
-      remedy: what to try.
-      of_the_latent: whether it counts only after the KL term's warm-up.
+      name: its metric is `health/<name>`.
+      shows: returns whether the statistics have the sign.
+      says: describes the statistics.
+      remedy: suggestions for the user.
+      of_the_latent: whether it is ignored during the KL term's warm-up.
     """
 
     name: str
@@ -159,10 +163,10 @@ SIGNS = (
 
 
 class GanHealth:
-    """Judges figures, look by look.
+    """Checks statistics for signs of failure, and warns.
 
     Args:
-      say: takes a warning.
+      say: called with a warning.
       warmup_steps: of the KL term.
     """
 
@@ -171,7 +175,7 @@ class GanHealth:
         self._with, self._without, self._said = ({sign.name: 0 for sign in SIGNS} for _ in range(3))
 
     def look(self, step: int, figures: Figures) -> tuple[dict[str, float], list[str]]:
-        """`(metrics, warnings)` of a look at `step`; the warnings are those that were said now."""
+        """Check the statistics of `step`; return `(metrics, new warnings)`."""
         metrics, warnings = figures.metrics(), []
         for sign in SIGNS:
             shows = bool(sign.shows(figures)) and not (sign.of_the_latent and step < self._warmup_steps)
@@ -188,5 +192,5 @@ class GanHealth:
 
 
 def _over(a: float, b: float) -> float:
-    """`a / b`; 0 over 0 is 0."""
+    """Return `a / b`, or 0 for 0 / 0."""
     return a / b if b > 0 else (float("inf") if a > 0 else 0.0)

@@ -1,7 +1,7 @@
-"""Numeric safety: skipped updates are counted, too many in a row take the run back, and at last end it.
+"""Numeric safety: counting skipped updates, rolling back, and failing at last.
 
-The step itself leaves the state as it was where a loss or a gradient is not finite. What is decided here
-follows from metrics that are the same on every host, and so is the same there.
+The training step skips an update if a loss or gradient is not finite. Decisions here depend only on metrics that are
+the same on every host, so all hosts decide the same.
 """
 
 import collections
@@ -16,26 +16,26 @@ from audiovae_jax.run.bad_batches import BadBatches
 from audiovae_jax.training.step import Recipe
 
 NETWORKS = {"g": "generator", "d": "discriminator"}
-_SAID = 3  # of a row of skipped updates; the others are in the events
+_SAID = 3  # skipped updates in a row that are reported; the metrics count all
 _SHOWN = ("train/total_g_loss", "train/reconstruction_loss", "train/d_loss", "train/g_grad_norm", "train/d_grad_norm")
 
 
 class RollBack(Exception):
-    """The run cannot go on from here, but may from its last checkpoint with other crops."""
+    """The run must resume from its last checkpoint, with its data in another order."""
 
 
 class Safety:
-    """Keeps account of the updates of a run that were skipped.
+    """Tracks skipped updates of a run, and decides on rollbacks and checkpoints.
 
     Args:
       config: the section `safety`.
       recipe: of the run.
-      batches: keeps what was skipped.
-      say: takes a line at a time.
-      position: what `position` gave for the checkpoint that the run goes on from; empty at its beginning.
+      batches: stores batches whose updates were skipped.
+      say: called with messages.
+      position: the result of `position` in the checkpoint that the run resumes from; empty for a new run.
 
     Attributes:
-      order: of the training records: how often the run was rolled back.
+      order: number of rollbacks so far, which selects the order of training records.
     """
 
     def __init__(self, config, recipe: Recipe, batches: BadBatches, say: Callable[[str], None], position: dict):
@@ -50,18 +50,19 @@ class Safety:
         self._bad_audio = 0
 
     def position(self) -> dict:
-        """What a checkpoint must hold for the run to go on as if it had not been stopped."""
+        """Return the state to save in a checkpoint."""
         return {"order": self.order, "skipped": dict(self._skipped), "skipped_in_a_row": dict(self._in_a_row)}
 
     @property
     def is_whole(self) -> bool:
-        """Whether the last update of each network was made."""
+        """Whether the last update of every network was applied, not skipped."""
         return not any(self._in_a_row.values())
 
     def may_save(self, due: bool) -> bool:
-        """Whether to write a checkpoint that is due, or was: not amid skipped updates, but after the next that is made.
+        """Return whether to save a checkpoint now, given whether one is due.
 
-        They change nothing, but what made them may lie in the state, which is then no place to go back to.
+        Never save while updates are being skipped: their cause may be in the state, which is then no state to roll back
+        to. A checkpoint that is due is saved after the next applied updates.
         """
         due = due or self._holds_checkpoint
         self._holds_checkpoint = due and not self.is_whole
@@ -70,16 +71,16 @@ class Safety:
     def see(
         self, step: int, metrics: dict[str, float], local_rows: Callable[[], np.ndarray], first: int, records
     ) -> dict[str, float]:
-        """Take note of a step.
+        """Process the metrics of a step.
 
         Args:
           step: counted from 1.
-          metrics: its metrics (`train/...`).
-          local_rows: gives this host's rows of its batch, if they are wanted.
+          metrics: of the step (`train/...`).
+          local_rows: returns this host's rows of the batch. It is called only if an update was skipped.
           first, records: see `BadBatches.keep`.
 
         Returns:
-          The run's counts, as metrics.
+          Metrics with the number of skipped updates of the run.
         """
         skipped = [name for name in NETWORKS if metrics.get(f"train/{name}_skipped")]
         for name in NETWORKS:
@@ -101,16 +102,17 @@ class Safety:
         return {f"train/skipped_{name}_updates": float(self._skipped[name]) for name in networks}
 
     def require_progress(self):
-        """Raise RollBack if a network's updates were skipped too often in a row."""
+        """Raise RollBack if too many updates of a network in a row were skipped."""
         for name, count in self._in_a_row.items():
             if count >= self._config.max_skipped:
                 raise RollBack(f"{count} updates of the {NETWORKS[name]} in a row were skipped")
 
     def require_finite_validation(self, step: int, total_loss: float):
-        """Raise RollBack unless a validation gave a number.
+        """Check that a validation loss is finite.
 
         Raises:
-          TrainingError: it gave none, and nothing was trained since the run began or went back.
+          RollBack: the loss is not finite.
+          TrainingError: the loss is not finite, and there was no update since the start or the last rollback.
         """
         if math.isfinite(total_loss):
             return
@@ -123,13 +125,13 @@ class Safety:
         )
 
     def roll_back(self, reason: RollBack, newest_checkpoint: int | None) -> str:
-        """Take the next order of records.
+        """Select the next order of records for a rollback.
 
         Returns:
-          A line to say once what came after the checkpoint is hidden.
+          A warning, to be reported once the records after the checkpoint are hidden.
 
         Raises:
-          TrainingError: that was done as often as it may be; the message is a report.
+          TrainingError: the limit of rollbacks is reached. The message is a report.
         """
         if self.order >= self._config.max_rollbacks:
             raise TrainingError(self._report(reason, newest_checkpoint))
@@ -143,7 +145,7 @@ class Safety:
         )
 
     def summary(self) -> str | None:
-        """A line on what was skipped in the whole run; None if nothing was."""
+        """Summarise all skipped updates of the run in a line; None if there are none."""
         if not any(self._skipped.values()):
             return None
         counts = " and ".join(f"{count} of the {NETWORKS[name]}" for name, count in self._skipped.items() if count)
@@ -151,7 +153,7 @@ class Safety:
         return f"warning: updates that were skipped: {counts}{back}; their batches are in {self._batches.folder}"
 
     def _is_due(self, name, step, metrics):
-        if "train/d_skipped" not in metrics:  # the discriminator takes no part
+        if "train/d_skipped" not in metrics:  # the discriminator is not trained yet, or at all
             return name == "g"
         every = {"g": self._recipe.generator_update_every, "d": self._recipe.discriminator_update_every}
         return (step - 1) % every[name] == 0
@@ -216,7 +218,7 @@ def _not_finite(metrics):
 
 
 def _place(name):
-    """The sums first, then what they are made of."""
+    """Return a sort key that puts totals before their terms."""
     return (_SHOWN.index(name) if name in _SHOWN else len(_SHOWN), name)
 
 

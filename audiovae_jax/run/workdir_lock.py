@@ -1,6 +1,6 @@
-"""A workdir is one run's at a time: a file in it says whose, and its heartbeat that the run is alive.
+"""A lock file that reserves a workdir for one run, with a heartbeat.
 
-In buckets `bucket_lock` has what differs.
+For workdirs in buckets see `bucket_lock`.
 """
 
 import dataclasses
@@ -18,19 +18,20 @@ from audiovae_jax.storage import atomic
 
 NAME = "run.lock"
 _HEARTBEAT = 10.0  # seconds
-_STALE = 6 * _HEARTBEAT  # a run on another host that has been silent for so long is dead
-_SHARED_WITHIN = 30.0  # seconds in which a shared file system shows to one host what another has written
+_STALE = 6 * _HEARTBEAT  # seconds without a heartbeat after which a run on another host is dead
+_SHARED_WITHIN = 30.0  # seconds until hosts see each other's writes on a shared file system
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """The process that a lock file names.
+    """The process that holds a lock.
 
     Attributes:
-      host, pid, started: for people; `started` is the run's, local time with its offset.
-      token: this lock's own.
-      system: the host, its boot and the process's namespace: where `pid` means what it says.
-      birth: of the process, so that another one of the same number is told apart.
+      host, pid: of the process.
+      started: local time with its UTC offset.
+      token: unique to this lock.
+      system: host, boot and process namespace in which `pid` is valid.
+      birth: start time of the process, to detect that `pid` was reused.
     """
 
     host: str
@@ -42,7 +43,7 @@ class Holder:
 
     @classmethod
     def this_process(cls) -> "Holder":
-        """With a new token."""
+        """Return a holder for this process, with a new token."""
         started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         return cls(socket.gethostname(), os.getpid(), started, secrets.token_hex(8), _system(), _birth(os.getpid()))
 
@@ -51,15 +52,15 @@ class Holder:
 
 
 class WorkdirLock:
-    """Holds a workdir for this process, from `acquire` to `release`.
+    """Locks a workdir for this process, from `acquire` to `release`.
 
-    It works on file systems that hosts share: the file is created exclusively, and touched every ten
-    seconds. A lock whose process is gone (on this host), or has been silent for a minute (on another), is
-    taken over.
+    The lock also works on file systems shared by hosts. Its file is created exclusively, and touched every ten seconds.
+    A lock is taken over if its process on this host has ended, or if its process on another host has had no heartbeat
+    for a minute.
 
     Args:
-      workdir: made if need be.
-      enabled: whether this is the first host; the others do nothing.
+      workdir: created if missing.
+      enabled: True on the first host. The other hosts do nothing.
     """
 
     def __init__(self, workdir: Path, enabled: bool = True):
@@ -72,13 +73,13 @@ class WorkdirLock:
         self._thread: threading.Thread | None = None
 
     def acquire(self) -> Holder | None:
-        """Take the workdir.
+        """Lock the workdir.
 
         Returns:
-          The dead run that it was taken from, if any.
+          The holder of a dead run's lock that was taken over, or None.
 
         Raises:
-          ConfigError: another run has it, or it cannot be written to.
+          ConfigError: another run holds the lock, or the workdir cannot be written to.
         """
         if not self._enabled:
             return None
@@ -95,11 +96,11 @@ class WorkdirLock:
 
     @property
     def token(self) -> str:
-        """What the other hosts find in the lock's file, where the workdir is theirs too."""
+        """The lock's token, which other hosts find in the file if they share the workdir."""
         return self._me.token
 
     def require_shared(self, token: str):
-        """Raise ConfigError if this is not the folder in which the first host has the lock of that token."""
+        """Raise ConfigError if this folder has no lock with the first host's token."""
         deadline = time.monotonic() + _SHARED_WITHIN
         while (holder := read_holder(self._path)) is None or holder.token != token:
             if time.monotonic() > deadline:
@@ -110,23 +111,23 @@ class WorkdirLock:
             time.sleep(0.1)
 
     def require_held(self):
-        """Raise TrainingError if the workdir was deleted meanwhile, or taken by another run."""
+        """Raise TrainingError if the workdir was deleted, or taken over by another run."""
         self.is_held()
         self.check()
 
     def is_held(self) -> bool:
-        """Whether the workdir is this process's still."""
+        """Return whether this process still holds the lock."""
         if self._enabled:
             self._look()
         return self._lost is None
 
     def check(self):
-        """As `require_held`, from what the last heartbeat found: costs nothing."""
+        """Like `require_held`, but with the last heartbeat's result, at no cost."""
         if self._lost is not None:
             raise TrainingError(self._lost)
 
     def release(self):
-        """Let go, and leave nothing behind of a workdir that nothing was written to."""
+        """Release the lock, and remove the folders that it created if they are empty."""
         if self._thread is None:
             return
         self._stop.set()
@@ -141,7 +142,7 @@ class WorkdirLock:
             self._path.unlink(missing_ok=True)
 
     def _create(self):
-        """Make the file: the dead run that had it, or None."""
+        """Create the file; return the holder of a dead run's lock, or None."""
         _make_folders(self._workdir, self._made)
         taken_from = None
         while True:
@@ -154,7 +155,11 @@ class WorkdirLock:
                 return taken_from
 
     def _write(self):
-        """Make the file with its contents, so that nobody sees it empty; FileExistsError where there is one."""
+        """Create the file with its content atomically.
+
+        Raises:
+          FileExistsError: there is a lock file already.
+        """
         whole = atomic.beside(self._path, f"{secrets.token_hex(4)}.tmp")
         try:
             whole.write_text(json.dumps(dataclasses.asdict(self._me)))
@@ -170,7 +175,9 @@ class WorkdirLock:
             whole.unlink(missing_ok=True)
 
     def _take_from_the_dead(self):
-        """Move a dead run's file away; None if it went by itself.
+        """Remove a dead run's file, and return its holder.
+
+        The result is None if the file disappeared meanwhile, or could not be read.
 
         Raises:
           ConfigError: the run is alive.
@@ -187,13 +194,13 @@ class WorkdirLock:
             return None
         moved = read_holder(aside)
         if (moved and moved.token) != (holder and holder.token) and not self._path.exists():
-            aside.rename(self._path)  # another process was quicker, and what was moved is its new one
+            aside.rename(self._path)  # another process was faster, and the moved file is its new lock
             return None
         aside.unlink(missing_ok=True)
         return holder
 
     def _require_dead(self, holder, silent):
-        """Raise ConfigError if a lock's run is alive, which was last heard of so many seconds ago."""
+        """Raise ConfigError if a lock's run, silent for `silent` seconds, is alive."""
         if not _is_dead(holder, silent):
             who = "another run" if holder is None else str(holder)
             elsewhere = holder is None or holder.system != self._me.system or not holder.birth
@@ -204,7 +211,10 @@ class WorkdirLock:
             )
 
     def _silence(self):
-        """Seconds since the lock's last heartbeat, by the file system's own clock; None if the lock is gone."""
+        """Return the seconds since the lock's last heartbeat, or None if it is gone.
+
+        Both times are from the file system's clock.
+        """
         probe = atomic.beside(self._path, f"{secrets.token_hex(4)}.tmp")
         probe.touch()
         try:
@@ -222,7 +232,7 @@ class WorkdirLock:
             try:
                 self._touch()
             except OSError:
-                continue  # the next look tells whether it is there
+                continue  # the next look finds out whether the file exists
 
     def _touch(self):
         os.utime(self._path)
@@ -232,11 +242,11 @@ class WorkdirLock:
             holder = read_holder(self._path)
             gone = holder is None and not self._path.exists()
         except OSError:
-            return  # a shared file system that is away for a moment
+            return  # a shared file system may be away for a moment
         self._judge(holder, gone)
 
     def _judge(self, holder, gone):
-        """Note what has become of the lock."""
+        """Store the reason if the lock is lost."""
         if gone:
             self._lost = (
                 f"{self._workdir} was deleted or moved while this run was writing to it, at least its {NAME}; "
@@ -254,7 +264,7 @@ class WorkdirLock:
 
 
 def _make_folders(path, made):
-    """Make a folder and its parents; those that were made are added to `made`, outermost first."""
+    """Create a folder and its parents; new ones are added to `made`, outermost first."""
     missing, path = [], path.absolute()
     while not os.path.exists(path):
         if path.parent == path:
@@ -270,7 +280,7 @@ def _make_folders(path, made):
 
 
 def read_holder(path) -> Holder | None:
-    """The holder that a lock file names; None where it is missing, or cannot be read (it may be half written)."""
+    """Read the holder from a lock file; None if missing, corrupt or half written."""
     try:
         holder = Holder(**json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
@@ -284,16 +294,16 @@ def _is_dead(holder, silent):
         if birth and holder.birth:
             return birth != holder.birth
         try:
-            os.kill(holder.pid, 0)  # asks whether it is there
+            os.kill(holder.pid, 0)  # only checks whether the process exists
         except ProcessLookupError:
             return True
-        except (OSError, OverflowError):  # it is, and another user's: it may be hidden from us
+        except (OSError, OverflowError):  # it exists and may be another user's; decide by the heartbeat
             pass
     return silent > _STALE
 
 
 def _system():
-    """Where process numbers mean what they say: host, boot and process namespace."""
+    """Return the scope of process ids: host, boot and process namespace."""
     parts = [socket.gethostname()]
     for read in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text().strip(), _namespace):
         try:
@@ -308,9 +318,12 @@ def _namespace():
 
 
 def _birth(pid):
-    """When a process began, in the kernel's ticks; empty where there is none, or no telling."""
+    """Return the start time of a process in kernel ticks.
+
+    It is "ended" for zombies, and empty if there is no such process, or its time is unknown.
+    """
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):
         return ""
-    return "ended" if state in "ZX" else fields[18]  # the 22nd field of all
+    return "ended" if state in "ZX" else fields[18]  # field 22 of the file, the start time

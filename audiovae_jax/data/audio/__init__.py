@@ -1,1 +1,1 @@
-"""Audio for training: files read by window, a built-in generator, and the pipeline that feeds steps."""
+"""Audio signals: reading, streaming and writing files, loudness, synthesis."""

@@ -1,4 +1,4 @@
-"""One audio file: what it holds, whether it can be used, and reading a window of it."""
+"""Audio files: probing, validation, and reading windows of them."""
 
 import contextlib
 import dataclasses
@@ -21,14 +21,14 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 _UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
 _PROBE_FRAMES = 2048
 _MOST_OPENINGS = 8
-RATES = (1000, 10_000_000)  # Hz; what a damaged header says lies outside, more often than not
-# Input frames on both sides of a window that is resampled, so that its edges see their neighbours.
+RATES = (1000, 10_000_000)  # Hz; the rate in a corrupt header is usually outside
+# Input samples read on both sides of a window before resampling, so that its edges are filtered with their neighbours.
 _RESAMPLE_CONTEXT = 1024
 # ITU-R BS.775: centre and surround at -3 dB, no LFE. WAV order is L R C LFE Ls Rs.
 _DOWNMIX_5_1 = np.array([[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]], np.float32)
 
 
-# Where a file's bytes lie: on this machine, behind a URL, or within an archive.
+# The location of a file: on this machine, behind a URL, or in an archive.
 Place = Path | RemoteFile | Section
 
 
@@ -50,31 +50,36 @@ class AudioFile:
         return self.frames / self.sample_rate
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`[count, C]` float32 from sample `start` on; the errors are those of `read_blocks`."""
+        """Read `[count, C]` float32 from sample `start` on.
+
+        Raises:
+          DataError: as `read_blocks`.
+        """
         (block,) = read_blocks(self, count, start, start + count)
         return block
 
 
 def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silence: bool = False) -> AudioFile:
-    """Look at a file's header, beginning, middle and end.
+    """Validate a file by its header, beginning, middle and end.
 
     Args:
       path: the file.
-      min_seconds: shorter files are refused.
-      channels: what its channels must be adaptable to.
-      allow_silence: take files whose every sample is zero.
+      min_seconds: shorter files are rejected.
+      channels: the number of channels that the file must be convertible to.
+      allow_silence: accept files whose samples are all zero.
 
     Raises:
-      DataError: the file cannot be used; the message is the reason, without the path.
+      DataError: the file cannot be used. The message is the reason, without the path.
+      OSError: the operating system cannot open the file.
     """
     status = path.stat() if isinstance(path, Path) else None
     if status is not None and not stat.S_ISREG(status.st_mode):
-        raise DataError("not a regular file")  # a pipe waits for ever, and a folder holds no sound
+        raise DataError("not a regular file")  # reading from a pipe would block forever
     if (path.size if status is None else status.st_size) == 0:
         raise DataError("the file is empty")
     try:
         with _open(path) as f:
-            if f.format == "RAW":  # libsndfile's guess at what has no header, by its name
+            if f.format == "RAW":  # libsndfile's guess, by name, for files without a header
                 raise DataError("not audio that can be read (it has no header)")
             file = AudioFile(path, f.frames, f.samplerate, f.channels)
             require_use(file, min_seconds, channels)
@@ -86,14 +91,14 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
                 raise DataError("every sample is zero")
     except soundfile.LibsndfileError as error:
         if status is not None:
-            with open(path, "rb"):  # which raises the operating system's errors; the C library does not tell them apart
+            with open(path, "rb"):  # raises the operating system's error, which libsndfile does not report
                 pass
         raise DataError(_reason(error)) from error
     return file
 
 
 def require_use(file, min_seconds: float, channels: int):
-    """Raise DataError if audio is none, is shorter than `min_seconds`, or cannot be adapted to `channels`."""
+    """Raise DataError if audio is invalid, too short, or not adaptable to `channels`."""
     if not RATES[0] <= file.sample_rate <= RATES[1]:
         raise DataError(f"its sample rate of {file.sample_rate} Hz is none of sound")
     if file.frames == 0:
@@ -104,20 +109,23 @@ def require_use(file, min_seconds: float, channels: int):
 
 
 def read_window(file, position: float, length: int, sample_rate: int, channels: int, loop: bool = False) -> np.ndarray:
-    """`[length, channels]` float32 from the file, resampled and adapted, filled up if the file is shorter.
+    """Read a window `[length, channels]` float32, resampled, adapted and padded.
 
     Args:
-      file: an `AudioFile`, or what has its `frames`, `sample_rate` and `read`.
-      position: in 0..1, where in the file's room for a window of that length to begin.
+      file: an `AudioFile`, or another object with `frames`, `sample_rate` and `read`.
+      position: start of the window, from 0 (the file's beginning) to 1 (the last start where the window fits).
       length: samples at `sample_rate`.
-      sample_rate: in Hz, of the result.
+      sample_rate: of the result, in Hz.
       channels: of the result.
-      loop: fill up by repeating the file; else with zeros.
+      loop: pad short files by repeating them instead of with zeros.
+
+    Returns:
+      `[length, channels]` float32.
 
     Raises:
-      DataError: the file ends early, or holds NaN or infinite samples; the message names it.
+      DataError: the file ends early, or contains NaN or infinite samples. The message names it.
     """
-    # Counted in the file's own samples; the context is a whole number of samples at both rates.
+    # Positions are in the file's own samples. The context is a whole number of samples at both rates.
     start, needed = window(file, position, length, sample_rate)
     step = _step(file.sample_rate, sample_rate)
     context = 0 if file.sample_rate == sample_rate else -(-_RESAMPLE_CONTEXT // step) * step
@@ -138,18 +146,23 @@ def read_window(file, position: float, length: int, sample_rate: int, channels: 
 
 
 def window(file, position: float, length: int, sample_rate: int) -> tuple[int, int]:
-    """`(first sample, samples)` of the file, at its own rate, that `read_window` takes its window from."""
+    """Return `(first sample, samples)` of a window, at the file's own rate.
+
+    The arguments are those of `read_window`.
+    """
     needed = -(-length * file.sample_rate // sample_rate)
     start = int(position * max(0, file.frames - needed))
-    # Where a sample of the whole file, resampled, lies too, so that a window is a stretch of that.
+    # Start at a sample that exists at both rates, so that a window equals a slice of the whole file, resampled.
     return start - start % _step(file.sample_rate, sample_rate), needed
 
 
 def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
-    """Consecutive `[<= size, C]` float32 blocks of the file, as it has them.
+    """Iterate over consecutive blocks `[<= size, C]` float32 of the file.
+
+    The blocks keep the file's sample rate and channels.
 
     Raises:
-      DataError: the file ends early, or holds NaN or infinite samples; the message names it.
+      DataError: the file ends early, or contains NaN or infinite samples. The message names it.
     """
     stop = file.frames if stop is None else stop
     try:
@@ -160,22 +173,25 @@ def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = N
         is_gone = isinstance(file.path, Path) and not os.path.exists(file.path)
         reason = "No such file or directory" if is_gone else _reason(error)
         raise DataError(f"{file.name}: {reason}") from error
-    except UnreachableError:  # it names the file already
+    except UnreachableError:  # its message already names the file
         raise
     except (OSError, DataError) as error:
         raise DataError(f"{file.name}: {error}") from error
 
 
 def open_sound(path: Path, mode: str = "r", **options) -> soundfile.SoundFile:
-    """`soundfile.SoundFile`, for names that are no UTF-8 too, and beside others that hang."""
+    """Open a `soundfile.SoundFile`.
+
+    Names need not be UTF-8. A file that hangs does not block the opening of others.
+    """
     return _opened(lambda: _Sound(path if os.name == "nt" else os.fsencode(path), mode, **options), mode == "r")
 
 
 class _Sound(soundfile.SoundFile):
-    """A sound that opens without waiting for others to open.
+    """A `SoundFile` that opens without soundfile's global lock.
 
-    soundfile holds one lock for all while it opens a file, for the sake of the C library's error number: a
-    file that hangs would keep every other from being opened, and one that is fetched keep them waiting.
+    soundfile holds this lock while it opens a file, to protect libsndfile's global error number. A file that hangs
+    would block all others, and a remote file would delay them.
     """
 
     def __init__(self, *args, **options):
@@ -184,7 +200,10 @@ class _Sound(soundfile.SoundFile):
 
 
 def _opened(opening, is_read):
-    """What `opening()` opens; the error is one that came twice, since another thread's may stand in its place."""
+    """Return `opening()`, retried until it fails twice in a row with the same error.
+
+    Without the global lock, the first error may be another thread's. Writers are not retried.
+    """
     previous = None
     for _ in range(_MOST_OPENINGS if is_read else 1):
         try:
@@ -198,7 +217,10 @@ def _opened(opening, is_read):
 
 @contextlib.contextmanager
 def _open(place):
-    """A file's sound, with the reader of its bytes where it is not the operating system's, as `f.reader`."""
+    """Open a place as a `SoundFile` with an attribute `reader`.
+
+    `reader` is the reader of the file's bytes, None for local files.
+    """
     if isinstance(place, Path):
         with open_sound(place) as f:
             f.reader = None
@@ -210,17 +232,22 @@ def _open(place):
                 f.reader = reader
                 yield f
         except (soundfile.LibsndfileError, DataError) as error:
-            # The C library sees a file that ends; what ended it is what the reader has met.
+            # libsndfile only sees an early end of the file. The reader knows the cause.
             if reader.error is None:
                 raise
             raise reader.error from error
 
 
 def adapt_channels(audio: np.ndarray, channels: int) -> np.ndarray:
-    """`[T, C]` to `[T, channels]`.
+    """Convert audio `[T, C]` to `[T, channels]`.
 
-    Mono is copied to every channel; 5.1 is mixed down by ITU-R BS.775; of other layouts the front
-    pair is taken; mono is the mean of what stereo would be.
+    - Mono is copied to every channel.
+    - 5.1 is mixed down to stereo by ITU-R BS.775.
+    - Other layouts keep their first channels.
+    - Mono output is the average of the stereo output.
+
+    Raises:
+      DataError: several channels would have to become more.
     """
     if audio.shape[1] == channels:
         return audio
@@ -236,20 +263,20 @@ def adapt_channels(audio: np.ndarray, channels: int) -> np.ndarray:
 
 
 def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
-    """`[T, C]` to about `[T * to_rate / from_rate, C]`, by libsoxr at high quality."""
+    """Resample `[T, C]` to about `[T * to_rate / from_rate, C]` with libsoxr (HQ)."""
     import soxr
 
     return soxr.resample(audio, from_rate, to_rate, quality="HQ").astype(np.float32)
 
 
 def _step(from_rate, to_rate):
-    """The samples at `from_rate` after which samples of both rates fall together again."""
+    """The period, in samples at `from_rate`, at which samples of both rates coincide."""
     return from_rate // math.gcd(from_rate, to_rate)
 
 
 def _read(f, file, start, frames):
     if f.reader is not None:
-        # Compressed audio takes more here and less there, and a little before it is read to find the place.
+        # Compressed audio varies in bytes per sample, and seeking reads a little before the position.
         slack = 0 if f.format in _UNCOMPRESSED else BLOCK
         f.reader.expect(frames * file.path.size // max(1, file.frames) + slack)
     try:

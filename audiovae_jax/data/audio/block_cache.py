@@ -1,4 +1,4 @@
-"""Blocks of bytes in a folder of this machine, the longest unused deleted when it is full."""
+"""A disk cache of blocks of bytes that deletes the least recently used ones."""
 
 import hashlib
 import os
@@ -9,21 +9,21 @@ from pathlib import Path
 from audiovae_jax.errors import DataError
 from audiovae_jax.storage import atomic
 
-# A cache is so many folders, by a hash of the block's name; each has its share of the capacity, so that only
-# one has to be looked through to know what is full and what is old.
+# Blocks are spread over this many folders by a hash of their name. Each folder has a share of the capacity, so that
+# making room scans one folder only.
 _MOST_FOLDERS = 256
-_LEAST_SHARE = 4 << 20  # bytes; smaller caches have fewer folders
-_UNSEEN = 1 / 16  # of a share, that a process adds before it looks at what others have added
-_KEPT = 3 / 4  # of a share, when room is made
+_LEAST_SHARE = 4 << 20  # bytes per folder; smaller caches have fewer folders
+_UNSEEN = 1 / 16  # fraction of a share that a process adds before it scans the folder again
+_KEPT = 3 / 4  # fraction of a share that is kept when making room
 
 
 class BlockCache:
-    """Blocks by name. Several processes may share the folder.
+    """A cache of named blocks, whose folder several processes may share.
 
-    Up to three processes keep it under its capacity; more may pass it by a sixteenth each.
+    With up to three processes, the cache stays below its capacity. Each further process may exceed it by a sixteenth.
 
     Args:
-      folder: made if it is not there.
+      folder: created if missing.
       capacity: in bytes.
     """
 
@@ -31,7 +31,7 @@ class BlockCache:
         self._folder = Path(folder)
         self._folders = max(1, min(_MOST_FOLDERS, capacity // _LEAST_SHARE))
         self._share = capacity // self._folders
-        self._added: dict[Path, int | None] = {}  # since a folder was looked through; None: it never was
+        self._added: dict[Path, int | None] = {}  # bytes added since a folder was scanned
         self._lock = threading.Lock()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -39,21 +39,21 @@ class BlockCache:
             raise DataError(f"config.data.cache={folder}: {error.strerror or error}") from error
 
     def get(self, name: str) -> bytes | None:
-        """The block of that name, if it is there and whole."""
+        """Return the block of that name, or None if it is missing or corrupt."""
         path = self._path(name)
         try:
             content = path.read_bytes()
-            os.utime(path)  # the age by which blocks are deleted
+            os.utime(path)  # blocks are deleted by time of last use
         except OSError:
             return None
         block = content[4:]
         return block if zlib.crc32(block).to_bytes(4, "little") == content[:4] else None
 
     def put(self, name: str, block: bytes):
-        """Keep a block; where the disk does not take it, nothing happens."""
+        """Store a block; errors of the disk are ignored."""
         path = self._path(name)
         size = 4 + len(block)
-        if size > _UNSEEN * self._share:  # a cache so small is of no use
+        if size > _UNSEEN * self._share:  # the cache is too small to be of use
             return
         with self._lock:
             try:
@@ -68,7 +68,7 @@ class BlockCache:
                 return
 
     def _make_room(self, folder, size):
-        """Delete a folder's oldest blocks, if more than its share would be there before the next look."""
+        """Delete a folder's oldest blocks if it may outgrow its share."""
         if not folder.is_dir():
             return
         found, total = [], size

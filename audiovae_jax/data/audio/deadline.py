@@ -1,4 +1,7 @@
-"""Reads that may never return: a dead network mount blocks for ever, and no signal ends it."""
+"""Time limits for reads that may never return.
+
+A read from a dead network mount blocks forever, and no signal interrupts it.
+"""
 
 import queue
 import threading
@@ -12,7 +15,7 @@ _Result = TypeVar("_Result")
 
 
 class TimedOutError(DataError):
-    """A read did not return in time; `what` is the name that was last given to `begin`, or None."""
+    """A read timed out; `what` is the name last passed to `begin`, or None."""
 
     def __init__(self, message: str, what: str | None):
         super().__init__(message)
@@ -20,22 +23,25 @@ class TimedOutError(DataError):
 
 
 def within(seconds: float, function: Callable[..., _Result], *args) -> _Result:
-    """What `function(*args)` returns or raises, if it ends in time, or each read that it begins does.
+    """Call `function(*args)` with a time limit.
 
-    It runs in a thread of the calling thread's own, which stays for the next call. A call that does not end
-    keeps that thread for good; the program ends without it.
+    The call runs in a helper thread, which the calling thread reuses for its next call. A call that never returns
+    keeps its helper. As a daemon thread, it does not delay the end of the program.
 
     Args:
-      seconds: for the call, counted anew from each `begin` in it; 0 waits for ever, in the calling thread.
+      seconds: time limit, restarted by each `begin` in the call. 0 means no limit, and runs in the calling thread.
       function, args: the call.
 
+    Returns:
+      The function's result. Its exceptions are raised here.
+
     Raises:
-      TimedOutError: it did not end in time.
+      TimedOutError: the call did not return in time.
     """
     if not seconds:
         return function(*args)
     helper = getattr(_local, "helper", None) or _Helper()
-    _local.helper = None  # gone, unless it comes back
+    _local.helper = None  # lost if the call times out
     answer = helper.ask(function, args)
     while True:
         what, began = helper.reading
@@ -52,7 +58,7 @@ def within(seconds: float, function: Callable[..., _Result], *args) -> _Result:
 
 
 def begin(what: str):
-    """Of many reads in one call: the next begins, of `what`, and has the whole time again."""
+    """Restart the time limit of the current `within` call for a read of `what`."""
     if (helper := getattr(_local, "serving", None)) is not None:
         helper.reading = what, time.monotonic()
 
@@ -83,4 +89,4 @@ class _Helper:
                 answer.put((function(*args), None))
             except Exception as error:
                 answer.put((None, error))
-            del call, function, args, answer, _local.serving  # nothing is held while waiting
+            del call, function, args, answer, _local.serving  # keep nothing alive while waiting

@@ -1,4 +1,4 @@
-"""Finding audio: the files under a folder, each once, whatever links there are."""
+"""Finding the files under a folder, each once, even with symbolic links."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -8,15 +8,14 @@ from audiovae_jax.storage import atomic
 
 
 def find(root: str | Path, extensions: Collection[str], leave_out: Collection[Path] = ()) -> list[Path]:
-    """The files under `root`, at any depth, sorted.
+    """Return the files under `root`, at any depth, sorted.
 
-    Links to files and folders are followed. Each folder and each file is taken once, whatever leads to it,
-    by its own name where that lies under `root`.
+    Symbolic links are followed. Each file is listed once, by its own path if that is under `root`, else by a link's.
 
     Args:
       root: a folder.
-      extensions: of the names, lower case, with the dot.
-      leave_out: folders that are passed over.
+      extensions: of the names, in lower case, with the dot.
+      leave_out: folders to skip.
     """
     seen = {os.path.realpath(folder) for folder in leave_out}
     extensions = tuple(extensions)
@@ -27,7 +26,7 @@ def find(root: str | Path, extensions: Collection[str], leave_out: Collection[Pa
             for file in _walk(folder, seen, linked_folders):
                 if file.name.lower().endswith(extensions) and not atomic.is_temporary(file.name):
                     (linked_files if file.is_symlink() else found).append(file.path)
-        # Afterwards, so that what lies under the root keeps its own name.
+        # Links are followed last, so that files under the root are listed by their own paths.
         waiting = sorted(linked_folders)
     taken = _real_paths(found) if linked_files else set()
     for path in sorted(linked_files):
@@ -39,7 +38,10 @@ def find(root: str | Path, extensions: Collection[str], leave_out: Collection[Pa
 
 
 def _walk(folder, seen, linked_folders) -> Iterator[os.DirEntry]:
-    """The files under `folder`; folders that were `seen` are passed over, linked ones noted, pipes left alone."""
+    """Iterate over the files under `folder`, without following links to folders.
+
+    Folders in `seen` and pipes are skipped. Linked folders are added to `linked_folders`.
+    """
     waiting = [folder]
     while waiting:
         folder = waiting.pop()
@@ -50,16 +52,16 @@ def _walk(folder, seen, linked_folders) -> Iterator[os.DirEntry]:
         try:
             with os.scandir(folder) as listing:
                 entries = list(listing)
-        except OSError:  # gone, or not ours to read: what is in it cannot be used either
+        except OSError:  # deleted or unreadable, so its files cannot be used either
             continue
         for entry in entries:
             try:
                 is_folder, is_file = entry.is_dir(), entry.is_file()
-            except OSError:  # a link to itself, or to what may not be looked at
+            except OSError:  # a link to itself, or to a place without permission
                 is_folder = is_file = False
             if is_folder:
                 (linked_folders if entry.is_symlink() else waiting).append(entry.path)
-            elif is_file or entry.is_symlink():  # a broken link too, so that its reader says so
+            elif is_file or entry.is_symlink():  # a broken link is listed, so that reading it reports the error
                 yield entry
 
 

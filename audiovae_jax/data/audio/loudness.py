@@ -1,4 +1,4 @@
-"""Loudness as people hear it, and the peaks between samples: LUFS and dBTP, as ITU-R BS.1770-5 defines them."""
+"""Loudness in LUFS and true peak in dBTP, by ITU-R BS.1770-5."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import numpy as np
 import scipy.signal
 
 BLOCK_SECONDS = 0.4
-_STEPS = 4  # of a block to the next, a quarter of it apart
+_STEPS = 4  # per block: consecutive blocks start a quarter of a block apart
 _ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0
 _SURROUND = 10**0.15  # +1.5 dB; WAV order is L R C LFE Ls Rs
 _WEIGHTS_5_1 = np.array([1.0, 1.0, 1.0, 0.0, _SURROUND, _SURROUND])
-# Two phases of the standard's interpolation filter of order 48; the other two are these turned round.
+# Two phases of the standard's interpolation filter of order 48. The other two are these reversed.
 _PHASE_0 = [
     0.001708984375, 0.010986328125, -0.0196533203125, 0.033203125, -0.0594482421875, 0.1373291015625,
     0.97216796875, -0.102294921875, 0.047607421875, -0.026611328125, 0.014892578125, -0.00830078125,
@@ -24,9 +24,9 @@ _PEAK_FILTER = np.array([_PHASE_0, _PHASE_1, _PHASE_1[::-1], _PHASE_0[::-1]]).T.
 
 
 def integrated(stretches: Sequence[np.ndarray], sample_rate: int) -> float | None:
-    """The gated loudness in LUFS of `[T, C]` stretches of one piece; None where all of it is under the gate.
+    """Return the gated loudness in LUFS of segments `[T, C]` of one piece.
 
-    A stretch that is shorter than a block of 400 ms is not heard.
+    Segments shorter than a block of 400 ms are ignored. The result is None if no block passes the gate.
     """
     powers = [np.zeros(0)]
     for stretch in stretches:
@@ -37,7 +37,7 @@ def integrated(stretches: Sequence[np.ndarray], sample_rate: int) -> float | Non
 
 
 class Meter:
-    """The loudness of audio that comes block by block.
+    """The loudness of audio that arrives in blocks.
 
     Args:
       sample_rate: in Hz.
@@ -52,7 +52,7 @@ class Meter:
         self._held, self._steps = np.zeros((0, channels)), []
 
     def add(self, block: np.ndarray):
-        """Take in the next `[n, channels]`."""
+        """Add the next `[n, channels]`."""
         filtered, self._state = scipy.signal.sosfilt(self._weighting, block.astype(np.float64), axis=0, zi=self._state)
         filtered = np.concatenate([self._held, filtered])
         whole = len(filtered) // self._step * self._step
@@ -61,19 +61,21 @@ class Meter:
         self._held = filtered[whole:]
 
     def powers(self) -> np.ndarray:
-        """The weighted mean squares of all blocks of 400 ms, each 100 ms after the one before."""
+        """Return the weighted mean squares of all blocks of 400 ms, one every 100 ms."""
         steps = np.concatenate([np.zeros(0), *self._steps])
         if len(steps) < _STEPS:
             return np.zeros(0)
         return np.convolve(steps, np.full(_STEPS, 1 / _STEPS), mode="valid")
 
     def integrated(self) -> float | None:
-        """The gated loudness so far in LUFS; None where all of it is under the gate, or shorter than a block."""
+        """Return the gated loudness so far in LUFS, or None if no block passes the gate."""
         return _gated(self.powers())
 
 
 class TruePeak:
-    """The greatest magnitude of audio between its samples too, by the interpolation of annex 2 to four times the rate.
+    """The peak magnitude of audio, including between samples.
+
+    The audio is interpolated to four times its rate, as in annex 2 of the standard.
 
     Args:
       channels: of the audio.
@@ -84,7 +86,7 @@ class TruePeak:
         self._peak = 0.0
 
     def add(self, block: np.ndarray):
-        """Take in the next `[n, channels]`."""
+        """Add the next `[n, channels]`."""
         seen = np.concatenate([self._before, block])
         finer = scipy.signal.upfirdn(_PEAK_FILTER, seen, up=_PEAK_PHASES, axis=0)
         known = finer[_PEAK_PHASES * (_PEAK_TAPS - 1) : _PEAK_PHASES * len(seen)]
@@ -92,7 +94,10 @@ class TruePeak:
         self._before = seen[len(seen) - _PEAK_TAPS + 1 :]
 
     def decibels(self) -> float | None:
-        """The peak of what came in, and of its end, in dBTP; None of silence."""
+        """Return the peak of the audio so far in dBTP, or None for silence.
+
+        The audio is taken to end here, and is followed by zeros.
+        """
         end = TruePeak(self._before.shape[1])
         end._before = self._before
         end.add(np.zeros_like(self._before))
@@ -101,9 +106,10 @@ class TruePeak:
 
 
 def weighting(sample_rate: int) -> np.ndarray:
-    """`[2, 6]` second-order sections of the K weighting: a shelf for the head, then a high pass.
+    """Return the second-order sections `[2, 6]` of the K weighting at a sample rate.
 
-    The standard gives them for 48 kHz; these are the analog filters behind its numbers, at any rate.
+    The first is a shelf that models the head, the second a high-pass. The standard gives coefficients for 48 kHz. These
+    are the analog filters behind them, for any rate.
     """
     gain, quality = 10 ** (3.999843853973347 / 20), 0.7071752369554196
     k = np.tan(np.pi * 1681.974450955533 / sample_rate)
@@ -114,7 +120,7 @@ def weighting(sample_rate: int) -> np.ndarray:
     ]  # fmt: skip
     quality = 0.5003270373238773
     k = np.tan(np.pi * 38.13547087602444 / sample_rate)
-    # Its numerator is as the standard has it, not of unit gain.
+    # The numerator is the standard's, which does not have unit gain.
     high_pass = [1, -2, 1, 1, 2 * (k * k - 1) / (1 + k / quality + k * k), (1 - k / quality + k * k)]
     high_pass[5] /= 1 + k / quality + k * k
     return np.array([np.array(shelf) / shelf[3], high_pass])

@@ -1,11 +1,14 @@
-"""Readers of bytes that are not the operating system's files."""
+"""The base class of readers of bytes other than local files."""
 
 import io
 import os
 
 
 class Reader(io.RawIOBase):
-    """A seekable reader of `size` bytes; what derives from it reads at `self._position`, and moves it."""
+    """A seekable reader of `size` bytes.
+
+    Subclasses implement `readinto`, which reads at `self._position` and advances it.
+    """
 
     def __init__(self, size: int):
         self._size, self._position = size, 0

@@ -1,6 +1,6 @@
-"""Files behind URLs: byte ranges through fsspec, tried again where the network fails, kept where that is asked for.
+"""Files behind URLs, read by byte range through fsspec, with retries and caches.
 
-How a server is found, and by which credentials, `storage.server` says.
+Servers and credentials are described in `storage.server`.
 """
 
 import collections
@@ -16,36 +16,35 @@ from audiovae_jax.data.audio.block_cache import BlockCache
 from audiovae_jax.data.audio.reader import Reader
 from audiovae_jax.errors import DataError
 from audiovae_jax.storage import server
-from audiovae_jax.storage.server import is_url as is_url  # of what is read, as of what is written
+from audiovae_jax.storage.server import is_url as is_url  # re-exported
 
 
 class UnreachableError(DataError):
-    """The network or the server has failed for too long; the message names the URL."""
+    """The network or the server failed for too long; the message names the URL."""
 
 
 class RefusedError(DataError):
-    """The server does not give a file, or no longer the same: that may be otherwise tomorrow."""
+    """The server refuses a file, or the file has changed; either may be temporary."""
 
 
-# Bytes fetched at least, and the unit that is kept.
+# Bytes of a block, the unit of fetching and caching.
 BLOCK = 1 << 15
-# What decoders read when they open a file is the same for all of its windows, so it stays in memory: at most
-# so many blocks of a file, and of all files.
+# Decoders read the same blocks each time they open a file. These stay in memory, with a limit per file and in total.
 _OPENING_BLOCKS, _MOST_OPENING_BLOCKS = 8, 4096
-_MOST_BLOCKS = 1024  # that a reader holds, beside those that it has just fetched
-_LONGEST_RUN = 1 << 20  # bytes in a request of a decoder that reads on and on, as that of MP3 to find a place
-# For how long a file that was there is looked for: a server that starts again may not have all at once.
+_MOST_BLOCKS = 1024  # that a reader keeps, besides those just fetched
+_LONGEST_RUN = 1 << 20  # bytes per request of sequential reads, by which an MP3 decoder seeks
+# How long a file that existed before is retried: after a restart, a server may not have all files at once.
 _GONE_SECONDS = 10.0
 
 
 @dataclasses.dataclass
 class Access:
-    """How files behind URLs are reached.
+    """Access to files behind URLs: retries, caches and counters.
 
     Attributes:
-      retry_seconds: for how long a failing request is tried again.
-      cache: keeps blocks on this machine's disk; None keeps none.
-      fetched_bytes, requests: counted; listings count as requests alone.
+      retry_seconds: how long a failing request is retried.
+      cache: disk cache of blocks; None for none.
+      fetched_bytes, requests: counters. The bytes of listings are not counted.
     """
 
     retry_seconds: float = 120.0
@@ -60,13 +59,13 @@ class Access:
         self._lock = threading.Lock()
 
     def count(self, size: int):
-        """Count a request that has brought `size` bytes."""
+        """Count a request that fetched `size` bytes."""
         with self._lock:
             self.requests += 1
             self.fetched_bytes += size
 
     def opening(self, file: "RemoteFile", index: int) -> bytes | None:
-        """A block that was kept in memory."""
+        """Return a block from memory, or None."""
         with self._lock:
             block = self._openings.get((file, index))
             if block is not None:
@@ -74,25 +73,31 @@ class Access:
             return block
 
     def keep_opening(self, file: "RemoteFile", index: int, block: bytes):
-        """Keep a block in memory, in place of the longest unused one."""
+        """Keep a block in memory, in place of the least recently used one."""
         with self._lock:
             self._openings[file, index] = block
             while len(self._openings) > _MOST_OPENING_BLOCKS:
                 self._openings.popitem(last=False)
 
     def listing(self, url: str, ask: Callable[[], dict]) -> dict:
-        """What is under `url`: what kind of data set it is, and what is in it, are told by one listing."""
+        """Return the listing of `url`; only the last one is kept.
+
+        So recognising and scanning a data set take one listing.
+        """
         if self._listing[0] != url:
             self._listing = url, ask()
             self.count(0)
         return self._listing[1]
 
     def filesystem(self, url: str):
-        """`(file system, path in it)`, one for all threads of a process: each has its connections."""
+        """Return `(file system, path in it)` for a URL.
+
+        The threads of a process share one file system per server, since each file system opens its own connections.
+        """
         scheme, _, rest = url.partition("://")
         place = f"{scheme}://{rest.partition('/')[0]}"
         with self._lock:
-            # A forked process has none of its parent's threads.
+            # One per process, since a forked process does not inherit its parent's threads.
             filesystem = self._filesystems.get((os.getpid(), place))
             if filesystem is None:
                 try:
@@ -108,10 +113,10 @@ class RemoteFile:
     """A file behind a URL.
 
     Attributes:
-      url: as fsspec takes it: `s3://bucket/name`, `gs://`, `https://`.
+      url: in fsspec's form: `s3://bucket/name`, `gs://`, `https://`.
       size: in bytes.
-      access: how it is reached.
-      mark: changes with its content; empty where the server has none.
+      access: retries, caches and counters.
+      mark: a string that changes with the content; empty if the server has none.
     """
 
     url: str
@@ -127,22 +132,24 @@ class RemoteFile:
         return Path(self.url).suffix
 
     def open(self) -> "RangeReader":
-        """A seekable reader of its bytes."""
+        """Return a seekable reader of the file's bytes."""
         return RangeReader(self)
 
 
 def local_path(root: str) -> str:
-    """A path as the operating system takes it, of `file://` URLs too."""
+    """Convert a path or a `file://` URL to a path of the operating system."""
     if not root.startswith("file://"):
         return os.path.expanduser(root)
     return urllib.parse.unquote(root.removeprefix("file://").removeprefix("localhost"))
 
 
 def list_files(url: str, access: Access) -> Iterator[tuple[str, RemoteFile]]:
-    """`(name under url, file)` of the files under `url`, in the order of the same folder on disk.
+    """Iterate over `(name under url, file)` of the files under `url`.
+
+    The order is the same as for a folder on disk.
 
     Raises:
-      DataError: there is nothing there, or it cannot be reached.
+      DataError: there are no files, or the server cannot be reached.
     """
     filesystem, path = access.filesystem(url.rstrip("/"))
     found = access.listing(url, lambda: _persistently(lambda: filesystem.find(path, detail=True), url, access))
@@ -155,7 +162,7 @@ def list_files(url: str, access: Access) -> Iterator[tuple[str, RemoteFile]]:
 
 
 def open_url(url: str, access: Access) -> RemoteFile:
-    """The file behind `url`; DataError where there is none."""
+    """Return the file behind `url`; raises DataError if there is none."""
     filesystem, path = access.filesystem(url)
     entry = _persistently(lambda: filesystem.info(path), url, access)
     access.count(0)
@@ -165,14 +172,14 @@ def open_url(url: str, access: Access) -> RemoteFile:
 
 
 def exists(url: str, access: Access) -> bool:
-    """Whether there is a file behind `url`."""
+    """Return whether there is a file behind `url`."""
     filesystem, path = access.filesystem(url)
     access.count(0)
     return _persistently(lambda: filesystem.exists(path), url, access)
 
 
 def read_bytes(url: str, access: Access) -> bytes:
-    """The whole of a small file."""
+    """Read a whole file at once; meant for small files."""
     filesystem, path = access.filesystem(url)
     content = _persistently(lambda: filesystem.cat_file(path), url, access)
     access.count(len(content))
@@ -180,9 +187,9 @@ def read_bytes(url: str, access: Access) -> bytes:
 
 
 class RangeReader(Reader):
-    """A file's bytes, fetched by range as they are read.
+    """A reader that fetches a file's bytes by range.
 
-    What reads it may be C code that loses an exception; `error` keeps the first, and nothing is read after it.
+    C code that reads from it may lose an exception, so `error` keeps the first one. After it, reads return nothing.
     """
 
     def __init__(self, file: RemoteFile):
@@ -190,10 +197,10 @@ class RangeReader(Reader):
         self._file, self._blocks = file, {}
         self.error: Exception | None = None
         self._ahead, self._run, self._next = BLOCK, BLOCK, None
-        self._opening = _OPENING_BLOCKS  # blocks that may yet be kept for the next reader of the file
+        self._opening = _OPENING_BLOCKS  # how many more blocks may be kept for the file's next reader
 
     def expect(self, size: int):
-        """Of what is read next, this many bytes at once are worth fetching."""
+        """Set the number of bytes to fetch at once in the next reads."""
         self._ahead = max(BLOCK, size)
         self._opening = 0
 
@@ -218,7 +225,7 @@ class RangeReader(Reader):
         return done
 
     def _fetch(self, first, size):
-        """Have `size` bytes from block `first` on, without what is there already."""
+        """Fetch `size` bytes from block `first` on, up to the next available block."""
         file, access = self._file, self._file.access
         while len(self._blocks) > _MOST_BLOCKS:
             self._blocks.pop(next(iter(self._blocks)))
@@ -254,7 +261,7 @@ def _cache_key(file, index):
 
 
 def _range(file, start, end):
-    """Bytes `start` to `end`; DataError if the file is another than it was."""
+    """Fetch bytes `start` to `end`; raises DataError if the file has changed."""
     filesystem, path = file.access.filesystem(file.url)
     if hasattr(filesystem, "call_s3") and file.mark:
         request = _s3_range(filesystem, path, start, end, file.mark)
@@ -271,7 +278,10 @@ def _range(file, start, end):
 
 
 def _s3_range(filesystem, path, start, end, etag):
-    """A request that fails if the object is another by now: `cat_file` has no such condition."""
+    """Return a request that fails if the object has changed.
+
+    `cat_file` has no such condition.
+    """
     from fsspec import asyn
 
     bucket, key, _ = filesystem.split_path(path)
@@ -289,13 +299,16 @@ def _s3_range(filesystem, path, start, end, etag):
 
 
 def _mark(entry):
-    """What changes with a file's content, of a listing's entry."""
+    """Return the mark of a listing's entry, which changes with the file's content."""
     keys = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created")
     return next((str(entry[key]).strip('"') for key in keys if entry.get(key)), "")
 
 
 def _persistently(request, url, access, gone_seconds=0.0):
-    """What `request()` returns; tried again while the network or the server fails, or for a while the file is gone."""
+    """Return `request()`, retried while the network or the server fails.
+
+    A missing file is retried for `gone_seconds`.
+    """
     gone = None
 
     def ends(error, pause):
@@ -310,5 +323,5 @@ def _persistently(request, url, access, gone_seconds=0.0):
         raise UnreachableError(
             f"{url}: not reached within data.retry_seconds={access.retry_seconds:g} ({server.reason(error.__cause__)})"
         ) from error.__cause__
-    except Exception as error:  # every backend has exceptions of its own
+    except Exception as error:  # every backend has its own exceptions
         raise RefusedError(f"{url}: {server.explained(error, url)}") from error

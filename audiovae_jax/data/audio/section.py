@@ -1,4 +1,4 @@
-"""A file within a file: one member of an archive that lies on this machine or behind a URL."""
+"""A file within a file: a member of an archive on this machine or behind a URL."""
 
 import dataclasses
 from pathlib import Path
@@ -10,10 +10,10 @@ from audiovae_jax.errors import printable
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """`size` bytes of another file, from `offset` on.
+    """A section of `size` bytes of another file, from `offset` on.
 
     Attributes:
-      archive: the other file.
+      archive: the file that contains the section.
       offset, size: in bytes.
       name: of the member.
     """
@@ -31,14 +31,14 @@ class Section:
         return Path(self.name).suffix
 
     def open(self) -> "SectionReader":
-        """A seekable reader of its bytes; to be closed."""
+        """Return a seekable reader of the section's bytes; the caller closes it."""
         if isinstance(self.archive, Path):
             return SectionReader(open(self.archive, "rb"), self.offset, self.size)
         return SectionReader(self.archive.open(), self.offset, self.size)
 
 
 class SectionReader(Reader):
-    """A stretch of another reader, as a file of its own."""
+    """A reader of a section of another reader."""
 
     def __init__(self, whole, offset: int, size: int):
         super().__init__(size)
@@ -49,7 +49,7 @@ class SectionReader(Reader):
         return getattr(self._whole, "error", None)
 
     def expect(self, size: int):
-        """Of what is read next, this many bytes at once are worth fetching."""
+        """Set the number of bytes to fetch at once in the next reads."""
         getattr(self._whole, "expect", lambda size: None)(size)
 
     def readinto(self, buffer):

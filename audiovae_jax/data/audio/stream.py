@@ -1,4 +1,4 @@
-"""Audio as a stream of blocks, at the rate and with the channels that are wanted: files of any length."""
+"""Streams of audio blocks: opening, resampling and writing files of any length."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -11,20 +11,20 @@ from audiovae_jax.data.audio import audio_file
 from audiovae_jax.errors import DataError, printable
 from audiovae_jax.storage import atomic
 
-# Samples read at once.
+# Samples per block of a file.
 BLOCK = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
 class AudioStream:
-    """Audio that can be read from its beginning any number of times.
+    """Audio in blocks that can be read from the start any number of times.
 
     Attributes:
       sample_rate: in Hz.
       length: in samples.
       channels: of its blocks.
-      blocks: gives a fresh iterator of consecutive `[n, channels]` float32 blocks.
-      name: what it is, for errors.
+      blocks: returns a new iterator of consecutive `[n, channels]` float32 blocks.
+      name: a name for error messages.
     """
 
     sample_rate: int
@@ -34,7 +34,7 @@ class AudioStream:
     name: str = "the audio"
 
     def resampled(self, sample_rate: int) -> "AudioStream":
-        """At another rate; the length is rounded up."""
+        """Return the stream at another sample rate; its length is rounded up."""
         if sample_rate == self.sample_rate:
             return self
         length = resampled_length(self.length, self.sample_rate, sample_rate)
@@ -45,15 +45,15 @@ class AudioStream:
         return dataclasses.replace(self, sample_rate=sample_rate, length=length, blocks=blocks)
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], channels: int) -> "AudioStream":
-        """With `function` on every block."""
+        """Return the stream with `function` applied to every block."""
         return dataclasses.replace(self, channels=channels, blocks=lambda: map(function, self.blocks()))
 
 
 def open_file(path: str | Path) -> AudioStream:
-    """The audio of a file, read as it is asked for.
+    """Open a file as a stream that is read on demand.
 
     Raises:
-      DataError: the file cannot be used; the message names it.
+      DataError: the file cannot be used. The message names it.
     """
     path = Path(path)
     name = printable(path)
@@ -73,7 +73,7 @@ def open_file(path: str | Path) -> AudioStream:
 
 
 def of_array(audio: np.ndarray, sample_rate: int) -> AudioStream:
-    """The audio of an array `[T, C]`."""
+    """Make a stream of an array `[T, C]`."""
 
     def blocks():
         for start in range(0, len(audio), BLOCK):
@@ -83,20 +83,20 @@ def of_array(audio: np.ndarray, sample_rate: int) -> AudioStream:
 
 
 def resampled_length(length: int, from_rate: int, to_rate: int) -> int:
-    """The samples at `to_rate` that `length` samples at `from_rate` become, rounded up."""
+    """Return the length at `to_rate` of `length` samples at `from_rate`, rounded up."""
     return -(-length * to_rate // from_rate)
 
 
 def resample_blocks(
     blocks: Iterable[np.ndarray], from_rate: int, to_rate: int, channels: int, length: int
 ) -> Iterator[np.ndarray]:
-    """Blocks at another rate, `length` samples in all, by libsoxr at high quality.
+    """Resample consecutive blocks with libsoxr at high quality.
 
     Args:
       blocks: consecutive `[n, channels]` float32.
       from_rate, to_rate: in Hz.
       channels: of the blocks.
-      length: of the result; a sample more or less than the resampler gives is cut or zero.
+      length: total samples of the result. The resampler's output is cut or zero-padded to it.
     """
     import soxr
 
@@ -121,7 +121,10 @@ def resample_blocks(
 def watched(
     blocks: Iterable[np.ndarray], length: int, progress: Callable[[float], None] | None
 ) -> Iterator[np.ndarray]:
-    """The blocks; once each has been used, `progress` is told the share of `length` that is done."""
+    """Iterate over blocks, and report progress after each.
+
+    `progress` is called with the fraction of `length` that is done.
+    """
     done = 0
     for block in blocks:
         yield block
@@ -131,26 +134,25 @@ def watched(
 
 
 def write(audio: AudioStream, path: Path, progress: Callable[[float], None] | None = None):
-    """Write audio to a file, see `write_file`; `progress` is told the share that is done."""
+    """Write a stream with `write_file`, and report the fraction done to `progress`."""
     blocks = watched(audio.blocks(), audio.length, progress)
     write_file(path, blocks, audio.sample_rate, audio.channels, audio.length)
 
 
 def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, channels: int, length: int):
-    """Write blocks to a file of the kind that its suffix names, whole or not at all.
+    """Write blocks atomically to a file of the format that its suffix names.
 
-    A WAV that would pass the 4 GiB that its header can count is written as RF64 (EBU Tech 3306), with the
-    same suffix.
+    A WAV beyond the 4 GiB limit of its header is written as RF64 (EBU Tech 3306), with the same suffix.
 
     Args:
       path: ends in one of `SUFFIXES`.
-      blocks: consecutive `[n, channels]`, `length` samples in all.
+      blocks: consecutive `[n, channels]`, `length` samples in total.
       sample_rate: in Hz.
       channels: of the blocks.
       length: in samples.
 
     Raises:
-      DataError: there is no such kind, it cannot hold the audio, or it cannot be written.
+      DataError: the format is unknown or cannot hold the audio, or the file cannot be written.
     """
     name = printable(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -160,7 +162,7 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
         if kind != "WAV":
             raise DataError(f"{name}: {length} samples are more than the 4 GiB of this kind; use .wav or .flac")
         kind = "RF64"
-    if subtype == "VORBIS" and sample_rate > _LARGEST_VORBIS_RATE:  # libsndfile falls over
+    if subtype == "VORBIS" and sample_rate > _LARGEST_VORBIS_RATE:  # libsndfile cannot
         raise DataError(f"{name}: Vorbis takes no more than {_LARGEST_VORBIS_RATE} Hz, not {sample_rate}; use .flac")
     written = 0
     try:
@@ -172,20 +174,20 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
                     written += len(block)
             if subtype in ("FLOAT", "PCM_24"):
                 with audio_file.open_sound(temporary) as file:
-                    if file.frames != written:  # a header that could not count them, or a disk that took no more
+                    if file.frames != written:  # the header overflowed, or the disk is full
                         raise DataError(f"{name} was not written: {written} samples came back as {file.frames}")
     except soundfile.LibsndfileError as error:
         reason = error.error_string.rstrip(".")
         reason += " (is the disk full, or a limit on file sizes reached?)" if reason == "System error" else ""
         raise DataError(f"{name} was not written: {reason}") from error
-    except AssertionError as error:  # soundfile's word for a disk that took less than was given
+    except AssertionError as error:  # soundfile asserts that all samples were written
         raise DataError(f"{name} was not written: the disk is full, or a limit on file sizes was reached") from error
     except OSError as error:
         raise DataError(f"{name} was not written: {error.strerror or error}") from error
 
 
-# By suffix: libsndfile's format and subtype, and the bytes of a sample where the header counts them in 32 bits.
-# A WAV keeps what floating point has; the others take what they can best.
+# By suffix: libsndfile's format and subtype, and the bytes per sample if the header has a 32-bit size.
+# WAV and AIFF store float32. The other formats store the best subtype that they have.
 _KINDS = {
     ".wav": ("WAV", "FLOAT", 4),
     ".flac": ("FLAC", "PCM_24", None),
@@ -197,4 +199,4 @@ _KINDS = {
 }
 SUFFIXES = tuple(suffix for suffix, (kind, *_) in _KINDS.items() if kind in soundfile.available_formats())
 _LARGEST_VORBIS_RATE = 192_000  # Hz
-_LARGEST = 2**32 - 2**16  # bytes of samples, with room for the header
+_LARGEST = 2**32 - 2**16  # bytes of samples, which leaves room for the header

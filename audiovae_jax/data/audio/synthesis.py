@@ -1,7 +1,7 @@
-"""The built-in audio: endless short stereo music, so that everything runs with no files at all.
+"""Built-in synthetic stereo music, so that everything runs without audio files.
 
-Chords, a bass, a melody and percussion over a steady beat, each note a wavetable without aliasing,
-placed in the stereo field by level and by a delay below a millisecond.
+It has chords, a bass, a melody and percussion over a steady beat. Each note is an alias-free wavetable. It is placed in
+the stereo field by level and by a delay below 1 ms.
 """
 
 import numpy as np
@@ -13,10 +13,10 @@ _MAX_DELAY = 0.0006  # seconds between the ears
 
 
 def music(rng: np.random.Generator, length: int, sample_rate: int, channels: int) -> np.ndarray:
-    """A passage of music from `rng` alone: `[length, channels]` float32, peak at most 1."""
+    """Generate music `[length, channels]`, float32, with a peak of at most 1."""
     beat = 60 / rng.uniform(70, 150)
     duration = length / sample_rate
-    # The passage begins anywhere in a piece: what sounded in the last bar rings on into it.
+    # Start before the excerpt, so that the notes of the previous bar ring on into it.
     onset = -rng.uniform(1, 2) * 4 * beat
     root = rng.integers(36, 48)
     scale = _SCALES[rng.integers(len(_SCALES))]
@@ -52,7 +52,7 @@ def music(rng: np.random.Generator, length: int, sample_rate: int, channels: int
 
 
 def _instrument(rng):
-    """Harmonic amplitudes, decay and place of an instrument."""
+    """Draw an instrument's harmonics, envelope, pan and vibrato."""
     harmonics = np.arange(1, 40)
     amplitudes = harmonics ** -rng.uniform(0.9, 2.2)
     if rng.random() < 0.4:
@@ -90,7 +90,7 @@ def _add_note(audio, start, seconds, frequency, instrument, level, sample_rate):
 def _add_percussion(audio, rng, start, kind, sample_rate):
     seconds, level, pan = {"kick": (0.25, 0.7, 0.0), "snare": (0.2, 0.4, 0.1), "hat": (0.06, 0.15, 0.4)}[kind]
     level *= rng.uniform(0.6, 1.0)
-    noise = rng.standard_normal(int(seconds * sample_rate)).astype(np.float32)  # drawn whether heard or not
+    noise = rng.standard_normal(int(seconds * sample_rate)).astype(np.float32)  # drawn even if unused
     first, last = int(start * sample_rate), int(start * sample_rate) + len(noise)
     low, high = max(0, first), min(len(audio), last)
     if high <= low:
@@ -107,7 +107,10 @@ def _add_percussion(audio, rng, start, kind, sample_rate):
 
 
 def _place(pan):
-    """`(channel, gain, delay in seconds)` of both ears for a pan in -1 (left) to 1."""
+    """Return `(channel, gain, delay in seconds)` of both channels.
+
+    `pan` is from -1 (left) to 1 (right).
+    """
     angle = (pan + 1) * np.pi / 4
     return (
         (0, np.float32(np.cos(angle)), max(0.0, pan) * _MAX_DELAY),

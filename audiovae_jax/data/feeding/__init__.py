@@ -1,1 +1,1 @@
-"""Feeding: crops by number, and the pipeline that brings them to the step."""
+"""Feeding: crops by record number, and the pipeline that batches them."""

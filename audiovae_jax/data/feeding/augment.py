@@ -1,4 +1,4 @@
-"""Changes to a crop that leave it music: gain, polarity, channels swapped. A crop's own generator decides."""
+"""Augmentation of crops: random gain, polarity and channel order."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is done to training crops; the defaults do nothing.
+    """Random changes to training crops, disabled by default.
 
     Attributes:
-      gain_db: the range of a random gain, in dB.
-      polarity_probability: of the sign being turned.
-      swap_probability: of the channels being turned round.
+      gain_db: range of a random gain, in dB.
+      polarity_probability: probability of flipping the sign.
+      swap_probability: probability of reversing the order of channels.
     """
 
     gain_db: tuple[float, float] = (0.0, 0.0)
@@ -20,7 +20,10 @@ class Augment:
     swap_probability: float = 0.0
 
     def __call__(self, audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """`[T, C]` to `[T, C]`; each change has its own number, so that one does not move another's."""
+        """Augment a crop `[T, C]`.
+
+        Each change has its own random number, so that enabling one does not affect the others.
+        """
         gain, polarity, swap = rng.random(3)
         low, high = self.gain_db
         if low or high:

@@ -1,4 +1,4 @@
-"""What went wrong with a run's audio: counted, said once, listed in a file, and fatal past a share."""
+"""Bad files of a run: counting and listing them, failing if they are too many."""
 
 import contextlib
 import json
@@ -12,13 +12,13 @@ from audiovae_jax.storage.bucket_path import BucketPath
 
 
 class Health:
-    """Keeps account of files that cannot be used.
+    """Tracks the files that cannot be used.
 
     Args:
-      total: how many files there are, usable or not.
-      skipped: `(name, reason)` of those that were found unusable at the start.
-      max_share: of `total`; more unusable ones end the run.
-      names: of all files, where an earlier run's list is to be gone on with.
+      total: number of files, usable or not.
+      skipped: `(name, reason)` of the files that were unusable at the start.
+      max_share: fraction of `total`. The run fails if more files are unusable.
+      names: of all files. Entries of an earlier list are kept if their files are among these.
     """
 
     def __init__(self, total: int, skipped=(), max_share: float = 1.0, names: Collection[str] = ()):
@@ -30,12 +30,13 @@ class Health:
         self._lock = threading.Lock()
 
     def list_in(self, path: Path | BucketPath):
-        """List what cannot be used, now and from here on: JSON Lines of a name and a reason each.
+        """Start a list of bad files at `path`.
 
-        What such a list has already, of files that are still there, counts too.
+        Its lines are JSON with a file's name and a reason. The files known so far are written now, later ones when they
+        are found. Entries of an existing list count too if their files still exist.
 
         Raises:
-          DataError: it is too much already, or the list cannot be written.
+          DataError: there are too many bad files already, or the list cannot be written.
         """
         self._path = path
         for name, reason in _listed(path):
@@ -50,37 +51,39 @@ class Health:
 
     @property
     def total(self) -> int:
-        """How many files there are, usable or not."""
+        """Number of files, usable or not."""
         return self._total
 
     @property
     def bad_files(self) -> int:
-        """How many files cannot be used, as far as is known."""
+        """Number of files known to be bad."""
         return len(self._bad)
 
     @property
     def replaced_crops(self) -> int:
-        """How many crops were drawn anew since theirs could not be read."""
+        """Number of crops that replaced unreadable ones."""
         return self._replaced
 
     def is_bad(self, name: str) -> bool:
-        """Whether a file is known not to be usable."""
+        """Return whether a file is known to be bad."""
         return name in self._bad
 
     def is_hanging(self, name: str) -> bool:
-        """Whether a file is known not to answer."""
+        """Return whether a read of this file has timed out."""
         return name in self._hanging
 
     def count_replaced(self):
-        """Count a crop that is drawn anew without its file being tried."""
+        """Count a crop that is replaced without trying its file."""
         with self._lock:
             self._replaced += 1
 
     def replaced(self, name: str, reason: str, is_hanging: bool = False):
-        """Count a crop that is drawn anew, since its file has turned out bad, or has not answered.
+        """Count a crop that is replaced because its file is bad or its read timed out.
+
+        A warning is printed once per file.
 
         Raises:
-          DataError: too many have.
+          DataError: too many files are bad.
         """
         with self._lock:
             self._replaced += 1
@@ -91,12 +94,12 @@ class Health:
             self._bad[name] = reason
             print(f"warning: another crop is taken in place of {reason}", file=sys.stderr)
             if self._path is not None:
-                with contextlib.suppress(OSError):  # the warning above has said it
+                with contextlib.suppress(OSError):  # the file is already reported above
                     self._add(name, reason)
         self.require_few()
 
     def _add(self, name, reason):
-        if isinstance(self._path, BucketPath):  # where nothing can be appended to
+        if isinstance(self._path, BucketPath):  # objects cannot be appended to
             self._path.write_text(self._lines())
             return
         with open(self._path, "a") as file:
@@ -106,7 +109,7 @@ class Health:
         return "".join(_line(name, reason) for name, reason in self._bad.items())
 
     def require_few(self):
-        """Raise DataError, with the last reasons, if more files than `max_share` cannot be used."""
+        """Raise DataError, with the last reasons, if too many files are bad."""
         if len(self._bad) > self._max_share * self._total:
             reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(self._bad.items())[-5:])
             raise DataError(
@@ -116,7 +119,7 @@ class Health:
 
 
 def _listed(path):
-    """`(name, reason)` of an earlier run's list, as far as it can be read."""
+    """Iterate over the readable `(name, reason)` entries of an earlier run's list."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, ValueError):
@@ -125,7 +128,7 @@ def _listed(path):
         try:
             entry = json.loads(line)
             yield str(entry["file"]), str(entry["reason"])
-        except (ValueError, KeyError, TypeError):  # half a line, of a run that was killed
+        except (ValueError, KeyError, TypeError):  # an incomplete line of a killed run
             continue
 
 

@@ -1,20 +1,20 @@
-"""Where records come from: the file and the place in it, remembered for those that were made last."""
+"""The origins of recent records: their files and positions."""
 
 import collections
 import dataclasses
 import threading
 
-_REMEMBERED = 1 << 14  # records: more than are read ahead
+_REMEMBERED = 1 << 14  # records; more than are prefetched
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a record was cut from.
+    """The file and position that a record was cut from.
 
     Attributes:
       file: its name, as in all messages.
-      start: seconds from its beginning; None where there is no such place.
-      samples: of the record, from its beginning on, that are the file's; None where all are.
+      start: position in seconds; None if there is none.
+      samples: number of the record's first samples that come from the file; None for all.
     """
 
     file: str
@@ -26,14 +26,14 @@ class Origin:
 
 
 class Origins:
-    """The origins of the last records, by number; threads may share it."""
+    """The origins of the most recent records, by number; thread-safe."""
 
     def __init__(self, most: int = _REMEMBERED):
         self._most, self._lock = most, threading.Lock()
         self._known: collections.OrderedDict[int, Origin] = collections.OrderedDict()
 
     def remember(self, index: int, origin: Origin):
-        """Note where record `index` comes from, and forget the oldest if there are too many."""
+        """Store the origin of record `index`, and drop the oldest if there are too many."""
         with self._lock:
             self._known[index] = origin
             self._known.move_to_end(index)
@@ -41,6 +41,6 @@ class Origins:
                 self._known.popitem(last=False)
 
     def get(self, index: int) -> Origin | None:
-        """Where record `index` comes from; None if that is forgotten, or it was never made."""
+        """Return the origin of record `index`, or None if it is not stored."""
         with self._lock:
             return self._known.get(index)

@@ -1,24 +1,24 @@
-"""How much of the time the accelerator stands still for want of data."""
+"""Measuring how long the accelerator waits for data."""
 
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_WINDOW = 50  # batches that a figure is of
+_WINDOW = 50  # batches per measurement
 _WORTH_A_WARNING = 0.05
 
 
 class Waiting:
-    """Takes batches from an iterator, and keeps account of the waiting for them.
+    """Takes batches from an iterator, and measures the time spent waiting for them.
 
-    The next batch is fetched while a step runs. Its wait counts where the step has ended before it came: an
-    upper bound of the time in which the accelerator had nothing to do.
+    The next batch is fetched while a step runs. The wait counts only if the step has finished when the batch arrives.
+    So the measured time is an upper bound of the accelerator's idle time.
 
     Args:
       batches: an iterator.
-      num_threads: that make them, for the warning.
-      record: takes `(step, {"perf/data_wait_fraction": share of the time})` now and then.
-      say: takes a warning, once.
+      num_threads: number of threads that make batches, for the warning.
+      record: called with `(step, {"perf/data_wait_fraction": fraction of the time})` every 50 batches.
+      say: called with a warning, at most once.
     """
 
     def __init__(
@@ -29,11 +29,11 @@ class Waiting:
         self._restart()
 
     def next(self, step: int, is_idle: Callable[[], bool] = lambda: True) -> Any:
-        """The next batch.
+        """Return the next batch.
 
         Args:
-          step: that the batch before it is for.
-          is_idle: whether the accelerator has nothing to do; asked when the batch is there.
+          step: the step of the previous batch.
+          is_idle: returns whether the accelerator is idle; called when the batch has arrived.
         """
         began = time.monotonic()
         batch = next(self._batches)

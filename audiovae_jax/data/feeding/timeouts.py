@@ -1,4 +1,4 @@
-"""Records of files that may hang: what does not answer is passed over."""
+"""Reading records with a timeout per file, so that files that hang are skipped."""
 
 from collections.abc import Sequence
 
@@ -10,45 +10,47 @@ from audiovae_jax.data.feeding.origin import Origin
 
 
 class Patient:
-    """Another source's records, each file of which has a time to answer in.
+    """A source of records that times out on files that hang.
 
     Args:
-      source: its records say `deadline.begin` of each file, and pass over what `health` knows to hang.
-      seconds: for each file; 0 waits for ever.
-      health: told of what did not answer.
+      source: a source that calls `deadline.begin` for each file, and skips files that `health` lists as hanging.
+      seconds: timeout per file; 0 for none.
+      health: notified of timeouts.
     """
 
     def __init__(self, source, seconds: float, health: Health):
         self._source, self._seconds, self._health = source, seconds, health
 
     def in_order(self, order: int) -> "Patient":
-        """The source's records in another order."""
+        """Return the same source with its records in another order."""
         return Patient(self._source.in_order(order), self._seconds, self._health)
 
     def origin(self, index: int) -> Origin | None:
-        """Where the source's record comes from."""
+        """Return the origin of the source's record."""
         return self._source.origin(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.batch([index])[0]
 
     def batch(self, indices: Sequence[int]) -> np.ndarray:
-        """Several records, stacked: a thread is waited for once, and not for each of them.
+        """Return several records, stacked.
+
+        All of them are read by one call of the helper thread.
 
         Raises:
-          DataError: too many files cannot be used.
+          DataError: too many files are bad.
         """
         while True:
             try:
                 return deadline.within(self._seconds, stacked, self._source, indices)
             except deadline.TimedOutError as error:
-                if error.what is None:  # no file's fault
+                if error.what is None:  # not caused by a file
                     raise
                 self._health.replaced(error.what, f"{error.what}: {error}", is_hanging=True)
 
 
 def stacked(source, indices: Sequence[int]) -> np.ndarray:
-    """`[len(indices), ...]`: the records at `indices`."""
+    """Return the records at `indices`, stacked: `[len(indices), ...]`."""
     if hasattr(source, "batch"):
         return source.batch(indices)
     first = source[indices[0]]

@@ -1,1 +1,1 @@
-"""Data sets: what there is to train on, under a folder, in a list, or in the layout of a published set."""
+"""Data sets: folders, manifests, shards, and the layouts of published sets."""

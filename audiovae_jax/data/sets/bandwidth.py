@@ -1,4 +1,7 @@
-"""Where files' spectra end: what was compressed or recorded narrowly teaches a model to leave the top empty."""
+"""The bandwidth of audio, and weighting tracks by it.
+
+Low-passed audio, from lossy compression or narrow-band recording, teaches a model to leave high frequencies empty.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,32 +19,35 @@ from audiovae_jax.errors import DataError
 
 _WINDOW = 8192
 _PLACES = (0.2, 0.4, 0.6, 0.8)
-# Below the spectrum's peak: no music is, where there is any.
+# Relative to the spectrum's peak. Bands that contain music are above.
 _FLOOR_DB = -90.0
-FULL_BAND = 0.8  # of half the sample rate
+FULL_BAND = 0.8  # of half the sample rate, from which on a spectrum is full
 
 
 def measure(audio: Audio) -> float:
-    """The frequency in Hz above which no bin of four windows is within 90 dB of the spectrum's peak.
+    """Measure the bandwidth in Hz from four windows of the audio; see `end`.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: the audio cannot be read.
     """
     return end([audio.read(start, count) for start, count in places(audio.frames)], audio.sample_rate)
 
 
 def places(frames: int) -> list[tuple[int, int]]:
-    """`(first sample, samples)` of the four windows of audio of that length."""
+    """Return `(first sample, samples)` of the four windows for audio of this length."""
     count = min(_WINDOW, frames)
     return [(int(place * (frames - count)), count) for place in _PLACES]
 
 
 def end(windows: Sequence[np.ndarray], sample_rate: int) -> float:
-    """The frequency in Hz above which no bin of windows `[n, C]` is within 90 dB of the peak; 0 of silence."""
+    """Return the frequency in Hz where the spectrum of windows `[n, C]` ends.
+
+    Above it, no bin of any window is within 90 dB of the peak. It is 0 for silence.
+    """
     power = np.zeros(_WINDOW // 2 + 1)
     for window in windows:
         mono = window.mean(axis=1)
-        # Blackman-Harris: its side lobes lie under the floor.
+        # A Blackman-Harris window, whose side lobes are below the floor.
         power = np.maximum(power, np.abs(np.fft.rfft(np.pad(mono, (0, _WINDOW - len(mono))) * _taper())) ** 2)
     if not power.any():
         return 0.0
@@ -52,14 +58,14 @@ def end(windows: Sequence[np.ndarray], sample_rate: int) -> float:
 def balanced(
     tracks: Sequence[Track], share: float, sample_rate: int, options: Options, origin: str, crop_seconds: float = 0.0
 ) -> tuple[Track, ...]:
-    """The tracks with weights by which `share` of the crops come from those whose spectrum is full.
+    """Reweight tracks so that full-band ones get `share` of the crops.
 
-    That is one that reaches 0.8 of half of `sample_rate`; within each kind the weights stay in proportion
-    (Kumar et al., 2023, section 3.4, balance data so). Where there is one kind alone, nothing changes.
+    A track is full-band if its spectrum reaches 0.8 of half of `sample_rate`. Within each of the two groups the weights
+    keep their proportions, as in Kumar et al., 2023, section 3.4. If all tracks are in one group, nothing changes.
 
-    Where spectra end is remembered, in a file for each `origin`, as `probing.probe` remembers what files are.
+    Bandwidths are cached in a file for each `origin`, like the results of `probing.probe`.
     """
-    # What is generated is so at the rate that is asked for.
+    # Generated audio, which has no `read`, is always full-band.
     recorded = [track.audio for track in tracks if hasattr(track.audio, "read")]
 
     def look(i):
@@ -95,7 +101,7 @@ class _Part:
 
 
 def _place(audio):
-    """What tells whether audio is what it was."""
+    """Return a place whose `probing.identity` changes with the audio."""
     if isinstance(audio, Excerpt):
         return _Part(_place(audio.audio), f"{audio.start}+{audio.frames}")
     if isinstance(audio, ShardedAudio):

@@ -1,4 +1,4 @@
-"""What a data set comes down to: tracks to draw crops from, on two sides of a split."""
+"""Catalogs: the tracks of a data set, split into training and validation."""
 
 import collections
 import dataclasses
@@ -14,10 +14,10 @@ from audiovae_jax.errors import DataError
 
 
 class Audio(Protocol):
-    """Audio of which any stretch can be read: a file, a part of one, or a shard's.
+    """Audio with random access: a file, a part of one, or a track in a shard.
 
     Attributes:
-      name: says to a person what it is.
+      name: for messages.
       frames: samples per channel.
       sample_rate: in Hz.
       channels: of what `read` returns.
@@ -29,7 +29,11 @@ class Audio(Protocol):
     channels: int
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`[count, channels]` float32 from sample `start` on; DataError, with the name, where that fails."""
+        """Read `[count, channels]` float32 from sample `start` on.
+
+        Raises:
+          DataError: reading failed. The message has the name.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Track:
     """Audio that crops are drawn from.
 
     Attributes:
-      key: its name within the data set, the same on every machine.
-      audio: where its samples come from.
-      weight: how often a second of it is drawn, against a second of weight 1.
+      key: its name in the data set, the same on every machine.
+      audio: its samples.
+      weight: how often a second of it is drawn, relative to a second of weight 1.
     """
 
     key: str
@@ -51,13 +55,16 @@ class Track:
         return self.audio.frames / self.audio.sample_rate
 
     def share(self, shortest: float = 0.0) -> float:
-        """How likely it is to be drawn, against others; what is shorter than `shortest` seconds, as if it were not."""
+        """Return the relative probability of drawing a crop from this track.
+
+        Tracks shorter than `shortest` seconds count as that long.
+        """
         return max(self.seconds, shortest) * self.weight
 
 
 @dataclasses.dataclass(frozen=True)
 class Excerpt:
-    """A stretch of other audio: `frames` samples from `start` on."""
+    """A section of other audio: `frames` samples from `start` on."""
 
     audio: Audio
     start: int
@@ -84,10 +91,10 @@ class Catalog:
     """A data set's tracks.
 
     Attributes:
-      train, validation: the tracks of each side.
-      skipped: `(name, reason)` of what cannot be used.
-      fingerprint: changes when a track comes, goes, or changes its length, rate or weight.
-      origin: what it is, for a person: `12 files under DIR`.
+      train, validation: the tracks of each split.
+      skipped: `(name, reason)` of the files that cannot be used.
+      fingerprint: a hash that changes if tracks are added or removed, or change length, rate, channels or weight.
+      origin: a description for messages, like `files under DIR`.
     """
 
     train: tuple[Track, ...]
@@ -98,10 +105,10 @@ class Catalog:
 
 
 def by_hash(tracks: Sequence[Track], fraction: float) -> tuple[list[Track], list[Track]]:
-    """`(train, validation)`, about `fraction` of the tracks on the second side.
+    """Split tracks into `(train, validation)`, with about `fraction` for validation.
 
-    The side depends on a track's key alone: it stays there when others come. Only where that leaves a side
-    empty, the track that is nearest to it goes over; a single track is on both.
+    A track's split is a function of its key, so that it does not change when tracks are added. If a split would be
+    empty, the track with the nearest hash moves there. A single track is in both.
     """
     places = [_place(track.key) for track in tracks]
     order = sorted(range(len(tracks)), key=places.__getitem__)
@@ -112,7 +119,7 @@ def by_hash(tracks: Sequence[Track], fraction: float) -> tuple[list[Track], list
 
 
 def fingerprint(tracks: Iterable[Track]) -> str:
-    """Of the tracks' keys, lengths, rates, channels and weights."""
+    """Return a hash of the tracks' keys, lengths, rates, channels and weights."""
     listing = "\n".join(
         f"{track.key} {track.audio.frames} {track.audio.sample_rate} {track.audio.channels}"
         + ("" if track.weight == 1.0 else f" {track.weight!r}")
@@ -122,11 +129,11 @@ def fingerprint(tracks: Iterable[Track]) -> str:
 
 
 def mixed(parts: Sequence[tuple[Catalog, float]], crop_seconds: float) -> Catalog:
-    """Several data sets as one, of which each is drawn by its weight, whatever its length.
+    """Mix several data sets, each drawn by its weight, independent of its length.
 
     Args:
       parts: data sets and their weights.
-      crop_seconds: of the crops to be drawn: shorter tracks are drawn as if they were so long.
+      crop_seconds: length of crops. Shorter tracks count as that long.
     """
     total = sum(weight for _, weight in parts)
 
@@ -149,7 +156,7 @@ def mixed(parts: Sequence[tuple[Catalog, float]], crop_seconds: float) -> Catalo
 
 
 def joined(parts: Sequence[Catalog]) -> Catalog:
-    """Several data sets as one, in which each second counts alike; a single one as it is."""
+    """Join several data sets without changing weights; return a single one unchanged."""
     if len(parts) == 1:
         return parts[0]
     train, validation = (
@@ -166,14 +173,14 @@ def joined(parts: Sequence[Catalog]) -> Catalog:
 
 
 def all_to_train(catalog: Catalog) -> Catalog:
-    """A data set of which nothing is kept for validation."""
-    # A single track may be on both sides.
+    """Move all tracks of a data set to training."""
+    # By key, since a track may be in both splits.
     tracks = {track.key: track for track in catalog.train + catalog.validation}
     return dataclasses.replace(catalog, train=tuple(tracks.values()), validation=())
 
 
 def validated_on(catalog: Catalog, other: Catalog) -> Catalog:
-    """A data set to train on, whose validation is all of another one."""
+    """Replace a data set's validation by all tracks of another data set."""
     whole = all_to_train(other)
     marks = f"{catalog.fingerprint} validated on {whole.fingerprint}"
     return Catalog(
@@ -186,10 +193,10 @@ def validated_on(catalog: Catalog, other: Catalog) -> Catalog:
 
 
 def without_validated(catalog: Catalog, validation: Iterable[Track]) -> Catalog:
-    """A data set whose training has nothing of other tracks, wherever both read the same samples.
+    """Remove training tracks that share samples with validation tracks.
 
     Raises:
-      DataError: nothing is left.
+      DataError: no training tracks are left.
     """
     spans = collections.defaultdict(list)
     for track in validation:
@@ -207,14 +214,14 @@ def without_validated(catalog: Catalog, validation: Iterable[Track]) -> Catalog:
 
 
 def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], root: str):
-    """Raise DataError, with the first reasons, where nothing is usable."""
+    """Raise DataError, with the first reasons, if there are no tracks."""
     if not tracks:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in skipped[:10])
         raise DataError(f"config.data.root={root} holds no usable audio file:\n{reasons}")
 
 
 def _span(audio):
-    """`(what is read, first sample, end)`; links that lead to one file are one."""
+    """Return `(source, first sample, end)` of audio; links are resolved."""
     start, frames = 0, audio.frames
     while isinstance(audio, Excerpt):
         start, audio = start + audio.start, audio.audio
@@ -223,7 +230,7 @@ def _span(audio):
 
 
 def _within(part, track, weight=None):
-    """A track of one of several data sets."""
+    """Prefix a track's key with the name of its data set."""
     return dataclasses.replace(track, key=f"{part}/{track.key}", weight=track.weight if weight is None else weight)
 
 

@@ -1,4 +1,4 @@
-"""A folder of audio files, here or behind a URL."""
+"""Folders of audio files, on this machine or behind a URL."""
 
 from audiovae_jax import errors
 from audiovae_jax.data.audio import audio_file
@@ -8,12 +8,12 @@ from audiovae_jax.errors import DataError
 
 
 def scan(root: str, options: probing.Options, validation_fraction: float) -> Catalog:
-    """The audio files under `root`, at any depth.
+    """Scan the audio files under `root`, at any depth.
 
-    Which side of the split a file is on depends on its own relative path.
+    Files are split by a hash of their relative path.
 
     Raises:
-      DataError: there is no such folder, or it holds nothing that can be used.
+      DataError: the folder does not exist, or contains no usable file.
     """
     found = probing.find(root, options)
     if not found:
@@ -27,7 +27,11 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
 
 
 def usable(root: str, found, options: probing.Options) -> tuple[list[Track], list[tuple[str, str]]]:
-    """`(tracks, (name, reason) of what cannot be used)` of `(key, file)` pairs."""
+    """Probe `(key, file)` pairs, and return the usable tracks and the others.
+
+    Returns:
+      `(tracks, skipped)`, where `skipped` has `(name, reason)` of each unusable file.
+    """
     tracks, skipped = [], []
     probed = probing.probe(root, [place for _, place in found], options)
     for (key, place), result in zip(found, probed, strict=True):

@@ -1,4 +1,4 @@
-"""GTZAN (Tzanetakis and Cook, 2002): a folder per genre of half a minute each, wav or au."""
+"""GTZAN (Tzanetakis and Cook, 2002): a folder per genre of 30 s clips, wav or au."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _FOLDERS = ("genres", "genres_original")
 
 
 def genres_folder(root: str, options: probing.Options) -> str | None:
-    """The folder under `root` that holds the genres, "" for `root` itself; None if it is no GTZAN."""
+    """Return the folder of genres under `root`, "" for `root`, None if not GTZAN."""
     if remote.is_url(root):
         folders = {name.rpartition("/")[0] for name, _ in remote.list_files(root, options.access)}
     else:
@@ -26,10 +26,12 @@ def genres_folder(root: str, options: probing.Options) -> str | None:
 
 
 def scan(root: str, options: probing.Options) -> Catalog:
-    """Of every genre's files, sorted by name, 80 % to train on, 10 % to validate on, and 10 % held out.
+    """Scan GTZAN, with 80 % for training, 10 % for validation and 10 % held out.
+
+    The files of each genre are split in the order of their names.
 
     Raises:
-      DataError: it is not laid out so, or nothing can be used.
+      DataError: the layout is not GTZAN's, or no file can be used.
     """
     base = genres_folder(root, options)
     if base is None:
@@ -40,7 +42,7 @@ def scan(root: str, options: probing.Options) -> Catalog:
     kept = {track.key: track for track in tracks}
     train, validation = [], []
     for genre in sorted({key.partition("/")[0] for key, _ in found}):
-        # Of all files, readable or not, so that a broken one moves no other to another side.
+        # Count unreadable files too, so that a corrupt file does not change the split of others.
         names = [key for key, _ in found if key.partition("/")[0] == genre]
         first, second = len(names) * 8 // 10, len(names) * 9 // 10
         train += [kept[name] for name in names[:first] if name in kept]

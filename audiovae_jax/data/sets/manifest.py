@@ -1,4 +1,4 @@
-"""A manifest: a JSON Lines or CSV file that lists audio, and how each of it is used."""
+"""Manifests: JSON Lines or CSV files that list audio and how to use it."""
 
 import codecs
 import collections
@@ -21,20 +21,22 @@ from audiovae_jax.errors import DataError, printable
 SUFFIXES = (".jsonl", ".csv")
 _FIELDS = ("path", "start", "duration", "weight", "split")
 _TRAIN, _VALIDATION, _HELD_OUT = "train", "validation", "test"
-_MOST = 1e9  # seconds, or weight
+_MOST = 1e9  # maximum seconds or weight
 _SPLITS = {"train": _TRAIN, "valid": _VALIDATION, "val": _VALIDATION, "validation": _VALIDATION, "test": _HELD_OUT}
 
 
 def scan(root: str, options: probing.Options, validation_fraction: float) -> Catalog:
-    """The audio that a manifest lists.
+    """Scan the audio that a manifest lists.
 
-    A line of JSON Lines is an object, a CSV has a first line of names. `path` (relative to the manifest's
-    folder, absolute, or a URL) is needed; `start` and `duration` in seconds choose a part, `weight` says how
-    often a second of it is drawn (1 if left out), and `split` is train, validation or test. Where no line has
-    a split, the side depends on the path alone.
+    A line of JSON Lines is an object. A CSV starts with a line of column names. The fields are
+
+    - `path`: relative to the manifest's folder, absolute, or a URL. It is required.
+    - `start`, `duration`: in seconds, to select a part of the file.
+    - `weight`: how often a second of it is drawn, 1 by default.
+    - `split`: train, validation or test. If no line has a split, entries are split by a hash of their path.
 
     Raises:
-      DataError: a line is not as it should be (it is named), or nothing can be used.
+      DataError: a line is invalid, or no entry can be used. The message names the line.
     """
     entries = list(_entries(root, options))
     if not entries:
@@ -58,7 +60,7 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
             skipped.append((_name(entry, places), track))
         else:
             times[track.key] += 1
-            if times[track.key] > 1:  # what is listed again has a name of its own
+            if times[track.key] > 1:  # repeated entries get distinct keys
                 track = dataclasses.replace(track, key=f"{track.key}#{times[track.key]}")
             sides[_SPLITS[entry["split"]] if entry["split"] else _TRAIN].append(track)
     train, validation = sides[_TRAIN], sides[_VALIDATION]
@@ -137,7 +139,7 @@ def _checked(where, row):
 
 
 def _places(base, paths, options) -> dict[str, Place | str]:
-    """Where each path's file lies, or why it is not there."""
+    """Return the place of each path's file, or the reason why it cannot be opened."""
     urls, places = {}, {}
     for path in paths:
         if remote.is_url(path):
@@ -155,7 +157,7 @@ def _places(base, paths, options) -> dict[str, Place | str]:
         except DataError as error:
             return str(error).removeprefix(f"{url}: ")
 
-    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:  # each is a request
+    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:  # each look is a request
         return places | dict(zip(urls, pool.map(look, urls.values()), strict=True))
 
 
@@ -165,7 +167,7 @@ def _name(entry, places):
 
 
 def _track(entry, file) -> Track | str:
-    """The track, or why there is none."""
+    """Return an entry's track, or the reason why it has none."""
     start = round(entry["start"] * file.sample_rate)
     frames = file.frames - start
     if entry["duration"] is not None:

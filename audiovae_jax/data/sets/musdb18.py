@@ -1,4 +1,4 @@
-"""MUSDB18 and MUSDB18-HQ (Rafii et al., 2017): songs with their mixture and four stems."""
+"""MUSDB18-HQ (Rafii et al., 2017): songs with their mixture and four stems."""
 
 import fnmatch
 from pathlib import Path
@@ -9,7 +9,7 @@ from audiovae_jax.data.sets.catalog import Catalog, Track
 from audiovae_jax.errors import DataError
 
 STEMS = ("drums", "bass", "other", "vocals")
-# The published split of the training songs (musdb's mus.yaml): these are for validation.
+# The songs of `train/` that the published split (musdb's mus.yaml) uses for validation.
 VALIDATION_SONGS = (
     "Actions - One Minute Smile",
     "Clara Berry And Wooldog - Waltz For My Victims",
@@ -29,7 +29,7 @@ VALIDATION_SONGS = (
 
 
 def recognise(root: str, options: probing.Options) -> str | None:
-    """`"wav"` for MUSDB18-HQ, `"mp4"` for MUSDB18 as it is shared, None for neither."""
+    """Return `"wav"` for MUSDB18-HQ, `"mp4"` for MUSDB18 as published, else None."""
     if remote.is_url(root):
         names = [name for name, _ in remote.list_files(root, options.access)]
         for kind, pattern in (("wav", "train/*/mixture.wav"), ("mp4", "train/*.stem.mp4")):
@@ -43,17 +43,18 @@ def recognise(root: str, options: probing.Options) -> str | None:
 
 
 def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
-    """The songs of `train/`: the mixture in a share of the crops, in the others one of the stems, each as often.
+    """Scan the songs of `train/` in a folder of MUSDB18-HQ.
 
-    The official validation songs are kept for validation, which hears their mixtures. `test/` is left alone.
+    `mixture_share` of the training crops are from mixtures. The others are from the four stems, equally often.
+    Validation uses the mixtures of the official validation songs. `test/` is not used.
 
     Args:
-      root: the folder that holds `train/`.
-      options: how files are looked at.
-      mixture_share: of the training crops, in 0..1.
+      root: the folder that contains `train/`.
+      options: of probing.
+      mixture_share: fraction of the training crops, in 0..1.
 
     Raises:
-      DataError: it is not laid out so, or nothing can be used.
+      DataError: the layout is not MUSDB18-HQ's, or no file can be used.
     """
     kind = recognise(root, options)
     if kind == "mp4":

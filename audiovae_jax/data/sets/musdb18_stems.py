@@ -1,4 +1,4 @@
-"""MUSDB18 as it is shared, a `.stem.mp4` a song, converted once to the layout of MUSDB18-HQ."""
+"""Conversion of MUSDB18's `.stem.mp4` files to the layout of MUSDB18-HQ."""
 
 import concurrent.futures
 import os
@@ -20,7 +20,7 @@ SUBSETS = ("train", "test")
 PARTS = ("mixture", *STEMS)  # in the order of a file's streams
 _AUDIO_STREAM = re.compile(r"^ *Stream #0:\d+.*?: Audio: ", re.MULTILINE)
 _DURATION = re.compile(r"^ *Duration: (\d+):(\d+):(\d+\.\d+)", re.MULTILINE)
-_SLACK = 0.5  # seconds that a stem may be shorter than its file says
+_SLACK = 0.5  # seconds that a stem may be shorter than its file's duration
 _FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _NO_FFMPEG = (
     "MUSDB18's stems are AAC, which ffmpeg decodes, and there is no ffmpeg on PATH: install it with "
@@ -30,24 +30,24 @@ _NO_FFMPEG = (
 
 
 class _NoRoomError(DataError):
-    """The output cannot be written, whatever the song."""
+    """The output cannot be written, which stops the conversion of all songs."""
 
 
 def convert(root: Path, out: Path, *, num_workers: int, say: Callable[[str], None] = print):
-    """Make `out/train/SONG/{mixture,drums,bass,other,vocals}.wav` of `root/train/SONG.stem.mp4`; so for `test`.
+    """Convert each `root/SUBSET/SONG.stem.mp4` to five files in `out/SUBSET/SONG/`.
 
-    They are of 16 bits, at the song's rate. A song is there whole or not at all; songs that are there
-    are skipped. One that cannot be converted is not in the way of the others.
+    They are `mixture.wav`, `drums.wav`, `bass.wav`, `other.wav` and `vocals.wav`, with 16 bits, at the song's rate.
+    Each song is written atomically. Existing songs are skipped. If a song fails, the others are still converted.
 
     Args:
-      root: holds `train/` and `test/`, or one of them.
-      out: made if it is not there.
-      num_workers: songs at once.
-      say: takes what happens, a line at a time.
+      root: contains `train/` or `test/` or both.
+      out: created if missing.
+      num_workers: number of songs converted at once.
+      say: called with one line of progress at a time.
 
     Raises:
-      DataError: there is no ffmpeg, nothing to convert, no room for the output, or some songs failed (their
-        reasons were said).
+      DataError: ffmpeg is missing, there is nothing to convert, the output cannot be written, or songs failed. The
+        reasons of failed songs were reported to `say`.
     """
     songs = find(root)
     waiting = [(source, out / song) for song, source in songs.items() if not _is_whole(out / song)]
@@ -79,13 +79,13 @@ def convert(root: Path, out: Path, *, num_workers: int, say: Callable[[str], Non
 
 
 def find(root: Path) -> dict[str, Path]:
-    """The files by `SUBSET/SONG`, sorted; DataError where there are none."""
+    """Return the files by `SUBSET/SONG`, sorted; raises DataError if there are none."""
     found = {}
     for subset in SUBSETS:
         folder = root / subset
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
         for name in names:
-            # Beside some, macOS leaves `._NAME`, which is none.
+            # Skip the `._NAME` files of macOS.
             if name.endswith(SUFFIX) and not name.startswith(".") and name != SUFFIX:
                 found[f"{subset}/{name.removesuffix(SUFFIX)}"] = folder / name
     if not found:
@@ -110,7 +110,7 @@ def _convert_song(ffmpeg, source, target):
             made = [temporary / f"{part}.wav" for part in PARTS]
             command = [*_reading(ffmpeg, source, "-loglevel", "error", "-xerror")]
             for i, path in enumerate(made):
-                # Streams are counted among those of audio: a cover may be one too.
+                # Select by audio stream number, since cover art is a stream too.
                 command += ["-map", f"0:a:{i}", "-map_metadata", "-1", "-bitexact", "-c:a", "pcm_s16le", "-f", "wav"]
                 command.append(f"file:{path.absolute()}")
             status, said = _run(command)
@@ -128,7 +128,11 @@ def _convert_song(ffmpeg, source, target):
 
 
 def _look(ffmpeg, source):
-    """The seconds that a file says it lasts; DataError if it has not the five streams."""
+    """Return a file's duration in seconds by its header, 0 if it has none.
+
+    Raises:
+      DataError: the file is corrupt, or does not have five audio streams.
+    """
     _, said = _run(_reading(ffmpeg, source))
     duration = _DURATION.search(said)
     streams = len(_AUDIO_STREAM.findall(said))
@@ -149,7 +153,7 @@ def _require_length(path, seconds):
 
 
 def _reading(ffmpeg, source, *options):
-    # "file:", so that no name is taken for an option or a URL; MP4, so that no file can send ffmpeg to another.
+    # "file:" prevents names from being parsed as options or URLs. "-f mp4" prevents files from referring to others.
     name = f"file:{source.absolute()}"
     return [ffmpeg, "-hide_banner", "-nostdin", "-threads", "1", *options, "-f", "mp4", "-i", name]
 

@@ -1,4 +1,4 @@
-"""Looking at many files: each once, and remembered until it changes."""
+"""Probing many files in parallel, with results cached until a file changes."""
 
 import concurrent.futures
 import dataclasses
@@ -17,22 +17,22 @@ from audiovae_jax.errors import DataError
 from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
 
-_CHUNK = 256  # files whose sizes and times a thread asks for at once
-_VERSION = 1  # of the index; what a file is found to be must not depend on an older program
+_CHUNK = 256  # files per task that reads sizes and times
+_VERSION = 1  # of the index, so that results of older programs are not used
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How a data set's files are looked at.
+    """Options of finding and probing a data set's files.
 
     Attributes:
-      channels: what a file's channels must be adaptable to.
-      min_seconds: shorter files are refused.
-      num_threads: that look at files.
-      read_timeout: seconds after which a file that does not answer is passed over; 0 waits for ever.
-      index_folder: where what was found is remembered; None remembers nothing.
-      access: how files behind URLs are reached.
-      leave_out: folders, here or behind URLs, that are passed over.
+      channels: number of channels that files must be convertible to.
+      min_seconds: shorter files are rejected.
+      num_threads: number of threads that probe files.
+      read_timeout: seconds after which a file that hangs is skipped; 0 for no timeout.
+      index_folder: folder of cached results; None to cache nothing.
+      access: access to files behind URLs.
+      leave_out: folders to skip, on this machine or behind URLs.
     """
 
     channels: int
@@ -45,10 +45,12 @@ class Options:
 
 
 def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS) -> list[tuple[str, Place]]:
-    """`(name under root, file)` of the audio under a folder or URL, at any depth, sorted.
+    """Return `(name under root, file)` of the audio files under a folder or URL.
+
+    Files are found at any depth, and sorted.
 
     Raises:
-      DataError: there is no such folder.
+      DataError: the folder does not exist.
     """
     if remote.is_url(root):
         left_out = tuple(f"{folder}/" for folder in options.leave_out)
@@ -69,7 +71,7 @@ def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXT
 def find_under(
     root: str, folder: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS
 ) -> list[tuple[str, Place]]:
-    """As `find`, of a folder under the root; the names are those under the folder."""
+    """Like `find`, for a folder under the root; names are relative to the folder."""
     if not folder:
         return find(root, options, extensions)
     if not remote.is_url(root):
@@ -80,17 +82,17 @@ def find_under(
 
 
 def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFile | str]:
-    """What each file is, or why it cannot be used.
+    """Probe files, and return an `AudioFile` or the reason of failure for each.
 
-    What is found is kept in `options.index_folder`, a file for each root, keyed by path, size and time of change.
-    What may be otherwise tomorrow is not kept: a file that does not answer.
+    Results are cached in `options.index_folder`, in one file per root, by path, size and modification time. Failures
+    that may be temporary, like timeouts, are not cached.
 
     Raises:
-      UnreachableError: a server has failed for too long; that says nothing about its files.
+      UnreachableError: a server failed for too long, which says nothing about its files.
     """
 
     def look(i) -> tuple[bool, list | str]:
-        """Whether it would be the same tomorrow, and what it is: its frames, rate and channels, or a reason."""
+        """Return `(is_lasting, result)`: `[frames, rate, channels]`, or a reason."""
         place = places[i]
         try:
             file = deadline.within(_patience(place, options), audio_file.probe, place)
@@ -117,14 +119,14 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
 def remembered(
     subject: str, places: Sequence[Place], look: Callable[[int], tuple[bool, Any]], options: Options, doing: str
 ) -> list[Any]:
-    """What `look` says of each of many places, asked anew only of those that have changed.
+    """Return `look`'s result for each place, from a cache if it has not changed.
 
     Args:
-      subject: what is asked, of which root: a file in `options.index_folder` for each.
-      places: what is asked about: anything that `identity` knows.
-      look: of a place's number: whether it would be the same tomorrow, and what is found, as JSON has it.
-      options: how files are looked at.
-      doing: for whom it takes long.
+      subject: name of the cache, which has one file in `options.index_folder` per subject.
+      places: anything that `identity` supports.
+      look: maps the index of a place to `(is_lasting, result)`. Only lasting results are cached. They must be JSON.
+      options: of probing.
+      doing: label of the progress bar.
     """
     index = _Index(options.index_folder, subject)
     with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
@@ -132,7 +134,7 @@ def remembered(
         marked = [mark for of_chunk in pool.map(lambda chunk: [*map(identity, chunk)], chunks) for mark in of_chunk]
         results = [index.get(key, mark) for key, mark in marked]
         new = [i for i, result in enumerate(results) if result is None]
-        # The bar is for those who have time to read it.
+        # The bar appears only if this takes long.
         looked = tqdm.tqdm(pool.map(look, new), total=len(new), desc=doing, unit="file", delay=5.0, leave=False)
         for i, (lasting, result) in zip(new, looked, strict=True):
             results[i] = result
@@ -145,16 +147,21 @@ def remembered(
 
 
 def _patience(place, options):
-    """Seconds until a file is given up; what is behind a URL is tried again for a while of its own."""
+    """Return the timeout of a place in seconds.
+
+    Remote files get their retry time on top.
+    """
     is_local = isinstance(getattr(place, "archive", place), Path)
     return options.read_timeout and options.read_timeout + (0 if is_local else options.access.retry_seconds)
 
 
 def identity(place) -> tuple[str, str]:
-    """`(name, mark)`; the mark changes with the content, and is empty for what cannot be looked at.
+    """Return `(name, mark)` of a place; the mark changes with its content.
+
+    Both are empty if a local file cannot be accessed.
 
     Args:
-      place: a file, a member of an archive, or part of one of them: what has its `within` and `part`.
+      place: a file, a member of an archive, or a part of either. A part has attributes `within` and `part`.
     """
     if hasattr(place, "part"):
         key, mark = identity(place.within)
@@ -198,7 +205,7 @@ class _Index:
         try:
             content = json.loads(self._path.read_text())
             self._known = content["files"] if content["version"] == _VERSION else {}
-        except (OSError, ValueError, KeyError, TypeError):  # it is only a memory
+        except (OSError, ValueError, KeyError, TypeError):  # without a cache, all files are probed
             self._known = {}
 
     def get(self, key, mark):

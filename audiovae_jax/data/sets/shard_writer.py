@@ -1,4 +1,4 @@
-"""Makes shards of a data set: in parallel, and going on where it was stopped."""
+"""Writing a data set as ArrayRecord shards, in parallel and resumable."""
 
 import concurrent.futures
 import json
@@ -22,23 +22,23 @@ def write(
     num_threads: int,
     say: Callable[[str], None] = print,
 ) -> int:
-    """Write a data set as shards to `folder`, track by track in its order.
+    """Write a data set's tracks in order as shards to `folder`.
 
-    A shard that is there whole, of the same tracks, is kept; what is in it is a function of the tracks alone.
+    A shard's content is a function of its tracks. Complete shards of the same tracks are kept.
 
     Args:
       catalog: the data set.
-      folder: made if it is not there.
-      record_seconds: the longest stretch in a record.
-      shard_bytes: about so much audio, counted as 16-bit samples, is in a shard.
-      num_threads: shards written at once.
-      say: takes what happens, a line at a time.
+      folder: created if missing.
+      record_seconds: maximum length of a record.
+      shard_bytes: approximate size of a shard, counted in 16-bit samples.
+      num_threads: number of shards written at once.
+      say: called with one line of progress at a time.
 
     Returns:
-      How many tracks are in them.
+      The number of tracks in the shards.
 
     Raises:
-      DataError: nothing could be read, the folder holds shards of something else, or cannot be written to.
+      DataError: no track could be read, or the folder cannot be written to or contains shards of another data set.
     """
     tracks, sides = sharding.by_key(catalog)
     groups = sharding.groups(list(tracks.values()), _pcm_bytes, shard_bytes)
@@ -89,7 +89,11 @@ def _pcm_bytes(track):
 
 
 def _write_shard(path, tracks, record_seconds):
-    """`(entries of the tracks, what could not be read)`."""
+    """Write a shard, and return its tracks' entries and the unreadable tracks.
+
+    Returns:
+      `(entries, skipped)`, where `skipped` has `(key, reason)` of each unreadable track.
+    """
     listing = path.with_name(path.name + ".json")
     target = path.with_name(path.name + shards.SUFFIX)
     if listing.exists() and target.exists():

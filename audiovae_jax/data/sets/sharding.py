@@ -1,4 +1,4 @@
-"""What writers of shards have in common: which tracks go where, whose a folder is, and where records lie."""
+"""Parts of shard writers: grouping tracks, claiming folders, locating records."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from audiovae_jax.data.sets.catalog import Catalog, Track
 from audiovae_jax.errors import DataError, printable
 from audiovae_jax.storage import atomic
 
-PLAN = "unfinished.json"  # what a folder is being made of, until its index is there
-_SEARCHED = 1 << 12  # bytes, the least that is searched for a record at once
+PLAN = "unfinished.json"  # the settings of unfinished shards, until the index exists
+_SEARCHED = 1 << 12  # bytes of the first search for a record
 
 
 def by_key(catalog: Catalog) -> tuple[dict[str, Track], dict[str, list[str]]]:
-    """The tracks by key, in their order, and the sides that each is on."""
+    """Return the tracks by key, in order, and the splits of each."""
     tracks: dict[str, Track] = {}
     sides: dict[str, list[str]] = {}
     for side, of_side in (("train", catalog.train), ("validation", catalog.validation)):
@@ -28,7 +28,7 @@ def by_key(catalog: Catalog) -> tuple[dict[str, Track], dict[str, list[str]]]:
 
 
 def groups(tracks: Sequence[Track], size_of: Callable[[Track], int], shard_bytes: int) -> list[list[Track]]:
-    """Consecutive tracks, a shard each: as many as `shard_bytes` takes, at least one."""
+    """Group consecutive tracks into shards of up to `shard_bytes`, or a single track."""
     found, size = [[]], 0
     for track in tracks:
         of_track = size_of(track)
@@ -41,16 +41,16 @@ def groups(tracks: Sequence[Track], size_of: Callable[[Track], int], shard_bytes
 
 
 def require_apart(root: str, folder: Path):
-    """Raise DataError if shards of `root` would be written into it."""
+    """Raise DataError if shards of `root` would be written into `root`."""
     if not remote.is_url(root) and os.path.realpath(remote.local_path(root)) == os.path.realpath(folder):
         raise DataError(f"{printable(folder)} would be input and output at once; give another output folder")
 
 
 def claim(folder: Path, settings: dict[str, Any]):
-    """Note what a folder is made of, or see that it is being made of the same.
+    """Claim a folder for shards with these settings, or check an earlier claim.
 
     Raises:
-      DataError: it is of something else, the message says of what; or it cannot be written to.
+      DataError: the folder has shards with other settings, which the message lists, or cannot be written to.
     """
     for name in (shards.INDEX, PLAN):
         path = folder / name
@@ -79,7 +79,7 @@ def claim(folder: Path, settings: dict[str, Any]):
 
 
 def finish(folder: Path):
-    """Remove what was of use while shards were made, and what killed runs have left: all is there now."""
+    """Remove the claim and the temporary files of killed runs once all shards exist."""
     (folder / PLAN).unlink(missing_ok=True)
     for left in folder.iterdir():
         if atomic.is_temporary(left.name):
@@ -87,27 +87,29 @@ def finish(folder: Path):
 
 
 def put(path: Path, text: str):
-    """Write a file that other hosts may be writing too, with the same in it."""
+    """Write a file that other hosts may write at the same time with the same content."""
     try:
         with atomic.replacing(path) as temporary:
             temporary.write_text(text)
-    except FileNotFoundError:  # a host whose process has the same number was sooner
+    except FileNotFoundError:  # a process with the same id on another host was faster
         if not path.exists():
             raise
 
 
 def positions(path: Path, records: Sequence[tuple[int, bytes]]) -> list[list[int]]:
-    """Where records lie in a shard's stream without block headers: found by their beginnings, in order.
+    """Find the positions of records in a shard's stream without block headers.
+
+    The records are searched for in order, by their first bytes.
 
     Args:
       path: of the shard.
-      records: `(size, beginning)` of each.
+      records: `(size, first bytes)` of each record.
 
     Returns:
-      `[position, size]` of each.
+      `[position, size]` of each record.
 
     Raises:
-      DataError: one is not there.
+      DataError: a record is not found.
     """
     found, after = [], 0
     with open(path, "rb") as file:

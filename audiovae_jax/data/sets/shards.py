@@ -1,12 +1,17 @@
-"""Shards: audio in ArrayRecord files, a few seconds a record, so that a crop reads little.
+"""Shards: ArrayRecord files with a few seconds of audio per record.
 
-A folder holds `shard-00000.arrayrecord` and on, for each of them a `.json` that says where its records lie,
-and `index.json`, the list of all tracks. A record is four bytes of checksum (CRC-32, little endian), then its
-audio as a file: FLAC of 16 or 24 bits where that is exact, floating-point AU where it is not. Any reader of
-ArrayRecord takes them; this one reads by byte range, here and behind URLs.
+Short records let a crop read little. A folder contains
 
-ArrayRecord files are Riegeli files (github.com/google/riegeli): a stream of chunks, interrupted by a header of
-24 bytes at every multiple of 64 KiB. Records that are neither grouped nor compressed lie in it as they are.
+- `shard-00000.arrayrecord` and so on,
+- for each shard a `.json` with the positions of its records,
+- `index.json`, the list of all tracks.
+
+A record is four bytes of checksum (CRC-32, little endian), followed by an audio file. The file is FLAC with 16 or 24
+bits if that is exact, else floating-point AU. Any reader of ArrayRecord can read the shards. The one here reads by byte
+range, on this machine and behind URLs.
+
+ArrayRecord files are Riegeli files (github.com/google/riegeli). A Riegeli file is a stream of chunks, interrupted by a
+header of 24 bytes at every multiple of 64 KiB. Ungrouped, uncompressed records are stored verbatim.
 """
 
 import dataclasses
@@ -32,18 +37,25 @@ FORMAT, VERSION = "audiovae_jax.shards", 1
 SUFFIX = ".arrayrecord"
 WRITER_OPTIONS = "group_size:1,uncompressed"
 _BLOCK, _BLOCK_HEADER = 1 << 16, 24
-_MOST_LISTS = 256  # of records, kept in memory
+_MOST_LISTS = 256  # lists of record positions kept in memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """An ArrayRecord file, and where its records lie in the stream without block headers."""
+    """An ArrayRecord file, and the list of its records' positions.
+
+    Positions are in the file's stream without block headers.
+    """
 
     place: Path | RemoteFile
     list_path: Path | str
 
     def read(self, first: int, count: int) -> list[bytes]:
-        """Consecutive records, without their checksums; DataError if one is damaged."""
+        """Read consecutive records, without their checksums.
+
+        Raises:
+          DataError: a record is missing or corrupt.
+        """
         positions = _positions(self)[first : first + count]
         if len(positions) < count:
             raise DataError(f"{printable(self.place)} has no records {first} to {first + count - 1}; make it anew")
@@ -58,7 +70,7 @@ class Shard:
         return records
 
     def _bytes(self, start, stop):
-        """A stretch of the stream: of the file, without the block headers in it."""
+        """Read a section of the stream, without block headers."""
         if isinstance(self.place, Path):
             with open(self.place, "rb") as f:
                 return read_stream(f, start, stop)
@@ -75,9 +87,9 @@ class ShardedAudio:
     """A track in consecutive records of a shard.
 
     Attributes:
-      shard: where they lie.
+      shard: the shard of the records.
       key: of the track.
-      first_record: where it begins.
+      first_record: index of its first record in the shard.
       record_frames: samples of every record but the last.
       frames, sample_rate, channels: of the track.
     """
@@ -95,10 +107,10 @@ class ShardedAudio:
         return f"{printable(self.shard.place)}/{printable(self.key)}"
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`[count, C]` float32 from sample `start` on.
+        """Read `[count, C]` float32 from sample `start` on.
 
         Raises:
-          DataError: the shard cannot be read, or a record is damaged; the message names it.
+          DataError: the shard cannot be read, or a record is corrupt. The message names it.
         """
         first, last = start // self.record_frames, (start + count - 1) // self.record_frames
         try:
@@ -123,8 +135,8 @@ class ShardedAudio:
 
 
 def encode_record(audio: np.ndarray, sample_rate: int) -> bytes:
-    """`[T, C]` float32 as a record: exact, and as small as that allows."""
-    kind = {"format": "AU", "subtype": "FLOAT"}  # a WAV of floats would hold the time it was made at
+    """Encode `[T, C]` float32 losslessly as a record, as FLAC if possible."""
+    kind = {"format": "AU", "subtype": "FLOAT"}  # a WAV of floats would contain the time of writing
     for bits, dtype in ((16, np.int16), (24, np.int32)):
         scaled = audio * np.float32(2 ** (bits - 1))
         limit = 2 ** (bits - 1)
@@ -140,14 +152,17 @@ def encode_record(audio: np.ndarray, sample_rate: int) -> bytes:
 
 
 def read_stream(file, start: int, stop: int) -> bytes:
-    """Positions `start` to `stop` of the stream that an open Riegeli file holds, fewer where it ends."""
+    """Read positions `start` to `stop` of an open Riegeli file's stream.
+
+    The result is shorter if the stream ends before.
+    """
     first = _in_file(start)
     file.seek(first)
     return without_headers(file.read(_in_file(stop - 1) + 1 - first), first)
 
 
 def without_headers(raw: bytes, first: int = 0) -> bytes:
-    """Of a Riegeli file's bytes, from position `first` on, those that are not block headers."""
+    """Remove block headers from a Riegeli file's bytes from position `first` on."""
     pieces, position = [], first
     while position < first + len(raw):
         offset = position % _BLOCK
@@ -158,17 +173,19 @@ def without_headers(raw: bytes, first: int = 0) -> bytes:
 
 
 def is_shards(root: str, options: probing.Options) -> bool:
-    """Whether a root is a folder of these shards."""
+    """Return whether a root is a folder of these shards."""
     if remote.is_url(root):
         return remote.exists(f"{root.rstrip('/')}/{INDEX}", options.access)
     return (Path(remote.local_path(root)) / INDEX).is_file()
 
 
 def scan(root: str, options: probing.Options) -> Catalog:
-    """The tracks of a folder of shards, in the order and on the sides that they had in what it was made of.
+    """Scan a folder of shards.
+
+    Tracks keep the order and split of the data set that the shards were made of.
 
     Raises:
-      DataError: it is not whole, or not of this format.
+      DataError: the index is missing, corrupt or of another format, or no track can be used.
     """
     base = root.rstrip("/") if remote.is_url(root) else Path(remote.local_path(root))
     try:
@@ -221,7 +238,7 @@ def scan(root: str, options: probing.Options) -> Catalog:
             continue
         for side in of_track:
             sides[side].append(track)
-    if left_out:  # it is another data set now
+    if left_out:  # without these tracks it is another data set
         mark = hashlib.sha256(os.fsencode("\n".join([mark, *left_out]))).hexdigest()[:16]
     train, validation = tuple(sides["train"]), tuple(sides["validation"])
     catalog.require_tracks(train, skipped, root)
@@ -231,7 +248,7 @@ def scan(root: str, options: probing.Options) -> Catalog:
 
 @functools.lru_cache(maxsize=_MOST_LISTS)
 def _positions(shard) -> np.ndarray:
-    """`[records, 2]`: where each begins in the stream, and its size."""
+    """Return `[records, 2]`: the position and size of each record in the stream."""
     try:
         if isinstance(shard.list_path, Path):
             text = shard.list_path.read_bytes()

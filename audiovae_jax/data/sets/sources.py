@@ -1,4 +1,4 @@
-"""What lies at a root, and how it is read: the data set behind `config.data.root`."""
+"""Opening the data set at `config.data.root`, whose kind is detected or given."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from audiovae_jax.data.sets.catalog import Catalog
 from audiovae_jax.errors import ConfigError, DataError
 
 AUTO = "auto"
-# By name: whether a root is one, and how it is read. The first that knows a root takes it.
+# By name: a function that recognises a root, and one that scans it. The first kind that recognises a root is used.
 _KINDS: dict[str, tuple[Callable, Callable]] = {
     "manifest": (
         lambda root, options: root.lower().endswith(manifest.SUFFIXES),
@@ -39,47 +39,49 @@ NAMES = (AUTO, *_KINDS)
 
 
 def split_roots(text: str) -> list[str]:
-    """The roots that `config.data.root` names, a comma between them; one that is there with commas in it is one.
+    """Split the comma-separated roots of `config.data.root`.
+
+    An existing path that contains commas is a single root.
 
     Raises:
-      ConfigError: one of them is empty.
+      ConfigError: a root is empty.
     """
     if "," not in text or (not remote.is_url(text) and Path(remote.local_path(text)).exists()):
         return [text]
-    roots = [root.strip() for root in re.split(r",(?![^{}]*\})", text)]  # not those of `{a,b}.tar`
+    roots = [root.strip() for root in re.split(r",(?![^{}]*\})", text)]  # but not in `{a,b}.tar`
     if not all(roots):
         raise ConfigError(f"{text!r} has a root with no name; write DIR,DIR as config.data.root or data.val_root")
     return roots
 
 
 def place(root: str) -> Path | str:
-    """Where a root is, so that two of the same place are equal: a URL as it is written, else the resolved path."""
+    """Return a root's place for comparison: a URL as written, or the resolved path."""
     return root.rstrip("/") if remote.is_url(root) else Path(remote.local_path(root)).resolve()
 
 
 def within(root: str, others: Sequence[str]) -> list[Path | str]:
-    """The places of those of other roots that lie under `root`, where its own files are looked for."""
+    """Return the places of other roots that are under `root`."""
     start = f"{str(place(root)).rstrip('/')}/"
     return [there for there in map(place, others) if str(there).startswith(start)]
 
 
 def open_root(root: str, source: str, options: probing.Options, config) -> Catalog:
-    """The data set at a root.
+    """Open the data set at a root.
 
     Args:
       root: a folder, a manifest, tars, or a URL of one of them.
-      source: its kind, one of `NAMES`; "auto" recognises it by what lies there.
-      options: how files are looked at.
-      config: the section `config.data`, for what a kind needs of it.
+      source: its kind, one of `NAMES`. "auto" detects it.
+      options: of probing.
+      config: the section `config.data`.
 
     Raises:
-      ConfigError: there is no such kind.
-      DataError: there is nothing usable.
+      ConfigError: the kind is unknown.
+      DataError: there is no usable audio.
     """
     if source not in NAMES:
         raise ConfigError(f"config.data.source={source!r} is none of {', '.join(NAMES)}")
     if remote.is_url(root):
-        options.access.filesystem(root)  # what its scheme lacks is said of the root, not of a file under it
+        options.access.filesystem(root)  # so that errors about its scheme name the root, not a file under it
     if source == AUTO:
         if not remote.is_url(root) and not Path(remote.local_path(root)).exists() and "{" not in root:
             raise DataError(f"config.data.root={root}: there is no such folder")

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files of audio, indexed once and then read at any place."""
+"""WebDataset shards: tar files of audio, read with random access."""
 
 import io
 import re
@@ -17,10 +17,12 @@ _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def archives(root: str, options: probing.Options) -> list[tuple[str, Place]]:
-    """`(name, tar file)` of a folder, one tar, or a pattern as `DIR/part-{0000..0015}.tar`; empty if it is none.
+    """Return `(name, tar file)` of the tars at a root; empty if there are none.
+
+    The root is a folder, a tar, or a pattern like `DIR/part-{0000..0015}.tar`.
 
     Raises:
-      DataError: a tar of a pattern is not there.
+      DataError: a named tar does not exist.
     """
     if root.endswith(".tar"):
         return [(Path(name).name, _tar(name, options)) for name in _expand(root)]
@@ -30,12 +32,12 @@ def archives(root: str, options: probing.Options) -> list[tuple[str, Place]]:
 
 
 def scan(root: str, options: probing.Options, validation_fraction: float) -> Catalog:
-    """The audio in tar files, each member a track named `TAR/MEMBER`.
+    """Scan the audio in tar files; each member is a track.
 
-    A tar is read through once, header by header; where its members lie is remembered with what they are.
+    The headers of a tar are read one after another. Results of probing its members are cached.
 
     Raises:
-      DataError: there is no tar, or nothing in them can be used.
+      DataError: there is no tar with audio, or no member can be used.
     """
     found, skipped = [], []
     for name, place in archives(root, options):
@@ -58,7 +60,7 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
 
 
 def members(place: Place, extensions: Sequence[str] = audio_file.EXTENSIONS) -> list[Section]:
-    """The audio files in a tar."""
+    """List the audio files in a tar."""
     with _opened(place) as f:
         try:
             with tarfile.open(fileobj=f, mode="r:") as archive:
@@ -68,7 +70,7 @@ def members(place: Place, extensions: Sequence[str] = audio_file.EXTENSIONS) -> 
                     if member.isreg() and member.name.lower().endswith(tuple(extensions))
                 ]
         finally:
-            # What could not be fetched looks like the archive's end.
+            # tarfile takes a failed fetch for the end of the archive.
             if getattr(f, "raw", None) is not None and getattr(f.raw, "error", None) is not None:
                 raise f.raw.error
 
@@ -78,7 +80,10 @@ def _opened(place):
 
 
 def _as_one_folder(found):
-    """Sorted by the members' own names where those are all different: the order of the folder that was packed."""
+    """Sort members like the folder that was packed.
+
+    If the names of members are unique, they replace the keys, without the tar's name.
+    """
     if len({section.name for _, section in found}) == len(found):
         found = [(section.name.removeprefix("./"), section) for _, section in found]
     return sorted(found, key=lambda pair: Path(pair[0]))

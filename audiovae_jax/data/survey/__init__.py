@@ -1,1 +1,1 @@
-"""Looking at a data set before a costly run: what it is like, what training would skip, how fast it is read."""
+"""Surveys of a data set before a run: statistics, unusable files, reading speed."""

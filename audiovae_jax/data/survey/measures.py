@@ -1,4 +1,4 @@
-"""What one track sounds like: loudness, silence, clips, where its spectrum ends."""
+"""Measures of a track: loudness, silence, clipping, bandwidth."""
 
 import dataclasses
 
@@ -8,27 +8,28 @@ from audiovae_jax.data.audio import deadline, loudness
 from audiovae_jax.data.sets import bandwidth
 from audiovae_jax.data.sets.catalog import Track
 
-WHOLE_SECONDS = 60.0  # what is longer is heard in stretches
+WHOLE_SECONDS = 60.0  # longer tracks are measured in segments
 STRETCHES, STRETCH_SECONDS = 12, 5.0
-SILENCE_DB = -60.0  # RMS, of full scale
+SILENCE_DB = -60.0  # RMS, relative to full scale
 SILENCE_BLOCK = 0.05  # seconds
-CLIP_RUN = 4  # samples in a row at full scale, which no peak of music is
+CLIP_RUN = 4  # consecutive samples at full scale; peaks of unclipped music are shorter
 _FULL_SCALE = 0.9995
 
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """Of one track.
+    """Measures of one track.
 
     Attributes:
       name: of its file.
-      seconds: of the track; `heard_seconds` of them were read.
-      loudness_lufs: integrated; None for what is silent, or shorter than 0.4 s.
-      peak: the greatest magnitude; full scale is 1.
-      silence: share of the time whose RMS, in blocks of 50 ms, is below -60 dBFS.
-      clips_per_minute: runs of four samples or more at full scale.
-      band_hz: where the spectrum ends (see `datasets.bandwidth`); 0 for silence.
-      is_dual_mono: whether it has several channels that are all the same, and not silent.
+      seconds: length of the track.
+      heard_seconds: length of the measured segments.
+      loudness_lufs: integrated loudness; None for silence, and for less than 0.4 s.
+      peak: maximum magnitude; full scale is 1.
+      silence: fraction of the time in blocks of 50 ms with an RMS below -60 dBFS.
+      clips_per_minute: runs of at least four samples at full scale, per minute.
+      band_hz: bandwidth (see `sets.bandwidth`); 0 for silence.
+      is_dual_mono: whether the track has several identical channels that are not silent.
     """
 
     name: str
@@ -43,14 +44,16 @@ class Measures:
 
 
 def measure(track: Track, read_timeout: float = 0.0) -> Measures:
-    """Listen to a track: to all of a minute, to twelve stretches of 5 s of what is longer.
+    """Measure a track.
+
+    Tracks longer than a minute are measured in twelve segments of 5 s.
 
     Args:
       track: of a data set.
-      read_timeout: seconds after which a read that does not answer is given up; 0 waits for ever.
+      read_timeout: seconds after which a read times out; 0 for no timeout.
 
     Raises:
-      DataError: it cannot be read.
+      DataError: the track cannot be read.
     """
     audio = track.audio
     stretches = [
@@ -83,7 +86,7 @@ def _silence(stretches, sample_rate):
     for stretch in stretches:
         count = -(-len(stretch) // size)
         power = np.pad(np.square(stretch, dtype=np.float64).mean(axis=1), (0, count * size - len(stretch)))
-        # The last block may be shorter, and is as long as it is.
+        # The last block may be shorter.
         lengths = np.minimum(size, len(stretch) - size * np.arange(count))
         power = power.reshape(count, size).sum(axis=1) / lengths
         quiet += int(lengths[power < 10 ** (SILENCE_DB / 10)].sum())
@@ -97,7 +100,7 @@ def _is_dual_mono(stretches):
 
 
 def _clips(audio):
-    """How many runs of `CLIP_RUN` or more samples lie at full scale, over all channels."""
+    """Count runs of at least `CLIP_RUN` samples at full scale, over all channels."""
     at_top = np.abs(audio) >= _FULL_SCALE
     runs = 0
     for channel in at_top.T:

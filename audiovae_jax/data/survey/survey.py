@@ -1,4 +1,4 @@
-"""The survey of a data set, as training with a config would take it."""
+"""Surveys of a data set as training with a config would read it."""
 
 import concurrent.futures
 import dataclasses
@@ -17,15 +17,15 @@ from audiovae_jax.data.survey import measures
 from audiovae_jax.data.survey.measures import Measures
 from audiovae_jax.errors import DataError
 
-MUCH_SILENCE = 0.2  # of a track's time, or of the data set's
-MANY = 0.05  # share of the tracks, from which on a doubt is worth a line
-MANY_CLIPS = 10.0  # a minute
+MUCH_SILENCE = 0.2  # fraction of a track's or the data set's time
+MANY = 0.05  # fraction of the measured tracks above which a doubt is reported
+MANY_CLIPS = 10.0  # per minute
 _EXAMPLES = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Amount:
-    """Some tracks: how many, and how long they are together."""
+    """The number and total length of some tracks."""
 
     tracks: int
     hours: float
@@ -33,7 +33,7 @@ class Amount:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """What cannot be used for one reason: how many files, and the first of them."""
+    """Files that cannot be used for one reason: their number, and the first names."""
 
     reason: str
     files: int
@@ -42,12 +42,12 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How fast training's crops are read with nothing else to do.
+    """The speed of reading training crops, without training.
 
     Attributes:
-      crops_per_second: counted over `seconds`.
-      seconds: of measuring.
-      threads: that read.
+      crops_per_second: averaged over `seconds`.
+      seconds: duration of the measurement.
+      threads: number of reading threads.
       batch_size: of the config.
     """
 
@@ -59,22 +59,23 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class Survey:
-    """What a data set is like.
+    """Statistics of a data set, and the problems that training would have with it.
 
     Attributes:
-      root: as it was given.
-      origin: what it is.
+      root: as given.
+      origin: description of the data set.
       fingerprint: of its tracks.
-      sample_rate, channels, crop_seconds: of the crops that the config asks for.
-      train, validation, total: what is on each side, and the tracks of both, each once.
-      sample_rates, channel_counts: by Hz, and by number of channels.
+      sample_rate, channels, crop_seconds: of the config's crops.
+      train, validation, total: amounts of each split, and of all tracks, each counted once.
+      sample_rates, channel_counts: amounts by rate in Hz, and by number of channels.
       lengths: of the tracks, in seconds.
-      files, skipped: how many files there are, and which of them cannot be used.
-      measured: of a number of tracks, spread evenly over all.
-      unreadable: `(name, reason)` of tracks that looked well, and then could not be read.
-      reading: None where it was not measured.
-      refusal: why training would not begin, or None.
-      doubts: what someone should look at before a run.
+      files: number of files, usable or not.
+      skipped: the files that cannot be used.
+      measured: measures of some tracks, spread evenly over the data set.
+      unreadable: `(name, reason)` of tracks that passed probing but could not be read.
+      reading: speed of reading; None if not measured.
+      refusal: the reason why training would fail, or None.
+      doubts: warnings to check before a run.
     """
 
     root: str
@@ -99,24 +100,24 @@ class Survey:
 
 
 def look(config, data: Data, *, root: str, batch_size: int, limit: int, seconds: float) -> Survey:
-    """Look at a data set.
+    """Survey a data set.
 
     Args:
       config: the section `config.data`.
-      data: as training opens it.
-      root: its name, for a person.
+      data: as opened for training.
+      root: the data set's name, for messages.
       batch_size: of the run.
-      limit: the most tracks that are listened to.
-      seconds: of measuring how fast crops are read; 0 leaves it out.
+      limit: maximum number of tracks to measure.
+      seconds: duration of the measurement of reading speed; 0 to skip it.
 
     Raises:
-      DataError: there are no files in it.
+      DataError: the data set has no files.
     """
     if data.catalog is None:
         raise DataError("there are no files to look at: the config's data is the built-in generator")
     reading = reading_failed = None
     try:
-        # Before files are listened to, which leaves them in the operating system's cache.
+        # Measured first, since measuring tracks puts files into the operating system's cache.
         reading = _read(config, data, batch_size, seconds) if seconds else None
     except DataError as error:
         reading_failed = str(error)
@@ -149,14 +150,17 @@ def look(config, data: Data, *, root: str, batch_size: int, limit: int, seconds:
 
 
 def spread(tracks: Sequence[Track], limit: int) -> list[Track]:
-    """At most `limit` of the tracks, evenly from all over the list."""
+    """Select at most `limit` tracks, spread evenly over the list."""
     if len(tracks) <= limit:
         return list(tracks)
     return [tracks[i * len(tracks) // limit] for i in range(limit)]
 
 
 def grouped(skipped: Sequence[tuple[str, str]]) -> tuple[Skipped, ...]:
-    """`(name, reason)` pairs by reason, the most frequent first; reasons that differ in numbers alone are one."""
+    """Group `(name, reason)` pairs by reason, the most frequent first.
+
+    Reasons that differ only in numbers are merged, with N in place of these numbers.
+    """
     groups: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
     for name, reason in skipped:
         parts = re.split(r"(\d+(?:\.\d+)?)", reason)
@@ -170,12 +174,12 @@ def grouped(skipped: Sequence[tuple[str, str]]) -> tuple[Skipped, ...]:
 
 
 def full_band_hz(survey: Survey) -> float:
-    """Where a spectrum must reach to be full at the config's sample rate."""
+    """Return the minimum bandwidth in Hz of a full-band track."""
     return bandwidth.FULL_BAND * survey.sample_rate / 2
 
 
 def silence(survey: Survey) -> float:
-    """The share of silence in the data set, estimated from the tracks that were listened to."""
+    """Estimate the fraction of silence in the data set from the measured tracks."""
     total = sum(track.seconds for track in survey.measured)
     return sum(track.silence * track.seconds for track in survey.measured) / total if total else 0.0
 
@@ -197,7 +201,11 @@ def _refusal(health, max_share, unreadable):
 
 
 def _doubts(survey) -> Iterator[str]:
-    """Of all tracks, whatever there is of a kind; of those that were listened to, what is so of many."""
+    """Iterate over warnings.
+
+    Problems that are known for all tracks are reported from the first track on. Those of measured tracks are reported
+    if they concern more than `MANY` of them, except for dual mono.
+    """
     rate, channels, crop, band = survey.sample_rate, survey.channels, survey.crop_seconds, full_band_hz(survey)
     heard, share = survey.measured, silence(survey)
 
@@ -274,7 +282,7 @@ def _read(config, data, batch_size, seconds):
         num_threads=config.num_threads,
         prefetch_batches=config.prefetch_batches,
     )
-    next(batches)  # the threads have started
+    next(batches)  # wait until the threads have started
     start, crops = time.perf_counter(), 0
     while (passed := time.perf_counter() - start) < seconds or not crops:
         crops += len(next(batches))
@@ -297,5 +305,5 @@ def _by(tracks, value):
 
 
 def percentiles(values: Sequence[float]) -> tuple[float, ...]:
-    """Of some numbers: the least, 5 %, the median, 95 %, the greatest."""
+    """Return the minimum, 5 %, median, 95 % and maximum of some numbers."""
     return tuple(float(value) for value in np.percentile(values, (0, 5, 50, 95, 100)))

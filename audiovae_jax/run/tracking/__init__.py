@@ -1,1 +1,1 @@
-"""Where a run is recorded: JSON Lines always, TensorBoard, MLflow; and what is read of it again."""
+"""Recording a run (JSON Lines, TensorBoard, MLflow, wandb), and reading it back."""

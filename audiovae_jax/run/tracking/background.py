@@ -1,4 +1,4 @@
-"""A writer in a thread of its own, so that a server which is slow or gone neither stops nor slows training."""
+"""A writer in its own thread, so that slow or dead servers do not slow training."""
 
 import collections
 import threading
@@ -7,20 +7,20 @@ from collections.abc import Callable
 
 from audiovae_jax.run.tracking.writer import Writer
 
-_CAPACITY = 500  # records that wait; what comes when there are as many is lost
-_AGAIN_AFTER = 30.0  # seconds after a failure until the next attempt, twice as many after each, up to
-_AT_MOST = 300.0
-_PATIENCE = 20.0  # seconds that the end of a run waits for what is not recorded yet
-_MODEL_PATIENCE = 900.0  # with a model among it
+_CAPACITY = 500  # queued records; further ones are dropped
+_AGAIN_AFTER = 30.0  # seconds from a failure to the next attempt, doubled each time
+_AT_MOST = 300.0  # seconds, the limit of doubling
+_PATIENCE = 20.0  # seconds that the end of a run waits for queued records
+_MODEL_PATIENCE = 900.0  # seconds if a model was queued
 
 
 class Background(Writer):
-    """Passes records on to a writer, in order.
+    """Passes records to a writer in a background thread, in order.
 
     Args:
       name: of the service, for messages.
-      connect: makes the writer, in the thread, and again after it failed.
-      warn: takes a line; from the thread too.
+      connect: makes the writer. It is called in the thread, and again until it succeeds.
+      warn: called with a line of text, also from the thread.
     """
 
     takes_models = True
@@ -52,7 +52,7 @@ class Background(Writer):
         self._put("image", name, image, step)
 
     def model(self, folder):
-        """Record a saved model; `folder` must be there until `close` has returned."""
+        """Record a saved model; `folder` must exist until `close` has returned."""
         self._has_model = True
         self._put("model", folder)
 
@@ -60,7 +60,7 @@ class Background(Writer):
         self._put("flush")
 
     def close(self, finished):
-        """Wait for what is not recorded yet, but not for long, and say what is lost."""
+        """Wait for queued records for a limited time, and warn if some are lost."""
         self._put("close", finished)
         with self._changed:
             self._ending = True
@@ -101,7 +101,7 @@ class Background(Writer):
     def _pass_on(self, record):
         method, *arguments = record
         counts = method not in ("flush", "restart", "close")
-        # One last attempt at the end, however short the pause was.
+        # The end of a run makes a last attempt even during a pause.
         pausing = self._failed_at is not None and time.monotonic() - self._failed_at < self._pause
         if pausing and method != "close":
             self._lost += counts
@@ -110,7 +110,7 @@ class Background(Writer):
             if self._writer is None:
                 self._writer = self._connect()
             getattr(self._writer, method)(*arguments)
-        except Exception as error:  # whatever a service and its client come up with
+        except Exception as error:  # clients of services may raise anything
             self._lost += counts
             first = self._failed_at is None
             self._failed_at = time.monotonic()
@@ -125,7 +125,7 @@ class Background(Writer):
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong in the end, in few words: clients wrap errors in errors."""
+    """Return the innermost cause of an error in few words, since clients nest errors."""
     for _ in range(20):
         inner = error.__cause__ or error.__context__
         if inner is None:

@@ -1,4 +1,4 @@
-"""TensorBoard events, written at once: on disk or in a bucket when they are said to be, left out while that is full."""
+"""TensorBoard events, written synchronously to disk or a bucket."""
 
 import os
 import tempfile
@@ -14,23 +14,22 @@ from tensorboardX.proto import event_pb2
 from audiovae_jax.run.tracking.writer import Writer
 from audiovae_jax.storage.bucket_path import BucketPath
 
-# Nothing can be appended to an object: it is put there anew at every flush, up to so many bytes, and then
-# followed by another, as TensorBoard reads them.
+# Objects cannot be appended to. Each flush uploads the file again, and a file beyond this size, in bytes, is followed
+# by a new one. TensorBoard reads them in order.
 _LARGEST_OBJECT = 1 << 22
-_PATIENCE = 10.0  # seconds for which training waits for a bucket; what is not there comes with the next flush
-_AGAIN_AFTER = 60.0  # seconds until another file is tried
+_PATIENCE = 10.0  # seconds that training waits for a bucket; the next flush retries
+_AGAIN_AFTER = 60.0  # seconds from a failure until a new file is tried
 
 
 class Events(Writer):
-    """Event files of a workdir.
+    """Writes event files to a workdir; events are dropped while writing fails.
 
-    tensorboardX's own writer hands events to a thread; where that ends, on a full disk, its queue
-    blocks for ever.
+    tensorboardX's own writer passes events to a thread. If a full disk ends that thread, its queue blocks forever.
 
     Args:
-      workdir: where the files go.
-      first_step: events from there on of files before are hidden.
-      warn: is told when nothing can be written, and when something can be again.
+      workdir: folder of the files.
+      first_step: earlier events from this step on are hidden.
+      warn: called with a line of text when writing fails, and when it works again.
     """
 
     def __init__(self, workdir: Path | BucketPath, first_step: int, warn: Callable[[str], None]):
@@ -43,13 +42,13 @@ class Events(Writer):
         self.restart(first_step)
 
     def restart(self, first_step: int):
-        """Hide the events from `first_step` on that were recorded before."""
+        """Hide earlier events from `first_step` on."""
         self._write(
             event_pb2.Event(step=first_step, session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START))
         )
 
     def scalars(self, values: dict[str, float], step: int):
-        """Record numbers."""
+        """Record scalars by name."""
         for name, value in values.items():
             self._write(event_pb2.Event(step=step, summary=summary.scalar(name, value)))
 
@@ -66,7 +65,7 @@ class Events(Writer):
         self._write(event_pb2.Event(step=step, summary=summary.image(name, image, dataformats="HWC")))
 
     def flush(self):
-        """Put what was recorded where it belongs."""
+        """Write recorded events to disk or the bucket, or retry after a failure."""
         if self._writer is None and self._failed_at is not None:
             if time.monotonic() - self._failed_at > _AGAIN_AFTER:
                 self._open()
@@ -74,7 +73,7 @@ class Events(Writer):
         self._attempt(self._flush)
 
     def close(self, finished: bool = False):
-        """Flush, and let go."""
+        """Flush, and close the file."""
         self._attempt(self._flush)
         self._attempt(lambda: self._writer.close())
         self._writer = self._failed_at = None
@@ -82,7 +81,10 @@ class Events(Writer):
             self._local.cleanup()
 
     def _open(self):
-        """Begin a file: with the process in its name, since two that begin in one second would have one name."""
+        """Start a file.
+
+        Its name has the process id, since files that start in the same second would have the same name.
+        """
         folder = self._workdir if self._local is None else self._local.name
         number = f".{self._files}" if self._files else ""
         try:
@@ -129,5 +131,5 @@ class Events(Writer):
     def _give_up(self, error):
         first = self._failed_at is None
         self._writer, self._failed_at = None, time.monotonic()
-        if first:  # said last, since what is said is recorded
+        if first:  # warn after changing the state, since warnings are recorded too
             self._warn(f"warning: TensorBoard events are not written for now: {error.strerror or error}")

@@ -1,4 +1,4 @@
-"""What a workdir tells of its run: numbers, remarks, samples, config."""
+"""Reading a workdir's record of its run: scalars, remarks, samples, config."""
 
 import dataclasses
 import json
@@ -13,22 +13,22 @@ from tensorboardX.proto import event_pb2
 from audiovae_jax.errors import DataError, printable
 from audiovae_jax.run.tracking import json_lines
 
-NEEDED = f"{json_lines.NAME}, config.json and samples/"  # of a workdir
-_LARGEST_EVENT = 1 << 28  # bytes; a length beyond it is damage
-_TOGETHER = 8  # remarks of one moment
+NEEDED = f"{json_lines.NAME}, config.json and samples/"  # the parts of a workdir that are read
+_LARGEST_EVENT = 1 << 28  # bytes; a larger length is corrupt
+_TOGETHER = 8  # recent remarks that are checked for duplicates
 _SAMPLES = re.compile(r"step_(\d+)$")
 
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """A run as it was recorded.
+    """The record of a run.
 
     Attributes:
-      workdir: whose it is.
-      config: every key as nested dicts; empty where `config.json` cannot be read.
-      scalars: `{name: (steps, values)}`, `[N]` each, in the order of steps.
-      remarks: `(step, name, text)`.
-      samples: folders of samples by their step.
+      workdir: of the run.
+      config: as nested dicts; empty if `config.json` cannot be read.
+      scalars: `{name: (steps, values)}`, `[N]` each, ordered by step.
+      remarks: `(step, name, text)` of each.
+      samples: folders of samples, by step.
     """
 
     workdir: Path
@@ -39,15 +39,17 @@ class History:
 
     @property
     def last_step(self) -> int:
-        """The last step of which there is a number."""
+        """The last step that has a scalar."""
         return int(max((steps[-1] for steps, _ in self.scalars.values()), default=0))
 
 
 def read(workdir: Path) -> History:
-    """Read a workdir, whether its run has ended or not; of runs before `metrics.jsonl`, the TensorBoard events.
+    """Read the workdir of a run, which may still be running.
+
+    TensorBoard events are read if there is no `metrics.jsonl`, as in older runs.
 
     Raises:
-      DataError: it is not there, or no run was recorded in it.
+      DataError: the workdir does not exist, or has no record of a run.
     """
     if not workdir.is_dir():
         raise DataError(f"{printable(workdir)} is not there; give the workdir of a run")
@@ -88,14 +90,17 @@ def _take_record(record, numbers, remarks):
         except (TypeError, ValueError):
             continue
     if isinstance(text := record.get("text"), str):
-        # A warning that was said may be there under its own name too.
+        # A warning may also be recorded under its own name.
         said = [other for at, _, other in remarks[-_TOGETHER:] if at == step]
         if not any(text.endswith(other) or other.endswith(text) for other in said):
             remarks.append((step, str(record.get("name", "")), text))
 
 
 def _take_events(content, numbers):
-    """Scalars of an event file as far as it is whole; a session's start hides what was recorded after its step."""
+    """Add the scalars of an event file, up to the first corrupt event.
+
+    The start of a session removes scalars from its step on.
+    """
     at = 0
     while at + 12 <= len(content):
         (length,) = struct.unpack_from("<Q", content, at)
@@ -104,7 +109,7 @@ def _take_events(content, numbers):
         event = event_pb2.Event()
         try:
             event.ParseFromString(content[at + 12 : at + 12 + length])
-        except Exception:  # protobuf's own error, of which there are several kinds
+        except Exception:  # protobuf has several implementations, each with its own errors
             return
         at += 16 + length
         if event.session_log.status == event_pb2.SessionLog.START:

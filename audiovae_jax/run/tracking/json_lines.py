@@ -1,4 +1,4 @@
-"""`metrics.jsonl` of a workdir: every number and remark of a run, a line for each moment."""
+"""`metrics.jsonl` of a workdir: a run's scalars and remarks, one record per line."""
 
 import json
 import math
@@ -13,18 +13,18 @@ from audiovae_jax.run.tracking.writer import Writer
 from audiovae_jax.storage.bucket_path import BucketPath
 
 NAME = "metrics.jsonl"
-_AGAIN_AFTER = 60.0  # seconds until a disk that was full is tried again
-_PATIENCE = 10.0  # seconds for which training waits for a bucket
-_BYTES_A_SECOND = 1e5  # that a bucket is sent on average
+_AGAIN_AFTER = 60.0  # seconds from a failure until the next attempt
+_PATIENCE = 10.0  # seconds that training waits for a bucket
+_BYTES_A_SECOND = 1e5  # average upload rate to a bucket
 
 
 class JsonLines(Writer):
-    """Appends records; each is whole or not there.
+    """Appends records atomically.
 
     Args:
-      workdir: where the file is; of one in a bucket, it is put there now and then, and at the end.
-      first_step: records from there on of sessions before are taken away.
-      warn: is told when nothing can be written, and when something can be again.
+      workdir: folder of the file. In a bucket, the file is uploaded from time to time, and at the end.
+      first_step: records of earlier sessions from this step on are removed.
+      warn: called with a line of text when writing fails, and when it works again.
     """
 
     def __init__(self, workdir: Path | BucketPath, first_step: int, warn: Callable[[str], None]):
@@ -39,14 +39,14 @@ class JsonLines(Writer):
             workdir = Path(self._local.name)
             if first_step > 0:
                 self._attempt(lambda: self._object.exists() and self._object.download_file(workdir / NAME))
-            if self._failed_at is not None:  # what is there must not be lost for what is new
+            if self._failed_at is not None:  # do not overwrite an object that could not be downloaded
                 self._object = self._object.parent / f"{Path(NAME).stem}.from_{first_step}.jsonl"
                 self._failed_at = None
         self._path = workdir / NAME
         self.restart(first_step)
 
     def restart(self, first_step: int):
-        """Take away the records from `first_step` on that were made before."""
+        """Remove earlier records from `first_step` on."""
 
         def cut():
             if self._path.exists():
@@ -55,7 +55,7 @@ class JsonLines(Writer):
         self._attempt(cut)
 
     def scalars(self, values: dict[str, float], step: int):
-        """Record numbers; those that are not finite are words, as JSON has no such numbers."""
+        """Record scalars; NaN and infinity, which JSON lacks, become strings."""
         self._append({"step": step, "time": time.time(), "scalars": {name: _plain(v) for name, v in values.items()}})
 
     def text(self, name: str, text: str, step: int):
@@ -63,7 +63,10 @@ class JsonLines(Writer):
         self._append({"step": step, "time": time.time(), "name": name, "text": text})
 
     def flush(self):
-        """Ask the disk to keep what was recorded; a bucket gets all of it, so the more there is, the less often."""
+        """Sync the file to disk, and upload it to a bucket if enough time has passed.
+
+        Each upload sends the whole file, so that larger files are uploaded less often.
+        """
         if self._file is not None:
             self._attempt(lambda: os.fsync(self._file))
             pause = os.fstat(self._file).st_size / _BYTES_A_SECOND
@@ -72,7 +75,7 @@ class JsonLines(Writer):
                 self._attempt(lambda: self._object.upload_file(self._path))
 
     def close(self, finished):
-        """Let go of the file."""
+        """Flush, and close the file."""
         if self._file is not None:
             self._put_at = -math.inf
             self.flush()
@@ -103,7 +106,7 @@ class JsonLines(Writer):
         except OSError as error:
             first = self._failed_at is None
             self._failed_at = time.monotonic()
-            if first:  # said last, since what is said is recorded
+            if first:  # warn after changing the state, since warnings are recorded too
                 self._warn(f"warning: {NAME} is not written for now: {error.strerror or error}")
         else:
             if self._failed_at is not None:
@@ -112,7 +115,7 @@ class JsonLines(Writer):
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a `metrics.jsonl`; lines that are damaged, or cut off by a kill, are passed over."""
+    """Iterate over the records of a `metrics.jsonl`, without corrupt lines."""
     with path.open("rb") as lines:
         for line in lines:
             record = _parsed(line)
@@ -121,7 +124,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _end_before(path, first_step):
-    """Bytes up to the first record of `first_step` or later, or the first that is torn."""
+    """Return where to cut the file: before `first_step`, or an incomplete line."""
     end = 0
     with path.open("rb") as lines:
         for line in lines:

@@ -1,4 +1,4 @@
-"""MLflow: a run's parameters, metrics, samples and best model, in a local store or a server."""
+"""MLflow: a run's parameters, metrics, samples and best model."""
 
 import json
 import logging
@@ -15,10 +15,10 @@ from audiovae_jax.run.tracking.writer import Writer
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
 
-NAME = "mlflow.json"  # of a workdir: the runs that it has, by tracking URI
-_LONGEST_PARAM = 500  # characters, as the oldest servers allow
-_PARAMS_AT_ONCE = 100  # as the REST interface allows
-# A server that is gone is given up for the moment, not asked for minutes.
+NAME = "mlflow.json"  # in a workdir: its run ids, by tracking URI
+_LONGEST_PARAM = 500  # characters, the limit of old servers
+_PARAMS_AT_ONCE = 100  # the limit of the REST API
+# By default, MLflow retries a dead server for minutes.
 _IMPATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
 _QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -28,19 +28,19 @@ _QUIET = {
 
 
 class MlflowStore(Writer):
-    """The MLflow run of a workdir: a new one, or the one that it has already.
+    """The MLflow run of a workdir, created or resumed.
 
     Args:
-      workdir: whose run it is; its name is the run's.
-      uri: of a server or store; None for MLFLOW_TRACKING_URI or, without that, a database beside the workdir.
-      experiment: the name of the experiment, which is made if it is not there.
-      params: the config, flat.
+      workdir: of the run. Its name is also the name of the MLflow run.
+      uri: of a server or store; None for MLFLOW_TRACKING_URI, or if that is not set, a database next to the workdir.
+      experiment: name of the experiment, created if missing.
+      params: the flattened config.
     """
 
     def __init__(self, workdir: Path | BucketPath, uri: str | None, experiment: str, params: dict[str, Any]):
         for name, value in (_IMPATIENCE | _QUIET).items():
             os.environ.setdefault(name, value)
-        for logger in ("mlflow", "alembic"):  # which tell of every table of a new database
+        for logger in ("mlflow", "alembic"):  # they log every table of a new database
             logging.getLogger(logger).setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
 
@@ -81,7 +81,7 @@ class MlflowStore(Writer):
         self._client.set_terminated(self._run_id, "FINISHED" if finished else "KILLED")
 
     def _resumed(self, workdir, uri):
-        """The id of the run that the workdir has in this store, which is made to run again; None without one."""
+        """Resume the workdir's run in this store, if any, and return its id."""
         from mlflow.exceptions import MlflowException
 
         run_id = _known(workdir).get(uri)
@@ -108,7 +108,10 @@ class MlflowStore(Writer):
         return run_id
 
     def _log_params(self, params):
-        """A parameter can be given once; what differs when a run goes on is a tag."""
+        """Log parameters, or tags where they have changed.
+
+        MLflow does not allow a parameter to change when a run is resumed.
+        """
         from mlflow.entities import Param
 
         there = self._client.get_run(self._run_id).data.params
@@ -122,7 +125,7 @@ class MlflowStore(Writer):
 
 
 def _place(workdir, uri):
-    """`(tracking URI, where artifacts go)`; None for where the store has them."""
+    """Return `(tracking URI, artifact location)`; None is the store's default."""
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         return uri, None

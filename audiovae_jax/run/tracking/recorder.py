@@ -1,4 +1,4 @@
-"""The writers that a config asks for."""
+"""Opening the writers that a config enables."""
 
 import importlib.util
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from audiovae_jax.run.tracking.json_lines import JsonLines
 from audiovae_jax.run.tracking.writer import Writers
 from audiovae_jax.storage.bucket_path import BucketPath
 
-_PACKAGES = ("mlflow", "wandb")  # which are extras of the same names
+_PACKAGES = ("mlflow", "wandb")  # installed by extras of the same names
 NAMES = ("tensorboard", *_PACKAGES)
 
 
 def check(config: ml_collections.ConfigDict):
-    """Raise ConfigError unless all of `config.logging.writers` are there to be used."""
+    """Raise ConfigError if a writer in `config.logging.writers` is not available."""
     for name in config.logging.writers:
         if name not in NAMES:
             raise ConfigError(
@@ -37,13 +37,13 @@ def check(config: ml_collections.ConfigDict):
 def open_writers(
     config: ml_collections.ConfigDict, workdir: Path | BucketPath, first_step: int, warn: Callable[[str], None]
 ) -> Writers:
-    """What records a run: JSON Lines, and the writers of `config.logging`.
+    """Open JSON Lines, and the writers of `config.logging`.
 
     Args:
-      config: of the run; checked, see `check`.
+      config: of the run, validated by `check`.
       workdir: of the run.
-      first_step: of which this session writes; what a killed one wrote from there on is hidden.
-      warn: is told where something is not recorded.
+      first_step: first step of this session. Records of earlier sessions from this step on are hidden.
+      warn: called with a line of text if records are lost.
     """
     writers = [JsonLines(workdir, first_step, warn)]
     if "tensorboard" in config.logging.writers:

@@ -1,4 +1,4 @@
-"""Weights & Biases in its offline mode: a run in the workdir's `wandb/`, which `wandb sync` sends when asked."""
+"""Weights & Biases in offline mode: a run in `wandb/`, uploaded by `wandb sync`."""
 
 import json
 import os
@@ -11,17 +11,18 @@ from audiovae_jax.run.tracking.writer import Writer
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
 
-NAME = "wandb.json"  # of a workdir: the id of its run
-_STEP = "step"  # what metrics are drawn over; wandb's own counter cannot go back
+NAME = "wandb.json"  # in a workdir: the id of its run
+_STEP = "step"  # the x-axis of metrics, since wandb's own counter cannot go back
 
 
 class WandbStore(Writer):
-    """The run of a workdir, each session of it a folder of its own with the same id.
+    """The wandb run of a workdir; each session has its own folder, with the same id.
 
     Args:
-      workdir: whose run it is; its name is the run's. Of one in a bucket, `wandb/` is in the folder of the command.
-      project: its name.
-      params: the config, flat.
+      workdir: of the run. Its name is also the name of the wandb run. `wandb/` is in the workdir, or in the current
+        folder if the workdir is in a bucket.
+      project: name of the project.
+      params: the flattened config.
     """
 
     def __init__(self, workdir: Path | BucketPath, project: str, params: dict[str, Any]):

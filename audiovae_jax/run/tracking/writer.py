@@ -1,4 +1,4 @@
-"""The interface of what records a run, and several of them as one."""
+"""The interface of writers, which record a run, and a group of writers."""
 
 import threading
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ import numpy as np
 
 
 class Writer:
-    """Records a run; each method may be left as it is, which records nothing.
+    """Records a run; methods that a subclass does not override record nothing.
 
     Attributes:
-      takes_models: whether `model` is worth being called.
+      takes_models: whether `model` records anything.
     """
 
     takes_models = False
 
     def restart(self, first_step: int):
-        """Hide what was recorded from `first_step` on, where that can be hidden: those steps come again."""
+        """Hide earlier records from `first_step` on if possible; those steps repeat."""
 
     def scalars(self, values: dict[str, float], step: int):
-        """Record numbers by their names."""
+        """Record scalars by name."""
 
     def text(self, name: str, text: str, step: int):
         """Record a line of text."""
@@ -35,14 +35,14 @@ class Writer:
         """Record a saved model."""
 
     def flush(self):
-        """Put what was recorded where it belongs."""
+        """Write buffered records to their destination."""
 
     def close(self, finished: bool):
-        """Flush, and let go; `finished` tells a run that is done from one that may go on."""
+        """Flush and close; `finished` is False if the run may be resumed."""
 
 
 class Writers(Writer):
-    """Several writers as one, which several threads may use."""
+    """A thread-safe group of writers that acts as one."""
 
     def __init__(self, writers: Sequence[Writer]):
         self._writers = tuple(writers)
@@ -74,7 +74,7 @@ class Writers(Writer):
         self._each(lambda writer: writer.flush())
 
     def close(self, finished):
-        # The last first, and without the lock: what a thread has to say at its end is recorded by those before it.
+        # In reverse order and without the lock, so that a thread's last warnings are recorded by earlier writers.
         for writer in reversed(self._writers):
             writer.close(finished)
 
