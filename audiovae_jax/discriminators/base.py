@@ -70,7 +70,7 @@ def takes_known_maps(discriminator: nn.Module) -> bool:
 
 
 def in_turn(x, earlier: list, known_maps=None):
-    """Returns `x`, on a CPU scheduled after the last logits of `earlier`.
+    """Return `x`, on a CPU scheduled after the last logits of `earlier`.
 
     XLA's own order computes all sub-discriminators at one time there, which takes twice the memory. With known maps
     nothing is computed that could be waited for.

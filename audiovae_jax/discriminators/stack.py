@@ -75,7 +75,7 @@ class WaveformStack(nn.Module):
 def chain(
     convs: Sequence[nn.Module], x, known_maps: Sequence[jax.Array] | None = None, slope: float = LEAKY_SLOPE
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Applies every convolution, each followed by a leaky ReLU; returns the output and all activations.
+    """Apply every convolution, each followed by a leaky ReLU; returns the output and all activations.
 
     With known activations only the gradients of the convolutions are computed.
     """
@@ -87,7 +87,7 @@ def chain(
 
 
 def resolutions(n_ffts, hop_lengths, win_lengths) -> list[tuple[int, int, int]]:
-    """Returns `(n_fft, hop_length, win_length)` in samples for each scale.
+    """Return `(n_fft, hop_length, win_length)` in samples for each scale.
 
     Hops default to a quarter of the FFT, windows to all of it.
 

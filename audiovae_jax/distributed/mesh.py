@@ -9,7 +9,7 @@ AXIS = "data"  # the mesh axis that a batch is split along
 
 
 def make_mesh(devices=None) -> Mesh:
-    """Returns a mesh of all devices (or those given) along the axis `data`.
+    """Return a mesh of all devices (or those given) along the axis `data`.
 
     The devices of a process are adjacent, so that it holds a contiguous block of the rows of a global batch.
     """
@@ -24,7 +24,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree, sharding: NamedSharding):
-    """Copies a tree, which must be the same in every process, to all devices of `sharding`."""
+    """Copy a tree, which must be the same in every process, to all devices of `sharding`."""
 
     def put(array):
         copies = [jax.device_put(array, device) for device in sharding.addressable_devices]
@@ -34,7 +34,7 @@ def replicate(tree, sharding: NamedSharding):
 
 
 def place_batch(mesh: Mesh, local_batch) -> jax.Array:
-    """Makes a global batch over the mesh from this process's rows `[b, T, C]`."""
+    """Make a global batch over the mesh from this process's rows `[b, T, C]`."""
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P(AXIS)), local_batch)
 
 
@@ -60,6 +60,6 @@ def map_devices(per_device, mesh: Mesh, out_specs, **jit_options) -> jax.stages.
 
 
 def local_rows(array: jax.Array) -> np.ndarray:
-    """Returns this process's rows of an array that is split over the mesh."""
+    """Return this process's rows of an array that is split over the mesh."""
     shards = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)])

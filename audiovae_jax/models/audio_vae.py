@@ -283,7 +283,7 @@ class AudioVAE(nn.Module):
         self.latent_std = self.variable("latent_statistics", "latent_std", jnp.ones, shape)
 
     def __call__(self, audio, deterministic: bool = False, noise=None) -> Reconstruction:
-        """Encodes and decodes.
+        """Encode and decode.
 
         Args:
           audio: `[B, T, C]`.

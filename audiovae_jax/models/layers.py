@@ -38,7 +38,7 @@ class _WeightNormed(nn.Module):
     weight_norm: bool = True
 
     def _parameters(self, shape, fan_in, norm_axis):
-        """Returns the kernel and bias in `dtype`; `norm_axis` is the kernel axis along which `g` lies."""
+        """Return the kernel and bias in `dtype`; `norm_axis` is the kernel axis along which `g` lies."""
         bound = 1 / math.sqrt(fan_in)  # torch's default initialisation
         bias = self.param("bias", uniform, (self.features,), bound)
         if self.weight_norm:

@@ -29,7 +29,7 @@ class Span(NamedTuple):
 
 
 def clear_outside(x, span: Span | None):
-    """Sets `x: [B, T, C]` to zero beyond the signal's ends; returns it unchanged if there is no span."""
+    """Set `x: [B, T, C]` to zero beyond the signal's ends; returns it unchanged if there is no span."""
     if span is None:
         return x
     position = span.start[:, None] + jnp.arange(x.shape[1], dtype=jnp.int32)

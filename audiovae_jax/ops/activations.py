@@ -80,7 +80,7 @@ def _reduced(u):
 
 
 def _sin_cos(r):
-    """Returns `(sin(r), cos(r))` for `|r| <= pi / 2`."""
+    """Return `(sin(r), cos(r))` for `|r| <= pi / 2`."""
     r2 = r * r
     return r + r * (r2 * _polynomial(_SIN, r2)), 1 + r2 * _polynomial(_COS, r2)
 

@@ -73,7 +73,7 @@ def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int
 
 @functools.cache
 def transforms(taps: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns A, B and C with `sum_k x[s + k] * w[k] == (C @ ((A @ x) * (B @ w)))[s]` for `s < outputs`.
+    """Return A, B and C with `sum_k x[s + k] * w[k] == (C @ ((A @ x) * (B @ w)))[s]` for `s < outputs`.
 
     Returns:
       `A: [products, outputs + taps - 1]`, `B: [products, taps]`, `C: [outputs, products]`, float32.

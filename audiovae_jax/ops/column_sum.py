@@ -1,4 +1,4 @@
-"""Sums over all axes but the last: the gradients of per-channel parameters."""
+"""Sum over all axes but the last: the gradients of per-channel parameters."""
 
 import math
 
@@ -9,7 +9,7 @@ from jax import lax
 
 @jax.jit
 def column_sum(x):
-    """Sums `x: [..., C]` to float32 `[C]`.
+    """Sum `x: [..., C]` to float32 `[C]`.
 
     On CPUs this is a matrix product with ones. XLA would fuse the computation of x into a plain sum and repeat it,
     slowly, with every per-channel factor broadcast to a whole array.

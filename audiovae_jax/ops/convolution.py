@@ -61,7 +61,7 @@ def conv_transpose1d(x, kernel, bias=None, *, stride: int, padding: int = 0):
 
 @jax.custom_vjp
 def _transposed_once(kernel):
-    """Returns the kernel, whose gradient is computed once. XLA would transpose it again for each of its readers."""
+    """Return the kernel, whose gradient is computed once. XLA would transpose it again for each of its readers."""
     return kernel
 
 

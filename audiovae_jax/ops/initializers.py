@@ -9,7 +9,7 @@ import numpy as np
 
 
 def uniform(key, shape, bound):
-    """Draws like `jax.random.uniform` from `-bound` to `bound`.
+    """Draw like `jax.random.uniform` from `-bound` to `bound`.
 
     The sizes of the compiled programs are powers of two.
     """

@@ -9,7 +9,7 @@ from jax import lax
 
 
 def after(x: jax.Array, earlier: jax.Array) -> jax.Array:
-    """Returns `x`, scheduled after `earlier` on CPUs.
+    """Return `x`, scheduled after `earlier` on CPUs.
 
     Args:
       x: a floating-point array.

@@ -114,7 +114,7 @@ def a_weighting_fir(sample_rate: int) -> np.ndarray:
 
 
 def a_weight(x, sample_rate: int):
-    """Filters `x: [..., T]` with the A-weighting FIR; zero padding keeps the length."""
+    """Filter `x: [..., T]` with the A-weighting FIR; zero padding keeps the length."""
     return _fir_same(x.astype(jnp.float32), a_weighting_fir(sample_rate))
 
 

@@ -31,7 +31,7 @@ class AdversarialPass(NamedTuple):
 def adversarial_pass(
     discriminator: nn.Module, losses: AdversarialLossCalculator, params, real: jax.Array, fake: jax.Array
 ) -> AdversarialPass:
-    """Runs the discriminator on `real` and `fake`, `[b, T, C]` each."""
+    """Run the discriminator on `real` and `fake`, `[b, T, C]` each."""
     run = _joint_pass if takes_known_maps(discriminator) else _separate_passes
 
     def generator_loss(real_output, fake_output):

@@ -10,7 +10,7 @@ import jax
 
 
 def use_cache():
-    """Caches compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR is set.
+    """Cache compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR is set.
 
     Small programs are cached too, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS is set: a run starts with about
     200 of them.
@@ -24,7 +24,7 @@ def use_cache():
 
 
 def compiled(function: jax.stages.Wrapped, *args) -> jax.stages.Compiled:
-    """Returns `function.lower(*args).compile()`, in less time and memory.
+    """Return `function.lower(*args).compile()`, in less time and memory.
 
     Args:
       function: a jitted function.
@@ -53,7 +53,7 @@ def sparing():
 
 
 def forget():
-    """Clears jax's caches of traced and compiled functions in this process, and frees their memory.
+    """Clear jax's caches of traced and compiled functions in this process, and frees their memory.
 
     Functions called again are traced again. After creating the state of `configs/tiny.py` this frees 0.19 GB.
     """

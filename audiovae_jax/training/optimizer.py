@@ -63,7 +63,7 @@ class AdamW:
         return self._chain(None).init(params)
 
     def update(self, updates, state, params, *, step, apply=True) -> tuple[optax.Updates, optax.OptState]:
-        """Returns `(updates to add to params, new state)`.
+        """Return `(updates to add to params, new state)`.
 
         Args:
           updates: the gradients.

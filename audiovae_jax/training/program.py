@@ -36,7 +36,7 @@ Scalars = dict  # {part: {field: number}}, a pytree
 
 
 def scalars_of(recipe: Recipe) -> Scalars:
-    """Returns the recipe's numbers on the host: float32, and a uint32 seed."""
+    """Return the recipe's numbers on the host: float32, and a uint32 seed."""
     scalars = {
         part: {
             name: np.float32(value)
@@ -52,7 +52,7 @@ def scalars_of(recipe: Recipe) -> Scalars:
 
 
 def with_scalars(recipe: Recipe, scalars: Scalars) -> Recipe:
-    """Returns the recipe with its numbers replaced by `scalars`, which may be traced."""
+    """Return the recipe with its numbers replaced by `scalars`, which may be traced."""
     weights = scalars["losses"]
     terms = tuple((name, weights.get(name, weight), fn) for name, weight, fn in recipe.losses.terms)
     parts = {part: dataclasses.replace(getattr(recipe, part), **scalars[part]) for part in _FIELDS if part in scalars}
@@ -84,7 +84,7 @@ def map_diagnosis(recipe: Recipe, devices: Mesh, adversarial: bool) -> jax.stage
 
 
 def place_scalars(recipe: Recipe, devices: Mesh) -> Scalars:
-    """Puts the recipe's numbers on every device; the recipe must be the same in every process."""
+    """Put the recipe's numbers on every device; the recipe must be the same in every process."""
     return mesh.replicate(scalars_of(recipe), mesh.replicated(devices))
 
 

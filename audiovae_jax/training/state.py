@@ -55,7 +55,7 @@ def split_trainable(params: dict, encoder_frozen: bool) -> tuple[dict, dict]:
 
 
 def create_train_state(recipe, audio_shape: tuple[int, int, int]) -> TrainState:
-    """Returns the initial state for `recipe.seed`; `create_state` and shape inference trace it.
+    """Return the initial state for `recipe.seed`; `create_state` and shape inference trace it.
 
     Args:
       recipe: a `step.Recipe`.
@@ -82,7 +82,7 @@ def create_train_state(recipe, audio_shape: tuple[int, int, int]) -> TrainState:
 
 
 def create_state(recipe, devices: Mesh, audio_shape: tuple[int, int, int]) -> TrainState:
-    """Creates the initial state on every device.
+    """Create the initial state on every device.
 
     It runs the traced program of `create_train_state` operation by operation, so that arrays of one shape share a
     compiled program: 8 s in place of 29 s for `configs/base.py` on two cores.
@@ -103,13 +103,13 @@ def create_state(recipe, devices: Mesh, audio_shape: tuple[int, int, int]) -> Tr
 
 
 def _without_dead_code(program):
-    """Removes what the outputs do not depend on, such as activations of the networks."""
+    """Remove what the outputs do not depend on, such as activations of the networks."""
     needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     return core.ClosedJaxpr(needed, program.consts)
 
 
 def _copy(leaf, dtype):
-    """Returns a copy for the first step to donate: the leaf may be a module's constant, or stand in two places."""
+    """Return a copy for the first step to donate: the leaf may be a module's constant, or stand in two places."""
     if not isinstance(leaf, jax.Array):  # a literal of the program
         return jnp.asarray(leaf, dtype)
     return jax.device_put(leaf, may_alias=False)
