@@ -44,7 +44,7 @@ class BandSplitDiscriminator(Discriminator):
         return [operator.itemgetter((slice(None), slice(*band))) for band in self.band_ranges]
 
     def stack(self, name):
-        return _BandStack(jnp.dtype(self.dtype), name=name)
+        return _BandStack(self.dtype, name=name)
 
 
 class _BandStack(nn.Module):

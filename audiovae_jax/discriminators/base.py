@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from audiovae_jax.models.layers import normalized_dtype
 from audiovae_jax.ops import scheduling
 from audiovae_jax.ops.interleaved import is_interleaved
 
@@ -22,6 +23,11 @@ class Discriminator(nn.Module):
     """
 
     stack_name = "discriminators"
+
+    def __post_init__(self):
+        if hasattr(self, "dtype"):
+            object.__setattr__(self, "dtype", normalized_dtype(self.dtype))
+        super().__post_init__()
 
     def __call__(self, audio) -> Output:
         """`audio: [B, T, C]` to logits and feature maps, each with B leading."""

@@ -54,4 +54,4 @@ class MultiScaleMelSTFTDiscriminator(Discriminator):
         return jnp.moveaxis(jnp.log(mel + 1e-5), 1, -1)
 
     def stack(self, name):
-        return SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=name)
+        return SpectrogramStack(self.filters, self.dtype, self.remat, name=name)

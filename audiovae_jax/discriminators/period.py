@@ -31,7 +31,7 @@ class MultiPeriodDiscriminator(Discriminator):
         # Torch's kernels are (taps, 1): a 1-D convolution along T / period, each phase an item.
         *strided, last = self.channels
         layers = (*((features, 5, 3, 1) for features in strided), (last, 5, 1, 1))
-        return WaveformStack(layers, jnp.dtype(self.dtype), name=name)
+        return WaveformStack(layers, self.dtype, name=name)
 
 
 def _fold(audio, period):

@@ -36,7 +36,7 @@ class MultiScaleDiscriminator(Discriminator):
         return [functools.partial(_average_pool, scale=scale) for scale in self.scales]
 
     def stack(self, name):
-        return WaveformStack(_LAYERS, jnp.dtype(self.dtype), name=name)
+        return WaveformStack(_LAYERS, self.dtype, name=name)
 
 
 def _average_pool(audio, scale):

@@ -56,7 +56,7 @@ class MultiScaleSTFTDiscriminator(Discriminator):
         return jnp.stack([spectrum.real, spectrum.imag], axis=-1)
 
     def stack(self, name):
-        return SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=name)
+        return SpectrogramStack(self.filters, self.dtype, self.remat, name=name)
 
 
 def _array(x):

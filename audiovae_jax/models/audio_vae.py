@@ -13,7 +13,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from audiovae_jax.models.layers import Dtype, Snake, WNConv1d, WNConvTranspose1d, fold_weight_norm
+from audiovae_jax.models.layers import Dtype, Snake, WNConv1d, WNConvTranspose1d, fold_weight_norm, normalized_dtype
 from audiovae_jax.models.span import Span, clear_outside
 from audiovae_jax.ops import convolution
 
@@ -200,6 +200,7 @@ class AudioVAE(nn.Module):
         for name in ("channel_mults", "strides", "dilations"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "dtype", normalized_dtype(self.dtype))
         self._check()
         super().__post_init__()
 
@@ -272,7 +273,7 @@ class AudioVAE(nn.Module):
             self.strides,
             self.kernel_size,
             self.dilations,
-            jnp.dtype(self.dtype),
+            self.dtype,
             self.weight_norm,
             self.remat,
         )

@@ -8,13 +8,12 @@ from typing import Any
 
 from audiovae_jax.distributed import agreement
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
-from audiovae_jax.persistence import locate, saved_model
+from audiovae_jax.persistence import locate, model_folder
 from audiovae_jax.persistence.checkpoint import VARIABLES, Checkpoints, OutOfReachError
-from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath
 
 # What a saved model calls the parts of a train state that it may have besides the model.
-_IN_SAVED_MODELS = {"opt_state": "optimizer", "discriminator_params": "discriminator"}
+_IN_SAVED_MODELS = {"opt_state": model_folder.OPTIMIZER, "discriminator_params": model_folder.DISCRIMINATOR}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +23,14 @@ class Described:
     Attributes:
       model: the arguments of its `AudioVAE`, as JSON has them.
       sample_rate: of its audio, in Hz; None where that is not known.
+      discriminator: the dotted name and arguments of its class; None without one.
+      step: of its newest checkpoint, or of the one that is meant; None where that is not known.
     """
 
     model: dict[str, Any]
     sample_rate: int | None
+    discriminator: dict[str, Any] | None
+    step: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +58,17 @@ def describe(path: str) -> Described:
     """
     place = locate.opened_path(path)
     if _is_saved_model(place):
-        description = saved_model.read_description(place)
-        return Described(description["config"], description["sample_rate"])
+        description = model_folder.settled(path, model_folder.read_description)
+        names = ("config", "sample_rate", "discriminator", "global_step")
+        return Described(*(description[name] for name in names))
     with _opened(place) as (checkpoints, step):
-        config = checkpoints.newest_config() if step is None else checkpoints.config(step)
-        if config is None:
+        step = checkpoints.newest_described() if step is None else step
+        if step is None:
             raise CheckpointError(f"{path} holds no checkpoint whose description can be read")
+        config = checkpoints.config(step)
         with as_checkpoint_error(f"{path}: its config describes no model"):
-            return Described(dict(config["model"]), config["data"]["sample_rate"])
+            discriminator = dict(config["discriminator"]) if config["use_adversarial"] else None
+            return Described(dict(config["model"]), config["data"]["sample_rate"], discriminator, step)
 
 
 def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
@@ -79,8 +85,7 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
     """
     place = locate.opened_path(path)
     if _is_saved_model(place):
-        with saved_model.at_hand(place) as local:
-            return _of_saved_model(local, wanted)
+        return model_folder.settled(path, lambda place: _of_saved_model(place, wanted))
     with _opened(place) as (checkpoints, step):
         reasons = []
         order = [step] if step is not None else checkpoints.best_first() if best else checkpoints.steps()[::-1]
@@ -100,7 +105,7 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
 
 
 def _is_saved_model(place: Path | BucketPath) -> bool:
-    return (place / saved_model.DESCRIPTION).is_file()
+    return (place / model_folder.DESCRIPTION).is_file()
 
 
 @contextlib.contextmanager
@@ -122,12 +127,10 @@ def _of_checkpoint(checkpoints, step, wanted):
 
 
 def _of_saved_model(path, wanted):
-    description = saved_model.read_description(path)
-    arrays = description["arrays"]
-    trees = {"model": array_store.read_tree(path / "model", arrays["model"])}
+    description = model_folder.read_description(path)
+    names = {field: tree for field, tree in _IN_SAVED_MODELS.items() if field in wanted}
+    trees = model_folder.read_trees(path, description, (model_folder.MODEL, *names.values()))
     with as_checkpoint_error(f"{path} is no whole model"):
-        parts = {name: trees["model"][name] for name in VARIABLES}
-    for name, tree in _IN_SAVED_MODELS.items():
-        if name in wanted and tree in arrays:
-            parts[name] = array_store.read_tree(path / tree, arrays[tree])
+        parts = {name: trees[model_folder.MODEL][name] for name in VARIABLES}
+    parts |= {field: trees[tree] for field, tree in names.items() if tree in trees}
     return Earlier("", description["global_step"], parts)

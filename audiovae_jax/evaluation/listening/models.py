@@ -14,7 +14,7 @@ from audiovae_jax.errors import CheckpointError, DataError, printable
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.inference.latents import METADATA_KEY
 from audiovae_jax.persistence import locate
-from audiovae_jax.persistence.saved_model import DESCRIPTION
+from audiovae_jax.persistence.model_folder import DESCRIPTION
 from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
 
@@ -75,7 +75,7 @@ class Models:
         """
         path = self._found.get(name) if isinstance(name, str) else None
         if path is None:
-            raise DataError(f"there is no model {str(name)[:200]!r} here; choose one of the list")
+            raise DataError(f'there is no model {str(name)[:200]!r} here; choose one under "Model"')
         with self._lock:  # so that two who ask for one model load it once
             key = (name, _changed(path))
             if key not in self._codecs:
