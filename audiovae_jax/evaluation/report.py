@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from audiovae_jax import html
 from audiovae_jax.errors import printable
 from audiovae_jax.evaluation import clips
 from audiovae_jax.evaluation.metrics import COLUMNS
 from audiovae_jax.evaluation.presets import Preset
-from audiovae_jax.html import facts, player, table
-from audiovae_jax.pages import drawing
-from audiovae_jax.run.tracking import picture
+from audiovae_jax.html import drawing, picture
+from audiovae_jax.html.document import document, escaped, facts, player, table
 from audiovae_jax.storage import atomic
 
 AUDIO_BYTES = 24 * 10**6  # of all players together, as 16-bit samples
@@ -109,14 +107,14 @@ def write(
         _files(rows),
         _skipped(skipped),
     ]
-    page = html.document(title, "".join(body), _STYLE)
+    page = document(title, "".join(body), _STYLE)
     with atomic.replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
 def _text(value):
     """Text as HTML, without the folders of the machine that made the page."""
-    return html.escaped(_FOLDERS.sub("", str(value)))
+    return escaped(_FOLDERS.sub("", str(value)))
 
 
 def _summary(summary, systems, rows):

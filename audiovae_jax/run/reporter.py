@@ -14,8 +14,8 @@ import soundfile
 import tqdm
 
 from audiovae_jax.errors import CheckpointError
+from audiovae_jax.html import picture
 from audiovae_jax.run.samples import Sample
-from audiovae_jax.run.tracking import picture
 from audiovae_jax.run.tracking.events import Events
 from audiovae_jax.run.tracking.writer import Writer
 from audiovae_jax.storage.bucket_path import BucketPath

@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from audiovae_jax.data.survey import survey, text
 from audiovae_jax.data.survey.survey import Survey
-from audiovae_jax.html import document, escaped, facts, table
-from audiovae_jax.pages import drawing
+from audiovae_jax.html import drawing
+from audiovae_jax.html.document import document, escaped, facts, table
 from audiovae_jax.storage import atomic
 
 SUFFIXES = (".html", ".png")

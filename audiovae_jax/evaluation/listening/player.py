@@ -7,7 +7,7 @@ from pathlib import Path
 
 from audiovae_jax.evaluation.listening.listening import Heard
 from audiovae_jax.evaluation.listening.portrait import FLOOR_DB
-from audiovae_jax.html import escaped
+from audiovae_jax.html.document import escaped
 
 SCRIPT = Path(__file__).with_name("player.js")
 STYLE = Path(__file__).with_name("page.css")

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import image
 
 from audiovae_jax.data.audio.stream import AudioStream
-from audiovae_jax.run.tracking.picture import mel_levels
+from audiovae_jax.html.picture import mel_levels
 
 FLOOR_DB = -90.0  # of the spectrogram's colors, below full scale
 _WINDOW = 2048  # samples of a spectrum

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from audiovae_jax.evaluation.metrics import COLUMNS
 from audiovae_jax.evaluation.report import number
-from audiovae_jax.html import escaped
+from audiovae_jax.html.document import escaped
 
 MAIN = ("si_sdr_db", "audiotools_mel", "auraloss_stft")
 GROUPS: dict[str, tuple[str, ...]] = {

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from audiovae_jax.html import escaped
-from audiovae_jax.pages import drawing
+from audiovae_jax.html import drawing
+from audiovae_jax.html.document import escaped
 
 _MOST_POINTS = 400  # of a curve; of more, each stretch gives its least and its greatest
 _LOGARITHMIC_FROM = 50  # times the smallest value that the greatest must be

@@ -10,9 +10,9 @@ import numpy as np
 import soundfile
 
 from audiovae_jax.config.configuration import flatten
-from audiovae_jax.html import breakable, document, escaped, table, wav_player
-from audiovae_jax.pages import drawing
-from audiovae_jax.run.tracking import curves, picture
+from audiovae_jax.html import drawing, picture
+from audiovae_jax.html.document import breakable, document, escaped, table, wav_player
+from audiovae_jax.run.tracking import curves
 from audiovae_jax.run.tracking.history import History
 from audiovae_jax.storage import atomic
 

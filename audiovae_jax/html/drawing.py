@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from audiovae_jax.html import COLOURS, SERIES, escaped
+from audiovae_jax.html.document import COLOURS, SERIES, escaped
 
 INK, MUTED, LINE = (COLOURS[name][0] for name in ("ink", "muted", "line"))
 LOOK: dict[str, Any] = {

@@ -1,7 +1,7 @@
 import re
 
-from audiovae_jax.html import SERIES
-from audiovae_jax.pages import drawing
+from audiovae_jax.html import drawing
+from audiovae_jax.html.document import SERIES
 
 
 def _draw(description="a drawing"):

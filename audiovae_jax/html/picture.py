@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audiovae_jax.pages import drawing
+from audiovae_jax.html import drawing
 
 _N_FFT = 2048  # samples of a window
 _BANDS = 192  # rows of the picture, of equal height in mel

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from audiovae_jax.run.tracking import picture
+from audiovae_jax.html import picture
 
 RATE = 16000
 
