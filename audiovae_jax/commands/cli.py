@@ -27,7 +27,7 @@ from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training import compilation
 
 # Where each command lives; only the one that is asked for is imported.
-_MODULES = {
+COMMANDS = {
     "train": "training",
     "report": "training",
     "migrate_config": "training",
@@ -78,19 +78,19 @@ def _find(name):
         given = sys.argv[1] if len(sys.argv) > 1 else ""
         if given in ("", "-h", "--help"):
             print(f"{_program()} COMMAND, of\n")
-            for known in _MODULES:
+            for known in COMMANDS:
                 print(f"  {known.ljust(18)} {_load(known).description.splitlines()[0]}")
             print(f"\n{_program()} COMMAND --help lists what one takes.")
             sys.exit(0 if given else 1)
         name = given.replace("-", "_")
-        if name not in _MODULES:
-            raise ConfigError(f"there is no command {given!r}{did_you_mean(name, _MODULES)}; --help lists them")
+        if name not in COMMANDS:
+            raise ConfigError(f"there is no command {given!r}{did_you_mean(name, COMMANDS)}; --help lists them")
         sys.argv[:2] = [f"{_program()} {name}"]
     return _load(name)
 
 
 def _load(name) -> Command:
-    return getattr(importlib.import_module(f"audiovae_jax.commands.{_MODULES[name]}"), name.upper())
+    return getattr(importlib.import_module(f"audiovae_jax.commands.{COMMANDS[name]}"), name.upper())
 
 
 def _program():

@@ -157,7 +157,7 @@ def _require(kind, place):
             pytest.fail(f"there is no {place}")
     else:
         assert (ROOT / "scripts" / f"{place}.py").is_file(), place
-        assert place in cli._MODULES, place
+        assert place in cli.COMMANDS, place
 
 
 def test_every_chapter_of_the_old_document_has_its_place():
