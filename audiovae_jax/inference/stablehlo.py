@@ -58,11 +58,11 @@ def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...
     def decode(z):
         return model.apply(variables, z, method=AudioVAE.decode)
 
-    shapes = {
-        "encoder": (encode, f"batch, {hop}*n, {model.in_channels}"),
-        "decoder": (decode, f"batch, n, {model.latent_dim}"),
-    }
     least = -(-model.min_length // hop)
+    shapes = {
+        "encoder": (encode, f"batch, {hop}*n, {model.in_channels}", least),
+        "decoder": (decode, f"batch, n, {model.latent_dim}", 1),
+    }
     manifest = {
         "format": 1,
         "jax": jax.__version__,
@@ -78,8 +78,8 @@ def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...
     try:
         with atomic.replacing_folder(target) as temporary:
             temporary.mkdir()
-            for name, (function, shape) in shapes.items():
-                scope = export.SymbolicScope([f"n >= {least}"])
+            for name, (function, shape, least_n) in shapes.items():
+                scope = export.SymbolicScope([f"n >= {least_n}"])
                 spec = jax.ShapeDtypeStruct(export.symbolic_shape(shape, scope=scope), jnp.float32)
                 exported = export.export(jax.jit(function), platforms=platforms)(spec)
                 (temporary / f"{name}.jax_export").write_bytes(exported.serialize())

@@ -116,8 +116,9 @@ def _folded(x, kernel, bias, window):
     n_out = conv_length(x.shape[axis], taps, dilation=dilation, padding=padding)
     # Padding that is no multiple of the dilation would turn the signals round: so much of it comes first.
     x = _pad(x, axis, padding % dilation, padding % dilation)
-    x = _pad(x, axis, 0, -x.shape[axis] % dilation)
-    x = x.reshape(*x.shape[:axis], -1, dilation, x.shape[-1])
+    per_signal = -(-x.shape[axis] // dilation)  # given to reshape, which cannot infer it from a symbolic length
+    x = _pad(x, axis, 0, per_signal * dilation - x.shape[axis])
+    x = x.reshape(*x.shape[:axis], per_signal, dilation, x.shape[-1])
     if x.ndim == 4:  # side by side along an axis of their own, which moves nothing
         y = _plain(x, kernel[:, None], Window((1, 1), (1, 1), (padding // dilation, 0)))
         y = y.reshape(x.shape[0], -1, y.shape[-1])

@@ -1,8 +1,10 @@
 """Exported encoder and decoder run with JAX alone, and are the module."""
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,42 +14,61 @@ from audiovae_jax import AudioVAE, Codec
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.inference.stablehlo import export_stablehlo
 
-_SERVE = """
-import json, sys, pathlib
+PAGE = Path(__file__).resolve().parents[2] / "audiovae_jax" / "inference" / "README.md"
+SMALL = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3}
+ONE_BLOCK = {"channel_mults": (1,), "strides": (4,)}  # which is enough where another test has several
+# Runs a block in each folder, with the exported functions shown to what follows.
+_IN_EACH_FOLDER = """
+import os, sys
 import numpy as np
-from jax import export
-folder = pathlib.Path(sys.argv[1])
-manifest = json.loads((folder / "export.json").read_text())
-encode, decode = (export.deserialize((folder / manifest[n]["file"]).read_bytes()) for n in ("encoder", "decoder"))
-for i in range(int(sys.argv[2])):
-    z = np.asarray(encode.call(np.load(folder / f"audio_{i}.npy")))
-    np.savez(folder / f"served_{i}.npz", z=z, audio=np.asarray(decode.call(z)))
+for folder in sys.argv[2:]:
+    os.chdir(folder)
+    names = {}
+    exec(sys.argv[1], names)
+    np.save("latents.npy", names["latents"])
 assert not [name for name in sys.modules if name.startswith(("audiovae_jax", "flax"))]
 """
 
 
-@pytest.mark.parametrize("strides", [(2, 4), (3, 5)])
-def test_the_artifacts_are_the_module(tmp_path, strides):
-    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=strides, latent_dim=3, dilations=(1,))
+@pytest.mark.parametrize(
+    ("config", "atol"),
+    [
+        ({}, 1e-5),
+        ({**ONE_BLOCK, "strides": (5,), "in_channels": 1, "kernel_size": 3}, 1e-5),
+        ({**ONE_BLOCK, "dtype": "bfloat16", "kernel_size": 5, "dilations": (2, 5)}, 1e-2),
+    ],
+)
+def test_the_pages_block_runs_an_export_without_the_library_as_the_module(tmp_path, config, atol):
+    model = AudioVAE(**(SMALL | config))
     variables = random_variables(model)
-    codec = Codec(model, variables, sample_rate=8000)
-    manifest = export_stablehlo(codec, tmp_path / "served")
+    manifest = export_stablehlo(Codec(model, variables, sample_rate=8000), tmp_path / "served")
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
     assert json.loads((tmp_path / "served" / "export.json").read_text()) == manifest
-    hop = model.hop_length
-    inputs = [
-        np.random.default_rng(0).standard_normal((b, n * hop, 2)).astype(np.float32) for b, n in ((1, 7), (3, 20))
-    ]
-    for i, audio in enumerate(inputs):
-        np.save(tmp_path / "served" / f"audio_{i}.npy", audio)
-    command = [sys.executable, "-c", _SERVE, str(tmp_path / "served"), str(len(inputs))]
-    subprocess.run(command, check=True, cwd=tmp_path)
-    for i, audio in enumerate(inputs):
-        served = np.load(tmp_path / "served" / f"served_{i}.npz")
-        expected = applied(model, variables, audio, deterministic=True, method="encode").z
-        np.testing.assert_allclose(served["z"], expected, atol=1e-5)
-        decoded = applied(model, variables, expected, method="decode")
-        np.testing.assert_allclose(served["audio"], decoded, atol=1e-5)
+    inputs = {}
+    for batch, length in ((1, 1), (3, 20 * model.hop_length + 1)):
+        folder = tmp_path / f"batch_{batch}"
+        folder.mkdir()
+        (folder / "served").symlink_to(tmp_path / "served")
+        audio = np.random.default_rng(0).standard_normal((batch, length, model.in_channels)).astype(np.float32)
+        np.save(folder / "audio.npy", audio)
+        inputs[folder] = audio
+    (block,) = re.findall(r"```python\n(import json\n.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    subprocess.run([sys.executable, "-c", _IN_EACH_FOLDER, block, *inputs], check=True, cwd=tmp_path)
+    for folder, audio in inputs.items():
+        latents, decoded = np.load(folder / "latents.npy"), np.load(folder / "decoded.npy")
+        hops = latents.shape[1] + manifest["least_hops"] - 1
+        padded = np.pad(audio, ((0, 0), (0, hops * model.hop_length - audio.shape[1]), (0, 0)))
+        expected = applied(model, variables, padded, deterministic=True, method="encode").z
+        np.testing.assert_allclose(latents, expected, atol=atol)
+        assert decoded.shape == audio.shape
+        expected = applied(model, variables, latents, method="decode")[:, : audio.shape[1]]
+        np.testing.assert_allclose(decoded, expected, atol=atol)
+
+
+def test_what_cannot_be_exported_leaves_nothing(tmp_path):
+    model = AudioVAE(**SMALL)
+    codec = Codec(model, random_variables(model), sample_rate=8000)
+    (tmp_path / "served").mkdir()
     with pytest.raises(CheckpointError, match="served exists; give another folder"):
         export_stablehlo(codec, tmp_path / "served")
     with pytest.raises(CheckpointError, match="platforms=abacus: choose from cpu, cuda, tpu, rocm"):
