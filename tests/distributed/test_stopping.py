@@ -138,7 +138,7 @@ def test_a_run_with_nothing_to_save_does_not_wait_for_the_compiler(micro_config,
     told = {"slow": False}
     with Run(tmp_path, "run", micro_config, count=count, each={i: told for i in range(count)}) as run:
         for i in range(count):
-            run.wait_for("worker: compiling", i)
+            run.wait_for("worker: compiling", i, timeout=900)
         run.processes[-1].send_signal(signal.SIGTERM)
         assert run.wait(_SOON) == [0] * count
         by = f"SIGTERM (in process {count - 1} of {count})" if count > 1 else "SIGTERM"
@@ -156,7 +156,7 @@ def test_a_run_saves_while_the_step_with_discriminator_compiles(micro_config, tm
     micro_config.validate_every = micro_config.checkpoint_every = 2
     whole = train.train(micro_config, tmp_path / "whole")
     with Run(tmp_path, "cut", micro_config, count=1, devices=4, each={0: {"slow": True}}) as cut:
-        cut.wait_for("worker: compiling")
+        cut.wait_for("worker: compiling", timeout=900)
         cut.processes[0].send_signal(signal.SIGTERM)
         assert cut.wait(_SOON) == [0]
         assert "stopped at step 3 after SIGTERM: saved; the same command" in cut.log(0)
@@ -173,13 +173,12 @@ def test_the_command_does_not_wait_for_the_compiler(tmp_path):
     """A model as users have it, and XLA itself."""
     line = [sys.executable, "scripts/train.py", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}"]
     line += ["--config.data.sample_seconds=0.1", "--config.data.num_samples=1", "--config.data.validation_crops=1"]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "cache")
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     log = tmp_path / "log"
     with open(log, "w") as out:
         process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=out, stderr=out)
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while "compiling the step ..." not in log.read_text():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
