@@ -180,9 +180,10 @@ def _base():
     config.data.min_seconds = 0.1  # shorter files are skipped; shorter than a crop is filled up
     config.data.padding = "zero"  # what fills them up: zero, or loop for the file again
     config.data.peak_normalize = True  # each crop to a peak of 1
-    config.data.validation_fraction = 0.1  # of the files, at least one
+    config.data.validation_fraction = 0.1  # of the files, by the hash of their names; at least 3 of 10 or more, else 1
     config.data.validation_crops = 8  # fixed crops per validation, rounded up to whole batches
-    config.data.num_samples = 4  # stretches of validation audio that are kept as audio and spectrograms
+    # Stretches of validation audio that are kept as audio and spectrograms, each of another file while there are any.
+    config.data.num_samples = 4
     config.data.sample_seconds = 5.0  # of each, where files are so long
     config.data.fixed_batch = False  # True trains and validates on one batch for ever
     config.data.num_threads = 8  # that read and decode crops

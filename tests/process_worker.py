@@ -2,16 +2,20 @@
 
 `python process_worker.py TOLD`, a dict: `workdir`, `config`, `devices`, `join` and `train` (arguments of
 `launch.joined` and `train.train`), `record` (a file), and optionally `fail_at` (a step whose batch this
-process cannot read) and `stop_at` (a step after which it gets SIGTERM).
+process cannot read), `stop_at` (a step after which it gets SIGTERM) and `slow` (whether it is the step with
+discriminator that takes minutes to compile, or the one without).
 """
 
 import ast
+import ctypes
 import hashlib
 import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import ml_collections
@@ -19,16 +23,35 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from audiovae_jax.distributed import launch
+from audiovae_jax.distributed import background, launch
 from audiovae_jax.errors import DataError, UserError
 from audiovae_jax.run import compilation, report, train
 from audiovae_jax.storage import array_store
-from audiovae_jax.training import mesh
+from audiovae_jax.training import mesh, program
 
 
 def hashes(rows):
     """Of each row of a batch, `[b, T, C]`."""
     return [hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()[:16] for row in rows]
+
+
+def slow_to_compile(map_step, slow):
+    """`map_step` whose function, with the discriminator or without as `slow` says, takes minutes to compile."""
+
+    def compiled(lowered):
+        print("worker: compiling", flush=True)
+        end = time.monotonic() + 300
+        while time.monotonic() < end:
+            ctypes.CDLL(None).sleep(300)  # in C, where Python interrupts nothing
+        return lowered.compile()
+
+    def mapped(recipe, devices, adversarial):
+        function = map_step(recipe, devices, adversarial)
+        if adversarial != slow:
+            return function
+        return SimpleNamespace(lower=lambda *args: SimpleNamespace(compile=lambda: compiled(function.lower(*args))))
+
+    return mapped
 
 
 def main():
@@ -54,6 +77,8 @@ def main():
         show(self, done, metrics)
 
     train._Run._next, report.Reporter.step = _next, step
+    if "slow" in told:
+        program.map_step = slow_to_compile(program.map_step, told["slow"])
     with launch.joined(**told["join"]):
         config = ml_collections.ConfigDict(told["config"], convert_dict=True)
         state = train.train(config, told["workdir"], **told["train"])
@@ -65,4 +90,6 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
+        background.leave(1, f"error: {error}")
         sys.exit(f"error: {error}")
+    background.leave(0)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shlex
@@ -21,7 +22,7 @@ from audiovae_jax import AudioVAE, save_model
 ROOT = Path(__file__).resolve().parents[1]
 # How many commands each page has; those of pages with none are not listed.
 PAGES = {
-    "README.md": 19,
+    "README.md": 22,
     "audiovae_jax/benchmark/README.md": 5,
     "audiovae_jax/config/README.md": 2,
     "audiovae_jax/datasets/README.md": 3,
@@ -71,8 +72,13 @@ def _commands(page):
     ]
 
 
-def _short(command, given):
+def _short(command, given, folder):
     short = SMALL.get(f"{command} {given[0]}", SMALL.get(command, ""))
+    if "--config.init_from=runs/tiny" in given:
+        model = json.loads((folder / "runs/tiny/config.json").read_text())["model"]
+        keys = ("base_channels", "channel_mults", "strides", "latent_dim", "kernel_size", "dilations")
+        values = [tuple(model[key]) if isinstance(model[key], list) else model[key] for key in keys]
+        return [*short.split(), *(f"--config.model.{key}={value}" for key, value in zip(keys, values, strict=True))]
     if any("init_from" in part for part in given):
         short = GOING_ON  # with the file's settings in place of the config's
     if "--config=configs/mine.py" in given:
@@ -144,7 +150,7 @@ def test_every_command_works_as_it_stands(workplace, page):
         if command == "benchmark":  # what needs torch is compared in the benchmark's own tests
             given = [part for part in given if not part.startswith("--against")]
         workdir = [f"--workdir=work/{number}"] if command == "train" else []
-        line = [sys.executable, *start, *given, *_short(command, given), *workdir]
+        line = [sys.executable, *start, *given, *_short(command, given, workplace), *workdir]
         if command == "serve":
             _serves([*line, "--port=0"], workplace, environment)
             continue

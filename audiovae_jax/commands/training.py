@@ -7,8 +7,8 @@ from absl import flags
 from audiovae_jax.commands import bundled_configs, cli
 from audiovae_jax.commands.command import Command
 from audiovae_jax.data.files import printable
-from audiovae_jax.distributed import launch, stopping
-from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.distributed import background, launch, stopping
+from audiovae_jax.errors import ConfigError, DataError, UserError
 from audiovae_jax.migration import migrate
 from audiovae_jax.run import bucket_lock, huge_pages, train
 from audiovae_jax.storage import atomic, server
@@ -45,8 +45,15 @@ def _train():
     given = flags.FLAGS
     workdir = bucket_lock.as_workdir(given.workdir or Path("runs") / cli.config_name())
     stop_after = None if given.stop_after is None else stopping.seconds(given.stop_after)
-    with joined():
-        train.train(cli.read_config(workdir), workdir, stop_after=stop_after, heartbeat_timeout=given.heartbeat_timeout)
+    try:
+        with joined():
+            train.train(
+                cli.read_config(workdir), workdir, stop_after=stop_after, heartbeat_timeout=given.heartbeat_timeout
+            )
+    except UserError as error:
+        background.leave(1, f"error: {error}")
+        raise
+    background.leave(0)
 
 
 TRAIN = Command(

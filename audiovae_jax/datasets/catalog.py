@@ -12,6 +12,8 @@ import numpy as np
 from audiovae_jax.data.remote import is_url
 from audiovae_jax.errors import DataError
 
+_MANY_FILES, _LEAST_VALIDATING = 10, 3  # of so many files, at least so many validate
+
 
 class Audio(Protocol):
     """Audio of which any stretch can be read: a file, a part of one, or a shard's.
@@ -98,27 +100,46 @@ class Catalog:
 
 
 def by_hash(tracks: Sequence[Track], fraction: float) -> tuple[list[Track], list[Track]]:
-    """`(train, validation)`, about `fraction` of the tracks on the second side.
+    """`(train, validation)`: about `fraction` of the tracks validate, and of ten files or more at least three.
 
-    The side depends on a track's key alone: it stays there when others come. Only where that leaves a side
-    empty, the track that is nearest to it goes over; a single track is on both.
+    The side depends on the hash of a track's key: it stays there when others come. Where too few would validate, the
+    tracks whose hashes come next do. At least one track is on each side; a single one is on both.
     """
-    places = [_place(track.key) for track in tracks]
-    order = sorted(range(len(tracks)), key=places.__getitem__)
-    wanted = sum(place < fraction for place in places)
-    validation = set(order[: min(max(1, wanted), max(1, len(tracks) - 1))])
-    train = [track for i, track in enumerate(tracks) if i not in validation] or list(tracks)
-    return train, [track for i, track in enumerate(tracks) if i in validation]
+    order, _, count = _validating(tracks, fraction)
+    validation = {id(track) for track in order[:count]}
+    train = [track for track in tracks if id(track) not in validation] or list(tracks)
+    return train, [track for track in tracks if id(track) in validation]
 
 
-def fingerprint(tracks: Iterable[Track]) -> str:
-    """Of the tracks' keys, lengths, rates, channels and weights."""
-    listing = "\n".join(
+def fingerprint(tracks: Iterable[Track], fraction: float | None = None) -> str:
+    """Of the tracks' keys, lengths, rates, channels and weights.
+
+    Args:
+      tracks: all of them.
+      fraction: as given to `by_hash`, if that has split them. Tracks that validate to make three files are told apart.
+    """
+    tracks = list(tracks)
+    lines = [
         f"{track.key} {track.audio.frames} {track.audio.sample_rate} {track.audio.channels}"
         + ("" if track.weight == 1.0 else f" {track.weight!r}")
         for track in tracks
-    )
-    return hashlib.sha256(os.fsencode(listing)).hexdigest()[:16]
+    ]
+    if fraction is not None:
+        # Runs from before there was a least number of files find that theirs are split in another way.
+        order, before, count = _validating(tracks, fraction)
+        lines += [f"{track.key} validates" for track in order[before:count]]
+    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
+
+
+def _validating(tracks, fraction):
+    """`(tracks by hash, how many validate by fraction alone, how many do)`."""
+    order = sorted(tracks, key=lambda track: _place(track.key))
+    most = max(1, len(tracks) - 1)
+    before = count = min(max(1, sum(_place(track.key) < fraction for track in tracks)), most)
+    if len({track.audio.name for track in tracks}) >= _MANY_FILES:
+        while len({track.audio.name for track in order[:count]}) < _LEAST_VALIDATING:
+            count += 1
+    return order, before, count
 
 
 def mixed(parts: Sequence[tuple[Catalog, float]], crop_seconds: float) -> Catalog:

@@ -22,7 +22,8 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
     tracks, skipped = usable(root, found, options)
     catalog.require_tracks(tracks, skipped, root)
     train, validation = catalog.by_hash(tracks, validation_fraction)
-    return Catalog(tuple(train), tuple(validation), tuple(skipped), catalog.fingerprint(tracks), f"files under {root}")
+    mark = catalog.fingerprint(tracks, validation_fraction)
+    return Catalog(tuple(train), tuple(validation), tuple(skipped), mark, f"files under {root}")
 
 
 def usable(root: str, found, options: probing.Options) -> tuple[list[Track], list[tuple[str, str]]]:

@@ -53,9 +53,8 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
     skipped += unusable
     catalog.require_tracks(tracks, skipped, root)
     train, validation = catalog.by_hash(tracks, validation_fraction)
-    return Catalog(
-        tuple(train), tuple(validation), tuple(skipped), catalog.fingerprint(tracks), f"files in the tars of {root}"
-    )
+    mark = catalog.fingerprint(tracks, validation_fraction)
+    return Catalog(tuple(train), tuple(validation), tuple(skipped), mark, f"files in the tars of {root}")
 
 
 def members(place: Place, extensions: Sequence[str] = audio_file.EXTENSIONS) -> list[Section]:

@@ -144,11 +144,26 @@ class Group:
         Raises:
           UserError: another process has failed.
         """
+        return self._ask()
+
+    def stop_reason_after(self, call: threading.Thread) -> str | None:
+        """`stop_reason` once `call` has ended. If the run is to stop there, it returns or raises at once.
+
+        It counts as one question: all processes have to come to it, each with a call of its own.
+        """
+        while call.is_alive() and self._failure is None and not self._stops_at(self._asked_times + 1):
+            call.join(_PERIOD / 10)
+        return self._ask()
+
+    def _ask(self):
         with self._boundary:
             self._asked_times += 1
             if self._failure is not None:
                 raise self._failure
-            return self._stop_at[1] if self._stop_at is not None and self._asked_times >= self._stop_at[0] else None
+            return self._stop_at[1] if self._stops_at(self._asked_times) else None
+
+    def _stops_at(self, question):
+        return self._stop_at is not None and question >= self._stop_at[0]
 
     def _watch(self):
         failed_at = None

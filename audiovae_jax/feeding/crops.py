@@ -5,6 +5,7 @@ the number of hosts change what a step sees. Training records come in orders, by
 is another draw of the same audio, for a run that cannot go on with the first.
 """
 
+import collections
 import copy
 import dataclasses
 from collections.abc import Sequence
@@ -121,12 +122,29 @@ class FixedCrops:
 
     The tracks, one after the other and each as long as it is likely to be drawn, are divided into `count` parts of
     which each has a crop of its own.
+
+    Args:
+      tracks, crop, health: see `RandomCrops`.
+      count: how many there are.
+      spread: take no file again while others are unused, and then a stretch of it that overlaps no other if it can.
     """
 
-    def __init__(self, tracks: Sequence[Track], crop: CropFormat, count: int, health: Health | None = None):
+    def __init__(
+        self,
+        tracks: Sequence[Track],
+        crop: CropFormat,
+        count: int,
+        health: Health | None = None,
+        spread: bool = False,
+    ):
         self._tracks, self._crop, self._count = tracks, crop, count
         self._health = health or Health(len(tracks))
-        self._ends, self._origins = _ends(tracks, crop), Origins()
+        self._origins = Origins()
+        ends = _ends(tracks, crop)
+        self._chosen = [_drawn(ends, (i + 0.5) / count) for i in range(count)]
+        if spread:
+            self._chosen = _spread(tracks, self._chosen)
+        self._is_spread = spread
 
     def origin(self, index: int) -> Origin | None:
         """Where a record was cut from that was made lately."""
@@ -134,11 +152,15 @@ class FixedCrops:
 
     def __getitem__(self, index: int) -> np.ndarray:
         reason = "those that there are do not answer"
-        first = _drawn(self._ends, (index % self._count + 0.5) / self._count)
+        number = index % self._count
+        first = self._chosen[number]
         for offset in range(len(self._tracks)):
             audio = self._tracks[(first + offset) % len(self._tracks)].audio
             rng = _generator(0, _VALIDATION_STREAM, index)
             position = rng.random()
+            if self._is_spread:
+                before = self._chosen[:number].count(first)
+                position = _apart(audio, before, self._chosen.count(first), position, self._crop)
             if self._health.is_hanging(audio.name):
                 continue
             try:
@@ -220,6 +242,29 @@ def _ends(tracks, crop):
 def _drawn(ends, place):
     """The number of the track at a place in 0..1."""
     return min(int(np.searchsorted(ends, place * ends[-1], side="right")), len(ends) - 1)
+
+
+def _spread(tracks, chosen):
+    """Numbers of tracks in place of `chosen`: of the files that were taken least often, the next."""
+    files, times = collections.Counter({track.audio.name: 0 for track in tracks}), collections.Counter()
+    spread = []
+    for first in chosen:
+        following = [*range(first, len(tracks)), *range(first)]
+        track = min(following, key=lambda i: (files[tracks[i].audio.name], times[i]))
+        files[tracks[track].audio.name] += 1
+        times[track] += 1
+        spread.append(track)
+    return spread
+
+
+def _apart(audio, number, count, position, crop):
+    """Where in 0..1 the window with `number` of `count` is, at `position` in its own part of the audio."""
+    seconds, window = audio.frames / audio.sample_rate, crop.length / crop.sample_rate
+    if count == 1 or seconds <= window:
+        return position
+    if seconds < count * window:
+        return number / (count - 1)
+    return (number * seconds / count + position * (seconds / count - window)) / (seconds - window)
 
 
 def _read(audio, position, rng, crop):

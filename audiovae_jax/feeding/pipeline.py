@@ -78,7 +78,7 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path 
         health = Health(len(names), found.skipped, config.max_bad_share, names)
         train = crops.RandomCrops(found.train, crop, seed, health)
         validation = crops.FixedCrops(found.validation, crop, config.validation_crops, health)
-        samples = crops.FixedCrops(found.validation, heard, config.num_samples, health)
+        samples = crops.FixedCrops(found.validation, heard, config.num_samples, health, spread=True)
     if augment != Augment():
         train = crops.Augmented(train, augment, seed)
     if config.fixed_batch:

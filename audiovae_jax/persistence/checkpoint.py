@@ -161,10 +161,12 @@ class Checkpoints:
 
     def newest_config(self) -> dict | None:
         """The config of the newest checkpoint whose description can be read; None if there is none."""
-        for step in self.steps()[::-1]:
-            if self._is_described(step):
-                return self.config(step)
-        return None
+        step = self.newest_described()
+        return None if step is None else self.config(step)
+
+    def newest_described(self) -> int | None:
+        """The step of the newest checkpoint whose description can be read; None if there is none."""
+        return next((step for step in self.steps()[::-1] if self._is_described(step)), None)
 
     def metrics(self, step: int) -> dict:
         """The validation metrics that a checkpoint was saved with.

@@ -23,10 +23,14 @@ class Described:
     Attributes:
       model: the arguments of its `AudioVAE`, as JSON has them.
       sample_rate: of its audio, in Hz; None where that is not known.
+      discriminator: the dotted name and arguments of its class; None without one.
+      step: of its newest checkpoint, or of the one that is meant; None where that is not known.
     """
 
     model: dict[str, Any]
     sample_rate: int | None
+    discriminator: dict[str, Any] | None
+    step: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +59,16 @@ def describe(path: str) -> Described:
     place = places.opened_path(path)
     if _is_saved_model(place):
         description = saved_model.read_description(place)
-        return Described(description["config"], description["sample_rate"])
+        names = ("config", "sample_rate", "discriminator", "global_step")
+        return Described(*(description[name] for name in names))
     with _opened(place) as (checkpoints, step):
-        config = checkpoints.newest_config() if step is None else checkpoints.config(step)
-        if config is None:
+        step = checkpoints.newest_described() if step is None else step
+        if step is None:
             raise CheckpointError(f"{path} holds no checkpoint whose description can be read")
+        config = checkpoints.config(step)
         with as_checkpoint_error(f"{path}: its config describes no model"):
-            return Described(dict(config["model"]), config["data"]["sample_rate"])
+            discriminator = dict(config["discriminator"]) if config["use_adversarial"] else None
+            return Described(dict(config["model"]), config["data"]["sample_rate"], discriminator, step)
 
 
 def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:

@@ -77,8 +77,8 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
         say(f"going on from step {restored.step}")
         if restored.data.get("fingerprint") != fingerprint:
             say(
-                "warning: the audio under config.data.root is not what it was when this run was stopped; "
-                "crops from here on differ from those of a run left alone"
+                "warning: the audio under config.data.root, or how it is split, is not what it was when this run was "
+                "stopped; crops from here on differ from those of a run left alone"
             )
         return restored.state, restored.step, restored.metrics, restored.data
     with report.timed("drawing the initial parameters", say), compilation.sparing():
@@ -86,12 +86,7 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
     if config.init_from is None:
         return state, 0, None, {}
     state = warm_start.take_over(config, recipe, state, sharding, say)
-    if int(state.step) >= config.num_steps:
-        raise ConfigError(
-            f"config.init_from={config.init_from} is at step {int(state.step)} already; "
-            f"raise config.num_steps={config.num_steps} to go on, or begin anew with its weights alone: "
-            "--config.init_weights_only"
-        )
+    warm_start.require_steps_to_make(config, int(state.step))
     return state, int(state.step), None, {}
 
 
@@ -120,10 +115,11 @@ def describe(config, recipe, data) -> list[str]:
         lines.append("data: built-in music generator (config.data.root is not set)")
         return lines
     found = data.catalog
-    minutes = sum(track.seconds for track in found.train) / 60
+    minutes, held = (sum(track.seconds for track in side) / 60 for side in (found.train, found.validation))
+    share = len(found.validation) / len({track.key for track in (*found.train, *found.validation)})
     lines.append(
-        f"data: {len(found.train)} to train on ({minutes:.1f} min) and {len(found.validation)} for validation, "
-        f"of {found.origin}"
+        f"data: {len(found.train)} to train on ({minutes:.1f} min) and {len(found.validation)} for validation "
+        f"({held:.1f} min, {share:.0%} of all), of {found.origin}"
     )
     if {track.key for track in found.train} & {track.key for track in found.validation}:
         lines.append("warning: there is one usable file, so training and validation share it")

@@ -12,6 +12,7 @@ import numpy as np
 from audiovae_jax.config import build, configuration
 from audiovae_jax.data.files import printable
 from audiovae_jax.distributed import stopping
+from audiovae_jax.distributed.background import Background
 from audiovae_jax.distributed.group import Group
 from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
 from audiovae_jax.errors import DataError, TrainingError
@@ -80,11 +81,11 @@ def train(
         token = group.meet("workdir", tell=lock.token)
         if not is_first:
             lock.require_shared(token)
-        recipe = build.build_recipe(config)
         checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
         ending.callback(checkpoints.close)
         if config.init_from is not None and not checkpoints.steps():
             warm_start.require_same_model(config)
+        recipe = build.build_recipe(config)
         data = pipeline.open_data(
             config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
         )
@@ -151,6 +152,10 @@ def _host_device():
         return jax.local_devices()[0]
 
 
+class _Stopped(Exception):
+    """The run is to stop, for the reason that it names, and need not wait for what is being computed."""
+
+
 class _Run:
     """The moving parts of one session of training."""
 
@@ -160,7 +165,7 @@ class _Run:
         self._reporter, self._lock = reporter, lock
         self._group, self._saved_at = group, None
         self._config_dict = configuration.plain(config)
-        self._compiled = {}
+        self._programs: dict[tuple[str, bool], Background] = {}
         self._host = _host_device()
         self._train_records = data.train
         # Of the checkpoints alone: what no file holds is nobody's best.
@@ -176,7 +181,6 @@ class _Run:
             self._samples = Samples(data.samples, config.data.num_samples, recipe.model)
         self._health = GanHealth(reporter.say, recipe.kl.warmup_steps)
         self._scalars = program.place_scalars(recipe, devices)
-        self._validation_step = program.map_validation(recipe, devices)
 
     def go(self, state: TrainState, start_step: int, metrics: dict | None):
         """Run to the end, with as many attempts as that takes.
@@ -201,9 +205,13 @@ class _Run:
     def _go_on(self, state, start_step, metrics):
         config = self._config
         if metrics is None:
-            with self._reporter.timed("compiling and running the first validation"):
-                metrics = self._validate(state, start_step)
-                self._sample(state, start_step)
+            try:
+                self._validation(state, may_stop=True)
+                with self._reporter.timed("running the first validation"):
+                    metrics = self._validate(state, start_step)
+                    self._sample(state, start_step, may_stop=True)
+            except _Stopped as stopped:
+                return state, metrics, self._stop(state, start_step, start_step, str(stopped))
             if config.init_from is not None:
                 # Where it comes from may be better than all that follows.
                 self._save(state, start_step, metrics)
@@ -217,15 +225,14 @@ class _Run:
         for current in range(start_step, config.num_steps):
             self._lock.check()
             self._saving.check()
-            reason = self._group.stop_reason()
+            reason = self._group.stop_reason() or self._compile_ahead(current, state, batch)
             if reason is not None:
                 self._show(pending)
                 pending = None
                 # Amid skipped updates is no place to go back to; it ends at the next that is made, or by going back.
                 if self._safety.is_whole or current == start_step:
                     return state, metrics, self._stop(state, start_step, current, reason)
-            train_step = self._train_step(current, state, batch)
-            state, new = train_step(state, batch, self._scalars)
+            state, new = self._train_step(current, state, batch)(state, batch, self._scalars)
             new_pending = (current + 1, new, batch)
             # While the device computes: the next batch, and the metrics of the step before.
             if current + 1 < config.num_steps:
@@ -234,8 +241,8 @@ class _Run:
             pending = new_pending
             done = current + 1
             last = done == config.num_steps
-            checkpoint_due = last or done % config.checkpoint_every == 0 or self._saving.is_due_again()
-            validation_due = last or done % config.validate_every == 0
+            checkpoint_due = self._is_due(done, config.checkpoint_every) or self._saving.is_due_again()
+            validation_due = self._is_due(done, config.validate_every)
             if checkpoint_due or validation_due or not self._safety.is_whole:
                 self._show(pending)
                 pending = None
@@ -244,7 +251,7 @@ class _Run:
                 metrics = self._validate(state, done)
             if config.diagnose_every and done % config.diagnose_every == 0:
                 self._diagnose(state, done)
-            if last or done % config.sample_every == 0:
+            if self._is_due(done, config.sample_every):
                 self._sample(state, done)
             if checkpoint_due:
                 self._save(state, done, metrics)
@@ -277,21 +284,58 @@ class _Run:
         position = {"step": done, "fingerprint": self._data.fingerprint, **self._safety.position()}
         self._saving.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
-    def _train_step(self, current, state, batch):
-        return self._compile("the step", program.map_step, current, state, batch)
+    def _is_due(self, done, every):
+        return done == self._config.num_steps or done % every == 0
 
-    def _compile(self, name, mapped, current, state, batch):
-        """A function of state, batch and scalars, with or without discriminator as step `current` is, compiled once."""
-        adversarial = self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
-        if (name, adversarial) not in self._compiled:
-            with self._reporter.timed(f"compiling {name}" + (" with discriminator" if adversarial else "")):
-                function = mapped(self._recipe, self._mesh, adversarial)
-                self._compiled[name, adversarial] = compilation.compiled(function, state, batch, self._scalars)
-        return self._compiled[name, adversarial]
+    def _compile_ahead(self, current, state, batch):
+        """Compile all that step `current` and what is due after it need; returns why to stop, if the run is to.
+
+        A stop while compiling is then one between two steps.
+        """
+        config, done = self._config, current + 1
+        try:
+            self._train_step(current, state, batch, may_stop=True)
+            if self._is_due(done, config.checkpoint_every) or self._is_due(done, config.validate_every):
+                self._validation(state, may_stop=True)
+            if config.diagnose_every and done % config.diagnose_every == 0:
+                self._diagnosis(done, state, may_stop=True)
+        except _Stopped as stopped:
+            return str(stopped)
+        return None
+
+    def _train_step(self, current, state, batch, may_stop=False):
+        adversarial = self._is_adversarial(current)
+        function = functools.partial(program.map_step, self._recipe, self._mesh, adversarial)
+        return self._compiled("the step", adversarial, function, (state, batch), may_stop)
+
+    def _validation(self, state, may_stop=False):
+        function = functools.partial(program.map_validation, self._recipe, self._mesh)
+        return self._compiled("the validation", False, function, (state.variables, self._validation_rows[0]), may_stop)
+
+    def _diagnosis(self, at, state, may_stop=False):
+        adversarial = self._is_adversarial(at - 1)
+        function = functools.partial(program.map_diagnosis, self._recipe, self._mesh, adversarial)
+        return self._compiled("the diagnosis", adversarial, function, (state, self._validation_rows[0]), may_stop)
+
+    def _is_adversarial(self, current):
+        return self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
+
+    def _compiled(self, name, adversarial, mapped, arguments, may_stop):
+        """A function of `arguments` and scalars, compiled once, in a thread; with `may_stop` it raises _Stopped."""
+        key = (name, adversarial)
+        if key in self._programs and not self._programs[key].is_alive():
+            return self._programs[key].result()
+        with self._reporter.timed(f"compiling {name}" + (" with discriminator" if adversarial else "")):
+            if key not in self._programs:
+                self._programs[key] = Background(lambda: compilation.compiled(mapped(), *arguments, self._scalars))
+            reason = self._group.stop_reason_after(self._programs[key]) if may_stop else None
+            if reason is not None:
+                raise _Stopped(reason)
+            return self._programs[key].result()
 
     def _diagnose(self, state, at):
         rows = self._validation_rows
-        diagnose = self._compile("the diagnosis", program.map_diagnosis, at - 1, state, rows[0])
+        diagnose = self._diagnosis(at, state)
         figures = Figures.of(jax.device_get([diagnose(state, batch, self._scalars) for batch in rows]))
         metrics, warnings = self._health.look(at, figures)
         self._reporter.scalars(at, metrics)
@@ -321,7 +365,8 @@ class _Run:
         self._safety.require_progress()
 
     def _validate(self, state, at):
-        results = [self._validation_step(state.variables, rows, self._scalars)[0] for rows in self._validation_rows]
+        validate = self._validation(state)
+        results = [validate(state.variables, rows, self._scalars)[0] for rows in self._validation_rows]
         results = jax.device_get(results)
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
         self._safety.require_finite_validation(at, metrics["total_loss"])
@@ -333,15 +378,19 @@ class _Run:
         self._reporter.say(f"step {at}: validation {shown}")
         return metrics
 
-    def _sample(self, state, at):
-        if self._samples is None:
-            return
+    def _sample(self, state, at, may_stop=False):
+        # The first process alone has any; all of them come here, to stop together.
+        call = Background(lambda: self._samples and self._samples.reconstruct(state.variables))
+        reason = self._group.stop_reason_after(call) if may_stop else None
+        if reason is not None:
+            raise _Stopped(reason)
         try:
-            samples = self._samples.reconstruct(state.variables)
+            samples = call.result()
         except DataError as error:  # nothing that training needs
             self._reporter.say(f"warning: there are no samples of step {at}: {error}")
             return
-        self._reporter.samples(at, samples)
+        if samples is not None:
+            self._reporter.samples(at, samples)
 
     def _next(self, waiting, step, is_idle=lambda: True):
         return mesh.place_batch(self._mesh, waiting.next(step, is_idle))

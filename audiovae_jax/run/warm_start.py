@@ -1,6 +1,7 @@
 """`config.init_from`: going on from another run or model, of ours or of the PyTorch system."""
 
 import contextlib
+import dataclasses
 import json
 import shlex
 from collections.abc import Callable, Collection
@@ -32,6 +33,9 @@ _ADOPTABLE = (
 )
 # Those of them that say what its networks are, and not how they were trained.
 _OF_NETWORKS = (*(f"model.{key}" for key in CONFIG_KEYS), "data.channels", "data.sample_rate", "discriminator.")
+
+# Arguments of a discriminator that do not change what it computes; the last two are linen's own.
+_NOT_COMPARED = ("dtype", "remat", "parent", "name")
 
 
 def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], workdir: Path | BucketPath) -> list[str]:
@@ -95,19 +99,22 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
 
 
 def require_same_model(config: ml_collections.ConfigDict):
-    """Refuse what `config.init_from` names, if it is of another architecture; nothing is compiled for that.
+    """Refuse what `config.init_from` names, if a run cannot go on from it; only descriptions are read for that.
 
     Raises:
       CheckpointError: the keys of `config.model` that differ, or there is nothing that can be gone on from.
+      ConfigError: it has made all of `config.num_steps` already.
     """
     path = config.init_from
     with _named(path):
         if _is_ours(path):
-            theirs = earlier.describe(path).model
+            described = earlier.describe(path)
+            theirs, step = described.model, described.step
         else:
             _waiting[path] = _read_once(path)
-            model = _waiting[path][1].audio_vae.model
-            theirs = {key: getattr(model, key) for key in CONFIG_KEYS}
+            imported = _waiting[path][1]
+            theirs = {key: getattr(imported.audio_vae.model, key) for key in CONFIG_KEYS}
+            step = imported.step
     pairs = {key: (_plain(theirs[key]), _plain(config.model[key])) for key in CONFIG_KEYS if key in theirs}
     other = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     if other:
@@ -117,6 +124,18 @@ def require_same_model(config: ml_collections.ConfigDict):
             f"config.init_from={path}: its model is not that of config.model:\n"
             + "\n".join(lines)
             + f"\nto go on from it, give {' '.join(given)}"
+        )
+    if not config.init_weights_only:
+        require_steps_to_make(config, step or 0)
+
+
+def require_steps_to_make(config: ml_collections.ConfigDict, step: int):
+    """Raise ConfigError if what `config.init_from` names is at the last step already."""
+    if step >= config.num_steps:
+        raise ConfigError(
+            f"config.init_from={config.init_from} is at step {step} already; "
+            f"raise config.num_steps={config.num_steps} to go on, or begin anew with its weights alone: "
+            "--config.init_weights_only"
         )
 
 
@@ -140,7 +159,7 @@ def take_over(
     path, weights_only = config.init_from, config.init_weights_only
     if _is_ours(path):
         with _named(path):
-            return _take_over_ours(config, fresh, sharding, say)
+            return _take_over_ours(config, recipe, fresh, sharding, say)
     _, imported = _read_once(path)
     _waiting.clear()
     notes = list(imported.notes)
@@ -151,9 +170,10 @@ def take_over(
     return jax.device_put(state, sharding)
 
 
-def _take_over_ours(config, fresh, sharding, say):
+def _take_over_ours(config, recipe, fresh, sharding, say):
     path, weights_only = config.init_from, config.init_weights_only
-    rate = earlier.describe(path).sample_rate
+    described = earlier.describe(path)
+    rate = described.sample_rate
     if rate is not None and rate != config.data.sample_rate:
         say(f"warning: {path} is of {rate} Hz, and config.data.sample_rate is {config.data.sample_rate}")
     optional = ["discriminator_params"] if fresh.discriminator_params is not None else []
@@ -168,6 +188,10 @@ def _take_over_ours(config, fresh, sharding, say):
         parts[name] = array_store.like(getattr(fresh, name), found.parts[name]) if name in found.parts else None
     if parts["params"] is None or parts["latent_statistics"] is None:
         raise CheckpointError("its arrays are not those of config.model, though its keys are")
+    other = _other_arguments(described.discriminator, recipe.discriminator)
+    if other and parts.get("discriminator_params") is not None:
+        say("\n  ".join([f"config.init_from={path}: its discriminator is not that of config.discriminator:", *other]))
+        parts["discriminator_params"] = None
     if "discriminator_opt_state" in parts and parts["discriminator_params"] is None:
         parts["discriminator_opt_state"] = None  # it is of other weights
     for name in optional:
@@ -180,6 +204,31 @@ def _take_over_ours(config, fresh, sharding, say):
     counted = "the step and the optimizers begin anew" if weights_only else f"step {step}"
     say(f"taken over from {path}{of}: {counted}; {what}")
     return fresh.replace(**mesh.replicate(parts, sharding))
+
+
+def _other_arguments(described, ours):
+    """How the discriminator of a description differs from `ours`, a line per key; shapes alone do not tell."""
+    if described is None or ours is None:
+        return []
+    name = described.get(resolve.TARGET)
+    try:
+        theirs = resolve.build(described, "its discriminator")
+    except ConfigError as error:
+        return [str(error)]
+    if type(theirs) is not type(ours):
+        return [f"discriminator.{resolve.TARGET}: {name} there, {resolve.dotted_name(type(ours))} here"]
+    pairs = {
+        field.name: (_plain(getattr(theirs, field.name)), _plain(getattr(ours, field.name)))
+        for field in dataclasses.fields(ours)
+        if field.name not in _NOT_COMPARED
+    }
+    # Of the ensemble's parts that take no part, nothing counts.
+    unused = tuple(key.removeprefix("use") + "_" for key, pair in pairs.items() if pair == (False, False))
+    return [
+        f"discriminator.{key}: {there} there, {here} here"
+        for key, (there, here) in pairs.items()
+        if there != here and not f"_{key}".startswith(unused)
+    ]
 
 
 # What `adopt_settings` has read, for `take_over`: such a file has hundreds of megabytes.

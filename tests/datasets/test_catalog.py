@@ -61,6 +61,38 @@ def test_the_side_of_a_track_does_not_depend_on_the_others():
     assert {track.key for track in of_half} == {track.key for track in validation} & {t.key for t in tracks[::2]}
 
 
+def _files(count, parts=1):
+    return [
+        Track(f"song {i}@{part}", Constant(0.0, 100, name=f"song {i}")) for i in range(count) for part in range(parts)
+    ]
+
+
+@pytest.mark.parametrize(("count", "least"), [(2, 1), (9, 1), (10, 3), (30, 3), (200, 3)])
+def test_of_ten_files_three_validate(count, least):
+    train, validation = catalog.by_hash(_files(count), 0.01)
+    assert len(validation) == least
+    assert len(train) + len(validation) == count
+    assert not {track.key for track in train} & {track.key for track in validation}
+    assert catalog.by_hash(_files(count)[::-1], 0.01)[1] == validation[::-1]
+    # Whoever comes may take a place, but moves nobody else.
+    more = {track.key for track in catalog.by_hash(_files(2 * count), 0.01)[1]}
+    keys = {track.key for track in validation}
+    assert {key for key in more if key in {track.key for track in _files(count)}} <= keys
+
+
+def test_parts_of_one_file_are_one_file():
+    _, validation = catalog.by_hash(_files(12, parts=10), 0.02)
+    assert len({track.audio.name for track in validation}) >= 3
+    assert len(catalog.by_hash(_files(1, parts=100), 0.001)[1]) == 1
+
+
+def test_the_fingerprint_tells_another_split_apart_and_else_is_as_before():
+    small, large = _files(9), _files(200)
+    for tracks, fraction in ((small, 0.1), (small, 0.001), (large, 0.1)):
+        assert catalog.fingerprint(tracks, fraction) == catalog.fingerprint(tracks)
+    assert catalog.fingerprint(large, 0.001) != catalog.fingerprint(large)
+
+
 def test_an_excerpt_reads_where_it_lies():
     class Counting(Constant):
         def read(self, start, count):

@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from audiovae_jax.distributed import group as module
+from audiovae_jax.distributed.background import Background
 from audiovae_jax.distributed.group import Group
 from audiovae_jax.errors import ConfigError, DataError, TrainingError
 
@@ -118,6 +119,43 @@ def test_all_stop_at_one_step_that_none_has_passed(processes):
     assert _each(groups, train) == ["SIGTERM (in process 1 of 3)"] * 3
     assert len(set(stopped.values())) == 1
     assert stopped[0] > 5
+
+
+def test_none_waits_for_a_call_at_whose_end_all_stop(processes):
+    groups = processes(3)
+    never, seen = threading.Event(), {}
+
+    def train(group):
+        for _ in range(20):
+            assert group.stop_reason() is None
+            assert group.stop_reason_after(Background(lambda: time.sleep(0.001 * group.index))) is None
+            time.sleep(0.002 * (group.index + 1))
+        seen[group.index] = True
+        if group.index == 2:
+            group.ask_to_stop("SIGTERM")
+        return group.stop_reason_after(Background(never.wait))
+
+    try:
+        assert _each(groups, train) == ["SIGTERM (in process 2 of 3)"] * 3
+        assert len(seen) == 3
+    finally:
+        never.set()
+
+
+def test_a_failure_is_heard_during_a_call(processes):
+    groups = processes(2)
+    never = threading.Event()
+
+    def train(group):
+        with group.together():
+            if group.index == 1:
+                raise DataError("a.wav: cannot be read")
+            group.stop_reason_after(Background(never.wait))
+
+    try:
+        assert [type(error) for error in _each(groups, train)] == [DataError] * 2
+    finally:
+        never.set()
 
 
 def test_the_first_failure_ends_all(processes):

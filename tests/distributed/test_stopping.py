@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from processes import Run
 
 from audiovae_jax.distributed import stopping
 from audiovae_jax.distributed.group import Group
@@ -124,3 +125,69 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(micro_config, tmp_path, mon
     micro_config.validate_every = 1
     assert int(train.train(micro_config, tmp_path / "new").step) == 0
     assert "stopped at step 0 after SIGTERM: nothing to save yet" in capsys.readouterr().out
+
+
+_SOON = 60  # seconds; the slow step would take 300 to compile
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_run_with_nothing_to_save_does_not_wait_for_the_compiler(micro_config, tmp_path, count):
+    micro_config.use_adversarial = False
+    workdir = tmp_path / "run"
+    told = {"slow": False}
+    with Run(tmp_path, "run", micro_config, count=count, each={i: told for i in range(count)}) as run:
+        for i in range(count):
+            run.wait_for("worker: compiling", i, timeout=900)
+        run.processes[-1].send_signal(signal.SIGTERM)
+        assert run.wait(_SOON) == [0] * count
+        by = f"SIGTERM (in process {count - 1} of {count})" if count > 1 else "SIGTERM"
+        for i in range(count):
+            assert f"stopped at step 0 after {by}: nothing to save yet; the same command" in run.log(i)
+    assert not (workdir / "run.lock").exists()
+    with Run(tmp_path, "again", micro_config, count=count, workdir=workdir) as again:
+        assert again.finished().record()["step"] == micro_config.num_steps
+
+
+@pytest.mark.slow
+def test_a_run_saves_while_the_step_with_discriminator_compiles(micro_config, tmp_path):
+    """It has made steps since its last checkpoint; resumed, it is as if it had not been stopped."""
+    micro_config.num_steps, micro_config.adversarial.warmup_steps = 5, 3
+    micro_config.validate_every = micro_config.checkpoint_every = 2
+    whole = train.train(micro_config, tmp_path / "whole")
+    with Run(tmp_path, "cut", micro_config, count=1, devices=4, each={0: {"slow": True}}) as cut:
+        cut.wait_for("worker: compiling", timeout=900)
+        cut.processes[0].send_signal(signal.SIGTERM)
+        assert cut.wait(_SOON) == [0]
+        assert "stopped at step 3 after SIGTERM: saved; the same command" in cut.log(0)
+    store = Checkpoints(tmp_path / "cut" / "checkpoints", read_only=True)
+    assert store.steps() == [2, 3]
+    store.close()
+    resumed = train.train(micro_config, tmp_path / "cut")
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.slow
+def test_the_command_does_not_wait_for_the_compiler(tmp_path):
+    """A model as users have it, and XLA itself."""
+    line = [sys.executable, "scripts/train.py", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}"]
+    line += ["--config.data.sample_seconds=0.1", "--config.data.num_samples=1", "--config.data.validation_crops=1"]
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    log = tmp_path / "log"
+    with open(log, "w") as out:
+        process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=out, stderr=out)
+    try:
+        deadline = time.monotonic() + 900
+        while "compiling the step ..." not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(_SOON) == 0
+    finally:
+        process.kill()
+    said = log.read_text()
+    assert "stopped at step 0 after SIGTERM: nothing to save yet; the same command goes on from there" in said
+    assert "compiling the step: " not in said
+    assert not (tmp_path / "run" / "run.lock").exists()

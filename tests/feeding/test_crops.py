@@ -1,3 +1,5 @@
+import dataclasses
+import itertools
 import os
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import soundfile
 
 from audiovae_jax.data import audio_file, synthesis
 from audiovae_jax.datasets import folder, probing
-from audiovae_jax.datasets.catalog import Track
+from audiovae_jax.datasets.catalog import Excerpt, Track
 from audiovae_jax.errors import DataError
 from audiovae_jax.feeding.augment import Augment
 from audiovae_jax.feeding.crops import Augmented, CropFormat, FixedCrops, RandomCrops, Repeated, SyntheticCrops
@@ -104,6 +106,50 @@ def test_validation_crops_are_fixed_and_cover_the_files(audio_folder):
     crops = FixedCrops(files, CROP, 4)
     np.testing.assert_array_equal(crops[0], FixedCrops(files, CROP, 4)[0])
     assert (crops[0] != crops[1]).any()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ramp:
+    """Audio whose samples tell the file and the place."""
+
+    number: int
+    frames: int
+    sample_rate: int = 1000
+    channels: int = 1
+
+    @property
+    def name(self):
+        return f"song {self.number}"
+
+    def read(self, start, count):
+        return np.arange(start, start + count, dtype=np.float32)[:, None] + 1e5 * self.number
+
+
+def _stretches(seconds, count, length=5000, parts=1):
+    """`[(file, first sample)]` of samples of files that are so long."""
+    ramps = [_Ramp(i, 1000 * s) for i, s in enumerate(seconds)]
+    tracks = [Track(f"{ramp.name}@{i}", Excerpt(ramp, 0, ramp.frames - i)) for ramp in ramps for i in range(parts)]
+    crop = CropFormat(length, 1000, 1, peak_normalize=False)
+    crops = FixedCrops(tracks, crop, count, spread=True)
+    return [divmod(int(crops[i][0, 0]), 100_000) for i in range(count)]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("seconds", [[90, 6, 6], [6, 90, 6], [6, 6, 90], [6, 6, 90, 6, 6, 6]])
+def test_samples_are_of_different_files_while_there_are_any(seconds, parts):
+    files = [number for number, _ in _stretches(seconds, 4, parts=parts)]
+    assert len(set(files)) == min(4, len(seconds))
+
+
+@pytest.mark.parametrize("seconds", [20, 21, 30, 90])
+def test_samples_of_one_file_do_not_overlap_where_it_is_long_enough(seconds):
+    starts = sorted(start for _, start in _stretches([seconds], 4))
+    assert all(later - earlier >= 5000 for earlier, later in itertools.pairwise(starts))
+    assert starts[-1] <= 1000 * seconds - 5000
+
+
+def test_samples_of_a_short_file_lie_as_far_apart_as_they_can():
+    assert [start for _, start in _stretches([11], 4)] == [0, 2000, 4000, 6000]
 
 
 def test_the_built_in_music_is_stereo_bounded_and_endless():

@@ -3,6 +3,7 @@
 import functools
 import shutil
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -10,16 +11,29 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
-from audiovae_jax import load_model, load_training_state, save_model
+from audiovae_jax import AudioVAE, load_model, load_training_state, save_model
 from audiovae_jax.config import build, configuration
 from audiovae_jax.errors import CheckpointError, ConfigError
 from audiovae_jax.persistence import saved_model, step_folders
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import compilation, train, warm_start
+from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS
 from audiovae_jax.training import mesh
 from audiovae_jax.training.state import create_train_state
 
 LIGHTNING = GOLDEN / "lightning.ckpt"
+
+
+class OwnDiscriminator(nn.Module):
+    """A user's; `power` changes what it computes, and no shape."""
+
+    power: float = 1.0
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, audio):
+        x = nn.Conv(2, (3,))(jax.numpy.abs(audio) ** self.power)
+        return [x], [[x]]
 
 
 @pytest.fixture
@@ -86,6 +100,55 @@ def test_what_a_saved_model_has_besides_is_taken_too(micro_config, trained_run, 
     state, _, said = _take_over(micro_config, tmp_path / "saved", discriminator={"mpd_channels": (3,)})
     _assert_same(state.params, trained.params)
     assert "discriminator_params does not fit, and starts afresh" in said
+
+
+@pytest.mark.parametrize("kind", ["workdir", "saved model"])
+@pytest.mark.parametrize(("key", "there", "here"), [("n_ffts", (64,), (128,)), ("mpd_periods", (2,), (3,))])
+def test_a_discriminator_of_other_arguments_starts_afresh_though_its_arrays_fit(
+    micro_config, trained_run, tmp_path, kind, key, there, here
+):
+    path, _, trained = trained_run
+    if kind == "saved model":
+        given = {"discriminator": build.build_discriminator(micro_config)}
+        save_model(*load_model(path), tmp_path / "saved", **given, discriminator_params=trained.discriminator_params)
+        path = tmp_path / "saved"
+    state, fresh, said = _take_over(micro_config, path, discriminator={key: here})
+    _assert_same(state.discriminator_params, fresh.discriminator_params)
+    _assert_same(state.discriminator_opt_state, fresh.discriminator_opt_state)
+    assert (
+        f"its discriminator is not that of config.discriminator:\n  discriminator.{key}: {there} there, {here}" in said
+    )
+    assert "discriminator_params does not fit, and starts afresh" in said
+    assert np.any(state.params["encoder"]["input_conv"]["v"])
+
+
+def test_a_discriminator_that_computes_the_same_otherwise_is_taken(micro_config, trained_run):
+    changes = {"dtype": "bfloat16", "remat": True, "msd_scales": (1, 3), "mel_stft_sample_rate": 48000}
+    state, _, said = _take_over(micro_config, trained_run[0], discriminator=changes)
+    _assert_same(state.discriminator_params, trained_run[2].discriminator_params)
+    assert "afresh" not in said
+
+
+@pytest.mark.parametrize(
+    ("theirs", "said_of_it"),
+    [
+        (OwnDiscriminator(2.0), None),
+        (OwnDiscriminator(2.0, remat=True), None),
+        (OwnDiscriminator(), "discriminator.power: 1.0 there, 2.0 here"),
+        (type("Renamed", (OwnDiscriminator,), {})(2.0), "has no 'Renamed'"),
+    ],
+    ids=["the same", "other remat", "other power", "another class"],
+)
+def test_a_discriminator_of_ones_own_is_compared_too(micro_config, trained_run, tmp_path, theirs, said_of_it):
+    params = theirs.init(jax.random.key(0), jnp.zeros((1, 64, 2)))["params"]
+    saved = {"discriminator": theirs, "discriminator_params": params}
+    save_model(*load_model(trained_run[0]), tmp_path / "saved", **saved)
+    section = {"_target_": f"{__name__}.OwnDiscriminator", "power": 2.0}
+    micro_config.discriminator = ml_collections.ConfigDict(section)
+    state, fresh, said = _take_over(micro_config, tmp_path / "saved")
+    _assert_same(state.discriminator_params, params if said_of_it is None else fresh.discriminator_params)
+    assert ("discriminator_params does not fit, and starts afresh" in said) == (said_of_it is not None)
+    assert (said_of_it or "") in said
 
 
 def test_weights_alone(micro_config, trained_run, tmp_path):
@@ -171,6 +234,32 @@ def test_another_architecture_is_refused_before_anything_is_compiled(
     assert f" --config.model.dilations='{there[1]}'" in said
     assert ("model.kernel_size" in said) == (kind == "torch file")  # which is alike in the others
     assert not (tmp_path / "new" / "config.json").exists()
+
+
+def test_all_arguments_of_a_model_are_compared_but_how_it_is_computed():
+    others = {"encoder_frozen", "dtype", "weight_norm", "remat", "parent", "name"}
+    assert {*AudioVAE.__dataclass_fields__} - others == {*CONFIG_KEYS}
+
+
+@pytest.mark.parametrize("kind", ["workdir", "checkpoint", "saved model"])
+def test_a_finished_run_is_refused_before_the_data_is_looked_at(
+    micro_config, trained_run, calibrated, tmp_path, kind, monkeypatch
+):
+    workdir = trained_run[0]
+    paths = {"workdir": workdir, "checkpoint": workdir / "checkpoints" / "2", "saved model": calibrated}
+    monkeypatch.setattr(train.pipeline, "open_data", lambda *_, **__: pytest.fail("it looks at the data"))
+    monkeypatch.setattr(build, "build_recipe", lambda _: pytest.fail("it traces the networks"))
+    micro_config.init_from = str(paths[kind])
+    said = (
+        f"^config.init_from={paths[kind]} is at step 2 already; raise config.num_steps=2 .* --config.init_weights_only$"
+    )
+    with pytest.raises(ConfigError, match=said):
+        train.train(micro_config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    micro_config.num_steps = 3
+    warm_start.require_same_model(micro_config)
+    micro_config.num_steps, micro_config.init_weights_only = 2, True
+    warm_start.require_same_model(micro_config)
 
 
 def test_what_is_nothing_to_go_on_from_is_named(micro_config, tmp_path):

@@ -1,0 +1,46 @@
+"""Calls that nobody has to wait for."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from audiovae_jax.distributed.background import Background
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_call_gives_what_it_returns_or_raises():
+    assert Background(lambda: 3).result() == 3
+
+    def fail():
+        raise KeyError("step")
+
+    with pytest.raises(KeyError, match="step"):
+        Background(fail).result()
+
+
+def test_the_stack_size_of_other_threads_stays():
+    before = threading.stack_size()
+    Background(lambda: None).result()
+    assert threading.stack_size() == before
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(60, "so it is\n"), (0, "")])
+def test_a_command_does_not_wait_for_a_call(seconds, said):
+    code = (
+        "import ctypes, sys\n"
+        "from audiovae_jax.distributed.background import Background, leave\n"
+        f"call = Background(lambda: ctypes.CDLL(None).sleep({seconds}))\n"
+        f"call.join({0.2 if seconds else None})\n"
+        "print('done')\n"
+        "leave(3, 'so it is')\n"
+        "sys.exit(4)\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3 if seconds else 4, "done\n", said)
+    assert time.monotonic() - began < 50

@@ -1,0 +1,45 @@
+"""How a run begins: what it says of its data, and what it resumes from."""
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from audiovae_jax.config import build
+from audiovae_jax.feeding import pipeline
+from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.run import start
+from audiovae_jax.training import mesh
+
+
+@pytest.mark.parametrize(("files", "share"), [(9, "11%"), (12, "25%"), (30, "10%")])
+def test_the_share_that_validates_is_said_as_it_is(micro_config, tmp_path, files, share):
+    rng = np.random.default_rng(0)
+    for i in range(files):
+        soundfile.write(tmp_path / f"{i}.wav", 0.3 * rng.standard_normal((4410, 2)), 44100)
+    micro_config.data.root, micro_config.data.index, micro_config.data.num_samples = str(tmp_path), False, 4
+    micro_config.use_adversarial = False
+    data = pipeline.open_data(micro_config.data, batch_size=4, seed=0)
+    validating = len(data.catalog.validation)
+    assert validating == (1 if files < 10 else 3)
+    (line,) = [
+        line for line in start.describe(micro_config, build.build_recipe(micro_config), data) if line.startswith("data")
+    ]
+    assert (
+        f"{files - validating} to train on (0.0 min) and {validating} for validation (0.0 min, {share} of all)" in line
+    )
+    heard = [data.samples[i] is not None and data.samples.origin(i).file for i in range(4)]
+    assert len(set(heard)) == validating
+
+
+def test_a_run_whose_data_is_split_otherwise_resumes_with_a_warning(trained_run):
+    workdir, config, trained = trained_run
+    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
+    said = []
+    given = (config, build.build_recipe(config), mesh.make_mesh(), checkpoints)
+    state, step, _, _ = start.initial_state(*given, "built-in", said.append)
+    assert (step, said) == (2, ["going on from step 2"])
+    state, step, _, _ = start.initial_state(*given, "another", said.append)
+    assert step == 2
+    assert "warning: the audio under config.data.root, or how it is split, is not what it was" in said[-1]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), trained)
