@@ -44,6 +44,7 @@ def export_audio_vae(
       CheckpointError: another suffix, or something that such a file cannot hold.
     """
     path = Path(path)
+    require_target(path)
     weights = audio_vae_state_dict(variables)
     config = {key: _listed(getattr(model, key)) for key in CONFIG_KEYS}
     if sample_rate is not None:
@@ -63,17 +64,25 @@ def export_audio_vae(
                 **optional,
             }
             writer.write_checkpoint(path, content)
-        elif path.suffix == ".safetensors":
+        else:
             if optimizer_state is not None or scheduler_state is not None:
                 raise CheckpointError(f"{path}: safetensors hold weights alone; export optimizer states to .pt")
             described = {"model_config": config, "encoder_frozen": model.encoder_frozen, **optional}
             _write_safetensors(path, weights, described)
-        else:
-            raise CheckpointError(f"{path}: the name must end in .pt or .safetensors")
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} was not written: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
+
+
+def require_target(path: str | Path):
+    """Raise CheckpointError unless `export_audio_vae` can write to `path`, before much is computed for it."""
+    if Path(path).suffix not in (".pt", ".safetensors"):
+        raise CheckpointError(f"{path}: the name must end in .pt or .safetensors")
+    try:
+        atomic.require_writable(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
 
 
 def audio_vae_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
