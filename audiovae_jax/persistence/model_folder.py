@@ -224,7 +224,8 @@ def _compared(description, where):
     with as_checkpoint_error(f"{where}: its config makes no AudioVAE"):
         model = AudioVAE(**description["config"])
     needed = array_store.describe_shapes(model.shapes())
-    return model, list(array_store.differences(needed, description["arrays"][MODEL]))
+    described = array_store.shapes_of(description["arrays"][MODEL])
+    return model, list(array_store.differences(needed, described))
 
 
 def _remedy(needed, given):

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
 import safetensors.numpy
 
 from audiovae_jax.checks import whole_number
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.models.audio_vae import AudioVAE
-from audiovae_jax.storage import atomic
+from audiovae_jax.storage import array_store, atomic
 from audiovae_jax.torch_files import reader, writer
 from audiovae_jax.torch_io import layout, state_dict
 from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS, STATISTICS
@@ -45,6 +46,13 @@ def export_audio_vae(
     """
     path = Path(path)
     require_target(path)
+    variables = {name: jax.tree.map(lambda x: np.asarray(x, np.float32), tree) for name, tree in variables.items()}
+    needed, given = array_store.describe_shapes(model.shapes()), array_store.describe_shapes(variables)
+    for name, ours, theirs in array_store.differences(needed, given):
+        raise CheckpointError(
+            f"{path} was not written: {name} is {theirs} in the variables and {ours} in the model; give the model that "
+            "the variables are of"
+        )
     weights = audio_vae_state_dict(variables)
     config = {key: _listed(getattr(model, key)) for key in CONFIG_KEYS}
     if sample_rate is not None:
