@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from audiovae_jax.commands import bundled_configs
 from audiovae_jax.commands.command import MODEL, Command
-from audiovae_jax.config import configuration
+from audiovae_jax.config import configuration, named_losses
 from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.data.files import printable
 from audiovae_jax.errors import ConfigError, UserError
@@ -121,7 +121,7 @@ def _run(command):
 def define_config_flag():
     """The flag `--config=FILE[:NAME,NAME]`, and `--config.KEY=VALUE` for every key."""
     what = "config file or name, and configs to mix in: base:lightweight,staged; --config.KEY=VALUE sets a key of it"
-    config_flags.DEFINE_config_file("config", str(bundled_configs.FOLDER / "base.py"), what)
+    config_flags.DEFINE_config_file("config", None, f"{what}; default base", flags.FLAGS)
 
 
 def read_config(workdir: Path | BucketPath) -> ml_collections.ConfigDict:
@@ -189,8 +189,10 @@ def _parse(command, argv):
     position, given = _config_argument(argv)
     path, _, names = given.partition(":")
     path = bundled_configs.locate(path)
-    if position is not None:
-        argv[position] = f"--config={path}:{names}" if names else f"--config={path}"
+    if position is None:
+        position = 1
+        argv.insert(position, "--config")
+    argv[position] = f"--config={path}:{names}" if names else f"--config={path}"
     module = configuration.load_module(path)
     try:
         config = module.get_config(*([names] if names else []))
@@ -198,6 +200,7 @@ def _parse(command, argv):
         raise
     except Exception as error:
         raise ConfigError(f"--config={path}: get_config failed: {type(error).__name__}: {error}") from error
+    named_losses.declare(config, [key for _, key in configuration.override_keys(argv)])
     for i, key in list(configuration.override_keys(argv)):
         if key in configuration.LEGACY_KEYS:
             new = configuration.LEGACY_KEYS[key]
@@ -205,7 +208,19 @@ def _parse(command, argv):
             argv[i] = argv[i].replace(f"config.{key}", f"config.{new}", 1)
         elif not configuration.has_key(config, key):
             raise ConfigError(f"config has no key {key!r}{configuration.suggest_key(key, config)}")
+    flags.FLAGS["config"].parser = _LoadedConfig(config)
     return _parsed(command, argv, config)
+
+
+class _LoadedConfig(flags.ArgumentParser):
+    """Gives the flag the config that `_parse` has loaded and checked, whatever its text."""
+
+    def __init__(self, config: ml_collections.ConfigDict):
+        super().__init__()
+        self._config = config.lock()
+
+    def parse(self, argument: str) -> ml_collections.ConfigDict:
+        return self._config
 
 
 def _parsed(command, argv, config=None):
@@ -237,4 +252,4 @@ def _config_argument(argv):
                 value = argv[i + 1] if i + 1 < len(argv) else ""
                 argv[i : i + 2] = [f"--config={value}"]
             return i, value
-    return None, flags.FLAGS["config"].default_unparsed or ""
+    return None, str(bundled_configs.FOLDER / "base.py")

@@ -84,21 +84,28 @@ def dotted_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def check_arguments(target, arguments: Mapping, where: str, complete: bool = True):
-    """Raise ConfigError unless `arguments` fit the signature of `target`, with the nearest name.
+def named_parameters(target) -> dict[str, inspect.Parameter]:
+    """The parameters of `target` that a config can give.
 
     A function's `**options` stand for the keywords of what it forwards to, which only the call can
     check; a function marks them by the attribute `forwards_to`.
     """
     parameters = dict(inspect.signature(target).parameters)
-    forwards_to = getattr(target, "forwards_to", None)
-    if forwards_to is not None:
+    if (forwards_to := getattr(target, "forwards_to", None)) is not None:
         parameters = {**inspect.signature(forwards_to).parameters, **parameters}
-        open_ended = False
-    else:
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    named = [n for n in named if n not in ("parent", "name")]  # linen's own
+    return {
+        name: p
+        for name, p in parameters.items()
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in ("parent", "name")  # linen's own
+    }
+
+
+def check_arguments(target, arguments: Mapping, where: str, complete: bool = True):
+    """Raise ConfigError unless `arguments` fit the signature of `target`, with the nearest name."""
+    named = named_parameters(target)
+    open_ended = not hasattr(target, "forwards_to") and any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values()
+    )
     for key in arguments:
         if key not in named and not open_ended:
             raise ConfigError(
@@ -106,8 +113,8 @@ def check_arguments(target, arguments: Mapping, where: str, complete: bool = Tru
                 f"{did_you_mean(key, named)} (it takes {', '.join(named)})"
             )
     if complete:
-        for n in named:
-            if parameters[n].default is inspect.Parameter.empty and n not in arguments:
+        for n, p in named.items():
+            if p.default is p.empty and n not in arguments:
                 raise ConfigError(f"{where}: {target.__module__}.{target.__qualname__} needs the argument {n!r}")
 
 

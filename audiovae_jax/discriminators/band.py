@@ -36,7 +36,7 @@ class BandSplitDiscriminator(Judge):
         for i, ((low, high), maps) in enumerate(zip(self.band_ranges, given, strict=True)):
             if not 0 <= low < high <= image.shape[1]:
                 raise ValueError(f"band_ranges has ({low}, {high}), outside the {image.shape[1]} bins of n_fft")
-            stack = _BandStack(jnp.dtype(self.dtype), name=f"band_discriminators_{i}")
+            stack = _BandStack(self.dtype, name=f"band_discriminators_{i}")
             outputs.append(stack(in_turn(image[:, low:high], outputs, known), maps))
         return gather(outputs)
 

@@ -60,7 +60,7 @@ class MultiScaleMelSTFTDiscriminator(Judge):
                 signal.stft(in_turn(channels, outputs, known), n_fft, hop, win), floor=_POWER_FLOOR
             )
             image = jnp.log(signal.mel_spectrogram(magnitudes, filters) + 1e-5)
-            stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=f"discriminators_{i}")
+            stack = SpectrogramStack(self.filters, self.dtype, self.remat, name=f"discriminators_{i}")
             outputs.append(stack(jnp.moveaxis(image, 1, -1), maps))
         return gather(outputs)
 

@@ -30,7 +30,7 @@ class MultiPeriodDiscriminator(Judge):
         layers = (*((features, 5, 3, 1) for features in strided), (last, 5, 1, 1))
         outputs = []
         for i, (period, maps) in enumerate(zip(self.periods, each(known, len(self.periods)), strict=True)):
-            stack = WaveformStack(layers, jnp.dtype(self.dtype), name=f"discriminators_{i}")
+            stack = WaveformStack(layers, self.dtype, name=f"discriminators_{i}")
             outputs.append(stack(_fold(in_turn(audio, outputs, known), period), maps))
         return gather(outputs)
 

@@ -35,7 +35,7 @@ class MultiScaleDiscriminator(Judge):
         require_audio(audio, self.in_channels, "MultiScaleDiscriminator")
         outputs = []
         for i, (scale, maps) in enumerate(zip(self.scales, each(known, len(self.scales)), strict=True)):
-            stack = WaveformStack(_LAYERS, jnp.dtype(self.dtype), name=f"discriminators_{i}")
+            stack = WaveformStack(_LAYERS, self.dtype, name=f"discriminators_{i}")
             outputs.append(stack(_average_pool(in_turn(audio, outputs, known), scale), maps))
         return gather(outputs)
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from audiovae_jax.models.layers import Dtype, WNConv1d, WNConv2d
+from audiovae_jax.models.layers import Dtype, WNConv1d, WNConv2d, normalized_dtype
 from audiovae_jax.ops import order
 from audiovae_jax.ops.interleaved import is_interleaved
 from audiovae_jax.ops.leaky_relu import known_leaky_relu, leaky_relu
@@ -24,6 +24,11 @@ class Judge(nn.Module):
 
     Whatever else is a discriminator is called on each, and pulled back from each call.
     """
+
+    def __post_init__(self):
+        if hasattr(self, "dtype"):
+            object.__setattr__(self, "dtype", normalized_dtype(self.dtype))
+        super().__post_init__()
 
     def __call__(self, audio) -> Output:
         return split(self.judge(audio))

@@ -58,6 +58,6 @@ class MultiScaleSTFTDiscriminator(Judge):
             if self.normalized:
                 spectrum = spectrum * n_fft**-0.5
             image = jnp.stack([spectrum.real, spectrum.imag], axis=-1)
-            stack = SpectrogramStack(self.filters, jnp.dtype(self.dtype), self.remat, name=f"discriminators_{i}")
+            stack = SpectrogramStack(self.filters, self.dtype, self.remat, name=f"discriminators_{i}")
             outputs.append(stack(image, maps and [x.array for x in maps]))
         return jax.tree.map(lambda x: Interleaved(x, c), gather(outputs))

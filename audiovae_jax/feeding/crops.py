@@ -60,7 +60,10 @@ class Generated:
 
 
 class RandomCrops:
-    """Random crops of tracks: each second of audio is as likely as any other of the same weight."""
+    """Random crops of tracks: a track in proportion to its seconds times its weight, then any crop of it alike.
+
+    So the first and last second of a track are drawn less often than one in its middle.
+    """
 
     def __init__(self, tracks: Sequence[Track], crop: CropFormat, seed: int, health: Health | None = None):
         self._tracks, self._crop, self._seed = tracks, crop, seed

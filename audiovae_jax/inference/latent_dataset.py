@@ -170,9 +170,11 @@ class LatentDataset:
             channels=track.channels,
         )
 
-    def crops(self, frames: int, *, seed: int = 0, side: str = "train", sample: bool = True) -> "LatentCrops":
+    def crops(
+        self, frames: int, *, seed: int = 0, side: str = "train", sample: bool = True, cover_ends: bool = False
+    ) -> "LatentCrops":
         """Random crops of one side's tracks by number; the arguments are those of `batches`."""
-        return LatentCrops(self, self.side(side), frames, seed, sample and self._what == "posterior")
+        return LatentCrops(self, self.side(side), frames, seed, sample and self._what == "posterior", cover_ends)
 
     def batches(
         self,
@@ -184,6 +186,7 @@ class LatentDataset:
         start_step: int = 0,
         side: str = "train",
         sample: bool = True,
+        cover_ends: bool = False,
         num_threads: int = 4,
         prefetch_batches: int = 4,
         process_index: int = 0,
@@ -199,6 +202,7 @@ class LatentDataset:
           start_step: where to begin; the batch of a step does not depend on it.
           side: "train" or "validation".
           sample: the posterior, anew for each crop; else its mean is taken. Stored samples stay as they are.
+          cover_ends: draw a track's first and last frames as often as those in its middle, see `LatentCrops`.
           num_threads: that read.
           prefetch_batches: that are held ready, at most.
           process_index, process_count: which of how many hosts this one is.
@@ -209,7 +213,7 @@ class LatentDataset:
         if batch_size < 1 or batch_size % process_count:
             raise DataError(f"batch_size={batch_size} must be a positive multiple of the {process_count} hosts")
         return pipeline.batches(
-            self.crops(frames, seed=seed, side=side, sample=sample),
+            self.crops(frames, seed=seed, side=side, sample=sample, cover_ends=cover_ends),
             batch_size=batch_size,
             start_step=start_step,
             num_steps=num_steps,
@@ -259,7 +263,15 @@ class LatentDataset:
 
 
 class LatentCrops:
-    """Random crops of tracks by number: each frame is as likely as any other of the same weight.
+    """Random crops of tracks by number.
+
+    A track is drawn in proportion to its frames times its weight, then the first frame of the crop. By default all
+    crops of a track are equally likely. Its first and last frames are then in one crop each, and a frame in the
+    middle is in `frames` of them.
+
+    With `cover_ends`, crops that overlap either end of the track are equally likely too, and are moved inside. The
+    first and last frames are then as likely as those in the middle. Frames less than a crop from an end are up to
+    twice as likely, in tracks shorter than two crops up to three times.
 
     Args:
       dataset: what is read from.
@@ -267,19 +279,27 @@ class LatentCrops:
       frames: of a crop.
       seed: of the drawing.
       sample: the posterior, in place of taking its mean.
+      cover_ends: draw the first and last frames of a track as often as those in its middle.
 
     Raises:
       DataError: no track is long enough.
     """
 
     def __init__(
-        self, dataset: LatentDataset, tracks: Sequence[LatentTrack], frames: int, seed: int, sample: bool = False
+        self,
+        dataset: LatentDataset,
+        tracks: Sequence[LatentTrack],
+        frames: int,
+        seed: int,
+        sample: bool = False,
+        cover_ends: bool = False,
     ):
         self.tracks = [track for track in tracks if track.frames >= frames > 0 and track.weight > 0]
         if not self.tracks:
             longest = max((track.frames for track in tracks), default=0)
             raise DataError(f"no track has {frames} frames: there are {len(tracks)}, the longest of {longest}")
         self._dataset, self._frames, self._seed, self._sample = dataset, frames, seed, sample
+        self._overlap = frames - 1 if cover_ends else 0  # frames of a crop that may lie outside the track
         self._ends = np.cumsum([track.frames * track.weight for track in self.tracks])
 
     def where(self, index: int) -> tuple[LatentTrack, int, int]:
@@ -295,7 +315,9 @@ class LatentCrops:
     def _where(self, rng):
         chosen = int(np.searchsorted(self._ends, rng.random() * self._ends[-1], side="right"))
         track = self.tracks[min(chosen, len(self.tracks) - 1)]
-        return track, int(rng.integers(track.frames - self._frames + 1)), int(rng.integers(track.lanes))
+        last = track.frames - self._frames
+        first = int(rng.integers(-self._overlap, last + self._overlap + 1))
+        return track, min(max(first, 0), last), int(rng.integers(track.lanes))
 
 
 def _read_index(base, name, access):

@@ -10,15 +10,17 @@ from audiovae_jax.checks import require_range
 from audiovae_jax.ops import signal
 
 _EPS = 1e-8
+# Parallel WaveGAN's FFT, hop and window lengths in samples, for calls that give no FFTs.
+_FFT_SIZES, _HOP_SIZES, _WIN_LENGTHS = (1024, 2048, 512), (120, 240, 50), (600, 1200, 240)
 
 
 def multi_resolution_stft(
     *,
     prediction,
     target,
-    fft_sizes=(1024, 2048, 512),
-    hop_sizes=(120, 240, 50),
-    win_lengths=(600, 1200, 240),
+    fft_sizes=None,
+    hop_sizes=None,
+    win_lengths=None,
     w_sc=1.0,
     w_log_mag=1.0,
     w_lin_mag=0.0,
@@ -29,9 +31,10 @@ def multi_resolution_stft(
 
     Args:
       prediction, target: `[B, T, C]` audio; each channel is an item of its own.
-      fft_sizes: transform lengths in samples.
-      hop_sizes: samples between frames, one per FFT; None for a quarter of each FFT.
-      win_lengths: Hann window lengths, one per FFT; None for the whole FFT.
+      fft_sizes: transform lengths in samples; None for 1024, 2048 and 512, with Parallel WaveGAN's hops of 120, 240
+        and 50 and windows of 600, 1200 and 240.
+      hop_sizes: samples between frames, one per FFT; None for a quarter of each given FFT.
+      win_lengths: Hann window lengths, one per FFT; None for the whole of each given FFT.
       w_sc: weight of `||Y - X||_F / ||Y||_F`, per item.
       w_log_mag: weight of the mean `|log X - log Y|`.
       w_lin_mag: weight of the mean `|X - Y|`.
@@ -50,6 +53,10 @@ def multi_resolution_stft(
     if perceptual_weighting:
         prediction = signal.a_weight(prediction, sample_rate)
         target = signal.a_weight(target, sample_rate)
+    if fft_sizes is None:
+        fft_sizes = _FFT_SIZES
+        hop_sizes = _HOP_SIZES if hop_sizes is None else hop_sizes
+        win_lengths = _WIN_LENGTHS if win_lengths is None else win_lengths
     resolutions = stft_resolutions(fft_sizes, hop_sizes, win_lengths)
     total = 0.0
     for n_fft, hop_length, win_length in resolutions:

@@ -10,6 +10,8 @@ from audiovae_jax.migration.findings import Findings
 
 _HALF = ("16", "16-mixed", "16-true", "fp16", "half")
 _BFLOAT = ("bf16", "bf16-mixed", "bf16-true")
+# What the batch of one device is multiplied by, with Lightning's defaults.
+_FACTORS = {"devices": "auto", "num_nodes": 1, "accumulate_grad_batches": 1}
 
 
 def complete(found: Findings, reference: ml_collections.ConfigDict):
@@ -68,8 +70,9 @@ def _say_others(found, given, key, reason):
 
 def _counts(found, setting):
     """Steps from epochs."""
-    facts, batch = found.facts, setting("batch_size")
-    epoch = max(1, int(facts["epoch"][1]) // batch) if "epoch" in facts else None
+    facts = found.facts
+    _batch_size(found)
+    epoch = max(1, int(facts["epoch"][1]) // setting("batch_size")) if "epoch" in facts else None
     lengths = []
     if "max_steps" in facts:
         key, steps = facts["max_steps"]
@@ -87,7 +90,9 @@ def _counts(found, setting):
         if fact is None:
             continue
         if epoch is None:
-            found.dropped.append((*fact, f"how long an epoch is, is not said (train_samples); set config.{new}"))
+            found.dropped.append(
+                (*fact, f"how long an epoch is, is not said; give train_samples=N, or set config.{new}")
+            )
             continue
         found.changed.append(
             (fact[0], f"{fact[1]:g} epochs of {epoch} batches are config.{new}={int(fact[1] * epoch)}")
@@ -101,15 +106,52 @@ def _counts(found, setting):
     if "val_check_interval" in facts:
         key, interval = facts["val_check_interval"]
         if isinstance(interval, int):
-            found.settings["validate_every"] = interval
+            batches = _count(_factor(found, "accumulate_grad_batches")) or 1  # of an update
+            found.settings["validate_every"] = max(1, interval // batches)
         elif epoch is not None:
             found.settings["validate_every"] = max(1, int(interval * epoch))
         else:
-            found.dropped.append((key, interval, "how long an epoch is, is not said; set config.validate_every"))
+            reason = "how long an epoch is, is not said; give train_samples=N, or set config.validate_every"
+            found.dropped.append((key, interval, reason))
     if "checkpoint_steps" in facts:
         found.settings["checkpoint_every"] = facts["checkpoint_steps"][1]
     if "samples" in facts:
         found.settings["data.num_samples"] = facts["samples"][1]
+
+
+def _batch_size(found):
+    """`config.batch_size` counts the items of an update; Lightning's counted those of one device."""
+    if "batch_size" not in found.facts:
+        return
+    key, size = found.facts["batch_size"]
+    counts = {name: _count(_factor(found, name)) for name in _FACTORS}
+    total = int(size) * math.prod(count or 1 for count in counts.values())
+    found.settings["batch_size"] = total
+    unknown = [name for name, count in counts.items() if count is None]
+    if unknown:
+        values = ", ".join(f"{name}={_factor(found, name)}" for name in unknown)
+        remedy = " ".join(f"trainer.{name}=N" for name in unknown)
+        found.changed.append((key, f"it counted the items of one device; {values} is no number to multiply it by; "
+                                   f"give {remedy}"))  # fmt: skip
+    if total != size:
+        product = " * ".join([f"{size:g}", *(f"{name}={count}" for name, count in counts.items() if count)])
+        found.changed.append((key, "it counted the items of one device; those of an update are "
+                                   f"config.batch_size={total} ({product})"))  # fmt: skip
+
+
+def _factor(found, name):
+    return found.facts[name][1] if name in found.facts else _FACTORS[name]
+
+
+def _count(value) -> int | None:
+    """How many there are, as Lightning reads `4`, `"4"`, `[0, 1]` and `"0,1"`; None for `auto` and the like."""
+    if isinstance(value, str):
+        value = [part for part in value.split(",") if part.strip()] if "," in value else value.strip()
+    if isinstance(value, list):
+        return len(value) or None
+    if isinstance(value, str) and value.isdigit():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _precision(found):

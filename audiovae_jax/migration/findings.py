@@ -94,6 +94,12 @@ class Section:
             if name in self._left:
                 self._drop(name, self._left.pop(name), reason)
 
+    def remark(self, remarks: dict[str, str]):
+        """Take keys whose counterpart is no key of a config, each with a remark."""
+        for name, remark in remarks.items():
+            if self._left.pop(name, None) is not None:
+                self._found.changed.append((self.key(name), remark))
+
     def ignore(self, *names: str):
         """Take keys that need no word."""
         for name in names:

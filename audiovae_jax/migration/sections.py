@@ -11,21 +11,28 @@ _STEPS = "the learning rate follows a cosine over config.num_steps, a step at a 
 _PRINTED = "it is printed, and written to config.json in the workdir, at every start"
 _SAME = "a run is the same again for the same seed, always"
 _SHARED = ("in_channels", "sample_rate")  # with the data: arguments of which there is one setting here
-# Keys that nothing here is like, wherever they stand.
-_REASONS = {
+# What of the trainer says how many items an update took, besides the batch of one device.
+_FACTORS = {
+    "devices": "all devices that JAX sees take part; CUDA_VISIBLE_DEVICES chooses",
+    "num_nodes": "each host starts the same command",
+    "accumulate_grad_batches": "there is no accumulation; where a batch takes too much memory, set config.model.remat",
+}
+# Keys whose counterpart is no key of a config, wherever they stand.
+_REMARKS = {
     "experiment_name": "a run is its workdir: --workdir=runs/NAME",
     "run_name": "a run is its workdir: --workdir=runs/NAME",
+    "accelerator": "JAX takes what is there; JAX_PLATFORMS=cpu chooses",
+    "strategy": "a batch is split over all devices that JAX sees",
+    **_FACTORS,
+}
+# Keys that nothing here is like, wherever they stand.
+_REASONS = {
     "print_config": _PRINTED,
     "log_hyperparameters": _PRINTED,
     "run_test": "the last checkpoint is validated, as each is; scripts/reconstruct.py tries the model on other files",
     "return_metric": "the last line of a run tells the best val/total_loss",
     "scheduler_interval": _STEPS,
     "scheduler_frequency": _STEPS,
-    "accelerator": "JAX takes what is there; JAX_PLATFORMS=cpu chooses",
-    "devices": "all devices that JAX sees take part; CUDA_VISIBLE_DEVICES chooses",
-    "num_nodes": "each host starts the same command",
-    "strategy": "a batch is split over all devices that JAX sees",
-    "accumulate_grad_batches": "there is no accumulation: raise config.batch_size, with config.model.remat for memory",
     "gradient_clip_algorithm": "gradients are clipped by their global norm",
     "log_every_n_steps": "every tenth step is recorded",
     "enable_progress_bar": "there is always one",
@@ -38,7 +45,6 @@ _REASONS = {
     "benchmark": _SAME,
     "min_epochs": "config.num_steps says how long a run is",
     "max_time": "config.num_steps says how long a run is; a run that is stopped goes on with the same command",
-    "num_workers": "threads read crops, not processes: config.data.num_threads",
     "pin_memory": "the next batch is put on the device while one is computed",
     "persistent_workers": "threads read crops, not processes",
     "prefetch_factor": "config.data.prefetch_batches says how many are held ready",
@@ -60,6 +66,7 @@ def take(values: dict, path: str, found: Findings):
     handler(section, found)
     for inner, inside in section.sections():
         take(inside, section.key(inner), found)
+    section.remark(_REMARKS)
     section.end(_reason)
 
 
@@ -93,7 +100,8 @@ def _plain(section: Section, found: Findings):
         if (value := section.number(old)) is not None:
             found.settings.setdefault(f"adversarial.{new}", value)
     _take_kl(section, found)
-    for key, fact in (("log_audio_every_n_epochs", "sample_epochs"), ("num_audio_samples", "samples")):
+    for key, fact in (("log_audio_every_n_epochs", "sample_epochs"), ("num_audio_samples", "samples"),
+                      ("train_samples", "epoch")):  # fmt: skip
         if (value := section.whole(key)) is not None:
             found.facts.setdefault(fact, (section.key(key), value))
 
@@ -211,10 +219,12 @@ def _data_module(section: Section, found: Findings):
     found.facts["data_rate"] = section.key("sample_rate")
     if (channels := section.whole("channels")) is not None:
         found.channels[section.key("channels")] = channels
-    if (size := section.whole("batch_size")) is not None:
-        found.settings["batch_size"] = size
-    for key, fact in (("train_samples", "epoch"), ("chunk_duration", "crop_seconds"), ("crop_duration", "crop_seconds"),
-                      ("chunk_length", "crop_samples"), ("crop_length", "crop_samples")):  # fmt: skip
+    if (workers := section.whole("num_workers")) is not None:
+        found.settings["data.num_threads"] = max(1, workers)
+        found.changed.append((section.key("num_workers"), "threads read crops, not processes"))
+    for key, fact in (("batch_size", "batch_size"), ("train_samples", "epoch"), ("chunk_duration", "crop_seconds"),
+                      ("crop_duration", "crop_seconds"), ("chunk_length", "crop_samples"),
+                      ("crop_length", "crop_samples")):  # fmt: skip
         if (value := section.number(key)) is not None:
             found.facts[fact] = (section.key(key), value)
     if (crops := section.whole("val_samples")) is not None:
@@ -228,6 +238,11 @@ def _trainer(section: Section, found: Findings):
         value = section.number(key)
         if value is not None and value != -1:
             found.facts[key] = (section.key(key), value)
+    for key, remark in _FACTORS.items():
+        value = section.whatever(key)
+        if value is not None:
+            found.facts[key] = (section.key(key), value)
+            found.changed.append((section.key(key), remark))
     precision = section.whatever("precision")
     if precision is not None:
         found.facts["precision"] = (section.key("precision"), str(precision))
@@ -298,6 +313,16 @@ def _because(reason: str) -> Callable[[Section, Findings], None]:
     return drop
 
 
+def _elsewhere(remark: str) -> Callable[[Section, Findings], None]:
+    """A handler for what has its counterpart in no key of a config."""
+
+    def take_whole(section: Section, found: Findings):
+        found.changed.append((section.path, remark))
+        section.leave()
+
+    return take_whole
+
+
 def _keep_rate(section, key, found):
     if (rate := section.whole(key)) is not None:
         found.sample_rates[section.key(key)] = rate
@@ -328,14 +353,14 @@ _CLASSES: dict[str, Callable[[Section, Findings], None]] = {
     "ModelCheckpoint": _model_checkpoint,
     "AudioReconstructionCallback": _samples,
     "EarlyStopping": _because("a run ends at config.num_steps; the best checkpoint is kept"),
-    "LearningRateMonitor": _because("the learning rate is recorded with the losses"),
-    "RichProgressBar": _because("there is always a progress bar"),
-    "TQDMProgressBar": _because("there is always a progress bar"),
-    "MLflowVAETrackerCallback": _because("with mlflow among config.logging.writers, the best model is an artifact"),
+    "LearningRateMonitor": _elsewhere("the learning rate is recorded with the losses"),
+    "RichProgressBar": _elsewhere("there is always a progress bar"),
+    "TQDMProgressBar": _elsewhere("there is always a progress bar"),
+    "MLflowVAETrackerCallback": _elsewhere("with mlflow among config.logging.writers, the best model is an artifact"),
     "MLFlowLogger": _mlflow,
     "WandbLogger": _wandb,
-    "TensorBoardLogger": _because("TensorBoard events are in the workdir"),
-    "CSVLogger": _because("metrics.jsonl in the workdir has every number"),
+    "TensorBoardLogger": _elsewhere("TensorBoard events are in the workdir"),
+    "CSVLogger": _elsewhere("metrics.jsonl in the workdir has every number"),
 }  # fmt: skip
 # Sections that are what their name says, whatever class they name.
 _KINDS = ("optimizer", "scheduler", "datamodule", "trainer")
@@ -349,7 +374,7 @@ _NAMES: dict[str, Callable[[Section, Findings], None]] = {
     "scheduler": _scheduler,
     "datamodule": _data_module,
     "trainer": _trainer,
-    "paths": _because("a run's files are all in its workdir"),
+    "paths": _elsewhere("a run's files are all in its workdir"),
     "hydra": _because("there is no Hydra here"),
-    "model_saving_callback": _because("the best checkpoint is kept; save_model makes a model of it"),
+    "model_saving_callback": _elsewhere("the best checkpoint is kept; save_model makes a model of it"),
 }

@@ -12,7 +12,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from audiovae_jax.models.layers import Dtype, Snake, WNConv1d, WNConvTranspose1d, fold_weight_norm
+from audiovae_jax.models.layers import Dtype, Snake, WNConv1d, WNConvTranspose1d, fold_weight_norm, normalized_dtype
 from audiovae_jax.models.span import Span, clear_outside
 from audiovae_jax.ops import convolution
 
@@ -211,6 +211,7 @@ class AudioVAE(nn.Module):
         for name in ("channel_mults", "strides", "dilations"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        object.__setattr__(self, "dtype", normalized_dtype(self.dtype))
         self._check()
         super().__post_init__()
 
@@ -283,7 +284,7 @@ class AudioVAE(nn.Module):
             "strides": self.strides,
             "kernel_size": self.kernel_size,
             "dilations": self.dilations,
-            "dtype": jnp.dtype(self.dtype),
+            "dtype": self.dtype,
             "weight_norm": self.weight_norm,
             "remat": self.remat,
         }

@@ -18,6 +18,18 @@ from audiovae_jax.ops.snake import snake
 Dtype = Any
 
 
+def normalized_dtype(dtype: Dtype) -> np.dtype:
+    """`dtype` as numpy's, so that modules given "float32" and `jnp.float32` are equal.
+
+    Raises:
+      ValueError: it names no type.
+    """
+    try:
+        return jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"dtype={dtype!r} is no type to compute in; use float32 or bfloat16") from None
+
+
 class Snake(nn.Module):
     """`x + sin(alpha * x)^2 / alpha` with an alpha per channel (Ziyin et al., 2020)."""
 

@@ -6,7 +6,7 @@ from absl import flags
 
 from audiovae_jax.commands import bundled_configs, cli
 from audiovae_jax.commands.command import Command
-from audiovae_jax.config import configuration
+from audiovae_jax.config import build, configuration, named_losses
 from audiovae_jax.errors import ConfigError
 
 
@@ -120,3 +120,69 @@ def test_a_flag_that_cannot_be_is_told_in_plain_words(monkeypatch, given, says):
     with pytest.raises(ConfigError) as refused:
         cli._parsed(command, ["look", given], ml_collections.ConfigDict({"batch_size": 1, "model": {"latent_dim": 2}}))
     assert str(refused.value).startswith(says)
+
+
+@pytest.fixture
+def read_config(monkeypatch, tmp_path):
+    """The config that a command's flags give."""
+
+    def read(*given):
+        monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
+        monkeypatch.setattr(sys, "argv", ["train", *given])
+        bundled_configs.offer()
+        cli.define_config_flag()
+        cli._parse(Command("train", "", lambda: None), sys.argv)
+        return cli.read_config(tmp_path)
+
+    return read
+
+
+@pytest.mark.parametrize("config", [(), ("--config=no_adversarial",), ("--config", "base:mono")])
+def test_a_loss_is_added_by_its_name(read_config, config):
+    read = read_config(
+        *config, "--config.losses.si_sdr.weight=2", "--config.losses.log_spectral_distance.n_fft=512",
+        "--config.losses.log_spectral_distance.weight=0.1", "--config.data.sample_rate=48000",
+        "--config.losses.multi_resolution_stft.weight=1", "--config.losses.multi_resolution_stft.fft_sizes=(256, 64)",
+        "--config.losses.multi_resolution_stft.perceptual_weighting",
+    )  # fmt: skip
+    assert read.losses.si_sdr.to_dict() == {"_target_": "audiovae_jax.losses.si_sdr", "weight": 2.0}
+    assert read.losses.log_spectral_distance.to_dict() == {
+        "_target_": "audiovae_jax.losses.log_spectral_distance", "weight": 0.1, "n_fft": 512,
+    }  # fmt: skip
+    assert read.losses.multi_resolution_stft.to_dict() == {
+        "_target_": "audiovae_jax.losses.multi_resolution_stft", "weight": 1.0, "fft_sizes": (256, 64),
+        "perceptual_weighting": True, "sample_rate": 48000,
+    }  # fmt: skip
+    assert {"stft", "mel"} <= set(read.losses)
+    names = [name for name, _, _ in build.build_losses(read).terms]
+    assert names == list(read.losses)
+
+
+def test_every_loss_of_the_package_is_added_by_its_name(read_config):
+    read = read_config(*(f"--config.losses.{name}.weight=1" for name in named_losses.names()))
+    assert len(named_losses.names()) >= 8
+    assert set(read.losses) == {"stft", "mel", *named_losses.names()}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("losses.si_sdrr.weight=1", "config.losses has no 'si_sdrr'; did you mean 'si_sdr'\\?"),
+        ("losses.kl_divergence.weight=1", "config.losses has no 'kl_divergence'"),
+        ("losses.si_sdr.wieght=1", "config.losses.si_sdr: .* has no option 'wieght'; did you mean 'weight'\\?"),
+        ("losses.stft.n_fft=1", "config.losses.stft: .*sum_and_difference_stft has no option 'n_fft'"),
+        ("losses.si_sdr=1", "config.losses.si_sdr is a section of keys; give config.losses.si_sdr.weight"),
+        ("losses.log_spectral_distance.n_fft=x", "--config.losses.log_spectral_distance.n_fft=x must be a whole numb"),
+        ("model.latent_dmi=1", "config has no key 'model.latent_dmi'; did you mean 'model.latent_dim'\\?"),
+    ],
+)
+@pytest.mark.parametrize("config", [(), ("--config=base",)])
+def test_a_key_that_cannot_be_is_refused_with_the_nearest_name(read_config, config, given, says):
+    with pytest.raises(ConfigError, match=says):
+        read_config(*config, f"--config.{given}")
+
+
+def test_a_loss_without_a_weight_is_refused(read_config):
+    read = read_config("--config.losses.log_spectral_distance.n_fft=512")
+    with pytest.raises(ConfigError, match="config.losses.log_spectral_distance has no weight; give one"):
+        configuration.check(read, device_count=1)

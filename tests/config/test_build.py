@@ -107,8 +107,11 @@ def test_a_loss_that_breaks_the_contract_is_refused(micro_config, parts, name, k
 
 
 def test_the_model_is_tried_too(micro_config):
+    micro_config.model.dtype = "str"
+    with pytest.raises(ConfigError, match="config.model: trying AudioVAE on a batch failed: TypeError: .*"):
+        build.build_recipe(micro_config)
     micro_config.model.dtype = "bf16"
-    with pytest.raises(ConfigError, match="config.model: trying AudioVAE on a batch failed: TypeError: .*bf16"):
+    with pytest.raises(ConfigError, match="config.model: .*dtype='bf16' is no type to compute in; use .*bfloat16"):
         build.build_recipe(micro_config)
 
 

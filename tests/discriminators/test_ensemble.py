@@ -80,3 +80,10 @@ def test_sub_discriminators_are_computed_in_turn_unless_their_feature_maps_are_k
     assert not waited
     judge(band, jnp.zeros((1, 8192, 1)))
     assert len(waited) == 3
+
+
+@pytest.mark.parametrize("name", [name for name, value in vars(discriminators).items() if isinstance(value, type)])
+def test_discriminators_are_equal_however_their_type_is_given(name):
+    cls = getattr(discriminators, name)
+    assert len({cls(), cls(dtype="float32"), cls(dtype=np.dtype("float32")), cls(dtype=jnp.float32)}) == 1
+    assert cls(dtype="bfloat16") == cls(dtype=jnp.bfloat16) != cls()

@@ -24,7 +24,7 @@ from audiovae_jax.datasets import folder, probing, shard_writer, sharding, shard
 from audiovae_jax.datasets.catalog import Excerpt, Track
 from audiovae_jax.errors import DataError
 from audiovae_jax.inference import latent_records, latent_writer, track_stream
-from audiovae_jax.inference.latent_dataset import LatentDataset
+from audiovae_jax.inference.latent_dataset import LatentCrops, LatentDataset, LatentTrack
 from audiovae_jax.inference.latent_writer import LatentFormat, track_key
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -335,7 +335,42 @@ def test_batches_are_a_function_of_seed_step_and_row(encoded):
         dataset.batches(4, 50, num_steps=1, process_count=3)
 
 
-def test_each_side_gives_its_own_tracks_each_frame_as_often(encoded, catalog):
+def _frequencies(track_frames, crop_frames, **options):
+    """How often each frame of a track is drawn, against a frame in its middle that is farthest from the ends."""
+    track = LatentTrack("a", ("train",), track_frames, 1, 8000, track_frames * 8, 2, 1.0, 0, 0)
+    crops, counts = LatentCrops(None, [track], crop_frames, seed=0, **options), np.zeros(track_frames)
+    for i in range(20_000):
+        _, first, _ = crops.where(i)
+        assert 0 <= first <= track_frames - crop_frames
+        counts[first : first + crop_frames] += 1
+    return counts / counts[track_frames // 2 - 5 : track_frames // 2 + 5].mean()
+
+
+def test_the_ends_of_a_track_are_rare_unless_they_are_covered():
+    plain, covered = _frequencies(100, 20), _frequencies(100, 20, cover_ends=True)
+    np.testing.assert_allclose(plain[[0, -1]], 1 / 20, rtol=0.2)
+    np.testing.assert_allclose(plain[20:80], 1.0, rtol=0.1)
+    np.testing.assert_allclose(covered[[0, -1]], 1.0, rtol=0.1)
+    np.testing.assert_allclose(covered[20:80], 1.0, rtol=0.1)
+    assert covered.min() > 0.9
+    assert covered.max() < 2.1
+    assert _frequencies(30, 20, cover_ends=True).min() > 1 / 3
+
+
+def test_covering_the_ends_changes_where_crops_begin_and_nothing_else(encoded):
+    dataset = LatentDataset(encoded)
+    given = {"num_steps": 5, "seed": 1, "sample": False}
+    batches = np.concatenate(list(dataset.batches(8, 50, cover_ends=True, **given)))
+    crops = dataset.crops(50, seed=1, sample=False, cover_ends=True)
+    starts = []
+    for i, batch in enumerate(batches):
+        track, first, lane = crops.where(i)
+        np.testing.assert_array_equal(batch, dataset.read(track, first, 50)[lane])
+        starts.append(first)
+    assert 0 in starts
+
+
+def test_each_side_gives_its_own_tracks_each_as_often_as_it_is_long(encoded, catalog):
     dataset = LatentDataset(encoded)
     for side, tracks in (("train", catalog.train), ("validation", catalog.validation)):
         keys = [track.key for track in tracks if track.key != "bad.wav"]

@@ -27,6 +27,20 @@ def test_twice_the_signal_has_closed_form_distances():
     assert loss() == 0.0
 
 
+@pytest.mark.parametrize("name", ["multi_resolution_stft", "sum_and_difference_stft", "mid_side_stft"])
+def test_ffts_alone_have_hops_of_a_quarter_and_windows_of_the_whole(name):
+    loss, given = getattr(losses, name), {"prediction": _audio(1), "target": _audio(2)}
+    for sizes in ((256,), (512, 256, 128)):
+        hops = tuple(size // 4 for size in sizes)
+        full = loss(**given, fft_sizes=sizes, hop_sizes=hops, win_lengths=sizes)
+        assert loss(**given, fft_sizes=sizes) == full
+        assert loss(**given, fft_sizes=sizes, hop_sizes=hops) == full
+        assert loss(**given, fft_sizes=sizes, win_lengths=sizes) == full
+    longer = {name: jnp.tile(audio, (1, 3, 1)) for name, audio in given.items()}
+    published = {"hop_sizes": (120, 240, 50), "win_lengths": (600, 1200, 240)}
+    assert loss(**longer) == loss(**longer, fft_sizes=(1024, 2048, 512), **published)
+
+
 def test_a_perfect_prediction_costs_nothing_and_has_a_finite_gradient():
     x = _audio()
     for fn in (losses.multi_resolution_stft, losses.multi_scale_mel, losses.log_spectral_distance):

@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from audiovae_jax.commands import cli
 from audiovae_jax.config import configuration
+from audiovae_jax.migration import migrate
+from audiovae_jax.migration.findings import Section
 from configs import base
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +25,100 @@ CHAPTERS = (
     "Example 1: Training with Custom Discriminator", "Example 2: Staged Adversarial Training",
     "Example 3: Extract Model for Inference", "Troubleshooting",
 )  # fmt: skip
+# Every key and class of the tables "Keys" and "Callbacks", with a value that is taken.
+EVERY = """
+experiment_name: stereo
+run_name: first
+paths: {log_dir: logs}
+seed: 7
+ckpt_path: last.ckpt
+resume_from: last.ckpt
+resume_from_checkpoint: last.ckpt
+model:
+  _target_: src.model.VAELightningModule.VAELightningModule
+  encoder_frozen: true
+  freeze_encoder: true
+  use_adversarial: true
+  generator_update_every: 2
+  discriminator_update_every: 2
+  discriminator_lr: 1e-4
+  adversarial_weight: 1.0
+  adversarial_warmup_steps: 5
+  feature_matching_weight: 1.0
+  log_audio_every_n_epochs: 2
+  num_audio_samples: 2
+  architecture: {_target_: src.model.AudioVAE.AudioVAE, latent_dim: 8}
+  discriminator: {_target_: src.EnCodecDiscriminator, stft_filters: 4}
+  adversarial_loss_calculator: {_target_: src.AdversarialLossCalculator, warmup_steps: 5}
+  optimizer: {_target_: torch.optim.AdamW, lr: 1e-4, betas: [0.9, 0.99], eps: 1e-8, weight_decay: 1e-4}
+  scheduler: {_target_: torch.optim.lr_scheduler.CosineAnnealingLR, eta_min: 1e-6}
+  loss_calculator:
+    _target_: src.loss_fn.VAELossCalculator.VAELossCalculator
+    kl_weight: 1e-4
+    kl_warmup_steps: 5
+    free_bits: 0.5
+    num_channels: 2
+    loss_weights: {wave: 0.5}
+    use_sum_and_difference: true
+    sum_and_difference_loss: {_target_: src.SumAndDifferenceSTFTLoss, fft_sizes: [256]}
+    use_lr_multiresolution: true
+    lr_multiresolution_loss: {_target_: src.LRMultiResolutionSTFTLoss, fft_sizes: [256]}
+    stft_loss: {_target_: src.SumAndDifferenceSTFTLoss, fft_sizes: [256]}
+    mel_loss: {_target_: src.MultiScaleMelSpectrogramLoss, fft_sizes: [256], n_mels: [8]}
+    additional_losses: {wave: {type: waveform}}
+datamodule:
+  _target_: src.dataset.MUSDB18Datamodule.MUSDB18DataModule
+  root: /music
+  data_dir: /music
+  root_dir: /music
+  audio_dir: /music
+  path: /music
+  sample_rate: 44100
+  channels: 2
+  chunk_duration: 1.5
+  crop_duration: 1.5
+  chunk_length: 65536
+  crop_length: 65536
+  batch_size: 8
+  num_workers: 4
+  val_samples: 80
+  train_samples: 8000
+  seed: 7
+trainer:
+  _target_: pytorch_lightning.Trainer
+  max_epochs: 5
+  max_steps: 500
+  check_val_every_n_epoch: 1
+  val_check_interval: 0.5
+  precision: bf16
+  gradient_clip_val: 1.0
+  overfit_batches: 1
+  accelerator: gpu
+  strategy: ddp
+  devices: 2
+  num_nodes: 1
+  accumulate_grad_batches: 1
+logger:
+  mlflow: {_target_: pytorch_lightning.loggers.MLFlowLogger, tracking_uri: "http://127.0.0.1", experiment_name: stereo}
+  wandb: {_target_: pytorch_lightning.loggers.WandbLogger, project: stereo}
+callbacks:
+  ModelCheckpoint: {_target_: pytorch_lightning.callbacks.ModelCheckpoint, every_n_epochs: 1, every_n_train_steps: 10}
+  EarlyStopping: {_target_: pytorch_lightning.callbacks.EarlyStopping, patience: 3}
+  LearningRateMonitor: {_target_: pytorch_lightning.callbacks.LearningRateMonitor}
+  RichProgressBar: {_target_: pytorch_lightning.callbacks.RichProgressBar}
+  TQDMProgressBar: {_target_: pytorch_lightning.callbacks.TQDMProgressBar}
+  AudioReconstructionCallback:
+    _target_: src.callbacks.AudioReconstructionCallback
+    sample_rate: 44100
+    log_every_n_epochs: 2
+    num_samples: 2
+  MLflowVAETrackerCallback: {_target_: src.callbacks.MLflowVAETrackerCallback}
+  model_saving_callback: {dirpath: saved}
+"""
+# Sections all of whose keys the guide names by a star.
+STARRED = r"architecture|discriminator|adversarial_loss_calculator|loss_calculator\.\w+"
+# Read to say that any value but one has no counterpart.
+ONE_VALUE = {"amsgrad", "monitor", "mode", "save_last"}
 
 
 def _rows(heading):
@@ -90,6 +187,40 @@ def test_the_old_document_has_no_other_chapters():
     chapters = re.findall(r"^## (.*)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), re.MULTILINE)
     answered = [*CHAPTERS, "Table of Contents", "Examples", "Summary"]  # the examples one by one
     assert set(chapters) <= set(answered)
+
+
+def _old_names(heading):
+    """The last parts of the keys and classes in a table's first column, and of those that have no counterpart."""
+    names, without = set(), set()
+    for old, new in _rows(heading):
+        found = {name.removesuffix(".*").rpartition(".")[2] for name in re.findall(r"`([\w.*]+)`", old)}
+        names |= found
+        without |= found if new.startswith("none") else set()
+    return names, without
+
+
+def _nested_keys(values):
+    return set(values).union(*(_nested_keys(value) for value in values.values() if isinstance(value, dict)))
+
+
+def test_the_guide_and_the_command_know_the_same_keys(tmp_path, monkeypatch):
+    read = set()
+    for kind in ("number", "whole", "flag", "text", "numbers", "whatever"):
+        take = getattr(Section, kind)
+
+        def recorded(self, name, default=None, take=take):
+            read.add((self.path, name))
+            return take(self, name, default)
+
+        monkeypatch.setattr(Section, kind, recorded)
+    (tmp_path / "old.yaml").write_text(EVERY)
+    made = migrate.migrate([tmp_path / "old.yaml"], [], base.get_config())
+    (names, _), (classes, without) = _old_names("Keys"), _old_names("Callbacks")
+    assert names | classes <= _nested_keys(yaml.safe_load(EVERY))
+    dropped = {re.match(r"[\w.]+", line)[0].rpartition(".")[2] for line in made.dropped}
+    assert dropped == without
+    named = {name for path, name in read if not re.search(STARRED, path)}
+    assert named - ONE_VALUE <= names | classes
 
 
 @pytest.mark.parametrize("place", [("link", "../nowhere.md"), ("link", "../../README.md#nothing"), ("key", "model.no"),

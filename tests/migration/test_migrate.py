@@ -38,16 +38,17 @@ def test_the_published_tree(tmp_path):
         "discriminator_optimizer.learning_rate": 2e-4, "optimizer.learning_rate": 5e-5,
         "optimizer.final_learning_rate": 1e-6, "adversarial.warmup_steps": 50_000, "kl.free_bits": 0.5,
         "data.root": "/music/musdb18", "data.source": "musdb18", "data.crop_length": 66_048,
-        "data.validation_crops": 80, "data.num_samples": 3, "logging.writers": ("tensorboard", "mlflow"),
+        "data.validation_crops": 80, "data.num_samples": 3, "data.num_threads": 4,
+        "logging.writers": ("tensorboard", "mlflow"),
         "logging.mlflow_uri": "http://127.0.0.1:5000", "logging.mlflow_experiment": "stereo",
         "losses.stft.fft_sizes": (2048, 1024, 512), "losses.stft.w_lin_mag": 0.0,
     })  # fmt: skip
     del expected.losses.mel
     expected.losses.waveform = {"_target_": "audiovae_jax.losses.waveform_l1", "weight": 0.1}
     assert configuration.flatten(config) == configuration.flatten(expected)
-    assert _has(made.dropped, "trainer.devices=1", "CUDA_VISIBLE_DEVICES")
-    assert _has(made.dropped, "callbacks.lr_monitor=", "LearningRateMonitor")
-    assert _has(made.dropped, "paths: ")
+    assert _has(made.changed, "trainer.devices: ", "CUDA_VISIBLE_DEVICES")
+    assert _has(made.changed, "callbacks.lr_monitor: ", "learning rate")
+    assert _has(made.changed, "paths: ", "workdir")
     assert _has(made.changed, "datamodule.chunk_duration", "66150", "66048")
     text = (tmp_path / "mine.py").read_text()
     assert all(line in text for line in (*made.changed, *made.dropped))
@@ -90,6 +91,41 @@ def test_steps_of_lightning_are_two_a_batch(tmp_path):
     assert _has(made.changed, "trainer.max_steps", "500 batches")
     _, config = _migrated(tmp_path, {"m.yaml": "model: {use_adversarial: false}\ntrainer: {max_steps: 1000}"})
     assert config.num_steps == 1000
+
+
+@pytest.mark.parametrize(
+    ("devices", "count"), [("4", 4), ("[0, 1]", 2), ("'3'", 3), ("'0,1'", 2), ("auto", 1), ("-1", 1), ("null", 1)]
+)
+def test_the_batch_of_one_device_becomes_that_of_an_update(tmp_path, devices, count):
+    made, config = _migrated(tmp_path, old_configs.PUBLISHED, f"trainer.devices={devices}", "trainer.num_nodes=2",
+                             "trainer.accumulate_grad_batches=3", "trainer.val_check_interval=30")  # fmt: skip
+    size = 8 * count * 2 * 3
+    assert config.batch_size == size
+    assert config.num_steps == 100 * (8000 // size)
+    assert config.validate_every == 10  # which counted batches, not updates
+    assert _has(
+        made.changed, "datamodule.batch_size: ", "items of one device", f"config.batch_size={8 * count * 2 * 3}"
+    )
+    unknown = devices in ("auto", "-1", "null")
+    assert _has(made.changed, "datamodule.batch_size: ", "give trainer.devices=N") == unknown
+
+
+def test_the_batch_of_a_single_device_stays(tmp_path):
+    made, config = _migrated(tmp_path)
+    assert config.batch_size == 8
+    assert not _has(made.changed, "batch_size")
+
+
+def test_epochs_become_steps_by_train_samples(tmp_path):
+    files = {"m.yaml": "trainer: {max_epochs: 5, devices: 2}\ndatamodule: {batch_size: 8}"}
+    made, config = _migrated(tmp_path, files)
+    assert config.num_steps == base.get_config().num_steps
+    assert _has(made.dropped, "trainer.max_epochs=5", "give train_samples=N")
+    for key in ("train_samples", "datamodule.train_samples"):
+        made, config = _migrated(tmp_path, files, f"{key}=1600")
+        assert config.num_steps == 500
+        assert _has(made.changed, "trainer.max_epochs", "5 epochs of 100 batches")
+        assert not made.dropped
 
 
 def test_a_whole_other_discriminator_and_rate(tmp_path):

@@ -142,3 +142,12 @@ def test_the_shortest_audio_gives_one_frame(strides):
     model = AudioVAE(**{**SMALL, "strides": strides, "channel_mults": (1,) * len(strides)})
     assert model.frames(model.min_length) == 1
     assert model.frames(model.min_length - 1) == 0
+
+
+def test_models_are_equal_however_their_type_is_given():
+    given = ("float32", jnp.float32, np.float32, np.dtype("float32"))
+    models = {AudioVAE(**SMALL, dtype=dtype) for dtype in given} | {AudioVAE(**SMALL)}
+    assert len(models) == 1
+    assert AudioVAE(**SMALL, dtype="bfloat16") == AudioVAE(**SMALL, dtype=jnp.bfloat16) not in models
+    with pytest.raises(ValueError, match="dtype='bf16' is no type to compute in; use float32 or bfloat16"):
+        AudioVAE(dtype="bf16")

@@ -53,6 +53,13 @@ def test_a_model_is_loaded_with_no_architecture_given(tmp_path, whole):
     assert description["arrays"]["model"]["latent_statistics/latent_std"].startswith("float32[3] ")
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, "float32", jnp.bfloat16])
+def test_a_loaded_model_equals_the_one_that_was_saved(tmp_path, dtype):
+    model = AudioVAE(**SMALL, dtype=dtype)
+    save_model(model, random_variables(model), tmp_path / "m")
+    assert load_model(tmp_path / "m")[0] == model
+
+
 def test_a_saved_model_is_replaced_whole_and_nothing_else_is_overwritten(tmp_path, whole):
     model, variables = whole
     save_model(model, variables, tmp_path / "m")
