@@ -240,6 +240,7 @@ def look(gr) -> dict[str, Any]:
     """What `launch` takes of how the page looks: fonts that every system has, so that none is fetched."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", **fonts)
+    theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
     return {"theme": theme, "css": STYLE.read_text(), "head": f"<script type=module>{SCRIPT.read_text()}</script>"}
 
 

@@ -63,4 +63,4 @@ def _line(name, value):
 def _text(value):
     if not math.isfinite(value):
         return "∞" if value > 0 else "-∞"
-    return number(value)
+    return f"{value:.0f}" if value and float(value).is_integer() else number(value)
