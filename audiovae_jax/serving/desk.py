@@ -1,6 +1,7 @@
 """What visitors can ask for, by the names of models and the files that they have uploaded, and nothing else."""
 
 import contextlib
+import dataclasses
 import os
 import sys
 import threading
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from audiovae_jax.data import stream, synthesis
 from audiovae_jax.errors import DataError, UserError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.inference.latents import Latents
@@ -18,6 +20,8 @@ from audiovae_jax.serving.listening import Heard, Progress, Reconstructed
 from audiovae_jax.serving.models import Models
 from audiovae_jax.serving.sessions import Gone, Session, Sessions
 
+FILE, SECOND = "Audio", "Second file"  # labels of the page's controls, which errors name
+_EXAMPLE = (44100, 10, 2)  # Hz, seconds and channels of an example clip
 _NAME = 80  # bytes of a file's name in that of a result, which must have room for two, and for what is added
 
 
@@ -40,6 +44,8 @@ class Desk:
         """A file through a model and back, heard, seen and measured; remembered as `reconstructed`."""
         with self._work(visitor, model, progress) as (session, codec, watched):
             path = self.sessions.uploaded(file)
+            if path.suffix.lower() == latent_edits.SUFFIX:
+                raise DataError(f'{path.name}: not audio; latents are for "Edit latents" and "Interpolate"')
             result = listening.reconstruct(codec, path, session.fresh_folder("reconstructed"), watched, mix=bool(mix))
             session.memory["reconstructed"] = result
             session.memory["latents"] = (_asked(codec, path, mix), result.latents)
@@ -68,12 +74,14 @@ class Desk:
         with self._work(visitor, model, progress) as (session, codec, watched):
             position = latent_edits.number(position, "the position", 0.0, 1.0)
             ends = [
-                self._latents(session, codec, file, mix, lambda s, text, i=i: watched(0.35 * (i + s), text), f"end {i}")
-                for i, file in enumerate((first, second))
+                self._latents(
+                    session, codec, file, mix, lambda s, text, i=i: watched(0.35 * (i + s), text), f"end {i}", control
+                )
+                for i, (file, control) in enumerate(((first, FILE), (second, SECOND)))
             ]
             between = latent_edits.interpolate(codec, ends[0][0], ends[1][0], position)
             name = f"{_short(first)}-{_short(second)}-{position:.2f}"
-            return self._heard(session, codec, between, "between", name, f"at {position:.2f}", watched)
+            return self._heard(session, codec, between, "between", name, "between", watched)
 
     def channels(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> list[tuple[int, float]]:
         """`(number, standard deviation over the file)` of each latent channel, the liveliest first."""
@@ -88,7 +96,39 @@ class Desk:
         with self._work(visitor, model, progress) as (session, codec, watched):
             latents, _ = self._latents(session, codec, file, mix, lambda s, text: watched(0.5 * s, text))
             turned = latent_edits.turn(latents, turns)
-            return self._heard(session, codec, turned, "turned", f"{_short(file)}-turned", "turned", watched)
+            return self._heard(session, codec, turned, "turned", f"{_short(file)}-turned", "edited", watched)
+
+    def untouched(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> Heard:
+        """What a file's latents decode to as they are, made once for those who ask again."""
+        with self._work(visitor, model, progress) as (session, codec, watched):
+            asked = _asked(codec, self.sessions.uploaded(file), mix)
+            last, heard = session.memory.get("untouched", (None, None))
+            if last != asked or not heard.path.is_file():
+                latents, _ = self._latents(session, codec, file, mix, lambda s, text: watched(0.3 * s, text))
+                folder = session.fresh_folder("untouched")
+                audio, _ = latent_edits.decode(
+                    codec, latents, folder, f"{_short(file)}-untouched", lambda s, text: watched(0.3 + 0.6 * s, text)
+                )
+                heard = listening.listen("untouched", audio, folder, lambda s, text: watched(0.9 + 0.1 * s, text))
+                session.memory["untouched"] = asked, heard
+            return heard
+
+    def source(self, visitor: str, model: str, file: Any, title: str, progress: Progress) -> Heard:
+        """An uploaded file as it is heard: audio itself, or what latents decode to."""
+        if Path(str(file)).suffix.lower() == latent_edits.SUFFIX:
+            return dataclasses.replace(self.untouched(visitor, model, file, False, progress), title=title)
+        with self._work(visitor, model, progress) as (session, _, watched):
+            return listening.listen(title, self.sessions.uploaded(file), session.fresh_folder(title), watched)
+
+    def example(self, number: int) -> Path:
+        """A clip of the built-in music to start from, made once; another number is other music."""
+        path = self.sessions.folder / "made" / "examples" / f"example_{number}.wav"
+        if not path.exists():
+            rate, seconds, channels = _EXAMPLE
+            audio = synthesis.music(np.random.default_rng(number), seconds * rate, rate, channels)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream.write(stream.of_array(audio, rate), path)
+        return path
 
     def wait(self, seconds: float):
         """Until what is being done has ended, but no longer than that."""
@@ -115,9 +155,11 @@ class Desk:
             print(f"error: a request failed ({text})", file=sys.stderr, flush=True)
             raise DataError("this failed for a reason that only the server's log tells") from error
 
-    def _latents(self, session: Session, codec: Codec, file, mix, progress, kind="latents") -> tuple[Latents, Path]:
+    def _latents(
+        self, session: Session, codec: Codec, file, mix, progress, kind="latents", control=FILE
+    ) -> tuple[Latents, Path]:
         """The latents of an uploaded file, and their file, made once for those who ask again."""
-        path = self.sessions.uploaded(file)
+        path = self.sessions.uploaded(file, control)
         for place in (kind, "latents"):
             asked, kept = session.memory.get(place, (None, None))
             if asked == _asked(codec, path, mix) and kept.is_file():
@@ -129,7 +171,7 @@ class Desk:
     def _heard(self, session, codec, latents, kind, name, title, progress):
         folder = session.fresh_folder(kind)
         audio, kept = latent_edits.decode(codec, latents, folder, name, lambda s, text: progress(0.7 + 0.2 * s, text))
-        heard: Heard = listening.listen(title, audio, lambda s, text: progress(0.9 + 0.1 * s, text))
+        heard: Heard = listening.listen(title, audio, folder, lambda s, text: progress(0.9 + 0.1 * s, text))
         session.memory[kind] = heard
         return audio, kept
 

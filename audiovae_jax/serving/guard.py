@@ -80,7 +80,7 @@ class Guard:
         """`(status, text)`, or None for what may pass."""
         path, method = scope["path"], scope["method"]
         if self._hosts is not None and _host(headers.get(b"host", "")) not in self._hosts:
-            return 403, "this page answers to its own address alone; see --host"
+            return 403, "this page answers to its own address alone; open the one that the server printed"
         if _is_foreign(scope, headers):
             return 403, "this page does not answer to those of other sites"
         if method in ("GET", "HEAD"):

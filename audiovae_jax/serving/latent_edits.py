@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from audiovae_jax.errors import DataError
+from audiovae_jax.errors import CheckpointError, DataError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.inference.latents import Latents
 from audiovae_jax.serving.listening import Progress, open_audio, require_bounded
@@ -39,7 +39,7 @@ def latents_of(
         latents = Latents.load(path)
         codec.require(latents, path.name)
         return latents, path
-    open_audio(codec, path)
+    open_audio(codec, path, mix=mix)
     target = folder / f"{path.stem}{SUFFIX}"
     codec.encode_file(path, target, lambda share: progress(share, "encoding"), mix=mix)
     return Latents.load(target), target
@@ -56,6 +56,8 @@ def require_latents(codec: Codec, path: Path):
     if latents.batch not in (None, 1):
         raise DataError(f"{path.name} holds a batch of latents; give those of one file")
     require_bounded(codec, path.name, latents)
+    if latents.model != codec.fingerprint:
+        raise CheckpointError(f'{path.name} were encoded by another model; choose that one under "Model"')
     codec.require(latents, path.name)
 
 

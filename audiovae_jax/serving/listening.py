@@ -10,10 +10,11 @@ from audiovae_jax.data import audio_file, stream
 from audiovae_jax.data.stream import AudioStream
 from audiovae_jax.errors import DataError
 from audiovae_jax.evaluation import metrics
-from audiovae_jax.evaluation.clips import Portrait
 from audiovae_jax.evaluation.latents import LatentStatistics
 from audiovae_jax.inference.codec import Codec
+from audiovae_jax.serving.portrait import Portrait
 
+MIX = "Mix channels to fit the model"  # the control that asks for it
 Progress = Callable[[float, str], None]
 _MOST_HOURS = 12  # of a file
 _MOST_CHANNELS = 16
@@ -29,12 +30,17 @@ class Heard:
     Attributes:
       title: what it is.
       path: of a file that browsers play.
-      picture: a data URI of its waveform and spectrogram.
+      portrait: what it looks like.
     """
 
     title: str
     path: Path
-    picture: str
+    portrait: Portrait
+
+    @property
+    def picture(self) -> str:
+        """A data URI of its spectrogram."""
+        return self.portrait.spectrogram()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +61,23 @@ class Reconstructed:
     latents: Path
 
 
-def open_audio(codec: Codec, path: Path) -> AudioStream:
+def open_audio(codec: Codec, path: Path, *, mix: bool = False) -> AudioStream:
     """The audio of an uploaded file.
 
+    Args:
+      codec: the model.
+      path: of the file.
+      mix: see `Codec.encode`.
+
     Raises:
-      DataError: it cannot be used, or is too long.
+      DataError: it cannot be used, is too long, or has other channels than the model and is not to be mixed.
     """
-    source = stream.open_file(path)
+    source, wanted = stream.open_file(path), codec.model.in_channels
     require_bounded(codec, path.name, source)
+    if not mix and wanted != 1 and source.channels not in (1, wanted):
+        raise DataError(
+            f'{path.name} has {source.channels} channels and the model takes {wanted}; tick "{MIX}" to mix them'
+        )
     return source
 
 
@@ -105,7 +120,7 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
     Raises:
       DataError: audio that cannot be used.
     """
-    source, name = open_audio(codec, path), path.stem
+    source, name = open_audio(codec, path, mix=mix), path.stem
     blocks, statistics = [], LatentStatistics(codec.model.latent_dim)
 
     def watch(posterior):
@@ -128,27 +143,29 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
             reference, estimate, pool=pool, progress=lambda share: progress(0.7 + 0.3 * share, "measuring")
         )
     columns |= statistics.columns(source.length / source.sample_rate)
-    peak = _axis(*portraits)
     titles = ("original", "reconstruction", "difference")
     paths = (playable(source, path, folder), reconstruction, difference)
-    heard = [
-        Heard(title, played, portrait.picture(peak))
-        for title, played, portrait in zip(titles, paths, portraits, strict=True)
-    ]
+    heard = map(Heard, titles, paths, portraits)
     return Reconstructed(tuple(heard), columns, reconstruction, difference, latents)
 
 
-def listen(title: str, path: Path, progress: Progress) -> Heard:
-    """A file that was made here, to play, with its picture.
+def listen(title: str, path: Path, folder: Path, progress: Progress) -> Heard:
+    """A file to play, with its picture.
+
+    Args:
+      title: what it is.
+      path: of the file.
+      folder: for what browsers play of it, see `playable`.
+      progress: called with the share that is done, and what is being done.
 
     Raises:
       DataError: audio that cannot be used.
     """
     source = stream.open_file(path)
-    portrait = Portrait(source.length, source.sample_rate)
+    portrait = Portrait(source)
     for block in stream.watched(source.blocks(), source.length, lambda share: progress(share, "drawing")):
         portrait.add(block)
-    return Heard(title, path, portrait.picture(_axis(portrait)))
+    return Heard(title, playable(source, path, folder), portrait)
 
 
 def playable(source: AudioStream, path: Path, folder: Path) -> Path:
@@ -162,7 +179,7 @@ def playable(source: AudioStream, path: Path, folder: Path) -> Path:
 
 def _subtract(reference, estimate, path, progress):
     """Write `reference - estimate`; pictures of both and of it."""
-    portraits = [Portrait(reference.length, reference.sample_rate) for _ in range(3)]
+    portraits = [Portrait(reference) for _ in range(3)]
 
     def blocks():
         for y, x in metrics.pairs(reference, estimate):
@@ -173,7 +190,3 @@ def _subtract(reference, estimate, path, progress):
 
     stream.write(dataclasses.replace(reference, blocks=blocks), path, progress)
     return portraits
-
-
-def _axis(*portraits):
-    return max(1e-3, *(portrait.peak for portrait in portraits)) * 1.05

@@ -76,7 +76,7 @@ class Models:
         """
         path = self._found.get(name) if isinstance(name, str) else None
         if path is None:
-            raise DataError(f"there is no model {str(name)[:200]!r} here; choose one of the list")
+            raise DataError(f'there is no model {str(name)[:200]!r} here; choose one under "Model"')
         with self._lock:  # so that two who ask for one model load it once
             key = (name, _changed(path))
             if key not in self._codecs:

@@ -2,22 +2,18 @@
 
 import html
 import math
-import os
 import secrets
-import urllib.parse
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from audiovae_jax.data.audio_file import EXTENSIONS
 from audiovae_jax.data.files import printable
 from audiovae_jax.errors import UserError
-from audiovae_jax.evaluation.metrics import COLUMNS
-from audiovae_jax.evaluation.report import number
-from audiovae_jax.pages.document import escaped
 from audiovae_jax.serving import latent_edits
-from audiovae_jax.serving.desk import Desk
-from audiovae_jax.serving.listening import Heard
+from audiovae_jax.serving.desk import FILE, SECOND, Desk
+from audiovae_jax.serving.listening import MIX
+from audiovae_jax.serving.player import SCRIPT, STYLE, player
+from audiovae_jax.serving.scorecard import scorecard
 
 TITLE = "audiovae_jax"
 _FILES_KEPT = (3600, 24 * 3600)  # seconds: how often uploads are looked at, and how old they get
@@ -25,18 +21,16 @@ _WAITING = 32  # visitors' requests; more are told to come later
 _WAITING_EACH = 2  # of one visitor
 _WAITING_ADDRESS = 8  # of all visitors from one address, who may be one that calls himself many
 _HEAVY = "model"  # name of the queue for what takes a model
-_COLUMNS_OF_SLIDERS = 4
-_STYLE = """
-.before { color: var(--body-text-color-subdued) }
-.heard { display: flex; flex-wrap: wrap; gap: 1em } .heard figure { margin: 0; flex: 1 1 20em; max-width: 32em }
-.heard img, .heard audio { width: 100%; display: block } .heard figcaption { font-weight: 600; padding: .2em 0 }
-.heard img { background: #fff; border-radius: 4px } .numbers { columns: 22em; column-gap: 2em; margin-top: 1em }
-.numbers div { display: flex; justify-content: space-between; gap: 1em; break-inside: avoid; padding: .1em 0;
-border-bottom: 1px solid var(--border-color-primary) } .numbers span:last-child { font-variant-numeric: tabular-nums }
-"""
-_BEFORE = '<p class="before">What is made is heard and seen here.</p>'
+_SLIDERS_SHOWN = 8  # channels that move most; the others are folded
+_SLIDERS_IN_ROW = 4
+_EMPTY = {
+    "listen": "Choose a file, or take the example clip, and reconstruct it.",
+    "edit": "Load the latents of the file: each channel gets a slider.",
+    "decode": "Move some sliders and decode: what was edited is compared with what was not.",
+    "between": "Choose a second file, and a position between the two.",
+}
 _ROOM = 90  # pixels, for progress to be seen in before there is anything
-_HINT = "The channels that move most over this file come first; a turn of 1 adds one of its standard deviations."
+_HINT = "Each slider adds so many of the channel's standard deviations (SD). The channels that move most come first."
 
 
 def build(desk: Desk):
@@ -85,113 +79,153 @@ def build(desk: Desk):
 
     def channels(model, file, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         with _as_messages(gr):
-            return desk.channels(_visitor(request), model, file, mix, _shown(progress))
+            return desk.channels(_visitor(request), model, file, mix, _shown(progress)), empty("decode")
 
-    def remembered(request: gr.Request, kind: str) -> Any:
-        return desk.sessions.session(_visitor(request)).memory.get(kind)
+    def show_reconstructed(model, file, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+        with _as_messages(gr):
+            made = desk.reconstruct(_visitor(request), model, file, mix, _shown(progress))
+        downloads = {"reconstruction": made.reconstruction, "difference": made.difference, "latents": made.latents}
+        return player(made.heard, f"{Path(file).name} through {model}", downloads) + scorecard(made.metrics)
 
-    def show_reconstructed(request: gr.Request):
-        made = remembered(request, "reconstructed")
-        return "" if made is None else players(made.heard) + numbers_table(made.metrics)
+    def show_edited(model, file, turns, mix, request, progress):
+        visitor, shown = _visitor(request), _shown(progress)
+        with _as_messages(gr):
+            audio, latents = desk.turn_channels(visitor, model, file, turns, mix, lambda s, text: shown(0.5 * s, text))
+            heard = [
+                desk.untouched(visitor, model, file, mix, lambda s, text: shown(0.5 + 0.5 * s, text)),
+                desk.sessions.session(visitor).memory["turned"],
+            ]
+        edits = ", ".join(f"channel {channel} {amount:+g} SD" for channel, amount in turns.items()) or "nothing edited"
+        caption = f"{Path(file).name} through {model}: {edits}"
+        return player(heard, caption, {"edited audio": audio, "edited latents": latents}, selected=1)
 
-    def show_turned(request: gr.Request):
-        return players(filter(None, [remembered(request, "turned")]))
-
-    def show_between(request: gr.Request):
-        return players(filter(None, [remembered(request, "between")]))
+    def show_between(model, file, other, position, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
+        visitor, shown = _visitor(request), _shown(progress)
+        with _as_messages(gr):
+            audio, latents = desk.interpolate(
+                visitor, model, file, other, position, mix, lambda s, text: shown(0.6 * s, text)
+            )
+            heard = [
+                desk.source(visitor, model, file, "first", lambda s, text: shown(0.6 + 0.2 * s, text)),
+                desk.sessions.session(visitor).memory["between"],
+                desk.source(visitor, model, other, "second", lambda s, text: shown(0.8 + 0.2 * s, text)),
+            ]
+        caption = f"From {Path(file).name} to {Path(other).name} at {position:.2f}, through {model}"
+        return player(heard, caption, {"audio between": audio, "latents between": latents}, selected=1)
 
     def leave(request: gr.Request):
         desk.sessions.forget(_visitor(request))
 
-    def downloads(*labels):
+    def button(text, name, **options):
+        return gr.Button(text, elem_id=name, scale=0, min_width=150, **options)
+
+    def file_input(label, name, number):
+        types = [*EXTENSIONS, latent_edits.SUFFIX]
+        chosen = gr.File(label=label, file_types=types, elem_id=name, height=140)
         with gr.Row():
-            return [gr.DownloadButton(f"Download {label}", elem_id=name, size="md") for label, name in labels]
+            example = button("Use the example clip", f"{name}_example", size="sm")
+            record = button("Record", f"{name}_record", size="sm")
+        recorder = gr.Audio(sources=["microphone"], type="filepath", format="wav", label="Record", visible=False)
+        example.click(lambda: str(desk.example(number)), None, chosen, queue=False, **private)
+        record.click(lambda: gr.Audio(visible=True), None, recorder, queue=False, **private)
+        # In the browser alone: of what reaches the server, gradio would convert all that is no WAV, by ffmpeg.
+        recorder.change(None, recorder, chosen, js="recorded => recorded", preprocess=False, queue=False, **private)
+        return chosen
+
+    def empty(kind):
+        return f'<p class="empty">{_EMPTY[kind]}</p>'
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_FILES_KEPT) as page:
-        gr.Markdown("# Listen to a model\nChoose a model and a file: hear, see and measure what it makes of it.")
+        gr.Markdown("# Listen to a model\nHear, see and measure what a model makes of your audio.")
         with gr.Row():
-            with gr.Column():
+            with gr.Column(min_width=280):
                 model = gr.Dropdown(
                     names, value=names[0], label="Model", elem_id="model", interactive=True, allow_custom_value=True
                 )
-                mix = gr.Checkbox(False, label="Mix other channel counts down or up to the model's")
-                recorder = gr.Audio(
-                    sources=["microphone"], type="filepath", format="wav", label="Record", elem_id="record"
-                )
-            file = gr.File(
-                label="Audio, or latents of this model (.safetensors)", file_types=[*EXTENSIONS, latent_edits.SUFFIX],
-                elem_id="file", height=220,
-            )  # fmt: skip
+                mix = gr.Checkbox(False, label=MIX, info="For files of more channels than the model takes.")
+            with gr.Column(min_width=280):
+                file = file_input(FILE, "file", 0)
         with gr.Tab("Listen"):
-            button = gr.Button("Reconstruct", variant="primary", elem_id="reconstruct")
-            heard = gr.HTML(_BEFORE, elem_id="heard", min_height=_ROOM)
-            files = downloads(("reconstruction", "wav"), ("difference", "difference"), ("latents", "latents"))
-            columns = gr.JSON(label="Metrics", visible=False)
-            button.click(lambda: (_BEFORE, None, None, None), None, [heard, *files], queue=False, **private).then(
-                reconstruct, [model, file, mix], [columns, *files], api_name="reconstruct", show_progress_on=heard,
-                **heavy,
-            ).success(show_reconstructed, None, heard, queue=False, **private)  # fmt: skip
-        with gr.Tab("Turn channels"):
+            with gr.Row():
+                reconstruct_button = button("Reconstruct", "reconstruct", variant="primary")
+            heard = gr.HTML(empty("listen"), elem_id="heard", min_height=_ROOM, apply_default_css=False)
+            reconstruct_button.click(
+                show_reconstructed, [model, file, mix], heard, api_visibility="private", **heavy
+            )  # fmt: skip
+        with gr.Tab("Edit latents"):
             known = gr.State([])
-            ask = gr.Button("Show the latent channels of the file", elem_id="channels")
-            turned = gr.HTML(_BEFORE, elem_id="turned_heard", min_height=_ROOM)
-            turned_files = downloads(("audio", "turned"), ("latents", "turned_latents"))
-            ask.click(channels, [model, file, mix], known, api_visibility="private", show_progress_on=turned, **heavy)
-            file.change(lambda: [], None, known, queue=False, **private)
-            model.change(lambda: [], None, known, queue=False, **private)
+            with gr.Row():
+                ask = button("Load latents", "channels")
 
             @gr.render(inputs=known)
             def sliders(found):
                 if not found:
                     return
                 gr.Markdown(_HINT)
-                decode_button = gr.Button("Decode", variant="primary", elem_id="turn")
                 made, most = [], latent_edits.MOST_TURN
-                for start in range(0, len(found), _COLUMNS_OF_SLIDERS):
-                    with gr.Row():
-                        made += [
-                            gr.Slider(
-                                -most,
-                                most,
-                                0,
-                                label=f"channel {channel} (±{spread:.3g})",
-                                step=0.1,
-                                min_width=150,
-                                elem_id=f"channel_{channel}",
-                            )
-                            for channel, spread in found[start : start + _COLUMNS_OF_SLIDERS]
-                        ]
+                shown, folded = found[:_SLIDERS_SHOWN], found[_SLIDERS_SHOWN:]
+                for group in filter(None, (shown, folded)):
+                    with gr.Accordion(f"{len(folded)} more channels", open=False) if group is folded else gr.Group():
+                        for start in range(0, len(group), _SLIDERS_IN_ROW):
+                            with gr.Row():
+                                made += [
+                                    gr.Slider(
+                                        -most, most, 0, label=f"Channel {channel}", info=f"SD {spread:.3g}", step=0.1,
+                                        min_width=150, elem_id=f"channel_{channel}",
+                                    )
+                                    for channel, spread in group[start : start + _SLIDERS_IN_ROW]
+                                ]  # fmt: skip
+                with gr.Row():
+                    decode_button = button("Decode", "turn", variant="primary")
+                    reset = button("Reset all", "reset")
+                reset.click(lambda: dict.fromkeys(made, 0), None, made, queue=False, **private)
 
-                def turn(model, file, mix, request: gr.Request, progress=gr.Progress(), *amounts):  # noqa: B008
+                def edit(model, file, mix, request: gr.Request, progress=gr.Progress(), *amounts):  # noqa: B008
                     turns = {channel: amount for (channel, _), amount in zip(found, amounts, strict=True) if amount}
-                    return turn_channels(model, file, turns, mix, request, progress)
+                    return show_edited(model, file, turns, mix, request, progress)
 
-                decode_button.click(
-                    turn, [model, file, mix, *made], turned_files, api_visibility="private", show_progress_on=turned,
-                    **heavy,
-                ).success(show_turned, None, turned, queue=False, **private)  # fmt: skip
+                decode_button.click(edit, [model, file, mix, *made], edited, api_visibility="private", **heavy)
 
+            edited = gr.HTML(empty("edit"), elem_id="turned_heard", min_height=_ROOM, apply_default_css=False)
+            ask.click(
+                channels,
+                [model, file, mix],
+                [known, edited],
+                api_visibility="private",
+                show_progress_on=edited,
+                **heavy,
+            )
         with gr.Tab("Interpolate"):
             with gr.Row():
-                second = gr.File(
-                    label="Another file, to go towards", file_types=[*EXTENSIONS, latent_edits.SUFFIX],
-                    elem_id="second", height=160,
+                with gr.Column(min_width=280):
+                    second = file_input(SECOND, "second", 1)
+                position = gr.Slider(
+                    0, 1, 0.5, step=0.01, label="Position", info="0 is the first file, 1 the second.",
+                    elem_id="position", min_width=280,
                 )  # fmt: skip
-                position = gr.Slider(0, 1, 0.5, step=0.01, label="From the first to the other", elem_id="position")
-            between_button = gr.Button("Interpolate", variant="primary", elem_id="interpolate")
-            between = gr.HTML(_BEFORE, elem_id="between_heard", min_height=_ROOM)
-            between_files = downloads(("audio", "between"), ("latents", "between_latents"))
+            with gr.Row():
+                between_button = button("Interpolate", "interpolate", variant="primary")
+            between = gr.HTML(empty("between"), elem_id="between_heard", min_height=_ROOM, apply_default_css=False)
             between_button.click(
-                interpolate, [model, file, second, position, mix], between_files, api_name="interpolate",
-                show_progress_on=between, **heavy,
-            ).success(show_between, None, between, queue=False, **private)  # fmt: skip
-        # In the browser alone: of what reaches the server, gradio would convert all that is no WAV, by ffmpeg.
-        recorder.change(None, recorder, file, js="recorded => recorded", preprocess=False, queue=False, **private)
+                show_between, [model, file, second, position, mix], between, api_visibility="private", **heavy
+            )
+        # What is shown is of the model and the files that are chosen.
+        gr.on(
+            [model.change, file.change, mix.change], lambda: ([], *map(empty, ("listen", "edit", "between"))), None,
+            [known, heard, edited, between], queue=False, **private,
+        )  # fmt: skip
+        second.change(lambda: empty("between"), None, between, queue=False, **private)
         # Endpoints without a button.
-        audio, latents = (gr.File(label=label, visible=False) for label in ("Audio", "Latents"))
-        turns, listed = (gr.JSON(label=label, visible=False) for label in ("Turns", "Models"))
+        audio, latents, other = (gr.File(label=label, visible=False) for label in ("Audio", "Latents", "Difference"))
+        turns, listed, columns = (gr.JSON(label=label, visible=False) for label in ("Turns", "Models", "Metrics"))
         trigger = gr.Button(visible=False)
         trigger.click(models, None, listed, api_name="models", queue=False)
+        trigger.click(
+            reconstruct, [model, file, mix], [columns, audio, other, latents], api_name="reconstruct", **heavy
+        )
+        trigger.click(
+            interpolate, [model, file, second, position, mix], [audio, latents], api_name="interpolate", **heavy
+        )
         trigger.click(encode, [model, file, mix], latents, api_name="encode", **heavy)
         trigger.click(decode, [model, latents], audio, api_name="decode", **heavy)
         trigger.click(turn_channels, [model, file, turns, mix], [audio, latents], api_name="turn_channels", **heavy)
@@ -205,29 +239,9 @@ def build(desk: Desk):
 def look(gr) -> dict[str, Any]:
     """What `launch` takes of how the page looks: fonts that every system has, so that none is fetched."""
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
-    return {"theme": gr.themes.Default(**fonts), "css": _STYLE}
-
-
-def players(heard: Iterable[Heard]) -> str:
-    """HTML of audio to play and to look at."""
-    figures = "".join(
-        f'<figure><figcaption>{escaped(one.title)}</figcaption><img src="{one.picture}" '
-        f'alt="waveform and spectrogram, {escaped(one.title)}">'
-        f'<audio controls preload="metadata" src="{_address(one.path)}"></audio></figure>'
-        for one in heard
-    )
-    return f'<div class="heard">{figures}</div>' if figures else ""
-
-
-def numbers_table(columns: Mapping[str, float | None]) -> str:
-    """HTML of the metrics that have a value, with their definitions as hints."""
-    lines = "".join(
-        f'<div title="{escaped(COLUMNS[name].definition)}"><span>{escaped(COLUMNS[name].label)}</span>'
-        f"<span>{_text(value)}</span></div>"
-        for name, value in columns.items()
-        if value is not None
-    )
-    return f'<div class="numbers">{lines}</div>'
+    theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", **fonts)
+    theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
+    return {"theme": theme, "css": STYLE.read_text(), "head": f"<script type=module>{SCRIPT.read_text()}</script>"}
 
 
 def _share_queue(page):
@@ -281,13 +295,5 @@ def _shown(progress):
     return lambda share, text: progress(min(1.0, share), desc=text)
 
 
-def _address(path: Path):
-    return f"gradio_api/file={urllib.parse.quote(os.fspath(path))}"
-
-
 def _known(value):
     return value is not None and math.isfinite(value)
-
-
-def _text(value):
-    return number(value) if math.isfinite(value) else ("∞" if value > 0 else "-∞")

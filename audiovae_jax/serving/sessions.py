@@ -127,15 +127,19 @@ class Sessions:
         """A text without the places of this server's files; of each the name remains."""
         return re.sub(re.escape(str(self.folder)) + r"/(?:[0-9a-f]{8,}/|made/)*", "", text)
 
-    def uploaded(self, path: Any) -> Path:
+    def uploaded(self, path: Any, control: str = "Audio") -> Path:
         """A path that a visitor names, which must be of a file that was uploaded here.
+
+        Args:
+          path: of the file.
+          control: label of the page's control that it comes from, for errors.
 
         Raises:
           DataError: it is none, or none was given.
         """
         if not path:
-            raise DataError("there is no file yet; upload one, or record")
+            raise DataError(f'there is no file under "{control}" yet; upload one, or record, or take the example clip')
         real = os.path.realpath(str(path))
         if not real.startswith(os.path.join(self.folder, "")) or not os.path.isfile(real):
-            raise DataError("the file was not uploaded here, or is gone; upload it again")
+            raise DataError(f'the file under "{control}" was not uploaded here, or is gone; upload it again')
         return Path(real)

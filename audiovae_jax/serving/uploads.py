@@ -56,7 +56,7 @@ class Uploads:
 
     def _too_long(self):
         # Gradio tells by these words that it is the length.
-        return f"more than the maximum allowed size of {self._most >> 20} MB (--max_upload_mb)"
+        return f"more than the maximum allowed size of {self._most >> 20} MB; upload a shorter file"
 
     def _has_room(self):
         held = self._coming

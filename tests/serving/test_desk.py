@@ -180,6 +180,58 @@ def test_requests_that_make_no_sense_give_a_message(desk, upload):
         desk.turn_channels("a", "two", latents, {}, False, nothing)
 
 
+def test_an_edit_is_heard_beside_what_was_not_edited(desk, root, upload, tmp_path, monkeypatch):
+    song = upload("song.wav", noise(40))
+    untouched = desk.untouched("a", "one", song, False, nothing)
+    Codec.load(root / "one").reconstruct_file(song, tmp_path / "expected.wav")
+    np.testing.assert_array_equal(samples(untouched.path), samples(tmp_path / "expected.wav"))
+    audio, _ = desk.turn_channels("a", "one", song, {"0": 2.0}, False, nothing)
+    assert np.abs(samples(audio) - samples(untouched.path)).max() > 1e-6
+    audio, _ = desk.turn_channels("a", "one", song, {}, False, nothing)  # all reset
+    np.testing.assert_array_equal(samples(audio), samples(untouched.path))
+    monkeypatch.setattr(Codec, "decode_file", None)  # it would fail
+    assert desk.untouched("a", "one", song, False, nothing) is untouched
+
+
+def test_sources_of_an_interpolation_are_heard_as_they_are(desk, root, upload, tmp_path):
+    song = upload("song.aiff", noise(41))
+    source = desk.source("a", "one", song, "first", nothing)
+    assert (source.title, source.path.suffix) == ("first", ".wav")
+    np.testing.assert_array_equal(samples(source.path), samples(song))
+    latents = upload("song.safetensors", desk.encode("a", "one", song, False, nothing).read_bytes())
+    decoded = desk.source("a", "one", latents, "second", nothing)
+    Codec.load(root / "one").decode_file(latents, tmp_path / "expected.wav")
+    assert decoded.title == "second"
+    np.testing.assert_array_equal(samples(decoded.path), samples(tmp_path / "expected.wav"))
+
+
+def test_example_clips_can_be_used_as_if_uploaded(desk):
+    clips = [desk.example(number) for number in (0, 1)]
+    assert desk.example(0) == clips[0]
+    assert all(soundfile.info(clip).duration == 10 for clip in clips)
+    assert np.abs(samples(clips[0]) - samples(clips[1])).max() > 0.1
+    assert desk.channels("a", "one", str(clips[0]), False, nothing)
+
+
+def test_errors_name_the_page_s_controls_and_no_flags(desk, upload):
+    song, six = upload("song.wav", noise(42)), upload("six.wav", noise(43, 100, 6))
+    latents = upload("l.safetensors", desk.encode("a", "one", song, False, nothing).read_bytes())
+    for ask, control in (
+        (lambda: desk.reconstruct("a", "one", None, False, nothing), '"Audio"'),
+        (lambda: desk.interpolate("a", "one", song, None, 0.5, False, nothing), '"Second file"'),
+        (lambda: desk.interpolate("a", "one", None, song, 0.5, False, nothing), '"Audio"'),
+        (lambda: desk.reconstruct("a", "three", song, False, nothing), '"Model"'),
+        (lambda: desk.untouched("a", "two", latents, False, nothing), '"Model"'),
+        (lambda: desk.reconstruct("a", "one", latents, False, nothing), '"Edit latents"'),
+        (lambda: desk.reconstruct("a", "one", six, False, nothing), '"Mix channels to fit the model"'),
+        (lambda: desk.turn_channels("a", "one", six, {}, False, nothing), '"Mix channels to fit the model"'),
+    ):
+        with pytest.raises((DataError, CheckpointError), match=control) as caught:
+            ask()
+        assert "--" not in str(caught.value)
+        assert "=True" not in str(caught.value)
+
+
 def test_long_names_of_any_letters_have_room(desk, upload):
     files = [upload(f"{letter * (180 // len(letter.encode()))}.wav", noise(30)) for letter in ("\u6b4c", "x")]
     for first, second in (files, files[::-1]):

@@ -260,6 +260,47 @@ def test_an_upload_that_is_too_long_is_refused_and_leaves_nothing(page, root):
     assert not list(folder.parent.glob("evil.wav"))
 
 
+def pressed(url, config, button, data, visitor):
+    """The data that a button's handler answers."""
+    (target,) = (part["id"] for part in config["components"] if part["props"].get("elem_id") == button)
+    (handler,) = (one["id"] for one in config["dependencies"] if [target, "click"] in map(list, one["targets"]))
+    status, text = ask(
+        f"{url}/gradio_api/queue/join",
+        {"fn_index": handler, "data": data, "session_hash": visitor, "trigger_id": target},
+    )
+    assert status == 200, text
+    events = ask(f"{url}/gradio_api/queue/data?session_hash={visitor}")[1]
+    (done,) = (json.loads(line[6:]) for line in events.splitlines() if '"process_completed"' in line)
+    return done["output"]
+
+
+def test_what_the_buttons_show(page, root):
+    url, _ = page
+    config = json.loads(ask(f"{url}/config")[1])
+    (clip,) = pressed(url, config, "file_example", [], "buttons")["data"]
+    clip = {"path": clip["path"], "meta": {"_type": "gradio.FileData"}}
+    song = {"path": ask_upload(url, root / "0.wav"), "meta": {"_type": "gradio.FileData"}}
+    for button, data, titles in (
+        ("reconstruct", ["one", song, False], ["Original", "Reconstruction", "Difference"]),
+        ("interpolate", ["one", song, clip, 0.5, False], ["First", "Between", "Second"]),
+    ):
+        (shown,) = pressed(url, config, button, data, "buttons")["data"]
+        assert re.findall(r'aria-pressed="\w+">(.*?)<', shown) == titles
+        addresses = re.findall(r'(?:src|href)="(gradio_api/[^"]*)"', shown)
+        assert len(addresses) >= len(titles) + 2
+        for address in addresses:
+            assert ask(f"{url}/{address}")[0] == 200, address
+        assert ("scorecard" in shown) == (button == "reconstruct")
+    _, hint = pressed(url, config, "channels", ["one", song, False], "buttons")["data"]
+    assert "sliders" in hint
+    for button, data, control in (
+        ("reconstruct", ["one", None, False], "Audio"),
+        ("interpolate", ["one", song, None, 0.5, False], "Second file"),
+    ):
+        assert f'under "{control}"' in pressed(url, config, button, data, "buttons")["error"]
+    assert "customElements.define" in ask(url)[1]
+
+
 @pytest.mark.slow
 def test_two_at_once_get_each_their_own(page, root, tmp_path):
     expected = {}
