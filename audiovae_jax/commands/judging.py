@@ -60,16 +60,21 @@ def _evaluate(*given):
     tracks, skipped, timeout = _tracks(root, out)
     if values.limit is not None and values.limit < len(tracks):
         tracks = [tracks[i * len(tracks) // values.limit] for i in range(values.limit)]
-    models = [systems.Model(name, codec.load(path), path, mix=values.mix) for name, path in names]
+    models = [systems.Model(name, codec.load(path), _name(path), mix=values.mix) for name, path in names]
     for note in notes:
         print(note, flush=True)
     result = evaluate.evaluate(
-        [*models, *baselines], tracks, out, title=f"Evaluation on {root}", sample_rate=values.measure_at,
+        [*models, *baselines], tracks, out, title=f"Evaluation on {_name(root)}", sample_rate=values.measure_at,
         preset=None if values.preset is None else PRESETS[values.preset], embedding=embedding, visqol=visqol,
         notes=notes, skipped=skipped, read_timeout=timeout,
     )  # fmt: skip
     print("\n".join(_lines(result)))
     print(f"{result['files']} files judged, {len(result['skipped'])} skipped; see {out / 'report.html'}")
+
+
+def _name(place):
+    """A file's or folder's own name; a URL as it is."""
+    return place if remote.is_url(place) else Path(place).resolve().name
 
 
 def _tracks(root, out):

@@ -1,32 +1,44 @@
-"""The evaluation as one page that needs no other: table, distributions, and files to listen to."""
+"""The evaluation as one page: a summary, tables, distributions, and files to listen to."""
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from audiovae_jax.data.files import printable
 from audiovae_jax.evaluation import clips
 from audiovae_jax.evaluation.metrics import COLUMNS
 from audiovae_jax.evaluation.presets import Preset
-from audiovae_jax.pages.document import document, escaped
+from audiovae_jax.pages import document, drawing
+from audiovae_jax.pages.document import facts, player, table
 from audiovae_jax.storage import atomic
+from audiovae_jax.tracking import picture
 
 AUDIO_BYTES = 24 * 10**6  # of all players together, as 16-bit samples
 MOST_SECONDS = 8.0  # of a clip
 _MOST_ROWS = 200  # of the table of files
-_SHOWN = ("si_sdr_db", "auraloss_stft", "audiotools_mel", "side_snr_db", "loudness_difference_lu", "bandwidth_kept")
+_MAIN = "si_sdr_db"
+_HEADLINE = (_MAIN, "audiotools_mel", "bits_per_second")
+_OF_MODELS = (*_HEADLINE, "realtime_factor")
+_SHOWN = (_MAIN, "auraloss_stft", "audiotools_mel", "side_snr_db", "loudness_difference_lu", "bandwidth_kept")
+_LABEL = 18  # characters of a system's name in a drawing
+_FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)+")
 _STYLE = """
-body { max-width: 90em } table { display: block; overflow-x: auto } td, th { white-space: normal }
-td.n { white-space: nowrap; font-variant-numeric: tabular-nums } .best { font-weight: 700 }
-small { color: #666; display: block; font-weight: 400 } th.n { text-align: right }
-tr > th:first-child { min-width: 18em } audio { width: 100% }
-.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(22em, 1fr)); gap: 1em }
-figure { margin: 0 } details { margin: 1em 0 }
+.summary { display: grid; grid-template-columns: 3fr 2fr; gap: 2.5rem; align-items: center }
+.summary .facts { grid-template-columns: repeat(3, 1fr) }
+.listen { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 2fr); gap: 1.25rem }
+.original > div { position: sticky; top: 1rem } .listen svg { margin-top: .5rem }
+.pair { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.25rem; margin-bottom: 1.25rem }
+@media (max-width: 56rem) {
+  .summary { grid-template-columns: minmax(0, 1fr); gap: .5rem }
+  .facts b { font-size: 1.2rem } .facts .card { padding: .6rem .7rem } .summary .facts { gap: .4rem }
+  .listen, .pair { grid-template-columns: minmax(0, 1fr) } .original, .original > div { display: contents }
+  .original .held { position: sticky; top: 0; z-index: 1; background: var(--card); padding: .5rem 0 }
+}
 """
 
 
@@ -86,148 +98,209 @@ def write(
     """
     systems = list(descriptions)
     body = [
-        "".join(f"<p><b>{escaped(name)}</b>: {escaped(what)}</p>" for name, what in descriptions.items()),
-        "".join(f'<p class="warning">{escaped(note)}</p>' for note in notes),
-        _table(summary, systems),
+        _summary(summary, systems, rows),
+        "".join(f'<p class="warning">{_text(note)}</p>' for note in notes),
+        _models(summary, descriptions),
         "" if preset is None else _published(summary, systems, preset),
+        _listening(listening),
         _distributions(rows, systems),
-        "<h2>Listen</h2>" if listening else "",
-        *(_listening(entry) for entry in listening),
+        _metrics(summary, systems),
         _files(rows),
         _skipped(skipped),
     ]
-    page = document(title, "".join(body), _STYLE)
+    page = document.document(title, "".join(body), _STYLE)
     with atomic.replacing(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 
-def _table(summary, systems):
-    head = "".join(f'<th class="n">{escaped(name)}</th>' for name in systems)
-    lines = []
+def _text(value):
+    """Text as HTML, without the folders of the machine that made the page."""
+    return document.escaped(_FOLDERS.sub("", str(value)))
+
+
+def _summary(summary, systems, rows):
+    first, columns = systems[0], summary[systems[0]]
+    seconds = {row["file"]: row["seconds"] for row in rows}
+    files = f"{len(seconds)} file{'' if len(seconds) == 1 else 's'} ({sum(seconds.values()) / 60:.1f} min)"
+    mean = {system: summary[system][_MAIN]["mean"] for system in systems if _MAIN in summary[system]}
+    said = f"{first} was measured on {files}."
+    if first in mean:
+        said = f"{first} reaches an SI-SDR of {number(mean[first])} dB on average over {files}."
+    if len(mean) > 1:
+        best = max(mean, key=mean.get)
+        said += f" Of {len(mean)} systems, {best} has the highest: {number(mean[best])} dB."
+    numbers = [
+        (f"{COLUMNS[name].label}{_arrow(name)}", _readable(columns[name]["mean"]), _interval(columns[name]))
+        for name in _HEADLINE
+        if name in columns
+    ]
+    drawn = _strip(rows, systems, _MAIN)
+    return f'<div class="summary"><div><p class="lead">{_text(said)}</p>{facts(numbers)}</div><div>{drawn}</div></div>'
+
+
+def _models(summary, descriptions):
+    shown = [name for name in _OF_MODELS if any(name in columns for columns in summary.values())]
+    rows = [
+        [
+            f"{_text(system)}<small>{_text(description)}</small>",
+            *(_mean(summary[system].get(name), _best(COLUMNS[name], summary, name)) for name in shown),
+        ]
+        for system, description in descriptions.items()
+    ]
+    header = ["", *(f"{COLUMNS[name].label}{_arrow(name)}" for name in shown)]
+    return f"<h2>Systems</h2>{table(rows, header, numbers=True)}"
+
+
+def _metrics(summary, systems):
+    files = max(entry["files"] for columns in summary.values() for entry in columns.values())
+    rows = []
     for name, column in COLUMNS.items():
-        entries = [summary[system].get(name) for system in systems]
-        if not any(entries):
+        if not any(name in summary[system] for system in systems):
             continue
-        best = _best(column, entries)
+        best = _best(column, summary, name)
         cells = []
-        for entry in entries:
-            if entry is None:
-                cells.append("<td></td>")
-                continue
-            interval = "" if entry["low"] is None else f"{number(entry['low'])} to {number(entry['high'])}"
-            median = "" if entry["median"] is None else f"median {number(entry['median'])}, "
-            less = ""
-            if entry.get("less_first_low") is not None and column.better:
-                less = (
-                    f"<small>against {escaped(systems[0])}: {entry['less_first']:+.3g} "
-                    f"({number(entry['less_first_low'])} to {number(entry['less_first_high'])})</small>"
-                )
-            style = "n best" if entry is best else "n"
-            cells.append(
-                f'<td class="{style}">{number(entry["mean"])}<small>{interval}</small>'
-                f"<small>{median}{entry['files']} files</small>{less}</td>"
-            )
-        arrow = {1: " ↑", -1: " ↓", 0: ""}[column.better]
-        lines.append(
-            f"<tr><th>{escaped(column.label)}{arrow}<small>{escaped(column.definition)}</small></th>{''.join(cells)}</tr>"
-        )
+        for system in systems:
+            entry = summary[system].get(name)
+            cell = _mean(entry, best)
+            if entry is not None and entry["low"] is not None:
+                cell += f"<small>median {_readable(entry['median'])}</small>"
+            if entry is not None and entry["files"] < files:
+                cell += f"<small>of {entry['files']} files</small>"
+            if entry is not None and entry.get("less_first_low") is not None and column.better:
+                low, high = _readable(entry["less_first_low"]), _readable(entry["less_first_high"])
+                cell += f"<small>Δ {entry['less_first']:+.3g} ({low} to {high})</small>"
+            cells.append(cell)
+        label = f"{_text(column.label)}{_arrow(name)}<small>{_text(column.definition)}</small>"
+        rows.append([label, *cells])
+    others = f" Δ is the difference from {_text(systems[0])} on the files that both have." if len(systems) > 1 else ""
     return (
-        "<h2>Table</h2><p>Mean over files, with its 95 % bootstrap interval. Distances by different definitions are "
-        f"not comparable.</p><table><tr><th></th>{head}</tr>{''.join(lines)}</table>"
+        "<h2>All metrics</h2><p>Means over files, with their 95 % bootstrap intervals. Higher is better at ↑, lower at "
+        f"↓. Distances of different definitions are not comparable.{others}</p>"
+        f"{table(rows, ['', *systems], numbers=True)}"
     )
 
 
-def _best(column, entries):
-    known = [entry for entry in entries if entry is not None]
+def _mean(entry, best):
+    if entry is None:
+        return ""
+    value = _readable(entry["mean"])
+    return f"{f'<b>{value}</b>' if entry is best else value}<small>{_interval(entry)}</small>"
+
+
+def _interval(entry):
+    low, high = ("" if entry[end] is None else _readable(entry[end]) for end in ("low", "high"))
+    return f"{low} to {high}" if low != high else ""
+
+
+def _arrow(name):
+    return {1: "\N{NO-BREAK SPACE}↑", -1: "\N{NO-BREAK SPACE}↓", 0: ""}[COLUMNS[name].better]
+
+
+def _best(column, summary, name):
+    known = [columns[name] for columns in summary.values() if name in columns]
     if not column.better or len(known) < 2:
         return None
     return max(known, key=lambda entry: column.better * entry["mean"])
 
 
 def _published(summary, systems, preset):
-    head = "".join(
-        f'<th class="n">{escaped(label)}<small>{escaped(name)}</small></th>' for name, label in preset.columns.items()
-    )
     own = {f"{system} (here)": {n: e["mean"] for n, e in summary[system].items()} for system in systems}
-    lines = "".join(
-        f"<tr><th>{escaped(system)}</th>"
-        + "".join(f'<td class="n">{number(values[name]) if name in values else ""}</td>' for name in preset.columns)
-        + "</tr>"
+    rows = [
+        [_text(system), *(number(values[name]) if name in values else "" for name in preset.columns)]
         for system, values in (own | preset.rows).items()
-    )
-    differs = "".join(f"<li>{escaped(line)}</li>" for line in preset.differs)
+    ]
+    differs = "".join(f"<li>{_text(line)}</li>" for line in preset.differs)
     return (
-        f"<h2>Beside a published table</h2><p>{escaped(preset.source)}. Its rows are of: {escaped(preset.audio)}.</p>"
-        f"<table><tr><th></th>{head}</tr>{lines}</table><p>What differs:</p><ul>{differs}</ul>"
+        f"<h2>Beside a published table</h2><p>{_text(preset.source)}. Its rows are of: {_text(preset.audio)}.</p>"
+        f"{table(rows, ['', *preset.columns.values()], numbers=True)}<p>What differs:</p><ul>{differs}</ul>"
     )
 
 
 def _distributions(rows, systems):
-    shown = [name for name in _SHOWN if any(_known(row.get(name)) for row in rows)]
-    if not shown:
+    shown = [_strip(rows, systems, name) for name in _SHOWN[1:]]
+    if not any(shown):
         return ""
-    figure = Figure(figsize=(13, 3.2 * -(-len(shown) // 3)), layout="constrained")
-    axes = figure.subplots(-(-len(shown) // 3), 3, squeeze=False).ravel()
-    rng = np.random.default_rng(0)
-    for axis, name in zip(axes, shown, strict=False):
-        for i, system in enumerate(systems):
-            values = [row[name] for row in rows if row["system"] == system and _known(row.get(name))]
-            if values:
-                axis.boxplot([values], positions=[i], widths=0.5, showfliers=False)
-                axis.plot(i + rng.uniform(-0.15, 0.15, len(values)), values, ".", alpha=0.5, markersize=4)
-        axis.set_xticks(range(len(systems)), [printable(system) for system in systems], fontsize=8)
-        axis.set_title(COLUMNS[name].label, fontsize=9)
-    for axis in axes[len(shown) :]:
-        axis.set_axis_off()
-    return f'<h2>Distributions over files</h2><img alt="distributions over files" src="{clips.png(figure)}">'
+    return f'<h2>Distributions over files</h2><div class="grid">{"".join(shown)}</div>'
 
 
-def _listening(entry):
-    original, peak = entry.original, max(1e-3, float(np.abs(entry.original).max(initial=0)))
-    made = [_clip("original", original, entry, peak)]
-    for system, audio in entry.reconstructions.items():
-        made.append(_clip(f"{system}: reconstruction", audio, entry, peak))
-        made.append(_clip(f"{system}: difference", audio - original, entry, peak))
-    sdr = entry.row.get("si_sdr_db")
+def _strip(rows, systems, name):
+    """Each file as a dot, a line for each system, and the mean as a stroke; empty without a number."""
+    values = [[row[name] for row in rows if row["system"] == s and _known(row.get(name))] for s in systems]
+    if not any(values):
+        return ""
+    labels = [s if len(s) <= _LABEL else f"{s[: _LABEL - 1]}…" for s in map(printable, systems)]
+
+    def plot(axes):
+        for i, numbers in enumerate(values):
+            if numbers:
+                axes.plot(numbers, [i] * len(numbers), "o", color=drawing.series(i), alpha=0.6)
+                axes.plot([np.mean(numbers)] * 2, [i - 0.3, i + 0.3], color=drawing.INK, linewidth=2)
+        axes.set_yticks(range(len(labels)), labels, parse_math=False)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.grid(visible=True, axis="x")
+        axes.grid(visible=False, axis="y")
+
+    label = f"{COLUMNS[name].label}{_arrow(name)}"
+    drawn = drawing.draw(plot, f"{label} of every file", height=0.5 + 0.27 * len(labels))
+    return f"<figure><figcaption>{_text(label)}<small>by file, and the mean</small></figcaption>{drawn}</figure>"
+
+
+def _listening(listening):
+    if not listening:
+        return ""
+    hint = "Start another player of a file while one plays: it continues at the same place."
+    return f"<h2>Listen</h2><p>{hint}</p>{''.join(map(_card, listening))}"
+
+
+def _card(entry):
+    sdr = entry.row.get(_MAIN)
     said = f", SI-SDR {number(sdr)} dB" if _known(sdr) else ""
+    seconds = len(entry.original) / entry.sample_rate
+    pairs = "".join(
+        f'<div class="pair">{_clip(f"{system}: reconstruction", audio, entry)}'
+        f"{_clip(f'{system}: difference', audio - entry.original, entry)}</div>"
+        for system, audio in entry.reconstructions.items()
+    )
     return (
-        f"<h3>{escaped(entry.title)}: {escaped(entry.file)}</h3><p>{entry.row['system']}{said}; "
-        f"{len(original) / entry.sample_rate:.1f} s from {entry.start:.1f} s on, around its worst second.</p>"
-        f'<div class="clips">{"".join(made)}</div>'
+        f'<section class="card"><h3>{_text(entry.title)}: {_text(entry.file)}</h3><p class="muted">'
+        f"{_text(entry.row['system'])}{said}; {seconds:.1f} s from {entry.start:.1f} s on, around its worst second.</p>"
+        f'<div class="listen"><div class="original"><div>{_clip("Original", entry.original, entry)}</div></div>'
+        f"<div>{pairs}</div></div></section>"
     )
 
 
-def _clip(title, audio, entry, peak):
-    name = escaped(title)
-    return (
-        f"<figure><figcaption>{name}</figcaption>"
-        f'<audio controls preload="metadata" src="{clips.player(audio, entry.sample_rate)}"></audio>'
-        f'<img alt="waveform and spectrogram, {name}" src="{clips.picture(audio, entry.sample_rate, peak)}"></figure>'
-    )
+def _clip(title, audio, entry):
+    drawn = picture.spectrogram(audio, entry.original, entry.sample_rate, f"spectrogram of {title}")
+    sound = player(clips.player(audio, entry.sample_rate))
+    return f'<figure><div class="held"><figcaption>{_text(title)}</figcaption>{sound}</div>{drawn}</figure>'
 
 
 def _files(rows):
     shown = [name for name in _SHOWN if any(_known(row.get(name)) for row in rows)]
-    head = "".join(f"<th>{escaped(COLUMNS[name].label)}</th>" for name in shown)
-    ordered = sorted(rows, key=lambda row: row["si_sdr_db"] if _known(row.get("si_sdr_db")) else math.inf)
-    lines = "".join(
-        f"<tr><td>{escaped(row['file'])}</td><td>{escaped(row['system'])}</td>"
-        + "".join(f'<td class="n">{number(row[n]) if _known(row.get(n)) else ""}</td>' for n in shown)
-        + "</tr>"
+    ordered = sorted(rows, key=lambda row: row[_MAIN] if _known(row.get(_MAIN)) else math.inf)
+    lines = [
+        [
+            f"{_text(row['file'])}<small>{_text(row['system'])}</small>",
+            *(number(row[name]) if _known(row.get(name)) else "" for name in shown),
+        ]
         for row in ordered[:_MOST_ROWS]
-    )
+    ]
     more = f"; all {len(rows)} are in files.csv" if len(rows) > _MOST_ROWS else ""
-    return (
-        f"<details><summary>Files, worst SI-SDR first{more}</summary>"
-        f"<table><tr><th>file</th><th>system</th>{head}</tr>{lines}</table></details>"
-    )
+    header = ["", *(f"{COLUMNS[name].label}{_arrow(name)}" for name in shown)]
+    title = f"Every file, lowest SI-SDR first{more}"
+    return f"<details><summary>{title}</summary>{table(lines, header, numbers=True)}</details>"
 
 
 def _skipped(skipped):
     if not skipped:
         return ""
-    lines = "".join(f"<li>{escaped(name)}: {escaped(reason)}</li>" for name, reason in skipped[:_MOST_ROWS])
+    lines = "".join(f"<li>{_text(name)}: {_text(reason)}</li>" for name, reason in skipped[:_MOST_ROWS])
     return f"<h2>Skipped: {len(skipped)}</h2><ul>{lines}</ul>"
+
+
+def _readable(value):
+    """A number for reading: three digits, or thousands with commas."""
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}"
 
 
 def number(value: float) -> str:

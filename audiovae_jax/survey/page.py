@@ -1,19 +1,42 @@
-"""A survey as one page: its plots, and as HTML its tables too, in a file that needs no other."""
+"""A survey as one page: headline numbers, plots and tables, in a file that needs no other."""
 
+import dataclasses
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from audiovae_jax.pages.document import document, escaped, picture
+from audiovae_jax.pages import drawing
+from audiovae_jax.pages.document import document, escaped, facts, table
 from audiovae_jax.storage import atomic
 from audiovae_jax.survey import survey, text
 from audiovae_jax.survey.survey import Survey
 
 SUFFIXES = (".html", ".png")
 _OUTLIERS = 10
+_ALIKE = 0.01  # of the greatest value: values that differ less need no plot
+_BINS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class _Panel:
+    """A plot of the page, or what replaces it where all tracks are alike.
+
+    Attributes:
+      title: of the panel.
+      plot: draws on axes; None where there is nothing to compare.
+      value, note: what all tracks have in common.
+    """
+
+    title: str
+    plot: Callable[[Any], None] | None
+    value: str = ""
+    note: str = ""
 
 
 def write(found: Survey, path: Path):
@@ -23,54 +46,115 @@ def write(found: Survey, path: Path):
       found: the survey.
       path: ends in one of `SUFFIXES`: the plots alone as PNG, or all as HTML.
     """
-    plotted = io.BytesIO()
-    plots(found).savefig(plotted, format="png", dpi=110)
-    content = plotted.getvalue()
     if path.suffix.lower() == ".html":
-        content = _page(found, content).encode()
+        content = _page(found).encode()
+    else:
+        plotted = io.BytesIO()
+        plots(found).savefig(plotted, format="png", dpi=110)
+        content = plotted.getvalue()
     with atomic.replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def plots(found: Survey) -> Figure:
-    """Six plots: lengths, rates and the split of all tracks; loudness, silence and spectra of those listened to."""
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    (lengths, rates, split), (loudness, silence, ends) = figure.subplots(2, 3)
-    shortest, longest = max(1e-3, min(found.lengths)), max(found.lengths)
-    edges = np.geomspace(shortest, max(longest, 1.01 * shortest), 31)
-    lengths.hist(np.clip(found.lengths, edges[0], edges[-1]), edges)
-    lengths.set(xscale="log", title="lengths", xlabel="seconds", ylabel="tracks")
-    lengths.axvline(found.crop_seconds, color="C1", label="a crop")
-    lengths.legend()
-    _bars(rates, {f"{rate / 1000:g} kHz": amount.hours for rate, amount in found.sample_rates.items()})
-    rates.set(title="sample rates", ylabel="hours")
-    _bars(split, {"train": found.train.hours, "validation": found.validation.hours})
-    split.set(title="split", ylabel="hours")
-    heard = found.measured
-    loudness.hist([track.loudness_lufs for track in heard if track.loudness_lufs is not None], 30)
-    loudness.set(title="loudness", xlabel="LUFS", ylabel="tracks listened to")
-    silence.hist([100 * track.silence for track in heard], 20, range=(0, 100))
-    silence.set(title="silence", xlabel="% of a track", ylabel="tracks listened to")
-    top = max([found.sample_rate / 2, *(track.band_hz for track in heard)])
-    ends.hist([track.band_hz / 1000 for track in heard if track.band_hz], 32, range=(0, top / 1000))
-    ends.axvline(survey.full_band_hz(found) / 1000, color="C1", label="full from here on")
-    ends.set(title="where spectra end", xlabel="kHz", ylabel="tracks listened to")
-    ends.legend()
-    for counted in (lengths, loudness, silence, ends):
-        counted.yaxis.set_major_locator(MaxNLocator(integer=True))
+    """Six panels: lengths, rates and the split of all tracks; loudness, silence and spectra of those listened to."""
+    with matplotlib.rc_context(drawing.LOOK):
+        figure = Figure(figsize=(13, 7), layout="constrained")
+        for axes, panel in zip(figure.subplots(2, 3).ravel(), _panels(found), strict=True):
+            axes.set_title(panel.title, loc="left")
+            if panel.plot is None:
+                axes.set_axis_off()
+                axes.text(0, 0.9, f"{panel.value}\n{panel.note}", va="top")
+            else:
+                panel.plot(axes)
     return figure
 
 
-def _bars(axes, values):
-    axes.bar(list(values), list(values.values()), width=0.5)
+def _panels(found):
+    heard, crop = found.measured, found.crop_seconds
+    levels = [track.loudness_lufs for track in heard if track.loudness_lufs is not None]
+    ends = [track.band_hz / 1000 for track in heard if track.band_hz]
+    full, top = survey.full_band_hz(found) / 1000, max([found.sample_rate / 2000, *ends])
+    rates = {f"{rate / 1000:g} kHz": amount.hours for rate, amount in found.sample_rates.items()}
+    split = {side: part.hours for side, part in (("train", found.train), ("validation", found.validation))}
+    return [
+        _histogram("Length", found.lengths, "s", mark=(crop, "a crop"), log=True),
+        _bars("Sample rate", rates),
+        _bars("Split", {side: hours for side, hours in split.items() if hours}),
+        _histogram("Loudness", levels, "LUFS"),
+        _histogram("Silence", [100 * track.silence for track in heard], "% of a track", span=(0, 100)),
+        _histogram("End of spectra", ends, "kHz", span=(0, top), mark=(full, "full band")),
+    ]
 
 
-def _page(found, plotted):
+def _histogram(title, values: Sequence[float], unit, *, span=None, mark=None, log=False):
+    if not values:
+        return _Panel(title, None, "unknown", "no track has a value")
+    least, most = min(values), max(values)
+    low, high = span or (least, most)
+    edges = np.geomspace(max(low, 1e-3), max(high, 1e-3), _BINS + 1) if log else np.linspace(low, high, _BINS + 1)
+    counts, _ = np.histogram(values, edges) if least < most else ([len(values)], None)
+    if most - least <= _ALIKE * max(abs(least), abs(most)) or np.count_nonzero(counts) < 2:
+        both = sorted({f"{least:.4g}", f"{most:.4g}"}, key=float)
+        note = f"{text.counted(len(values))}{f'; {mark[1]}: {mark[0]:.3g} {unit}' if mark else ''}"
+        return _Panel(title, None, f"{' to '.join(both)} {unit}", note)
+
+    def plot(axes):
+        axes.hist(np.clip(values, edges[0], edges[-1]), edges, color=drawing.series(0))
+        axes.set_xscale("log" if log else "linear")
+        shown = [*edges, mark[0]] if mark else edges
+        drawing.set_ticks(axes.xaxis, min(shown), max(shown))
+        axes.set(xlabel=f"{unit} (log scale)" if log else unit, ylabel="tracks")
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if mark:
+            axes.axvline(mark[0], color=drawing.series(1), label=f"{mark[1]}, {mark[0]:.3g} {unit}")
+            axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderpad=0)
+
+    return _Panel(title, plot)
+
+
+def _bars(title, hours):
+    if len(hours) < 2:
+        return _Panel(title, None, next(iter(hours), "none"), "all tracks")
+
+    def plot(axes):
+        axes.barh(list(hours), list(hours.values()), color=drawing.series(0), height=0.6)
+        axes.set(xlabel="hours")
+        axes.invert_yaxis()
+        axes.grid(visible=True, axis="x")
+        axes.grid(visible=False, axis="y")
+        drawing.set_ticks(axes.xaxis, 0, max(hours.values()))
+
+    return _Panel(title, plot)
+
+
+def _page(found):
     refusal = f'<p class="refusal">training would refuse: {escaped(found.refusal)}</p>' if found.refusal else ""
     doubts = "".join(f'<p class="warning">{escaped(doubt)}</p>' for doubt in found.doubts)
-    rows = "".join(f"<tr><th>{escaped(name)}</th><td>{escaped(value)}</td></tr>" for name, value in text.table(found))
-    body = f"{refusal}{doubts}{picture(plotted, 'plots of the data set')}<table>{rows}</table>{_outliers(found)}"
-    return document(f"Data set: {found.root}", body)
+    panels = _panels(found)
+    drawn = "".join(
+        f"<figure><figcaption>{panel.title}</figcaption>{drawing.draw(panel.plot, panel.title)}</figure>"
+        for panel in panels
+        if panel.plot is not None
+    )
+    alike = [(panel.title, panel.value, panel.note) for panel in panels if panel.plot is None]
+    rows = [[escaped(name), escaped(value)] for name, value in text.table(found, bars=False)]
+    body = [refusal, doubts, facts(_headline(found))]
+    body += [f'<h2>Distributions</h2><div class="grid">{drawn}</div>'] if drawn else []
+    body += [f"<h2>Alike in all tracks</h2>{facts(alike)}"] if alike else []
+    body += [f"<h2>Details</h2>{table(rows)}", _outliers(found)]
+    return document(f"Data set: {found.root}", "".join(body))
+
+
+def _headline(found):
+    levels = [track.loudness_lufs for track in found.measured if track.loudness_lufs is not None]
+    yield "Audio", text.duration(found.total.hours), text.counted(found.total.tracks)
+    yield "Skipped", f"{sum(entry.files for entry in found.skipped)} files", f"of {found.files}"
+    if levels:
+        yield "Loudness", f"{np.median(levels):.1f} LUFS", f"median of {text.counted(len(levels))}"
+    if found.reading:
+        speed = found.reading.crops_per_second * found.crop_seconds
+        yield "Reading, times real time", f"{speed:.0f}", f"{found.reading.crops_per_second:.1f} crops a second"
 
 
 def _outliers(found):
@@ -86,6 +170,6 @@ def _outliers(found):
     made = []
     for title, order, value, belongs in tables:
         worst = sorted(filter(belongs, heard), key=order)[:_OUTLIERS]
-        rows = "".join(f'<tr><td>{escaped(t.name)}</td><td class="n">{value(t)}</td></tr>' for t in worst)
-        made.append(f"<h2>{title}</h2><table>{rows}</table>" if worst else "")
-    return "".join(made)
+        rows = [[escaped(track.name.removeprefix(f"{found.root}/")), value(track)] for track in worst]
+        made.append(f"<div><h3>{title}</h3>{table(rows, numbers=True)}</div>" if worst else "")
+    return f'<h2>Tracks to listen to</h2><div class="grid">{"".join(made)}</div>' if any(made) else ""

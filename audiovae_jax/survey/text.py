@@ -20,8 +20,13 @@ def lines(found: Survey) -> Iterator[str]:
     yield from (f"warning: {doubt}" for doubt in found.doubts)
 
 
-def table(found: Survey) -> Iterator[tuple[str, str]]:
-    """`(subject, what there is to say)`; several lines are separated by newlines."""
+def table(found: Survey, *, bars: bool = True) -> Iterator[tuple[str, str]]:
+    """`(subject, what there is to say)`; several lines are separated by newlines.
+
+    Args:
+      found: the survey.
+      bars: adds a histogram of characters, which needs a font of one width.
+    """
     yield "data set", f"{found.origin}: {_amount(found.total)} (fingerprint {found.fingerprint})"
     yield "split", f"to train on: {_amount(found.train)}\nto validate on: {_amount(found.validation)}"
     yield "sample rates", _amounts(found.sample_rates, "{} Hz", found.sample_rate)
@@ -34,7 +39,8 @@ def table(found: Survey) -> Iterator[tuple[str, str]]:
         yield "loudness", _loudness(found.measured)
         yield "silence", _silence(found)
         yield "clips", _clips(found.measured)
-        yield "spectra end", _histogram(bands(found))
+        if bars:
+            yield "spectra end", _histogram(bands(found))
     if found.reading:
         yield "reading", _reading(found)
 
@@ -42,6 +48,11 @@ def table(found: Survey) -> Iterator[tuple[str, str]]:
 def counted(tracks: int) -> str:
     """`1 track`, `2 tracks`."""
     return f"{tracks} track{'' if tracks == 1 else 's'}"
+
+
+def duration(hours: float) -> str:
+    """`1.25 h`, or `4.5 min` of little."""
+    return f"{hours:.2f} h" if hours >= 0.1 else f"{60 * hours:.1f} min"
 
 
 def listened_to(found: Survey) -> str:
@@ -122,9 +133,7 @@ def _amounts(by, form, wanted):
 
 
 def _amount(amount: Amount):
-    return f"{counted(amount.tracks)}, " + (
-        f"{amount.hours:.2f} h" if amount.hours >= 0.1 else f"{60 * amount.hours:.1f} min"
-    )
+    return f"{counted(amount.tracks)}, {duration(amount.hours)}"
 
 
 def _spread(values, unit, digits):

@@ -1,4 +1,4 @@
-"""Runs as one HTML page: curves, samples over time, warnings and what their configs differ in."""
+"""Runs as one HTML page: curves, samples side by side, warnings and the differences of their configs."""
 
 import json
 import math
@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 
 from audiovae_jax.config.configuration import flatten
-from audiovae_jax.pages import curves
-from audiovae_jax.pages.document import document, escaped, picture, player, table
+from audiovae_jax.pages import curves, drawing
+from audiovae_jax.pages.document import breakable, document, escaped, table, wav_player
 from audiovae_jax.storage import atomic
+from audiovae_jax.tracking import picture
 from audiovae_jax.tracking.history import History
 
+_LOSS = "val/total_loss"
 _FIRST = ("val", "train")  # groups that are open
 _RISEN = 1.1  # times its best that a validation loss is worth a warning
 _LATEST = 20  # remarks that are shown of a run
@@ -44,13 +47,12 @@ def warnings(run: History) -> list[str]:
         bad = ~np.isfinite(values)
         if bad.any():
             found.append(f"{name} was not finite {bad.sum()} times, first at step {steps[bad][0]}")
-    steps, values = run.scalars.get("val/total_loss", (np.zeros(0), np.zeros(0)))
+    steps, values = run.scalars.get(_LOSS, (np.zeros(0), np.zeros(0)))
     if len(values) > 1 and np.isfinite(values).any():
         best = int(np.nanargmin(values))
         if values[best] > 0 and values[-1] > _RISEN * values[best]:
             found.append(
-                f"val/total_loss is {values[-1]:.4g} at step {steps[-1]}; "
-                f"it was {values[best]:.4g} at step {steps[best]}"
+                f"{_LOSS} is {values[-1]:.4g} at step {steps[-1]}; it was {values[best]:.4g} at step {steps[best]}"
             )
     said = [f"step {step}: {text}" for step, name, text in run.remarks]
     if len(said) > _LATEST:
@@ -67,19 +69,16 @@ def _names(workdirs):
 def _summary(runs, names):
     rows = []
     for i, (run, name) in enumerate(zip(runs, names, strict=True)):
-        colour = curves.COLOURS[i % len(curves.COLOURS)]
-        steps, values = run.scalars.get("val/total_loss", (np.zeros(0), np.zeros(0)))
-        finite = np.isfinite(values)
-        best = steps[finite][values[finite].argmin()] if finite.any() else None
+        steps, values = curves.finite(*run.scalars.get(_LOSS, ((), ())))
+        best, last = "", ""
+        if len(values):
+            least = values.argmin()
+            best = f"<b>{values[least]:.4f}</b><small>at step {steps[least]:.0f}</small>"
+            last = f"{values[-1]:.4f}<small>at step {steps[-1]:.0f}</small>"
         length = run.config.get("num_steps")
-        rows.append([
-            f'<b style="color:{colour}">{escaped(name)}</b>',
-            escaped(f"{run.last_step} of {length}" if length else run.last_step),
-            escaped("" if best is None else f"{values[finite].min():.4f} at step {best}"),
-            escaped("" if not finite.any() else f"{values[finite][-1]:.4f} at step {steps[finite][-1]}"),
-            escaped(_bad_files(run)),
-        ])  # fmt: skip
-    return table(rows, ["run", "step", "best val/total_loss", "last val/total_loss", "bad files"])
+        step = f"{run.last_step} of {length}" if length else run.last_step
+        rows.append([f"{drawing.key(i)}{escaped(name)}", escaped(step), best, last, escaped(_bad_files(run))])
+    return table(rows, ["run", "step", f"best {_LOSS}", f"last {_LOSS}", "bad files"], numbers=True)
 
 
 def _bad_files(run):
@@ -100,54 +99,79 @@ def _curves(runs, names):
     groups: dict[str, list[str]] = {}
     for metric in sorted({metric for run in runs for metric in run.scalars}):
         groups.setdefault(metric.rpartition("/")[0] or "others", []).append(metric)
-    made = ["<h2>Curves</h2>"]
+    made, constant = ["<h2>Curves over steps</h2><p>The number beside a run is its last.</p>"], []
     for group in sorted(groups, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)):
-        charts = [
-            curves.chart(
-                metric, {name: run.scalars.get(metric, ((), ())) for run, name in zip(runs, names, strict=True)}
+        charts = []
+        for metric in groups[group]:
+            series = {name: run.scalars.get(metric, ((), ())) for run, name in zip(runs, names, strict=True)}
+            values = [curves.finite(*points)[1] for points in series.values()]
+            if any(len(set(curve)) > 1 for curve in values):
+                charts.append(curves.chart(metric, series))
+            else:
+                numbers = [f"{curve[-1]:.6g}" if len(curve) else "" for curve in values]
+                constant.append([breakable(metric), *numbers])
+        if charts:
+            opened = " open" if group in _FIRST else ""
+            made.append(
+                f"<details{opened}><summary>{escaped(group)} ({len(charts)})</summary>"
+                f'<div class="grid">{"".join(charts)}</div></details>'
             )
-            for metric in groups[group]
-        ]
-        opened = " open" if group in _FIRST else ""
+    if constant:
         made.append(
-            f'<details{opened}><summary>{escaped(group)}</summary><div class="charts">{"".join(charts)}</div></details>'
+            f"<details><summary>Numbers that never changed ({len(constant)})</summary>"
+            f"{table(constant, ['', *names], numbers=True)}</details>"
         )
     return "".join(made)
 
 
 def _samples(runs, names, count):
-    made = ["<h2>Samples</h2>"]
-    for run, name in zip(runs, names, strict=True):
-        steps = _spread(list(run.samples), count)
-        if not steps:
-            made.append(f"<p>{escaped(name)}: none</p>")
-            continue
-        last = run.samples[steps[-1]]
-        numbers = sorted(
-            {int(match[1]) for path in last.glob("*_original.wav") if (match := re.match(r"(\d+)_", path.name))}
-        )
-        rows = []
-        for number in numbers:
-            rows.append([
-                escaped(number),
-                player(last / f"{number}_original.wav"),
-                *(player(run.samples[step] / f"{number}_reconstruction.wav") for step in steps),
-            ])  # fmt: skip
-        pictures = [_picture(last / f"{number}.png", f"spectrograms of sample {number}") for number in numbers]
-        header = ["", "original", *(f"step {step}" for step in steps)]
-        made.append(f"<h3>{escaped(name)}</h3>{table(rows, header)}")
+    steps = {step: None for run in runs for step in _spread(list(run.samples), count)}
+    steps = sorted(steps)
+    numbers = sorted(
+        {
+            int(match[1])
+            for run in runs
+            for path in list(run.samples.values())[-1:]
+            for file in path.glob("*_original.wav")
+            if (match := re.match(r"(\d+)_", file.name))
+        }
+    )
+    if not numbers:
+        return "<h2>Samples</h2><p>none</p>"
+    hint = "Start another player of a sample while one plays: it continues at the same place." if steps else ""
+    made = [f"<h2>Samples</h2><p>{hint}</p>"]
+    for number in numbers:
+        rows = [["original", *(_player(run, max(run.samples, default=None), f"{number}_original") for run in runs)]]
+        rows += [[f"step {step}", *(_player(run, step, f"{number}_reconstruction") for run in runs)] for step in steps]
+        pictures = "".join(_pictures(run, name, number) for run, name in zip(runs, names, strict=True))
         made.append(
-            f'<details><summary>spectrograms at step {steps[-1]}</summary><div class="charts">{"".join(pictures)}'
-            "</div></details>"
+            f'<section class="card"><h3>Sample {number}</h3>{table(rows, ["", *names])}'
+            f'<details><summary>Spectrograms</summary><div class="grid">{pictures}</div></details></section>'
         )
     return "".join(made)
 
 
-def _picture(path, description):
-    try:
-        return picture(path.read_bytes(), description)
-    except OSError:
+def _player(run, step, name):
+    return wav_player(run.samples[step] / f"{name}.wav") if step in run.samples else ""
+
+
+def _pictures(run, name, number):
+    """A run's last sample beside its original; empty where a file cannot be read."""
+    if not run.samples:
         return ""
+    step, folder = list(run.samples.items())[-1]
+    try:
+        original, rate = soundfile.read(folder / f"{number}_original.wav", always_2d=True)
+        made, _ = soundfile.read(folder / f"{number}_reconstruction.wav", always_2d=True)
+    except (OSError, soundfile.LibsndfileError):
+        return ""
+    length = min(len(original), len(made))
+    sounds = {"original": original, "reconstruction": made, "difference": made[:length] - original[:length]}
+    drawn = "".join(
+        f"<small>{title}</small>{picture.spectrogram(audio, original, rate, f'spectrogram: {title}')}"
+        for title, audio in sounds.items()
+    )
+    return f"<figure><figcaption>{escaped(name)}<small>step {step}</small></figcaption>{drawn}</figure>"
 
 
 def _spread(steps, count):
@@ -167,8 +191,8 @@ def _configs(runs, names, reference):
         if any(value != base.get(key) for value in values):
             shown = [config.get(key, "") if run.config else "?" for config, run in zip(configs, runs, strict=True)]
             form = "{}" if len(set(shown)) == 1 else "<b>{}</b>"
-            rows.append([escaped(key), escaped(base.get(key, "")), *(form.format(escaped(value)) for value in shown)])
-    text = "<p>What differs from configs/base.py; bold where the runs differ among themselves.</p>"
+            rows.append([breakable(key), escaped(base.get(key, "")), *(form.format(escaped(value)) for value in shown)])
+    text = "<p>Keys that differ from configs/base.py. Values in bold differ between the runs.</p>"
     return f"<h2>Config</h2>{text}{table(rows, ['key', 'base.py', *names])}"
 
 

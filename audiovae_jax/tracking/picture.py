@@ -1,13 +1,16 @@
-"""The picture of a sample: spectrograms of an original, of its reconstruction, and what lies between them."""
+"""Pictures of samples: an original beside its reconstruction as a PNG, and one sound as a drawing of a page."""
 
 from pathlib import Path
 
 import numpy as np
 
+from audiovae_jax.pages import drawing
+
 _N_FFT = 2048  # samples of a window
 _BANDS = 192  # rows of the picture, of equal height in mel
 _RANGE_DB = 90.0  # below the original's loudest
 _MOST_DIFFERENCE_DB = 30.0
+_MOST_COLUMNS = 360  # of a page's drawing, about
 _TICKS = (100, 500, 1000, 2000, 4000, 8000, 16000, 32000)  # Hz
 
 
@@ -40,8 +43,7 @@ def draw(
     heard = [np.maximum(level, top - _RANGE_DB) for level in levels]
     of_levels = {"vmin": top - _RANGE_DB, "vmax": top, "cmap": "magma"}
     of_difference = {"vmin": -_MOST_DIFFERENCE_DB, "vmax": _MOST_DIFFERENCE_DB, "cmap": "RdBu_r"}
-    extent = (0, len(original) / sample_rate, 0, float(_mel(sample_rate / 2)))
-    ticks = [hertz for hertz in _TICKS if hertz <= sample_rate / 2]
+    seconds = len(original) / sample_rate
     for (axis, bar), (name, values, colours) in zip(
         rows,
         (
@@ -52,11 +54,9 @@ def draw(
         ),
         strict=True,
     ):  # fmt: skip
-        shown = axis.imshow(values.T, origin="lower", aspect="auto", extent=extent, **colours)
+        shown = _show(axis, values, seconds, sample_rate, **colours)
         figure.colorbar(shown, cax=bar, label="dB")
         axis.set_title(name, fontsize=10)
-        axis.set_yticks(_mel(np.array(ticks)), [f"{hertz / 1000:g}" for hertz in ticks])
-        axis.set_ylabel("kHz (mel)")
         axis.tick_params(labelbottom=bar is rows[-1][1])
     axis.set_xlabel("seconds")
     figure.suptitle(title, fontsize=10, parse_math=False)  # names of files may hold anything
@@ -64,6 +64,28 @@ def draw(
     drawn = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     image.imsave(path, drawn)
     return drawn
+
+
+def spectrogram(audio: np.ndarray, original: np.ndarray, sample_rate: int, description: str) -> str:
+    """The spectrogram of a sound over a mel axis, as SVG within a page.
+
+    Args:
+      audio: `[T, C]`.
+      original: `[N, C]`, whose loudest place is the brightest colour: sounds that are compared share it.
+      sample_rate: in Hz.
+      description: for readers who do not see it.
+    """
+    top = mel_levels(original, sample_rate).max()
+    levels = mel_levels(audio, sample_rate)
+    levels = levels[:: max(1, len(levels) // _MOST_COLUMNS)]
+
+    def plot(axis):
+        colours = {"vmin": top - _RANGE_DB, "vmax": top, "cmap": "magma", "interpolation": "none"}
+        _show(axis, levels, len(audio) / sample_rate, sample_rate, **colours)
+        axis.grid(False)
+        axis.set_xlabel("seconds")
+
+    return drawing.draw(plot, description)
 
 
 def mel_levels(audio: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -88,6 +110,14 @@ def mel_levels(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     above = np.minimum(below + 1, integral.shape[1] - 1)
     at_ends = integral[:, below] + (ends - below) * (integral[:, above] - integral[:, below])
     return 10 * np.log10(np.maximum(np.diff(at_ends) / np.maximum(np.diff(ends), 1e-9), 1e-14))
+
+
+def _show(axis, levels, seconds, sample_rate, **options):
+    extent = (0, seconds, 0, float(_mel(sample_rate / 2)))
+    ticks = [hertz for hertz in _TICKS if hertz <= sample_rate / 2]
+    axis.set_yticks(_mel(np.array(ticks)), [f"{hertz / 1000:g}" for hertz in ticks])
+    axis.set_ylabel("kHz (mel)")
+    return axis.imshow(levels.T, origin="lower", aspect="auto", extent=extent, **options)
 
 
 def _mel(hertz):

@@ -42,9 +42,9 @@ def test_two_models_beside_a_codec_on_a_folder_with_a_bad_file(audio_folder, tmp
     command = [
         sys.executable,
         str(SCRIPT),
-        "one",
+        str(tmp_path / "one"),
         "other=two",
-        "audio",
+        str(audio_folder),
         "--out=judged",
         "--baselines=opus64",
         "--limit=2",
@@ -57,6 +57,9 @@ def test_two_models_beside_a_codec_on_a_folder_with_a_bad_file(audio_folder, tmp
     assert [name for name in found["systems"] if not name.startswith("opus")] == ["one", "other"]
     assert found["skipped"][0][0].endswith("bad.wav")
     assert found["systems"]["one"]["columns"]["bits_per_second"]["mean"] > 0
+    page = (tmp_path / "judged" / "report.html").read_text()
+    assert "Evaluation on audio" in page
+    assert str(tmp_path) not in page
 
 
 def test_a_side_of_the_split_a_file_and_what_is_neither(audio_folder, tmp_path, values):

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -122,10 +123,36 @@ def test_a_page_needs_no_other_file_and_escapes_names(micro_config, mixed_folder
     assert "&lt;script&gt;.wav" in content
     assert "<title>Data set: \\udcff&lt;i&gt;$x$</title>" in content
     assert "<td>&lt;b&gt;\\udcff</td>" in content
-    assert 'src="data:image/png;base64,' in content
+    assert content.count("<svg") == 5  # all but the end of spectra, which is the same
     assert "http" not in content.replace("http-equiv", "")
     page.write(found, tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_files_that_are_alike_have_no_histogram_and_no_bars_of_characters(micro_config, mixed_folder, tmp_path):
+    found = _look(micro_config, mixed_folder, seconds=0)
+    measured = [dataclasses.replace(found.measured[0], silence=0.0, band_hz=hz) for hz in (21900.0, 22050.0)]
+    alike = dataclasses.replace(
+        found,
+        lengths=(15.0, 15.001),
+        measured=tuple(measured),
+        sample_rates={44100: found.total},
+        validation=survey.Amount(0, 0.0),
+    )
+    page.write(alike, tmp_path / "alike.html")
+    content = (tmp_path / "alike.html").read_text()
+    assert "<svg" not in content
+    assert "##" not in content
+    facts = re.findall(r"<b>(.*?)</b><small>(.*?)</small>", content.split("Alike in all tracks")[1])
+    assert ("15 s", f"2 tracks; a crop: {alike.crop_seconds:.3g} s") in facts
+    assert ("44.1 kHz", "all tracks") in facts
+    assert any(value == "21.9 to 22.05 kHz" for value, _ in facts)
+    mixed = dataclasses.replace(alike, lengths=(1.0, 15.0))
+    page.write(mixed, tmp_path / "mixed.html")
+    content = (tmp_path / "mixed.html").read_text()
+    assert content.count("<svg") == 1
+    assert "s (log scale)" in content
+    assert "####" in "\n".join(text.lines(mixed))
 
 
 def test_plots_of_next_to_nothing(micro_config, audio_folder):

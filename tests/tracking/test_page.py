@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 
@@ -15,7 +16,8 @@ def _run(workdir, rate=1e-3, steps=40):
     workdir.mkdir()
     lines = json_lines.JsonLines(workdir, 0, pytest.fail)
     for step in range(1, steps + 1):
-        lines.scalars({"train/total_g_loss": 100.0 / step, "val/total_loss": abs(step - 20) + 1.0}, step)
+        numbers = {"train/total_g_loss": 100.0 / step, "val/total_loss": abs(step - 20) + 1.0}
+        lines.scalars(numbers | {"train/skipped_updates": 0.0, "train/rate_of_<b>": rate}, step)
     lines.text("warning", "<b>the discriminator</b> is saturated", 30)
     lines.close(True)
     config = base.get_config().to_dict()
@@ -37,7 +39,7 @@ def test_several_runs_on_one_page(tmp_path):
     assert text.count("<audio") == 2 * (1 + 3)
     assert "step 20" in text
     assert "step 10" not in re.findall("<th>.*?</th>", text)
-    assert text.count("<polyline") == 2 * 2
+    assert len(re.findall('<path d="[^"]*" style="fill: none; stroke: var[(]--series', text)) == 2 * 2
     assert "val/total_loss is 21 at step 40; it was 1 at step 20" in text
     assert "&lt;b&gt;the discriminator&lt;/b&gt; is saturated" in text
     assert "<b>0.001</b>" in text
@@ -45,6 +47,42 @@ def test_several_runs_on_one_page(tmp_path):
     assert "<script>alert" not in text
     # Nothing is asked of anyone.
     assert not re.search(r"(src|href)=\"(?!data:)|https?://|@import|url\(", text)
+
+
+def _rows(text):
+    """The cells of every row of every table."""
+    return [re.findall("<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", text)]
+
+
+def test_the_same_sample_of_two_runs_stands_side_by_side(tmp_path):
+    runs = [history.read(_run(tmp_path / name)) for name in ("first", "second")]
+    for run, sample in zip(runs, (b"first", b"second"), strict=True):
+        for step, folder in run.samples.items():
+            for name in ("original", "reconstruction"):
+                (folder / f"1_{name}.wav").write_bytes(b"%s %s %d" % (sample, name.encode(), step))
+    del runs[1].samples[20]
+    page.write(runs, base.get_config().to_dict(), tmp_path / "report.html", sample_steps=3)
+    text = (tmp_path / "report.html").read_text()
+    sample = text[text.index("Sample 1</h3>") : text.index("<h2>Config")]
+    heard = {
+        row[0]: [base64.b64decode(content).decode() for content in re.findall('base64,([^"]*)', "".join(row[1:]))]
+        for row in _rows(sample)
+        if row
+    }
+    assert heard["original"] == ["first original 40", "second original 40"]
+    assert heard["step 0"] == ["first reconstruction 0", "second reconstruction 0"]
+    assert heard["step 20"] == ["first reconstruction 20"]
+    assert heard["step 40"] == ["first reconstruction 40", "second reconstruction 40"]
+
+
+def test_what_never_changed_is_no_curve_but_a_folded_number(tmp_path):
+    runs = [history.read(_run(tmp_path / name, rate)) for name, rate in (("first", 1e-3), ("second", 2e-3))]
+    page.write(runs, base.get_config().to_dict(), tmp_path / "report.html", sample_steps=1)
+    text = (tmp_path / "report.html").read_text()
+    assert len(re.findall("<figcaption>[a-z]+/", text)) == 2
+    (folded,) = re.findall("<details><summary>Numbers that never changed.*?</details>", text)
+    rows = [[cell.replace("<wbr>", "") for cell in row] for row in _rows(folded) if row]
+    assert rows == [["train/rate_of_&lt;b&gt;", "0.001", "0.002"], ["train/skipped_updates", "0", "0"]]
 
 
 def test_a_run_that_is_on_and_files_that_are_damaged(tmp_path):
