@@ -54,6 +54,21 @@ def pytest_sessionfinish():
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
+# The default structure with narrow layers: every dilation, the kernel of 7, and several of each kind of
+# sub-discriminator. Commands and the pages' blocks are tested with it, at least once each.
+SMALL_MODEL = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3}
+SMALL_DISCRIMINATOR = {
+    "stft_filters": 1,
+    "n_ffts": (256, 128),
+    "msd_scales": (1, 2),
+    "mpd_periods": (2, 3),
+    "mpd_channels": (2, 4),
+}
+
+
+# Micro shapes, here and in other tests, have one block, a dilation of 1 or a single sub-discriminator. They are for
+# what does not depend on the architecture: files, checkpoints, resuming, logging, scheduling. What traces, lowers,
+# exports or plans a network needs the default structure (above) in at least one test.
 def _micro_config():
     config = base.get_config()
     config.num_steps = 2

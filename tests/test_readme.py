@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import GOLDEN, initialised
+from conftest import GOLDEN, SMALL_DISCRIMINATOR, SMALL_MODEL, applied, initialised, random_variables
 
 import audiovae_jax
-from audiovae_jax import AudioVAE, EnCodecDiscriminator, load_model, save_model
+from audiovae_jax import AudioVAE, EnCodecDiscriminator, save_model
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -33,8 +33,8 @@ def namespace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("old.ckpt", "epoch=99.ckpt"):
         shutil.copy(GOLDEN / "lightning.ckpt", name)
-    model, variables = load_model("old.ckpt")
-    save_model(model, variables, "runs/tiny", sample_rate=44100)
+    model = AudioVAE(**SMALL_MODEL)
+    save_model(model, random_variables(model), "runs/tiny", sample_rate=44100)
     optimizer = optax.adamw(1e-3)
     return {
         "jax": jax,
@@ -81,8 +81,9 @@ def test_coming_from_pytorch(namespace):
 
 def test_the_losses_alone(namespace):
     namespace["real_audio"] = namespace["fake_audio"] = jax.numpy.asarray(namespace["audio"])
-    params = initialised(namespace["discriminator"], namespace["real_audio"])
-    namespace["discriminator"] = functools.partial(namespace["discriminator"].apply, params)
+    discriminator = EnCodecDiscriminator(**SMALL_DISCRIMINATOR)
+    params = initialised(discriminator, namespace["real_audio"])
+    namespace["discriminator"] = functools.partial(applied, discriminator, params)
     namespace["global_step"] = 6000
     (block,) = _blocks("Use the parts alone")
     exec(block, namespace)

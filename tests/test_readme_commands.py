@@ -15,7 +15,7 @@ import numpy as np
 import old_configs
 import pytest
 import soundfile
-from conftest import GOLDEN, random_variables
+from conftest import GOLDEN, SMALL_DISCRIMINATOR, SMALL_MODEL, random_variables
 
 from audiovae_jax import AudioVAE, save_model
 
@@ -27,7 +27,7 @@ PAGES = {
     "audiovae_jax/config/README.md": 2,
     "audiovae_jax/datasets/README.md": 3,
     "audiovae_jax/evaluation/README.md": 3,
-    "audiovae_jax/inference/README.md": 1,
+    "audiovae_jax/inference/README.md": 2,
     "audiovae_jax/migration/README.md": 5,
     "audiovae_jax/planning/README.md": 2,
     "audiovae_jax/serving/README.md": 1,
@@ -35,26 +35,25 @@ PAGES = {
 }
 _MODEL = (
     "--config.data.crop_length=2048 --config.batch_size=4 --config.model.base_channels=2 "
-    "--config.model.dilations=(1,) --config.losses.stft.fft_sizes=(256,)"
+    "--config.losses.stft.fft_sizes=(256,)"
 )
 _MEL = "--config.losses.mel.fft_sizes=(1024,) --config.losses.mel.n_mels=(16,)"
 _TRAINING = "--config.num_steps=1 --config.sample_every=1 --config.data.num_samples=1 --config.diagnose_every=0"
-_DISCRIMINATOR = (
-    "--config.discriminator.stft_filters=1 --config.discriminator.n_ffts=(256,) --config.discriminator.use_msd=False "
-    "--config.discriminator.mpd_periods=(2,) --config.discriminator.mpd_channels=(2,4)"
+_DISCRIMINATOR = " ".join(
+    f"--config.discriminator.{key}={value}".replace(" ", "") for key, value in SMALL_DISCRIMINATOR.items()
 )
-_MODEL_ALONE = f"{_MODEL} {_MEL} --config.use_adversarial=False"
+_NETWORKS = f"{_MODEL} {_MEL} {_DISCRIMINATOR}"
 SMALL = {  # what makes a command short
-    "train": f"{_MODEL} {_MEL} {_TRAINING} {_DISCRIMINATOR}",
+    "train": f"{_NETWORKS} {_TRAINING}",
     "train --config=my_config.py": f"{_MODEL} {_MEL} {_TRAINING}",
     "train --config=configs/mine.py": f"{_MODEL} {_TRAINING} {_DISCRIMINATOR}",
-    "doctor": _MODEL_ALONE,
-    "plan": f"{_MODEL_ALONE} --target=cpu:2 --compiles=1",  # other targets need their compilers
-    "benchmark step": f"{_MODEL_ALONE} --crop=2048 --repeats=1 --warmup=0",
-    "benchmark codec": f"{_MODEL_ALONE} --seconds=0.2 --repeats=1 --warmup=0",
-    "benchmark data": f"{_MODEL_ALONE} --repeats=1 --warmup=0",
-    "benchmark compile": _MODEL_ALONE,
-    "benchmark memory": f"{_MODEL_ALONE} --crop=2048 --repeats=1",
+    "doctor": _NETWORKS,
+    "plan": f"{_NETWORKS} --target=cpu:2 --compiles=1",  # other targets need their compilers
+    "benchmark step": f"{_NETWORKS} --crop=2048 --repeats=1 --warmup=0",
+    "benchmark codec": f"{_NETWORKS} --seconds=0.2 --repeats=1 --warmup=0",
+    "benchmark data": f"{_NETWORKS} --repeats=1 --warmup=0",
+    "benchmark compile": _NETWORKS,
+    "benchmark memory": f"{_NETWORKS} --crop=2048 --repeats=1",
 }
 GOING_ON = f"--config.num_steps=4 --config.batch_size=4 --config.data.crop_length=2048 {_TRAINING.split(' ', 1)[1]}"
 ELSEWHERE = "--config.data.root=songs --config.data.source=folder --config.logging.writers=('tensorboard',)"
@@ -94,7 +93,7 @@ def _write_noise(path, seconds=0.5, rate=44100):
 @pytest.fixture
 def workplace(tmp_path, audio_folder, trained_run):
     """A folder that holds what the pages' commands name."""
-    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
+    model = AudioVAE(**SMALL_MODEL)
     save_model(model, random_variables(model), tmp_path / "MODEL", sample_rate=44100)
     for name in ("tiny", "other"):
         shutil.copytree(trained_run[0], tmp_path / "runs" / name)
@@ -141,6 +140,11 @@ def test_every_page_with_commands_is_listed():
 def test_every_command_works_as_it_stands(workplace, page):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     seen = [] if page == "README.md" else _commands(ROOT / "README.md")
+    if all(
+        command != "report" for _, command, _ in _commands(ROOT / page)
+    ):  # which needs a run; its model is a micro one
+        shutil.rmtree(workplace / "runs" / "tiny")
+        shutil.copytree(workplace / "MODEL", workplace / "runs" / "tiny")
     for number, (start, command, given) in enumerate(_commands(ROOT / page)):
         if (start, command, given) in seen:
             continue

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import random_variables
+from conftest import SMALL_MODEL, random_variables
 
 from audiovae_jax import AudioVAE, save_model
 from audiovae_jax.commands import cli
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 def test_files_through_a_model_by_every_command(tmp_path):
     """One test, since each command takes seconds to start."""
-    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
+    model = AudioVAE(**SMALL_MODEL)
     save_model(model, random_variables(model), tmp_path / "m", sample_rate=8000)
     (tmp_path / "songs" / "deeper").mkdir(parents=True)
     for name in ("a.wav", "deeper/b.flac"):
@@ -63,6 +63,9 @@ def test_files_through_a_model_by_every_command(tmp_path):
     assert (described["sample rate (Hz)"], described["hop (samples)"]) == (8000, 8)
     # The latents are of the model before its calibration.
     assert "were encoded by another model" in run("decode.py", "m", "latents", "again", status=1)
+    run("export_torch.py", "m", "m.pt")
+    run("import_torch.py", "m.pt", "back")
+    assert json.loads(run("inspect_model.py", "back", "--json"))["config"]["dilations"] == [1, 3, 9]
     assert "[batch, 8*n, 2]" in run("export_stablehlo.py", "m", "served", "--platforms=cpu")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from conftest import random_variables
+from conftest import SMALL_MODEL, random_variables
 
 from audiovae_jax import AudioVAE, save_model
 from audiovae_jax.commands import judging
@@ -35,7 +35,7 @@ def values(monkeypatch):
 
 @pytest.mark.slow
 def test_two_models_beside_a_codec_on_a_folder_with_a_bad_file(audio_folder, tmp_path):
-    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
+    model = AudioVAE(**SMALL_MODEL)
     for seed, name in enumerate(("one", "two")):
         save_model(model, random_variables(model, seed), tmp_path / name, sample_rate=44100)
     (audio_folder / "bad.wav").write_bytes(b"nonsense")

@@ -71,9 +71,7 @@ def test_conv1d(length, taps, stride, dilation, padding, groups):
     _assert_every_form_is(reference, x, kernel, window)
 
 
-@pytest.mark.parametrize(
-    ("taps", "stride", "dilation", "padding"), [(7, 1, 3, 9), (7, 1, 9, 27), (4, 1, 3, 4), (6, 3, 1, 1)]
-)
+@pytest.mark.parametrize(("taps", "stride", "dilation", "padding"), [(7, 1, 9, 27), (4, 1, 3, 4), (6, 3, 1, 1)])
 def test_forms_take_a_length_that_is_not_known_yet(taps, stride, dilation, padding):
     """As in an export that serves any length, with every platform's form in it."""
     kernel, bias = _random(taps, 4, 6), _random(6)
@@ -82,8 +80,8 @@ def test_forms_take_a_length_that_is_not_known_yet(taps, stride, dilation, paddi
     for form in conv_forms.FORMS.values():
         convolve = jax.jit(lambda x, form=form: form(x, kernel, bias, window))
         exported = export.export(convolve)(shape)
-        for x in (_random(1, 61, 4), _random(3, 30, 4)):
-            np.testing.assert_allclose(exported.call(x), convolve(x), atol=1e-5)
+        x = _random(3, 61, 4)
+        np.testing.assert_allclose(exported.call(x), convolve(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3, 5, 8])
