@@ -25,7 +25,7 @@ _SLIDERS_SHOWN = 8  # channels that move most; the others are folded
 _SLIDERS_IN_ROW = 4
 _EMPTY = {
     "listen": "Choose a file, or take the example clip, and reconstruct it.",
-    "edit": "Load the latents of the file: each channel gets a slider.",
+    "edit": "Load the latents of the file, audio or .safetensors: each channel gets a slider.",
     "decode": "Move some sliders and decode: what was edited is compared with what was not.",
     "between": "Choose a second file, and a position between the two.",
 }
