@@ -130,7 +130,7 @@ def _summary(summary, systems, rows):
         best = max(mean, key=mean.get)
         said += f" Of {len(mean)} systems, {best} has the highest: {number(mean[best])} dB."
     numbers = [
-        (f"{COLUMNS[name].label}{_arrow(name)}", _readable(columns[name]["mean"]), _interval(columns[name]))
+        (f"{COLUMNS[name].label}{_arrow(name)}", number(columns[name]["mean"]), _interval(columns[name]))
         for name in _HEADLINE
         if name in columns
     ]
@@ -152,7 +152,7 @@ def _models(summary, descriptions):
 
 
 def _metrics(summary, systems):
-    files = max(entry["files"] for columns in summary.values() for entry in columns.values())
+    files = max((entry["files"] for columns in summary.values() for entry in columns.values()), default=0)
     rows = []
     for name, column in COLUMNS.items():
         if not any(name in summary[system] for system in systems):
@@ -163,11 +163,11 @@ def _metrics(summary, systems):
             entry = summary[system].get(name)
             cell = _mean(entry, best)
             if entry is not None and entry["low"] is not None:
-                cell += f"<small>median {_readable(entry['median'])}</small>"
+                cell += f"<small>median {number(entry['median'])}</small>"
             if entry is not None and entry["files"] < files:
                 cell += f"<small>of {entry['files']} files</small>"
             if entry is not None and entry.get("less_first_low") is not None and column.better:
-                low, high = _readable(entry["less_first_low"]), _readable(entry["less_first_high"])
+                low, high = number(entry["less_first_low"]), number(entry["less_first_high"])
                 cell += f"<small>Δ {entry['less_first']:+.3g} ({low} to {high})</small>"
             cells.append(cell)
         label = f"{_text(column.label)}{_arrow(name)}<small>{_text(column.definition)}</small>"
@@ -183,12 +183,12 @@ def _metrics(summary, systems):
 def _mean(entry, best):
     if entry is None:
         return ""
-    value = _readable(entry["mean"])
+    value = number(entry["mean"])
     return f"{f'<b>{value}</b>' if entry is best else value}<small>{_interval(entry)}</small>"
 
 
 def _interval(entry):
-    low, high = ("" if entry[end] is None else _readable(entry[end]) for end in ("low", "high"))
+    low, high = ("" if entry[end] is None else number(entry[end]) for end in ("low", "high"))
     return f"{low} to {high}" if low != high else ""
 
 
@@ -298,16 +298,11 @@ def _skipped(skipped):
     return f"<h2>Skipped: {len(skipped)}</h2><ul>{lines}</ul>"
 
 
-def _readable(value):
-    """A number for reading: three digits, or thousands with commas."""
-    return f"{value:.3g}" if abs(value) < 1 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2f}"
-
-
 def number(value: float) -> str:
-    """A number for a table, with three or four digits that matter."""
+    """A number for a table: three digits, or thousands with commas."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}" if abs(value) < 1 else f"{value:.2f}"
+    return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _known(value):

@@ -64,7 +64,8 @@ details { margin: 1rem 0 } summary { cursor: pointer; font-weight: 600; margin: 
   table:has(th) td { display: block; border: 0; padding: .1rem 0 } td:first-child { font-weight: 600 }
   table:has(th) :is(td:empty, tr:has(th)) { display: none }
   td[data-label]::before { content: attr(data-label); display: inline-block; min-width: 8rem; margin-right: .5rem;
-    color: var(--muted); font-size: .8125rem }
+    color: var(--muted); font-size: .8125rem; text-align: left; text-indent: 0 }
+  table:not(.numbers) td[data-label]:not(:has(audio)) { padding-left: 8.5rem; text-indent: -8.5rem }
   table.numbers td[data-label]::before { float: left }
 }
 """
