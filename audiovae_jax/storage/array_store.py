@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,22 @@ def like(abstract: PyTree, tree: PyTree) -> PyTree | None:
     return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in names])
 
 
+def differences(expected: dict[str, str], given: dict[str, str]) -> Iterator[tuple[str, str, str]]:
+    """`(name, expected, given)` wherever two results of `describe_shapes` differ; "absent" where one has none."""
+    for name in sorted(expected.keys() | given.keys()):
+        ours, theirs = expected.get(name, "absent"), given.get(name, "absent")
+        if ours != theirs:
+            yield name, ours, theirs
+
+
+def shapes_of(described: dict[str, str]) -> dict[str, str]:
+    """What `describe_shapes` gives of the tree that `describe` gives this of."""
+    return {name: text.rpartition(" ")[0] for name, text in described.items()}
+
+
 def require_same(expected: dict[str, str], described: dict[str, str], where: str):
     """Raise CheckpointError, naming the array, where shapes, dtypes or names differ."""
-    for name, ours, theirs in _differences(expected, described):
+    for name, ours, theirs in differences(expected, shapes_of(described)):
         raise CheckpointError(f"{where} is of another configuration: {name} is {theirs} there and {ours} here")
 
 
@@ -134,7 +148,7 @@ def read_tree(
     except Exception as error:  # Orbax and its storage raise what they like
         raise CheckpointError(f"{where} is damaged: {first_line(error)}") from error
     wanted = {name: array for name, array in described.items() if parts is None or name.partition("/")[0] in parts}
-    for name, there, written in _differences(describe_shapes(restored), wanted):
+    for name, there, written in differences(describe_shapes(restored), shapes_of(wanted)):
         raise CheckpointError(f"{where} is damaged: {name} is {there}, but was written as {written}")
     require_checksums(restored, wanted, where)
     return restored
@@ -164,12 +178,3 @@ def _reader(handler):
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"
     )
     return ocp.Checkpointer(handler(multiprocessing_options=alone), multiprocessing_options=alone)
-
-
-def _differences(shapes, described):
-    """`(name, shape, described shape)` wherever the two differ."""
-    for name in sorted(shapes.keys() | described.keys()):
-        ours = shapes.get(name, "absent")
-        theirs = described[name].rpartition(" ")[0] if name in described else "absent"
-        if ours != theirs:
-            yield name, ours, theirs

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
 import safetensors.numpy
 
 from audiovae_jax.checks import whole_number
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.models.audio_vae import AudioVAE
-from audiovae_jax.storage import atomic
+from audiovae_jax.storage import array_store, atomic
 from audiovae_jax.torch_files import reader, writer
 from audiovae_jax.torch_io import layout, state_dict
 from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS, STATISTICS
@@ -44,6 +45,14 @@ def export_audio_vae(
       CheckpointError: another suffix, or something that such a file cannot hold.
     """
     path = Path(path)
+    require_target(path)
+    variables = {name: jax.tree.map(lambda x: np.asarray(x, np.float32), tree) for name, tree in variables.items()}
+    needed, given = array_store.describe_shapes(model.shapes()), array_store.describe_shapes(variables)
+    for name, ours, theirs in array_store.differences(needed, given):
+        raise CheckpointError(
+            f"{path} was not written: {name} is {theirs} in the variables and {ours} in the model; give the model that "
+            "the variables are of"
+        )
     weights = audio_vae_state_dict(variables)
     config = {key: _listed(getattr(model, key)) for key in CONFIG_KEYS}
     if sample_rate is not None:
@@ -63,17 +72,25 @@ def export_audio_vae(
                 **optional,
             }
             writer.write_checkpoint(path, content)
-        elif path.suffix == ".safetensors":
+        else:
             if optimizer_state is not None or scheduler_state is not None:
                 raise CheckpointError(f"{path}: safetensors hold weights alone; export optimizer states to .pt")
             described = {"model_config": config, "encoder_frozen": model.encoder_frozen, **optional}
             _write_safetensors(path, weights, described)
-        else:
-            raise CheckpointError(f"{path}: the name must end in .pt or .safetensors")
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} was not written: {error}") from None
     except OSError as error:
         raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
+
+
+def require_target(path: str | Path):
+    """Raise CheckpointError unless `export_audio_vae` can write to `path`, before much is computed for it."""
+    if Path(path).suffix not in (".pt", ".safetensors"):
+        raise CheckpointError(f"{path}: the name must end in .pt or .safetensors")
+    try:
+        atomic.require_writable(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
 
 
 def audio_vae_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

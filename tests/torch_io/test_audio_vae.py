@@ -339,6 +339,14 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path):
     model, variables = _model()
     with pytest.raises(CheckpointError, match=r"x.bin: the name must end in .pt or .safetensors"):
         export_audio_vae(model, variables, tmp_path / "x.bin")
+    for wrong in (
+        random_variables(AudioVAE(**{**names.MICRO_MODEL, "latent_dim": 5})),
+        {"params": variables["params"]},
+    ):
+        with pytest.raises(
+            CheckpointError, match=r"x.pt was not written: .* in the variables and .* in the model; give"
+        ):
+            export_audio_vae(model, wrong, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="safetensors hold weights alone"):
         export_audio_vae(model, variables, tmp_path / "x.safetensors", optimizer_state={})
     with pytest.raises(CheckpointError, match=r"x.pt was not written: metadata.f is a object"):
