@@ -22,6 +22,7 @@ from audiovae_jax.data.files import printable
 from audiovae_jax.errors import ConfigError, UserError
 from audiovae_jax.persistence import places
 from audiovae_jax.run import compilation, warm_start
+from audiovae_jax.storage import server
 from audiovae_jax.storage.bucket_path import BucketPath
 
 # Where each command lives; only the one that is asked for is imported.
@@ -174,6 +175,10 @@ def _positional(argv, command):
             found = f", and {printable(given[0])} is none" if given else ""
             raise ConfigError(f"no model was given: {command.name} takes {takes}{found}. --help tells more")
         raise ConfigError(f"{command.name} takes {takes}; {len(given)} were given. --help lists the flags")
+    if names[-1:] == ("OUT",) and server.is_url(given[-1]) and not command.bucket_output:
+        raise ConfigError(
+            f"{given[-1]}: {command.name} writes to this machine; give a path here, and copy what it makes afterwards"
+        )
     return given
 
 

@@ -17,6 +17,7 @@ class Command:
       main: takes the positional arguments, reads flags.
       positional: their names; a name that ends in "..." stands for one or more, one in brackets for one or none.
       define_flags: defines its flags, and no others.
+      bucket_output: whether OUT may be the URL of a bucket.
       old_model_flag: whether `--model=MODEL` was its form before, and is still taken.
       interrupted: what someone who stops it with Ctrl-C should know.
     """
@@ -26,5 +27,6 @@ class Command:
     main: Callable[..., None]
     positional: tuple[str, ...] = ()
     define_flags: Callable[[], None] = lambda: None
+    bucket_output: bool = False
     old_model_flag: bool = False
     interrupted: str = GOES_ON

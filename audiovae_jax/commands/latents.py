@@ -33,8 +33,6 @@ def _define():
 
 def _encode_dataset(model, root, target):
     values = flags.FLAGS
-    if remote.is_url(target):
-        raise ConfigError(f"{target}: shards are written to a folder on this machine; copy it afterwards")
     folder = Path(remote.local_path(target))
     if folder.exists() and not folder.is_dir():
         raise DataError(f"{target} is a file; give a folder to write to")

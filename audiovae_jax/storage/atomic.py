@@ -1,6 +1,7 @@
 """Files and folders that are either whole or not there."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -11,7 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _UNFINISHED = re.compile(r"\.(\d+)\.tmp(\.[^.]*)?$")
+_MOVED_ASIDE = re.compile(r"\.\d+\.old$")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path makes one slash of two
 _SILENT = 60.0  # seconds
+_LONGEST_SWAP = 1.0  # seconds between the two renames that replace a folder
 _LONGEST_NAME = 255  # bytes, on nearly every file system
 
 
@@ -21,6 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Whatever writes it, who may read the file is as the user's umask has it.
     """
+    _require_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path, f"tmp{path.suffix}")
     try:
@@ -41,6 +46,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     A folder that was at `path` is moved aside for that moment: if the machine stops just then, it is found
     beside, as `.<name>.<number>.old`.
     """
+    _require_local(path)
     path = Path(os.path.realpath(path))  # a link stays, and what it leads to is replaced
     temporary = beside(path, "tmp", path.name)
     try:
@@ -57,10 +63,17 @@ def beside(path: Path, ending: str, name: str | None = None) -> Path:
     The name is the path's without its suffix, if none is given. A folder's is given whole: in `Song v1.2`, `.2` is
     no suffix, and `Song v1.3` is another folder.
     """
-    ending, name = f".{os.getpid()}.{ending}", path.stem if name is None else name
-    start = os.fsencode(name)[: _LONGEST_NAME - 1 - len(os.fsencode(ending))]
-    # A character that was cut in the middle would be a name that some file systems refuse.
-    return path.with_name(f".{start.decode(errors='ignore') if start != os.fsencode(name) else name}{ending}")
+    return path.with_name(_hidden(path.stem if name is None else name, f".{os.getpid()}.{ending}"))
+
+
+def await_swap(path: Path):
+    """Wait for as long as `replacing_folder` has nothing at `path`, at most a second.
+
+    That is between its two renames. The folder that was moved aside shows it.
+    """
+    end = time.monotonic() + _LONGEST_SWAP
+    while not os.path.exists(path) and _is_moved_aside(path) and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 def remove_leftovers(folder: Path):
@@ -88,6 +101,7 @@ def is_temporary(name: str) -> bool:
 
 def require_writable(path: str | Path):
     """Raise OSError unless something can be made at `path`; nothing is left behind."""
+    _require_local(path)
     folder = Path(path).absolute().parent
     while not os.path.exists(folder):
         if folder.parent == folder:
@@ -96,6 +110,27 @@ def require_writable(path: str | Path):
     if not folder.is_dir():
         raise NotADirectoryError(20, "Not a directory", str(folder))
     os.rmdir(tempfile.mkdtemp(prefix=".", dir=folder))
+
+
+def _require_local(path):
+    if _URL.match(str(path)):
+        raise OSError(errno.EINVAL, "it is a URL, and a path on this machine is needed", str(path))
+
+
+def _hidden(name, ending):
+    start = os.fsencode(name)[: _LONGEST_NAME - 1 - len(os.fsencode(ending))]
+    # A character that was cut in the middle would be a name that some file systems refuse.
+    return f".{start.decode(errors='ignore') if start != os.fsencode(name) else name}{ending}"
+
+
+def _is_moved_aside(path):
+    path = Path(os.path.realpath(path))
+    try:
+        found = os.listdir(path.parent)
+    except OSError:
+        return False
+    endings = ((name, _MOVED_ASIDE.search(name)) for name in found)
+    return any(ending and name == _hidden(path.name, ending[0]) for name, ending in endings)
 
 
 def _is_running(pid):

@@ -1,4 +1,7 @@
 import os
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -70,3 +73,34 @@ def test_what_cannot_be_written_is_known_before(tmp_path):
         atomic.require_writable(tmp_path / "file" / "below")
     with pytest.raises(OSError, match=r"(?i)no such file|permission|read-only"):
         atomic.require_writable("/proc/nope" if os.path.isdir("/proc") else "/nope/nope")
+
+
+def test_a_url_is_no_path_of_this_machine(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write_file(path):
+        with atomic.replacing(path) as temporary:
+            temporary.write_text("new")
+
+    def write_folder(path):
+        with atomic.replacing_folder(path) as temporary:
+            temporary.mkdir()
+
+    for write in (write_file, write_folder, atomic.require_writable):
+        for url in ("s3://bucket/x.json", "gs://bucket/x.json", "file:///x.json"):
+            with pytest.raises(OSError, match="is a URL, and a path on this machine is needed"):
+                write(Path(url))
+    assert list(tmp_path.iterdir()) == []
+    write_file(tmp_path / "s3:" / "x.json")  # which is a folder's name if it is meant so
+
+
+def test_a_folder_that_is_being_replaced_is_waited_for(tmp_path):
+    folder = tmp_path / ("m" * 250)  # whose name is cut in that of the one aside
+    aside = atomic.beside(folder, "old", folder.name)
+    aside.mkdir()
+    threading.Timer(0.2, folder.mkdir).start()
+    atomic.await_swap(folder)
+    assert folder.is_dir()
+    start = time.monotonic()
+    atomic.await_swap(tmp_path / "another")  # nothing of it is aside
+    assert time.monotonic() - start < 0.9
