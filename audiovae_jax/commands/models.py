@@ -1,14 +1,20 @@
 """Commands on one model: looked at, calibrated, made ready for serving, or made from torch's files and into them."""
 
+import functools
 import json
 from pathlib import Path
 
+import numpy as np
+import tqdm
 from absl import flags
 
 from audiovae_jax.commands import cli, codec
 from audiovae_jax.commands.command import MODEL, Command
+from audiovae_jax.data.files import printable
 from audiovae_jax.inference import calibration, inspection, stablehlo
 from audiovae_jax.persistence import conversion
+
+_MOST_NAMED = 10  # files in a line
 
 
 def _inspect_flags():
@@ -26,15 +32,47 @@ def _inspect(model):
 
 def _calibrate_flags():
     flags.DEFINE_integer("limit", None, "use no more files than this", lower_bound=1)
-    flags.DEFINE_bool("verify", False, "measure the spread afterwards, by encoding once more")
+    flags.DEFINE_bool("verify", False, "measure the written model, on a tenth of the files that is held out for it")
     flags.DEFINE_integer("sample_rate", None, "in Hz, where the model's file does not tell it", lower_bound=1)
 
 
 def _calibrate(model, audio, target):
     values = flags.FLAGS
-    calibration.calibrate(
-        model, audio, target, limit=values.limit, verify=values.verify, sample_rate=values.sample_rate
+    made = calibration.calibrate(
+        model,
+        audio,
+        target,
+        limit=values.limit,
+        verify=values.verify,
+        progress=functools.partial(tqdm.tqdm, unit="file", dynamic_ncols=True),
+        sample_rate=values.sample_rate,
     )
+    print("\n".join(_calibration_lines(made)))
+    print(f"written to {target}")
+
+
+def _calibration_lines(made):
+    measured = {"before": made.before} if made.after is None else {"before": made.before, "after": made.after}
+    for reason in dict.fromkeys(reason for spread in measured.values() for reason in spread.skipped):
+        yield f"skipped {reason}"
+    read = made.before
+    yield f"calibrated on {len(read.files)} files, {read.frames:,} latent frames of {made.hop_length} samples"
+    if made.held_out:
+        names = [printable(path) for path in made.after.files]
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        yield f"measured afterwards on {len(names)} other files: {', '.join(names[:_MOST_NAMED])}{more}"
+    elif made.after is not None:
+        yield "measured afterwards on the same files, which are too few to hold some out"
+    yield "channel  " + "  ".join(f"mean {when}  variance {when}" for when in measured)
+    for channel in range(len(made.before.mean)):
+        cells = (
+            f"{spread.mean[channel]:{len('mean ' + when)}.4f}  {spread.std[channel] ** 2:{len('variance ' + when)}.4f}"
+            for when, spread in measured.items()
+        )
+        yield f"{channel:7d}  " + "  ".join(cells)
+    for when, spread in measured.items():
+        mean, variance = np.abs(spread.mean).max(), spread.std**2
+        yield f"{when}: |mean| at most {mean:.4f}, variance {variance.min():.4f} to {variance.max():.4f}"
 
 
 def _export_flags():
@@ -76,9 +114,10 @@ CALIBRATE_LATENTS = Command(
     name="calibrate_latents",
     description="""Set a model's latent statistics from audio, so that latents have zero mean and unit variance.
 
-AUDIO is a folder of files, OUT a saved model to make (MODEL itself, if that is one).""",
+AUDIO is a folder of files, OUT a saved model to make (MODEL itself, if that is one), here or in a bucket.""",
     main=_calibrate,
     positional=(MODEL, "AUDIO", "OUT"),
+    bucket_output=True,
     define_flags=_calibrate_flags,
 )
 EXPORT_STABLEHLO = Command(
@@ -94,10 +133,11 @@ IMPORT_TORCH = Command(
     name="import_torch",
     description="""Make a saved model of a PyTorch file, and say what became of each tensor.
 
-MODEL is a `save_model` file, a Lightning checkpoint, a bare state dict or safetensors; OUT the folder to make.
-Nothing in MODEL is executed, and torch is not needed.""",
+MODEL is a `save_model` file, a Lightning checkpoint, a bare state dict or safetensors; OUT the folder to make, here or
+in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
     main=_import,
     positional=(MODEL, "OUT"),
+    bucket_output=True,
     define_flags=_import_flags,
 )
 EXPORT_TORCH = Command(

@@ -1,15 +1,18 @@
 """Latent statistics from data: with them set, encoded audio has zero mean and unit variance per channel."""
 
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import tqdm
 
-from audiovae_jax.data import files
+from audiovae_jax.data import files, stream
 from audiovae_jax.data.audio_file import EXTENSIONS
 from audiovae_jax.errors import DataError
 from audiovae_jax.inference.codec import Codec
-from audiovae_jax.persistence import saved_model
+from audiovae_jax.persistence import model_folder, saved_model
+
+_LEAST_TO_SPLIT, _LEAST_HELD_OUT = 10, 3  # files
 
 
 class RunningMoments:
@@ -37,29 +40,78 @@ class RunningMoments:
         return np.sqrt(self._squares / max(1, self.count))
 
 
-def calibrate(path: str, data_root: str, target: str, *, limit: int | None = None, verify: bool = False, **options):
-    """Set a model's latent statistics to those of a folder of audio, and print the spread before and after.
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Calibrated latents of some files, as they were measured.
+
+    Attributes:
+      files: those that were read.
+      skipped: why others were not, each with its name.
+      frames: latent frames.
+      mean, std: `[latent_dim]`.
+    """
+
+    files: tuple[Path, ...]
+    skipped: tuple[str, ...]
+    frames: int
+    mean: np.ndarray
+    std: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` has measured.
+
+    Attributes:
+      hop_length: samples in a latent frame.
+      before: the files that the statistics are of, with the model as it was.
+      after: the held-out files, with the model as it was written; None if that was not asked for. Without held-out
+        files, those of `before`.
+      held_out: whether `after` is of other files than `before`.
+    """
+
+    hop_length: int
+    before: Spread
+    after: Spread | None
+    held_out: bool
+
+
+def calibrate(
+    path: str,
+    data_root: str,
+    target: str,
+    *,
+    limit: int | None = None,
+    verify: bool = False,
+    progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
+    **options,
+) -> Calibration:
+    """Write a model with the latent statistics of a folder of audio.
 
     Args:
-      path: whatever `load_model` takes.
-      data_root: a folder of audio files at any depth; those that cannot be used are named.
+      path: whatever `load_model` takes; read once, so that a run may go on there meanwhile.
+      data_root: a folder of audio files at any depth; those that cannot be used are named in the result.
       target: a saved model to write; `path` itself, if that is a saved model, to set them there.
       limit: of files.
-      verify: measure the spread afterwards by encoding once more, in place of deriving it.
+      verify: measure the written model, on a tenth of the files but at least three, which the statistics then are
+        not of; on the same files where there are fewer than ten.
+      progress: goes through files; may show where it is.
       **options: for `Codec.load`.
 
     Raises:
       DataError: no usable audio, or a latent channel that never changes.
       CheckpointError: the model cannot be read or written.
     """
-    saved_model.require_target(target)
+    model_folder.require_target(target)
     root = Path(data_root)
     found = files.find(root, EXTENSIONS) if root.is_dir() else [root] if root.is_file() else []
     found = found[:limit]
     if not found:
         raise DataError(f"{data_root} holds no audio file; looked for {' '.join(EXTENSIONS)} at any depth")
-    codec = Codec.load(path, **options)
-    moments = _measure(codec, found)
+    used, held_out = _split(found) if verify else (found, [])
+    loaded = saved_model.open_model(path, training=True)
+    codec = Codec.of(loaded, path, **options)
+    moments, read, skipped = _measure(codec, progress(used), lambda posterior: posterior.mean)
     if moments.count < 2:
         raise DataError(f"{data_root}: {moments.count} latent frames are too few to calibrate with")
     constant = np.flatnonzero(moments.std < 1e-6)
@@ -68,39 +120,46 @@ def calibrate(path: str, data_root: str, target: str, *, limit: int | None = Non
             f"latent channels {', '.join(map(str, constant[:10]))} are constant over {data_root}; "
             "they hold nothing, and cannot be scaled to unit variance"
         )
-    old = {name: np.asarray(value, np.float64) for name, value in codec.variables["latent_statistics"].items()}
-    before = ((moments.mean - old["latent_mean"]) / old["latent_std"], moments.std / old["latent_std"])
-    saved_model.with_latent_statistics(
-        path, target, moments.mean, moments.std, {"calibrated_on": str(data_root), "calibration_frames": moments.count}
+    old = {name: np.asarray(value, np.float64) for name, value in loaded.variables["latent_statistics"].items()}
+    mean, std = (moments.mean - old["latent_mean"]) / old["latent_std"], moments.std / old["latent_std"]
+    before = Spread(read, skipped, moments.count, mean, std)
+    statistics = {"latent_mean": moments.mean.astype(np.float32), "latent_std": moments.std.astype(np.float32)}
+    calibrated = dataclasses.replace(
+        loaded,
+        variables={**loaded.variables, "latent_statistics": statistics},
+        sample_rate=loaded.sample_rate or options.get("sample_rate"),
+        metadata={**loaded.metadata, "calibrated_on": str(data_root), "calibration_frames": moments.count},
     )
-    after = ((moments.mean - moments.mean) / moments.std, moments.std / moments.std)
-    if verify:
-        again = Codec.load(target, **options)
-        statistics = {name: np.asarray(value) for name, value in again.variables["latent_statistics"].items()}
-        measured = _measure(again, found, statistics)
-        after = (measured.mean, measured.std)
-    print(f"{len(found)} files, {moments.count:,} latent frames of {codec.model.hop_length} samples")
-    _print_table(before, after, "measured" if verify else "derived")
-    print(f"written to {target}")
+    saved_model.save_loaded(calibrated, target)
+    after = _verify(target, progress(held_out or used), options) if verify else None
+    return Calibration(codec.model.hop_length, before, after, bool(held_out))
 
 
-def _measure(codec, paths, statistics=None):
-    moments = RunningMoments(codec.model.latent_dim)
-    for path in tqdm.tqdm(paths, unit="file", dynamic_ncols=True):
+def _split(found):
+    """`(files to calibrate on, files held out)`; the latter are spread evenly, and none of fewer than ten files."""
+    if len(found) < _LEAST_TO_SPLIT:
+        return found, []
+    count = max(_LEAST_HELD_OUT, len(found) // 10)
+    held_out = [found[(2 * i + 1) * len(found) // (2 * count)] for i in range(count)]
+    return [path for path in found if path not in set(held_out)], held_out
+
+
+def _verify(target, paths, options):
+    codec = Codec.load(target, **options)
+    moments, read, skipped = _measure(codec, paths, lambda posterior: posterior.z)
+    if not moments.count:
+        raise DataError(f"{target} is written, and not verified: no file that was held out can be used")
+    return Spread(read, skipped, moments.count, moments.mean, moments.std)
+
+
+def _measure(codec, paths, values):
+    """`(moments, files read, why others were not)` of the values of posteriors."""
+    moments, read, skipped = RunningMoments(codec.model.latent_dim), [], []
+    for path in paths:
         try:
-            for mean in codec.posteriors(path):
-                if statistics is not None:
-                    mean = (mean - statistics["latent_mean"]) / (statistics["latent_std"] + 1e-8)
-                moments.add(mean)
+            for posterior in codec.stream(stream.open_file(path), mix=True).posteriors:
+                moments.add(values(posterior))
+            read.append(path)
         except DataError as error:
-            tqdm.tqdm.write(f"skipped {error}")
-    return moments
-
-
-def _print_table(before, after, how):
-    """Mean and variance of each channel, before and after."""
-    print(f"channel  mean before  variance before  mean after  variance after ({how})")
-    for channel, (m0, s0, m1, s1) in enumerate(zip(*before, *after, strict=True)):
-        print(f"{channel:7d}  {m0:11.4f}  {s0**2:15.4f}  {m1:10.4f}  {s1**2:14.4f}")
-    for when, (mean, std) in (("before", before), ("after", after)):
-        print(f"{when}: |mean| at most {np.abs(mean).max():.4f}, variance {(std**2).min():.4f} to {(std**2).max():.4f}")
+            skipped.append(str(error))
+    return moments, tuple(read), tuple(skipped)

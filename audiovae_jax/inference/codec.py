@@ -100,14 +100,20 @@ class Codec:
         Raises:
           CheckpointError: there is no model there, or the file says another sample rate.
         """
-        loaded = saved_model.open_model(path, step=step)
+        return cls.of(saved_model.open_model(path, step=step), path, sample_rate=sample_rate, **options)
+
+    @classmethod
+    def of(
+        cls, loaded: saved_model.LoadedModel, path: str | Path, *, sample_rate: int | None = None, **options: Any
+    ) -> "Codec":
+        """The codec of a model that was opened from `path`; see `load`."""
         if None not in (sample_rate, loaded.sample_rate) and sample_rate != loaded.sample_rate:
             raise CheckpointError(f"{path} is of {loaded.sample_rate} Hz, not sample_rate={sample_rate}")
         notes = list(loaded.notes)
         if sample_rate is None and loaded.sample_rate is None:
             notes.append(f"it does not say its sample rate; {_DEFAULT_RATE} Hz is assumed, sample_rate sets another")
         for note in notes:
-            warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
+            warnings.warn(f"{path}: {note}", UserWarning, stacklevel=3)
         rate = sample_rate or loaded.sample_rate or _DEFAULT_RATE
         return cls(loaded.model, loaded.variables, sample_rate=rate, **options)
 

@@ -6,7 +6,7 @@ import numpy as np
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.models.receptive_field import decoder_context, encoder_context
-from audiovae_jax.persistence import saved_model, training_state
+from audiovae_jax.persistence import model_folder, saved_model, training_state
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
 from audiovae_jax.torch_io.audio_vae import CONFIG_KEYS
 from audiovae_jax.training.state import count_parameters
@@ -18,7 +18,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
     Raises:
       CheckpointError: there is no model there, or it is damaged.
     """
-    loaded = saved_model.open_model(path, step=step)
+    loaded = saved_model.open_model(path, step=step, training=True)
     try:
         state = training_state.training_state_of(loaded, path)
         discriminator = _discriminator(state)
@@ -54,7 +54,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
         "compression (audio values per latent value)": model.hop_length * model.in_channels / model.latent_dim,
         "context (frames before and after)": {name: tuple(context) for name, context in contexts.items()},
         "latent statistics": _spread(mean, std)
-        if saved_model.is_calibrated(variables)
+        if model_folder.is_calibrated(variables)
         else "initial (0 and 1); scripts/calibrate_latents.py sets them",
         "epoch": state["epoch"],
         "step": state["global_step"],

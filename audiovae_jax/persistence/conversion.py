@@ -6,7 +6,7 @@ import numpy as np
 
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import places, saved_model, training_state
+from audiovae_jax.persistence import model_folder, places, saved_model, training_state
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.torch_files import reader
 from audiovae_jax.torch_io import audio_vae, export, layout, training
@@ -20,12 +20,13 @@ def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None 
 
     Args:
       source: the file.
-      target: the folder to make.
+      target: the folder to make, or the URL of one in a bucket.
       dilations, strict: see `torch_io.import_audio_vae`.
 
     Raises:
       CheckpointError: the file cannot be taken, or the folder not written.
     """
+    model_folder.require_target(target)
     imported = training.read_training(source, dilations=dilations, strict=strict)
     model = imported.audio_vae
     lines, notes = list(model.lines), list(imported.notes)
@@ -75,6 +76,7 @@ def export_torch(source: str, target: str, *, step: int | None = None):
     Raises:
       CheckpointError: the model cannot be read, or the file not written.
     """
+    export.require_target(target)
     loaded = saved_model.open_model(source, step=step)
     states = {}
     if loaded.kind == "checkpoint" and Path(target).suffix == ".pt":

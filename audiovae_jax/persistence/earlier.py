@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
-from audiovae_jax.persistence import hosts, places, saved_model
+from audiovae_jax.persistence import hosts, model_folder, places
 from audiovae_jax.persistence.checkpoint import VARIABLES, Checkpoints, OutOfReachError
-from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath
 
 # What a saved model calls the parts of a train state that it may have besides the model.
-_IN_SAVED_MODELS = {"opt_state": "optimizer", "discriminator_params": "discriminator"}
+_IN_SAVED_MODELS = {"opt_state": model_folder.OPTIMIZER, "discriminator_params": model_folder.DISCRIMINATOR}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,7 @@ def describe(path: str) -> Described:
     """
     place = places.opened_path(path)
     if _is_saved_model(place):
-        description = saved_model.read_description(place)
+        description = model_folder.settled(path, model_folder.read_description)
         return Described(description["config"], description["sample_rate"])
     with _opened(place) as (checkpoints, step):
         config = checkpoints.newest_config() if step is None else checkpoints.config(step)
@@ -78,8 +77,7 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
     """
     place = places.opened_path(path)
     if _is_saved_model(place):
-        with saved_model.at_hand(place) as local:
-            return _of_saved_model(local, wanted)
+        return model_folder.settled(path, lambda place: _of_saved_model(place, wanted))
     with _opened(place) as (checkpoints, step):
         reasons = []
         order = [step] if step is not None else checkpoints.best_first() if best else checkpoints.steps()[::-1]
@@ -99,7 +97,7 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
 
 
 def _is_saved_model(place: Path | BucketPath) -> bool:
-    return (place / saved_model.DESCRIPTION).is_file()
+    return (place / model_folder.DESCRIPTION).is_file()
 
 
 @contextlib.contextmanager
@@ -121,12 +119,10 @@ def _of_checkpoint(checkpoints, step, wanted):
 
 
 def _of_saved_model(path, wanted):
-    description = saved_model.read_description(path)
-    arrays = description["arrays"]
-    trees = {"model": array_store.read_tree(path / "model", arrays["model"])}
+    description = model_folder.read_description(path)
+    names = {field: tree for field, tree in _IN_SAVED_MODELS.items() if field in wanted}
+    trees = model_folder.read_trees(path, description, (model_folder.MODEL, *names.values()))
     with as_checkpoint_error(f"{path} is no whole model"):
-        parts = {name: trees["model"][name] for name in VARIABLES}
-    for name, tree in _IN_SAVED_MODELS.items():
-        if name in wanted and tree in arrays:
-            parts[name] = array_store.read_tree(path / tree, arrays[tree])
+        parts = {name: trees[model_folder.MODEL][name] for name in VARIABLES}
+    parts |= {field: trees[tree] for field, tree in names.items() if tree in trees}
     return Earlier("", description["global_step"], parts)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from audiovae_jax.data.audio_file import EXTENSIONS
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.storage import server
+from audiovae_jax.storage import atomic, server
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
 
 
@@ -35,11 +35,16 @@ def locate(path: str | Path | BucketPath) -> tuple[Path | BucketPath, int | None
 
 
 def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
-    """A user's path to read from; CheckpointError where it is a URL that cannot be reached."""
+    """A user's path to read from; CheckpointError where it is a URL that cannot be reached.
+
+    A folder that is being replaced is waited for.
+    """
     try:
         path = as_path(path)
         if isinstance(path, BucketPath):
             path.exists()
+        else:
+            atomic.await_swap(path)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     return path

@@ -2,11 +2,11 @@
 
 A saved model is a folder: `model.json`, which a person can read, and Orbax trees of arrays beside it,
 `model/` and, if given, `optimizer/` and `discriminator/`. The JSON has a checksum for every array.
+`model_folder` has how it is stored.
 """
 
 import contextlib
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -22,27 +22,18 @@ from audiovae_jax.checks import whole_number
 from audiovae_jax.config import build, resolve
 from audiovae_jax.errors import CheckpointError, ConfigError, as_checkpoint_error
 from audiovae_jax.models.audio_vae import AudioVAE
-from audiovae_jax.persistence import checkpoint, places
+from audiovae_jax.persistence import checkpoint, model_folder, places
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.storage import array_store, atomic
 from audiovae_jax.storage.bucket_path import BucketPath, local_copy
-from audiovae_jax.storage.checksum import json_checksum
 from audiovae_jax.torch_io import audio_vae
-from audiovae_jax.training.state import count_parameters
 
 PyTree = Any
-DESCRIPTION = "model.json"
-_FORMAT = 1
-_KEYS = {
-    *("format", "config", "sample_rate", "channels", "hop_length", "latent_statistics", "encoder_frozen"),
-    *("parameter_count", "epoch", "global_step", "metadata", "discriminator", "arrays", "checksum"),
-}
 
 
 def save_model(
     model: AudioVAE,
     variables: dict,
-    path: str | Path,
+    path: str | Path | BucketPath,
     *,
     optimizer_state: PyTree = None,
     epoch: int | None = None,
@@ -52,14 +43,14 @@ def save_model(
     discriminator_params: PyTree = None,
     sample_rate: int | None = None,
 ):
-    """Write a model to the folder `path`, from which `load_model` makes it again.
+    """Write a model to `path`, from which `load_model` makes it again.
 
-    The folder is written beside its place and then put there, see `atomic.replacing_folder`.
+    It is put there whole or not at all, and only if `load_model` would take it.
 
     Args:
       model: its configuration is written too.
       variables: `params` and `latent_statistics`.
-      path: a folder to make, or a saved model to replace.
+      path: a folder to make, or a saved model to replace; or the `s3://` or `gs://` URL of one.
       optimizer_state: an optax state, for `load_training_state`.
       epoch, global_step: where training stood.
       metadata: anything that JSON can hold.
@@ -68,30 +59,24 @@ def save_model(
       sample_rate: in Hz, of the audio that the model is for.
 
     Raises:
-      CheckpointError: `path` holds something else than a saved model, or something given cannot be written.
+      CheckpointError: `path` holds something else than a saved model, the variables are not of the model, or
+        something given cannot be written. What was at `path` is kept.
     """
     if (discriminator is None) != (discriminator_params is None):
         raise CheckpointError("give discriminator and discriminator_params together")
-    trees = {"model": {name: variables[name] for name in checkpoint.VARIABLES}}
-    if optimizer_state is not None:
-        trees["optimizer"] = optimizer_state
-    if discriminator is not None:
-        trees["discriminator"] = discriminator_params
-    counts = {"sample_rate": (sample_rate, 1), "epoch": (epoch, 0), "global_step": (global_step, 0)}
-    description = {
-        "config": _arguments(model),
-        **{
-            name: None if value is None else whole_number(value, name, CheckpointError, least=least)
-            for name, (value, least) in counts.items()
-        },
-        "channels": model.in_channels,
-        "hop_length": model.hop_length,
-        "encoder_frozen": model.encoder_frozen,
-        "parameter_count": count_parameters(variables["params"]),
-        "metadata": metadata or {},
-        "discriminator": None if discriminator is None else _describe_module(discriminator),
-    }
-    _write(Path(path), description, trees)
+    trees = {model_folder.OPTIMIZER: optimizer_state, model_folder.DISCRIMINATOR: discriminator_params}
+    loaded = LoadedModel(
+        model,
+        variables,
+        "saved model",
+        sample_rate=sample_rate,
+        epoch=epoch,
+        global_step=global_step,
+        metadata=metadata or {},
+        discriminator=None if discriminator is None else _describe_module(discriminator),
+        training={name: tree for name, tree in trees.items() if tree is not None},
+    )
+    save_loaded(loaded, path)
 
 
 def load_model(
@@ -129,6 +114,8 @@ class LoadedModel:
       epoch, global_step: where training stood, None where that is not known.
       metadata: what was saved with it; a checkpoint's validation metrics.
       notes: what was inferred, assumed or left out.
+      discriminator: of a saved model, its dotted name and arguments.
+      training: of a saved model, the arrays of its optimizer and discriminator, where they were asked for.
     """
 
     model: AudioVAE
@@ -139,20 +126,60 @@ class LoadedModel:
     global_step: int | None = None
     metadata: dict = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    discriminator: dict | None = None
+    training: dict[str, PyTree] = dataclasses.field(default_factory=dict)
 
 
-def open_model(path: str | Path, *, step: int | None = None, strict: bool = True) -> LoadedModel:
-    """`load_model` with all that the file says of the model; the arguments are the same."""
-    path = places.opened_path(path)
-    if isinstance(path, BucketPath):
-        return _open_url(path, step, strict)
-    if not os.path.exists(path):  # which is not Path.exists: that raises for names that cannot be
+def save_loaded(loaded: LoadedModel, path: str | Path | BucketPath):
+    """`save_model` of a model as it was opened, with all that was read of it."""
+    for name in sorted({*checkpoint.VARIABLES}.symmetric_difference(loaded.variables)):
+        have, remedy = ("no", "give all that model.init returns") if name in checkpoint.VARIABLES else ("a", "drop it")
+        raise CheckpointError(f"{path} was not written: the variables have {have} collection {name!r}; {remedy}")
+    counts = {
+        "sample_rate": (loaded.sample_rate, 1),
+        "epoch": (loaded.epoch, 0),
+        "global_step": (loaded.global_step, 0),
+    }
+    description = {
+        "config": _arguments(loaded.model),
+        **{
+            name: None if value is None else whole_number(value, name, CheckpointError, least=least)
+            for name, (value, least) in counts.items()
+        },
+        "channels": loaded.model.in_channels,
+        "hop_length": loaded.model.hop_length,
+        "encoder_frozen": loaded.model.encoder_frozen,
+        "metadata": loaded.metadata,
+        "discriminator": loaded.discriminator,
+    }
+    model_folder.write(path, description, {model_folder.MODEL: dict(loaded.variables), **loaded.training})
+
+
+def open_model(
+    path: str | Path, *, step: int | None = None, strict: bool = True, training: bool = False
+) -> LoadedModel:
+    """`load_model` with all that the file says of the model.
+
+    Args:
+      path, step, strict: see `load_model`.
+      training: whether the arrays that a saved model has for training are wanted too.
+    """
+    return model_folder.settled(path, lambda place: _open(place, step, strict, training))
+
+
+def _open(path, step, strict, training):
+    is_bucket = isinstance(path, BucketPath)
+    if not (path.exists() if is_bucket else os.path.exists(path)):  # Path.exists raises for names that cannot be
         raise CheckpointError(f"{path}: there is no such file or folder")
-    if not path.is_dir() or (path / DESCRIPTION).is_file():
-        if step is not None:
-            raise CheckpointError(f"{path} is one model, so there is no step={step} to choose; give a training workdir")
-        return _open_saved(path) if path.is_dir() else _open_torch(path, strict)
-    return _open_checkpoint(path, step)
+    is_saved = (path / model_folder.DESCRIPTION).is_file()
+    if not is_saved and path.is_dir():
+        return _open_checkpoint(path, step)
+    if step is not None:
+        raise CheckpointError(f"{path} is one model, so there is no step={step} to choose; give a training workdir")
+    if is_saved:
+        return _open_saved(path, training)
+    with at_hand(path) as local:
+        return _open_torch(local, strict)
 
 
 def load_from_lightning_checkpoint(path: str | Path) -> tuple[AudioVAE, dict]:
@@ -160,116 +187,15 @@ def load_from_lightning_checkpoint(path: str | Path) -> tuple[AudioVAE, dict]:
     return load_model(path)
 
 
-def with_latent_statistics(source: str | Path, target: str | Path, mean: np.ndarray, std: np.ndarray, metadata: dict):
-    """Write the model at `source` to `target` with other latent statistics; all else that a saved model has is kept.
-
-    Args:
-      source: whatever `load_model` takes.
-      target: see `save_model`; may be `source`.
-      mean, std: `[latent_dim]`.
-      metadata: added to what is there.
-
-    Raises:
-      CheckpointError: as `load_model` and `save_model`.
-    """
-    target = Path(target)
-    statistics = {"latent_mean": np.asarray(mean, np.float32), "latent_std": np.asarray(std, np.float32)}
-    with at_hand(places.opened_path(source)) as local:
-        _with_latent_statistics(local, target, statistics, metadata)
-
-
-def _with_latent_statistics(source, target, statistics, metadata):
-    if not (source / DESCRIPTION).is_file():
-        loaded = open_model(source)
-        save_model(
-            loaded.model,
-            {**loaded.variables, "latent_statistics": statistics},
-            target,
-            epoch=loaded.epoch,
-            global_step=loaded.global_step,
-            metadata={**loaded.metadata, **metadata},
-            sample_rate=loaded.sample_rate,
-        )
-        return
-    description = read_description(source)
-    arrays = description["arrays"]
-    trees = {name: array_store.read_tree(source / name, arrays[name]) for name in arrays}
-    trees["model"]["latent_statistics"] = statistics
-    _write(target, {**description, "metadata": {**description["metadata"], **metadata}}, trees)
-
-
-def is_calibrated(variables: dict) -> bool:
-    """Whether a model's latent statistics are others than those that it starts with."""
-    statistics = variables["latent_statistics"]
-    return bool(np.any(statistics["latent_mean"] != 0) or np.any(statistics["latent_std"] != 1))
-
-
-def require_target(path: str | Path):
-    """Raise CheckpointError unless a saved model can be put at `path`, before much is computed for it."""
-    path = Path(path)
-    if os.path.exists(path) and not (path / DESCRIPTION).is_file():
-        raise CheckpointError(f"{path} exists and is not a saved model; give another path")
-    try:
-        atomic.require_writable(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
-
-
-def _write(path, description, trees):
-    """Put a folder of `trees` and their description at `path`, whole or not at all."""
-    require_target(path)
-    description = {
-        "format": _FORMAT,
-        **{
-            key: value
-            for key, value in description.items()
-            if key not in ("format", "latent_statistics", "arrays", "checksum")
-        },
-        "latent_statistics": "calibrated" if is_calibrated(trees["model"]) else "initial",
-        "arrays": {name: array_store.describe(tree) for name, tree in trees.items()},
-    }
-    try:
-        json.dumps(description, allow_nan=False)  # readers in other languages know no NaN
-        description["checksum"] = json_checksum(description)
-        text = json.dumps(description, indent=2) + "\n"
-    except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} was not written: epoch, global_step and metadata must be what JSON can hold ({error})"
-        ) from error
-    try:
-        with atomic.replacing_folder(path) as temporary:
-            for name, tree in trees.items():
-                array_store.write_tree(temporary / name, tree)
-            (temporary / DESCRIPTION).write_text(text)
-    except OSError as error:
-        raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
-
-
-def _open_url(path, step, strict):
-    """`open_model` of what is in a bucket: all of a file or a saved model is fetched, and one of a workdir's steps."""
-    with at_hand(path) as local:
-        if local is not path:
-            return open_model(local, step=step, strict=strict)
-    return _open_checkpoint(path, step)
-
-
 @contextlib.contextmanager
-def at_hand(path: Path | BucketPath) -> Iterator[Path | BucketPath]:
-    """A copy on this machine of the file or saved model that is behind a URL; a workdir stays where it is.
+def at_hand(path: Path | BucketPath) -> Iterator[Path]:
+    """A copy on this machine of a file that may be in a bucket.
 
     Raises:
-      CheckpointError: there is nothing there; what is raised inside names the URL.
+      CheckpointError: it cannot be fetched; what is raised inside names the URL.
     """
-    if not isinstance(path, BucketPath):
-        yield path
-        return
-    local = None
+    local = path
     try:
-        if not path.exists():
-            raise CheckpointError(f"{path}: there is no such file or folder")
-        if path.is_dir() and not (path / DESCRIPTION).is_file():
-            yield path
-            return
         with local_copy(path) as local:
             yield local
     except OSError as error:
@@ -278,14 +204,14 @@ def at_hand(path: Path | BucketPath) -> Iterator[Path | BucketPath]:
         raise CheckpointError(str(error).replace(str(local), str(path))) from error
 
 
-def _open_saved(path):
-    description = read_description(path)
-    model = _model(description["config"], str(path / DESCRIPTION))
-    described = description["arrays"]["model"]
-    array_store.require_same(array_store.describe_shapes(model.shapes()), described, str(path / DESCRIPTION))
-    arrays = array_store.read_tree(path / "model", described)
-    fields = {name: description[name] for name in ("sample_rate", "epoch", "global_step", "metadata")}
-    return LoadedModel(model, arrays, "saved model", **fields)
+def _open_saved(path, training):
+    description = model_folder.read_description(path)
+    model = model_folder.model_of(description, str(path / model_folder.DESCRIPTION))
+    names = model_folder.TREES if training else (model_folder.MODEL,)
+    trees = model_folder.read_trees(path, description, names)
+    variables = trees.pop(model_folder.MODEL)
+    fields = ("sample_rate", "epoch", "global_step", "metadata", "discriminator")
+    return LoadedModel(model, variables, "saved model", training=trees, **{name: description[name] for name in fields})
 
 
 def _open_checkpoint(path, step):
@@ -338,40 +264,6 @@ def _open_torch(path, strict):
         metadata=found.metadata,
         notes=found.notes,
     )
-
-
-def read_description(path: Path) -> dict:
-    """The contents of a saved model's JSON, checked."""
-    try:
-        description = json.loads((path / DESCRIPTION).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path / DESCRIPTION} is damaged: {array_store.first_line(error)}") from error
-    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
-        raise CheckpointError(f"{path / DESCRIPTION} is not the description of a saved model")
-    if description["format"] != _FORMAT:
-        raise CheckpointError(
-            f"{path} has format {description['format']}; this version reads format {_FORMAT}, install a newer one"
-        )
-    missing = _KEYS - description.keys()
-    if missing:
-        raise CheckpointError(f"{path / DESCRIPTION} is damaged: it lacks {', '.join(sorted(missing))}")
-    arrays = description["arrays"]
-    if (
-        not isinstance(arrays, dict)
-        or "model" not in arrays
-        or not all(
-            isinstance(tree, dict) and all(isinstance(a, str) for a in tree.values()) for tree in arrays.values()
-        )
-    ):
-        raise CheckpointError(f"{path / DESCRIPTION} is damaged: its arrays are not described")
-    if description["checksum"] != json_checksum(description):
-        raise CheckpointError(f"{path / DESCRIPTION} does not match its checksum: it is damaged, or was edited")
-    return description
-
-
-def _model(config, where):
-    with as_checkpoint_error(f"{where}: its config makes no AudioVAE"):
-        return AudioVAE(**config)
 
 
 def _describe_module(module):

@@ -34,15 +34,30 @@ def load_training_state(
     Raises:
       CheckpointError: there is no model there, it is damaged, or the optimizer is another.
     """
-    return training_state_of(saved_model.open_model(path, step=step), path, optimizer)
+    return training_state_of(saved_model.open_model(path, step=step, training=True), path, optimizer)
 
 
 def training_state_of(
     loaded: saved_model.LoadedModel, path: str | Path, optimizer: optax.GradientTransformation | None = None
 ) -> dict[str, Any]:
-    """`load_training_state` of a model that was opened already."""
-    with saved_model.at_hand(places.opened_path(path)) as local:
-        return _training_state(loaded, local, optimizer)
+    """`load_training_state` of a model that was opened already, with `training=True`."""
+    state = {
+        "epoch": loaded.epoch,
+        "global_step": loaded.global_step,
+        "metadata": loaded.metadata,
+        "optimizer_state": None,
+        "discriminator": None,
+        "discriminator_params": None,
+    }
+    if loaded.kind == "torch file":
+        return state | _torch_training_state(path, loaded, optimizer)
+    trees, described = _trees(path, loaded)
+    if optimizer is not None and "optimizer" in trees:
+        state["optimizer_state"] = _fill_optimizer(optimizer, loaded, trees["optimizer"], path)
+    if described is not None and "discriminator" in trees:
+        state["discriminator"] = resolve.build(described, f"{path}: discriminator")
+        state["discriminator_params"] = jax.tree.map(jnp.asarray, trees["discriminator"])
+    return state
 
 
 class Beside(NamedTuple):
@@ -65,40 +80,23 @@ def beside(loaded: saved_model.LoadedModel, path: str | Path) -> Beside:
     Raises:
       CheckpointError: it cannot be read.
     """
-    with saved_model.at_hand(places.opened_path(path)) as local:
-        if loaded.kind == "torch file":
+    if loaded.kind == "torch file":
+        with saved_model.at_hand(places.opened_path(path)) as local:
             imported = training.read_training(local)
-            tensors, described = imported.discriminator, resolve.dotted_name(EnCodecDiscriminator)
-            has_optimizer = imported.moments is not None
-        else:
-            trees, section = _trees(local, loaded)
-            tensors, described = trees.get("discriminator"), (section or {}).get(resolve.TARGET)
-            has_optimizer = "optimizer" in trees
+        tensors, described = imported.discriminator, resolve.dotted_name(EnCodecDiscriminator)
+        has_optimizer = imported.moments is not None
+    else:
+        if loaded.kind == "saved model":
+            loaded = saved_model.open_model(path, training=True)
+        trees, section = _trees(path, loaded)
+        tensors, described = trees.get("discriminator"), (section or {}).get(resolve.TARGET)
+        has_optimizer = "optimizer" in trees
     return Beside(has_optimizer) if tensors is None else Beside(has_optimizer, described, count_parameters(tensors))
 
 
-def _training_state(loaded, path, optimizer):
-    state = {
-        "epoch": loaded.epoch,
-        "global_step": loaded.global_step,
-        "metadata": loaded.metadata,
-        "optimizer_state": None,
-        "discriminator": None,
-        "discriminator_params": None,
-    }
-    if loaded.kind == "torch file":
-        return state | _torch_training_state(path, loaded, optimizer)
-    trees, described = _trees(path, loaded)
-    if optimizer is not None and "optimizer" in trees:
-        state["optimizer_state"] = _fill_optimizer(optimizer, loaded, trees["optimizer"], path)
-    if described is not None and "discriminator" in trees:
-        state["discriminator"] = resolve.build(described, f"{path}: discriminator")
-        state["discriminator_params"] = jax.tree.map(jnp.asarray, trees["discriminator"])
-    return state
-
-
 def _torch_training_state(path, loaded, optimizer):
-    imported = training.read_training(path)
+    with saved_model.at_hand(places.opened_path(path)) as local:
+        imported = training.read_training(local)
     state = {"global_step": imported.step}
     if optimizer is not None and imported.moments is not None:
         trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
@@ -115,12 +113,9 @@ def _torch_training_state(path, loaded, optimizer):
 
 def _trees(path, loaded):
     """`(what lies beside the model, by its name in a saved model, the discriminator's name and arguments)`."""
-    if loaded.kind != "saved model":
-        return _checkpoint_trees(path, loaded.global_step)
-    description = saved_model.read_description(path)
-    arrays = description["arrays"]
-    trees = {name: array_store.read_tree(path / name, arrays[name]) for name in arrays if name != "model"}
-    return trees, description["discriminator"]
+    if loaded.kind == "saved model":
+        return loaded.training, loaded.discriminator
+    return _checkpoint_trees(path, loaded.global_step)
 
 
 def _checkpoint_trees(path, step):

@@ -15,7 +15,7 @@ from audiovae_jax.errors import CheckpointError, DataError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.inference.latents import METADATA_KEY
 from audiovae_jax.persistence import places
-from audiovae_jax.persistence.saved_model import DESCRIPTION
+from audiovae_jax.persistence.model_folder import DESCRIPTION
 from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
 

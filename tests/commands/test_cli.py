@@ -1,4 +1,5 @@
 import sys
+import types
 
 import ml_collections
 import pytest
@@ -60,6 +61,20 @@ def test_an_argument_in_brackets_may_be_left_out():
     assert cli._positional(["look", "a"], command) == ["a"]
     with pytest.raises(ConfigError, match="look takes .ROOT.; 2 were given"):
         cli._positional(["look", "a", "b"], command)
+
+
+def test_a_command_that_does_not_write_to_a_bucket_refuses_its_url_before_any_work(monkeypatch):
+    monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(model=None))
+    with_output = [command for command in map(cli._load, cli._MODULES) if command.positional[-1:] == ("OUT",)]
+    to_buckets = {"calibrate_latents", "import_torch"}
+    assert {command.name for command in with_output} > to_buckets
+    for command in with_output:
+        given = [*(["x"] * (len(command.positional) - 1)), "s3://bucket/out.pt"]
+        if command.name in to_buckets:
+            assert cli._positional([command.name, *given], command) == given
+            continue
+        with pytest.raises(ConfigError, match=f"s3://bucket/out.pt: {command.name} writes to this machine"):
+            cli._positional([command.name, *given], command)
 
 
 def test_a_forgotten_model_is_told(tmp_path):

@@ -1,7 +1,10 @@
 """Latent statistics from data."""
 
 import json
+import shutil
+import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +12,10 @@ import soundfile
 from conftest import applied, random_variables
 
 from audiovae_jax import AudioVAE, Codec, load_model, save_model
+from audiovae_jax.config import configuration
 from audiovae_jax.errors import CheckpointError, DataError
 from audiovae_jax.inference.calibration import RunningMoments, calibrate
+from audiovae_jax.persistence.checkpoint import Checkpoints
 
 CONFIG = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3, "dilations": (1,)}
 
@@ -38,7 +43,7 @@ def data(tmp_path):
 
 def test_a_target_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path, data, monkeypatch):
     _saved(tmp_path / "m")
-    monkeypatch.setattr(Codec, "load", lambda *_, **__: pytest.fail("it measured"))
+    monkeypatch.setattr(Codec, "stream", lambda *_, **__: pytest.fail("it measured"))
     (tmp_path / "file").touch()
     for target in ("/proc/nope", str(tmp_path / "file"), str(tmp_path / "file" / "x")):
         with pytest.raises(CheckpointError, match=r"cannot be written: |exists and is not a saved model"):
@@ -54,11 +59,17 @@ def _saved(path, **options):
 
 def test_calibrated_latents_have_zero_mean_and_unit_variance(tmp_path, data, capsys):
     model, variables = _saved(tmp_path / "m", optimizer_state={"count": jnp.ones(())}, global_step=7)
-    calibrate(str(tmp_path / "m"), str(data), str(tmp_path / "m"), verify=True)
-    said = capsys.readouterr()
-    assert "2 files" not in said.out  # one of three could not be read
-    assert "empty.wav: the file is empty" in said.out + said.err
-    assert "500 latent frames of 8 samples" in said.out
+    made = calibrate(str(tmp_path / "m"), str(data), str(tmp_path / "m"), verify=True)
+    assert capsys.readouterr().out == ""
+    assert made.before.files == (data / "a.wav", data / "deeper" / "b.wav")  # one of three could not be read
+    assert "empty.wav: the file is empty" in made.before.skipped[0]
+    assert (made.before.frames, made.hop_length) == (500, 8)
+    # Three files are too few to hold some out.
+    assert not made.held_out
+    assert made.after.files == made.before.files
+    np.testing.assert_allclose(made.after.mean, 0, atol=1e-5)
+    np.testing.assert_allclose(made.after.std, 1, atol=1e-5)
+    assert not np.allclose(made.before.std, 1, atol=1e-2)
     codec = Codec.load(tmp_path / "m")
     z = np.concatenate([codec.encode(path).z[0] for path in (data / "a.wav", data / "deeper" / "b.wav")])
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-5)
@@ -76,6 +87,72 @@ def test_calibrated_latents_have_zero_mean_and_unit_variance(tmp_path, data, cap
     assert description["metadata"] == {"note": "kept", "calibrated_on": str(data), "calibration_frames": 500}
     assert description["global_step"] == 7
     assert set(description["arrays"]) == {"model", "optimizer"}
+
+
+def test_the_written_model_is_measured_on_other_files(tmp_path):
+    _saved(tmp_path / "m")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        (tmp_path / "songs").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "songs" / f"{i:02d}.wav", 0.02 * (1 + i) * rng.standard_normal((2000, 2)), 8000)
+    made = calibrate(str(tmp_path / "m"), str(tmp_path / "songs"), str(tmp_path / "n"), verify=True)
+    assert made.held_out
+    assert len(made.after.files) == 3
+    assert not set(made.after.files) & set(made.before.files)
+    assert len(made.before.files) == 9
+    codec = Codec.load(tmp_path / "n")
+    z = np.concatenate([codec.encode(path).z[0] for path in made.after.files])
+    np.testing.assert_allclose(made.after.mean, z.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(made.after.std, z.std(axis=0), atol=1e-5)
+    assert not np.allclose(made.after.std, 1, atol=1e-3)  # these are other files
+    alone = calibrate(str(tmp_path / "m"), str(tmp_path / "songs"), str(tmp_path / "n"))
+    assert len(alone.before.files) == 12
+    assert alone.after is None  # nothing is told that was not measured
+
+
+def test_the_model_that_was_measured_is_written(tmp_path, data, trained_run, monkeypatch):
+    """As of a run that goes on meanwhile, and has a better checkpoint before the audio is encoded."""
+    workdir, config, state = trained_run
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copytree(workdir / "checkpoints", folder)
+    measured = load_model(tmp_path / "run")[1]
+    better = state.replace(params=jax.tree.map(lambda x: x * np.float32(1.5), state.params))
+    stream, waiting = Codec.stream, [better]
+
+    def train_on_first(*args, **options):
+        if waiting:
+            store = Checkpoints(folder)
+            store.save(
+                jax.device_put(waiting.pop()),
+                step=3,
+                config=configuration.plain(config),
+                data={},
+                metrics={"total_loss": -1.0},
+            )
+            store.close()
+        return stream(*args, **options)
+
+    monkeypatch.setattr(Codec, "stream", train_on_first)
+    calibrate(str(tmp_path / "run"), str(data), str(tmp_path / "m"), sample_rate=44100)
+    jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path / "run")[1]["params"], better.params)
+    written = load_model(tmp_path / "m")[1]
+    jax.tree.map(np.testing.assert_array_equal, written["params"], measured["params"])
+    codec = Codec.load(tmp_path / "m")
+    z = np.concatenate([codec.encode(path).z[0] for path in (data / "a.wav", data / "deeper" / "b.wav")])
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-4)
+
+
+def test_a_given_sample_rate_is_written(tmp_path, data):
+    model = AudioVAE(**CONFIG)
+    save_model(model, random_variables(model), tmp_path / "m")
+    calibrate(str(tmp_path / "m"), str(data), str(tmp_path / "n"), sample_rate=48000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Codec.load(tmp_path / "n").sample_rate == 48000
+    assert json.loads((tmp_path / "n" / "model.json").read_text())["sample_rate"] == 48000
+    with pytest.raises(CheckpointError, match="is of 48000 Hz, not sample_rate=8000"):
+        calibrate(str(tmp_path / "n"), str(data), str(tmp_path / "n"), sample_rate=8000)
 
 
 def test_data_that_cannot_calibrate_is_refused(tmp_path, data):

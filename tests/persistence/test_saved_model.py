@@ -18,6 +18,7 @@ from audiovae_jax.inference import inspection
 from audiovae_jax.persistence import checkpoint, saved_model
 from audiovae_jax.persistence.saved_model import load_model, save_model
 from audiovae_jax.persistence.training_state import load_training_state
+from audiovae_jax.storage import array_store
 from audiovae_jax.storage.checksum import json_checksum
 
 SMALL = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 3), "latent_dim": 3, "dilations": (1, 3)}
@@ -80,7 +81,7 @@ def test_a_save_that_fails_half_way_leaves_what_was_there(tmp_path, whole, monke
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(saved_model.array_store, "write_tree", fail)
+    monkeypatch.setattr(array_store, "write_tree", fail)
     with pytest.raises(CheckpointError, match="was not written: no space left"):
         save_model(model, jax.tree.map(lambda x: x + 1, variables), tmp_path / "m")
     _require_equal(load_model(tmp_path / "m")[1], variables)

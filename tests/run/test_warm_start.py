@@ -26,7 +26,9 @@ LIGHTNING = GOLDEN / "lightning.ckpt"
 def calibrated(trained_run, tmp_path):
     """A saved model of the trained run, with statistics as `calibrate_latents` sets them."""
     mean, std = np.arange(4, dtype=np.float32), np.full(4, 2.0, np.float32)
-    saved_model.with_latent_statistics(trained_run[0] / "checkpoints" / "2", tmp_path / "calibrated", mean, std, {})
+    loaded = saved_model.open_model(trained_run[0] / "checkpoints" / "2")
+    loaded.variables["latent_statistics"] = {"latent_mean": mean, "latent_std": std}
+    saved_model.save_loaded(loaded, tmp_path / "calibrated")
     return tmp_path / "calibrated"
 
 

@@ -1,0 +1,283 @@
+"""How a saved model is stored, in a folder or a bucket: written whole, and read as one write has left it.
+
+A folder is replaced by another. A bucket renames nothing: each write puts its arrays into a folder of a new name, and
+then replaces `model.json`, which gives that name. The arrays of the model before are removed last.
+"""
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from audiovae_jax.errors import CheckpointError, as_checkpoint_error
+from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.persistence import places
+from audiovae_jax.storage import array_store, atomic
+from audiovae_jax.storage.bucket_path import BucketPath, as_path, local_copy
+from audiovae_jax.storage.checksum import json_checksum
+from audiovae_jax.training.state import count_parameters
+
+PyTree = Any
+_Result = TypeVar("_Result")
+DESCRIPTION = "model.json"
+MODEL, OPTIMIZER, DISCRIMINATOR = TREES = ("model", "optimizer", "discriminator")
+_FORMAT = 1
+_KEYS = {
+    *("format", "config", "sample_rate", "channels", "hop_length", "latent_statistics", "encoder_frozen"),
+    *("parameter_count", "epoch", "global_step", "metadata", "discriminator", "arrays", "checksum"),
+}
+_ARRAYS_FOLDER = "arrays_folder"  # key of `model.json` in a bucket: the folder beside it that holds the trees
+_IS_ARRAYS_FOLDER = re.compile(r"arrays-[0-9a-f]{16}")
+_LONGEST_RETRY = 30.0  # seconds for which a model is read again while others replace it
+_ABANDONED = 86400.0  # seconds after which arrays that no `model.json` names are of an upload that was cut off
+
+
+def write(path: str | Path | BucketPath, description: dict[str, Any], trees: dict[str, PyTree]):
+    """Put a saved model at `path`, whole or not at all.
+
+    Args:
+      path: a folder or the URL of one; what is there must be a saved model.
+      description: what `model.json` says, without what is known from the trees.
+      trees: by their names in `TREES`.
+
+    Raises:
+      CheckpointError: `model_of` would refuse it, or it cannot be written; what was there is kept.
+    """
+    target = require_target(path)
+    arrays_folder = f"arrays-{secrets.token_hex(8)}" if isinstance(target, BucketPath) else None
+    with as_checkpoint_error(f"{path} was not written: not all of it are arrays"):
+        arrays = {name: array_store.describe(tree) for name, tree in trees.items()}
+    description = {"format": _FORMAT, **description, "arrays": arrays}
+    try:
+        description = json.loads(json.dumps(description, allow_nan=False))  # readers in other languages know no NaN
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} was not written: epoch, global_step and metadata must be what JSON can hold ({error})"
+        ) from error
+    _, different = _compared(description, f"{path} was not written")
+    for name, needed, given in different:
+        raise CheckpointError(
+            f"{path} was not written: {name} is {given} in the variables and {needed} in the model; "
+            f"{_remedy(needed, given)}"
+        )
+    description["parameter_count"] = count_parameters(trees[MODEL]["params"])
+    description["latent_statistics"] = "calibrated" if is_calibrated(trees[MODEL]) else "initial"
+    if arrays_folder is not None:
+        description[_ARRAYS_FOLDER] = arrays_folder
+    description["arrays"] = description.pop("arrays")  # the longest entry comes last
+    description["checksum"] = json_checksum(description)
+    text = json.dumps(description, indent=2) + "\n"
+    try:
+        if isinstance(target, BucketPath):
+            _upload(target, text, trees, arrays_folder)
+        else:
+            with atomic.replacing_folder(target) as temporary:
+                _write_trees(temporary, trees)
+                (temporary / DESCRIPTION).write_text(text)
+    except OSError as error:
+        raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
+
+
+def read_trees(path: Path | BucketPath, description: dict, names: Collection[str] = TREES) -> dict[str, PyTree]:
+    """The named trees of a saved model, as far as it has them.
+
+    Args:
+      path: where it lies.
+      description: from `read_description`.
+      names: of the trees.
+
+    Raises:
+      CheckpointError: they are damaged, or of another model that was put there meanwhile; see `settled`.
+    """
+    trees = {}
+    for name, place in _tree_places(path, description).items():
+        if name in names:
+            with local_copy(place) as folder:
+                trees[name] = array_store.read_tree(folder, description["arrays"][name], where=str(place))
+    return trees
+
+
+def settled(path: str | Path | BucketPath, read: Callable[[Path | BucketPath], _Result]) -> _Result:
+    """What `read` returns of a user's path, called again where the saved model there was replaced meanwhile.
+
+    Args:
+      path: of whatever holds a model.
+      read: takes `places.opened_path(path)`. It must fail where it has read parts of different models.
+
+    Raises:
+      CheckpointError: that of `read`, if the model is the same as before.
+    """
+    end = time.monotonic() + _LONGEST_RETRY
+    while True:
+        place = places.opened_path(path)
+        before = _identity(place)
+        try:
+            return read(place)
+        except (CheckpointError, OSError) as error:
+            if _identity(places.opened_path(path)) != before and time.monotonic() < end:
+                continue
+            if isinstance(error, OSError):
+                raise CheckpointError(f"{path}: {error.strerror or error}") from error
+            raise
+
+
+def model_of(description: dict, where: str) -> AudioVAE:
+    """The model that a description is of.
+
+    Raises:
+      CheckpointError: it describes none, or arrays of another.
+    """
+    model, different = _compared(description, where)
+    for name, needed, there in different:
+        raise CheckpointError(f"{where} is of another configuration: {name} is {there} there and {needed} here")
+    return model
+
+
+def read_description(path: Path | BucketPath) -> dict:
+    """The contents of a saved model's JSON, checked."""
+    try:
+        text = (path / DESCRIPTION).read_text()
+    except OSError as error:
+        raise CheckpointError(f"{path / DESCRIPTION} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path / DESCRIPTION} is damaged: {array_store.first_line(error)}") from error
+    return _parsed(text, path)
+
+
+def is_calibrated(variables: dict) -> bool:
+    """Whether a model's latent statistics are others than those that it starts with."""
+    statistics = variables["latent_statistics"]
+    return bool(np.any(statistics["latent_mean"] != 0) or np.any(statistics["latent_std"] != 1))
+
+
+def require_target(path: str | Path | BucketPath) -> Path | BucketPath:
+    """`path` as a path, before much is computed for it.
+
+    Raises:
+      CheckpointError: no saved model can be put there.
+    """
+    try:
+        target = as_path(path)
+        if not _is_free(target):
+            raise CheckpointError(f"{path} exists and is not a saved model; give another path")
+        if isinstance(target, BucketPath):
+            probe = target / f".{secrets.token_hex(4)}.tmp"
+            probe.write_text("")
+            probe.unlink(missing_ok=True)
+        else:
+            atomic.require_writable(target)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
+    return target
+
+
+def _is_free(target):
+    if not os.path.exists(target) if isinstance(target, Path) else not target.exists():
+        return True
+    if (target / DESCRIPTION).is_file():
+        return True
+    if isinstance(target, Path) or target.is_file():
+        return False
+    return all(_IS_ARRAYS_FOLDER.fullmatch(child.name) for child in target.iterdir())  # of uploads that were cut off
+
+
+def _parsed(text, path):
+    where = path / DESCRIPTION
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} is damaged: {array_store.first_line(error)}") from error
+    if not isinstance(description, dict) or not isinstance(description.get("format"), int):
+        raise CheckpointError(f"{where} is not the description of a saved model")
+    if description["format"] != _FORMAT:
+        raise CheckpointError(
+            f"{path} has format {description['format']}; this version reads format {_FORMAT}, install a newer one"
+        )
+    missing = _KEYS - description.keys()
+    if missing:
+        raise CheckpointError(f"{where} is damaged: it lacks {', '.join(sorted(missing))}")
+    arrays, arrays_folder = description["arrays"], description.get(_ARRAYS_FOLDER)
+    if (
+        not isinstance(arrays, dict)
+        or MODEL not in arrays
+        or not all(
+            isinstance(tree, dict) and all(isinstance(a, str) for a in tree.values()) for tree in arrays.values()
+        )
+        or not (arrays_folder is None or _IS_ARRAYS_FOLDER.fullmatch(str(arrays_folder)))
+    ):
+        raise CheckpointError(f"{where} is damaged: its arrays are not described")
+    if description["checksum"] != json_checksum(description):
+        raise CheckpointError(f"{where} does not match its checksum: it is damaged, or was edited")
+    return description
+
+
+def _compared(description, where):
+    """`(the model of a description, (array, as the model needs it, as it is described) where these differ)`."""
+    with as_checkpoint_error(f"{where}: its config makes no AudioVAE"):
+        model = AudioVAE(**description["config"])
+    needed = array_store.describe_shapes(model.shapes())
+    described = array_store.shapes_of(description["arrays"][MODEL])
+    return model, list(array_store.differences(needed, described))
+
+
+def _remedy(needed, given):
+    dtype, _, shape = needed.partition("[")
+    if shape and given.partition("[")[2] == shape:
+        return f"convert the variables, as in jax.tree.map(lambda x: x.astype({dtype!r}), variables)"
+    return "give the model that the variables are of, and no other arrays"
+
+
+def _tree_places(path, description):
+    """`{name: where it lies}` of the trees that are described."""
+    arrays_folder = description.get(_ARRAYS_FOLDER)
+    folder = path if arrays_folder is None else path / arrays_folder
+    return {name: folder / name for name in TREES if name in description["arrays"]}
+
+
+def _identity(place):
+    """What changes when the saved model at a place is replaced; None where there is none."""
+    file = place / DESCRIPTION
+    try:
+        if isinstance(place, BucketPath):
+            return file.version()
+        status = file.stat()
+        return status.st_dev, status.st_ino, status.st_mtime_ns
+    except OSError:
+        return None
+
+
+def _write_trees(folder, trees):
+    for name, tree in trees.items():
+        array_store.write_tree(folder / name, tree)
+
+
+def _upload(target, text, trees, arrays_folder):
+    with tempfile.TemporaryDirectory(prefix="audiovae_jax_") as folder:
+        _write_trees(Path(folder), trees)
+        (target / arrays_folder).upload(Path(folder))
+    try:
+        replaced = _tree_places(target, read_description(target))
+    except CheckpointError:  # there is none, or it is damaged
+        replaced = {}
+    (target / DESCRIPTION).write_text(text)
+    with contextlib.suppress(OSError):  # the model is there; what is left over disturbs nobody
+        for place in replaced.values():
+            place.remove_tree()
+        _remove_abandoned(target, arrays_folder)
+
+
+def _remove_abandoned(target, arrays_folder):
+    files = target.files()
+    now = (target / DESCRIPTION).modified()
+    for folder, name in {file.partition("/")[0]: file for file in files}.items():
+        others = _IS_ARRAYS_FOLDER.fullmatch(folder) and folder != arrays_folder
+        if others and now - (target / name).modified() > _ABANDONED:
+            (target / folder).remove_tree()

@@ -1,0 +1,93 @@
+"""The commands on one model, as a user gives them."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+import s3
+import soundfile
+from absl import flags
+from conftest import GOLDEN, random_variables
+
+from audiovae_jax import AudioVAE, load_model, save_model
+from audiovae_jax.commands import models
+from audiovae_jax.errors import CheckpointError
+from audiovae_jax.persistence import saved_model
+from audiovae_jax.storage import bucket_path
+from audiovae_jax.storage.bucket_path import as_path
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with songs and a model whose sample rate is not known; it is the current one."""
+    (tmp_path / "songs").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        soundfile.write(tmp_path / "songs" / f"{i}.wav", 0.3 * rng.standard_normal((2000, 2)), 8000)
+    model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3)
+    save_model(model, random_variables(model), tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def server():
+    s3.require_packages()
+    server = s3.Server()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def bucket(server, monkeypatch, folder):
+    s3.use(monkeypatch, server.port)
+    bucket_path._filesystem.cache_clear()
+    name = f"commands-{abs(hash(str(folder)))}"
+    server.upload(folder / "m" / "model", name)
+    yield as_path(f"s3://{name}")
+    bucket_path._filesystem.cache_clear()
+
+
+def _calibrate(monkeypatch, *paths, **values):
+    given = types.SimpleNamespace(**{"limit": None, "verify": False, "sample_rate": 8000, **values})
+    monkeypatch.setattr(flags, "FLAGS", given)
+    models.CALIBRATE_LATENTS.main(*map(str, paths))
+
+
+def test_calibration_tells_what_was_measured_and_on_what(folder, monkeypatch, capsys):
+    (folder / "songs" / "empty.wav").touch()
+    _calibrate(monkeypatch, "m", "songs", "n")
+    lines = capsys.readouterr().out.splitlines()
+    assert "skipped songs/empty.wav: the file is empty" in lines
+    assert "calibrated on 10 files, 2,500 latent frames of 8 samples" in lines
+    assert not any("after" in line for line in lines)
+    _calibrate(monkeypatch, "m", "songs", "n", verify=True)
+    lines = capsys.readouterr().out.splitlines()
+    (measured,) = (line for line in lines if line.startswith("measured afterwards on "))
+    assert measured == "measured afterwards on 3 other files: songs/1.wav, songs/5.wav, songs/9.wav"
+    (after,) = (line for line in lines if line.startswith("after: |mean| at most "))
+    assert 0 < float(after.split()[4].rstrip(",")) < 0.5
+    assert after != "after: |mean| at most 0.0000, variance 1.0000 to 1.0000"
+    assert lines[-1] == "written to n"
+
+
+def test_models_are_written_to_a_bucket(bucket, folder, monkeypatch, capsys):
+    _calibrate(monkeypatch, "m", "songs", f"{bucket}/calibrated", verify=True)
+    assert saved_model.open_model(f"{bucket}/calibrated").sample_rate == 8000
+    assert json.loads((bucket / "calibrated" / "model.json").read_text())["latent_statistics"] == "calibrated"
+    monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(dilations=None, strict=True, step=None))
+    models.IMPORT_TORCH.main(str(GOLDEN / "lightning.ckpt"), f"{bucket}/imported")
+    assert "largest difference 0\n" in capsys.readouterr().out
+    imported, original = (load_model(path)[1] for path in (f"{bucket}/imported", GOLDEN / "lightning.ckpt"))
+    jax.tree.map(np.testing.assert_array_equal, imported, original)
+    assert sorted(path.name for path in folder.iterdir()) == ["m", "songs"]
+
+
+def test_a_bad_output_is_refused_before_any_work(folder, monkeypatch):
+    monkeypatch.setattr(saved_model, "open_model", lambda *_, **__: pytest.fail("it read the model"))
+    for name, reason in (("x.pth", "must end in .pt or .safetensors"), ("m/model.json/x.pt", "cannot be written")):
+        monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(step=None))
+        with pytest.raises(CheckpointError, match=reason):
+            models.EXPORT_TORCH.main("m", name)
