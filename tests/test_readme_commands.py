@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import json
 import os
 import re
 import shlex
@@ -59,13 +58,10 @@ def _commands(page):
     ]
 
 
-def _short(command, given, folder):
+def _short(command, given):
     short = SMALL.get(f"{command} {given[0]}", SMALL.get(command, ""))
-    if "--config.init_from=runs/tiny" in given:
-        model = json.loads((folder / "runs/tiny/config.json").read_text())["model"]
-        keys = ("base_channels", "channel_mults", "strides", "latent_dim", "kernel_size", "dilations")
-        values = [tuple(model[key]) if isinstance(model[key], list) else model[key] for key in keys]
-        return [*short.split(), *(f"--config.model.{key}={value}" for key, value in zip(keys, values, strict=True))]
+    if "--config.init_from=runs/tiny" in given:  # a saved model of this shape
+        return [*short.split(), *(f"--config.model.{key}={value}" for key, value in SMALL_MODEL.items())]
     if any("init_from" in part for part in given):
         short = GOING_ON  # with the file's settings in place of the config's
     if "--config=configs/mine.py" in given:
@@ -134,9 +130,8 @@ def test_the_commands_of_all_pages_are_found():
 def test_every_command_works_as_it_stands(workplace, page):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     seen = [] if page == "README.md" else _commands(ROOT / "README.md")
-    if all(
-        command != "report" for _, command, _ in _commands(ROOT / page)
-    ):  # which needs a run; its model is a micro one
+    # Of the default structure; `report` alone needs a whole run, whose model is a micro one.
+    if all(command != "report" for _, command, _ in _commands(ROOT / page)):
         shutil.rmtree(workplace / "runs" / "tiny")
         shutil.copytree(workplace / "MODEL", workplace / "runs" / "tiny")
     for number, (start, command, given) in enumerate(_commands(ROOT / page)):
@@ -148,7 +143,7 @@ def test_every_command_works_as_it_stands(workplace, page):
         if command == "benchmark":  # what needs torch is compared in the benchmark's own tests
             given = [part for part in given if not part.startswith("--against")]
         workdir = [f"--workdir=work/{number}"] if command == "train" else []
-        line = [sys.executable, *start, *given, *_short(command, given, workplace), *workdir]
+        line = [sys.executable, *start, *given, *_short(command, given), *workdir]
         if command == "serve":
             _serves([*line, "--port=0"], workplace, environment)
             continue
