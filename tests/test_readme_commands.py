@@ -78,7 +78,8 @@ def _short(command, given, folder):
         model = json.loads((folder / "runs/tiny/config.json").read_text())["model"]
         keys = ("base_channels", "channel_mults", "strides", "latent_dim", "kernel_size", "dilations")
         values = [tuple(model[key]) if isinstance(model[key], list) else model[key] for key in keys]
-        return [*short.split(), *(f"--config.model.{key}={value}" for key, value in zip(keys, values, strict=True))]
+        others = [flag for flag in short.split() if not flag.startswith("--config.model.")]
+        return [*others, *(f"--config.model.{key}={value}" for key, value in zip(keys, values, strict=True))]
     if any("init_from" in part for part in given):
         short = GOING_ON  # with the file's settings in place of the config's
     if "--config=configs/mine.py" in given:
