@@ -101,7 +101,7 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
 def require_same_model(config: ml_collections.ConfigDict):
     """Check that a run can start from `config.init_from`.
 
-    Of our own runs and models, only the description is read. A torch file is read whole.
+    Of our own runs and models, only the description is read. A torch file is read completely.
 
     Raises:
       CheckpointError: keys of `config.model` differ (the message lists them), or there is nothing usable at the path.
