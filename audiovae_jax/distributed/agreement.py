@@ -1,25 +1,28 @@
-"""What all processes of a run have to agree on; with one process, nothing is asked."""
+"""Agreement between the processes of a run; trivial with one process."""
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_LONGEST = 600  # bytes of a reason
+_LONGEST = 600  # bytes; longer reasons are cut off
 
 
 def is_first() -> bool:
-    """Whether this is the process that moves files."""
+    """Whether this is the first process, the only one that moves files."""
     return jax.process_index() == 0
 
 
 def of_first(numbers: list[int]) -> list[int]:
-    """The first process's numbers, on all; every process has to call it."""
+    """Return the first process's `numbers` in all processes.
+
+    Every process must call this.
+    """
     if jax.process_count() == 1:
         return numbers
     count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
     if count == 0:
         return []
-    # As halves: without 64 bits in jax, a step beyond them would be cut off.
+    # Sent as 32-bit halves: without x64, jax would truncate larger steps.
     halves = np.zeros((count, 2), np.uint32)
     if is_first():
         halves[:] = [[number >> 32, number & 0xFFFFFFFF] for number in numbers]
@@ -27,7 +30,10 @@ def of_first(numbers: list[int]) -> list[int]:
 
 
 def any_reason(reason: str | None) -> str | None:
-    """The first reason that any process has, on all; every process has to call it."""
+    """Return the reason of the lowest-numbered process that has one, or None.
+
+    Every process must call this, and all get the same reason. It names its process in all the others.
+    """
     if jax.process_count() == 1:
         return reason
     text = np.zeros(_LONGEST, np.uint8)

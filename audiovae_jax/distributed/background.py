@@ -1,4 +1,4 @@
-"""Calls in a thread of their own, which a run that stops does not wait for."""
+"""Calls in background threads, which a run need not wait for when it stops."""
 
 import os
 import sys
@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-# XLA recurses deeply. By default a thread has 2 MB with glibc where `ulimit -s` is unlimited.
+# XLA recurses deeply. With glibc and an unlimited `ulimit -s`, a thread has only 2 MB of stack by default.
 _STACK = 64 << 20  # bytes
 
 
 class Background(threading.Thread):
-    """Runs `call` at once, for instance one that compiles: nothing can interrupt it.
+    """A thread that runs `call` immediately, for example a compilation.
 
-    Python waits for the thread before it ends; see `leave`.
+    The call cannot be interrupted. Python waits for the thread before it exits; see `leave`.
     """
 
     def __init__(self, call: Callable[[], Any]):
@@ -26,7 +26,7 @@ class Background(threading.Thread):
             threading.stack_size(before)
 
     def run(self):
-        """Make the call; `start` has done so already."""
+        """Run the call. The constructor has already started the thread."""
         try:
             self._value = self._call()
         except BaseException as error:
@@ -35,7 +35,7 @@ class Background(threading.Thread):
             self._call = None
 
     def result(self) -> Any:
-        """Wait, and return what the call returned or raise what it raised."""
+        """Wait for the call, and return its result or raise its error."""
         self.join()
         if self._error is not None:
             raise self._error
@@ -43,11 +43,13 @@ class Background(threading.Thread):
 
 
 def leave(status: int, message: str = ""):
-    """End the process at once if a call is running; for commands, when all else is done.
+    """End the process at once if a background call is running.
+
+    Commands call this last.
 
     Args:
-      status: of the process.
-      message: what to print first, to the standard error.
+      status: exit status of the process.
+      message: text to print to standard error first.
     """
     if any(isinstance(thread, Background) for thread in threading.enumerate()):
         print(message, end="\n" if message else "", file=sys.stderr, flush=True)

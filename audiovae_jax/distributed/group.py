@@ -1,4 +1,4 @@
-"""The processes of one run: they agree before they begin, stop at the same step, and end when one of them fails."""
+"""The processes of one run: they start, stop and fail together."""
 
 import contextlib
 import itertools
@@ -18,20 +18,20 @@ from audiovae_jax import errors
 from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
 from audiovae_jax.errors import ConfigError, TrainingError, UserError
 
-_PERIOD = 1.0  # seconds between looks at the others
-_GRACE = 10.0  # seconds that a process has to end by itself once another has failed
+_PERIOD = 1.0  # seconds between heartbeats
+_GRACE = 10.0  # seconds for a process to end by itself after another has failed
 _runs = itertools.count()
 
 
 class Group:
-    """This process and the others of its run; alone, it does nothing but stop when asked.
+    """The processes of a run; with one process, it only handles requests to stop.
 
-    A thread looks once a second at what the others say, through the key-value store of
-    `jax.distributed`, whose server is process 0. Nothing of it waits for the accelerators, so that it
-    works while they wait for a process that will not come.
+    A thread exchanges messages with the other processes once a second. They go through the key-value store of
+    `jax.distributed`, whose server is process 0. The thread does not use the accelerators, so it also works while
+    a collective operation hangs because a process is gone.
 
     Args:
-      heartbeat_timeout: seconds of silence after which a process counts as dead.
+      heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
     """
 
     def __init__(self, heartbeat_timeout: float = HEARTBEAT_TIMEOUT):
@@ -39,12 +39,12 @@ class Group:
         self._timeout = heartbeat_timeout
         self._failure: UserError | None = None
         self._asked: str | None = None
-        self._stop_at: tuple[int, str] | None = None  # at which question, and why
-        self._asked_times = 0  # how often `stop_reason` was asked
-        self._boundary = threading.Lock()  # held while the processes agree: none passes another step meanwhile
+        self._stop_at: tuple[int, str] | None = None  # the call of `stop_reason` at which to stop, and the reason
+        self._asked_times = 0  # number of calls of `stop_reason`
+        self._boundary = threading.Lock()  # held while the processes agree, so that none starts another step
         self._before_exit: list[Callable[[], None]] = []
         self._left = threading.Event()
-        self._seen: dict[int, tuple[str, float]] = {}  # a process's last sign of life, and when it came
+        self._seen: dict[int, tuple[str, float]] = {}  # by process: its last heartbeat, and when it arrived
         self._dead: set[int] = set()
         self._beats = itertools.count()
         self._thread: threading.Thread | None = None
@@ -62,45 +62,48 @@ class Group:
     def __exit__(self, *error):
         if self._thread is None:
             return
-        with contextlib.suppress(Exception):  # the store is gone when process 0 is
+        with contextlib.suppress(Exception):  # the store ends with process 0
             self._leave()
         self._left.set()
         self._thread.join()
         self._thread = None
 
     def before_exit(self, action: Callable[[], None]):
-        """Have `action` called if the process has to be ended from outside of its main thread."""
+        """Register a call to make if a background thread has to end the process."""
         self._before_exit.append(action)
 
     @contextlib.contextmanager
     def together(self):
-        """What fails inside in one process fails in all of them, with the words of the first that failed."""
+        """A context that fails in all processes if it fails in one.
+
+        All of them raise the error of the first process that failed.
+        """
         try:
             yield
         except Exception as error:
             if self.count == 1 or error is self._failure:
                 raise
             if self._failure is None and _is_of_a_collective(error):
-                self._await_news()  # it fails when a process is gone, and that is what to say
+                self._await_news()  # the cause may be a lost process; report that in place of this error
             is_first = self._failure is None and self._publish(error)
             if is_first and not isinstance(error, UserError):
-                raise  # a fault of the program's own: here with its traceback
+                raise  # a bug: keep its traceback
             raise self._failure from error
 
     def meet(self, name: str, same: dict[str, Any] | None = None, tell: Any = None) -> Any:
-        """Wait until all processes have come here.
+        """Wait until all processes have called this.
 
         Args:
-          name: of the place; each is met at once.
-          same: what has to be alike in all, as JSON.
-          tell: what process 0 tells the others.
+          name: name of this barrier; each name is used once.
+          same: values that must be equal in all processes, as JSON.
+          tell: value that process 0 sends to the others, as JSON.
 
         Returns:
-          What process 0 told.
+          `tell` of process 0.
 
         Raises:
-          ConfigError: `same` differs; the keys are named.
-          UserError: a process has failed before it came.
+          ConfigError: `same` differs between processes; the message lists the keys.
+          UserError: a process failed before it called this.
         """
         if self.count == 1:
             return tell
@@ -124,7 +127,7 @@ class Group:
         return tell
 
     def ask_to_stop(self, reason: str):
-        """Have all processes stop at one step, soon; from any thread."""
+        """Request that all processes stop at the same step; callable from any thread."""
         if self.count == 1:
             self._stop_at = self._stop_at or (0, reason)
             return
@@ -132,14 +135,14 @@ class Group:
 
     @property
     def is_asked_to_stop(self) -> bool:
-        """Whether this process was asked to, or all have agreed to."""
+        """Whether this process was asked to stop, or all processes have agreed to."""
         return self._asked is not None or self._stop_at is not None
 
     def stop_reason(self) -> str | None:
-        """Why the run is to stop before the step that it is about to take; None to go on.
+        """Return why the run must stop before its next step, or None to continue.
 
-        It is the same in all processes, if all ask equally often: they agree on a count, since a run that goes back to
-        an earlier step would be long in coming to a step.
+        The result is the same in all processes if they call this equally often. The processes agree on a number of
+        calls and not on a step, because after a rollback it could take long to reach that step.
 
         Raises:
           UserError: another process has failed.
@@ -147,9 +150,10 @@ class Group:
         return self._ask()
 
     def stop_reason_after(self, call: threading.Thread) -> str | None:
-        """`stop_reason` once `call` has ended. If the run is to stop there, it returns or raises at once.
+        """Return `stop_reason()` when `call` has ended, or earlier to stop the run.
 
-        It counts as one question: all processes have to come to it, each with a call of its own.
+        It also raises early if another process has failed. It counts as one call of `stop_reason`: all processes must
+        call it, each with its own `call`.
         """
         while call.is_alive() and self._failure is None and not self._stops_at(self._asked_times + 1):
             call.join(_PERIOD / 10)
@@ -176,7 +180,7 @@ class Group:
                 self._end()
 
     def _look(self):
-        """Give a sign of life, and take in what the others say: `{key: value}`."""
+        """Send a heartbeat, and read the messages of all processes: `{key: value}`."""
         try:
             self._set(f"news/alive/{self.index}", f"{next(self._beats)} {socket.gethostname()}", again=True)
             if self._asked is not None:
@@ -218,8 +222,8 @@ class Group:
                 )
 
     def _agree_on_the_step(self):
-        """Find a step that no process has passed, by counting: the one after the furthest."""
-        # Only the threads that watch take part: a main thread may wait for a step that another has to take first.
+        """Agree on the first call of `stop_reason` that no process has made yet."""
+        # Runs in the watching threads only: a main thread may wait for a step that needs another process.
         with self._boundary:
             self._set(f"news/at/{self.index}", str(self._asked_times))
             self._stop_at = (sys.maxsize, "")
@@ -233,12 +237,17 @@ class Group:
                 self._left.wait(_PERIOD / 10)
 
     def _publish(self, error, own=True):
-        """Say that this process has failed, or that another is dead: whether that is the first such news."""
+        """Report a failure to all processes, and return whether it is the first.
+
+        Args:
+          error: the failure.
+          own: whether this process failed; otherwise another one is dead.
+        """
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         if own and self.index != 0:
             message = f"process {self.index} of {self.count} (on {socket.gethostname()}): {message}"
         record = ours = json.dumps([type(error).__name__, message])
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first, or process 0 is gone
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process reported first, or process 0 is gone
             self._set("news/failed", ours)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             record = self._client.blocking_key_value_get(f"{self._prefix}/news/failed", 1000)
@@ -251,18 +260,21 @@ class Group:
             time.sleep(_PERIOD / 10)
 
     def _leave(self):
-        """Be no longer missed. Process 0 is the last to go when something has failed, so that all hear of it."""
+        """Announce the regular end of this process's heartbeats.
+
+        After a failure, process 0 waits for the others to leave, so that all of them can read the failure.
+        """
         self._set(f"news/left/{self.index}", "", again=True)
         deadline = time.monotonic() + _GRACE
         while self.index == 0 and self._failure is not None and time.monotonic() < deadline:
             news = dict(self._client.key_value_dir_get(f"{self._prefix}/news/left"))
             if len(news) + len(self._dead) >= self.count:
-                time.sleep(_PERIOD / 2)  # or they hear that the store is gone before they are
+                time.sleep(_PERIOD / 2)  # else the others report that the store is gone while they end
                 return
             time.sleep(_PERIOD / 10)
 
     def _end(self):
-        """End the process, whatever its main thread waits for."""
+        """End the process even if its main thread is blocked."""
         print(f"error: {self._failure}", file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):
             self._leave()
@@ -275,7 +287,7 @@ class Group:
         self._client.key_value_set(f"{self._prefix}/{key}", value, allow_overwrite=again)
 
     def _get(self, key):
-        """A value that another process has said or will say."""
+        """Wait for a value that another process sets, and return it."""
         while True:
             if self._failure is not None:
                 raise self._failure

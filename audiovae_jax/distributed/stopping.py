@@ -1,4 +1,4 @@
-"""Stopping a run in good order: on SIGTERM, on Ctrl-C, and by the clock."""
+"""Graceful stops: on SIGTERM, on Ctrl-C, and after a time limit."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from audiovae_jax.errors import ConfigError
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_INTERRUPTED = 130  # the status of a shell's command that Ctrl-C has ended
+_INTERRUPTED = 130  # exit status of a command ended by Ctrl-C, as in a shell
 
 
 def seconds(text: str) -> int:
-    """`11h50m`, `90s`, `1d` in seconds.
+    """Parse a duration such as `11h50m`, `90s` or `1d` into seconds.
 
     Raises:
-      ConfigError: it says no time.
+      ConfigError: the text is not a duration.
     """
     if not re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", text) or not text:
         raise ConfigError(f"--stop_after={text} must be a time as 11h50m, 90s or 1d")
@@ -28,14 +28,14 @@ def seconds(text: str) -> int:
 
 @contextlib.contextmanager
 def requests(request: Callable[[str], None], after: float | None, at_once: Callable[[], None]) -> Iterator[None]:
-    """Call `request` with what asks for the end: SIGTERM, SIGINT, or that `after` seconds have passed.
+    """A context that turns SIGTERM, SIGINT and a time limit into calls of `request`.
 
-    A second SIGINT ends the process at once. Both are seen while the main thread is deep in a compilation,
-    since a thread of their own sees them. Outside of the main thread, signals stay as they were.
+    A second SIGINT ends the process at once. A separate thread handles the signals, so they also work while the main
+    thread compiles. Outside the main thread, the signal handlers stay unchanged.
 
     Args:
-      request: takes what happened; called in another thread.
-      after: seconds from now, or None.
+      request: called in another thread with the reason to stop.
+      after: time limit in seconds from now; None for no limit.
       at_once: called before a second SIGINT ends the process.
     """
     with contextlib.ExitStack() as ending:
@@ -63,13 +63,16 @@ def _signals(request, at_once):
         signal.set_wakeup_fd(wakeup)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-        theirs.close()  # which ends the thread
+        theirs.close()  # this ends the thread
         thread.join()
         ours.close()
 
 
 def _heard(number, frame):
-    """Nothing: the thread that listens does it. But without a handler of Python's, it would not hear."""
+    """Do nothing: the listening thread handles the signal.
+
+    Python writes to the wakeup socket only for signals that have a Python handler.
+    """
 
 
 def _listen(ours, request, at_once):

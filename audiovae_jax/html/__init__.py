@@ -1,1 +1,1 @@
-"""HTML pages in one file: documents, SVG charts and pictures of sound."""
+"""Self-contained HTML pages: documents, SVG drawings and spectrograms."""

@@ -1,4 +1,4 @@
-"""The parts of a page: its frame, headline numbers, tables and players, all inside one file."""
+"""Parts of a self-contained HTML page: frame, headline numbers, tables, players."""
 
 import base64
 import html
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from audiovae_jax.errors import printable
 
-# By name: in light, in dark. Pages use them as CSS variables, and drawings as Matplotlib's colours.
+# (light mode, dark mode) by name. Pages use them as CSS variables, drawings as Matplotlib colours.
 COLOURS = {
     "page": ("#f8f9fa", "#14171b"),
     "card": ("#ffffff", "#1d2127"),
@@ -69,13 +69,13 @@ details { margin: 1rem 0 } summary { cursor: pointer; font-weight: 600; margin: 
   table.numbers td[data-label]::before { float: left }
 }
 """
-# One player at a time. A second player of the same section continues where the first one was.
+# Only one player plays at a time. A second player in the same section continues at the first one's position.
 _SCRIPT = """
 document.addEventListener("play", event => { for (const other of document.querySelectorAll("audio"))
 if (other !== event.target && !other.paused) { other.pause(); const [from, to] = [other, event.target];
 if (from.closest("section") === to.closest("section")) to.currentTime = from.currentTime } }, true)
 """
-# Whatever is in it, a page asks for nothing.
+# A page makes no network requests, whatever its content.
 _POLICY = (
     "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'"
@@ -83,12 +83,12 @@ _POLICY = (
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """A whole page, in light or dark as its reader's system is.
+    """Return a complete HTML page, in light or dark mode as the reader's system.
 
     Args:
-      title: plain text, which is the first heading too.
-      body: HTML.
-      style: CSS of the page's own.
+      title: title and first heading, as plain text.
+      body: HTML below the heading.
+      style: additional CSS.
     """
     heading, title, script = title, escaped(title), f"<script>{_SCRIPT}</script>" if "<audio" in body else ""
     light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in _VARIABLES.items()) for i in range(2))
@@ -103,17 +103,24 @@ def document(title: str, body: str, style: str = "") -> str:
 
 
 def escaped(value) -> str:
-    """Anything as text that HTML takes literally."""
+    """Return any value as text, escaped for HTML."""
     return html.escape(printable(str(value)))
 
 
 def breakable(name: str) -> str:
-    """A dotted name or a path as HTML, which breaks over lines only after dots, underscores and slashes."""
+    """Return a dotted name or a path as HTML with places for line breaks.
+
+    Lines may break after dots, underscores and slashes.
+    """
     return re.sub(r"([._/])(?=\w)", r"\1<wbr>", escaped(name))
 
 
 def facts(numbers: Iterable[tuple[str, str, str]]) -> str:
-    """Headline numbers as cards: `(label, value, note)`, plain text each."""
+    """Return headline numbers as cards.
+
+    Args:
+      numbers: `(label, value, note)` per card, as plain text.
+    """
     cards = (
         f'<div class="card"><span class="muted">{escaped(label)}</span><b>{escaped(value)}</b>'
         f"<small>{escaped(note)}</small></div>"
@@ -123,12 +130,12 @@ def facts(numbers: Iterable[tuple[str, str, str]]) -> str:
 
 
 def table(rows: Iterable[Iterable[str]], header: Iterable[str] = (), *, numbers: bool = False) -> str:
-    """A table, whose rows become blocks on a phone.
+    """Return a table whose rows become blocks on narrow screens.
 
     Args:
-      rows: of cells, HTML each; the first cell names its row.
-      header: plain text, one for each column.
-      numbers: aligns all columns but the first to the right.
+      rows: cells of each row, as HTML. The first cell names its row.
+      header: a label per column, as plain text.
+      numbers: whether to right-align all columns but the first.
     """
     header = [escaped(cell) for cell in header]
     labels = [f' data-label="{name}"' if i and name else "" for i, name in enumerate(header)]
@@ -141,12 +148,16 @@ def table(rows: Iterable[Iterable[str]], header: Iterable[str] = (), *, numbers:
 
 
 def player(uri: str) -> str:
-    """A player of audio that a data URI holds."""
+    """Return an audio player.
+
+    Args:
+      uri: the audio as a data URI.
+    """
     return f'<audio controls preload="metadata" src="{uri}"></audio>'
 
 
 def wav_player(path: Path) -> str:
-    """A player of a WAV file, which becomes part of the page; the reason, where it cannot be read."""
+    """Return a player with an embedded WAV file, or the reason if it is unreadable."""
     try:
         return player(f"data:audio/wav;base64,{base64.b64encode(path.read_bytes()).decode()}")
     except OSError as error:

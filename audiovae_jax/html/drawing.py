@@ -1,4 +1,4 @@
-"""Drawings by Matplotlib, within a page: SVG in the page's own colours and font."""
+"""Matplotlib drawings as inline SVG in the page's colours and font."""
 
 import io
 import re
@@ -32,23 +32,28 @@ LOOK: dict[str, Any] = {
     "ytick.minor.size": 0,
 }
 _DOT = 2.5  # radius, in points
-_DECADES = 1e3  # from which on powers of ten are enough as ticks
+_DECADES = 1e3  # ratio of the largest to the smallest value from which only powers of ten are ticks
 _VARIABLES = {pair[0]: name for name, pair in COLOURS.items()}
 _VARIABLES |= {pair[0]: f"series-{i}" for i, pair in enumerate(SERIES)}
 
 
 def series(i: int) -> str:
-    """Matplotlib's colour of the series `i`; after the last colour comes the first again."""
+    """Return the Matplotlib colour of series `i`; colours repeat after the last one."""
     return SERIES[i % len(SERIES)][0]
 
 
 def key(i: int) -> str:
-    """The coloured dot of the series `i` in a legend."""
+    """Return the coloured dot of series `i` for a legend, as HTML."""
     return f'<span class="key" style="background:var(--series-{i % len(SERIES)})"></span>'
 
 
 def set_ticks(axis: Any, low: float, high: float):
-    """Give Matplotlib's axis round ticks with plain numbers, for values from `low` to `high`."""
+    """Set round ticks with plain numbers on a Matplotlib axis.
+
+    Args:
+      axis: a Matplotlib axis.
+      low, high: range of the values.
+    """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
     locator: Any = MaxNLocator(5, steps=(1, 2, 2.5, 5, 10))
@@ -60,14 +65,14 @@ def set_ticks(axis: Any, low: float, high: float):
 
 
 def draw(plot: Callable[[Any], None], description: str, *, width: float = 4.0, height: float = 2.2) -> str:
-    """What `plot` draws on Matplotlib axes, as SVG.
+    """Draw on Matplotlib axes, and return the drawing as SVG.
 
-    Dots of the marker `o` and lines are drawn; other markers are not.
+    Of all markers, only `o` is supported.
 
     Args:
-      plot: takes the axes.
-      description: for readers who do not see it, plain text.
-      width, height: in inches, as if the page were paper; the page scales it to the room that there is.
+      plot: draws on the given Matplotlib axes.
+      description: text for screen readers.
+      width, height: nominal size in inches. The page scales the drawing to the available width.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -81,7 +86,7 @@ def draw(plot: Callable[[Any], None], description: str, *, width: float = 4.0, h
         )
     svg = content.getvalue()
     svg = svg[svg.index("<svg") :]
-    # A dot is a reference to a path elsewhere in the file; circles need no names, which two drawings could share.
+    # Matplotlib's dots refer to a path by an id, which could clash between drawings. Circles need no id.
     svg = re.sub(
         r'<use xlink:href="[^"]*" x="([^"]*)" y="([^"]*)" style="([^"]*)"/>',
         rf'<circle cx="\1" cy="\2" r="{_DOT}" style="\3"/>',

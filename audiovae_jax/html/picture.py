@@ -1,4 +1,4 @@
-"""Pictures of samples: an original beside its reconstruction as a PNG, and one sound as a drawing of a page."""
+"""Spectrograms of samples: a PNG that compares two, and an SVG of one."""
 
 from pathlib import Path
 
@@ -6,24 +6,26 @@ import numpy as np
 
 from audiovae_jax.html import drawing
 
-_N_FFT = 2048  # samples of a window
-_BANDS = 192  # rows of the picture, of equal height in mel
-_RANGE_DB = 90.0  # below the original's loudest
+_N_FFT = 2048  # window length in samples
+_BANDS = 192  # number of rows, of equal width in mel
+_RANGE_DB = 90.0  # dynamic range below the original's maximum
 _MOST_DIFFERENCE_DB = 30.0
-_MOST_COLUMNS = 360  # of a page's drawing, about
+_MOST_COLUMNS = 360  # approximate number of columns in an SVG
 _TICKS = (100, 500, 1000, 2000, 4000, 8000, 16000, 32000)  # Hz
 
 
 def draw(
     original: np.ndarray, reconstruction: np.ndarray, sample_rate: int, path: Path, *, title: str = ""
 ) -> np.ndarray:
-    """Three panels over a mel axis: original and reconstruction in dB, and by how much the second is louder.
+    """Write a PNG of the original, the reconstruction and their level difference.
+
+    The three panels have a mel axis and show levels in dB.
 
     Args:
       original, reconstruction: `[T, C]`.
       sample_rate: in Hz.
-      path: of the png to write.
-      title: above it all.
+      path: the png to write.
+      title: title of the figure.
 
     Returns:
       The picture as `[height, width, 3]` uint8.
@@ -32,14 +34,14 @@ def draw(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # Places are given, and the png is made of what was drawn: a layout that is found, and drawing twice, take longer.
+    # Fixed positions are faster than a computed layout. The png is written from the canvas, to draw only once.
     figure = Figure(figsize=(9, 9))
     canvas = FigureCanvasAgg(figure)
     places = {"left": 0.07, "right": 0.92, "bottom": 0.05, "top": 0.92, "wspace": 0.03, "hspace": 0.1}
     rows = figure.subplots(3, 2, width_ratios=(50, 1), gridspec_kw=places)
     levels = [mel_levels(audio, sample_rate) for audio in (original, reconstruction)]
     top = levels[0].max()
-    # What is below the picture's darkest is no difference that could be heard.
+    # Levels below the colour range count as equal: such a difference is inaudible.
     heard = [np.maximum(level, top - _RANGE_DB) for level in levels]
     of_levels = {"vmin": top - _RANGE_DB, "vmax": top, "cmap": "magma"}
     of_difference = {"vmin": -_MOST_DIFFERENCE_DB, "vmax": _MOST_DIFFERENCE_DB, "cmap": "RdBu_r"}
@@ -59,7 +61,7 @@ def draw(
         axis.set_title(name, fontsize=10)
         axis.tick_params(labelbottom=bar is rows[-1][1])
     axis.set_xlabel("seconds")
-    figure.suptitle(title, fontsize=10, parse_math=False)  # names of files may hold anything
+    figure.suptitle(title, fontsize=10, parse_math=False)  # a file name may contain "$"
     canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     image.imsave(path, drawn)
@@ -67,13 +69,13 @@ def draw(
 
 
 def spectrogram(audio: np.ndarray, original: np.ndarray, sample_rate: int, description: str) -> str:
-    """The spectrogram of a sound over a mel axis, as SVG within a page.
+    """Return a spectrogram over a mel axis as inline SVG.
 
     Args:
       audio: `[T, C]`.
-      original: `[N, C]`, whose loudest place is the brightest colour: sounds that are compared share it.
+      original: `[N, C]`; its maximum level gets the brightest colour, so that spectrograms can be compared.
       sample_rate: in Hz.
-      description: for readers who do not see it.
+      description: text for screen readers.
     """
     top = mel_levels(original, sample_rate).max()
     levels = mel_levels(audio, sample_rate)
@@ -89,20 +91,20 @@ def spectrogram(audio: np.ndarray, original: np.ndarray, sample_rate: int, descr
 
 
 def mel_levels(audio: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Mean power of all channels in bands of equal width in mel, in dB.
+    """Compute levels in dB in bands of equal mel width, averaged over channels.
 
     Args:
-      audio: `[T, C]`, padded with zeros to one window where it is shorter.
+      audio: `[T, C]`; audio shorter than one window is padded with zeros.
       sample_rate: in Hz.
 
     Returns:
-      `[frames, bands]`. A band that is narrower than the transform's resolution has the power of the place where it is.
+      `[frames, bands]`. A band narrower than the resolution of the FFT has the power of the bin that it lies in.
     """
     window = np.hanning(_N_FFT + 1)[:-1]
     audio = np.pad(audio, ((0, max(0, _N_FFT - len(audio))), (0, 0)))
     frames = np.lib.stride_tricks.sliding_window_view(audio, _N_FFT, axis=0)[:: _N_FFT // 4]  # [frames, C, n]
     power = np.square(np.abs(np.fft.rfft(frames * window))).mean(axis=1) / np.square(window.sum() / 2)
-    # The integral over frequency, of which a band has the difference between its ends.
+    # The power of a band is the difference of the integral over frequency between the band's ends.
     integral = np.pad(np.cumsum(power, axis=1), ((0, 0), (1, 0)))
     ends = _hertz(np.linspace(0, _mel(sample_rate / 2), _BANDS + 1)) / (sample_rate / _N_FFT) + 0.5
     ends = np.minimum(ends, integral.shape[1] - 1)
@@ -121,7 +123,7 @@ def _show(axis, levels, seconds, sample_rate, **options):
 
 
 def _mel(hertz):
-    """O'Shaughnessy, "Speech Communication", 1987."""
+    """Convert Hz to mel (O'Shaughnessy, "Speech Communication", 1987)."""
     return 2595 * np.log10(1 + np.asarray(hertz) / 700)
 
 

@@ -1,4 +1,4 @@
-"""What is seen of a run: progress bar, numbers, samples as audio and spectrograms."""
+"""Reporting of a run: progress bar, metrics, samples as audio and spectrograms."""
 
 import contextlib
 import functools
@@ -20,9 +20,9 @@ from audiovae_jax.run.tracking.events import Events
 from audiovae_jax.run.tracking.writer import Writer
 from audiovae_jax.storage.bucket_path import BucketPath
 
-# Training scalars are recorded at these steps: every step of a long run would fill a disk.
+# Steps between records of training scalars. Recording every step of a long run would fill a disk.
 _SCALARS_EVERY = 10
-_FLUSH_EVERY = 60  # seconds between looks that TensorBoard can have
+_FLUSH_EVERY = 60  # seconds between updates that TensorBoard can read
 _BAR_METRICS = {
     "train/total_g_loss": "G",
     "train/d_loss": "D",
@@ -34,15 +34,16 @@ _BAR_METRICS = {
 
 
 class Reporter:
-    """Shows and records a run; does nothing on other hosts than the first.
+    """Shows and records a run; does nothing unless `enabled`.
 
     Args:
-      workdir: where events and samples go; a folder, or a path in a bucket.
-      start_step, num_steps: of this session.
-      first_step: of which this session writes events; what a killed one wrote from there on is hidden.
-      sample_rate: of the samples, in Hz.
-      enabled: whether this is the first host.
-      writers: what records the run, given what says where it fails; by default TensorBoard events.
+      workdir: folder, or path in a bucket, for events and samples.
+      start_step, num_steps: first and last step of this session.
+      first_step: first step with events of this session. Events of a killed session from this step on are hidden.
+      sample_rate: sample rate of the samples, in Hz.
+      enabled: whether this is the first process.
+      writers: creates the writer that records the run. Its argument is called with each warning. The default writes
+        TensorBoard events.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Reporter:
         self._flushed = -math.inf
         self._at, self._finished = start_step, False
         self._timed_from, self._steps_per_second = None, None
-        self._events: Writer = Writer()  # until there is one, nothing is recorded
+        self._events: Writer = Writer()  # records nothing
         self._model_folder: tempfile.TemporaryDirectory | None = None
         if enabled:
             self._bar = tqdm.tqdm(
@@ -71,13 +72,13 @@ class Reporter:
                 unit="step",
                 smoothing=0.05,
                 dynamic_ncols=True,
-                # A log file gets a line now and then, a terminal a moving bar.
+                # A terminal shows a moving bar. A log file gets a line every ten seconds at most.
                 mininterval=0.1 if sys.stderr.isatty() else 10,
             )
             self._events = (writers or functools.partial(Events, workdir, first_step))(self.say)
 
     def say(self, text: str):
-        """Print a line above the bar; a warning is recorded too."""
+        """Print a line above the bar, and record it if it is a warning."""
         if self._enabled:
             self._bar.write(text)
             if text.startswith("warning: "):
@@ -85,7 +86,10 @@ class Reporter:
 
     @contextlib.contextmanager
     def timed(self, what: str):
-        """`timed` with lines above the bar, whose clock stops."""
+        """Time a block as the function `timed` does, and stop the bar's clock.
+
+        The block does not count towards the speed.
+        """
         start = time.monotonic()
         try:
             with timed(what, self.say):
@@ -94,7 +98,7 @@ class Reporter:
             self._skip_time(time.monotonic() - start)
 
     def step(self, step: int, metrics: dict[str, float]):
-        """Show that `step` is done, with its metrics (`train/...`)."""
+        """Advance the bar to `step`, and show and record its metrics (`train/...`)."""
         if not self._enabled:
             return
         self._at = step
@@ -106,7 +110,7 @@ class Reporter:
             self.scalars(step, metrics)
 
     def rewind(self, step: int, first_step: int):
-        """Go on from an earlier step; what was recorded from `first_step` on is hidden."""
+        """Return to an earlier step, and hide the records from `first_step` on."""
         if self._enabled:
             self._events.restart(first_step)
             self._bar.n = self._at = step
@@ -123,7 +127,7 @@ class Reporter:
 
     @property
     def steps_per_second(self) -> float | None:
-        """Lately; None where that is not known yet."""
+        """The recent training speed; None until it is known."""
         return self._steps_per_second
 
     def text(self, step: int, name: str, text: str):
@@ -132,18 +136,18 @@ class Reporter:
             self._events.text(name, text, step)
 
     def flush(self):
-        """Write the events out."""
+        """Flush the events."""
         if self._enabled:
             self._flushed = time.monotonic()
             self._events.flush()
 
     def samples(self, step: int, samples: list[Sample]):
-        """Record samples: wav and png under `samples/`, and as events."""
+        """Record samples as events, and as wav and png files under `samples/`."""
         if not self._enabled:
             return
         try:
             self._write_samples(step, samples)
-        except (OSError, soundfile.LibsndfileError, AssertionError) as error:  # the last is soundfile's full disk
+        except (OSError, soundfile.LibsndfileError, AssertionError) as error:  # the last is a full disk in soundfile
             self.say(f"warning: the samples of step {step} were not written: {error or 'the disk is full'}")
 
     def _write_samples(self, step, samples):
@@ -168,10 +172,10 @@ class Reporter:
         self._events.flush()
 
     def finish(self, save_best: Callable[[Path], None]):
-        """Record that the run is done, and its best model where one is wanted.
+        """Record the end of the run, and its best model if the writer accepts models.
 
         Args:
-          save_best: makes a saved model at the path that it is given.
+          save_best: writes the best model as a saved model to the given path.
         """
         self._finished = True
         if self._enabled and self._events.takes_models:
@@ -184,7 +188,7 @@ class Reporter:
                 self._events.model(Path(self._model_folder.name) / "model")
 
     def close(self):
-        """Write out everything and end the bar."""
+        """Close the writer and the bar."""
         if self._enabled:
             self._events.close(self._finished)
             self._bar.close()
@@ -192,7 +196,10 @@ class Reporter:
             self._model_folder.cleanup()
 
     def _speed(self, step):
-        """Steps per second since the last one that was recorded, with all that a run does between but compiling."""
+        """Return the steps per second since the last recorded step.
+
+        Validation, samples and saves count. Blocks under `timed`, such as compilation, do not.
+        """
         now, since = time.monotonic(), self._timed_from
         self._timed_from = (step, now)
         if since is None or step <= since[0]:
@@ -213,13 +220,13 @@ class Reporter:
 
 
 def is_recorded(step: int) -> bool:
-    """Whether the training metrics of a step are recorded."""
+    """Whether the training metrics of `step` are recorded."""
     return step == 1 or step % _SCALARS_EVERY == 0
 
 
 @contextlib.contextmanager
 def timed(what: str, say: Callable[[str], None]):
-    """Say `what` at the beginning, and how long it took when it ends well."""
+    """Report the start of a block, and its duration if it succeeds."""
     say(f"{what} ...")
     start = time.monotonic()
     yield

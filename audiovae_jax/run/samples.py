@@ -1,4 +1,4 @@
-"""Samples: validation audio, always the same, and what the model makes of it, to be judged by ear."""
+"""Samples: fixed validation audio and its reconstructions, for listening."""
 
 import dataclasses
 from typing import Any
@@ -15,10 +15,10 @@ _LONGEST_NAME = 60  # characters, in titles
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One stretch of audio.
+    """An excerpt of audio and its reconstruction.
 
     Attributes:
-      name: the file, and the place in it.
+      name: the file and the position in it.
       original, reconstruction: `[T, C]`.
     """
 
@@ -27,7 +27,10 @@ class Sample:
     reconstruction: np.ndarray
 
     def title(self, step: int) -> str:
-        """What it is, and how near the reconstruction is, in two lines."""
+        """Return a title of two lines.
+
+        The first has the step and the name. The second has the SI-SDR and SNR of the reconstruction.
+        """
         name = self.name if len(self.name) <= _LONGEST_NAME else f"...{self.name[-_LONGEST_NAME:]}"
         errors = WaveformErrors(self.original.shape[1])
         errors.add(self.original.astype(np.float64), self.reconstruction.astype(np.float64))
@@ -38,14 +41,14 @@ class Sample:
 
 
 class Samples:
-    """Reads a run's samples once, and reconstructs them whenever it is asked to.
+    """Reads a run's samples once, and reconstructs them on request.
 
-    Everything happens in this process, on its own devices: one process of several may do so alone.
+    It uses only this process and its devices, so a single process of several may call it.
 
     Args:
       records: `Data.samples`.
-      count: how many of them.
-      model: whose variables are to come.
+      count: number of samples.
+      model: the model that reconstructs them.
     """
 
     def __init__(self, records, count: int, model: AudioVAE):
@@ -53,10 +56,12 @@ class Samples:
         self._originals: list[tuple[str, np.ndarray]] = []
 
     def reconstruct(self, variables: Any) -> list[Sample]:
-        """The samples, by the latent's mean, in chunks that give what one pass would.
+        """Reconstruct the samples from the latent's mean.
+
+        The model runs in chunks, with the same result as in a single pass.
 
         Args:
-          variables: the model's; arrays that are whole on every device.
+          variables: the model's variables, replicated on every device.
 
         Raises:
           DataError: the audio cannot be read.

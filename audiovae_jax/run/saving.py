@@ -1,4 +1,4 @@
-"""Checkpoints of a run that goes on when one cannot be written: said at once, tried again, fatal when it goes on."""
+"""Saving checkpoints with retries: a failed save is reported and retried."""
 
 import time
 from collections.abc import Callable
@@ -9,19 +9,20 @@ from audiovae_jax.errors import CheckpointError
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.training.state import TrainState
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0  # seconds until the next attempt
+_FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0  # seconds until a retry
 
 
 class Saving:
-    """Saves checkpoints, and bears with failures.
+    """Saves checkpoints, and retries after failures.
 
-    What fails is tried again with the state of the step that is then, after half a minute, a minute and so on up to
-    ten minutes; with the next checkpoint at the latest. Several processes, whose clocks differ, wait for that one.
+    The first retry is due after 30 s. The pause doubles with each further failure, up to ten minutes. A retry saves
+    the state of the step at which it happens, and the next regular checkpoint counts as a retry. With several
+    processes, whose clocks differ, the next regular checkpoint is the only retry.
 
     Args:
-      checkpoints: of the run.
-      most_failures: in a row; with so many, the last is raised.
-      say: takes a line.
+      checkpoints: the run's checkpoints.
+      most_failures: number of failures in a row after which the last one is raised.
+      say: called with each line to report.
     """
 
     def __init__(self, checkpoints: Checkpoints, most_failures: int, say: Callable[[str], None]):
@@ -31,31 +32,36 @@ class Saving:
         self._last: tuple | None = None
 
     def save(self, state: TrainState, **described):
-        """Begin a checkpoint, see `Checkpoints.save`.
+        """Start saving a checkpoint, see `Checkpoints.save`.
 
         Raises:
-          CheckpointError: it was one failure too many.
+          CheckpointError: `most_failures` saves in a row have failed.
         """
-        self.settle()  # a failure of the one before is not this one's
+        self.settle()  # a failure of the previous save must not be attributed to this one
         self._last, self._again_at, self._failed = (state, described), None, False
         self._attempt(lambda: self._checkpoints.save(state, **described))
 
     def check(self):
-        """Say if what is being written has failed; CheckpointError if that was once too often."""
+        """Warn if the save in progress has failed.
+
+        Raises:
+          CheckpointError: `most_failures` saves in a row have failed.
+        """
         self._attempt(self._checkpoints.check)
 
     def is_due_again(self) -> bool:
-        """Whether a failed checkpoint is to be tried again now."""
+        """Whether a retry of a failed checkpoint is due."""
         return self._again_at is not None and time.monotonic() >= self._again_at
 
     def finish(self, is_hurried: Callable[[], bool] = lambda: False):
-        """Wait until the last checkpoint is written, and try again as long as it is not.
+        """Wait until the last checkpoint is written, retrying if it fails.
 
         Args:
-          is_hurried: whether there is no time to try again.
+          is_hurried: returns whether there is no time for retries.
 
         Raises:
-          CheckpointError: it was one failure too many; with several processes, or in a hurry, any.
+          CheckpointError: `most_failures` saves in a row have failed. With several processes, or without time for
+            retries, the first failure raises.
         """
         self.settle()
         while self._failed:
@@ -68,10 +74,10 @@ class Saving:
             self.settle()
 
     def settle(self):
-        """Wait for what is being written; when that is there, failures are counted anew.
+        """Wait for the save in progress, and reset the count of failures if it succeeds.
 
         Raises:
-          CheckpointError: it was one failure too many.
+          CheckpointError: `most_failures` saves in a row have failed.
         """
         self._attempt(self._checkpoints.wait)
         if not self._failed:

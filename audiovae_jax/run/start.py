@@ -1,4 +1,4 @@
-"""How a run begins: a workdir that is its own, a state to go on from, and what it consists of."""
+"""The start of a run: claim the workdir, get the state, describe the run."""
 
 import functools
 import json
@@ -19,22 +19,32 @@ from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training import compilation, program
 from audiovae_jax.training.state import create_state, create_train_state
 
-BAD_FILES = "bad_files.jsonl"  # of a workdir; the other hosts' have their number in the name
+BAD_FILES = "bad_files.jsonl"  # in the workdir; the other processes put their index into the name
 _MOST_SKIPPED_SHOWN = 20
 
 
 def what_all_share(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What has to be alike in all processes: what they compile, and when they meet."""
+    """Return the settings that must be equal in all processes.
+
+    They determine the compiled programs and the points at which the processes synchronize.
+    """
     flat = configuration.flatten(configuration.plain(config))
     shared = {key: value for key, value in flat.items() if key not in configuration.HOST_KEYS}
     return shared | {"version of jax": jax.__version__, "devices of a process": jax.local_device_count()}
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath, checkpoints: Checkpoints, write: bool):
-    """Write `config.json`; where there are checkpoints, compare with the config that they are of first.
+    """Check the config of existing checkpoints, and write `config.json`.
+
+    Args:
+      config: the config of this run.
+      workdir: the run's folder.
+      checkpoints: the checkpoints in `workdir`.
+      write: whether this process writes the file.
 
     Raises:
-      ConfigError: the workdir belongs to another config; the message lists the differing keys.
+      ConfigError: the workdir belongs to another config, or `config.json` cannot be read or written. For another
+        config, the message lists the differing keys.
     """
     path = workdir / "config.json"
     current = configuration.plain(config)
@@ -62,12 +72,16 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath,
 
 
 def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say):
-    """`(state, step, validation metrics, data position)` to start from: newest checkpoint, `init_from`, or fresh.
+    """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
-    The metrics are None where there is no checkpoint of this run yet. What happens is told to `say`, a line at a time.
+    Progress is reported to `say`, line by line.
+
+    Returns:
+      `(state, step, validation metrics, data position)`. Without a checkpoint of this run, the metrics are None and
+      the position is empty.
 
     Raises:
-      CheckpointError: there are checkpoints, but none is whole.
+      CheckpointError: there are checkpoints, but none is intact.
     """
     sharding = mesh.replicated(devices)
     shape = build.example_shape(config)
@@ -92,7 +106,7 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
 
 
 def describe(config, recipe, data) -> list[str]:
-    """What a run consists of, in lines."""
+    """Describe the model, the discriminator, the batch and the data, in lines."""
     shapes = jax.eval_shape(functools.partial(create_train_state, recipe, build.example_shape(config)))
     count = count_parameters(shapes.params)
     with_statistics = count + count_parameters(shapes.latent_statistics)

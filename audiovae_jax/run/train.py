@@ -40,32 +40,35 @@ def train(
     stop_after: float | None = None,
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
 ) -> TrainState:
-    """Train as `config` says, or go on where `workdir` stopped.
+    """Train a model, or resume the run in `workdir`.
 
-    SIGTERM, Ctrl-C and `stop_after` end it in good order: it saves and returns, and the same call goes on
-    from there to the same bits. Before the first step it clears all caches of jax (see `compilation.forget`).
+    On SIGTERM, Ctrl-C or `stop_after`, the run saves a checkpoint and returns. The same call resumes from it, and the
+    result is bit-identical to an uninterrupted run. All of jax's caches are cleared before the first step (see
+    `compilation.forget`).
 
     Args:
-      config: finalized (see `configuration.finalize`).
-      workdir: gets `config.json`, `checkpoints/`, TensorBoard events and `samples/`; a folder, or `s3://` or `gs://`.
-      stop_after: seconds from now; None for no limit.
-      heartbeat_timeout: seconds of silence after which another process of the run counts as dead.
+      config: a finalized config (see `configuration.finalize`).
+      workdir: a folder, or an `s3://` or `gs://` URL, for `config.json`, `checkpoints/`, TensorBoard events and
+        `samples/`.
+      stop_after: seconds from now after which the run stops; None for no limit.
+      heartbeat_timeout: seconds without a heartbeat after which another process of the run counts as dead.
 
     Returns:
-      The last train state, of `config.num_steps` unless it was stopped.
+      The last train state, at step `config.num_steps` unless the run was stopped.
 
     Raises:
-      ConfigError: values that cannot work, or a workdir of another config, in use, or not to be written to.
-      DataError: no usable audio.
-      CheckpointError: nothing to go on from where there should be, or `max_failed_saves` checkpoints in a row
-        could not be written.
-      TrainingError: too many updates were NaN or infinite, the workdir was deleted meanwhile, or another process died.
+      ConfigError: the config is invalid, or the workdir belongs to another config, is in use or is not writable.
+      DataError: there is no usable audio.
+      CheckpointError: there is no usable checkpoint to resume from, or `max_failed_saves` checkpoints in a row could
+        not be written.
+      TrainingError: too many updates were NaN or infinite, the workdir was deleted during the run, or another process
+        died.
     """
     is_first = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first else lambda text: None
-    # Whatever fails, the rest of `ending` is done, and the other processes hear of it first.
+    # On an error, the other processes are notified first. Then every callback of `ending` runs.
     with Group(heartbeat_timeout) as group, contextlib.ExitStack() as ending, group.together():
-        # The last of all: jax ends the processes that wait for one that is still uploading.
+        # Runs last: jax would terminate processes that wait at exit for one that is still uploading.
         ending.push(lambda error, *_: None if error else group.meet("end"))
         configuration.check(config, jax.device_count())
         recorder.check(config)
@@ -111,16 +114,16 @@ def train(
             writers=functools.partial(recorder.open_writers, config, workdir, first_step),
         )
         ending.callback(reporter.close)
-        # What goes wrong in another process than the first has no other to say it.
+        # The reporter is disabled in the other processes, so they print their own warnings.
         warn = reporter.say if is_first else functools.partial(print, f"process {jax.process_index()}:", flush=True)
         saving = Saving(checkpoints, config.max_failed_saves, warn)
         kept = BadBatches(workdir, config.data.sample_rate, config.safety.kept_batches, jax.process_index(), warn)
         safety = Safety(config.safety, recipe, kept, reporter.say, position)
         run = _Run(config, recipe, data, devices, checkpoints, saving, reporter, lock, group, safety)
         state, metrics, stopped = run.go(state, start_step, metrics)
-        # Who asks for the end may not wait for another attempt.
+        # A stopped run does not wait to retry a failed save.
         saving.finish(lambda: stopped is not None or group.is_asked_to_stop)
-        group.meet("saved")  # only the first process has waited for a bucket
+        group.meet("saved")  # only the first process waits for uploads to a bucket
         lock.require_held()
         if stopped is None and config.num_steps not in checkpoints.steps():
             raise TrainingError(f"the last checkpoint is not in {workdir}: something else deleted or moved it")
@@ -145,7 +148,10 @@ def _save_best(config, workdir, path):
 
 
 def _host_device():
-    """The CPU, not to wait for an accelerator; where JAX_PLATFORMS leaves that out, an accelerator."""
+    """Return the CPU device, or an accelerator if JAX_PLATFORMS excludes the CPU.
+
+    Computing on the CPU does not wait for the accelerator's queue.
+    """
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -153,11 +159,11 @@ def _host_device():
 
 
 class _Stopped(Exception):
-    """The run is to stop, for the reason that it names, and need not wait for what is being computed."""
+    """Raised to stop the run without waiting for a call; its text is the reason."""
 
 
 class _Run:
-    """The moving parts of one session of training."""
+    """One session of training: the loop and the objects that it uses."""
 
     def __init__(self, config, recipe, data, devices, checkpoints, saving, reporter, lock, group, safety):
         self._config, self._recipe, self._data, self._safety = config, recipe, data, safety
@@ -168,14 +174,14 @@ class _Run:
         self._programs: dict[tuple[str, bool], Background] = {}
         self._host = _host_device()
         self._train_records = data.train
-        # Of the checkpoints alone: what no file holds is nobody's best.
+        # The best loss among existing checkpoints. A loss without a checkpoint does not count.
         self._best = (checkpoints.best() or (None, math.inf))[1]
-        # On the host and the device once: they are the same at every validation.
+        # Loaded and placed on the devices once, since every validation uses the same rows.
         self._validation_rows = [
             mesh.place_batch(devices, rows)
             for rows in self._batches(data.validation, 0, -(-config.data.validation_crops // config.batch_size))
         ]
-        # The first process alone hears them: nothing that others take part in may be run for them.
+        # Only the first process makes samples, so this must not involve a collective operation.
         self._samples = None
         if jax.process_index() == 0:
             self._samples = Samples(data.samples, config.data.num_samples, recipe.model)
@@ -183,10 +189,11 @@ class _Run:
         self._scalars = program.place_scalars(recipe, devices)
 
     def go(self, state: TrainState, start_step: int, metrics: dict | None):
-        """Run to the end, with as many attempts as that takes.
+        """Train to the last step, rolling back to a checkpoint when needed.
 
         Returns:
-          `(state, last validation metrics, None)`, or in the place of None why and where it stopped before.
+          `(state, last validation metrics, stop message)`. The message is None unless the run was stopped early. It
+          gives the step and the reason.
         """
         while True:
             try:
@@ -194,7 +201,7 @@ class _Run:
             except RollBack as reason:
                 self._saving.settle()
                 said = self._safety.roll_back(reason, max(agreement.of_first(self._checkpoints.steps()), default=None))
-            state = None  # both would not fit into memory
+            state = None  # free the old state first: two states may not fit into memory
             state, start_step, metrics, _ = start.initial_state(
                 self._config, self._recipe, self._mesh, self._checkpoints, self._data.fingerprint, self._reporter.say
             )
@@ -213,7 +220,7 @@ class _Run:
             except _Stopped as stopped:
                 return state, metrics, self._stop(state, start_step, start_step, str(stopped))
             if config.init_from is not None:
-                # Where it comes from may be better than all that follows.
+                # The initial model may be better than every later checkpoint.
                 self._save(state, start_step, metrics)
         self._train_records = self._data.train.in_order(self._safety.order)
         waiting = Waiting(
@@ -229,12 +236,12 @@ class _Run:
             if reason is not None:
                 self._show(pending)
                 pending = None
-                # Amid skipped updates is no place to go back to; it ends at the next that is made, or by going back.
+                # Never save while updates are being skipped. The run stops after the next applied update or rollback.
                 if self._safety.is_whole or current == start_step:
                     return state, metrics, self._stop(state, start_step, current, reason)
             state, new = self._train_step(current, state, batch)(state, batch, self._scalars)
             new_pending = (current + 1, new, batch)
-            # While the device computes: the next batch, and the metrics of the step before.
+            # Load the next batch and report the previous step while the device computes.
             if current + 1 < config.num_steps:
                 batch = self._next(waiting, current, new["total_g_loss"].is_ready)
             self._show(pending)
@@ -259,7 +266,10 @@ class _Run:
         return state, metrics, None
 
     def _stop(self, state, start_step, at, reason):
-        """Save, and say so. The checkpoint has no loss, since it is one that a run left alone has not validated."""
+        """Save a checkpoint if there are new steps, and return the message to print.
+
+        The checkpoint has no loss, because an uninterrupted run would not validate at this step.
+        """
         if at == start_step:
             saved = "nothing new to save" if self._checkpoints.steps() else "nothing to save yet"
             return f"stopped at step {at} after {reason}: {saved}"
@@ -280,7 +290,7 @@ class _Run:
         if metrics:
             metrics = {**metrics, "best_total_loss": self._best}
             self._reporter.scalars(done, {"val/best_total_loss": self._best})
-        self._reporter.flush()  # or a kill after the checkpoint loses what came before it
+        self._reporter.flush()  # a kill after the checkpoint would lose earlier records
         position = {"step": done, "fingerprint": self._data.fingerprint, **self._safety.position()}
         self._saving.save(state, step=done, config=self._config_dict, data=position, metrics=metrics)
 
@@ -288,9 +298,13 @@ class _Run:
         return done == self._config.num_steps or done % every == 0
 
     def _compile_ahead(self, current, state, batch):
-        """Compile all that step `current` and what is due after it need; returns why to stop, if the run is to.
+        """Compile the programs for step `current` and before it runs.
 
-        A stop while compiling is then one between two steps.
+        This includes a validation or diagnosis that is due after it. A stop request during compilation then takes
+        effect between two steps.
+
+        Returns:
+          The reason to stop, or None.
         """
         config, done = self._config, current + 1
         try:
@@ -321,7 +335,11 @@ class _Run:
         return self._recipe.adversarial is not None and self._recipe.adversarial.is_active(current)
 
     def _compiled(self, name, adversarial, mapped, arguments, may_stop):
-        """A function of `arguments` and scalars, compiled once, in a thread; with `may_stop` it raises _Stopped."""
+        """Return `mapped()` compiled for `arguments` and the scalars.
+
+        Each program is compiled once, in a background thread. With `may_stop`, a stop request raises _Stopped without
+        waiting for the compiler.
+        """
         key = (name, adversarial)
         if key in self._programs and not self._programs[key].is_alive():
             return self._programs[key].result()
@@ -343,7 +361,10 @@ class _Run:
             self._reporter.text(at, "health/warnings", warning)
 
     def _learning_rates(self, at):
-        """Those of the updates at a step, by their names in the events; on the CPU, not to wait for the device."""
+        """Return the learning rates of the updates at step `at`, by event name.
+
+        They are computed on the CPU so as not to wait for the accelerator.
+        """
         recipe = self._recipe
         optimizers = {"learning_rate": recipe.optimizer}
         if recipe.adversarial is not None and recipe.adversarial.is_active(at):
@@ -379,14 +400,14 @@ class _Run:
         return metrics
 
     def _sample(self, state, at, may_stop=False):
-        # The first process alone has any; all of them come here, to stop together.
+        # Only the first process makes samples. The others call this too, so that all stop together.
         call = Background(lambda: self._samples and self._samples.reconstruct(state.variables))
         reason = self._group.stop_reason_after(call) if may_stop else None
         if reason is not None:
             raise _Stopped(reason)
         try:
             samples = call.result()
-        except DataError as error:  # nothing that training needs
+        except DataError as error:  # training does not need samples
             self._reporter.say(f"warning: there are no samples of step {at}: {error}")
             return
         if samples is not None:

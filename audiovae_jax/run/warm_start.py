@@ -1,4 +1,4 @@
-"""`config.init_from`: going on from another run or model, of ours or of the PyTorch system."""
+"""`config.init_from`: start from another run or model, ours or in PyTorch."""
 
 import contextlib
 import dataclasses
@@ -24,45 +24,45 @@ from audiovae_jax.torch_io import training
 from audiovae_jax.training.state import TrainState
 from audiovae_jax.training.step import Recipe
 
-# Beginnings of the keys that a torch file can set.
+# Prefixes of the keys that a torch file can set.
 _ADOPTABLE = (
     *(f"model.{key}" for key in (*CONFIG_KEYS, "encoder_frozen")),
     *("data.channels", "data.sample_rate", "use_adversarial", "num_steps", "discriminator."),
     *("generator_update_every", "discriminator_update_every", "adversarial.", "kl."),
     *("optimizer.", "discriminator_optimizer."),
 )
-# Those of them that say what its networks are, and not how they were trained.
+# The subset that describes the networks and not their training.
 _OF_NETWORKS = (*(f"model.{key}" for key in CONFIG_KEYS), "data.channels", "data.sample_rate", "discriminator.")
 
-# Arguments of a discriminator that do not change what it computes; the last two are linen's own.
+# Discriminator arguments that do not change its output. Linen adds the last two.
 _NOT_COMPARED = ("dtype", "remat", "parent", "name")
 
 
 def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], workdir: Path | BucketPath) -> list[str]:
-    """Set what a torch file at `config.init_from` tells of its run: architectures, rates, weights.
+    """Copy the settings of the torch file at `config.init_from` into the config.
 
-    What the command line gives stands, and with `init_weights_only` all that is not of the networks themselves.
-    Runs of ours have their config beside them and are not looked at. A run that has begun has what it adopted in
-    its workdir, and goes on without the file.
+    The settings are architectures, learning rates and loss weights. Keys given on the command line keep their value.
+    With `init_weights_only`, only the keys that describe the networks are set. Nothing is copied from our own runs
+    and models. A resumed run whose torch file is no longer readable takes the settings from its workdir.
 
     Args:
-      config: changed in place.
-      given: the keys that were set on the command line.
-      workdir: of the run.
+      config: the config to change in place.
+      given: keys that were set on the command line.
+      workdir: the run's workdir.
 
     Returns:
-      A line per setting, for the user to see.
+      Lines that list the settings, for the user.
 
     Raises:
       CheckpointError: the file cannot be read.
-      ConfigError: a setting does not fit the config's key.
+      ConfigError: the config's key does not accept a setting.
     """
     path = config.init_from
     if path is None or _is_ours(path):
         return []
     try:
         imported = _read_once(path)
-        if _adopted_before(workdir, path) is None:  # a run that goes on has arrays of its own
+        if _adopted_before(workdir, path) is None:  # a resumed run restores its own arrays
             _waiting[path] = imported
         overrides, origin = imported[1].overrides, f"the run in {path}"
     except CheckpointError:
@@ -99,11 +99,13 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
 
 
 def require_same_model(config: ml_collections.ConfigDict):
-    """Refuse what `config.init_from` names, if a run cannot go on from it; only descriptions are read for that.
+    """Check that a run can start from `config.init_from`.
+
+    Of our own runs and models, only the description is read. A torch file is read completely.
 
     Raises:
-      CheckpointError: the keys of `config.model` that differ, or there is nothing that can be gone on from.
-      ConfigError: it has made all of `config.num_steps` already.
+      CheckpointError: keys of `config.model` differ (the message lists them), or there is nothing usable at the path.
+      ConfigError: it has completed `config.num_steps` already.
     """
     path = config.init_from
     with _named(path):
@@ -130,7 +132,12 @@ def require_same_model(config: ml_collections.ConfigDict):
 
 
 def require_steps_to_make(config: ml_collections.ConfigDict, step: int):
-    """Raise ConfigError if what `config.init_from` names is at the last step already."""
+    """Raise ConfigError if `config.init_from` is already at the last step.
+
+    Args:
+      config: the config of the new run.
+      step: the step that `config.init_from` has reached.
+    """
     if step >= config.num_steps:
         raise ConfigError(
             f"config.init_from={config.init_from} is at step {step} already; "
@@ -142,19 +149,19 @@ def require_steps_to_make(config: ml_collections.ConfigDict, step: int):
 def take_over(
     config: ml_collections.ConfigDict, recipe: Recipe, fresh: TrainState, sharding, say: Callable[[str], None]
 ) -> TrainState:
-    """The state of another run, as far as it fits; `say` is told what was left out.
+    """Return `fresh` with the parts of `config.init_from` that fit.
 
     Args:
-      config: its `init_from` is a workdir of ours, one of its checkpoints, a saved model, or a torch, Lightning or
-        safetensors file. With `init_weights_only`, step and optimizers stay as they are in `fresh`, and of a workdir
-        the best checkpoint is taken in place of the newest.
-      recipe: of the run that begins.
-      fresh: its initial state.
+      config: a config whose `init_from` is one of our workdirs, a checkpoint in it, a saved model, or a torch,
+        Lightning or safetensors file. With `init_weights_only`, the step and the optimizers stay as in `fresh`. A
+        workdir's best checkpoint is then used in place of its newest.
+      recipe: the recipe of the new run.
+      fresh: the initial state of the new run.
       sharding: where to put the arrays.
-      say: takes a line at a time.
+      say: called with each line to report, for example the parts that were left out.
 
     Raises:
-      CheckpointError: there is nothing there that can be taken over.
+      CheckpointError: there is nothing usable at the path.
     """
     path, weights_only = config.init_from, config.init_weights_only
     if _is_ours(path):
@@ -193,7 +200,7 @@ def _take_over_ours(config, recipe, fresh, sharding, say):
         say("\n  ".join([f"config.init_from={path}: its discriminator is not that of config.discriminator:", *other]))
         parts["discriminator_params"] = None
     if "discriminator_opt_state" in parts and parts["discriminator_params"] is None:
-        parts["discriminator_opt_state"] = None  # it is of other weights
+        parts["discriminator_opt_state"] = None  # its moments belong to other weights
     for name in optional:
         if parts[name] is None:
             why = "does not fit" if name in found.parts else "is not in it"
@@ -207,7 +214,14 @@ def _take_over_ours(config, recipe, fresh, sharding, say):
 
 
 def _other_arguments(described, ours):
-    """How the discriminator of a description differs from `ours`, a line per key; shapes alone do not tell."""
+    """Return a line per argument that differs between two discriminators.
+
+    Array shapes are not enough for this: some arguments leave no trace in them.
+
+    Args:
+      described: the config of the other run's discriminator, or None.
+      ours: the new run's discriminator, or None.
+    """
     if described is None or ours is None:
         return []
     name = described.get(resolve.TARGET)
@@ -222,7 +236,7 @@ def _other_arguments(described, ours):
         for field in dataclasses.fields(ours)
         if field.name not in _NOT_COMPARED
     }
-    # Of the ensemble's parts that take no part, nothing counts.
+    # Arguments of disabled parts of the ensemble are not compared.
     unused = tuple(key.removeprefix("use") + "_" for key, pair in pairs.items() if pair == (False, False))
     return [
         f"discriminator.{key}: {there} there, {here} here"
@@ -231,12 +245,16 @@ def _other_arguments(described, ours):
     ]
 
 
-# What `adopt_settings` has read, for `take_over`: such a file has hundreds of megabytes.
+# Files of hundreds of megabytes, kept from `adopt_settings` or `require_same_model` until `take_over`.
 _waiting: dict = {}
 
 
 def _read_once(path):
-    """`(when it was changed, its contents)` of a torch file."""
+    """Read a torch file, or take it from `_waiting` if unchanged.
+
+    Returns:
+      `(modification time or object version, contents)`.
+    """
     place = locate.opened_path(path)
     try:
         changed = place.version() if isinstance(place, BucketPath) else place.stat().st_mtime_ns
@@ -249,7 +267,10 @@ def _read_once(path):
 
 
 def _adopted_before(workdir, path):
-    """The keys that a file can set, of a run that has begun in `workdir` from `path`; None if there is none."""
+    """Return the settings of an earlier session in `workdir` that used `path`.
+
+    Only keys that a torch file can set are returned. Without such a session, returns None.
+    """
     try:
         flat = configuration.flatten(json.loads((workdir / "config.json").read_text()))
     except (OSError, ValueError, AttributeError):
@@ -260,20 +281,23 @@ def _adopted_before(workdir, path):
 
 
 def _is_the_ensemble(section):
-    """Whether the config's discriminator is the one that the PyTorch system has."""
+    """Whether the config's discriminator is the PyTorch system's."""
     if resolve.TARGET not in section:
         return False
     return resolve.resolve(section[resolve.TARGET], "config.discriminator") is EnCodecDiscriminator
 
 
 def _is_ours(path):
-    """Whether it is a folder: a workdir, a checkpoint or a saved model; all else is of the PyTorch system."""
+    """Whether `path` is a folder: a workdir, a checkpoint or a saved model.
+
+    All files belong to the PyTorch system.
+    """
     return locate.opened_path(path).is_dir()
 
 
 @contextlib.contextmanager
 def _named(path):
-    """Errors say of which key they are."""
+    """A context that prefixes a CheckpointError with `config.init_from=`."""
     try:
         yield
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Curves over steps."""
+"""Charts of metrics over training steps."""
 
 from collections.abc import Mapping
 
@@ -7,16 +7,16 @@ import numpy as np
 from audiovae_jax.html import drawing
 from audiovae_jax.html.document import escaped
 
-_MOST_POINTS = 400  # of a curve; of more, each stretch gives its least and its greatest
-_LOGARITHMIC_FROM = 50  # times the smallest value that the greatest must be
+_MOST_POINTS = 400  # points drawn per curve; longer curves show the minimum and maximum of each section
+_LOGARITHMIC_FROM = 50  # ratio of the largest to the smallest value from which the scale is logarithmic
 
 
 def chart(title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Curves in one picture, with the last value of each.
+    """Draw curves in one chart, with the last value of each, as HTML.
 
     Args:
-      title: above it.
-      series: `{name: (steps, values)}`, `[N]` each; values that are not finite are left out.
+      title: caption of the chart.
+      series: `{name: (steps, values)}`, `[N]` each. Values that are not finite are left out.
     """
     curves = {name: finite(*points) for name, points in series.items()}
     drawn = [values for _, values in curves.values() if len(values)]
@@ -28,7 +28,7 @@ def chart(title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> st
     def plot(axes):
         from matplotlib.ticker import EngFormatter, MaxNLocator
 
-        # A place that is given: charts beside each other line up, and a layout that is found takes longer.
+        # A fixed position lines up neighbouring charts and is faster than a computed layout.
         axes.figure.set_layout_engine("none")
         axes.set_position((0.13, 0.12, 0.85, 0.84))
         for i, (steps, values) in enumerate(curves.values()):
@@ -51,7 +51,7 @@ def chart(title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> st
 
 
 def finite(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The steps and values of a curve at which its value is finite."""
+    """Return the points of a curve whose values are finite."""
     steps, values = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     keep = np.isfinite(values)
     return steps[keep], values[keep]

@@ -1,4 +1,4 @@
-"""Runs as one HTML page: curves, samples side by side, warnings and the differences of their configs."""
+"""One HTML page of runs: warnings, curves, samples and config differences."""
 
 import json
 import math
@@ -17,20 +17,23 @@ from audiovae_jax.run.tracking.history import History
 from audiovae_jax.storage import atomic
 
 _LOSS = "val/total_loss"
-_FIRST = ("val", "train")  # groups that are open
-_RISEN = 1.1  # times its best that a validation loss is worth a warning
-_LATEST = 20  # remarks that are shown of a run
+_FIRST = ("val", "train")  # groups shown first, and unfolded
+_RISEN = 1.1  # ratio of the last validation loss to the best above which there is a warning
+_LATEST = 20  # maximum number of remarks shown per run
 
 
 def write(runs: list[History], reference: dict[str, Any], path: Path, *, sample_steps: int):
-    """Write the page; OSError where that fails.
+    """Write the page.
 
     Args:
-      runs: side by side, in this order.
-      reference: the base config, with which theirs are compared.
-      path: of the file.
-      sample_steps: of how many steps samples are heard, of all that there are: evenly, the first and the last among
-        them.
+      runs: the runs to show side by side, in this order.
+      reference: the base config to compare the runs' configs with.
+      path: the HTML file to write.
+      sample_steps: number of steps per run whose samples are shown. They are evenly spaced and include the first and
+        the last step.
+
+    Raises:
+      OSError: the file cannot be written.
     """
     names = _names([run.workdir for run in runs])
     body = _summary(runs, names) + _warnings(runs, names) + _curves(runs, names)
@@ -41,7 +44,10 @@ def write(runs: list[History], reference: dict[str, Any], path: Path, *, sample_
 
 
 def warnings(run: History) -> list[str]:
-    """What of a run deserves a look: its own warnings, numbers that are none, a validation loss that rises."""
+    """Return warnings about a run.
+
+    They cover metrics that are not finite, a rising validation loss, and the latest warnings that the run recorded.
+    """
     found = []
     for name, (steps, values) in run.scalars.items():
         bad = ~np.isfinite(values)
@@ -61,7 +67,7 @@ def warnings(run: History) -> list[str]:
 
 
 def _names(workdirs):
-    """Each run's shortest name that no other has."""
+    """Return a unique name per run: its folder's name, or its path if ambiguous."""
     names = [workdir.resolve().name for workdir in workdirs]
     return [name if names.count(name) == 1 else str(path) for name, path in zip(names, workdirs, strict=True)]
 
@@ -156,7 +162,10 @@ def _player(run, step, name):
 
 
 def _pictures(run, name, number):
-    """A run's last sample beside its original; empty where a file cannot be read."""
+    """Return the spectrograms of a run's last sample, or "" if a file cannot be read.
+
+    They show the original, the reconstruction and their difference.
+    """
     if not run.samples:
         return ""
     step, folder = list(run.samples.items())[-1]
@@ -182,7 +191,10 @@ def _spread(steps, count):
 
 
 def _configs(runs, names, reference):
-    """The keys in which the runs differ from the base config, or from each other."""
+    """Return a table of the keys in which a run differs from the base config.
+
+    The values in bold differ between the runs.
+    """
     base = _comparable(reference)
     configs = [_comparable(run.config) for run in runs]
     rows = []
@@ -197,7 +209,7 @@ def _configs(runs, names, reference):
 
 
 def _comparable(config):
-    """A config's values as JSON, in which tuples are lists."""
+    """Return a flat config with JSON values, which makes tuples equal to lists."""
     return {
         key: json.dumps(value) if not (isinstance(value, float) and not math.isfinite(value)) else str(value)
         for key, value in flatten(config).items()
