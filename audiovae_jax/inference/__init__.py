@@ -1,1 +1,1 @@
-"""A trained model in use: the codec, exact chunks, latents, calibration, serving, and what a model file holds."""
+"""Use of a trained model: codec, latents, calibration, export and inspection."""

@@ -1,4 +1,4 @@
-"""What callers give in memory: audio and latents as arrays, checked."""
+"""Validation of audio and latents that callers pass as arrays."""
 
 from typing import Any
 
@@ -13,10 +13,17 @@ _MAX_CHANNELS = 64
 
 
 def as_stream(audio: Any, sample_rate: int) -> tuple[AudioStream, dict[str, Any]]:
-    """`(stream of [T, batch * C], how the array was shaped)`, the latter as `Latents` takes it.
+    """Convert an array of audio to a stream.
+
+    Args:
+      audio: `[T]`, `[T, C]` or `[B, T, C]` floats.
+      sample_rate: in Hz.
+
+    Returns:
+      `(stream, shape)`: a stream of `[T, batch * C]`, and the arguments `batch` and `flat` of `Latents`.
 
     Raises:
-      DataError: it is no audio.
+      DataError: the array is not valid audio.
     """
     audio = as_floats(audio, "audio", "floats in -1..1 (16-bit integers divided by 32768)")
     if audio.ndim not in (1, 2, 3) or 0 in audio.shape:
@@ -36,11 +43,15 @@ def as_stream(audio: Any, sample_rate: int) -> tuple[AudioStream, dict[str, Any]
 
 
 def as_floats(values: Any, what: str, wanted: str) -> np.ndarray:
-    """What a caller gave as float32; what does not fit into that comes out infinite.
+    """Return an array as float32; values beyond its range become infinite.
 
     Args:
-      values: an array, or what can be made into one.
-      what, wanted: what it is, and what to give, for the DataError where it holds no floats.
+      values: an array, or a value that numpy can convert to one.
+      what: name of the array, for the error.
+      wanted: description of a valid array, for the error.
+
+    Raises:
+      DataError: the values are no array of floats.
     """
     try:
         array = np.asarray(values)

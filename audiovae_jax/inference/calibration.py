@@ -1,4 +1,7 @@
-"""Latent statistics from data: with them set, encoded audio has zero mean and unit variance per channel."""
+"""Computes latent statistics from data.
+
+With these statistics, the latents of that audio have zero mean and unit variance per channel.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +19,7 @@ _LEAST_TO_SPLIT, _LEAST_HELD_OUT = 10, 3  # files
 
 
 class RunningMoments:
-    """Mean and variance per channel of blocks that come one by one, merged stably (Chan et al., 1983)."""
+    """Running mean and variance per channel, merged stably (Chan et al., 1983)."""
 
     def __init__(self, width: int):
         self.count = 0
@@ -24,7 +27,7 @@ class RunningMoments:
         self._squares = np.zeros(width)
 
     def add(self, values: np.ndarray):
-        """Take in `values: [..., width]`."""
+        """Update the moments with `values: [..., width]`."""
         values = values.reshape(-1, values.shape[-1]).astype(np.float64)
         count = self.count + len(values)
         mean = values.mean(axis=0)
@@ -36,19 +39,19 @@ class RunningMoments:
 
     @property
     def std(self) -> np.ndarray:
-        """The standard deviation of all values so far, not of a sample's parent."""
+        """Return the population standard deviation, without Bessel's correction."""
         return np.sqrt(self._squares / max(1, self.count))
 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Calibrated latents of some files, as they were measured.
+    """Measured statistics of the calibrated latents of some files.
 
     Attributes:
-      files: those that were read.
-      skipped: why others were not, each with its name.
-      frames: latent frames.
-      mean, std: `[latent_dim]`.
+      files: files that were read.
+      skipped: reasons why other files were skipped, with their names.
+      frames: number of latent frames.
+      mean, std: per channel, `[latent_dim]`.
     """
 
     files: tuple[Path, ...]
@@ -60,13 +63,13 @@ class Spread:
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` has measured.
+    """The measurements of `calibrate`.
 
     Attributes:
-      hop_length: samples in a latent frame.
-      before: the files that the statistics are of, with the model as it was.
-      after: the held-out files, with the model as it was written; None if that was not asked for. Without held-out
-        files, those of `before`.
+      hop_length: samples per latent frame.
+      before: statistics of the calibration files with the original model.
+      after: statistics of the held-out files with the written model; None if not requested. If no files were held
+        out, the files of `before` are measured again.
       held_out: whether `after` is of other files than `before`.
     """
 
@@ -86,20 +89,20 @@ def calibrate(
     progress: Callable[[Sequence[Path]], Iterable[Path]] = iter,
     **options,
 ) -> Calibration:
-    """Write a model with the latent statistics of a folder of audio.
+    """Write a copy of a model with the latent statistics of a folder of audio.
 
     Args:
-      path: whatever `load_model` takes; read once, so that a run may go on there meanwhile.
-      data_root: a folder of audio files at any depth; those that cannot be used are named in the result.
-      target: a saved model to write; `path` itself, if that is a saved model, to set them there.
-      limit: of files.
-      verify: measure the written model, on a tenth of the files but at least three, which the statistics then are
-        not of; on the same files where there are fewer than ten.
-      progress: goes through files; may show where it is.
-      **options: for `Codec.load`.
+      path: any path that `load_model` accepts. It is read once, so a training run there may continue.
+      data_root: a folder of audio files at any depth, or one file. The result lists unusable files.
+      target: the saved model to write. If `path` is a saved model, it can be `path` itself.
+      limit: maximum number of files.
+      verify: hold out a tenth of the files, at least three, and measure the written model on them. With fewer than
+        ten files, it is measured on the calibration files.
+      progress: iterates over the files, and may show progress.
+      **options: options for `Codec.of`.
 
     Raises:
-      DataError: no usable audio, or a latent channel that never changes.
+      DataError: there is no usable audio, or a latent channel is constant.
       CheckpointError: the model cannot be read or written.
     """
     model_folder.require_target(target)
@@ -136,7 +139,10 @@ def calibrate(
 
 
 def _split(found):
-    """`(files to calibrate on, files held out)`; the latter are spread evenly, and none of fewer than ten files."""
+    """Return `(files to calibrate on, held-out files)`.
+
+    Held-out files are evenly spaced. With fewer than ten files, none are held out.
+    """
     if len(found) < _LEAST_TO_SPLIT:
         return found, []
     count = max(_LEAST_HELD_OUT, len(found) // 10)
@@ -153,7 +159,7 @@ def _verify(target, paths, options):
 
 
 def _measure(codec, paths, values):
-    """`(moments, files read, why others were not)` of the values of posteriors."""
+    """Return `(moments of values(posterior), files read, reasons for skipped files)`."""
     moments, read, skipped = RunningMoments(codec.model.latent_dim), [], []
     for path in paths:
         try:

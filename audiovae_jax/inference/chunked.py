@@ -1,9 +1,11 @@
-"""The model on signals of any length in bounded memory, with the result of one pass.
+"""Exact inference on signals of any length, in bounded memory.
 
-A signal is cut into windows of one fixed shape, so that nothing compiles per file: a core whose
-result is kept, and on both sides as much context as the model sees. Beyond the signal's ends the layers are
-kept at zero (see `span`), as one pass pads them, so that edges are exact too. A signal that one window holds needs
-no context, and takes the smallest of a few windows.
+A signal is split into windows of one fixed shape, so that nothing is compiled per file. A window has a core, whose
+result is kept, and context on both sides that covers the model's receptive field. Beyond the ends of the signal, the
+activations of every layer are set to zero (see `span`). A single pass pads its layers with the same zeros, so the
+results are equal at the edges too.
+
+A signal that fits into one window needs no context. It uses the smallest sufficient window of a few sizes.
 """
 
 import collections
@@ -23,25 +25,25 @@ from audiovae_jax.models.audio_vae import AudioVAE, Posterior
 from audiovae_jax.models.receptive_field import Context, decoder_context, encoder_context
 from audiovae_jax.models.span import Span
 
-# Elements of one layer's activations in a batch of windows: 32 MB in float32, and some ten of them live at once.
+# Elements of one layer's activations in a batch of windows: 32 MB in float32. About ten such arrays are live at once.
 _ACTIVATION_BUDGET = 1 << 23
-_LEAST_FRAMES = 16  # of the windows for short signals, each of half the next one's
+_LEAST_FRAMES = 16  # smallest window for short signals; sizes double from there
 _IN_FLIGHT = 2  # batches
 _MAX_POSITION = 2**31 - 2**24  # samples
 
 
 class ChunkedModel:
-    """Encodes and decodes streams of blocks, `lanes` signals of one length side by side.
+    """Encodes and decodes streams of `lanes` parallel signals of equal length.
 
     Args:
       model, variables: the model.
-      chunk_length: samples whose result one window gives, rounded up to whole latent frames; by
-        default what fits the memory budget.
-      batch_size: windows computed at once, rounded up to a multiple of the devices; by default one
-        per device on a CPU, and eight elsewhere.
+      chunk_length: samples in the core of a window, rounded up to whole latent frames; by default as many as the
+        memory budget allows.
+      batch_size: windows computed at once, rounded up to a multiple of the number of devices; by default one per
+        device on CPU and eight elsewhere.
 
     Raises:
-      DataError: a chunk length or batch size that is no positive whole number; a signal that is too long.
+      DataError: the chunk length or batch size is not a positive integer, or a signal is too long.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class ChunkedModel:
             return
         rows = self._batch_size // count
         samples = _ACTIVATION_BUDGET / (model.base_channels * rows)
-        # Context is computed for nothing; a core of several times as much keeps that small.
+        # Results of the context are discarded. A core several times as long keeps this overhead small.
         least = 4 * max(sum(context) for context in self._contexts.values())
         largest = max(least, 1 << int(math.log2(max(1, samples / model.hop_length))))
         halvings = max(0, int(math.log2(largest / _LEAST_FRAMES)))
@@ -71,20 +73,23 @@ class ChunkedModel:
 
     @property
     def windows(self) -> dict[str, Any]:
-        """What rounding depends on: the frames that a window may give, and the windows that a device has at once."""
+        """Return the settings that affect rounding.
+
+        These are the window sizes in frames, and the number of windows that a device computes at once.
+        """
         return {"window_frames": list(self._sizes), "windows_at_once": self._batch_size // self._devices.size}
 
     def encode(self, blocks: Iterable[np.ndarray], length: int, key: jax.Array | None = None) -> Iterator[Posterior]:
-        """The posterior of a signal, in blocks of consecutive frames.
+        """Encode a signal to its posterior, in blocks of consecutive frames.
 
         Args:
-          blocks: consecutive `[n, lanes, in_channels]`, `length` samples in all.
-          length: of the signal. It is zero-padded at its end to what `frames_of(length)` frames stand for.
-          key: to sample `z`; None takes the mean. The noise is a function of the key, the lane and the
-            frame, whatever the windows are.
+          blocks: consecutive `[n, lanes, in_channels]`, `length` samples in total.
+          length: samples of the signal. Its end is zero-padded to the decoded length of `frames_of(length)` frames.
+          key: key to sample `z`; None takes the mean. The noise depends only on the key, the lane and the frame, not
+            on the windows.
 
         Yields:
-          `(z, mean, logvar)`, each `[n, lanes, latent_dim]`, `frames_of(length)` frames in all.
+          `(z, mean, logvar)`, each `[n, lanes, latent_dim]`, `frames_of(length)` frames in total.
         """
         frames = self.frames_of(length)
         padded = self.model.decoded_length(frames)
@@ -95,15 +100,15 @@ class ChunkedModel:
         yield from map(Posterior._make, results)
 
     def decode(self, blocks: Iterable[np.ndarray], frames: int, length: int | None = None) -> Iterator[np.ndarray]:
-        """The audio of latents, in blocks of consecutive samples.
+        """Decode latents to audio, in blocks of consecutive samples.
 
         Args:
-          blocks: consecutive `[n, lanes, latent_dim]`, `frames` in all.
-          frames: of the latents.
-          length: samples wanted; None for all that the frames give.
+          blocks: consecutive `[n, lanes, latent_dim]`, `frames` in total.
+          frames: number of latent frames.
+          length: number of samples to return; None for all that the frames decode to.
 
         Yields:
-          `[n, lanes, in_channels]`, `length` samples in all.
+          `[n, lanes, in_channels]`, `length` samples in total.
         """
         available = self.model.decoded_length(frames)
         length = available if length is None else min(length, available)
@@ -115,23 +120,34 @@ class ChunkedModel:
             yield block
 
     def frames_of(self, length: int) -> int:
-        """The fewest latent frames that decode to `length` samples or more."""
+        """Return the smallest number of frames that decode to at least `length` samples."""
         frames = max(1, -(-length // self.model.hop_length))
         while frames > 1 and self.model.decoded_length(frames - 1) >= length:
             frames -= 1
         return frames
 
     def _window(self, what, frames):
-        """Frames of core and context of the windows for a signal."""
+        """Return the core, in frames, and the context of the windows for a signal."""
         for size in self._sizes:
             if frames <= size:
                 return size, Context(0, -(-self.model.decoded_length(size) // self.model.hop_length) - size)
         return self._sizes[-1], self._contexts[what]
 
     def _run(self, step, blocks, covered, length, hop, kept, total, *args):
-        """Results of `step` on the windows that cover `covered` frames, each `[<= kept, lanes, ...]`, `total` in all.
+        """Iterate over the results of `step` on all windows of a signal.
 
-        `length` of the signal, and `hop` per frame, are in units of the blocks.
+        Args:
+          step: a partial of `_encode` or `_decode`.
+          blocks: consecutive blocks of the signal.
+          covered: number of frames that the windows must cover.
+          length: length of the signal, in units of the blocks.
+          hop: units of the blocks per frame.
+          kept: maximum length of one result.
+          total: length of all results together.
+          *args: further arguments of `step`.
+
+        Yields:
+          A tuple of arrays `[<= kept, lanes, ...]`.
         """
         core, context = step.keywords["core"], step.keywords["context"]
         if length * self.model.hop_length > _MAX_POSITION * hop:
@@ -158,7 +174,7 @@ class ChunkedModel:
                 yield block
 
     def _rows(self, step, rows, args):
-        """The results of single windows, computed in batches, one batch ahead of what is asked for."""
+        """Iterate over results of single windows, computed in batches, one batch ahead."""
         pending = collections.deque()
         place = functools.partial(mesh.place_batch, self._devices)
         for batch in _batched(rows, self._batch_size):
@@ -175,10 +191,13 @@ class ChunkedModel:
 
 
 class Sliding:
-    """Consecutive blocks seen through a window that only moves forward, with zeros before and after them.
+    """A forward-moving window over consecutive blocks, with zeros on both sides.
 
     Args:
-      blocks: arrays that continue each other along the first axis; at least one.
+      blocks: at least one array; each continues the previous one along the first axis.
+
+    Raises:
+      ValueError: there are no blocks.
     """
 
     def __init__(self, blocks: Iterable[np.ndarray]):
@@ -190,15 +209,15 @@ class Sliding:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one position."""
+        """Shape of one position."""
         return self._held.shape[1:]
 
     def window(self, start: int, stop: int) -> np.ndarray:
-        """Positions `start` to `stop`; what lies before `start` is forgotten."""
+        """Return positions `start` to `stop`, and discard those before `start`."""
         parts, begin = [self._held], self._begin
         end = begin + len(self._held)
         while end < stop and (block := next(self._blocks, None)) is not None:
-            if end <= start:  # gone by before it was looked at
+            if end <= start:  # the block lies before the window
                 parts, begin = [], end
             parts.append(block)
             end += len(block)
@@ -241,7 +260,7 @@ def _encode(variables, audio, span, lane, key, *, model, core, context, sample):
 
 
 def noise(key: jax.Array, lane: jax.Array, frames: jax.Array, width: int) -> jax.Array:
-    """The noise of a key: standard normal `[B, n, width]` for `lane: [B]` and `frames: [B, n]`."""
+    """Return standard normal `[B, n, width]` for `lane: [B]` and `frames: [B, n]`."""
     return jax.vmap(jax.vmap(functools.partial(_noise, key, width), (None, 0)))(lane, frames)
 
 

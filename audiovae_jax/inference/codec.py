@@ -1,4 +1,4 @@
-"""`Codec`: a trained model for use: audio to latents and back, of any length, rate and channel count."""
+"""`Codec`: encodes audio to latents and decodes them, for any length and rate."""
 
 import dataclasses
 import hashlib
@@ -26,13 +26,13 @@ _DEFAULT_RATE = 44100
 
 @dataclasses.dataclass(frozen=True)
 class LatentStream:
-    """Latents that are computed as they are asked for.
+    """Latents that are computed lazily, block by block.
 
     Attributes:
       posteriors: consecutive `(z, mean, logvar)`, each `[n, lanes, latent_dim]`; `z` is calibrated.
-      frames: in all.
+      frames: total number of frames.
       lanes: one, or one per channel for a mono model.
-      channels: of the audio that they decode to.
+      channels: channels of the decoded audio.
     """
 
     posteriors: Iterator[Posterior]
@@ -42,22 +42,22 @@ class LatentStream:
 
 
 class Codec:
-    """A model ready for use, with weight norm folded and chunked inference that is exact.
+    """A model for inference, with folded weight norm and exact chunked computation.
 
     Args:
-      model, variables: as `load_model` gives them.
-      sample_rate: in Hz, of the audio that the model is for.
-      dtype: what the convolutions compute in; by default the model's.
-      chunk_length: samples that one window of inference gives; the result does not depend on it.
-      batch_size: windows computed at once; by default one per device on a CPU, eight elsewhere.
+      model, variables: the results of `load_model`.
+      sample_rate: sample rate of the model's audio in Hz.
+      dtype: dtype of the convolutions; by default the model's.
+      chunk_length: samples per window of inference. The result does not depend on it.
+      batch_size: windows computed at once; by default one per device on CPU and eight elsewhere.
 
     Raises:
-      DataError: a number that cannot be.
+      DataError: a number is out of range.
 
     Attributes:
       model, variables: the folded module and its variables.
       sample_rate: in Hz.
-      fingerprint: sixteen hex digits, the same for the same weights and architecture.
+      fingerprint: sixteen hex digits that identify weights and architecture.
     """
 
     def __init__(
@@ -81,22 +81,22 @@ class Codec:
 
     @property
     def windows(self) -> dict[str, Any]:
-        """What rounding depends on, see `ChunkedModel.windows`."""
+        """Return the settings that affect rounding; see `ChunkedModel.windows`."""
         return self._chunked.windows
 
     @classmethod
     def load(
         cls, path: str | Path, *, step: int | None = None, sample_rate: int | None = None, **options: Any
     ) -> "Codec":
-        """The codec of whatever `load_model` takes.
+        """Create a codec from any path that `load_model` accepts.
 
         Args:
           path, step: see `load_model`.
-          sample_rate: in Hz, where the file does not tell it; 44,100 is assumed, with a warning.
+          sample_rate: in Hz, for files without a sample rate. If neither is given, 44,100 is assumed with a warning.
           **options: `dtype`, `chunk_length`, `batch_size`.
 
         Raises:
-          CheckpointError: there is no model there, or the file says another sample rate.
+          CheckpointError: there is no model at `path`, or its sample rate differs.
         """
         return cls.of(saved_model.open_model(path, step=step), path, sample_rate=sample_rate, **options)
 
@@ -104,7 +104,7 @@ class Codec:
     def of(
         cls, loaded: saved_model.LoadedModel, path: str | Path, *, sample_rate: int | None = None, **options: Any
     ) -> "Codec":
-        """The codec of a model that was opened from `path`; see `load`."""
+        """Create a codec from a model that was opened from `path`; see `load`."""
         if None not in (sample_rate, loaded.sample_rate) and sample_rate != loaded.sample_rate:
             raise CheckpointError(f"{path} is of {loaded.sample_rate} Hz, not sample_rate={sample_rate}")
         notes = list(loaded.notes)
@@ -117,7 +117,7 @@ class Codec:
 
     @staticmethod
     def fingerprint_of(model: AudioVAE, variables: dict) -> str:
-        """Sixteen hex digits of a model's architecture and weights."""
+        """Return sixteen hex digits that identify a model's architecture and weights."""
         config = {name: getattr(model, name) for name in ("in_channels", "strides", "kernel_size", "dilations")}
         described = array_store.describe(jax.tree.map(np.asarray, dict(variables)))
         text = json.dumps([config, described], sort_keys=True)
@@ -131,18 +131,19 @@ class Codec:
         key: jax.Array | None = None,
         mix: bool = False,
     ) -> Latents:
-        """Audio to latents.
+        """Encode audio to latents.
+
+        Audio at another sample rate is resampled. Mono audio is copied to every channel of the model. A mono model
+        encodes each channel separately. Other channel counts need `mix`.
 
         Args:
-          audio: `[T]`, `[T, C]` or `[B, T, C]` floats in -1..1, or the path of an audio file. Another
-            rate than the model's is resampled. Mono is copied to every channel of the model; a mono
-            model takes each channel by itself; other channel counts are refused.
-          sample_rate: of an array, in Hz; None for the model's.
-          key: to sample the latents; by default they are the posterior's mean.
-          mix: mix other channel counts down or up to the model's; the result has the model's.
+          audio: `[T]`, `[T, C]` or `[B, T, C]` floats in -1..1, or the path of an audio file.
+          sample_rate: sample rate of an array in Hz; None for the model's.
+          key: key to sample the latents; by default they are the posterior's mean.
+          mix: mix other channel counts down or up to the model's. The decoded audio then has the model's channels.
 
         Raises:
-          DataError: audio that cannot be used; the message says why.
+          DataError: the audio cannot be used, with the reason.
         """
         if isinstance(audio, (str, Path)):
             if sample_rate is not None:
@@ -167,12 +168,14 @@ class Codec:
         batch: int | None = None,
         flat: bool = False,
     ) -> Latents:
-        """The latents that `encode` gives, of the blocks of `z` that `reconstruct_stream` has shown.
+        """Return the result of `encode` from its blocks of `z`.
+
+        `reconstruct_stream` passes these blocks to `watch`.
 
         Args:
-          blocks: consecutive `[n, lanes, latent_dim]`, all of them.
+          blocks: consecutive blocks of `z`, each `[n, lanes, latent_dim]`, for the whole signal.
           source: the audio.
-          channels: of what they decode to.
+          channels: channels of the decoded audio.
           batch, flat: see `Latents`.
         """
         return Latents(
@@ -188,23 +191,23 @@ class Codec:
         )
 
     def frames_of(self, length: int, sample_rate: int) -> int:
-        """The latent frames of `length` samples at `sample_rate` Hz."""
+        """Return the number of latent frames of `length` samples at `sample_rate` Hz."""
         return self._chunked.frames_of(stream.resampled_length(length, sample_rate, self.sample_rate))
 
     def decode(self, latents: Any, *, allow_other_model: bool = False) -> np.ndarray:
-        """Latents to audio.
+        """Decode latents to audio.
 
         Args:
-          latents: from `encode`, or the path of their file; or an array `[frames, latent_dim]` or
-            `[B, frames, latent_dim]`, whose audio has the model's rate and channels.
-          allow_other_model: decode the latents of another model.
+          latents: the result of `encode` or the path of its file; or an array `[frames, latent_dim]` or
+            `[B, frames, latent_dim]`. Arrays decode to the model's rate and channels.
+          allow_other_model: also decode latents of another model.
 
         Returns:
-          float32, of the shape and rate of the audio that was encoded.
+          float32 audio, with the shape and rate of the encoded audio.
 
         Raises:
           CheckpointError: the latents are of another model.
-          DataError: they do not fit this one.
+          DataError: the latents do not fit this model.
         """
         if isinstance(latents, (str, Path)):
             latents = Latents.load(latents)
@@ -219,7 +222,7 @@ class Codec:
         return audio[..., 0] if latents.flat else audio
 
     def reconstruct(self, audio: Any, sample_rate: int | None = None, **options: Any) -> np.ndarray:
-        """`decode(encode(audio, sample_rate))`: float32, of the shape and rate that came in."""
+        """Return `decode(encode(audio, sample_rate))`: float32, shaped like the input."""
         return self.decode(self.encode(audio, sample_rate, **options))
 
     def encode_file(
@@ -235,12 +238,12 @@ class Codec:
 
         Args:
           source, target: paths.
-          progress: called with the share that is done.
-          storage_dtype: of the file, see `Latents.save`.
+          progress: called with the fraction that is done.
+          storage_dtype: dtype of the file, see `Latents.save`.
           **options: `key` and `mix`, see `encode`.
 
         Raises:
-          DataError: the audio cannot be used, or the file not written.
+          DataError: the audio cannot be used, or the file cannot be written.
         """
         file = stream.open_file(source)
         self._latents(file, {}, progress, **options).save(target, storage_dtype)
@@ -253,11 +256,11 @@ class Codec:
         allow_other_model: bool = False,
         progress: Callable[[float], None] | None = None,
     ):
-        """Decode a file of latents to an audio file, in memory that does not grow with it.
+        """Decode a file of latents to an audio file; the audio is streamed to disk.
 
         Raises:
           CheckpointError: the latents are of another model.
-          DataError: they cannot be read or do not fit, or the file cannot be written.
+          DataError: the latents cannot be read or do not fit the model, or the file cannot be written.
         """
         latents = Latents.load(source)
         self.require(latents, printable(source), allow_other_model=allow_other_model)
@@ -275,10 +278,10 @@ class Codec:
         mix: bool = False,
         progress: Callable[[float], None] | None = None,
     ):
-        """Encode and decode an audio file into another, in memory that does not grow with it.
+        """Encode and decode an audio file to another, in bounded memory.
 
         Raises:
-          DataError: the audio cannot be used, or the file not written.
+          DataError: the audio cannot be used, or the file cannot be written.
         """
         made = self.reconstruct_stream(stream.open_file(source), key=key, mix=mix)
         stream.write(made, Path(target), progress)
@@ -291,15 +294,15 @@ class Codec:
         mix: bool = False,
         watch: Callable[[Posterior], None] = lambda posterior: None,
     ) -> AudioStream:
-        """Audio of any length through the model, computed as its blocks are asked for.
+        """Encode and decode audio of any length, lazily, block by block.
 
         Args:
           source: the audio.
           key, mix: see `encode`.
-          watch: is shown the posteriors, in blocks, each `(z, mean, logvar)` of `[n, lanes, latent_dim]`.
+          watch: called with each block of the posterior, `(z, mean, logvar)` of `[n, lanes, latent_dim]` each.
 
         Raises:
-          DataError: audio that cannot be used; at once, or as the blocks are asked for.
+          DataError: the audio cannot be used. Raised by this call, or while iterating over the blocks.
         """
         lanes, channels = self._lanes(source, 1, mix)
         frames = self._chunked.frames_of(lanes.length)
@@ -315,26 +318,30 @@ class Codec:
         return dataclasses.replace(source, channels=channels, blocks=blocks)
 
     def stream(self, source: AudioStream, *, key: jax.Array | None = None, mix: bool = False) -> LatentStream:
-        """The latents of audio of any length, those of `encode`, in memory that does not grow with it.
+        """Encode audio of any length as `encode` does, in bounded memory.
 
         Args:
           source: the audio.
           key, mix: see `encode`.
 
         Raises:
-          DataError: audio that cannot be used; at once, or as the latents are asked for.
+          DataError: the audio cannot be used. Raised by this call, or while iterating over the posteriors.
         """
         lanes, channels = self._lanes(source, 1, mix)
         frames, count = self._chunked.frames_of(lanes.length), lanes.channels // self.model.in_channels
         return LatentStream(self._encode(lanes, key), frames, count, channels)
 
     def posteriors(self, path: str | Path, mix: bool = True) -> Iterator[np.ndarray]:
-        """The uncalibrated means of a file's latents, in blocks `[n, lanes, latent_dim]`."""
+        """Iterate over a file's uncalibrated latent means, `[n, lanes, latent_dim]` each."""
         for posterior in self.stream(stream.open_file(path), mix=mix).posteriors:
             yield posterior.mean
 
     def _lanes(self, source: AudioStream, batch: int, mix: bool) -> tuple[AudioStream, int]:
-        """The audio at the model's rate with `lanes * in_channels` channels, and how many channels come back."""
+        """Convert audio to the model's rate and channels.
+
+        Returns:
+          `(audio, channels)`: a stream with `lanes * in_channels` channels, and the channels of the decoded audio.
+        """
         wanted, have = self.model.in_channels, source.channels // batch
         channels = have
         if have not in (1, wanted) and wanted != 1:
@@ -362,7 +369,7 @@ class Codec:
         return self._audio([z], len(z), length, latents.sample_rate, latents.length, channels)
 
     def _audio(self, z, frames, model_length, sample_rate, length, channels):
-        """Blocks `[n, channels]` at `sample_rate`, `length` samples in all, from blocks of latents."""
+        """Decode blocks of latents to blocks `[n, channels]`, `length` samples in total."""
         blocks = self._chunked.decode(z, frames, model_length)
         blocks = (self._unlaned(block, channels) for block in blocks)
         if sample_rate != self.sample_rate:
@@ -370,7 +377,7 @@ class Codec:
         return blocks
 
     def _unlaned(self, block, channels):
-        """`[n, lanes, in_channels]` to `[n, channels]`: what was copied to several channels is their mean."""
+        """Reshape `[n, lanes, in_channels]` to `[n, channels]`, averaging copies of mono."""
         n, lanes, width = block.shape
         if lanes * width == channels:
             return block.reshape(n, channels)
@@ -391,16 +398,16 @@ class Codec:
         return audio[0] if z.ndim == 2 else audio
 
     def require(self, latents: Latents, what: str, *, allow_other_model: bool = False):
-        """Raise unless latents are of this model, and such that it decodes them.
+        """Raise unless this model can decode the latents.
 
         Args:
-          latents: to be looked at.
-          what: they are, for the error.
-          allow_other_model: that they fit is enough.
+          latents: the latents to check.
+          what: name of the latents, for the error.
+          allow_other_model: also accept latents of another model, if their shape fits.
 
         Raises:
-          CheckpointError: they are of another model.
-          DataError: they do not fit this one.
+          CheckpointError: the latents are of another model.
+          DataError: the latents do not fit this model.
         """
         if not allow_other_model:
             require_model(latents, self.fingerprint, what)

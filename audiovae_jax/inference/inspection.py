@@ -1,4 +1,4 @@
-"""What a stranger asks of a model file, in lines."""
+"""Describes a model file, one line per value."""
 
 import jax
 import numpy as np
@@ -13,16 +13,16 @@ from audiovae_jax.storage.bucket_path import BucketPath, as_path
 
 
 def inspect_model(path: str, *, step: int | None = None) -> dict:
-    """A description of the model at `path`, which is whatever `load_model` takes, as plain values.
+    """Describe the model at a path that `load_model` accepts, as plain values.
 
     Raises:
-      CheckpointError: there is no model there, or it is damaged.
+      CheckpointError: there is no model at `path`, or it is damaged.
     """
     loaded = saved_model.open_model(path, step=step, training=True)
     try:
         state = training_state.training_state_of(loaded, path)
         discriminator = _discriminator(state)
-    except ConfigError as error:  # of the user's own, which is not on this machine
+    except ConfigError as error:  # the discriminator's class cannot be imported here
         state = {"epoch": loaded.epoch, "global_step": loaded.global_step}
         there = training_state.beside(loaded, path)
         discriminator = (
@@ -65,7 +65,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
 
 
 def print_description(description: dict):
-    """The description, a line per value."""
+    """Print a description, one line per value."""
     width = max(map(len, description))
     for name, value in description.items():
         if value in (None, {}, []):

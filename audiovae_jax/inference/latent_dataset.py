@@ -1,7 +1,7 @@
-"""`LatentDataset`: shards of latents as a data set: tracks to read from, and batches of crops to train on.
+"""`LatentDataset`: reads tracks and random crops from shards of latents.
 
-A crop is a function of (seed, index) alone, so a run's data needs no state: row `row` of step `step` is crop
-`step * batch_size + row`, whatever the number of hosts or threads.
+A crop depends only on (seed, index), so a run's data has no state. Row `row` of step `step` is crop
+`step * batch_size + row`, for any number of hosts or threads.
 """
 
 import dataclasses
@@ -31,16 +31,16 @@ class LatentTrack:
     """A track's latents in consecutive records of a shard.
 
     Attributes:
-      key: its name within the data set that was encoded.
-      sides: which of "train" and "validation" it is on.
-      frames: of its latents.
+      key: name of the track in the encoded data set.
+      sides: "train", "validation" or both.
+      frames: number of latent frames.
       lanes: one, or one per channel for a mono model.
-      sample_rate: of its audio, in Hz.
-      length: of its audio, in samples at `sample_rate`.
-      channels: of the audio that its latents decode to.
-      weight: how often a second of it is drawn, against a second of weight 1.
-      shard: which of the folder's.
-      first_record: where in it the track begins.
+      sample_rate: sample rate of the audio in Hz.
+      length: length of the audio, in samples at `sample_rate`.
+      channels: channels of the decoded audio.
+      weight: how often a second of this track is drawn, relative to one of weight 1.
+      shard: index of the track's shard.
+      first_record: index of the track's first record in the shard.
     """
 
     key: str
@@ -56,19 +56,21 @@ class LatentTrack:
 
 
 class LatentDataset:
-    """What `encode_dataset` has made. All latents are in calibrated units, those of `Codec.encode` and `decode`.
+    """A data set written by `encode_dataset`.
+
+    All latents are in calibrated units, as in `Codec.encode` and `Codec.decode`.
 
     Args:
       root: the folder, or its URL.
-      access: how a URL is reached.
+      access: settings for reading a URL.
 
     Raises:
-      DataError: it is not whole, or not of this format.
+      DataError: the data set is incomplete, or has another format.
 
     Attributes:
-      tracks: all of them.
-      settings: of the index: `model`, `hop_length`, `latent_dim`, `sample_rate` in Hz, `what`, `storage_dtype`,
-        `latent_mean` and `latent_std`, with which `z * (latent_std + 1e-8) + latent_mean` is uncalibrated, and others.
+      tracks: all tracks.
+      settings: entries of the index, among them `model`, `hop_length`, `latent_dim`, `sample_rate` in Hz, `what`,
+        `storage_dtype`, `latent_mean` and `latent_std`. `z * (latent_std + 1e-8) + latent_mean` is uncalibrated.
     """
 
     def __init__(self, root: str | Path, access: remote.Access | None = None):
@@ -99,7 +101,7 @@ class LatentDataset:
         return len(self.tracks)
 
     def side(self, name: str) -> tuple[LatentTrack, ...]:
-        """The tracks of "train" or "validation"."""
+        """Return the tracks of "train" or "validation"."""
         if name not in SIDES:
             raise DataError(f"side={name!r} is none of {', '.join(SIDES)}")
         return tuple(track for track in self.tracks if name in track.sides)
@@ -112,20 +114,19 @@ class LatentDataset:
         *,
         rng: np.random.Generator | None = None,
     ) -> np.ndarray:
-        """Latents of a stretch of a track.
+        """Read a range of a track's latents.
 
         Args:
           track: one of `tracks`, or its key.
-          first_frame: where it begins.
-          frames: how many; None for all up to the end.
-          rng: to sample the posterior with; without it, and of stored samples, they are what is stored: the mean,
-            or the sample.
+          first_frame: first frame of the range.
+          frames: number of frames; None for all up to the end.
+          rng: generator to sample the posterior with; None returns the mean. Stored samples are returned unchanged.
 
         Returns:
           float32 `[lanes, frames, latent_dim]`.
 
         Raises:
-          DataError: there is no such track or stretch, or a record is damaged; the message names it.
+          DataError: there is no such track or range, or a record is damaged.
         """
         arrays = self._read(track, first_frame, frames)
         if self._what == "samples":
@@ -136,17 +137,21 @@ class LatentDataset:
     def posterior(
         self, track: LatentTrack | str, first_frame: int = 0, frames: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """`(mean, logvar)` of a stretch of a track, each as `read` returns it; DataError where samples are stored."""
+        """Read `(mean, logvar)` of a range of a track, each as `read` returns it.
+
+        Raises:
+          DataError: the data set holds samples, or `read` would raise.
+        """
         if self._what == "samples":
             raise DataError(f"{self._name} holds samples, and no posterior; encode it with --what=posterior")
         arrays = self._read(track, first_frame, frames)
         return arrays["mean"], arrays["logvar"]
 
     def latents(self, track: LatentTrack | str, *, key: jax.Array | None = None) -> Latents:
-        """A whole track, for `Codec.decode`: as `Codec.encode(audio, key=key)` gives it.
+        """Read a whole track as the `Latents` of `Codec.encode(audio, key=key)`.
 
-        Stored as float32, what is stored comes back exactly: the mean (no key), or the sample. A posterior that is
-        sampled with a key has the codec's noise, and the codec's sample up to the rounding of float32.
+        With float32 storage, the codec's mean (without a key) or stored sample is returned exactly. A posterior that
+        is sampled with a key uses the codec's noise. The sample equals the codec's up to float32 rounding.
 
         Raises:
           DataError: there is no such track, a record is damaged, or a key was given for stored samples.
@@ -172,7 +177,7 @@ class LatentDataset:
     def crops(
         self, frames: int, *, seed: int = 0, side: str = "train", sample: bool = True, cover_ends: bool = False
     ) -> "LatentCrops":
-        """Random crops of one side's tracks by number; the arguments are those of `batches`."""
+        """Return random crops of one side's tracks, by index; see `batches` for arguments."""
         return LatentCrops(self, self.side(side), frames, seed, sample and self._what == "posterior", cover_ends)
 
     def batches(
@@ -191,20 +196,23 @@ class LatentDataset:
         process_index: int = 0,
         process_count: int = 1,
     ) -> Iterator[np.ndarray]:
-        """This host's `[batch_size / process_count, frames, latent_dim]` of every step, read ahead by threads.
+        """Iterate over this host's part of each batch, read ahead by threads.
 
         Args:
-          batch_size: over all hosts.
-          frames: of a crop; shorter tracks are left out.
-          num_steps: where to stop.
-          seed: of the crops, and of the samples of the posterior.
-          start_step: where to begin; the batch of a step does not depend on it.
+          batch_size: crops per batch, over all hosts.
+          frames: frames of a crop. Shorter tracks are left out.
+          num_steps: step at which to stop.
+          seed: seed of the crops and of posterior samples.
+          start_step: step at which to start. The batch of a step does not depend on it.
           side: "train" or "validation".
-          sample: the posterior, anew for each crop; else its mean is taken. Stored samples stay as they are.
+          sample: sample the posterior for each crop; otherwise its mean is taken. Stored samples are unchanged.
           cover_ends: draw a track's first and last frames as often as those in its middle, see `LatentCrops`.
-          num_threads: that read.
-          prefetch_batches: that are held ready, at most.
-          process_index, process_count: which of how many hosts this one is.
+          num_threads: number of reading threads.
+          prefetch_batches: maximum number of batches to hold ready.
+          process_index, process_count: index of this host, and number of hosts.
+
+        Yields:
+          float32 `[batch_size / process_count, frames, latent_dim]`.
 
         Raises:
           DataError: no track is long enough, the batch cannot be split over the hosts, or a record is damaged.
@@ -230,7 +238,7 @@ class LatentDataset:
         return self._by_key[track]
 
     def _read(self, track, first_frame, frames):
-        """The stored arrays of a stretch, by name."""
+        """Read the stored arrays of a range, by name."""
         track = self._track(track)
         frames = track.frames - first_frame if frames is None else frames
         if first_frame < 0 or frames < 1 or first_frame + frames > track.frames:
@@ -262,22 +270,23 @@ class LatentDataset:
 
 
 class LatentCrops:
-    """Random crops of tracks by number.
+    """Random crops of tracks, by index.
 
-    A track is drawn in proportion to its frames times its weight, then the first frame of the crop. By default all
-    crops of a track are equally likely. Its first and last frames are then in one crop each, and a frame in the
-    middle is in `frames` of them.
+    A track is drawn in proportion to its frames times its weight. Then the first frame of the crop is drawn.
 
-    With `cover_ends`, crops that overlap either end of the track are equally likely too, and are moved inside. The
-    first and last frames are then as likely as those in the middle. Frames less than a crop from an end are up to
-    twice as likely, in tracks shorter than two crops up to three times.
+    By default, all crops of a track are equally likely. Its first and last frames are then in one crop each, and a
+    frame in the middle is in `frames` crops.
+
+    With `cover_ends`, positions that overlap either end of the track are drawn too, with the same probability. These
+    crops are moved inside the track. The first and last frames are then as likely as those in the middle. Frames less
+    than a crop from an end are up to twice as likely, in tracks shorter than two crops up to three times.
 
     Args:
-      dataset: what is read from.
-      tracks: of it, to draw from; those that are shorter than a crop are left out.
-      frames: of a crop.
-      seed: of the drawing.
-      sample: the posterior, in place of taking its mean.
+      dataset: the data set to read from.
+      tracks: tracks of the data set to draw from. Tracks shorter than a crop are left out.
+      frames: frames of a crop.
+      seed: seed of the random crops.
+      sample: sample the posterior instead of taking its mean.
       cover_ends: draw the first and last frames of a track as often as those in its middle.
 
     Raises:
@@ -302,11 +311,11 @@ class LatentCrops:
         self._ends = np.cumsum([track.frames * track.weight for track in self.tracks])
 
     def where(self, index: int) -> tuple[LatentTrack, int, int]:
-        """`(track, first frame, lane)` of a crop: for conditioning on what it is of."""
+        """Return `(track, first frame, lane)` of a crop, for example to condition on it."""
         return self._where(_generator(self._seed, index))
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """`[frames, latent_dim]` float32."""
+        """Return a crop, float32 `[frames, latent_dim]`."""
         rng = _generator(self._seed, index)
         track, first, lane = self._where(rng)
         return self._dataset.read(track, first, self._frames, rng=rng if self._sample else None)[lane]

@@ -1,8 +1,9 @@
-"""A stretch of a track's latents as a record: four bytes of checksum, then a safetensors file that says what it is.
+"""Records of latents: a checksum, then a safetensors file with a range of a track.
 
-The checksum is CRC-32, little endian, of what follows. The file holds `mean` and `logvar`, or `z`, each
-`[lanes, frames, latent_dim]`, in calibrated units: those of `Latents.z` and of `Codec.decode`. Its metadata has one
-entry, `audiovae_latents`: JSON with `format`, `model` (the fingerprint), `key` (the track) and `first_frame`.
+The checksum is the CRC-32 of the file, four bytes in little endian. The file holds `mean` and `logvar`, or `z`, each
+`[lanes, frames, latent_dim]`. They are in calibrated units, as `Latents.z` and the input of `Codec.decode`. The
+metadata has one entry, `audiovae_latents`: JSON with `format`, `model` (the fingerprint), `key` (the track) and
+`first_frame`.
 """
 
 import json
@@ -15,7 +16,7 @@ import safetensors.numpy
 
 from audiovae_jax.errors import DataError
 
-# By what is kept of the posterior: the arrays of a record.
+# Arrays of a record, by what is kept of the posterior.
 ARRAYS = {"posterior": ("mean", "logvar"), "samples": ("z",)}
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _FORMAT = 1
@@ -24,37 +25,37 @@ _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def encode(arrays: dict[str, np.ndarray], dtype: str, *, model: str, key: str, first_frame: int) -> bytes:
-    """A record.
+    """Encode arrays to a record, including its checksum.
 
     Args:
       arrays: float32 `[lanes, frames, latent_dim]`, by name.
-      dtype: one of `DTYPES`, which they are kept as.
+      dtype: one of `DTYPES`, the dtype of the stored arrays.
       model: fingerprint of the model.
-      key: of the track.
-      first_frame: where in the track they begin.
+      key: key of the track.
+      first_frame: first frame of the arrays in the track.
 
     Raises:
-      DataError: a value is not finite in that type.
+      DataError: a value is not finite in `dtype`.
     """
     with np.errstate(over="ignore"):
         kept = {name: np.ascontiguousarray(array).astype(DTYPES[dtype]) for name, array in arrays.items()}
     if not all(np.isfinite(array.astype(np.float32)).all() for array in kept.values()):
         raise DataError(f"its latents hold values that are no finite {dtype}")
     described = {"format": _FORMAT, "model": model, "key": key, "first_frame": first_frame}
-    # One entry: safetensors writes several in an order that changes.
+    # One entry, since safetensors writes several in no fixed order.
     content = safetensors.numpy.save(kept, {_KEY: json.dumps(described)})
     return zlib.crc32(content).to_bytes(4, "little") + content
 
 
 def decode(content: bytes, *, model: str, key: str, first_frame: int) -> dict[str, np.ndarray]:
-    """The arrays of a record without its checksum, as float32 `[lanes, frames, latent_dim]`.
+    """Decode a record to arrays, float32 `[lanes, frames, latent_dim]` by name.
 
     Args:
-      content: what follows the checksum.
-      model, key, first_frame: what it must be of.
+      content: the record without its checksum.
+      model, key, first_frame: the expected values of the metadata.
 
     Raises:
-      DataError: it is damaged, or of something else.
+      DataError: the record is damaged, or its metadata differs.
     """
     try:
         size = int.from_bytes(content[:8], "little")

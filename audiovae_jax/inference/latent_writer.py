@@ -1,8 +1,10 @@
-"""Makes shards of latents of a data set: in parallel, over hosts, and going on where it was stopped.
+"""Encodes a data set to shards of latents, in parallel over threads and hosts.
 
-A folder holds `shard-00000.arrayrecord` and on, for each of them a `.json` that says what is in it and where its
-records lie, and `index.json`, the list of all tracks, which is there once all shards are. Which tracks are in a
-shard depends on the data set and the settings alone, so that hosts and resumed runs agree without a word.
+A stopped run can be resumed.
+
+The folder holds the shards `shard-00000.arrayrecord` and so on. For each shard, a `.json` file lists its tracks and
+the positions of its records. `index.json` lists all tracks, and is written once all shards exist. The tracks of a
+shard depend only on the data set and the settings, so hosts and resumed runs agree without communication.
 """
 
 import concurrent.futures
@@ -35,18 +37,18 @@ FORMAT, VERSION = "audiovae_jax.latents", 1
 
 @dataclasses.dataclass(frozen=True)
 class LatentFormat:
-    """What is kept of a data set's latents.
+    """Format of the stored latents of a data set.
 
     Attributes:
-      what: "posterior" keeps mean and log-variance, "samples" one sample of them.
+      what: "posterior" stores mean and log-variance; "samples" stores one sample.
       storage_dtype: "float32", "float16" or "bfloat16".
-      seed: of the samples; what a posterior is does not depend on it.
+      seed: seed of the samples; without effect on a stored posterior.
       mix: mix channels down or up to the model's, see `Codec.encode`.
-      record_frames: latent frames in a record.
-      shard_bytes: about so much is in a shard.
+      record_frames: latent frames per record.
+      shard_bytes: approximate size of a shard in bytes.
 
     Raises:
-      DataError: a value that cannot be.
+      DataError: a value is invalid.
     """
 
     what: str = "posterior"
@@ -67,7 +69,10 @@ class LatentFormat:
 
 
 def track_key(seed: int, key: str) -> jax.Array:
-    """What a track's samples are drawn with: `Codec.encode(audio, key=track_key(seed, key))` gives the same."""
+    """Return the key that a track is sampled with.
+
+    `Codec.encode(audio, key=track_key(seed, key))` returns the same sample.
+    """
     number = int.from_bytes(hashlib.sha256(os.fsencode(key)).digest()[:4], "little")
     return jax.random.fold_in(jax.random.key(seed), np.uint32(number))
 
@@ -84,27 +89,27 @@ def write(
     read_timeout: float = 0.0,
     say: Callable[[str], None] = print,
 ) -> bool:
-    """Encode a data set into shards of latents in `folder`.
+    """Encode a data set to shards of latents in `folder`.
 
-    Host `i` of `n` makes the shards `i`, `i + n` and so on; who finds all of them there makes the index. A shard that
-    is there whole is kept. Tracks that cannot be read are left out and said.
+    Host `i` of `n` writes the shards `i`, `i + n` and so on. A host that finds all shards complete writes the index.
+    Complete shards are kept. Unreadable tracks are left out and reported.
 
     Args:
-      codec: the model. A track's windows are computed on all of this host's devices.
+      codec: the model. The windows of a track are computed on all devices of this host.
       catalog: the data set.
-      folder: made if it is not there; the same one for all hosts.
-      form: what is kept.
-      host_index, host_count: which of how many hosts this one is.
-      num_threads: shards made at once: while one's audio is read, another's is computed.
-      read_timeout: seconds after which a file that does not answer is left out; 0 waits for ever.
-      say: takes what happens, a line at a time.
+      folder: created if missing; the same folder for all hosts.
+      form: the format of the latents; by default `LatentFormat()`.
+      host_index, host_count: index of this host, and number of hosts.
+      num_threads: shards written at once. The audio of one is read while another is computed.
+      read_timeout: seconds after which a read times out and its track is left out; 0 for no limit.
+      say: called with each line of the report.
 
     Returns:
-      Whether the index was made; if not, other hosts have still to finish.
+      Whether the index was written. If not, other hosts are not finished.
 
     Raises:
-      DataError: no track could be read, a server does not answer, the folder is of another model, data set or
-        settings, or cannot be written to.
+      DataError: no track could be read, a server does not respond, the folder belongs to another model, data set or
+        settings, or the folder cannot be written.
     """
     form = form or LatentFormat()
     whole_number(host_count, "host_count", DataError)
@@ -135,11 +140,11 @@ def write(
 
 _GOES_ON = "what is there is whole, and the same command goes on from there"
 _BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} min of audio [{elapsed}<{remaining}]"
-_MOST_IN_MEMORY = 1 << 26  # bytes of a track's records, before they go to a temporary file
+_MOST_IN_MEMORY = 1 << 26  # bytes of a track's records; larger ones go to a temporary file
 
 
 class _Plan:
-    """What a folder is to hold: its settings, and the tracks of each shard."""
+    """The planned content of a folder: its settings, and the tracks of each shard."""
 
     def __init__(self, codec, catalog, folder, form, read_timeout):
         self.folder, self.form, self.read_timeout = folder, form, read_timeout
@@ -159,7 +164,7 @@ class _Plan:
             "format": FORMAT,
             "model": codec.fingerprint,
             "model_dtype": np.dtype(codec.model.dtype).name,
-            # Other windows round otherwise.
+            # Rounding depends on the windows.
             **codec.windows,
             "hop_length": codec.model.hop_length,
             "latent_dim": codec.model.latent_dim,
@@ -179,7 +184,7 @@ class _Plan:
         return self.folder / f"{self.names[i]}{shards.SUFFIX}"
 
     def listing(self, i) -> dict | None:
-        """What is in a shard, if it is there whole."""
+        """Return the listing of a shard, or None if the shard is not complete."""
         try:
             content = json.loads((self.folder / f"{self.names[i]}.json").read_text())
             whole = content["bytes"] == self.shard(i).stat().st_size and content["model"] == self.settings["model"]
@@ -188,7 +193,7 @@ class _Plan:
             return None
 
     def index(self, listings) -> str:
-        """Write the index, and say what there is."""
+        """Write the index, and return a summary of it."""
         entries = [
             {**entry, "shard": i, "weight": self.tracks[entry["key"]].weight, "sides": self.sides[entry["key"]]}
             for i, listing in enumerate(listings)
@@ -220,7 +225,7 @@ def _report(plan, listings, catalog, say):
 
 
 def _write_shards(codec, plan, numbers, num_threads) -> float:
-    """Make shards; the seconds of audio that were encoded."""
+    """Write shards, and return the seconds of audio that were encoded."""
     ended = threading.Event()
     total = sum(track.seconds for i in numbers for track in plan.groups[i])
     with tqdm.tqdm(total=total / 60, bar_format=_BAR, dynamic_ncols=True) as bar:
@@ -245,22 +250,22 @@ def _write_shards(codec, plan, numbers, num_threads) -> float:
 
 
 class _EndedError(Exception):
-    """Another shard's thread has failed, or the user has had enough."""
+    """Stops a thread after another shard has failed, or the user has interrupted."""
 
 
 def _write_shard(codec, plan, i, progress) -> float:
-    """Make one shard and its listing; the seconds of audio in it."""
-    for left in plan.folder.glob(f".{plan.names[i]}.*"):  # by a run that was killed; it may be large
+    """Write one shard and its listing, and return its seconds of audio."""
+    for left in plan.folder.glob(f".{plan.names[i]}.*"):  # leftovers of a killed run may be large
         left.unlink(missing_ok=True)
     entries, skipped, records = [], [], []
     with atomic.replacing(plan.shard(i)) as temporary:
         with _array_record(temporary, plan.shard(i)) as write_record:
             for track in plan.groups[i]:
-                # A track that fails at its end leaves nothing in the shard.
+                # Buffer the track, so that one that fails near its end leaves nothing in the shard.
                 with tempfile.SpooledTemporaryFile(_MOST_IN_MEMORY, dir=plan.folder) as spool:
                     try:
                         entry, written = _encode_track(codec, plan, track, spool, progress)
-                    except remote.UnreachableError:  # may answer tomorrow
+                    except remote.UnreachableError:  # not a fault of the track; the run can be resumed later
                         raise
                     except DataError as error:
                         skipped.append((printable(track.key), str(error)))
@@ -286,13 +291,13 @@ def _write_shard(codec, plan, i, progress) -> float:
 
 @contextlib.contextmanager
 def _array_record(path, target) -> Iterator[Callable[[bytes], None]]:
-    """A function that writes a record to `path`, which is to become `target`."""
+    """A context with a function that writes a record to `path`, later `target`."""
     from array_record.python import array_record_module
 
     def said(function, *args):
         try:
             return function(*args)
-        except RuntimeError as error:  # its word for what the disk refuses
+        except RuntimeError as error:  # raised by array_record for I/O errors
             reason = str(error).split(";")[0]
             raise OSError(f"{printable(target.name)} was not written: {reason}") from error
 
@@ -304,7 +309,11 @@ def _array_record(path, target) -> Iterator[Callable[[bytes], None]]:
 
 
 def _encode_track(codec, plan, track, file, progress) -> tuple[dict, list[tuple[int, bytes]]]:
-    """Write a track's records to a file one after the other: its entry in the listing, and `(size, beginning)`."""
+    """Write a track's records to a file, one after another.
+
+    Returns:
+      `(entry, records)`: the track's entry in the listing, and `(size, first bytes)` of each record.
+    """
     form = plan.form
     key = track_key(form.seed, track.key) if form.what == "samples" else None
     latents = codec.stream(track_stream.open_track(track.audio, plan.read_timeout), key=key, mix=form.mix)
@@ -331,7 +340,7 @@ def _encode_track(codec, plan, track, file, progress) -> tuple[dict, list[tuple[
 
 
 def _kept(posteriors, what, statistics) -> Iterator[dict[str, np.ndarray]]:
-    """Of each posterior the arrays `[n, lanes, latent_dim]` that are kept, calibrated."""
+    """Iterate over the calibrated arrays `[n, lanes, latent_dim]` to store, by name."""
     std = np.abs(np.asarray(statistics["latent_std"], np.float32) + np.float32(1e-8))
     for posterior in posteriors:
         if what == "samples":
@@ -341,7 +350,7 @@ def _kept(posteriors, what, statistics) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _cut(blocks, frames) -> Iterator[dict[str, np.ndarray]]:
-    """Arrays `[n, lanes, latent_dim]` as consecutive `[lanes, frames, latent_dim]`; the last may be shorter."""
+    """Regroup `[n, lanes, latent_dim]` to `[lanes, <= frames, latent_dim]`."""
     held = None
     for block in blocks:
         held = block if held is None else {name: np.concatenate([held[name], block[name]]) for name in block}

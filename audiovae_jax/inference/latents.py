@@ -1,4 +1,4 @@
-"""`Latents`: what a codec encodes audio to, in memory and on disk."""
+"""`Latents`: encoded audio, in memory and on disk."""
 
 import dataclasses
 import json
@@ -13,27 +13,27 @@ from audiovae_jax.inference.latent_records import DTYPES
 from audiovae_jax.storage import atomic
 
 _FORMAT = 1
-METADATA_KEY = "audiovae_latents"  # of the file's metadata, by which it is known
+METADATA_KEY = "audiovae_latents"  # key in a safetensors file's metadata that marks a file of latents
 
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Calibrated latents, and what is needed to give back audio of the shape and rate that came in.
+    """Calibrated latents, with what is needed to restore the audio's shape and rate.
 
     Attributes:
-      z: `[lanes, frames, latent_dim]` float32; a lane is an item of a batch, or a channel that a mono
-        model takes alone.
+      z: `[lanes, frames, latent_dim]` float32. A lane is an item of a batch, or a channel that a mono model encodes
+        separately.
       model: fingerprint of the model that encoded them.
       hop_length: samples per frame, at `model_sample_rate`.
-      model_sample_rate: in Hz.
-      sample_rate: of the audio, in Hz.
-      length: of the audio, in samples at `sample_rate`.
-      channels: of the audio.
-      batch: items of the audio's batch; None where it had no batch axis.
-      flat: whether the audio had no channel axis.
+      model_sample_rate: sample rate of the model in Hz.
+      sample_rate: sample rate of the audio in Hz.
+      length: length of the audio, in samples at `sample_rate`.
+      channels: channels of the audio.
+      batch: size of the audio's batch; None if the audio has no batch axis.
+      flat: whether the audio has no channel axis.
 
     Raises:
-      DataError: a count or a rate is no whole number.
+      DataError: a count or a rate is not an integer.
     """
 
     z: np.ndarray
@@ -53,18 +53,18 @@ class Latents:
         object.__setattr__(self, "flat", bool(self.flat))
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        """`z`."""
+        """Return `z`."""
         return np.array(self.z, dtype, copy=copy)
 
     def save(self, path: str | Path, storage_dtype: str = "float32"):
-        """Write a `.safetensors` file, whole or not at all.
+        """Write a `.safetensors` file atomically.
 
         Args:
-          path: of the file.
-          storage_dtype: "float32", "float16" or "bfloat16", which `z` is rounded to in the file.
+          path: path of the file.
+          storage_dtype: "float32", "float16" or "bfloat16", the dtype of `z` in the file.
 
         Raises:
-          DataError: it cannot be written, or would not be read again.
+          DataError: the file cannot be written, or `load` would reject it.
         """
         path = Path(path)
         self._require_consistent(f"{printable(path)} was not written")
@@ -81,12 +81,12 @@ class Latents:
                 safetensors.numpy.save_file({"z": z}, temporary, metadata=metadata)
         except OSError as error:
             raise DataError(f"{printable(path)} was not written: {error.strerror or error}") from error
-        except safetensors.SafetensorError as error:  # a full disk, for one
+        except safetensors.SafetensorError as error:  # for example, a full disk
             raise DataError(f"{printable(path)} was not written: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Latents":
-        """Read what `save` wrote.
+        """Read a file that `save` wrote.
 
         Raises:
           DataError: the file is missing, damaged, or holds no latents.
@@ -95,7 +95,7 @@ class Latents:
 
     @classmethod
     def describe(cls, path: str | Path) -> "Latents":
-        """What `load` gives but for the values of `z`, which are not read and all 0, and take no memory.
+        """Read only the metadata; `z` is all 0, has the right shape and takes no memory.
 
         Raises:
           DataError: the file is missing, damaged, or holds no latents.
@@ -114,7 +114,7 @@ class Latents:
         except FileNotFoundError:
             raise DataError(f"{name}: there is no such file") from None
         except (OSError, safetensors.SafetensorError, AttributeError, TypeError, ValueError) as error:
-            # The last three: a type of numbers that numpy does not have.
+            # The last three are raised for dtypes that numpy does not have.
             raise DataError(f"{name} cannot be read as latents: {error}") from error
         if text is None:
             raise DataError(f"{name} holds no latents: it has no {METADATA_KEY} in its metadata")
@@ -140,7 +140,7 @@ class Latents:
 
 
 def require_model(latents: Latents, fingerprint: str, what: str):
-    """Raise CheckpointError if the latents are of another model than the one at hand."""
+    """Raise CheckpointError unless the latents are of the model with this fingerprint."""
     if latents.model != fingerprint:
         raise CheckpointError(
             f"{what} were encoded by another model (fingerprint {latents.model}, this one is {fingerprint}); "

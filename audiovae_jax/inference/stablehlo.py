@@ -1,7 +1,7 @@
-"""Encoder and decoder as StableHLO, to be run by JAX alone on CPU, CUDA and TPU.
+"""Exports encoder and decoder as StableHLO, to run with JAX on CPU, CUDA or TPU.
 
-`jax.export` artifacts, serialized, with the weights inside. Both take any batch size, and any length
-in hops; the folder's `export.json` says what goes in and out.
+The exports are serialized `jax.export` artifacts that contain the weights. They accept any batch size and any whole
+number of hops. The folder's `export.json` describes inputs and outputs.
 """
 
 import json
@@ -23,21 +23,24 @@ MANIFEST = "export.json"
 
 
 def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...] = PLATFORMS) -> dict:
-    """Write `encoder.jax_export`, `decoder.jax_export` and `export.json` to a new folder.
+    """Export the encoder and decoder of a codec to a new folder.
 
-    The encoder takes `[batch, hop * n, channels]` float32 to the calibrated mean
-    `[batch, frames, latent_dim]`; the decoder takes that to `[batch, samples, channels]`.
+    The folder holds `encoder.jax_export`, `decoder.jax_export` and `export.json`.
+
+    The encoder maps `[batch, hop * n, channels]` float32 to the calibrated mean `[batch, frames, latent_dim]`. The
+    decoder maps this mean to `[batch, samples, channels]`.
 
     Args:
       codec: the model.
       target: the folder.
-      platforms: of "cpu", "cuda", "rocm", "tpu".
+      platforms: any of "cpu", "cuda", "rocm", "tpu".
 
     Returns:
-      What `export.json` holds.
+      The contents of `export.json`.
 
     Raises:
-      CheckpointError: the folder exists, or a platform is unknown or one that the model cannot be lowered for.
+      CheckpointError: the folder exists or cannot be written, a platform is unknown, or the model cannot be lowered
+        for it.
     """
     target = Path(target)
     unknown = [name for name in platforms if name not in _KNOWN_PLATFORMS]

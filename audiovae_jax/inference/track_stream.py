@@ -1,4 +1,4 @@
-"""A data set's track as a stream, which is what a codec takes."""
+"""Opens a data set's track as a stream for a codec."""
 
 from audiovae_jax.data.audio import audio_file, deadline, stream
 from audiovae_jax.data.audio.audio_file import AudioFile
@@ -8,11 +8,11 @@ from audiovae_jax.errors import DataError
 
 
 def open_track(audio: Audio, read_timeout: float = 0.0) -> AudioStream:
-    """A track's audio in blocks; a file is opened once, and read as the codec reads it.
+    """Return a track's audio as a stream; a file is opened once and read sequentially.
 
     Args:
-      audio: of a track.
-      read_timeout: seconds after which a read that does not answer is given up; 0 waits for ever.
+      audio: the track's audio.
+      read_timeout: seconds after which a read times out; 0 for no limit.
     """
     start, inner = 0, audio
     while isinstance(inner, Excerpt):

@@ -1,1 +1,1 @@
-"""Models and runs on disk: checkpoints, saved models, training states, and the way to and from PyTorch's files."""
+"""Checkpoints, saved models, training states, and conversion of PyTorch files."""

@@ -1,7 +1,8 @@
-"""Checkpoints of a run: Orbax underneath, with a checksum per array and walking back over damage.
+"""Checkpoints of a run, stored with Orbax and verified by a checksum per array.
 
-A checkpoint holds the train state, and a JSON item with the config, the data position, the validation
-metrics and the checksums. The last few and the best by `total_loss` are kept.
+A checkpoint holds the train state and a JSON item. The JSON item has the config, the data position, the validation
+metrics and the checksums. The most recent checkpoints and the best one by `total_loss` are kept. Restoring falls back
+to the newest intact checkpoint.
 """
 
 import contextlib
@@ -29,18 +30,21 @@ from audiovae_jax.training.state import TrainState
 BEST_METRIC = "total_loss"
 # The collections that `model.apply` takes.
 VARIABLES = ("params", "latent_statistics")
-# 1 named arrays in another way; 2 had its metrics in an item of Orbax's own, and no checksum of its JSON.
+# Format 1 named the arrays differently. Format 2 kept the metrics in a separate Orbax item, without a JSON checksum.
 _FORMAT, _KNOWN_FORMATS = 3, (2, 3)
 _RUN_FILE, _OLD_METRICS_FILE = "run/metadata", "metrics/metrics"
 
 
 class OutOfReachError(CheckpointError):
-    """A checkpoint that may be whole, behind a server that is away or rights that are missing: no damage."""
+    """A checkpoint cannot be reached, but may be intact.
+
+    The server is away, or permissions are missing.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """A checkpoint's contents; `damaged` names newer ones that had to be passed over, and why."""
+    """A restored checkpoint; `damaged` has a reason for each newer one skipped."""
 
     state: TrainState
     step: int
@@ -53,15 +57,15 @@ class Restored:
 class Checkpoints:
     """The checkpoints under `directory`, one folder per step.
 
-    Nothing is made or deleted before the first `save`, but for damaged checkpoints that are set aside:
-    moved to `damaged_checkpoints/` beside the folder, where nothing is ever removed. In a run of several processes
-    all of them call `restore` and `save`, and the first alone moves files.
+    Before the first `save`, nothing is created or deleted. The one exception: `restore` moves damaged checkpoints to
+    `damaged_checkpoints/` beside the folder, where nothing is ever deleted. In a run of several processes, all of them
+    must call `restore` and `save`. Only the first process moves files.
 
     Args:
       directory: created when needed, unless `read_only`.
-      read_only: only look.
-      still_ours: whether what is left of a failed write may be removed, and is nobody else's.
-      kept: how many of the last ones; the best is kept besides.
+      read_only: never move or write anything.
+      still_ours: returns whether this run still owns the directory, so that leftovers of a failed write may be removed.
+      kept: number of most recent checkpoints to keep, in addition to the best.
     """
 
     def __init__(
@@ -76,28 +80,32 @@ class Checkpoints:
         self._directory, self._read_only = directory, read_only
         self._folders = StepObjects(directory) if isinstance(directory, BucketPath) else StepFolders(directory)
         self._writer = None
-        self._newest_loss: dict[int, float] = {}  # of what is being written
-        self._failed: set[int] = set()  # steps of which something may be left
+        self._newest_loss: dict[int, float] = {}  # of the checkpoint being written
+        self._failed: set[int] = set()  # steps whose failed write may have left files
         self._still_ours, self._kept = still_ours, kept
 
     def steps(self) -> list[int]:
-        """The steps of finished checkpoints, ascending."""
+        """Return the steps of finished checkpoints, ascending."""
         try:
             return self._folders.steps()
         except OSError as error:
             raise CheckpointError(f"{self._directory} cannot be looked into: {error.strerror or error}") from error
 
     def best(self) -> tuple[int, float] | None:
-        """The step of the lowest `total_loss`, and that; None where none can be told."""
+        """Return `(step, loss)` of the lowest `total_loss`; None if no loss is known."""
         return _best_of(self._losses())
 
     def best_step(self) -> int | None:
-        """The step of the lowest `total_loss`; None where none can be told."""
+        """Return the step of the lowest `total_loss`; None if no loss is known."""
         best = self.best()
         return best and best[0]
 
     def best_first(self) -> list[int]:
-        """All steps: those whose loss cannot be read and may have been the best, the best, the newest to the oldest."""
+        """Return all steps in the order in which to look for the best model.
+
+        Steps with an unreadable loss come first, since one of them may be the best. The best step follows, then the
+        others from newest to oldest.
+        """
         losses = self._losses()
         best = _best_of(losses)
 
@@ -107,17 +115,17 @@ class Checkpoints:
         return sorted(losses, key=place)
 
     def save(self, state: TrainState, *, step: int, config: dict, data: dict, metrics: dict[str, float]):
-        """Begin writing a checkpoint in the background; the state may be donated afterwards.
+        """Start writing a checkpoint in the background; `state` may be donated on return.
 
         Args:
           state: the train state.
-          step: batches seen.
-          config: as nested dicts.
+          step: number of batches seen.
+          config: nested dicts.
           data: position and fingerprint of the data.
-          metrics: validation metrics as floats.
+          metrics: validation metrics, as floats.
 
         Raises:
-          CheckpointError: this one, or the one before, could not be written.
+          CheckpointError: this checkpoint or the previous one could not be written.
         """
         metrics = {name: float(value) for name, value in metrics.items()}
         arrays = array_store.describe(state)
@@ -125,17 +133,17 @@ class Checkpoints:
         run["checksum"] = json_checksum(run)
         in_bucket = isinstance(self._folders, StepObjects)
         if jax.process_count() == 1:
-            # Orbax divides what every device holds among them, which takes an operation per device and array.
+            # Orbax would split replicated arrays over devices, with an operation per device and array.
             state = jax.tree.map(lambda array: array.addressable_data(0), state)
         elif in_bucket and agreement.is_first():
-            # It takes no array of one process alone; and not by reference, since its memory is used again.
+            # Orbax rejects arrays that only one process holds. Copy them, since the state's memory may be donated.
             state = jax.tree.map(lambda array: np.array(array.addressable_data(0)), state)
         there = agreement.of_first(self.steps())
         is_new = self._writer is None
-        if in_bucket:  # which one process alone writes to, and may have failed with
+        if in_bucket:  # only the first process writes there, so it may have dropped its writer after a failure
             is_new = agreement.any_reason("new" if is_new else None) is not None
         if is_new:
-            # What cannot be described may have been the best; Orbax falls over some of it, or takes it for leftovers.
+            # One with an unreadable description may be the best. Orbax fails on some, or deletes them as leftovers.
             self._set_aside(agreement.of_first([old for old in there if old != step and not self._is_described(old)]))
         if step in there:
             self._set_aside([step])
@@ -151,51 +159,55 @@ class Checkpoints:
             )
 
     def config(self, step: int) -> dict:
-        """The config that a checkpoint was saved with.
+        """Return the config that a checkpoint was saved with.
 
         Raises:
-          CheckpointError: it cannot be read.
+          CheckpointError: the description cannot be read.
         """
         return self._run(step)["config"]
 
     def newest_config(self) -> dict | None:
-        """The config of the newest checkpoint whose description can be read; None if there is none."""
+        """Return the config of the newest checkpoint with a readable description, or None."""
         step = self.newest_described()
         return None if step is None else self.config(step)
 
     def newest_described(self) -> int | None:
-        """The step of the newest checkpoint whose description can be read; None if there is none."""
+        """Return the step of the newest checkpoint with a readable description, or None."""
         return next((step for step in self.steps()[::-1] if self._is_described(step)), None)
 
     def metrics(self, step: int) -> dict:
-        """The validation metrics that a checkpoint was saved with.
+        """Return the validation metrics that a checkpoint was saved with.
 
         Raises:
-          CheckpointError: they cannot be read.
+          CheckpointError: the description cannot be read.
         """
         return self._run(step)["metrics"]
 
     def parts(self, step: int, names: tuple[str, ...]) -> dict:
-        """The fields `names` of the state at `step`, as nested dicts of numpy arrays, without the rest of it.
+        """Read only the fields `names` of the state at `step`.
+
+        Returns:
+          Nested dicts of numpy arrays, by field name.
 
         Raises:
-          CheckpointError: they cannot be read, or do not match their checksums.
+          CheckpointError: the arrays cannot be read, or do not match their checksums.
         """
         described = self._run(step)["arrays"]
         with self._opened(step) as folder:
             return array_store.read_tree(folder / "state", described, names, where=f"{self._directory / str(step)}")
 
     def restore(self, abstract_state: TrainState, sharding, step: int | None = None) -> Restored:
-        """The checkpoint at `step`, or the newest that is whole.
+        """Restore the checkpoint at `step`, or the newest intact one.
 
         Args:
-          abstract_state: shapes and dtypes to expect.
-          sharding: where to put the arrays: the same on all devices.
-          step: None walks back from the newest over damaged ones, which are set aside. What any process
-            finds damaged is so for all.
+          abstract_state: expected shapes and dtypes.
+          sharding: the replicated sharding of the restored arrays.
+          step: the checkpoint to restore. With None, damaged checkpoints are skipped from the newest on and moved to
+            `damaged_checkpoints/`. A checkpoint that one process finds damaged is skipped by all.
 
         Raises:
-          CheckpointError: none can be restored, and the message says why for each; or one cannot be reached.
+          CheckpointError: no checkpoint can be restored, with the reason for each.
+          OutOfReachError: a checkpoint cannot be reached.
         """
         candidates = [step] if step is not None else agreement.of_first(self.steps())[::-1]
         damaged = []
@@ -221,18 +233,18 @@ class Checkpoints:
         )
 
     def check(self):
-        """Raise CheckpointError if what is written in the background has failed; it is said once."""
+        """Raise CheckpointError, once, if the write in the background has failed."""
         if self._writer is not None:
             with self._writing():
-                # Orbax's own `check_for_errors` takes the error from the thread that, without it, removes old steps.
+                # Orbax's `check_for_errors` would hide the error from the thread that then removes old steps.
                 if not self._writer.is_saving_in_progress():
                     self._writer.wait_until_finished()
 
     def wait(self):
-        """Wait until everything is written.
+        """Wait until all writes have finished.
 
         Raises:
-          CheckpointError: the last one could not be, and that was not said before.
+          CheckpointError: the last write failed, and this was not raised before.
         """
         if self._writer is not None:
             with self._writing():
@@ -240,10 +252,10 @@ class Checkpoints:
         self._sweep()
 
     def close(self):
-        """Finish writing and let go.
+        """Finish all writes and release Orbax's resources.
 
         Raises:
-          CheckpointError: the last one could not be written, and that was not said before.
+          CheckpointError: the last write failed, and this was not raised before.
         """
         if self._writer is not None:
             with self._writing():
@@ -253,12 +265,12 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self):
-        """What goes wrong inside is a CheckpointError, and leaves nothing half-written."""
+        """Raise any exception of a write as CheckpointError, and remove partial files."""
         try:
             yield
-        except Exception as error:  # Orbax and its storage raise what they like
-            writer, self._writer = self._writer, None  # the next save begins afresh
-            for _ in range(2 if writer is not None else 0):  # Orbax says it again before it lets go
+        except Exception as error:  # Orbax and its storage raise exceptions of any type
+            writer, self._writer = self._writer, None  # the next save creates a new one
+            for _ in range(2 if writer is not None else 0):  # Orbax may raise the error again on the first call
                 with contextlib.suppress(Exception):
                     writer.close()
             self._failed |= self._newest_loss.keys()
@@ -270,20 +282,26 @@ class Checkpoints:
             ) from error
 
     def _sweep(self):
-        """Remove what failed writes have left; again later, since Orbax's threads may not have heard of the failure."""
+        """Remove the files of failed writes.
+
+        Called again later, since threads of Orbax may still be writing when the failure is raised.
+        """
         if self._failed and agreement.is_first() and self._still_ours():
             for step in self._failed:
                 for leftover in self._folders.unfinished(step):
-                    for _ in range(20):  # a thread may write into it meanwhile
+                    for _ in range(20):  # a thread may still be writing into it
                         shutil.rmtree(leftover, ignore_errors=True)
                         if not leftover.exists():
                             break
                         time.sleep(0.05)
 
     def _set_aside(self, steps):
-        """Move steps away, where a run that goes on from an earlier one comes by them again."""
+        """Move steps to `damaged_checkpoints/`.
+
+        A run resumed from an earlier step will write them again.
+        """
         if steps:
-            self.close()  # Orbax remembers what there is
+            self.close()  # Orbax caches the list of steps
         reason = None
         for step in steps if agreement.is_first() else []:
             try:
@@ -299,7 +317,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _opened(self, step):
-        """The folder of a step on this machine; CheckpointError where it cannot be had."""
+        """A context with a step's local folder; raises CheckpointError if unreadable."""
         try:
             with self._folders.opened(step) as folder:
                 yield folder
@@ -309,7 +327,10 @@ class Checkpoints:
             raise CheckpointError(f"{self._directory / str(step)} is damaged: {error.strerror or error}") from error
 
     def _restore_step(self, step, abstract_state):
-        """A checkpoint, on this process's first device and by itself: others may fail where this one does not."""
+        """Restore a step to this process's first device.
+
+        This does not wait for other processes, which may fail where this one succeeds.
+        """
         where, run = str(self._directory / str(step)), self._run(step)
         array_store.require_same(array_store.describe_shapes(abstract_state), run["arrays"], where=where)
         with self._opened(step) as folder:
@@ -318,7 +339,7 @@ class Checkpoints:
         return Restored(state, step, run["config"], run["data"], run["metrics"])
 
     def _run(self, step):
-        """The JSON item of a checkpoint, checked; of the old format with its metrics in it."""
+        """Return the verified JSON item of a checkpoint, including metrics of format 2."""
         folder = self._directory / str(step)
         try:
             run = json.loads(self._folders.read(step, _RUN_FILE))
@@ -343,7 +364,7 @@ class Checkpoints:
         return run
 
     def _losses(self):
-        """`{step: total_loss}`, infinite where it is no finite number, None where it cannot be read."""
+        """Return `{step: total_loss}`: infinite if not finite, None if unreadable."""
         losses = {}
         for step in self.steps():
             losses[step] = None
@@ -361,7 +382,7 @@ class Checkpoints:
         return True
 
     def _to_keep(self, steps):
-        """Which of the steps there are, and the one that is being written, are kept."""
+        """Return the subset of `steps` to keep."""
         losses = {step: loss for step, loss in {**self._losses(), **self._newest_loss}.items() if step in steps}
         best = _best_of(losses)
         unknown = {step for step, loss in losses.items() if loss is None}  # one of them may be the best
@@ -369,12 +390,15 @@ class Checkpoints:
 
 
 def _best_of(losses):
-    """`(step, loss)` of the lowest finite loss, None where there is none."""
+    """Return `(step, loss)` of the lowest finite loss, or None."""
     finite = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
     return min(finite.items(), key=lambda item: (item[1], item[0])) if finite else None
 
 
 def _finite_loss(metrics):
-    """The loss by which checkpoints are compared: NaN would be the best of all, and what was be deleted."""
+    """Return the loss to compare checkpoints by, infinite if it is not finite.
+
+    A NaN could otherwise count as the best loss, and the true best checkpoint be deleted.
+    """
     loss = metrics.get(BEST_METRIC)
     return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf

@@ -1,4 +1,4 @@
-"""Between files of the PyTorch system and saved models of ours, with an account of each tensor."""
+"""Conversion between PyTorch files and saved models, with a report on each tensor."""
 
 from pathlib import Path
 
@@ -16,15 +16,15 @@ from audiovae_jax.training.optimizer import cosine
 
 
 def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None = None, strict: bool = True):
-    """Make a saved model of a torch, Lightning or safetensors file, and print what became of what.
+    """Convert a PyTorch file to a saved model, and print a table of its tensors.
 
     Args:
-      source: the file.
-      target: the folder to make, or the URL of one in a bucket.
+      source: a torch, Lightning or safetensors file.
+      target: the folder to create, or its URL in a bucket.
       dilations, strict: see `torch_io.import_audio_vae`.
 
     Raises:
-      CheckpointError: the file cannot be taken, or the folder not written.
+      CheckpointError: the file cannot be converted, or the folder cannot be written.
     """
     model_folder.require_target(target)
     imported = training.read_training(source, dilations=dilations, strict=strict)
@@ -64,17 +64,17 @@ def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None 
 
 
 def export_torch(source: str, target: str, *, step: int | None = None):
-    """Write a model of ours to a `.pt` or `.safetensors` file of the PyTorch system.
+    """Write a model to a `.pt` or `.safetensors` file of the PyTorch system.
 
-    From a training workdir, a `.pt` gets the optimizer's and the schedule's state too.
+    If the source is a training workdir, a `.pt` file also holds the states of the optimizer and the schedule.
 
     Args:
-      source: whatever `load_model` takes.
-      target: ends in `.pt` or `.safetensors`.
-      step: of a workdir's checkpoint; by default the best.
+      source: any path that `load_model` accepts.
+      target: a path that ends in `.pt` or `.safetensors`.
+      step: the checkpoint of a workdir; by default the best.
 
     Raises:
-      CheckpointError: the model cannot be read, or the file not written.
+      CheckpointError: the model cannot be read, or the file cannot be written.
     """
     export.require_target(target)
     loaded = saved_model.open_model(source, step=step)
@@ -103,11 +103,11 @@ def export_torch(source: str, target: str, *, step: int | None = None):
 
 
 def _left_out(source, loaded, target):
-    """What the model at `source` has and the file at `target` does not hold."""
+    """Describe what the model at `source` has and the file at `target` lacks."""
     left_out = []
     try:
         there = training_state.beside(loaded, source)
-    except CheckpointError as error:  # the model itself is whole
+    except CheckpointError as error:  # the model itself is intact
         left_out.append(f"what lies beside the model, which cannot be read ({error})")
         there = training_state.Beside(optimizer=False)
     if there.optimizer and loaded.kind == "checkpoint":
@@ -176,7 +176,11 @@ def _print_table(lines):
 
 
 def _round_trip(source, target):
-    """`(count, largest difference)` of the model's tensors in `source` against those written back from `target`."""
+    """Compare the tensors in `source` with those exported from `target`.
+
+    Returns:
+      `(number of tensors, largest difference)`.
+    """
     loaded = saved_model.open_model(target)
     back = export.audio_vae_state_dict(loaded.variables)
     found = audio_vae.model_state_dict(reader.read_checkpoint(source, skip=audio_vae.TRAINING_KEYS))
@@ -185,7 +189,7 @@ def _round_trip(source, target):
     for key, tensor in found.items():
         if key in names:
             ours = back[names[key]]
-        elif f"{key}_v" in back:  # folded there
+        elif f"{key}_v" in back:  # weight norm is folded in the source
             v, g = (back[f"{key}_{leaf}"].astype(np.float64) for leaf in "vg")
             ours = g * v / np.sqrt(np.sum(np.square(v), axis=(1, 2), keepdims=True))
         else:

@@ -1,4 +1,4 @@
-"""A run or a saved model of ours that a run goes on from: what it is of, and the parts of a train state in it."""
+"""Reads the workdir or saved model that a run is initialized from."""
 
 import contextlib
 import dataclasses
@@ -12,19 +12,19 @@ from audiovae_jax.persistence import locate, model_folder
 from audiovae_jax.persistence.checkpoint import VARIABLES, Checkpoints, OutOfReachError
 from audiovae_jax.storage.bucket_path import BucketPath
 
-# What a saved model calls the parts of a train state that it may have besides the model.
+# Names in a saved model of the optional parts of a train state.
 _IN_SAVED_MODELS = {"opt_state": model_folder.OPTIMIZER, "discriminator_params": model_folder.DISCRIMINATOR}
 
 
 @dataclasses.dataclass(frozen=True)
 class Described:
-    """What an earlier run or saved model is of.
+    """The description of an earlier run or saved model.
 
     Attributes:
-      model: the arguments of its `AudioVAE`, as JSON has them.
-      sample_rate: of its audio, in Hz; None where that is not known.
-      discriminator: the dotted name and arguments of its class; None without one.
-      step: of its newest checkpoint, or of the one that is meant; None where that is not known.
+      model: the arguments of its `AudioVAE`, as JSON values.
+      sample_rate: sample rate of its audio in Hz; None if unknown.
+      discriminator: dotted name and arguments of the discriminator's class; None without a discriminator.
+      step: step of the checkpoint that the path names, else of the newest; None if unknown.
     """
 
     model: dict[str, Any]
@@ -35,13 +35,13 @@ class Described:
 
 @dataclasses.dataclass(frozen=True)
 class Earlier:
-    """What was read of an earlier run or saved model.
+    """The parts of a train state that were read from an earlier run or saved model.
 
     Attributes:
-      origin: which of its checkpoints it was, for the user; empty for a saved model.
-      step: batches seen; None where that is not known.
-      parts: by the names of `TrainState`'s fields, nested dicts of numpy arrays.
-      passed_over: checkpoints that came first and are damaged, with the reason.
+      origin: the checkpoint's name, for messages; empty for a saved model.
+      step: number of batches seen; None if unknown.
+      parts: nested dicts of numpy arrays, by field of `TrainState`.
+      passed_over: reasons why damaged checkpoints were skipped.
     """
 
     origin: str
@@ -51,10 +51,10 @@ class Earlier:
 
 
 def describe(path: str) -> Described:
-    """What the workdir, checkpoint or saved model at `path` is of; arrays are not looked at.
+    """Describe a workdir, checkpoint or saved model without reading arrays.
 
     Raises:
-      CheckpointError: there is none, or its description cannot be read.
+      CheckpointError: there is no model at `path`, or its description cannot be read.
     """
     place = locate.opened_path(path)
     if _is_saved_model(place):
@@ -72,16 +72,18 @@ def describe(path: str) -> Described:
 
 
 def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
-    """The parts `wanted` of the state at `path`, as far as they are there; every process of a run has to call it.
+    """Read the parts `wanted` of the state at `path`, if it has them.
+
+    Every process of a run must call this.
 
     Args:
       path: a workdir, one of its checkpoints, or a saved model.
-      wanted: fields of `TrainState`; the model's own must be there.
-      best: of a workdir's checkpoints, the best by validation loss, as `load_model` takes it; else the newest that
-        is whole.
+      wanted: fields of `TrainState`. The model's own fields must exist.
+      best: take the best checkpoint of a workdir by validation loss, as `load_model` does. By default, the newest
+        intact one is taken.
 
     Raises:
-      CheckpointError: nothing there is whole.
+      CheckpointError: nothing intact was found.
     """
     place = locate.opened_path(path)
     if _is_saved_model(place):
@@ -93,11 +95,11 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
             found = reason = None
             try:
                 found = _of_checkpoint(checkpoints, candidate, wanted)
-            except OutOfReachError:  # it may be whole
+            except OutOfReachError:  # it may be intact
                 raise
             except CheckpointError as error:
                 reason = str(error)
-            reason = agreement.any_reason(reason)  # what any process cannot read, none takes
+            reason = agreement.any_reason(reason)  # skipped by all processes if one cannot read it
             if reason is None:
                 return dataclasses.replace(found, passed_over=tuple(reasons))
             reasons.append(reason)

@@ -1,4 +1,4 @@
-"""What a user's path means: a workdir, its checkpoints, one of them, or a file; here or behind a URL."""
+"""Resolves a user's path or URL to a checkpoint folder and step."""
 
 from pathlib import Path
 
@@ -8,16 +8,16 @@ from audiovae_jax.storage.bucket_path import BucketPath, as_path
 
 
 def locate(path: str | Path | BucketPath) -> tuple[Path | BucketPath, int | None]:
-    """The checkpoint folder and step that a user's path means.
+    """Return the checkpoint folder and step that a user's path refers to.
 
     Args:
-      path: a workdir, its `checkpoints` folder, or one step's folder; or the URL of one.
+      path: a workdir, its `checkpoints` folder or the folder of one step; or the URL of one of these.
 
     Returns:
-      `(folder of checkpoints, step)`; None for the newest step.
+      `(folder of checkpoints, step)`; the step is None unless the path names one.
 
     Raises:
-      CheckpointError: there is no checkpoint there.
+      CheckpointError: there is no checkpoint at `path`.
     """
     given = opened_path(path)
     if not given.exists():
@@ -33,9 +33,12 @@ def locate(path: str | Path | BucketPath) -> tuple[Path | BucketPath, int | None
 
 
 def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
-    """A user's path to read from; CheckpointError where it is a URL that cannot be reached.
+    """Return a user's path as a `Path` or `BucketPath` to read from.
 
-    A folder that is being replaced is waited for.
+    If the folder is just being replaced, this waits for its replacement.
+
+    Raises:
+      CheckpointError: the path is a URL that cannot be reached.
     """
     try:
         path = as_path(path)

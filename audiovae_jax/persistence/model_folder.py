@@ -1,7 +1,7 @@
-"""How a saved model is stored, in a folder or a bucket: written whole, and read as one write has left it.
+"""Atomic writes and consistent reads of a saved model in a folder or a bucket.
 
-A folder is replaced by another. A bucket renames nothing: each write puts its arrays into a folder of a new name, and
-then replaces `model.json`, which gives that name. The arrays of the model before are removed last.
+A local folder is replaced as a whole. Buckets have no rename, so each write uploads its arrays to a folder with a new
+name. It then replaces `model.json`, which gives that name. The arrays of the previous model are removed last.
 """
 
 import contextlib
@@ -34,22 +34,22 @@ _KEYS = {
     *("format", "config", "sample_rate", "channels", "hop_length", "latent_statistics", "encoder_frozen"),
     *("parameter_count", "epoch", "global_step", "metadata", "discriminator", "arrays", "checksum"),
 }
-_ARRAYS_FOLDER = "arrays_folder"  # key of `model.json` in a bucket: the folder beside it that holds the trees
+_ARRAYS_FOLDER = "arrays_folder"  # key of `model.json` in a bucket: name of the folder with the trees
 _IS_ARRAYS_FOLDER = re.compile(r"arrays-[0-9a-f]{16}")
-_LONGEST_RETRY = 30.0  # seconds for which a model is read again while others replace it
-_ABANDONED = 86400.0  # seconds after which arrays that no `model.json` names are of an upload that was cut off
+_LONGEST_RETRY = 30.0  # seconds during which a read is retried while another process replaces the model
+_ABANDONED = 86400.0  # seconds after which arrays that no `model.json` names count as an interrupted upload
 
 
 def write(path: str | Path | BucketPath, description: dict[str, Any], trees: dict[str, PyTree]):
-    """Put a saved model at `path`, whole or not at all.
+    """Write a saved model to `path` atomically.
 
     Args:
-      path: a folder or the URL of one; what is there must be a saved model.
-      description: what `model.json` says, without what is known from the trees.
-      trees: by their names in `TREES`.
+      path: a folder or its URL. If it exists, it must be a saved model, which is replaced.
+      description: entries of `model.json`, without those that follow from the trees.
+      trees: trees of arrays, by their names in `TREES`.
 
     Raises:
-      CheckpointError: `model_of` would refuse it, or it cannot be written; what was there is kept.
+      CheckpointError: `model_of` would reject the model, or it cannot be written. The previous model is kept.
     """
     target = require_target(path)
     arrays_folder = f"arrays-{secrets.token_hex(8)}" if isinstance(target, BucketPath) else None
@@ -57,7 +57,7 @@ def write(path: str | Path | BucketPath, description: dict[str, Any], trees: dic
         arrays = {name: array_store.describe(tree) for name, tree in trees.items()}
     description = {"format": _FORMAT, **description, "arrays": arrays}
     try:
-        description = json.loads(json.dumps(description, allow_nan=False))  # readers in other languages know no NaN
+        description = json.loads(json.dumps(description, allow_nan=False))  # JSON readers of other languages reject NaN
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} was not written: epoch, global_step and metadata must be what JSON can hold ({error})"
@@ -72,7 +72,7 @@ def write(path: str | Path | BucketPath, description: dict[str, Any], trees: dic
     description["latent_statistics"] = "calibrated" if is_calibrated(trees[MODEL]) else "initial"
     if arrays_folder is not None:
         description[_ARRAYS_FOLDER] = arrays_folder
-    description["arrays"] = description.pop("arrays")  # the longest entry comes last
+    description["arrays"] = description.pop("arrays")  # moved to the end, since it is the longest entry
     description["checksum"] = json_checksum(description)
     text = json.dumps(description, indent=2) + "\n"
     try:
@@ -87,15 +87,15 @@ def write(path: str | Path | BucketPath, description: dict[str, Any], trees: dic
 
 
 def read_trees(path: Path | BucketPath, description: dict, names: Collection[str] = TREES) -> dict[str, PyTree]:
-    """The named trees of a saved model, as far as it has them.
+    """Read the named trees of a saved model that exist.
 
     Args:
-      path: where it lies.
-      description: from `read_description`.
-      names: of the trees.
+      path: the saved model.
+      description: the result of `read_description`.
+      names: names of trees to read.
 
     Raises:
-      CheckpointError: they are damaged, or of another model that was put there meanwhile; see `settled`.
+      CheckpointError: the trees are damaged, or the model was replaced since `description` was read; see `settled`.
     """
     trees = {}
     for name, place in _tree_places(path, description).items():
@@ -106,14 +106,14 @@ def read_trees(path: Path | BucketPath, description: dict, names: Collection[str
 
 
 def settled(path: str | Path | BucketPath, read: Callable[[Path | BucketPath], _Result]) -> _Result:
-    """What `read` returns of a user's path, called again where the saved model there was replaced meanwhile.
+    """Return `read(path)`, retried if the saved model is replaced during the read.
 
     Args:
-      path: of whatever holds a model.
-      read: takes `locate.opened_path(path)`. It must fail where it has read parts of different models.
+      path: a path that holds a model.
+      read: a function of `locate.opened_path(path)`. It must fail if it has read parts of different models.
 
     Raises:
-      CheckpointError: that of `read`, if the model is the same as before.
+      CheckpointError: `read` failed, and the model was not replaced.
     """
     end = time.monotonic() + _LONGEST_RETRY
     while True:
@@ -130,10 +130,10 @@ def settled(path: str | Path | BucketPath, read: Callable[[Path | BucketPath], _
 
 
 def model_of(description: dict, where: str) -> AudioVAE:
-    """The model that a description is of.
+    """Return the model that a description belongs to.
 
     Raises:
-      CheckpointError: it describes none, or arrays of another.
+      CheckpointError: its config makes no model, or its arrays do not match the model.
     """
     model, different = _compared(description, where)
     for name, needed, there in different:
@@ -142,7 +142,7 @@ def model_of(description: dict, where: str) -> AudioVAE:
 
 
 def read_description(path: Path | BucketPath) -> dict:
-    """The contents of a saved model's JSON, checked."""
+    """Read and verify a saved model's JSON; raises CheckpointError if it is damaged."""
     try:
         text = (path / DESCRIPTION).read_text()
     except OSError as error:
@@ -153,16 +153,18 @@ def read_description(path: Path | BucketPath) -> dict:
 
 
 def is_calibrated(variables: dict) -> bool:
-    """Whether a model's latent statistics are others than those that it starts with."""
+    """Return whether a model's latent statistics differ from their initial values."""
     statistics = variables["latent_statistics"]
     return bool(np.any(statistics["latent_mean"] != 0) or np.any(statistics["latent_std"] != 1))
 
 
 def require_target(path: str | Path | BucketPath) -> Path | BucketPath:
-    """`path` as a path, before much is computed for it.
+    """Return `path` as a path object if a saved model can be written there.
+
+    Call this before expensive work.
 
     Raises:
-      CheckpointError: no saved model can be put there.
+      CheckpointError: no saved model can be written there.
     """
     try:
         target = as_path(path)
@@ -186,7 +188,7 @@ def _is_free(target):
         return True
     if isinstance(target, Path) or target.is_file():
         return False
-    return all(_IS_ARRAYS_FOLDER.fullmatch(child.name) for child in target.iterdir())  # of uploads that were cut off
+    return all(_IS_ARRAYS_FOLDER.fullmatch(child.name) for child in target.iterdir())  # interrupted uploads
 
 
 def _parsed(text, path):
@@ -220,7 +222,7 @@ def _parsed(text, path):
 
 
 def _compared(description, where):
-    """`(the model of a description, (array, as the model needs it, as it is described) where these differ)`."""
+    """Return a description's model and mismatches `(array, expected, described)`."""
     with as_checkpoint_error(f"{where}: its config makes no AudioVAE"):
         model = AudioVAE(**description["config"])
     needed = array_store.describe_shapes(model.shapes())
@@ -236,14 +238,14 @@ def _remedy(needed, given):
 
 
 def _tree_places(path, description):
-    """`{name: where it lies}` of the trees that are described."""
+    """Return `{name: folder}` of the described trees."""
     arrays_folder = description.get(_ARRAYS_FOLDER)
     folder = path if arrays_folder is None else path / arrays_folder
     return {name: folder / name for name in TREES if name in description["arrays"]}
 
 
 def _identity(place):
-    """What changes when the saved model at a place is replaced; None where there is none."""
+    """Return a value that changes with each saved model at `place`; None without one."""
     file = place / DESCRIPTION
     try:
         if isinstance(place, BucketPath):
@@ -265,10 +267,10 @@ def _upload(target, text, trees, arrays_folder):
         (target / arrays_folder).upload(Path(folder))
     try:
         replaced = _tree_places(target, read_description(target))
-    except CheckpointError:  # there is none, or it is damaged
+    except CheckpointError:  # no previous model, or a damaged one
         replaced = {}
     (target / DESCRIPTION).write_text(text)
-    with contextlib.suppress(OSError):  # the model is there; what is left over disturbs nobody
+    with contextlib.suppress(OSError):  # the model is written; leftovers are harmless
         for place in replaced.values():
             place.remove_tree()
         _remove_abandoned(target, arrays_folder)

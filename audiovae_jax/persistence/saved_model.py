@@ -1,8 +1,8 @@
-"""`save_model` and `load_model`: a model with all that is needed to use it, and nothing to be remembered.
+"""`save_model` and `load_model`: a model with everything needed to use it.
 
-A saved model is a folder: `model.json`, which a person can read, and Orbax trees of arrays beside it,
-`model/` and, if given, `optimizer/` and `discriminator/`. The JSON has a checksum for every array.
-`model_folder` has how it is stored.
+A saved model is a folder with the readable description `model.json` and Orbax trees of arrays. The trees are `model/`
+and, if given, `optimizer/` and `discriminator/`. The JSON has a checksum for every array. See `model_folder` for the
+storage format.
 """
 
 import contextlib
@@ -42,24 +42,24 @@ def save_model(
     discriminator_params: PyTree = None,
     sample_rate: int | None = None,
 ):
-    """Write a model to `path`, from which `load_model` makes it again.
+    """Write a model to `path`, for `load_model`.
 
-    It is put there whole or not at all, and only if `load_model` would take it.
+    The write is atomic. Models that `load_model` would reject are not written.
 
     Args:
-      model: its configuration is written too.
+      model: the module; its configuration is saved with it.
       variables: `params` and `latent_statistics`.
-      path: a folder to make, or a saved model to replace; or the `s3://` or `gs://` URL of one.
+      path: a folder to create or a saved model to replace, or its `s3://` or `gs://` URL.
       optimizer_state: an optax state, for `load_training_state`.
-      epoch, global_step: where training stood.
-      metadata: anything that JSON can hold.
-      discriminator: a linen module, written as its dotted name and arguments.
-      discriminator_params: its parameters.
-      sample_rate: in Hz, of the audio that the model is for.
+      epoch, global_step: the epoch and step of training.
+      metadata: values that JSON can hold.
+      discriminator: a linen module, saved as its dotted name and arguments.
+      discriminator_params: the discriminator's parameters.
+      sample_rate: sample rate of the model's audio in Hz.
 
     Raises:
-      CheckpointError: `path` holds something else than a saved model, the variables are not of the model, or
-        something given cannot be written. What was at `path` is kept.
+      CheckpointError: `path` exists and is not a saved model, the variables do not match the model, or an argument
+        cannot be written. A previous model at `path` is kept.
     """
     if (discriminator is None) != (discriminator_params is None):
         raise CheckpointError("give discriminator and discriminator_params together")
@@ -81,20 +81,20 @@ def save_model(
 def load_model(
     path: str | Path, *, step: int | None = None, device: jax.Device | None = None, strict: bool = True
 ) -> tuple[AudioVAE, dict]:
-    """A trained model, with no architecture given, from whatever holds one.
+    """Load a trained model; its architecture is read from the file.
 
     Args:
-      path: a saved model, a training workdir (or its `checkpoints`, or one of them), or a `.pt`,
-        `.ckpt` or `.safetensors` file of the PyTorch system; or the `s3://` or `gs://` URL of one.
-      step: of a workdir's checkpoint; by default the best by validation loss.
-      device: where to put the arrays; by default JAX's first.
+      path: a saved model, a training workdir, its `checkpoints` folder or one checkpoint in it; a `.pt`, `.ckpt` or
+        `.safetensors` file of the PyTorch system; or the `s3://` or `gs://` URL of one of these.
+      step: the checkpoint of a workdir; by default the best by validation loss.
+      device: device for the arrays; by default JAX's first.
       strict: for files of the PyTorch system, see `torch_io.import_audio_vae`.
 
     Returns:
       `(model, variables)`.
 
     Raises:
-      CheckpointError: there is no model there, it is damaged, or it has no checkpoint at `step`.
+      CheckpointError: there is no model at `path`, it is damaged, or it has no checkpoint at `step`.
     """
     loaded = open_model(path, step=step, strict=strict)
     for note in loaded.notes:
@@ -104,17 +104,17 @@ def load_model(
 
 @dataclasses.dataclass
 class LoadedModel:
-    """A model, and what its file says of it.
+    """A model with the information that its file holds.
 
     Attributes:
-      model, variables: the model; arrays are numpy's or jax's.
+      model, variables: the model; arrays are numpy's or JAX's.
       kind: "saved model", "checkpoint" or "torch file".
-      sample_rate: in Hz, None where it is not known.
-      epoch, global_step: where training stood, None where that is not known.
-      metadata: what was saved with it; a checkpoint's validation metrics.
+      sample_rate: in Hz; None if unknown.
+      epoch, global_step: the epoch and step of training; None if unknown.
+      metadata: values saved with the model; for a checkpoint, its validation metrics.
       notes: what was inferred, assumed or left out.
-      discriminator: of a saved model, its dotted name and arguments.
-      training: of a saved model, the arrays of its optimizer and discriminator, where they were asked for.
+      discriminator: dotted name and arguments of a saved model's discriminator.
+      training: arrays of a saved model's optimizer and discriminator, if requested.
     """
 
     model: AudioVAE
@@ -130,7 +130,7 @@ class LoadedModel:
 
 
 def save_loaded(loaded: LoadedModel, path: str | Path | BucketPath):
-    """`save_model` of a model as it was opened, with all that was read of it."""
+    """Write a `LoadedModel` with everything that was read with it; see `save_model`."""
     for name in sorted({*checkpoint.VARIABLES}.symmetric_difference(loaded.variables)):
         have, remedy = ("no", "give all that model.init returns") if name in checkpoint.VARIABLES else ("a", "drop it")
         raise CheckpointError(f"{path} was not written: the variables have {have} collection {name!r}; {remedy}")
@@ -157,18 +157,18 @@ def save_loaded(loaded: LoadedModel, path: str | Path | BucketPath):
 def open_model(
     path: str | Path, *, step: int | None = None, strict: bool = True, training: bool = False
 ) -> LoadedModel:
-    """`load_model` with all that the file says of the model.
+    """Load a model like `load_model`, with all information in its file.
 
     Args:
       path, step, strict: see `load_model`.
-      training: whether the arrays that a saved model has for training are wanted too.
+      training: also read the arrays of a saved model's optimizer and discriminator.
     """
     return model_folder.settled(path, lambda place: _open(place, step, strict, training))
 
 
 def _open(path, step, strict, training):
     is_bucket = isinstance(path, BucketPath)
-    if not (path.exists() if is_bucket else os.path.exists(path)):  # Path.exists raises for names that cannot be
+    if not (path.exists() if is_bucket else os.path.exists(path)):  # Path.exists raises for invalid names
         raise CheckpointError(f"{path}: there is no such file or folder")
     is_saved = (path / model_folder.DESCRIPTION).is_file()
     if not is_saved and path.is_dir():
@@ -182,16 +182,16 @@ def _open(path, step, strict, training):
 
 
 def load_from_lightning_checkpoint(path: str | Path) -> tuple[AudioVAE, dict]:
-    """`(model, variables)` of a Lightning checkpoint of the PyTorch system; `load_model` takes it as well."""
+    """Return `load_model(path)`, for a Lightning checkpoint of the PyTorch system."""
     return load_model(path)
 
 
 @contextlib.contextmanager
 def at_hand(path: Path | BucketPath) -> Iterator[Path]:
-    """A copy on this machine of a file that may be in a bucket.
+    """A context with a local copy of a file that may be in a bucket.
 
     Raises:
-      CheckpointError: it cannot be fetched; what is raised inside names the URL.
+      CheckpointError: the file cannot be fetched. Errors raised inside the context name the URL.
     """
     local = path
     try:
@@ -270,8 +270,8 @@ def _describe_module(module):
 
 
 def _arguments(module):
-    """The arguments that make a linen module again, as JSON can hold them."""
-    fields = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]  # linen's own
+    """Return the constructor arguments of a linen module as JSON values."""
+    fields = [f.name for f in dataclasses.fields(module) if f.name not in ("parent", "name")]  # added by linen
     arguments = {name: getattr(module, name) for name in fields}
     if "dtype" in arguments:
         arguments["dtype"] = str(np.dtype(arguments["dtype"]))

@@ -1,4 +1,4 @@
-"""Where a run's checkpoints lie: a folder per step, on file systems that Orbax writes to."""
+"""Storage of checkpoints on file systems that Orbax supports: a folder per step."""
 
 import contextlib
 import itertools
@@ -12,47 +12,51 @@ HANDLERS = {"state": ocp.StandardCheckpointHandler, "run": ocp.JsonCheckpointHan
 
 
 class StepFolders:
-    """The folders under `directory` that are called as steps.
+    """The folders under `directory` that are named by their step.
 
     Args:
-      directory: made when something is written.
+      directory: created by the first write.
     """
 
     def __init__(self, directory: Path):
         self._directory = directory
 
     def steps(self) -> list[int]:
-        """The steps of finished checkpoints, ascending; OSError where the directory cannot be looked into."""
+        """Return the steps of finished checkpoints, ascending.
+
+        Raises:
+          OSError: the directory cannot be listed.
+        """
         try:
-            # What is not finished has another name.
+            # Unfinished checkpoints have other names.
             return sorted(int(child.name) for child in self._directory.iterdir() if _is_step(child))
         except FileNotFoundError:
             return []
 
     def read(self, step: int, name: str) -> str:
-        """A file of a step; OSError or ValueError where it cannot be read."""
+        """Read a text file of a step; raises OSError or ValueError if this fails."""
         return (self._directory / str(step) / name).read_text()
 
     @contextlib.contextmanager
     def opened(self, step: int) -> Iterator[Path]:
-        """The folder of a step, to read arrays from."""
+        """A context with the folder of a step, to read arrays from."""
         yield self._directory / str(step)
 
     def set_aside(self, step: int) -> Path:
-        """Move a step's folder to where it is in nobody's way, beside all that were moved there before."""
+        """Move a step's folder to an unused name in `damaged_checkpoints/`; return it."""
         target = free_place(self._directory.parent / DAMAGED, step)
         target.parent.mkdir(exist_ok=True)
         (self._directory / str(step)).rename(target)
         return target
 
     def writer(self, kept: Callable[[list[int]], set[int]], still_ours: Callable[[], bool]) -> ocp.CheckpointManager:
-        """What writes steps in the background, and afterwards removes those that are not kept.
+        """Return a manager that writes steps in the background, and then removes old ones.
 
         Args:
-          kept: which of given steps are.
-          still_ours: whether what is left of writes that were cut off may be removed.
+          kept: returns the subset of the given steps to keep.
+          still_ours: returns whether leftovers of interrupted writes may be removed; not used here.
         """
-        del still_ours  # a folder under another run's lock is found out before this
+        del still_ours  # another run's lock on the folder is detected earlier
         self._directory.mkdir(parents=True, exist_ok=True)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_Kept(kept), cleanup_tmp_directories=True, enable_async_checkpointing=True
@@ -61,18 +65,18 @@ class StepFolders:
         return ocp.CheckpointManager(self._directory.absolute(), options=options, item_handlers=handlers)
 
     def unfinished(self, step: int) -> list[Path]:
-        """What a write of `step` that has failed has left."""
+        """Return the leftovers of failed writes of `step`."""
         return list(self._directory.glob(f"{step}.orbax-checkpoint-tmp*"))
 
 
 def free_place(folder, step: int):
-    """A path for `step` in a folder that has nothing there: `<step>`, `<step>.1` and so on."""
+    """Return the first unused path in a folder: `<step>`, `<step>.1` and so on."""
     names = itertools.chain([str(step)], (f"{step}.{i}" for i in itertools.count(1)))
     return next(folder / name for name in names if not (folder / name).exists())
 
 
 class _Kept(ocp.checkpoint_managers.PreservationPolicy):
-    """Which checkpoints Orbax keeps."""
+    """Orbax policy that keeps the steps which `kept` selects."""
 
     def __init__(self, kept):
         self._kept = kept

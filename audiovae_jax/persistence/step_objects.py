@@ -1,9 +1,10 @@
-"""Where a run's checkpoints lie: in a bucket, with the same names as on disk.
+"""Storage of a run's checkpoints in a bucket, with the same names as on disk.
 
-Orbax writes no s3://, and its gs:// takes Google's own libraries. Moreover a bucket renames nothing, so that what
-Orbax does at the end of a write would be seen half done. So a step is written to this machine's disk, and put into
-the bucket whole: `commit_success.txt` comes last, is what makes it a checkpoint, and is the first to go. The state is
-the same on all devices, so that the first process has all of it.
+Orbax cannot write to s3://, and for gs:// it needs Google's own libraries. Buckets also have no atomic rename, so
+readers could see Orbax's commit half done. Therefore a step is written to the local disk and then uploaded. Its last
+object is `commit_success.txt`, which marks a finished checkpoint. When a step is removed, this object goes first.
+
+The state is replicated over devices, so the first process has all of it.
 """
 
 import contextlib
@@ -23,48 +24,48 @@ _MARKER = "commit_success.txt"
 
 
 class StepObjects:
-    """The steps under `directory`, as `StepFolders` has them."""
+    """The steps under `directory`, with the interface of `StepFolders`."""
 
     def __init__(self, directory: BucketPath):
         self._directory = directory
 
     def steps(self) -> list[int]:
-        """The steps of whole checkpoints, ascending."""
+        """Return the steps of finished checkpoints, ascending."""
         found = (name.split("/") for name in self._directory.files())
         return sorted(int(parts[0]) for parts in found if parts[0].isdigit() and parts[1:] == [_MARKER])
 
     def read(self, step: int, name: str) -> str:
-        """An object of a step; OSError or ValueError where it cannot be read."""
+        """Read a text object of a step; raises OSError or ValueError if this fails."""
         return (self._directory / str(step) / name).read_text()
 
     @contextlib.contextmanager
     def opened(self, step: int) -> Iterator[Path]:
-        """A copy of a step on this machine's disk, for as long as it is open."""
+        """A context with a temporary local copy of a step."""
         with tempfile.TemporaryDirectory(prefix="audiovae_jax_") as folder:
             copy = Path(folder) / str(step)
             (self._directory / str(step)).download(copy)
             yield copy
 
     def set_aside(self, step: int) -> BucketPath:
-        """Copy a step to where it is in nobody's way, and only then remove it here."""
+        """Copy a step to `damaged_checkpoints/`, then remove it here; return the new path."""
         source, target = self._directory / str(step), free_place(self._directory.parent / DAMAGED, step)
         source.copy_tree(target, last=_MARKER)
         source.remove_tree(first=_MARKER)
         return target
 
     def writer(self, kept: Callable[[list[int]], set[int]], still_ours: Callable[[], bool]) -> "Uploads":
-        """As `StepFolders.writer`."""
+        """Return a writer as `StepFolders.writer` does; see there."""
         return Uploads(self._directory, self.steps, kept, still_ours)
 
     def unfinished(self, step: int) -> list:
-        """Nothing: what was not put there whole is no checkpoint, and the next write of the step replaces it."""
+        """Return an empty list: the next write of the step replaces a partial upload."""
         return []
 
 
 class Uploads:
-    """Writes steps to this machine's disk and puts them into a bucket, in the background.
+    """Writes steps to the local disk and uploads them to a bucket in the background.
 
-    It has those methods of Orbax's manager that `Checkpoints` calls. Only the first process does anything.
+    It has the methods of Orbax's `CheckpointManager` that `Checkpoints` calls. Only the first process writes.
     """
 
     def __init__(self, directory, steps, kept, still_ours):
@@ -73,7 +74,7 @@ class Uploads:
         self._error: Exception | None = None
 
     def save(self, step: int, args: ocp.args.Composite, force: bool = True):
-        """Begin; the arrays may be donated afterwards."""
+        """Start writing a step; the arrays may be donated on return."""
         del force
         self.wait_until_finished()
         if not agreement.is_first():
@@ -98,11 +99,11 @@ class Uploads:
         self._thread.start()
 
     def is_saving_in_progress(self) -> bool:
-        """Whether something is on its way."""
+        """Return whether a step is being written or uploaded."""
         return self._thread is not None and self._thread.is_alive()
 
     def wait_until_finished(self):
-        """Until the step is in the bucket; raises what has gone wrong, once."""
+        """Wait until the step is in the bucket; raises the error of a failed write, once."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -111,7 +112,7 @@ class Uploads:
             raise error
 
     def close(self):
-        """Finish."""
+        """Wait for the current write, like `wait_until_finished`."""
         self.wait_until_finished()
 
     def _finish(self, manager, folder, step):
@@ -119,7 +120,7 @@ class Uploads:
             manager.wait_until_finished()
             manager.close()
             self._upload(folder / str(step), self._directory / str(step))
-            with contextlib.suppress(OSError):  # what is too many goes with the next one
+            with contextlib.suppress(OSError):  # old steps that remain are removed after the next write
                 self._remove_others()
         except Exception as error:
             self._error = error

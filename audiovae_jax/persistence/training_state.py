@@ -1,4 +1,4 @@
-"""`load_training_state`: what was saved beside a model, for going on with its training."""
+"""`load_training_state`: the state saved with a model, to resume its training."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,19 +21,23 @@ from audiovae_jax.training.state import split_trainable
 def load_training_state(
     path: str | Path, optimizer: optax.GradientTransformation | None = None, *, step: int | None = None
 ) -> dict[str, Any]:
-    """Where training stood, and what it needs to go on, from whatever `load_model` takes.
+    """Load the state needed to resume training.
 
     Args:
       path, step: see `load_model`.
-      optimizer: of which the state is wanted, with the transform and its order that it was saved with;
-        AdamW (`optimizer.AdamW`) for files of the PyTorch system.
+      optimizer: the optimizer whose state to return. It must be the transform that the state was saved with, in the
+        same order. For files of the PyTorch system, it is AdamW (`optimizer.AdamW`).
 
     Returns:
-      `epoch`, `global_step` (None where they are not known), `metadata`, `optimizer_state` (None without
-      an optimizer, or where none was saved), `discriminator` and `discriminator_params` (likewise).
+      A dict with
+
+      * `epoch`, `global_step`: None if unknown.
+      * `metadata`: the saved metadata.
+      * `optimizer_state`: None without `optimizer`, or if no state was saved.
+      * `discriminator`, `discriminator_params`: None if no discriminator was saved.
 
     Raises:
-      CheckpointError: there is no model there, it is damaged, or the optimizer is another.
+      CheckpointError: there is no model at `path`, it is damaged, or its optimizer state belongs to another optimizer.
     """
     return training_state_of(saved_model.open_model(path, step=step, training=True), path, optimizer)
 
@@ -41,7 +45,7 @@ def load_training_state(
 def training_state_of(
     loaded: saved_model.LoadedModel, path: str | Path, optimizer: optax.GradientTransformation | None = None
 ) -> dict[str, Any]:
-    """`load_training_state` of a model that was opened already, with `training=True`."""
+    """Return `load_training_state` for a model that was opened with `training=True`."""
     state = {
         "epoch": loaded.epoch,
         "global_step": loaded.global_step,
@@ -62,12 +66,12 @@ def training_state_of(
 
 
 class Beside(NamedTuple):
-    """What lies beside a model.
+    """Training state that is stored with a model.
 
     Attributes:
-      optimizer: whether an optimizer's state does.
-      discriminator: the dotted name of its class; None without one.
-      discriminator_parameters: how many it has.
+      optimizer: whether there is an optimizer state.
+      discriminator: dotted name of the discriminator's class; None without a discriminator.
+      discriminator_parameters: number of its parameters.
     """
 
     optimizer: bool
@@ -76,10 +80,12 @@ class Beside(NamedTuple):
 
 
 def beside(loaded: saved_model.LoadedModel, path: str | Path) -> Beside:
-    """What lies beside a model that was opened, whether or not the discriminator's class can be imported here.
+    """Describe the training state that is stored with an opened model.
+
+    The discriminator's class need not be importable.
 
     Raises:
-      CheckpointError: it cannot be read.
+      CheckpointError: the training state cannot be read.
     """
     if loaded.kind == "torch file":
         with saved_model.at_hand(locate.opened_path(path)) as local:
@@ -113,14 +119,14 @@ def _torch_training_state(path, loaded, optimizer):
 
 
 def _trees(path, loaded):
-    """`(what lies beside the model, by its name in a saved model, the discriminator's name and arguments)`."""
+    """Return `(trees by name, discriminator's description)` stored with the model."""
     if loaded.kind == "saved model":
         return loaded.training, loaded.discriminator
     return _checkpoint_trees(path, loaded.global_step)
 
 
 def _checkpoint_trees(path, step):
-    """`(trees as a saved model has them, the discriminator's description)` of a workdir's checkpoint."""
+    """Return `(trees by name, discriminator's description)` of a workdir's checkpoint."""
     folder, _ = locate.locate(path)
     checkpoints = Checkpoints(folder, read_only=True)
     try:
@@ -136,7 +142,7 @@ def _checkpoint_trees(path, step):
 
 
 def _fill_optimizer(optimizer, loaded, tree, path):
-    """An optax state of `optimizer` with the arrays that were saved, which are known by their places."""
+    """Return the state of `optimizer` with the saved arrays, matched by tree path."""
     trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
     for params in (trainable, loaded.variables["params"]):
         state = jax.eval_shape(optimizer.init, params)

@@ -1,1 +1,1 @@
-"""Files that are whole or not there, checksums, and trees of arrays on disk."""
+"""Atomic files, buckets, checksums, and trees of arrays on disk."""

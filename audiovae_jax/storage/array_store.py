@@ -1,4 +1,7 @@
-"""Trees of arrays on disk: Orbax underneath, each array checked against a description kept elsewhere."""
+"""Trees of arrays on disk, stored with Orbax.
+
+Each array is verified against a description that the caller stores.
+"""
 
 import errno
 import os
@@ -17,21 +20,24 @@ PyTree = Any
 
 
 def describe(tree: PyTree) -> dict[str, str]:
-    """`{"params/encoder/...": "float32[7, 2, 8] 1a2b3c4d"}`: dtype, shape and checksum of a tree's arrays."""
+    """Return dtype, shape and checksum of a tree's arrays.
+
+    The result is of the form `{"params/encoder/...": "float32[7, 2, 8] 1a2b3c4d"}`.
+    """
     sums = checksums(tree)
     return {name: f"{kind} {sums[name]}" for name, kind in describe_shapes(tree).items()}
 
 
 def describe_shapes(tree: PyTree) -> dict[str, str]:
-    """`{"params/encoder/...": "float32[7, 2, 8]"}` of a tree of arrays or shapes.
+    """Return `{"params/encoder/...": "float32[7, 2, 8]"}` for arrays or shapes.
 
-    Tuples with names and dicts of the same keys give the same names.
+    Named tuples and dicts with the same keys result in the same names.
     """
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named_leaves(tree).items()}
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """`{"params/encoder/...": leaf}`, in the tree's order."""
+    """Return `{"params/encoder/...": leaf}`, in the tree's order."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -39,7 +45,10 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
 
 
 def like(abstract: PyTree, tree: PyTree) -> PyTree | None:
-    """The arrays of `tree` in the structure of `abstract`; None where their names, shapes or dtypes differ."""
+    """Return the arrays of `tree` in the structure of `abstract`.
+
+    The result is None if names, shapes or dtypes differ.
+    """
     names = describe_shapes(abstract)
     if names != describe_shapes(tree):
         return None
@@ -48,7 +57,11 @@ def like(abstract: PyTree, tree: PyTree) -> PyTree | None:
 
 
 def differences(expected: dict[str, str], given: dict[str, str]) -> Iterator[tuple[str, str, str]]:
-    """`(name, expected, given)` wherever two results of `describe_shapes` differ; "absent" where one has none."""
+    """Iterate over the differences between two results of `describe_shapes`.
+
+    Yields:
+      `(name, expected, given)`, with "absent" for a missing array.
+    """
     for name in sorted(expected.keys() | given.keys()):
         ours, theirs = expected.get(name, "absent"), given.get(name, "absent")
         if ours != theirs:
@@ -56,18 +69,18 @@ def differences(expected: dict[str, str], given: dict[str, str]) -> Iterator[tup
 
 
 def shapes_of(described: dict[str, str]) -> dict[str, str]:
-    """What `describe_shapes` gives of the tree that `describe` gives this of."""
+    """Convert a result of `describe` to the result of `describe_shapes`."""
     return {name: text.rpartition(" ")[0] for name, text in described.items()}
 
 
 def require_same(expected: dict[str, str], described: dict[str, str], where: str):
-    """Raise CheckpointError, naming the array, where shapes, dtypes or names differ."""
+    """Raise CheckpointError with the array's name if names, shapes or dtypes differ."""
     for name, ours, theirs in differences(expected, shapes_of(described)):
         raise CheckpointError(f"{where} is of another configuration: {name} is {theirs} there and {ours} here")
 
 
 def require_checksums(tree: PyTree, described: dict[str, str], where: str):
-    """Raise CheckpointError where an array's contents are not those described."""
+    """Raise CheckpointError if an array does not match its described checksum."""
     wrong = [name for name, value in checksums(tree).items() if described[name].rpartition(" ")[2] != value]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -75,58 +88,58 @@ def require_checksums(tree: PyTree, described: dict[str, str], where: str):
 
 
 def write_tree(directory: Path, tree: PyTree):
-    """Write `tree`; the directory must not exist.
+    """Write `tree` to a directory that does not exist yet.
 
     Raises:
-      OSError: it cannot be written; the storage's own errors are made such.
+      OSError: the tree cannot be written. Errors of the storage are converted to OSError.
     """
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(tree))
     except OSError:
         raise
-    except Exception as error:  # Orbax and its storage raise what they like
+    except Exception as error:  # Orbax and its storage raise exceptions of any type
         raise OSError(storage_reason(error)) from error
-    # It names the folder on this machine, which is nobody's business where the tree is shared.
+    # The marker contains this machine's path, which should not be shared with the tree.
     for marker in directory.rglob("commit_success.txt"):
         marker.unlink()
 
 
 def read_like(directory: Path, abstract: PyTree, where: str) -> PyTree:
-    """The tree at `directory` with the structure, shapes and dtypes of `abstract`, on this process's first device.
+    """Read a tree with the structure, shapes and dtypes of `abstract`.
 
-    Other processes are not waited for.
+    The arrays are put on this process's first device. This does not wait for other processes.
 
     Args:
-      directory: what Orbax's standard handler wrote.
+      directory: a directory that Orbax's standard handler wrote.
       abstract: a tree of shapes.
-      where: what errors call the directory.
+      where: name of the directory in errors.
 
     Raises:
-      CheckpointError: it is missing or damaged.
+      CheckpointError: the tree is missing or damaged.
     """
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
     try:
         with _reader(ocp.StandardCheckpointHandler) as checkpointer:
             return checkpointer.restore(directory.absolute(), args=ocp.args.StandardRestore(target))
-    except Exception as error:  # Orbax and its storage raise what they like
+    except Exception as error:  # Orbax and its storage raise exceptions of any type
         raise CheckpointError(f"{where} is damaged: {first_line(error)}") from error
 
 
 def read_tree(
     directory: Path, described: dict[str, str], parts: tuple[str, ...] | None = None, where: str | None = None
 ) -> dict:
-    """The tree at `directory` as nested dicts of numpy arrays, on whatever devices it was written.
+    """Read a tree as nested dicts of numpy arrays, whatever devices wrote it.
 
     Args:
-      directory: what `write_tree`, or Orbax's standard handler, wrote.
-      described: what must be there, see `describe`; arrays outside of `parts` are passed over.
+      directory: a directory that `write_tree` or Orbax's standard handler wrote.
+      described: expected arrays, see `describe`; those outside of `parts` are ignored.
       parts: top-level keys to read; None for all.
-      where: what errors call the directory.
+      where: name of the directory in errors; by default its path.
 
     Raises:
-      CheckpointError: it is missing, damaged, or not what is described.
+      CheckpointError: the tree is missing, damaged, or does not match its description.
     """
     where = where or str(directory)
     try:
@@ -142,7 +155,7 @@ def read_tree(
                 directory.absolute(),
                 args=ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=parts is not None),
             )
-    except Exception as error:  # Orbax and its storage raise what they like
+    except Exception as error:  # Orbax and its storage raise exceptions of any type
         raise CheckpointError(f"{where} is damaged: {first_line(error)}") from error
     wanted = {name: array for name, array in described.items() if parts is None or name.partition("/")[0] in parts}
     for name, there, written in differences(describe_shapes(restored), shapes_of(wanted)):
@@ -152,13 +165,13 @@ def read_tree(
 
 
 def first_line(error: Exception) -> str:
-    """A foreign exception in one line."""
+    """Return another library's exception as one line, with its type."""
     text = str(error).strip().split("\n")[0]
     return f"{type(error).__name__}: {text}"[:300]
 
 
 def storage_reason(error: Exception) -> str:
-    """Why storage failed, in one line: the operating system's words where they are in there."""
+    """Return why storage failed, in one line; the operating system's message if found."""
     while error is not None:
         text = str(error)
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT):
@@ -169,7 +182,7 @@ def storage_reason(error: Exception) -> str:
 
 
 def _reader(handler):
-    """A checkpointer that reads for this process alone: what fails in one must not keep others waiting."""
+    """Return a checkpointer for this process alone, so that others never wait for it."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there."""
+"""Atomic writes of files and folders."""
 
 import contextlib
 import errno
@@ -14,16 +14,16 @@ from pathlib import Path
 _UNFINISHED = re.compile(r"\.(\d+)\.tmp(\.[^.]*)?$")
 _MOVED_ASIDE = re.compile(r"\.\d+\.old$")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path makes one slash of two
-_SILENT = 60.0  # seconds
+_SILENT = 60.0  # seconds without a write after which a file may be removed
 _LONGEST_SWAP = 1.0  # seconds between the two renames that replace a folder
 _LONGEST_NAME = 255  # bytes, on nearly every file system
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path of the same suffix, which takes the place of `path` if nothing goes wrong.
+    """A context with a temporary path that replaces `path` on success.
 
-    Whatever writes it, who may read the file is as the user's umask has it.
+    Both have the same suffix. The file's permissions follow the user's umask, whichever library writes it.
     """
     _require_local(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,13 +41,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A temporary path for a folder, which takes the place of `path` if nothing goes wrong.
+    """A context with a temporary path for a folder, which replaces `path` on success.
 
-    A folder that was at `path` is moved aside for that moment: if the machine stops just then, it is found
-    beside, as `.<name>.<number>.old`.
+    An existing folder at `path` is briefly renamed to `.<name>.<number>.old`. It remains there if the machine stops
+    at that moment.
     """
     _require_local(path)
-    path = Path(os.path.realpath(path))  # a link stays, and what it leads to is replaced
+    path = Path(os.path.realpath(path))  # keep a symbolic link, and replace its target
     temporary = beside(path, "tmp", path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,18 +58,20 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def beside(path: Path, ending: str, name: str | None = None) -> Path:
-    """A hidden name of this process's own in the folder of `path`: `.<name>.<process>.<ending>`.
+    """Return a hidden path next to `path`, unique to this process.
 
-    The name is the path's without its suffix, if none is given. A folder's is given whole: in `Song v1.2`, `.2` is
-    no suffix, and `Song v1.3` is another folder.
+    Its name is `.<name>.<process>.<ending>`.
+
+    By default, the name is that of `path` without its suffix. For a folder, pass its full name: `.2` is no suffix in
+    `Song v1.2`, and `Song v1.3` is another folder.
     """
     return path.with_name(_hidden(path.stem if name is None else name, f".{os.getpid()}.{ending}"))
 
 
 def await_swap(path: Path):
-    """Wait for as long as `replacing_folder` has nothing at `path`, at most a second.
+    """Wait while `replacing_folder` is between its two renames of `path`.
 
-    That is between its two renames. The folder that was moved aside shows it.
+    This takes at most a second. The renamed old folder shows that a replacement is in progress.
     """
     end = time.monotonic() + _LONGEST_SWAP
     while not os.path.exists(path) and _is_moved_aside(path) and time.monotonic() < end:
@@ -77,10 +79,10 @@ def await_swap(path: Path):
 
 
 def remove_leftovers(folder: Path):
-    """Delete what programs that were killed have left unfinished in a folder.
+    """Delete the unfinished files that killed programs left in a folder.
 
-    That is what has the number of no process of this machine in its name, and was not written to for a minute, as
-    another machine's would be.
+    A file counts as left over if the process in its name does not run on this machine, and if it was not written to
+    for a minute. Another machine's process would have written to it.
     """
     try:
         names = [name for name in os.listdir(folder) if is_temporary(name)]
@@ -95,12 +97,12 @@ def remove_leftovers(folder: Path):
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file's name is one of `beside`: of something that was not finished."""
+    """Return whether a name is a temporary one of `beside`, for an unfinished file."""
     return name.startswith(".") and (".tmp." in name or name.endswith((".tmp", ".old")))
 
 
 def require_writable(path: str | Path):
-    """Raise OSError unless something can be made at `path`; nothing is left behind."""
+    """Raise OSError unless `path` can be created; leaves nothing behind."""
     _require_local(path)
     folder = Path(path).absolute().parent
     while not os.path.exists(folder):
@@ -119,7 +121,7 @@ def _require_local(path):
 
 def _hidden(name, ending):
     start = os.fsencode(name)[: _LONGEST_NAME - 1 - len(os.fsencode(ending))]
-    # A character that was cut in the middle would be a name that some file systems refuse.
+    # Drop a partial character at the end, since some file systems reject it.
     return f".{start.decode(errors='ignore') if start != os.fsencode(name) else name}{ending}"
 
 
@@ -135,7 +137,7 @@ def _is_moved_aside(path):
 
 def _is_running(pid):
     try:
-        os.kill(pid, 0)  # asks whether it is there
+        os.kill(pid, 0)  # signal 0 only checks that the process exists
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:

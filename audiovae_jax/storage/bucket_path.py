@@ -1,7 +1,9 @@
-"""`BucketPath`: a path in a bucket, with what a run needs of a `pathlib.Path`; `as_path` makes whichever is meant.
+"""`BucketPath`: a path in a bucket with the methods of `Path` that a run needs.
 
-Etils' paths are not used: where TensorFlow is installed they go through it, which knows no s3://, and otherwise
-they believe listings that they made before.
+`as_path` returns a `Path` or a `BucketPath` for a user's path.
+
+Paths of etils are not used. If TensorFlow is installed, they go through it, and it does not support s3://. Otherwise
+they rely on cached listings.
 """
 
 import contextlib
@@ -16,22 +18,22 @@ from typing import Any
 
 from audiovae_jax.storage import atomic, server
 
-_PATIENCE = 60.0  # seconds for which a request that fails is tried again
+_PATIENCE = 60.0  # seconds during which a failing request is retried
 
 
 class ServerAwayError(OSError):
-    """A server that did not answer for as long as was waited; it says nothing of what is there."""
+    """A server did not respond in time; the path may or may not exist."""
 
 
 class BucketPath:
-    """An object, or the objects under a name that is like a folder's: `s3://bucket/run` or `gs://bucket/run`.
+    """An object or a folder-like prefix: `s3://bucket/run` or `gs://bucket/run`.
 
-    Folders are not made, they are there with the first object in them; an object is written whole or not at all.
-    Whatever goes wrong is an OSError whose `strerror` says what to do.
+    Folders are not created. They exist as soon as there is an object under their name. Objects are written atomically.
+    Every failure is an OSError whose `strerror` gives the reason and, for refused access, a remedy.
 
     Args:
-      url: with its scheme.
-      patience: seconds for which a request is tried again while the network or the server fails.
+      url: the URL with its scheme.
+      patience: seconds during which a request is retried while the network or the server fails.
     """
 
     def __init__(self, url: str, patience: float = _PATIENCE):
@@ -67,29 +69,29 @@ class BucketPath:
         return BucketPath(self._url.rpartition("/")[0], self._patience)
 
     def patient(self, seconds: float) -> "BucketPath":
-        """The same path, whose requests are tried again for so long."""
+        """Return the same path with requests that are retried for `seconds`."""
         return BucketPath(self._url, seconds)
 
     def exists(self) -> bool:
-        """Whether there is an object of this name, or one under it."""
+        """Return whether there is an object with this name or under it."""
         return self._request(lambda filesystem, key: filesystem.exists(key))
 
     def is_dir(self) -> bool:
-        """Whether there are objects under this name."""
+        """Return whether there are objects under this name."""
         return self._request(lambda filesystem, key: filesystem.isdir(key))
 
     def is_file(self) -> bool:
-        """Whether there is an object of this name."""
+        """Return whether there is an object with this name."""
         return self._request(lambda filesystem, key: filesystem.isfile(key))
 
     def iterdir(self) -> Iterator["BucketPath"]:
-        """What a folder would hold; FileNotFoundError where there is nothing."""
+        """Iterate over entries directly under this name; FileNotFoundError if none."""
         entries = self._request(lambda filesystem, key: filesystem.ls(key, detail=False))
         names = sorted({entry.rstrip("/").rpartition("/")[2] for entry in entries} - {self.name, ""})
         return (self / name for name in names)
 
     def files(self) -> dict[str, int]:
-        """`{name under this one: bytes}` of all objects, at any depth."""
+        """Return `{relative name: bytes}` of all objects under this name, at any depth."""
 
         def find(filesystem, key):
             found = filesystem.find(key, detail=True)
@@ -99,57 +101,57 @@ class BucketPath:
         return self._request(find)
 
     def size(self) -> int:
-        """Bytes, of the object or of all under it."""
+        """Return the size in bytes of the object, or of all objects under this name."""
         files = self.files()
         return sum(files.values()) if files else self._request(lambda filesystem, key: filesystem.size(key))
 
     def read_bytes(self) -> bytes:
-        """The object's contents."""
+        """Return the object's contents."""
         return self._request(lambda filesystem, key: filesystem.cat_file(key))
 
     def read_text(self) -> str:
-        """The object's contents as UTF-8."""
+        """Return the object's contents, decoded as UTF-8."""
         return self.read_bytes().decode()
 
     def write_bytes(self, content: bytes):
-        """Put the object there, in place of one that is."""
+        """Write the object; an existing one is replaced."""
         self._request(lambda filesystem, key: filesystem.pipe_file(key, content))
 
     def write_text(self, text: str):
-        """`write_bytes` of UTF-8."""
+        """Write text as UTF-8; an existing object is replaced."""
         self.write_bytes(text.encode())
 
     def create(self, text: str):
-        """Put the object there, unless there is one.
+        """Write the object if it does not exist.
 
-        Of several writers one succeeds; a server that knows no conditions lets two of the same moment succeed.
+        One of several concurrent writers succeeds. On servers without conditional writes, two can succeed at once.
 
         Raises:
-          FileExistsError: there is one.
+          FileExistsError: the object exists.
         """
         if self.exists():
             raise FileExistsError(errno.EEXIST, "there is one already", self._url)
         self._put_if(text, mode="create")
 
     def replace(self, text: str, version: str):
-        """Put the object in place of that of a `version`.
+        """Replace the object if it still has the given version.
 
-        On S3 of several writers one succeeds; elsewhere two of the same moment may.
+        On S3, one of several concurrent writers succeeds. Elsewhere, two can succeed at once.
 
         Raises:
-          FileExistsError: what is there is another one.
+          FileExistsError: the object has another version.
         """
         if self.version() != version:
             raise FileExistsError(errno.EEXIST, "there is another one already", self._url)
         self._put_if(text, **({"IfMatch": version} if self._url.startswith("s3://") else {}))
 
     def version(self) -> str:
-        """What changes with the object's contents; S3's ETag where there is one."""
+        """Return a string that changes with the object's contents, such as its ETag."""
         info = self._request(lambda filesystem, key: filesystem.info(key))
         return str(info.get("ETag") or info.get("etag") or info.get("generation") or "")
 
     def modified(self) -> float:
-        """When the object was last written, in seconds by the server's clock."""
+        """Return the time of the last write, in seconds by the server's clock."""
         return self._request(lambda filesystem, key: filesystem.modified(key)).timestamp()
 
     def unlink(self, missing_ok: bool = False):
@@ -161,32 +163,32 @@ class BucketPath:
                 raise
 
     def remove_tree(self, first: str | None = None):
-        """Remove the objects under this name, beginning with `first`."""
+        """Remove the objects under this name, `first` before all others."""
         names = sorted(self.files(), key=lambda name: (name != first, name))
         for name in names:
             (self / name).unlink(missing_ok=True)
 
     def copy_tree(self, target: "BucketPath", last: str | None = None):
-        """Copy the objects under this name to the same names under `target`, at the server; `last` at the end."""
+        """Copy the objects under this name to `target` on the server, `last` at the end."""
         for name in sorted(self.files(), key=lambda name: (name == last, name)):
             to = (target / name)._key()
             (self / name)._request(lambda filesystem, key, to=to: filesystem.cp_file(key, to))
 
     def upload(self, folder: Path, last: str | None = None):
-        """Put the files under a local folder to the same names under this one; `last` at the end."""
+        """Upload the files of a local folder to the same names here, `last` at the end."""
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         for name in sorted(names, key=lambda name: (name == last, name)):
             (self / name).upload_file(folder / name)
 
     def upload_file(self, file: Path):
-        """Put a local file's contents to this name."""
+        """Upload a local file to this name."""
         self._request(lambda filesystem, key: filesystem.put_file(os.fspath(file), key))
 
     def download(self, folder: Path):
-        """Fetch the objects under this name into a local folder.
+        """Download the objects under this name to a local folder.
 
         Raises:
-          OSError: they cannot be fetched, or there are none.
+          OSError: the objects cannot be fetched, or there are none.
         """
         files = self.files()
         if not files:
@@ -196,7 +198,7 @@ class BucketPath:
             (self / name).download_file(folder / name)
 
     def download_file(self, file: Path):
-        """Fetch the object into a local file."""
+        """Download the object to a local file."""
         self._request(lambda filesystem, key: filesystem.get_file(key, os.fspath(file)))
 
     def _key(self):
@@ -211,7 +213,7 @@ class BucketPath:
             self.write_text(text)
 
     def _request(self, action):
-        """What `action(file system, key)` returns, tried again while that can help."""
+        """Return `action(file system, key)`, retried while this can help."""
 
         def request():
             return action(_filesystem(self._url.partition("://")[0], os.getpid()), self._key())
@@ -220,7 +222,7 @@ class BucketPath:
             return server.persistently(request, self._patience)
         except server.AwayError as error:
             raise self._as_os_error(error.__cause__, final=False) from error.__cause__
-        except Exception as error:  # every backend has exceptions of its own
+        except Exception as error:  # each backend has its own exception types
             raise self._as_os_error(error, final=True) from error
 
     def _as_os_error(self, error, final):
@@ -230,7 +232,7 @@ class BucketPath:
             and error.filename is not None
             and not server.is_refusal(error)
         ):
-            return error  # of a local file, or ours
+            return error  # an error of a local file, or raised by this module
         if server.is_refusal(error):
             return PermissionError(errno.EACCES, server.explained(error, self._url), self._url)
         if isinstance(error, FileNotFoundError):
@@ -246,12 +248,12 @@ class BucketPath:
 
 
 def as_path(path: "str | os.PathLike | BucketPath") -> "Path | BucketPath":
-    """A path in a bucket for a URL of one, and one on this machine for all else.
+    """Return a `BucketPath` for the URL of a bucket, and a `Path` for all other paths.
 
-    Other kinds of paths that know URLs, as etils', are taken by what they print.
+    Other path types that support URLs, such as those of etils, are converted by `os.fspath`.
 
     Raises:
-      OSError: the URL is of no bucket.
+      OSError: the URL is not of a bucket.
     """
     if isinstance(path, BucketPath):
         return path
@@ -264,7 +266,7 @@ def as_path(path: "str | os.PathLike | BucketPath") -> "Path | BucketPath":
 
 
 def write_json(path: Path | BucketPath, value: Any):
-    """Write JSON so that the file is either whole or not there."""
+    """Write a value as JSON, atomically."""
     text = json.dumps(value, indent=2, sort_keys=True) + "\n"
     if isinstance(path, BucketPath):
         path.write_text(text)
@@ -275,10 +277,12 @@ def write_json(path: Path | BucketPath, value: Any):
 
 @contextlib.contextmanager
 def local_copy(path: "Path | BucketPath") -> Iterator[Path]:
-    """The same files on this machine: fetched, for as long as it is open, where they are in a bucket.
+    """A context with a local path of the same files.
+
+    Files in a bucket are fetched to a temporary folder. Local paths are returned unchanged.
 
     Raises:
-      OSError: they cannot be fetched.
+      OSError: the files cannot be fetched.
     """
     if not isinstance(path, BucketPath):
         yield path
@@ -294,6 +298,6 @@ def local_copy(path: "Path | BucketPath") -> Iterator[Path]:
 
 @functools.lru_cache(maxsize=8)
 def _filesystem(scheme, process):
-    """One for all threads of a process; a forked one has none of its parent's threads."""
+    """Return a file system per process: a forked process lacks its parent's threads."""
     del process
     return server.connect(f"{scheme}://")

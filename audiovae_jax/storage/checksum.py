@@ -1,8 +1,8 @@
-"""Checksums: one per array of a tree, computed where the arrays are, and one of what JSON holds.
+"""Checksums of arrays, computed on their devices, and of JSON values.
 
-Storage that flips a bit tells nobody: array stores check no contents. Here each element is mixed with
-its index by a bijection (the finaliser of MurmurHash3) and the results are added: one changed element
-always changes the sum, and other damage goes unseen with a chance of about one in 2^32.
+Array stores do not verify contents, so a flipped bit in storage would go undetected. Here each element is mixed with
+its index by a bijection (the finalizer of MurmurHash3), and the results are added. A change of one element always
+changes the sum. Other damage is missed with a probability of about one in 2^32.
 """
 
 import hashlib
@@ -17,23 +17,23 @@ PyTree = Any
 
 
 def checksums(tree: PyTree) -> dict[str, str]:
-    """`{"params/encoder/...": eight hex digits}` for every array of `tree`; the same on any device."""
+    """Return `{"params/encoder/...": eight hex digits}`, equal on all devices."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
     arrays = [leaf for _, leaf in leaves]
-    # On the host there is nothing to compile, which takes longer than the sums of a model do.
+    # Numpy arrays are summed on the host, where no compilation is needed. Compiling takes longer than summing a model.
     on_host = all(isinstance(array, np.ndarray) for array in arrays)
     sums = [_sum(array, np) for array in arrays] if on_host else jax.device_get(_sums(arrays))
     return {name: f"{int(s):08x}" for name, s in zip(names, sums, strict=True)}
 
 
 def json_checksum(content: dict) -> str:
-    """Sixteen hex digits of what JSON can hold, without its own entry `checksum`.
+    """Return sixteen hex digits for a JSON value, ignoring its entry `checksum`.
 
-    JSON reads back as equal what it wrote, so that order and spaces do not count.
+    The value is first converted to JSON and back, so key order and whitespace do not matter.
 
     Raises:
-      TypeError, ValueError, RecursionError: JSON cannot hold it.
+      TypeError, ValueError, RecursionError: the value cannot be represented in JSON.
     """
     content = json.loads(json.dumps({**content, "checksum": None}))
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
@@ -45,7 +45,7 @@ def _sums(arrays):
 
 
 def _sum(x, xnp):
-    """The sum, by numpy or jax.numpy."""
+    """Return the checksum as a uint32, computed with numpy or jax.numpy."""
     if x.dtype == np.bool_:
         x = x.astype(np.uint8)
     bits = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}[x.dtype.itemsize]

@@ -1,7 +1,7 @@
-"""Servers behind URLs, through fsspec: how they are reached, and what their errors mean.
+"""Connections to servers behind URLs through fsspec, with retries and error texts.
 
-Credentials are found as the backend finds them (for s3://: AWS_PROFILE, AWS_ACCESS_KEY_ID and so on). A server
-other than Amazon's is named by AWS_ENDPOINT_URL; FSSPEC_S3_ANON=true reads public buckets without credentials.
+The backend finds the credentials (for s3://: AWS_PROFILE, AWS_ACCESS_KEY_ID and so on). AWS_ENDPOINT_URL sets an
+S3 server other than Amazon's. FSSPEC_S3_ANON=true reads public buckets without credentials.
 """
 
 import errno
@@ -13,15 +13,15 @@ from typing import TypeVar
 
 _Result = TypeVar("_Result")
 
-# What another attempt does not change, by type and by name: the backends' own types are not imported here.
+# Errors that a retry cannot fix, by type or name. Types of the backends are not imported here.
 _FINAL_ERRORS = (
     FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError,
     ValueError, TypeError, AttributeError, NotImplementedError, ImportError,
 )  # fmt: skip
 _FINAL_NAMES = re.compile("Credentials|Profile|SSOToken|ParamValidation")
-_WORTH_ANOTHER = (408, 429)  # of HTTP's 4xx: time-out, too many requests
+_WORTH_ANOTHER = (408, 429)  # HTTP 4xx codes to retry: time-out, too many requests
 _CONNECTIONS = 64
-_LONGEST_PAUSE = 5.0  # seconds between two attempts
+_LONGEST_PAUSE = 5.0  # seconds between two attempts, at most
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -31,25 +31,25 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 def is_url(root: str) -> bool:
-    """Whether a root lies elsewhere; `file://` does not."""
+    """Return whether a root is a remote URL; `file://` is not."""
     return _URL.match(root) is not None and not root.startswith("file://")
 
 
 def connect(url: str):
-    """The fsspec file system of a URL's server, with connections of its own.
+    """Return the fsspec file system of a URL's server, with its own connections.
 
     Raises:
-      OSError: its package is not installed, or no backend takes the URL; `strerror` says so without the URL.
+      OSError: a package is not installed, or no backend supports the URL. `strerror` does not contain the URL.
     """
     scheme, _, rest = url.partition("://")
-    # What lists files may be cached and then be wrong for ever.
+    # Cached listings could stay wrong forever.
     options = {"use_listings_cache": False, "skip_instance_cache": True}
     try:
         import fsspec
 
         if _EXTRAS.get(scheme) == "s3":
             given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-            # Attempts are counted by who asks: botocore's times s3fs's would be minutes for each of theirs.
+            # The caller retries. Retries of botocore within those of s3fs would take minutes per attempt.
             options["config_kwargs"] = {"max_pool_connections": _CONNECTIONS, **given, "retries": {"max_attempts": 0}}
         filesystem, _ = fsspec.url_to_fs(f"{scheme}://{rest.partition('/')[0]}/", **options)
     except ImportError as error:
@@ -65,11 +65,11 @@ def connect(url: str):
 
 
 class AwayError(Exception):
-    """The server has failed for too long; the cause is how it did the last time."""
+    """The server has failed for too long; the cause is the last error."""
 
 
 def is_final(error: Exception) -> bool:
-    """Whether another attempt would bring nothing else."""
+    """Return whether a retry would fail in the same way."""
     while error is not None:
         if isinstance(error, _FINAL_ERRORS) or _FINAL_NAMES.search(type(error).__name__):
             return True
@@ -86,22 +86,22 @@ def persistently(
     seconds: float,
     ends: Callable[[Exception, float], bool] = lambda error, pause: is_final(error),
 ) -> _Result:
-    """What `request()` returns; tried again, with growing pauses, while the network or the server fails.
+    """Return `request()`, retried with growing pauses while network or server fail.
 
     Args:
-      request: may raise whatever its backend likes.
-      seconds: for which it is tried.
-      ends: whether an error ends it, since another attempt, in so many seconds, would bring nothing else.
+      request: a function that may raise any exception of its backend.
+      seconds: time limit for starting another attempt.
+      ends: takes an error and the pause in seconds before the next attempt. Returns whether to stop retrying.
 
     Raises:
-      AwayError: the time is over.
-      Exception: the one of `request` that ends it.
+      AwayError: the time limit is reached.
+      Exception: the error of `request` for which `ends` is true.
     """
     began, pause = time.monotonic(), 0.1
     while True:
         try:
             return request()
-        except Exception as error:  # every backend has exceptions of its own
+        except Exception as error:  # each backend has its own exception types
             if ends(error, pause):
                 raise
             if time.monotonic() - began + pause > seconds:
@@ -111,23 +111,23 @@ def persistently(
 
 
 def status_of(error: Exception) -> tuple[int | None, str | None]:
-    """HTTP's `(status, S3's code)` of a backend's exception; None where it has none."""
+    """Return `(HTTP status, S3 error code)` of a backend's exception, None if unknown."""
     answer = getattr(error, "response", None)
     if isinstance(answer, dict):
         return answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), answer.get("Error", {}).get("Code")
-    # aiohttp says "code 400" of an answer that breaks off, which is no answer: what it was told is `status`.
+    # For a truncated response, aiohttp sets `code` to 400. The server's status is in `status`.
     status = getattr(error, "code" if type(error).__name__ == "HttpError" else "status", None)
     return (status if isinstance(status, int) else None), None
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether it is about credentials, or rights that they do not have."""
+    """Return whether an error is due to missing credentials or permissions."""
     status, _ = status_of(error.__cause__ or error)
     return isinstance(error, PermissionError) or "Credentials" in type(error).__name__ or status in (401, 403)
 
 
 def explained(error: Exception, url: str) -> str:
-    """What a final error means, and what to do."""
+    """Return the meaning of a final error, and a remedy."""
     status, _ = status_of(error.__cause__ or error)
     if isinstance(error, FileNotFoundError):
         return f"there is no such file or bucket ({reason(error)})"
@@ -141,5 +141,5 @@ def explained(error: Exception, url: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """A backend's exception in one line."""
+    """Return a backend's exception as one line."""
     return " ".join(str(error).split()) or type(error).__name__
