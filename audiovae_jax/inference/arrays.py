@@ -67,7 +67,3 @@ def require_finite(array: np.ndarray, what: str):
     """Raise DataError unless all values are finite."""
     if not np.isfinite(array).all():
         raise DataError(f"{what} holds NaN or infinite values, or values too large for float32")
-
-
-MAX_RATE = 1 << 24  # Hz
-_MAX_CHANNELS = 64
