@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from conftest import GOLDEN, SMALL_MODEL, random_variables
+from conftest import GOLDEN, SMALL_DISCRIMINATOR, SMALL_MODEL, random_variables
 
 import audiovae_jax
 from audiovae_jax import AudioVAE, save_model
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PACKAGE = ROOT / "audiovae_jax"
 _DISCRIMINATORS = {  # by page: a small ensemble of every part, and that of the golden file
-    "README.md": {"stft_filters": 1, "mpd_channels": (2, 2, 2, 2, 2)},
+    "README.md": SMALL_DISCRIMINATOR,
     "audiovae_jax/torch_io/README.md": names.MICRO_DISCRIMINATOR,
 }
 # Pages whose blocks run in other tests: of the data set, of the server, and as files of a user's own.
@@ -56,6 +56,7 @@ def workplace(tmp_path, monkeypatch):
     save_model(model, random_variables(model), "runs/tiny", sample_rate=44100)
 
 
+@pytest.mark.slow
 def test_the_front_page(workplace):
     run = _run("README.md")
     namespace = next(run)
