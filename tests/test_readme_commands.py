@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     "README.md": 19,
     "audiovae_jax/benchmark/README.md": 5,
-    "audiovae_jax/config/README.md": 2,
+    "audiovae_jax/config/README.md": 3,
     "audiovae_jax/datasets/README.md": 3,
     "audiovae_jax/evaluation/README.md": 3,
     "audiovae_jax/inference/README.md": 1,

@@ -120,7 +120,8 @@ def _run(command):
 def define_config_flag():
     """The flag `--config=FILE[:NAME,NAME]`, and `--config.KEY=VALUE` for every key."""
     what = "config file or name, and configs to mix in: base:lightweight,staged; --config.KEY=VALUE sets a key of it"
-    config_flags.DEFINE_config_file("config", None, f"{what}; default base", flags.FLAGS)
+    config_flags.DEFINE_config_file("config", None, what, flags.FLAGS)
+    flags.FLAGS["config"].default_as_str = "'base'"  # which `_parse` loads, to refuse unknown keys in words
 
 
 def read_config(workdir: Path | BucketPath) -> ml_collections.ConfigDict:
