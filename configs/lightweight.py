@@ -1,4 +1,4 @@
-"""A discriminator of about a fifth of the parameters: half the STFT filters, no MSD, three periods."""
+"""A discriminator with a fifth of the parameters: half the STFT filters, no MSD, three periods."""
 
 from configs import base
 

@@ -1,4 +1,4 @@
-"""The VAE alone for 20,000 steps, then a gentle discriminator with strong feature matching."""
+"""The VAE alone for 20,000 steps, then a low adversarial and a high feature-matching weight."""
 
 from configs import base
 
