@@ -24,7 +24,7 @@ LEGACY_KEYS = {
     "adversarial_weight": "adversarial.adversarial_weight",
     "feature_matching_weight": "adversarial.feature_matching_weight",
 }
-# Keys that may differ when a run is resumed. They do not change the trained parameters.
+# Keys that may differ when a run is resumed. They change how it is operated and recorded, not what it computes.
 OPERATIONAL_KEYS = (
     "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "diagnose_every",
     "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches", "model.remat", "discriminator.remat",
