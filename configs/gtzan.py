@@ -1,6 +1,6 @@
-"""GTZAN: 30-second excerpts of ten genres, mono at 22,050 Hz, split 80/10/10 per genre.
+"""GTZAN: 30-second excerpts of ten genres, mono at 22,050 Hz.
 
-Set data.root.
+Each genre is split 80/10/10. Set data.root.
 """
 
 from configs import base

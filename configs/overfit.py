@@ -1,4 +1,4 @@
-"""A small model on one fixed batch, to check that training works before a long run."""
+"""A small model on one fixed batch, to check training before a long run."""
 
 import ml_collections
 

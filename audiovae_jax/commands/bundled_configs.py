@@ -14,7 +14,7 @@ FOLDER = next(
 
 
 def offer():
-    """Make `from configs import base` work in config files, independent of the working directory."""
+    """Make `from configs import base` work in every working directory."""
     if "configs" in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(
@@ -31,7 +31,10 @@ def reference() -> ml_collections.ConfigDict:
 
 
 def locate(name: str) -> str:
-    """Return the path of a bundled config such as `tiny`. A path is returned unchanged."""
+    """Return the path of a bundled config such as `tiny`.
+
+    A path is returned unchanged.
+    """
     if "/" in name or name.endswith(".py") or not (FOLDER / f"{name}.py").is_file():
         return name
     return str(FOLDER / f"{name}.py")

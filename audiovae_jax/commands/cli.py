@@ -1,4 +1,4 @@
-"""Parse the command line, run a command, and report user errors without tracebacks."""
+"""Parse the command line, run a command, and report errors without tracebacks."""
 
 import difflib
 import functools
@@ -121,7 +121,7 @@ def _run(command):
 
 
 def define_config_flag():
-    """Define the flag `--config=FILE[:NAME,NAME]`, with `--config.KEY=VALUE` for every key."""
+    """Define `--config=FILE[:NAME,NAME]` and `--config.KEY=VALUE` for every key."""
     what = "config file or name, and configs to mix in: base:lightweight,staged; --config.KEY=VALUE sets a key of it"
     config_flags.DEFINE_config_file("config", None, what, flags.FLAGS)
     flags.FLAGS["config"].default_as_str = "'base'"  # `_parse` loads it, for readable errors on unknown keys
@@ -221,7 +221,7 @@ def _parse(command, argv):
 
 
 class _LoadedConfig(flags.ArgumentParser):
-    """A parser that returns the config that `_parse` has loaded, ignoring the flag's text."""
+    """A parser that ignores the flag's text and returns the config loaded by `_parse`."""
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The commands `reconstruct`, `encode` and `decode`, and the flags of all commands with a codec."""
+"""The commands `reconstruct`, `encode` and `decode`, and the flags of a codec."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path

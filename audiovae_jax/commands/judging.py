@@ -1,4 +1,4 @@
-"""The commands `evaluate` (metrics and a listening page) and `serve` (an interactive page)."""
+"""The commands `evaluate` (metrics and report) and `serve` (interactive page)."""
 
 import os
 import threading
@@ -77,7 +77,11 @@ def _name(place):
 
 
 def _tracks(root, out):
-    """Return the tracks to evaluate, `(name, reason)` of skipped files, and the read timeout in seconds."""
+    """Return the tracks to evaluate.
+
+    Returns:
+      The tracks, `(name, reason)` of each skipped file, and the read timeout in seconds.
+    """
     values = flags.FLAGS
     path = Path(root)
     if not remote.is_url(root) and path.is_file() and root.lower().endswith(audio_file.EXTENSIONS):
@@ -115,7 +119,10 @@ def _lines(result):
 
 
 def _require_writable(out):
-    """Raise ConfigError if the output folder cannot be written. Called before the work starts."""
+    """Raise ConfigError if the output folder cannot be written.
+
+    Called before the work starts.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out={printable(out)} is a file; give a folder to write to")
     try:

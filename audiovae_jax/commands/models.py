@@ -1,4 +1,4 @@
-"""Commands on one model: inspect, calibrate, export, and convert from and to torch."""
+"""Commands on one model: inspect, calibrate, export, convert from and to torch."""
 
 import functools
 import json

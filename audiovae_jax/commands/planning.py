@@ -52,7 +52,10 @@ def _plan():
 
 
 def _require_writable(path):
-    """Raise ConfigError if the output cannot be written. Called before the work starts."""
+    """Raise ConfigError if the output cannot be written.
+
+    Called before the work starts.
+    """
     try:
         atomic.require_writable(path)
     except OSError as error:

@@ -72,7 +72,10 @@ def drop_orbax_log_lines():
 
 
 def _is_of_others(record):
-    """Return whether to keep a log record: it is not Orbax's and not about a failed write of an array."""
+    """Return whether to keep a log record.
+
+    Records from Orbax's code and about failed writes of arrays are dropped.
+    """
     if record.name == "absl":
         return not _is_theirs(record.pathname)
     text = record.getMessage()
@@ -82,7 +85,7 @@ def _is_of_others(record):
 
 
 class _Hook:
-    """A `sys.unraisablehook` that drops errors of reads and writes whose event loop is closed."""
+    """A `sys.unraisablehook` that drops errors after the event loop was closed."""
 
     def __init__(self, previous):
         self._previous = previous

@@ -65,7 +65,7 @@ def build_model(config: ml_collections.ConfigDict) -> AudioVAE:
 
 
 def build_discriminator(config: ml_collections.ConfigDict) -> nn.Module:
-    """Build the discriminator of `config.discriminator` and trace it on the shape of a batch.
+    """Build the discriminator and trace it on the shape of a batch.
 
     Raises:
       ConfigError: see `build_recipe`.
@@ -97,7 +97,7 @@ def build_discriminator(config: ml_collections.ConfigDict) -> nn.Module:
 
 
 def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
-    """Build the reconstruction losses of `config.losses` and trace each on the shape of a batch.
+    """Build the reconstruction losses and trace each on the shape of a batch.
 
     Raises:
       ConfigError: see `build_recipe`.
@@ -181,5 +181,5 @@ def _trace(fn, where, name, *args, check=lambda output: None):
 
 
 def discriminator_dtype(config: ml_collections.ConfigDict) -> str:
-    """Return the dtype of the config's discriminator, or "of its own" if it has no such key."""
+    """Return the discriminator's dtype, or "of its own" if it has no such key."""
     return config.discriminator.get("dtype", "of its own")

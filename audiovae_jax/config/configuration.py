@@ -212,7 +212,10 @@ def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def flatten(config, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested configs or dicts to `{"section.key": value}`. An empty section is kept as a value."""
+    """Flatten nested configs or dicts to `{"section.key": value}`.
+
+    An empty section is kept as a value.
+    """
     flat = {}
     for key, value in config.items():
         if hasattr(value, "items") and len(value):

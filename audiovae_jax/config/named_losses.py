@@ -1,4 +1,4 @@
-"""Resolve losses of `audiovae_jax.losses` by name, for `--config.losses.NAME.KEY=VALUE`."""
+"""Add losses by name, for flags `--config.losses.NAME.KEY=VALUE`."""
 
 import inspect
 from collections.abc import Iterable
@@ -13,7 +13,10 @@ from audiovae_jax.errors import ConfigError
 
 
 def names() -> list[str]:
-    """Return the names of all functions of `audiovae_jax.losses` with a prediction and a target."""
+    """Return the names of all losses in `audiovae_jax.losses`.
+
+    A loss is a function of a prediction and a target.
+    """
     functions = {name: value for name, value in vars(losses).items() if inspect.isfunction(value)}
     return [
         name for name, function in functions.items() if {"prediction", "target"} <= named_parameters(function).keys()
@@ -21,7 +24,7 @@ def names() -> list[str]:
 
 
 def declare(config: ml_collections.ConfigDict, keys: Iterable[str]):
-    """Add missing loss keys to `config`, with their defaults, so that flags can set them.
+    """Add missing loss keys with their defaults, so that flags can set them.
 
     A loss without a section gets a new one. If the loss has a sample rate, it refers to `config.data.sample_rate`.
 

@@ -80,7 +80,7 @@ def build(section: Mapping, where: str, ignore: tuple[str, ...] = ()) -> Any:
 
 
 def dotted_name(cls: type) -> str:
-    """Return the shortest dotted path of a class, preferring a package that re-exports it."""
+    """Return a class's shortest dotted path, via a package that re-exports it if any."""
     parts = cls.__module__.split(".")
     for i in range(1, len(parts) + 1):
         package = ".".join(parts[:i])
@@ -105,7 +105,9 @@ def named_parameters(target) -> dict[str, inspect.Parameter]:
 
 
 def check_arguments(target, arguments: Mapping, where: str, complete: bool = True):
-    """Raise ConfigError, with the nearest name, unless `arguments` match the signature of `target`.
+    """Raise ConfigError unless `arguments` match the signature of `target`.
+
+    For an unknown argument the message gives the nearest name.
 
     Args:
       target: a class or function.
@@ -136,7 +138,10 @@ def did_you_mean(name: str, names) -> str:
 
 
 def _plain(value):
-    """Convert config values to plain Python types, so that classes do not depend on ml_collections."""
+    """Convert config values to plain Python types.
+
+    Classes then do not depend on ml_collections.
+    """
     if isinstance(value, Mapping) or hasattr(value, "to_dict"):
         return {key: _plain(v) for key, v in dict(value).items()}
     if isinstance(value, (list, tuple)):

@@ -66,12 +66,12 @@ class Discriminator(nn.Module):
         raise NotImplementedError
 
     def stack(self, name: str) -> nn.Module:
-        """Return one sub-discriminator's stack, `(view, known_maps) -> (logits, feature_maps)`."""
+        """Return one stack, `(view, known_maps) -> (logits, feature_maps)`."""
         raise NotImplementedError
 
 
 def takes_known_maps(discriminator: nn.Module) -> bool:
-    """Return whether the discriminator can use `discriminate`: no subclass overrides `__call__`."""
+    """Return whether training can use `discriminate`: `__call__` is not overridden."""
     if not isinstance(discriminator, Discriminator):
         return False
     classes = type(discriminator).__mro__
@@ -109,7 +109,7 @@ def require_audio(audio, in_channels: int, name: str):
 
 
 def check_output(output: Any, name: str) -> Output:
-    """Raise TypeError, with a description of `output`, unless it is a valid discriminator output."""
+    """Raise TypeError unless `output` is valid for a discriminator."""
 
     def is_array(x):
         return hasattr(x, "shape") and hasattr(x, "dtype")

@@ -1,4 +1,4 @@
-"""The full discriminator: an ensemble of MS-STFT, multi-scale, multi-period and Mel-STFT."""
+"""The full discriminator, an ensemble of the others."""
 
 import jax.numpy as jnp
 
@@ -11,7 +11,7 @@ from audiovae_jax.models.layers import Dtype
 
 
 class EnCodecDiscriminator(Discriminator):
-    """An ensemble of discriminators, with outputs in the order MS-STFT, MSD, MPD, Mel-STFT.
+    """An ensemble with outputs in the order MS-STFT, MSD, MPD, Mel-STFT.
 
     Attributes:
       stft_filters, n_ffts: see `MultiScaleSTFTDiscriminator`.

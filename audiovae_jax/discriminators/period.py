@@ -35,7 +35,7 @@ class MultiPeriodDiscriminator(Discriminator):
 
 
 def _fold(audio, period):
-    """Fold `[B, T, C]` to `[B, period, ceil(T / period), C]`, reflect-padded at the end."""
+    """Fold `[B, T, C]` to `[B, period, ceil(T / period), C]` with reflect padding."""
     b, t, c = audio.shape
     audio = jnp.pad(audio, ((0, 0), (0, -t % period), (0, 0)), mode="reflect")
     return audio.reshape(b, -1, period, c).transpose(0, 2, 1, 3)

@@ -1,4 +1,4 @@
-"""Convolution stacks shared by discriminators: over spectrograms and over waveforms."""
+"""Convolution stacks over spectrograms and waveforms, shared by discriminators."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,10 @@ LEAKY_SLOPE = 0.1
 
 
 class SpectrogramStack(nn.Module):
-    """2-D convolutions over a spectrogram `[B, frames, bins, C]` (EnCodec, Défossez et al., 2022).
+    """2-D convolutions over a spectrogram `[B, frames, bins, C]`.
 
-    The frames axis is strided and the bins axis is dilated. Trained weights depend on this order.
+    The stack is EnCodec's (Défossez et al., 2022). The frames axis is strided and the bins axis is dilated. Trained
+    weights depend on this order.
 
     Attributes:
       filters: output channels of the first convolution.

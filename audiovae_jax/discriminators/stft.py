@@ -13,7 +13,7 @@ from audiovae_jax.ops.interleaved import Interleaved, is_interleaved
 
 
 class MultiScaleSTFTDiscriminator(Discriminator):
-    """One conv stack per STFT resolution, over real and imaginary parts as two channels.
+    """One conv stack per STFT resolution, with real and imaginary parts as channels.
 
     Each audio channel is processed separately with the same weights. Outputs are ordered by channel, then by scale.
 

@@ -1,4 +1,4 @@
-"""Write an evaluation as one HTML page with a summary, tables, distributions and audio players."""
+"""Write an evaluation as one HTML page with tables, plots and audio players."""
 
 import dataclasses
 import math
@@ -65,7 +65,10 @@ class Listening:
 
 
 def clip_seconds(files: int, systems: int, sample_rate: int, channels: int) -> float:
-    """Return the clip length in seconds for which all players together stay within `AUDIO_BYTES`."""
+    """Return the clip length in seconds.
+
+    All players together stay within `AUDIO_BYTES`.
+    """
     clips_in_all = max(1, files * (1 + 2 * systems))
     return min(MOST_SECONDS, AUDIO_BYTES / clips_in_all / (2 * channels * sample_rate))
 

@@ -96,7 +96,7 @@ class AdversarialLossCalculator:
             require_range(name, getattr(self, name))
 
     def is_active(self, global_step):
-        """Return whether the adversarial losses are active at `global_step`, an int or a traced scalar."""
+        """Return whether the losses are active at `global_step` (int or traced scalar)."""
         return global_step >= self.warmup_steps
 
     def compute_generator_loss(self, discriminator, real_audio, fake_audio, global_step):
@@ -134,14 +134,14 @@ class AdversarialLossCalculator:
         return self.discriminator_losses(discriminator(real_audio), discriminator(jax.lax.stop_gradient(fake_audio)))
 
     def generator_losses(self, real_output, fake_output):
-        """Return the losses of `compute_generator_loss` from two discriminator outputs, without warm-up."""
+        """Return the generator's losses from two discriminator outputs, without warm-up."""
         g_adv_loss = generator_hinge(fake_output[0])
         fm_loss = feature_matching(real_output[1], fake_output[1])
         total = weighted_sum([(self.adversarial_weight, g_adv_loss), (self.feature_matching_weight, fm_loss)])
         return {"g_adv_loss": g_adv_loss, "fm_loss": fm_loss, "total_adv_loss": total}
 
     def discriminator_losses(self, real_output, fake_output):
-        """Return the losses of `compute_discriminator_loss` from two discriminator outputs."""
+        """Return the discriminator's losses from its two outputs."""
         d_real_acc, d_fake_acc = accuracies(real_output[0], fake_output[0])
         d_loss = discriminator_hinge(real_output[0], fake_output[0])
         return {"d_loss": d_loss, "d_real_acc": d_real_acc, "d_fake_acc": d_fake_acc}

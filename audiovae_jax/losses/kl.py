@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence of the latent from the standard normal (Kingma and Welling, 2014)."""
+"""KL divergence of the latent from the standard normal (Kingma and Welling, 2014)."""
 
 import dataclasses
 
@@ -74,5 +74,5 @@ class KLTerm:
         return jnp.asarray(self.weight * share, jnp.float32)
 
     def __call__(self, mean, logvar):
-        """Return the unweighted divergence of `mean` and `logvar`, `[B, frames, latent_dim]`."""
+        """Return the unweighted divergence for `[B, frames, latent_dim]` inputs."""
         return kl_divergence(mean=mean, logvar=logvar, free_bits=self.free_bits, reduction=self.reduction)

@@ -1,4 +1,4 @@
-"""Spectral distances on audio: multi-resolution STFT, its stereo forms, and log-spectral distance.
+"""Spectral distances on audio: multi-resolution STFT and log-spectral distance.
 
 The multi-resolution STFT loss is from Yamamoto et al., "Parallel WaveGAN", 2020. Its sum-and-difference form is from
 Steinmetz et al., "Automatic multitrack mixing with a differentiable mixing console", 2021.
@@ -27,7 +27,7 @@ def multi_resolution_stft(
     perceptual_weighting=False,
     sample_rate=44100,
 ):
-    """Average spectral convergence, log and linear magnitude distance over resolutions.
+    """Average spectral convergence and magnitude distances over resolutions.
 
     Args:
       prediction, target: `[B, T, C]` audio; each channel is a separate item.
@@ -97,7 +97,7 @@ sum_and_difference_stft.forwards_to = multi_resolution_stft  # config options ar
 
 
 def mid_side_stft(*, prediction, target, **options):
-    """Compute `multi_resolution_stft` of mid `(L+R)/2` and side `(L-R)/2` as two channels.
+    """Compute `multi_resolution_stft` of mid `(L+R)/2` and side `(L-R)/2`.
 
     Args:
       prediction, target: `[B, T, 2]` audio.
@@ -114,12 +114,14 @@ mid_side_stft.forwards_to = multi_resolution_stft
 
 
 def mid_side(audio):
-    """Convert left and right, `[B, T, 2]`, to mid `(L+R)/2` and side `(L-R)/2`, `[B, T, 2]`."""
+    """Convert left and right to mid `(L+R)/2` and side `(L-R)/2`, both `[B, T, 2]`."""
     return jnp.concatenate([_fold(audio, 1), _fold(audio, -1)], axis=-1) / 2
 
 
 def log_spectral_distance(*, prediction, target, n_fft=1024, hop_length=256):
-    """Return the RMS distance of log power spectra in dB, averaged over items (Gray and Markel, 1976).
+    """Return the RMS distance of log power spectra in dB, averaged over items.
+
+    Defined by Gray and Markel, 1976.
 
     Args:
       prediction, target: `[B, T, C]` audio; each channel is a separate item.
@@ -135,7 +137,9 @@ def log_spectral_distance(*, prediction, target, n_fft=1024, hop_length=256):
 
 
 def spectral_convergence(prediction, target, *, convergence="item"):
-    """Return `||target - prediction||_F / ||target||_F` of magnitudes `[N, frames, bins]`.
+    """Return `||target - prediction||_F / ||target||_F` of magnitudes.
+
+    Magnitudes are `[N, frames, bins]`.
 
     `convergence="item"` computes one ratio per item and averages the ratios, so the result is independent of how a
     batch is split over devices. `convergence="batch"` computes one ratio over the whole batch.
@@ -174,7 +178,10 @@ def stft_resolutions(fft_sizes, hop_sizes, win_lengths):
 
 
 def require_weights(**weights):
-    """Raise ValueError unless all weights are finite and at least 0; a negative one would invert the loss."""
+    """Raise ValueError unless all weights are finite and at least 0.
+
+    A negative weight would invert the loss.
+    """
     for name, weight in weights.items():
         require_range(name, weight)
 

@@ -14,10 +14,10 @@ def waveform_l1(*, prediction, target):
 
 
 def si_sdr(*, prediction, target):
-    """Return the negative scale-invariant signal-to-distortion ratio in dB (Le Roux et al., 2019).
+    """Return the negative scale-invariant signal-to-distortion ratio in dB.
 
-    The mean of each channel is subtracted. The ratio is computed per channel and averaged. The sign is flipped so
-    that lower is better.
+    Defined by Le Roux et al., 2019. The mean of each channel is subtracted. The ratio is computed per channel and
+    averaged. The sign is flipped so that lower is better.
 
     Args:
       prediction, target: `[B, T, C]` audio.

@@ -1,4 +1,4 @@
-"""Per-platform implementations ("forms") of a convolution and the choice between them.
+"""Per-platform implementations ("forms") of a convolution.
 
 A convolution and its two gradients are three programs. The fastest form depends on the platform:
 
@@ -35,9 +35,10 @@ _MIN_FOR_BILINEAR = 5
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Stride, dilation and padding per axis (time, or rows and columns), and channel groups.
+    """Stride, dilation and padding per axis, and channel groups.
 
-    Zeros are padded on both sides. Only the last axis may be dilated, and it is not strided then.
+    The axes are time, or rows and columns. Zeros are padded on both sides. Only the last axis may be dilated, and it is
+    not strided then.
     """
 
     stride: tuple[int, ...]
@@ -53,9 +54,9 @@ def conv_length(length: int, taps: int, *, stride: int = 1, dilation: int = 1, p
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def convolve(x, kernel, bias, window: Window):
-    """Convolve and add a bias `[out]`, in the form for the platform that it is compiled for.
+    """Convolve and add a bias, in the form for the compilation platform.
 
-    `bias` may be None. Only reverse-mode differentiation is supported.
+    `bias` has shape `[out]` and may be None. Only reverse-mode differentiation is supported.
     """
     return _choose(x, kernel, bias, window)
 
@@ -156,7 +157,7 @@ _in_order.defvjp(lambda kernel: (_in_order(kernel), None), _in_order_backward)
 
 
 def _on_tpu(x, kernel, bias, window):
-    """Space to depth for strided 1-D convolutions without groups, otherwise the plain form."""
+    """Space to depth for strided 1-D convolutions, otherwise the plain form."""
     form = _dense if x.ndim == 3 and window.stride[0] > 1 and window.groups == 1 else _plain
     return add_bias(form(x, kernel, window), bias)
 
@@ -188,7 +189,10 @@ def _dense(x, kernel, window):
 
 
 def _rows_as_channels(x, kernel, window):
-    """Rewrite the convolution with a one-row kernel; the other rows become input channels."""
+    """Rewrite the convolution with a one-row kernel.
+
+    The other rows become input channels.
+    """
     n_rows = conv_length(x.shape[1], kernel.shape[0], stride=window.stride[0], padding=window.padding[0])
     x = _pad(x, 1, window.padding[0], window.padding[0])
     last = (n_rows - 1) * window.stride[0] + 1

@@ -1,8 +1,8 @@
-"""Crops as a pure function of (seed, index), so that a run's data has no state to save.
+"""Crops as a pure function of (seed, index).
 
-Random numbers come from counter-based generators keyed by the record's index. A step's data is therefore independent of
-the number of threads and hosts. Training records have numbered orders: `in_order(1)` draws the same audio in another
-order, for a run that cannot continue with the first.
+A run's data therefore has no state to save. Random numbers come from counter-based generators keyed by the record's
+index. A step's data is therefore independent of the number of threads and hosts. Training records have numbered orders:
+`in_order(1)` draws the same audio in another order, for a run that cannot continue with the first.
 """
 
 import collections
@@ -77,7 +77,7 @@ class RandomCrops:
         return _in_order(self, order, _origins=Origins())
 
     def origin(self, index: int) -> Origin | None:
-        """Return where a recent record was cut from, or None if it is no longer remembered."""
+        """Return where a record was cut from, or None if it is no longer remembered."""
         return self._origins.get(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -152,7 +152,7 @@ class FixedCrops:
         self._is_spread = spread
 
     def origin(self, index: int) -> Origin | None:
-        """Return where a recent record was cut from, or None if it is no longer remembered."""
+        """Return where a record was cut from, or None if it is no longer remembered."""
         return self._origins.get(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -209,7 +209,7 @@ class Augmented:
         self._order = 0
 
     def in_order(self, order: int) -> "Augmented":
-        """Return the source's records in another order, with the augmentations of that order."""
+        """Return the source's records in another order, with other augmentations."""
         return _in_order(self, order, _source=self._source.in_order(order))
 
     def origin(self, index: int) -> Origin | None:
@@ -239,7 +239,7 @@ class Repeated:
 
 
 def _ends(tracks, crop):
-    """Return the end of each track if all are laid end to end, with lengths proportional to probability."""
+    """Return the cumulative sum of the tracks' probabilities, not normalized."""
     shortest = crop.length / crop.sample_rate
     return np.cumsum([track.share(shortest) for track in tracks])
 
@@ -263,7 +263,7 @@ def _spread(tracks, chosen):
 
 
 def _apart(audio, number, count, position, crop):
-    """Return the position in 0..1 of one of `count` windows that are spread over the audio.
+    """Return the position in 0..1 of one of `count` windows over the audio.
 
     The audio is divided into `count` parts. `position` is the window's position in its part, in 0..1.
     """

@@ -1,7 +1,7 @@
-"""The data pipeline: threads read ahead, and every host reads its rows of each global batch.
+"""The data pipeline, which reads batches ahead in threads.
 
-The step is the only state of the pipeline. Record `step * batch_size + row` is row `row` of step `step`, for any number
-of hosts and threads.
+Every host reads its rows of each global batch. The step is the only state of the pipeline. Record `step * batch_size +
+row` is row `row` of step `step`, for any number of hosts and threads.
 """
 
 import collections
@@ -158,7 +158,7 @@ def read_timeout(config, found: Catalog | None) -> float:
 
 
 def index_folder() -> Path:
-    """Return the folder that caches the results of file probing, in the user's cache folder."""
+    """Return the folder that caches probing results, in the user's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "audiovae_jax" / "index"
 
@@ -216,7 +216,7 @@ def _open(root, source, *, options, config, others):
 
 
 def _validated(others, held):
-    """Yield the validation tracks of the other parts and all tracks of the held-out parts."""
+    """Yield the other parts' validation tracks and all tracks of the held-out parts."""
     yield from (track for other in others if other.fingerprint != _GENERATOR for track in other.validation)
     yield from (track for part in held for track in part.train + part.validation)
 

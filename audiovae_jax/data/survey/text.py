@@ -68,7 +68,10 @@ def listened_to(found: Survey) -> str:
 
 
 def bands(found: Survey) -> list[tuple[float, float, int]]:
-    """Return a histogram of bandwidths as `(from Hz, to Hz, tracks)`, without silent tracks."""
+    """Return a histogram of bandwidths as `(from Hz, to Hz, tracks)`.
+
+    Silent tracks are excluded.
+    """
     ends = [track.band_hz for track in found.measured if track.band_hz]
     counts, edges = np.histogram(ends, _BANDS, (0, max([found.sample_rate / 2, *ends])))
     return [(float(low), float(high), int(n)) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)]

@@ -33,7 +33,9 @@ _App = Callable[[dict, Callable[[], Awaitable[dict]], Callable[[dict], Awaitable
 
 
 class Guard:
-    """ASGI middleware that admits requests of the page and of programs, not of other sites.
+    """ASGI middleware that refuses requests from pages of other sites.
+
+    Requests of the page itself and of programs are admitted.
 
     Args:
       app: the wrapped application.
@@ -106,7 +108,10 @@ class Guard:
 
 
 def _is_foreign(scope, headers):
-    """Return whether a browser sends the request for another site. Links to this page are allowed."""
+    """Return whether a browser sends the request for another site.
+
+    Links to this page are allowed.
+    """
     site = headers.get(b"sec-fetch-site")
     if site is None:  # from a program, or from a browser without TLS
         origin = headers.get(b"origin")

@@ -21,7 +21,7 @@ _BLOCK = 1 << 16  # frames per block of computations in double precision
 def latents_of(
     codec: Codec, path: Path, folder: Path, progress: Progress, *, mix: bool = False
 ) -> tuple[Latents, Path]:
-    """Return the latents of an audio file or a file of latents, with the path of their file.
+    """Return the latents of a file of audio or of latents, and the latents' path.
 
     Args:
       codec: the model.
@@ -46,9 +46,9 @@ def latents_of(
 
 
 def require_latents(codec: Codec, path: Path):
-    """Check from its header that an uploaded file holds this model's latents of one file.
+    """Check that an uploaded file holds this model's latents of one file.
 
-    `z` is not read.
+    Only the header is read.
 
     Raises:
       DataError: the file is unusable, holds a batch, or is too large.
@@ -64,7 +64,9 @@ def require_latents(codec: Codec, path: Path):
 
 
 def interpolate(codec: Codec, first: Latents, second: Latents, position: float) -> Latents:
-    """Interpolate linearly between two latents, frame by frame, over the length of the shorter.
+    """Interpolate linearly between two latents, frame by frame.
+
+    The result has the length of the shorter.
 
     Args:
       codec: the model of both.
@@ -92,7 +94,7 @@ def interpolate(codec: Codec, first: Latents, second: Latents, position: float) 
 
 
 def deviations(latents: Latents) -> np.ndarray:
-    """Return the standard deviation of each latent channel over the file, `[latent_dim]`."""
+    """Return each channel's standard deviation over the file, `[latent_dim]`."""
     z = latents.z
     mean, total = z.mean(axis=(0, 1), dtype=np.float64), np.zeros(z.shape[-1])
     for part in _parts(z.shape[1]):
@@ -127,7 +129,11 @@ def turn(latents: Latents, turns: Mapping[Any, Any]) -> Latents:
 
 
 def decode(codec: Codec, latents: Latents, folder: Path, name: str, progress: Progress) -> tuple[Path, Path]:
-    """Write latents and their decoded audio. Return the paths of the audio and of the latents."""
+    """Write latents and their decoded audio.
+
+    Returns:
+      The paths of the audio and of the latents.
+    """
     kept, audio = folder / f"{name}{SUFFIX}", folder / f"{name}.wav"
     latents.save(kept)
     codec.decode_file(kept, audio, progress=lambda share: progress(share, "decoding"))
@@ -135,7 +141,11 @@ def decode(codec: Codec, latents: Latents, folder: Path, name: str, progress: Pr
 
 
 def number(value: Any, what: str, low: float, high: float) -> float:
-    """Return `value` as a float. Raise DataError unless it is a number from `low` to `high`."""
+    """Return `value` as a float.
+
+    Raises:
+      DataError: it is not a number from `low` to `high`.
+    """
     try:
         is_number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
     except OverflowError:  # an int too large for a float

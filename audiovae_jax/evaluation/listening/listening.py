@@ -1,4 +1,4 @@
-"""The page's computations: reconstruct a file of any length blockwise, and plot and measure it."""
+"""Reconstruct, plot and measure files of any length, block by block."""
 
 import concurrent.futures
 import dataclasses
@@ -107,9 +107,10 @@ def require_bounded(codec: Codec, name: str, audio: Any):
 
 
 def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, mix: bool = False) -> Reconstructed:
-    """Encode and decode a file, writing the same files as the commands `reconstruct` and `encode`.
+    """Encode, decode and measure a file.
 
-    Audio is processed in blocks. Only the latents are held in memory.
+    The written files equal those of the commands `reconstruct` and `encode`. Audio is processed in blocks. Only the
+    latents are held in memory.
 
     Args:
       codec: the model.
@@ -179,7 +180,11 @@ def playable(source: AudioStream, path: Path, folder: Path) -> Path:
 
 
 def _subtract(reference, estimate, path, progress):
-    """Write `reference - estimate`. Return the pictures of the reference, the estimate and the difference."""
+    """Write `reference - estimate`.
+
+    Returns:
+      The pictures of the reference, the estimate and the difference.
+    """
     portraits = [Portrait(reference) for _ in range(3)]
 
     def blocks():

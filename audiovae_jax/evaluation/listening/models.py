@@ -63,7 +63,10 @@ class Models:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Return the names of the current models, or the last known names if there are none now."""
+        """Return the models' names.
+
+        If there are no models now, the last known names are returned.
+        """
         with contextlib.suppress(CheckpointError):
             self._found = find(self._path)
         return list(self._found)

@@ -33,7 +33,9 @@ _HINT = "Each slider adds so many of the channel's standard deviations (SD). The
 
 
 def build(desk: Desk):
-    """Build the page as `gradio.Blocks`. Each function is also an endpoint for gradio's client.
+    """Build the page as `gradio.Blocks`.
+
+    Each function is also an endpoint for gradio's client.
 
     Args:
       desk: the desk that computes the results.
@@ -49,7 +51,7 @@ def build(desk: Desk):
         return desk.models.names()
 
     def reconstruct(model, file, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        """Reconstruct a file. Return its metrics and the files of the reconstruction, difference and latents."""
+        """Reconstruct a file. Return metrics, reconstruction, difference and latents."""
         with _as_messages(gr):
             made = desk.reconstruct(_visitor(request), model, file, mix, _shown(progress))
         numbers = {name: None if not _known(value) else value for name, value in made.metrics.items()}
@@ -66,13 +68,13 @@ def build(desk: Desk):
             return str(desk.decode(_visitor(request), model, latents, _shown(progress)))
 
     def interpolate(model, first, second, position, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        """Interpolate two files' latents, from 0 (first) to 1 (second). Return the audio and the latents."""
+        """Interpolate two files' latents (0: first, 1: second). Return audio and latents."""
         with _as_messages(gr):
             visitor = _visitor(request)
             return [*map(str, desk.interpolate(visitor, model, first, second, position, mix, _shown(progress)))]
 
     def turn_channels(model, file, turns, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        """Add {channel: standard deviations} to a file's latents. Return the audio and the latents."""
+        """Shift latents by {channel: standard deviations}. Return audio and latents."""
         with _as_messages(gr):
             return [*map(str, desk.turn_channels(_visitor(request), model, file, turns, mix, _shown(progress)))]
 
@@ -236,7 +238,10 @@ def build(desk: Desk):
 
 
 def look(gr) -> dict[str, Any]:
-    """Return the arguments of `launch` for the page's appearance. System fonts avoid downloads."""
+    """Return the arguments of `launch` for the page's appearance.
+
+    System fonts avoid downloads.
+    """
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", **fonts)
     theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
@@ -272,7 +277,10 @@ def _host(request):
 
 
 class _as_messages:
-    """A context that shows a `UserError` as a message in the page until it is closed."""
+    """A context that shows a `UserError` as a message in the page.
+
+    The message stays until the visitor closes it.
+    """
 
     def __init__(self, gr):
         self._gr = gr

@@ -1,4 +1,4 @@
-"""HTML of a player that compares recordings, with their pictures on a common time axis."""
+"""HTML of a player that compares recordings on a common time axis."""
 
 import os
 import urllib.parse
@@ -18,7 +18,9 @@ _PAUSE = '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1h4v14H3zM9 1h
 
 
 def player(heard: Sequence[Heard], caption: str, downloads: Mapping[str, Path], *, selected: int = 0) -> str:
-    """Return the HTML of a player for comparing recordings. `player.js` implements the playback.
+    """Return the HTML of a player for comparing recordings.
+
+    `player.js` implements the playback.
 
     Args:
       heard: the recordings, in order.

@@ -1,4 +1,4 @@
-"""The picture of a signal of any length: its waveform and its mel-axis spectrogram."""
+"""The picture of a signal of any length: waveform and mel-axis spectrogram."""
 
 import base64
 import io
@@ -55,7 +55,10 @@ class Portrait:
         self._held = held[max(0, self._next - first) :]
 
     def wave(self, peak: float) -> str:
-        """Return the waveform as an SVG path, one unit wide per segment and 500 units high for `peak`."""
+        """Return the waveform as an SVG path.
+
+        It is one unit wide per segment and 500 units high for `peak`.
+        """
         scale = _HEIGHT / max(peak, 1e-9)
         top = [f"{i} {-round(high * scale)}" for i, high in enumerate(self._high)]
         bottom = [f"{i} {-round(low * scale) + 1}" for i, low in enumerate(self._low)]
@@ -74,7 +77,7 @@ class Portrait:
         return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
     def frequencies(self) -> list[tuple[int, float]]:
-        """Return `(Hz, height)` of the mel axis's ticks, with height 0 at the bottom and 1 at the top."""
+        """Return `(Hz, height)` of the mel axis's ticks, with heights in 0..1."""
         top = math.log1p(self.sample_rate / 2 / 700)
         ticks = [(hertz, math.log1p(hertz / 700) / top) for hertz in _TICKS]
         return [(hertz, height) for hertz, height in ticks if height <= 0.97]

@@ -1,4 +1,4 @@
-"""HTML of metrics: three main metrics, the others in groups, with the better direction."""
+"""HTML of metrics: three main ones, then groups, each with its better direction."""
 
 import math
 from collections.abc import Mapping

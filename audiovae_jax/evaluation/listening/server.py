@@ -1,4 +1,4 @@
-"""The page's server, on the loopback by default, with a temporary folder for its files."""
+"""The page's server, on the loopback by default, with a temporary folder."""
 
 import contextlib
 import ipaddress
@@ -36,7 +36,9 @@ def require_gradio():
 
 
 def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
-    """Serve the page until SIGINT, SIGTERM or SIGHUP, then remove all uploads and results.
+    """Serve the page until SIGINT, SIGTERM or SIGHUP.
+
+    All uploads and results are removed at the end.
 
     Args:
       models: models that the page offers.
@@ -68,7 +70,9 @@ def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
 
 @contextlib.contextmanager
 def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_upload_mb: int = 1024) -> Iterator[str]:
-    """Run the page's server in threads of this process while the context lasts. Yields its URL.
+    """Run the page's server in threads of this process while the context lasts.
+
+    Yields its URL.
 
     See `serve` for the arguments.
 

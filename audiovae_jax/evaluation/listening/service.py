@@ -41,7 +41,10 @@ class Desk:
         self._lock = threading.Lock()
 
     def reconstruct(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> Reconstructed:
-        """Reconstruct, plot and measure a file. The session stores the result as `reconstructed`."""
+        """Reconstruct, plot and measure a file.
+
+        The session stores the result as `reconstructed`.
+        """
         with self._work(visitor, model, progress) as (session, codec, watched):
             path = self.sessions.uploaded(file)
             if path.suffix.lower() == latent_edits.SUFFIX:
@@ -70,7 +73,10 @@ class Desk:
     def interpolate(
         self, visitor: str, model: str, first: Any, second: Any, position: float, mix: bool, progress: Progress
     ) -> tuple[Path, Path]:
-        """Interpolate two files' latents. Return audio and latents; the session stores them as `between`."""
+        """Interpolate two files' latents.
+
+        Return audio and latents; the session stores them as `between`.
+        """
         with self._work(visitor, model, progress) as (session, codec, watched):
             position = latent_edits.number(position, "the position", 0.0, 1.0)
             ends = [
@@ -84,7 +90,7 @@ class Desk:
             return self._heard(session, codec, between, "between", name, "between", watched)
 
     def channels(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> list[tuple[int, float]]:
-        """Return `(number, standard deviation)` of each latent channel, by decreasing deviation."""
+        """Return `(number, standard deviation)` of all latent channels, largest first."""
         with self._work(visitor, model, progress) as (session, codec, watched):
             spread = latent_edits.deviations(self._latents(session, codec, file, mix, watched)[0])
             return [(int(i), float(spread[i])) for i in np.argsort(-spread, kind="stable")]
@@ -92,7 +98,10 @@ class Desk:
     def turn_channels(
         self, visitor: str, model: str, file: Any, turns: Any, mix: bool, progress: Progress
     ) -> tuple[Path, Path]:
-        """Edit latent channels, see `latent_edits.turn`. The session stores the result as `turned`."""
+        """Edit latent channels, see `latent_edits.turn`.
+
+        The session stores the result as `turned`.
+        """
         with self._work(visitor, model, progress) as (session, codec, watched):
             latents, _ = self._latents(session, codec, file, mix, lambda s, text: watched(0.5 * s, text))
             turned = latent_edits.turn(latents, turns)
@@ -158,7 +167,10 @@ class Desk:
     def _latents(
         self, session: Session, codec: Codec, file, mix, progress, kind="latents", control=FILE
     ) -> tuple[Latents, Path]:
-        """Return the latents of an uploaded file and their path. The session caches the last result."""
+        """Return the latents of an uploaded file and their path.
+
+        The session caches the last result.
+        """
         path = self.sessions.uploaded(file, control)
         for place in (kind, "latents"):
             asked, kept = session.memory.get(place, (None, None))

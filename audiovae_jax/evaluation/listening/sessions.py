@@ -1,4 +1,4 @@
-"""Visitors' sessions: a folder with a secret name for each, removed when the visitor leaves."""
+"""Visitors' sessions, each with a secret folder that is removed at its end."""
 
 import contextlib
 import dataclasses
@@ -44,7 +44,9 @@ class Session:
     _made: dict[str, list[Path]] = dataclasses.field(default_factory=dict)
 
     def fresh_folder(self, kind: str) -> Path:
-        """Create an empty folder for a result. All but the last result of the same kind are removed.
+        """Create an empty folder for a result.
+
+        All but the last result of the same kind are removed.
 
         Raises:
           Gone: the visitor has left, e.g. while a model was being loaded.

@@ -1,4 +1,4 @@
-"""Restrict uploads: only files, with a limit per request and a limit on disk usage."""
+"""Restrict uploads to files, with limits per request and on disk usage."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Convert findings from an old config to new keys: epochs to steps, seconds to samples."""
+"""Convert findings from an old config to the keys of a new one."""
 
 import math
 from typing import Any
@@ -120,7 +120,7 @@ def _counts(found, setting):
 
 
 def _batch_size(found):
-    """Set `config.batch_size`, the items per update, from Lightning's items per device."""
+    """Set `config.batch_size`, items per update, from Lightning's items per device."""
     if "batch_size" not in found.facts:
         return
     key, size = found.facts["batch_size"]
@@ -144,7 +144,10 @@ def _factor(found, name):
 
 
 def _count(value) -> int | None:
-    """Return the count that Lightning reads from `4`, `"4"`, `[0, 1]` or `"0,1"`; None for e.g. `auto`."""
+    """Return the count that Lightning reads from a value; None for e.g. `auto`.
+
+    Counts are `4`, `"4"`, `[0, 1]` and `"0,1"`.
+    """
     if isinstance(value, str):
         value = [part for part in value.split(",") if part.strip()] if "," in value else value.strip()
     if isinstance(value, list):
@@ -228,7 +231,7 @@ _CHANNELS = _Code('config.data.get_ref("channels")')
 
 
 def _with_shared(found, section):
-    """Add the dtype and the arguments shared with the data to a discriminator's section."""
+    """Add the dtype and the arguments shared with the data to a section."""
     name, made = section["_target_"].rpartition(".")[2], dict(section)
     if name != "BandSplitDiscriminator":
         made["in_channels"] = _CHANNELS

@@ -30,7 +30,10 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """An entry of a defaults list. `group` is None for a config that is named directly."""
+    """An entry of a defaults list.
+
+    `group` is None for a config that is named directly.
+    """
 
     group: str | None
     options: tuple[str, ...]
@@ -170,9 +173,10 @@ class _Composer:
         return made
 
     def _locate(self, group, option):
-        """Find an option's file in its group, beside the group or at the root; None if there is none.
+        """Find an option's file; None if there is none.
 
-        Hydra only searches the group. The PyTorch system's documentation uses the other two places.
+        The places are the group, the folder beside it and the root. Hydra only searches the group. The PyTorch system's
+        documentation uses the other two places.
         """
         for folder in (group, group.rpartition("/")[0], ""):
             found = self._file(_under(folder, option))
@@ -276,7 +280,10 @@ def _placed(values, package):
 
 
 def _joined(package, own):
-    """Join `own` to `package`. `_global_` starts at the root and `_here_` is `package` itself."""
+    """Join `own` to `package`.
+
+    `_global_` starts at the root and `_here_` is `package` itself.
+    """
     if own == "_here_":
         return package
     if own.startswith("_global_"):

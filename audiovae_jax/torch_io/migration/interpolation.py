@@ -1,4 +1,7 @@
-"""Resolve `${...}` in a composed tree as OmegaConf does, except for the environment and the clock."""
+"""Resolve `${...}` in a composed tree as OmegaConf does.
+
+Interpolations of the environment and the clock are not resolved.
+"""
 
 import re
 from typing import Any
@@ -15,7 +18,9 @@ class Unresolved(str):
 
 
 def resolve(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace every interpolation in `values`. Values that cannot be resolved become `Unresolved`.
+    """Replace every interpolation in `values`.
+
+    Values that cannot be resolved become `Unresolved`.
 
     Raises:
       ConfigError: keys refer to each other in a cycle.

@@ -104,7 +104,10 @@ def _take_loss(name, values, path, weight, found):
 
 
 def _simplify(made):
-    """Replace hops and windows by None if they equal the defaults or differ in number from the FFTs."""
+    """Replace hops and windows by None if they are redundant.
+
+    They are if they equal the defaults, or if their number differs from the number of FFTs.
+    """
     if "win_lengths" not in made:
         return
     sizes = made["fft_sizes"]

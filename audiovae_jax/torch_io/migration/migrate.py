@@ -1,4 +1,4 @@
-"""Convert an old tree of configs to a config file and report changed and dropped keys."""
+"""Convert an old tree of configs to a config file, with a list of changed keys."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Convert each section of the PyTorch system's configs, selected by its class or its name."""
+"""Convert each section of the PyTorch system's configs by its class or name."""
 
 import inspect
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def _reason(name):
 
 
 def _plain(section: Section, found: Findings):
-    """Take keys of the root or the model's section, including the keys of `VAELightningModule`."""
+    """Take keys of the root, the model's section or `VAELightningModule`."""
     if (seed := section.whole("seed")) is not None:
         found.settings["seed"] = seed
     _keep_rate(section, "sample_rate", found)

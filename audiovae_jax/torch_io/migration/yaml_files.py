@@ -1,4 +1,4 @@
-"""Read YAML as OmegaConf does, restricted to plain values, without executing anything."""
+"""Read YAML as OmegaConf does, restricted to plain values."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ _PACKAGE = re.compile(r"#\s*@package\s+(\S+)\s*$")
 
 
 class _Loader(yaml.SafeLoader):
-    """A loader that reads 1e-4 as a number and dates as text, and rejects duplicate keys."""
+    """A loader that reads 1e-4 as a number and dates as text, and rejects duplicates."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -42,7 +42,9 @@ _Loader.add_implicit_resolver(
 
 
 def read(path: Path) -> tuple[dict[str, Any], str | None]:
-    """Return the values of a YAML file and the package of its line `# @package NAME`, or None.
+    """Return the values and the package of a YAML file.
+
+    The package is from a line `# @package NAME`, otherwise None.
 
     Raises:
       ConfigError: the file is missing, is not YAML, or does not contain a mapping.
