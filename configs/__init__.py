@@ -1,1 +1,1 @@
-"""Training configs: `base.py` holds every key, the others change a few."""
+"""Training configs: `base.py` declares every key, the others override a few."""

@@ -1,4 +1,7 @@
-"""A discriminator of about a fifth of the parameters: half the STFT filters, no MSD, three periods."""
+"""A discriminator with about a fifth of the parameters.
+
+It has half the STFT filters, no MSD and three periods.
+"""
 
 from configs import base
 

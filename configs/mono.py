@@ -1,4 +1,4 @@
-"""Mono audio: one channel everywhere, and STFTs of it in place of the sum and the difference."""
+"""Mono audio: one channel, and a plain STFT loss instead of sum and difference."""
 
 from configs import base
 

@@ -1,4 +1,7 @@
-"""MUSDB18-HQ: stems and mixtures of its training songs, validated on the official fourteen. Set data.root."""
+"""MUSDB18-HQ: stems and mixtures, validated on the official fourteen songs.
+
+Set data.root.
+"""
 
 from configs import base
 

@@ -1,4 +1,4 @@
-"""A plain VAE: no discriminator is built, run or stored."""
+"""A plain VAE without a discriminator."""
 
 from configs import base
 

@@ -1,4 +1,4 @@
-"""One fixed batch for ever, with a small model: whether everything learns at all, before hours are spent."""
+"""A small model on one fixed batch, to check training before a long run."""
 
 import ml_collections
 
@@ -16,7 +16,7 @@ def override(config):
     config.model.channel_mults = (1, 2, 4)
     config.model.strides = (2, 4, 8)
     config.model.latent_dim = 32
-    # Magnitudes leave the phase open; this asks for the waveform itself.
+    # Magnitude losses ignore the phase. This loss compares waveforms.
     config.losses.si_sdr = ml_collections.ConfigDict({"_target_": "audiovae_jax.losses.si_sdr", "weight": 0.1})
     config.kl.weight = 1e-6
     config.optimizer.learning_rate = 3e-3

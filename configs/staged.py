@@ -1,4 +1,7 @@
-"""The VAE alone for 20,000 steps, then a gentle discriminator with strong feature matching."""
+"""The VAE alone for 20,000 steps, then with the discriminator.
+
+The adversarial weight is low and the feature-matching weight is high.
+"""
 
 from configs import base
 

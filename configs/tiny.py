@@ -1,4 +1,4 @@
-"""A small model that learns audibly in about three minutes on two CPU cores."""
+"""A small model that improves audibly in about three minutes on two CPU cores."""
 
 from configs import base
 

@@ -1,1 +1,1 @@
-"""What users type: the command line, its flags, and files in and out."""
+"""The command line: commands, flags, and input and output files."""

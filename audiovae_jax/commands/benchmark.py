@@ -1,4 +1,4 @@
-"""`benchmark`."""
+"""The command `benchmark`."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from audiovae_jax.config import configuration
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.performance.benchmark import command as benchmark
 
-# The flags that each subcommand reads; all take --config and --json.
+# The flags of each subcommand. All subcommands accept --config and --json.
 _USED = {
     "step": ("batch_size", "crop", "adversarial", "against", "repeats", "warmup", "profile"),
     "codec": ("seconds", "batch_size", "against", "repeats", "warmup"),
@@ -37,10 +37,10 @@ def _flags():
 
 def _benchmark(subcommand, model=None):
     _require_used(subcommand)
-    # Another system, or a process started to measure in, needs room on an accelerator too.
+    # Other systems and measuring processes need memory on the same accelerator.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    process.restart_with_huge_pages()  # as training does; other systems run with the same pages
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that other processes end too
+    process.restart_with_huge_pages()  # like training; other systems inherit the setting
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that child processes end too
     values = flags.FLAGS
     signals = (values.batch_size or 1) if subcommand == "codec" else 1
     batch_size = None if subcommand == "codec" else values.batch_size

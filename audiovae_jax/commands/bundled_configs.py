@@ -1,4 +1,4 @@
-"""The configs that come with the package: the clone's `configs/`, which a wheel holds as a part of the package."""
+"""The bundled configs: `configs/` in a clone, part of the package in a wheel."""
 
 import importlib
 import importlib.util
@@ -14,7 +14,7 @@ FOLDER = next(
 
 
 def offer():
-    """Make `from configs import base` work in configs anywhere, whatever folder the command is given in."""
+    """Make `from configs import base` work in every working directory."""
     if "configs" in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(
@@ -26,12 +26,15 @@ def offer():
 
 
 def reference() -> ml_collections.ConfigDict:
-    """The base config, whose keys are the allowed ones."""
+    """Return the base config, which has every allowed key."""
     return importlib.import_module("configs.base").get_config()
 
 
 def locate(name: str) -> str:
-    """The path that `tiny`, or a path, stands for."""
+    """Return the path of a bundled config such as `tiny`.
+
+    A path is returned unchanged.
+    """
     if "/" in name or name.endswith(".py") or not (FOLDER / f"{name}.py").is_file():
         return name
     return str(FOLDER / f"{name}.py")

@@ -1,4 +1,4 @@
-"""The command line: one command, its flags, a config, and errors without tracebacks."""
+"""Parse the command line, run a command, and report errors without tracebacks."""
 
 import difflib
 import functools
@@ -26,7 +26,7 @@ from audiovae_jax.storage import server
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training import compilation
 
-# Where each command lives; only the one that is asked for is imported.
+# The module of each command. Only the module of the given command is imported.
 COMMANDS = {
     "train": "training",
     "report": "training",
@@ -49,7 +49,7 @@ COMMANDS = {
     "plan": "planning",
     "doctor": "planning",
 }
-# What absl and Python say of a flag's value, and what is meant.
+# Error messages of absl and Python about flag values, with clearer replacements.
 _PLAINLY = {
     r": invalid literal for int\(\) .*": " must be a whole number",
     r": could not convert string to float.*": " must be a number",
@@ -58,10 +58,10 @@ _PLAINLY = {
 
 
 def main(name: str | None = None):
-    """Run a command; a user's error ends the program with its message and status 1.
+    """Run a command. A `UserError` ends the program with its message and status 1.
 
     Args:
-      name: of the command; None for the one that the first argument names.
+      name: name of the command; None to read it from the first argument.
     """
     try:
         command = _find(name)
@@ -98,22 +98,22 @@ def _program():
 
 
 def _run(command):
-    # A module of the user's own is found in the folder that the command is given in.
+    # Modules of the user are imported from the working directory.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
-    # A file's name need not be UTF-8, and is printed all the same.
+    # File names that are not valid UTF-8 must still be printable.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     bundled_configs.offer()
     compilation.use_cache()
     process.drop_orbax_log_lines()
-    logging.set_verbosity(logging.ERROR)  # XLA reports every backend that it looks at
+    logging.set_verbosity(logging.ERROR)  # XLA logs every backend that it tries
     warnings.filterwarnings("default", message=r"config\.|--", category=DeprecationWarning)
     before = set(flags.FLAGS)
     command.define_flags()
     if command.old_model_flag:
         flags.DEFINE_string("model", None, "as it was given before; now the first argument")
-    for name in set(flags.FLAGS) - before:  # or --help leaves them out
+    for name in set(flags.FLAGS) - before:  # otherwise --help omits them
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     usage = " ".join([sys.argv[0], *command.positional, "[flags]"])
     sys.modules["__main__"].__doc__ = f"{command.description}\n\n  {usage}\n".replace("%", "%%")
@@ -121,20 +121,22 @@ def _run(command):
 
 
 def define_config_flag():
-    """The flag `--config=FILE[:NAME,NAME]`, and `--config.KEY=VALUE` for every key."""
+    """Define `--config=FILE[:NAME,NAME]` and `--config.KEY=VALUE` for every key."""
     what = "config file or name, and configs to mix in: base:lightweight,staged; --config.KEY=VALUE sets a key of it"
     config_flags.DEFINE_config_file("config", None, what, flags.FLAGS)
-    flags.FLAGS["config"].default_as_str = "'base'"  # which `_parse` loads, to refuse unknown keys in words
+    flags.FLAGS["config"].default_as_str = "'base'"  # `_parse` loads it, for readable errors on unknown keys
 
 
 def read_config(workdir: Path | BucketPath) -> ml_collections.ConfigDict:
-    """The config that the flags give, finalized; with a torch file as `init_from`, its run's settings in it.
+    """Return the finalized config from the flags.
+
+    If `init_from` is a torch file, the settings of its run are adopted.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
 
     Raises:
-      ConfigError: unknown keys.
+      ConfigError: a key is unknown.
       CheckpointError: `init_from` cannot be read.
     """
     config = flags.FLAGS.config
@@ -145,16 +147,19 @@ def read_config(workdir: Path | BucketPath) -> ml_collections.ConfigDict:
 
 
 def config_name() -> str:
-    """`tiny` for `--config=configs/tiny.py`, `base_lightweight` for `configs/base.py:lightweight`."""
+    """Return a name for the config flag.
+
+    It is `tiny` for `--config=configs/tiny.py` and `base_lightweight` for `configs/base.py:lightweight`.
+    """
     path, _, names = _config_argument(sys.argv)[1].partition(":")
     return "_".join([Path(path).stem, *filter(None, names.split(","))])
 
 
 def whole_numbers(flag: str, values: list[str] | None) -> tuple[int, ...] | None:
-    """A list flag's values as numbers.
+    """Return the values of a list flag as integers.
 
     Raises:
-      ConfigError: one is none.
+      ConfigError: a value is not an integer.
     """
     try:
         return None if values is None else tuple(int(value) for value in values)
@@ -216,7 +221,7 @@ def _parse(command, argv):
 
 
 class _LoadedConfig(flags.ArgumentParser):
-    """Gives the flag the config that `_parse` has loaded and checked, whatever its text."""
+    """A parser that ignores the flag's text and returns the config loaded by `_parse`."""
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__()
@@ -227,7 +232,7 @@ class _LoadedConfig(flags.ArgumentParser):
 
 
 def _parsed(command, argv, config=None):
-    """The positional arguments; a ConfigError where absl would end the program in words of its own."""
+    """Return the positional arguments. Convert absl's errors to ConfigError."""
     try:
         return flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
@@ -247,7 +252,10 @@ def _parsed(command, argv, config=None):
 
 
 def _config_argument(argv):
-    """`(position, value)` of `--config=VALUE`, which `--config VALUE` is made into; without one the default's."""
+    """Return `(position, value)` of the config flag, or `(None, default)`.
+
+    `--config VALUE` is rewritten to `--config=VALUE` in `argv`.
+    """
     for i, argument in enumerate(argv):
         name, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and name == "config":
@@ -259,7 +267,7 @@ def _config_argument(argv):
 
 
 def _may_be_model(path: str) -> bool:
-    """Whether a model could be at a user's path; only where it is certain that none is, it is not."""
+    """Return False only if there is certainly no model at `path`."""
     if server.is_url(path):
         return True
     if not os.path.isdir(path):

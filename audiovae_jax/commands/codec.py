@@ -1,4 +1,4 @@
-"""`reconstruct`, `encode` and `decode`: files through a model; and the flags of whatever uses a codec."""
+"""The commands `reconstruct`, `encode` and `decode`, and the flags of a codec."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from audiovae_jax.inference.codec import Codec
 
 
 def define_codec_flags():
-    """Define how a codec is loaded and computes."""
+    """Define the flags for loading and running a codec."""
     define_step()
     flags.DEFINE_integer("sample_rate", None, "in Hz, where the model's file does not tell it", lower_bound=1)
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "what to compute in; by default the model's")
@@ -31,7 +31,7 @@ def define_step():
 
 
 def load(model: str) -> Codec:
-    """The codec of a model, as the flags say."""
+    """Load the codec of a model with the options from the flags."""
     values = flags.FLAGS
     return Codec.load(
         model,
@@ -55,10 +55,12 @@ def _define(*, mix: bool = False, audio_format: bool = False, other_model: bool 
 
 
 def _plan_audio(paths: Sequence[str], extensions: Collection[str]) -> list[file_jobs.Job]:
-    """The audio files to make of `IN... OUT`, in the format of `--format`, or of a single file's name.
+    """Plan the audio files to write for `IN... OUT`.
+
+    The format is `--format`, or the suffix of OUT if OUT is a file.
 
     Raises:
-      ConfigError: the two contradict each other.
+      ConfigError: `--format` contradicts the suffix of OUT.
       DataError: see `file_jobs.plan`.
     """
     flag = flags.FLAGS["format"]

@@ -1,4 +1,4 @@
-"""What a command is: its name, what it takes, and the function that does it."""
+"""The description of a command: its name, arguments, flags and main function."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,17 +9,18 @@ MODEL = "MODEL"
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command of one form: the model, inputs, the output, then flags.
+    """A command with the arguments model, inputs, output, then flags.
 
     Attributes:
-      name: as users type it.
-      description: of what it does, for `--help`.
-      main: takes the positional arguments, reads flags.
-      positional: their names; a name that ends in "..." stands for one or more, one in brackets for one or none.
-      define_flags: defines its flags, and no others.
+      name: the name that users type.
+      description: text for `--help`.
+      main: function that takes the positional arguments and reads the flags.
+      positional: names of the positional arguments. A name that ends in "..." stands for one or more arguments. A name
+        in brackets is optional.
+      define_flags: function that defines the command's flags.
       bucket_output: whether OUT may be the URL of a bucket.
-      old_model_flag: whether `--model=MODEL` was its form before, and is still taken.
-      interrupted: what someone who stops it with Ctrl-C should know.
+      old_model_flag: whether the older form `--model=MODEL` is still accepted.
+      interrupted: message after Ctrl-C.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""`check_data`, `make_shards` and `convert_musdb18`: data sets looked at, and made ready for training."""
+"""The commands `check_data`, `make_shards` and `convert_musdb18`."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ from audiovae_jax.storage import atomic
 def _shards_flags():
     flags.DEFINE_float("record_seconds", 4.0, "of audio in a record: what a crop reads at least", lower_bound=0.1)
     flags.DEFINE_integer("shard_megabytes", 1024, "of 16-bit audio in a shard, before FLAC", lower_bound=1)
-    # By default as configs/base.py has it for training.
+    # The default is the value in configs/base.py.
     flags.DEFINE_float("validation_fraction", None, "of the files, where the data set has no split of its own")
     flags.DEFINE_float("mixture_share", None, "of MUSDB18's crops; the others are of a single stem")
     flags.DEFINE_float("min_seconds", None, "shorter files are left out", lower_bound=0.0)
@@ -38,7 +38,7 @@ def _make_shards(*paths):
         for name in ("validation_fraction", "mixture_share", "min_seconds", "source", "num_threads"):
             if values[name].value is not None:
                 data[name] = values[name].value
-        data.channels = 1  # to which all that there is can be adapted; shards keep what files have
+        data.channels = 1  # every file can be converted to mono; the shards keep the files' channels
     parts = []
     for root in roots:
         of_root = ml_collections.ConfigDict(data)
@@ -111,7 +111,7 @@ def _check(root=None):
 
 
 def _require_writable(*paths):
-    """Before the work, not after it."""
+    """Raise ConfigError if an output cannot be written. Called before the work starts."""
     if paths[1] is not None and not paths[1].lower().endswith(page.SUFFIXES):
         raise ConfigError(f"--page={paths[1]} must end in {' or '.join(page.SUFFIXES)}")
     for path in filter(None, paths):
@@ -122,7 +122,7 @@ def _require_writable(*paths):
 
 
 def _plain(value):
-    """With text that is UTF-8, whatever the names of files."""
+    """Convert all strings to valid UTF-8, since file names may contain other bytes."""
     if isinstance(value, dict):
         return {_plain(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

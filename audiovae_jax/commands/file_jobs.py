@@ -1,4 +1,7 @@
-"""Many files in, a folder of files out: structure kept, what is there skipped, bad files not in the way of the rest."""
+"""Process many files into an output folder.
+
+The folder structure is kept, existing outputs are skipped, and a bad file does not stop the others.
+"""
 
 import dataclasses
 import os
@@ -14,11 +17,17 @@ from audiovae_jax.storage import atomic
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One file to make."""
+    """One file to write.
+
+    Attributes:
+      source: input file.
+      target: output file.
+      refused: reason why the job cannot run, or None.
+    """
 
     source: Path
     target: Path
-    refused: str | None = None  # why it cannot be done
+    refused: str | None = None
 
 
 def plan(
@@ -29,20 +38,20 @@ def plan(
     suffix: str,
     file_suffixes: Collection[str] = (),
 ) -> list[Job]:
-    """The files to make of files and folders.
+    """Return one job for each file in the inputs.
 
     Args:
-      inputs: files, and folders that are searched for files with one of `extensions`. What lies in the output
-        folder is no input.
-      output: a folder, in which the folders' structure is kept; or, for a single file, a path that
-        ends in `suffix` or one of `file_suffixes`, which then is the file to make.
-      extensions: lower case, with the dot.
-      suffix: of the files to make, with the dot. It takes the place of a source's, and follows it where two
-        sources would make one file: of `a.wav` and `a.flac`, `a.wav.wav` and `a.flac.wav`.
-      file_suffixes: of a single file that can be made, besides `suffix`.
+      inputs: files, and folders that are searched for files with one of `extensions`. Files in the output folder are
+        ignored.
+      output: a folder, in which the inputs' folder structure is kept. For a single input file it may also be the output
+        file, a path that ends in `suffix` or one of `file_suffixes`.
+      extensions: extensions of input files, in lower case with the dot.
+      suffix: suffix of the output files, with the dot. It replaces the input's suffix. It is appended if two inputs
+        would give the same output: `a.wav` and `a.flac` give `a.wav.wav` and `a.flac.wav`.
+      file_suffixes: further suffixes that a single output file may have.
 
     Raises:
-      DataError: an input is missing or empty, or the output is none that can be.
+      DataError: an input is missing or empty, or the output is invalid.
     """
     paths, target = [Path(name) for name in inputs], Path(output)
     if target.suffix.lower() in (suffix, *file_suffixes) and not os.path.isdir(target):
@@ -53,7 +62,7 @@ def plan(
         raise DataError(f"{printable(target)} is one file's name, and there are several to make; give a folder")
     if os.path.exists(target) and not os.path.isdir(target):
         raise DataError(f"{printable(target)} is a file; give a folder to write to")
-    sources: dict[Path, list[tuple[Path, Path]]] = {}  # by the name that they would have first
+    sources: dict[Path, list[tuple[Path, Path]]] = {}  # by their preferred output path
     for path in paths:
         if not os.path.exists(path):
             raise DataError(f"{printable(path)}: there is no such file or folder")
@@ -84,15 +93,16 @@ def plan(
 
 
 def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]], None], *, overwrite: bool = False):
-    """Do the jobs with a progress bar.
+    """Run jobs with a progress bar.
 
     Args:
-      jobs: from `plan`.
-      process: `(source, target, progress)`; must write whole files, and calls `progress` with the share done.
-      overwrite: make what is there already, too.
+      jobs: jobs from `plan`.
+      process: function of `(source, target, progress)`. It must write files atomically, and calls `progress` with the
+        finished fraction.
+      overwrite: whether to write existing outputs again.
 
     Raises:
-      DataError: some failed; their reasons were printed.
+      DataError: at least one job failed. The reasons have been printed.
     """
     _remove_leftovers(jobs)
     waiting = [job for job in jobs if job.refused or overwrite or not job.target.exists()]
@@ -115,7 +125,7 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
                 bar.write(f"failed: {message if source in message else f'{source}: {message}'}")
             bar.n = done + 1
         bar.set_postfix_str("")
-    _remove_leftovers(jobs)  # what was too young before
+    _remove_leftovers(jobs)  # files that were too recent at the start
     skipped = len(jobs) - len(waiting)
     made = len(waiting) - len(failed)
     print(f"{made} made, {skipped} there already and skipped, {len(failed)} failed")

@@ -1,4 +1,4 @@
-"""`evaluate` and `serve`: models on audio, in a table and a page to listen to; and by hand, in a page of their own."""
+"""The commands `evaluate` (metrics and report) and `serve` (interactive page)."""
 
 import os
 import threading
@@ -20,7 +20,7 @@ from audiovae_jax.evaluation.presets import PRESETS
 from audiovae_jax.evaluation.visqol import Visqol
 from audiovae_jax.storage import atomic
 
-_AFTER = 10.0  # seconds that threads have to end once the page is closed
+_AFTER = 10.0  # seconds that threads may run after the page is closed
 _ALL = "all"
 _MOST_MB = 1 << 20
 
@@ -72,12 +72,16 @@ def _evaluate(*given):
 
 
 def _name(place):
-    """A file's or folder's own name; a URL as it is."""
+    """Return the name of a file or folder. A URL is returned unchanged."""
     return place if remote.is_url(place) else Path(place).resolve().name
 
 
 def _tracks(root, out):
-    """The tracks to judge, `(name, reason)` of what cannot be, and the patience for a read."""
+    """Return the tracks to evaluate.
+
+    Returns:
+      The tracks, `(name, reason)` of each skipped file, and the read timeout in seconds.
+    """
     values = flags.FLAGS
     path = Path(root)
     if not remote.is_url(root) and path.is_file() and root.lower().endswith(audio_file.EXTENSIONS):
@@ -100,7 +104,7 @@ def _tracks(root, out):
 
 
 def _lines(result):
-    """The table for a terminal: the columns that most people ask for."""
+    """Yield the lines of a text table with the most important columns."""
     shown = {"si_sdr_db": "SI-SDR", "auraloss_stft": "STFT (auraloss)", "audiotools_mel": "mel (audiotools)",
              "visqol": "ViSQOL", "bits_per_second": "bit/s", "realtime_factor": "real-time factor"}  # fmt: skip
     table = {name: entry["columns"] for name, entry in result["systems"].items()}
@@ -115,7 +119,10 @@ def _lines(result):
 
 
 def _require_writable(out):
-    """Before the work, not after it."""
+    """Raise ConfigError if the output folder cannot be written.
+
+    Called before the work starts.
+    """
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out={printable(out)} is a file; give a folder to write to")
     try:
@@ -136,7 +143,7 @@ def _serve(path):
     server.require_gradio()
     models = Models(path, codec.load)
     server.serve(models, host=values.host, port=values.port, max_upload_mb=values.max_upload_mb)
-    # Python waits for all threads, and one of a library's may wait for ever: the page is closed, so it ends anyway.
+    # Python waits for all threads at exit, and a library's thread may never end. The page is closed, so exit anyway.
     end = threading.Timer(_AFTER, os._exit, (0,))
     end.daemon = True
     end.start()

@@ -1,4 +1,4 @@
-"""`encode_dataset`: a data set through the encoder, for training on its latents."""
+"""The command `encode_dataset`: encode a data set, for training on its latents."""
 
 from pathlib import Path
 

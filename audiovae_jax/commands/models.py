@@ -1,4 +1,4 @@
-"""Commands on one model: looked at, calibrated, made ready for serving, or made from torch's files and into them."""
+"""Commands on one model: inspect, calibrate, export, convert from and to torch."""
 
 import functools
 import json
@@ -14,7 +14,7 @@ from audiovae_jax.errors import printable
 from audiovae_jax.inference import calibration, inspection, stablehlo
 from audiovae_jax.persistence import conversion
 
-_MOST_NAMED = 10  # files in a line
+_MOST_NAMED = 10  # file names per line
 
 
 def _inspect_flags():

@@ -1,4 +1,4 @@
-"""`plan` and `doctor`."""
+"""The commands `plan` and `doctor`."""
 
 import json
 import sys
@@ -52,7 +52,10 @@ def _plan():
 
 
 def _require_writable(path):
-    """Before the work, not after it."""
+    """Raise ConfigError if the output cannot be written.
+
+    Called before the work starts.
+    """
     try:
         atomic.require_writable(path)
     except OSError as error:
@@ -85,7 +88,7 @@ def _doctor():
 
 
 def _look():
-    """Whether something would fail."""
+    """Print the checks and return whether any check failed."""
     values = flags.FLAGS
     workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / cli.config_name())
     config = cli.read_config(workdir)

@@ -1,4 +1,4 @@
-"""Process-wide settings that only commands may touch: huge pages, and log filters."""
+"""Process-wide settings that only commands may change: huge pages and log filters."""
 
 import builtins
 import contextlib
@@ -12,19 +12,22 @@ from pathlib import Path
 _SOURCES = ("/orbax/", "/tensorstore/")
 _TUNABLES = "GLIBC_TUNABLES"
 _SETTING = "glibc.malloc.hugetlb"
-_RESTARTED = "AUDIOVAE_JAX_RESTARTED"  # whatever becomes of the setting, once is enough
+_RESTARTED = "AUDIOVAE_JAX_RESTARTED"  # set to prevent a second restart, even if the setting has no effect
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def restart_with_huge_pages():
-    """Restart this process with large pages, where the system gives them to those who ask; else return.
+    """Restart this process with huge pages, if the system offers them on request.
 
-    A CPU step takes its temporaries from malloc and frees them after it. With 4 KB pages the kernel spends a third of
-    a step clearing and mapping them. glibc asks for 2 MB pages only if it is told to when the process starts.
+    A CPU step allocates its temporaries with malloc and frees them afterwards. With 4 KB pages the kernel spends a
+    third of a step clearing and mapping them. glibc requests 2 MB pages only if this is set when the process starts.
 
-    It returns where they are on or off for everyone, where GLIBC_TUNABLES says something about them
-    already, where the C library has no such setting (glibc has it since 2.35), and where the process is
-    none that its command line would give again: an interactive one, or a child of `multiprocessing`.
+    The function returns without a restart if
+
+    - huge pages are always on or always off,
+    - GLIBC_TUNABLES already sets them,
+    - the C library lacks the setting (glibc has it since 2.35), or
+    - the command line would not reproduce the process: it is interactive or a child of `multiprocessing`.
     """
     tunables = os.environ.get(_TUNABLES, "")
     if _SETTING in tunables or _RESTARTED in os.environ or not _can_ask():
@@ -41,7 +44,7 @@ def restart_with_huge_pages():
 
 def _runs_a_script():
     interactive = sys.flags.interactive or hasattr(sys, "ps1") or hasattr(builtins, "__IPYTHON__")
-    path = getattr(sys.modules["__main__"], "__file__", None)  # none, or "<stdin>", where the code is typed
+    path = getattr(sys.modules["__main__"], "__file__", None)  # None or "<stdin>" in interactive use
     is_child = multiprocessing.parent_process() is not None
     return not interactive and not is_child and path is not None and Path(path).is_file()
 
@@ -58,8 +61,7 @@ def _can_ask():
 def drop_orbax_log_lines():
     """Drop Orbax and TensorStore log lines that duplicate our own errors.
 
-    Reading a folder without write access, or failing to write one array of hundreds, logs a line or a traceback for
-    each array, from their own threads.
+    Their threads log a line or a traceback for each array when a folder is not writable or a write fails.
     """
     for name in ("absl", "asyncio"):
         logger = logging.getLogger(name)
@@ -70,7 +72,10 @@ def drop_orbax_log_lines():
 
 
 def _is_of_others(record):
-    """Whether a log record is kept: not from Orbax's code, nor of an array whose write failed."""
+    """Return whether to keep a log record.
+
+    Records from Orbax's code and about failed writes of arrays are dropped.
+    """
     if record.name == "absl":
         return not _is_theirs(record.pathname)
     text = record.getMessage()
@@ -80,7 +85,7 @@ def _is_of_others(record):
 
 
 class _Hook:
-    """A `sys.unraisablehook` that drops what a read or write returns to when its event loop has gone."""
+    """A `sys.unraisablehook` that drops errors after the event loop was closed."""
 
     def __init__(self, previous):
         self._previous = previous

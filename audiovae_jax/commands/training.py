@@ -1,4 +1,4 @@
-"""`train`; `report`, of runs; `migrate_config`, for those who come from PyTorch."""
+"""The commands `train`, `report` and `migrate_config`."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from audiovae_jax.torch_io.migration import migrate
 
 
 def define_process_flags():
-    """The flags of a process that is one of several."""
+    """Define the flags for multi-process runs."""
     flags.DEFINE_string("coordinator_address", None, "HOST:PORT of process 0; the cluster tells where it can")
     flags.DEFINE_integer("num_processes", None, "of the run, on all hosts; 1 alone trains in this process alone")
     flags.DEFINE_integer("process_id", None, "of this process, from 0")
@@ -24,7 +24,10 @@ def define_process_flags():
 
 
 def joined():
-    """Joins the run's processes as the flags, or what started this one, say: a context, see `launch.joined`."""
+    """Return a context that joins the run's processes, see `launch.joined`.
+
+    The settings come from the flags, or from the environment of the cluster that started this process.
+    """
     given = flags.FLAGS
     return launch.joined(
         given.coordinator_address, given.num_processes, given.process_id,

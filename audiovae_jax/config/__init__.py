@@ -1,1 +1,1 @@
-"""From a config to objects: reading and checking keys, dotted names, and what they build."""
+"""Read and check configs, resolve dotted names, and build the objects of a run."""

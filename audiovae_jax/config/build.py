@@ -1,4 +1,7 @@
-"""From a config to the objects it names, each checked against its contract before anything compiles."""
+"""Build the objects that a config names.
+
+Each object is traced on the shape of a batch, so that errors appear before anything is compiled.
+"""
 
 import inspect
 
@@ -18,14 +21,14 @@ from audiovae_jax.training.step import RESERVED_METRICS, Recipe
 
 
 def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
-    """What the train step is given, from a checked config.
+    """Build the train step's recipe from a checked config.
 
     Raises:
-      ConfigError: a name, an argument, or what a named object returns is not as it must be.
+      ConfigError: a name or an argument is invalid, or a named object returns the wrong type or shape.
     """
     adversarial = {}
     if not config.use_adversarial and resolve.TARGET in config.discriminator:
-        resolve.build(config.discriminator, "config.discriminator")  # a misspelt key is one even if unused
+        resolve.build(config.discriminator, "config.discriminator")  # reports misspelt keys of an unused discriminator
     if config.use_adversarial:
         adversarial = {
             "discriminator": build_discriminator(config),
@@ -47,7 +50,11 @@ def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
 
 
 def build_model(config: ml_collections.ConfigDict) -> AudioVAE:
-    """The model of `config.model`."""
+    """Build the model of `config.model` and trace it on the shape of a batch.
+
+    Raises:
+      ConfigError: see `build_recipe`.
+    """
     model = _construct(AudioVAE, config.model, "config.model")
 
     def run(key, audio):
@@ -58,10 +65,10 @@ def build_model(config: ml_collections.ConfigDict) -> AudioVAE:
 
 
 def build_discriminator(config: ml_collections.ConfigDict) -> nn.Module:
-    """The discriminator of `config.discriminator`, tried on the shape of a batch.
+    """Build the discriminator and trace it on the shape of a batch.
 
     Raises:
-      ConfigError: as `build_recipe`.
+      ConfigError: see `build_recipe`.
     """
     where = "config.discriminator"
     discriminator = resolve.build(config.discriminator, where)
@@ -90,10 +97,10 @@ def build_discriminator(config: ml_collections.ConfigDict) -> nn.Module:
 
 
 def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
-    """The reconstruction losses of `config.losses`, each tried on the shape of a batch.
+    """Build the reconstruction losses and trace each on the shape of a batch.
 
     Raises:
-      ConfigError: as `build_recipe`.
+      ConfigError: see `build_recipe`.
     """
     terms = []
     for name, section in config.losses.items():
@@ -125,7 +132,7 @@ def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
 
 
 def example_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
-    """The shape of one crop, `(1, T, C)`, which is enough to initialise the networks."""
+    """Return the shape of one crop, `(1, T, C)`, for initialising the networks."""
     return (1, config.data.crop_length, config.data.channels)
 
 
@@ -152,12 +159,16 @@ def _batch(config):
 
 
 def _trace(fn, where, name, *args, check=lambda output: None):
-    """The output's shapes, without computing; what goes wrong inside is the config's error."""
+    """Return the shapes of the output of `fn` without computing it.
+
+    Raises:
+      ConfigError: `fn` or `check` raised an exception.
+    """
     raw = []
 
     def traced(*args):
         raw.append(fn(*args))
-        check(raw[-1])  # inside, where the output still has the type that the user's code gave it
+        check(raw[-1])  # inside the trace, where the output still has the type that the user's code returned
         return raw[-1]
 
     try:
@@ -170,5 +181,5 @@ def _trace(fn, where, name, *args, check=lambda output: None):
 
 
 def discriminator_dtype(config: ml_collections.ConfigDict) -> str:
-    """What the config's discriminator computes in; "of its own" where one of the user's has no such key."""
+    """Return the discriminator's dtype, or "of its own" if it has no such key."""
     return config.discriminator.get("dtype", "of its own")

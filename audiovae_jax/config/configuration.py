@@ -1,7 +1,7 @@
-"""Reading and checking configs, before anything is built or compiled.
+"""Read and check configs before anything is built or compiled.
 
-`configs/base.py` holds every key and its default; what is checked here is that a config has those
-keys and no others, and that its values can work together.
+`configs/base.py` declares every key with its default. This module checks that a config has exactly those keys and that
+its values are compatible with each other.
 """
 
 import difflib
@@ -18,13 +18,13 @@ import ml_collections
 from audiovae_jax.config.resolve import TARGET, did_you_mean
 from audiovae_jax.errors import ConfigError
 
-# The PyTorch system's flat keys, and where they live now.
+# Flat keys of the PyTorch system, with their current names.
 LEGACY_KEYS = {
     "adversarial_warmup_steps": "adversarial.warmup_steps",
     "adversarial_weight": "adversarial.adversarial_weight",
     "feature_matching_weight": "adversarial.feature_matching_weight",
 }
-# Keys that may differ when a run is continued: they change what is seen of it, not what it computes.
+# Keys that may differ when a run is resumed. They change how it is operated and recorded, not what it computes.
 OPERATIONAL_KEYS = (
     "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "diagnose_every",
     "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches", "model.remat", "discriminator.remat",
@@ -32,30 +32,30 @@ OPERATIONAL_KEYS = (
     "data.read_timeout", "data.retry_seconds", "data.cache", "data.cache_gigabytes", "data.index", "logging.writers",
     "logging.mlflow_uri", "logging.mlflow_experiment", "logging.wandb_project",
 )  # fmt: skip
-# Those of them that may differ between the hosts of a run: none of them says what is computed, or when.
+# Operational keys that may differ between the hosts of a run. They change neither the computation nor its schedule.
 HOST_KEYS = tuple(key for key in OPERATIONAL_KEYS if key.startswith("data."))
-# Keys that configs of before do not have, and what was done then.
+# Keys added later, with the value that reproduces older runs.
 _LATER_KEYS = {
     "data.mix": (), "data.padding": "zero", "data.mixture_share": 0.25, "data.full_band_share": None,
     "data.min_loudness_db": None, "data.augment.gain_db": (0.0, 0.0), "data.augment.polarity_probability": 0.0,
     "data.augment.swap_probability": 0.0, "data.val_root": None, "init_weights_only": False,
     "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
 }  # fmt: skip
-_MOST_SAMPLE_SECONDS = 300  # which are held, and drawn, whole
-# Sections whose keys are a callable's arguments, so that the callable knows which are right.
+_MOST_SAMPLE_SECONDS = 300  # samples are held in memory and plotted in full
+# Sections whose keys are arguments of a callable. They are checked against its signature instead.
 _OPEN_SECTIONS = ("discriminator", "losses")
 _FFT_KEYS = ("fft_sizes", "n_fft", "n_ffts", "mel_stft_n_ffts")
 
 
 def finalize(config: ml_collections.ConfigDict, reference: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A checked, frozen-shape copy of `config`: legacy keys moved, unknown ones refused.
+    """Return a copy of `config` with legacy keys renamed and all keys checked.
 
     Args:
-      config: what the user gave.
-      reference: the base config, whose keys are the allowed ones.
+      config: the user's config.
+      reference: the base config, which has every allowed key.
 
     Raises:
-      ConfigError: an unknown or missing key, with the nearest name.
+      ConfigError: a key is unknown or missing. For an unknown key the message gives the nearest name.
     """
     config = ml_collections.ConfigDict(config.to_dict(), convert_dict=True)
     for old, new in LEGACY_KEYS.items():
@@ -69,12 +69,12 @@ def finalize(config: ml_collections.ConfigDict, reference: ml_collections.Config
 
 
 def warn_legacy_key(old: str, new: str):
-    """Give the DeprecationWarning for a flat key of the PyTorch system."""
+    """Issue a DeprecationWarning for a flat key of the PyTorch system."""
     warnings.warn(f"config.{old} is deprecated; use config.{new}", DeprecationWarning, stacklevel=2)
 
 
 def check(config: ml_collections.ConfigDict, device_count: int):
-    """Raise ConfigError, with the remedy, for values that cannot work together."""
+    """Raise ConfigError, with a remedy, for invalid or incompatible values."""
     counts = ("num_steps", "batch_size", "validate_every", "checkpoint_every", "sample_every")
     for key in (*counts, "checkpoints_kept", "max_failed_saves"):
         _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")
@@ -187,7 +187,11 @@ def _check_data(data):
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """`key: old -> new` for every key that differs and matters, of two configs as nested dicts."""
+    """Return `key: old -> new` for every key whose change affects training.
+
+    Args:
+      old, new: configs as nested dicts.
+    """
     old, new = _LATER_KEYS | flatten(old), _LATER_KEYS | flatten(new)
     missing = "(absent)"
     return [
@@ -198,17 +202,20 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:
-    """The config as indented JSON."""
+    """Return the config as indented JSON."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
 def plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The config in JSON's types, as it is saved and compared."""
+    """Return the config as a dict of JSON types, for saving and comparing."""
     return json.loads(to_json(config))
 
 
 def flatten(config, prefix: str = "") -> dict[str, Any]:
-    """Nested configs or dicts as `{"section.key": value}`; an empty section stands for itself."""
+    """Flatten nested configs or dicts to `{"section.key": value}`.
+
+    An empty section is kept as a value.
+    """
     flat = {}
     for key, value in config.items():
         if hasattr(value, "items") and len(value):
@@ -219,10 +226,10 @@ def flatten(config, prefix: str = "") -> dict[str, Any]:
 
 
 def load_module(path: str | Path):
-    """The config file at `path` as a module with `get_config`.
+    """Import the config file at `path` and return its module.
 
     Raises:
-      ConfigError: the file is missing, broken, or has no `get_config`.
+      ConfigError: the file is missing, fails to import, or has no `get_config`.
     """
     path = Path(path)
     if not path.is_file():
@@ -257,7 +264,7 @@ def _check_keys(config, reference, prefix, root):
 
 
 def suggest_key(name: str, reference: ml_collections.ConfigDict) -> str:
-    """`"; did you mean 'section.key'?"` for an unknown key, or nothing."""
+    """Return `"; did you mean 'section.key'?"` for an unknown key, or an empty string."""
     known = set(flatten(reference))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if near:
@@ -271,7 +278,7 @@ def suggest_key(name: str, reference: ml_collections.ConfigDict) -> str:
 
 
 def has_key(config: ml_collections.ConfigDict, name: str) -> bool:
-    """Whether `config` has the key `section.key`, or the section."""
+    """Return whether `config` has the key or section `name`, e.g. `section.key`."""
     for part in name.split("."):
         if not isinstance(config, ml_collections.ConfigDict) or part not in config:
             return False
@@ -294,7 +301,7 @@ def _comparable(value):
 
 
 def override_keys(argv: list[str]) -> Iterator[tuple[int, str]]:
-    """The positions in `argv` of `--config.KEY` flags, and their keys."""
+    """Yield the position in `argv` and the key of every `--config.KEY` flag."""
     for i, argument in enumerate(argv):
         name = argument.lstrip("-").partition("=")[0]
         if argument.startswith("-") and name.removeprefix("no").startswith("config."):

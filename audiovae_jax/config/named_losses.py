@@ -1,4 +1,4 @@
-"""Losses of `audiovae_jax.losses` by their names, for `--config.losses.NAME.KEY=VALUE`."""
+"""Add losses by name, for flags `--config.losses.NAME.KEY=VALUE`."""
 
 import inspect
 from collections.abc import Iterable
@@ -13,7 +13,10 @@ from audiovae_jax.errors import ConfigError
 
 
 def names() -> list[str]:
-    """The functions of `audiovae_jax.losses` that take a prediction and a target."""
+    """Return the names of all losses in `audiovae_jax.losses`.
+
+    A loss is a function of a prediction and a target.
+    """
     functions = {name: value for name, value in vars(losses).items() if inspect.isfunction(value)}
     return [
         name for name, function in functions.items() if {"prediction", "target"} <= named_parameters(function).keys()
@@ -21,16 +24,16 @@ def names() -> list[str]:
 
 
 def declare(config: ml_collections.ConfigDict, keys: Iterable[str]):
-    """Add the keys of losses that `config` lacks, with their defaults, so that flags can set them.
+    """Add missing loss keys with their defaults, so that flags can set them.
 
-    A loss that `config` lacks gets a section, and the sample rate of the data where it has one.
+    A loss without a section gets a new one. If the loss has a sample rate, it refers to `config.data.sample_rate`.
 
     Args:
-      config: changed in place.
-      keys: `losses.NAME.KEY` each; other keys are ignored.
+      config: modified in place.
+      keys: keys of the form `losses.NAME.KEY`; other keys are ignored.
 
     Raises:
-      ConfigError: there is no such loss, or it has no such option.
+      ConfigError: the loss does not exist, or it lacks the option.
     """
     for key in keys:
         section, _, rest = key.partition(".")

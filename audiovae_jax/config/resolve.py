@@ -1,4 +1,7 @@
-"""Builds what a config names by dotted path: `_target_` is the name, the other keys its arguments."""
+"""Build objects that a config names by dotted path.
+
+`_target_` is the dotted path. The other keys of its section are the arguments.
+"""
 
 import difflib
 import functools
@@ -14,14 +17,14 @@ TARGET = "_target_"
 
 
 def resolve(name: str, where: str) -> Any:
-    """The object at the dotted path `name`.
+    """Return the object at the dotted path `name`.
 
     Args:
       name: e.g. `audiovae_jax.losses.waveform_l1` or `my_module.MyDiscriminator`.
-      where: the config key, for the error.
+      where: config key of the section, for error messages.
 
     Raises:
-      ConfigError: there is no such module or name, or the module itself fails to import.
+      ConfigError: the module or the name does not exist, or importing the module fails.
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
@@ -48,15 +51,17 @@ def resolve(name: str, where: str) -> Any:
 
 
 def build(section: Mapping, where: str, ignore: tuple[str, ...] = ()) -> Any:
-    """The object that `section` describes: a class is instantiated, a function gets its options bound.
+    """Build the object that `section` describes.
+
+    A class is instantiated. A function is returned with its options bound.
 
     Args:
       section: `_target_` and the arguments.
-      where: the config key of the section, for errors.
+      where: config key of the section, for error messages.
       ignore: keys of the section that are not arguments.
 
     Raises:
-      ConfigError: `_target_` is missing or wrong, or an argument does not fit the signature.
+      ConfigError: `_target_` is missing or invalid, or an argument does not match the signature.
     """
     if TARGET not in section:
         raise ConfigError(f"{where} has no {TARGET}: give the dotted path of the class or function to use")
@@ -75,7 +80,7 @@ def build(section: Mapping, where: str, ignore: tuple[str, ...] = ()) -> Any:
 
 
 def dotted_name(cls: type) -> str:
-    """The shortest dotted path of a class: that of a package which offers it, if there is one."""
+    """Return a class's shortest dotted path, via a package that re-exports it if any."""
     parts = cls.__module__.split(".")
     for i in range(1, len(parts) + 1):
         package = ".".join(parts[:i])
@@ -85,10 +90,9 @@ def dotted_name(cls: type) -> str:
 
 
 def named_parameters(target) -> dict[str, inspect.Parameter]:
-    """The parameters of `target` that a config can give.
+    """Return the parameters of `target` that a config can set.
 
-    A function's `**options` stand for the keywords of what it forwards to, which only the call can
-    check; a function marks them by the attribute `forwards_to`.
+    If the function has an attribute `forwards_to`, its `**options` are the keyword arguments of that function.
     """
     parameters = dict(inspect.signature(target).parameters)
     if (forwards_to := getattr(target, "forwards_to", None)) is not None:
@@ -101,7 +105,16 @@ def named_parameters(target) -> dict[str, inspect.Parameter]:
 
 
 def check_arguments(target, arguments: Mapping, where: str, complete: bool = True):
-    """Raise ConfigError unless `arguments` fit the signature of `target`, with the nearest name."""
+    """Raise ConfigError unless `arguments` match the signature of `target`.
+
+    For an unknown argument the message gives the nearest name.
+
+    Args:
+      target: a class or function.
+      arguments: the keyword arguments.
+      where: config key of the section, for error messages.
+      complete: whether arguments without a default are required.
+    """
     named = named_parameters(target)
     open_ended = not hasattr(target, "forwards_to") and any(
         p.kind is p.VAR_KEYWORD for p in inspect.signature(target).parameters.values()
@@ -119,13 +132,16 @@ def check_arguments(target, arguments: Mapping, where: str, complete: bool = Tru
 
 
 def did_you_mean(name: str, names) -> str:
-    """`"; did you mean 'x'?"`, or nothing where no name is near."""
+    """Return `"; did you mean 'x'?"`, or an empty string if no name is similar."""
     near = difflib.get_close_matches(name, [n for n in names if not n.startswith("__")], n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def _plain(value):
-    """Config values as Python's own, so that classes need not know of ml_collections."""
+    """Convert config values to plain Python types.
+
+    Classes then do not depend on ml_collections.
+    """
     if isinstance(value, Mapping) or hasattr(value, "to_dict"):
         return {key: _plain(v) for key, v in dict(value).items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Discriminators: linen modules, `audio [B, T, C] -> (logits: list, feature_maps: list of lists)`."""
+"""Discriminators: linen modules, `audio [B, T, C] -> (logits, feature_maps)`."""
 
 from audiovae_jax.discriminators.band import BandSplitDiscriminator as BandSplitDiscriminator
 from audiovae_jax.discriminators.ensemble import EnCodecDiscriminator as EnCodecDiscriminator

@@ -16,12 +16,12 @@ _LEAKY_SLOPE = 0.2
 
 
 class BandSplitDiscriminator(Discriminator):
-    """One conv stack per range of STFT bins; a logit is the mean over its band.
+    """One conv stack per range of STFT bins. A logit is the average over its band.
 
     Attributes:
-      n_fft, hop_length: of the magnitude STFT, in samples.
+      n_fft, hop_length: lengths of the magnitude STFT in samples.
       band_ranges: `(first bin, bin after the last)`, one sub-discriminator for each.
-      dtype: of the convolutions; the STFT is float32.
+      dtype: dtype of the convolutions; the STFT is float32.
     """
 
     n_fft: int = 2048

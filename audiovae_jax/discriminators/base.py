@@ -1,4 +1,4 @@
-"""The contract of a discriminator, and the loop over its sub-discriminators."""
+"""The base class of discriminators, with the loop over sub-discriminators."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,16 +10,17 @@ from audiovae_jax.models.layers import normalized_dtype
 from audiovae_jax.ops import scheduling
 from audiovae_jax.ops.interleaved import is_interleaved
 
-# Logits, and for each of them the activations of every convolution before it.
+# Logits and feature maps: for each logits array, the activations of every convolution before it.
 Output = tuple[list[jax.Array], list[list[jax.Array]]]
 
 
 class Discriminator(nn.Module):
-    """Sub-discriminators, each of which passes one view of the audio through one stack of convolutions.
+    """Sub-discriminators that each pass one view of the audio through one stack.
 
     A subclass defines `in_channels`, `views` and `stack`. Training then runs it once on real and generated audio
-    together, and computes the generator's gradient without computing feature maps again. Any other linen module
-    `audio -> (logits, feature_maps)` is a valid discriminator too, and is called on each.
+    together. The generator's gradient is computed without recomputing feature maps. Any other linen module
+    `audio -> (logits, feature_maps)` is also a valid discriminator. Training calls it separately on real and generated
+    audio.
     """
 
     stack_name = "discriminators"
@@ -30,15 +31,17 @@ class Discriminator(nn.Module):
         super().__post_init__()
 
     def __call__(self, audio) -> Output:
-        """`audio: [B, T, C]` to logits and feature maps, each with B leading."""
+        """Return logits and feature maps of `audio: [B, T, C]`, all batch-first."""
         return split(self.discriminate(audio))
 
     def discriminate(self, audio, known_maps: list[list] | None = None) -> Output:
-        """Like `__call__`, but may return `Interleaved` arrays, which hold several logits of one shape.
+        """Return the same as `__call__`, possibly as `Interleaved` arrays.
+
+        An `Interleaved` array holds several logits of one shape.
 
         Args:
           audio: `[B, T, C]`.
-          known_maps: its feature maps, if they are known. Then only gradients are computed, no logits.
+          known_maps: the feature maps of `audio`, if already known. Only gradients are computed then, no logits.
 
         Raises:
           ValueError: `audio` is not `[B, T, in_channels]`.
@@ -48,7 +51,7 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def each_view(self, x, known_maps: list[list] | None) -> Output:
-        """The outputs of every sub-discriminator, where `x` is what the `views` take."""
+        """Return the outputs of every sub-discriminator. `x` is the argument of each view."""
         logits, feature_maps = [], []
         for i, view in enumerate(self.views()):
             known = known_maps and known_maps[i]
@@ -59,16 +62,16 @@ class Discriminator(nn.Module):
         return logits, feature_maps
 
     def views(self) -> Sequence[Callable[[jax.Array], jax.Array]]:
-        """For each sub-discriminator, the function from the audio to what it looks at."""
+        """Return one function per sub-discriminator, from the audio to the stack's input."""
         raise NotImplementedError
 
     def stack(self, name: str) -> nn.Module:
-        """The convolutions of one sub-discriminator: `(view, known_maps) -> (logits, feature_maps)`."""
+        """Return one stack, `(view, known_maps) -> (logits, feature_maps)`."""
         raise NotImplementedError
 
 
 def takes_known_maps(discriminator: nn.Module) -> bool:
-    """Whether `discriminate` computes what calling the discriminator does: no subclass overrides `__call__`."""
+    """Return whether training can use `discriminate`: `__call__` is not overridden."""
     if not isinstance(discriminator, Discriminator):
         return False
     classes = type(discriminator).__mro__
@@ -76,16 +79,19 @@ def takes_known_maps(discriminator: nn.Module) -> bool:
 
 
 def in_turn(x, earlier: list, known_maps=None):
-    """Return `x`, on a CPU scheduled after the last logits of `earlier`.
+    """Return `x`, scheduled after the last logits of `earlier` on CPU.
 
-    XLA's own order computes all sub-discriminators at one time there, which takes twice the memory. With known maps
-    nothing is computed that could be waited for.
+    XLA would otherwise compute all sub-discriminators at once on CPU, which takes twice the memory. With known maps no
+    logits are computed, so `x` is returned unchanged.
     """
     return scheduling.after(x, jax.tree.leaves(earlier[-1])[0]) if earlier and known_maps is None else x
 
 
 def split(output: Output) -> Output:
-    """The output with every `Interleaved` array split: first all first parts, then all second parts, then the rest."""
+    """Split every `Interleaved` array of an output.
+
+    The result lists all first parts, then all second parts and so on, then the arrays that are not interleaved.
+    """
     alone, interleaved = [], []
     for logits, maps in zip(*output, strict=True):
         if is_interleaved(logits):
@@ -103,7 +109,7 @@ def require_audio(audio, in_channels: int, name: str):
 
 
 def check_output(output: Any, name: str) -> Output:
-    """Raise TypeError unless `output` is what a discriminator must return; say what it is instead."""
+    """Raise TypeError unless `output` is valid for a discriminator."""
 
     def is_array(x):
         return hasattr(x, "shape") and hasattr(x, "dtype")

@@ -1,4 +1,4 @@
-"""The full discriminator: MS-STFT, multi-scale, multi-period and Mel-STFT together."""
+"""The full discriminator, an ensemble of the others."""
 
 import jax.numpy as jnp
 
@@ -11,16 +11,16 @@ from audiovae_jax.models.layers import Dtype
 
 
 class EnCodecDiscriminator(Discriminator):
-    """An ensemble whose outputs come in the order MS-STFT, MSD, MPD, Mel-STFT.
+    """An ensemble with outputs in the order MS-STFT, MSD, MPD, Mel-STFT.
 
     Attributes:
       stft_filters, n_ffts: see `MultiScaleSTFTDiscriminator`.
-      in_channels: audio channels.
+      in_channels: number of audio channels.
       msd_scales, use_msd: see `MultiScaleDiscriminator`.
       mpd_periods, mpd_channels, use_mpd: see `MultiPeriodDiscriminator`.
       mel_stft_*, use_mel_stft: see `MultiScaleMelSTFTDiscriminator`.
-      dtype: of the convolutions.
-      remat: of MS-STFT and Mel-STFT, see `MultiScaleSTFTDiscriminator`.
+      dtype: dtype of the convolutions.
+      remat: applies to MS-STFT and Mel-STFT, see `SpectrogramStack`.
     """
 
     stft_filters: int = 32

@@ -9,23 +9,23 @@ from audiovae_jax.discriminators.stack import SpectrogramStack, resolutions
 from audiovae_jax.models.layers import Dtype
 from audiovae_jax.ops import signal
 
-# Far below anything audible: it only keeps the gradient of |STFT| finite at digital silence.
+# Far below audibility. It only keeps the gradient of |STFT| finite at digital silence.
 _POWER_FLOOR = 1e-20
 
 
 class MultiScaleMelSTFTDiscriminator(Discriminator):
-    """One conv stack per resolution, over `log(mel + 1e-5)` of all audio channels together.
+    """One conv stack per resolution, over `log(mel + 1e-5)` of all audio channels.
 
     Attributes:
-      filters: channels of the first convolution.
-      in_channels: audio channels.
-      n_ffts: transform lengths in samples, one per scale.
-      hop_lengths: samples between frames; None for a quarter of each FFT.
-      win_lengths: Hann window lengths; None for the whole FFT.
-      n_mels: mel bands (Slaney scale and norm), one number per scale.
+      filters: output channels of the first convolution.
+      in_channels: number of audio channels.
+      n_ffts: FFT lengths in samples, one per scale.
+      hop_lengths: hop lengths in samples; None for a quarter of each FFT.
+      win_lengths: Hann window lengths in samples; None for the FFT length.
+      n_mels: number of mel bands (Slaney scale and norm), one per scale.
       sample_rate: in Hz.
-      f_min, f_max: the bands' range in Hz; None for half the sample rate.
-      dtype: of the convolutions; the spectrogram is float32.
+      f_min, f_max: frequency range of the mel bands in Hz; `f_max=None` for half the sample rate.
+      dtype: dtype of the convolutions; the spectrogram is float32.
       remat: see `SpectrogramStack`.
     """
 

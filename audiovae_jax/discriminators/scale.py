@@ -23,9 +23,9 @@ class MultiScaleDiscriminator(Discriminator):
     """Grouped 1-D convolutions over the waveform at several average-pooled scales.
 
     Attributes:
-      scales: pooling factors, one sub-discriminator for each.
-      in_channels: audio channels.
-      dtype: of the convolutions.
+      scales: average-pooling factors, one sub-discriminator for each.
+      in_channels: number of audio channels.
+      dtype: dtype of the convolutions.
     """
 
     scales: tuple[int, ...] = (1, 2, 4)
@@ -40,6 +40,6 @@ class MultiScaleDiscriminator(Discriminator):
 
 
 def _average_pool(audio, scale):
-    """`[B, T, C]` to `[B, T // scale, C]`."""
+    """Average-pool `[B, T, C]` to `[B, T // scale, C]`."""
     b, t, c = audio.shape
     return jnp.mean(audio[:, : t // scale * scale].reshape(b, t // scale, scale, c), axis=2)

@@ -1,4 +1,4 @@
-"""The stacks of convolutions that discriminators share: over spectrograms and over waveforms."""
+"""Convolution stacks over spectrograms and waveforms, shared by discriminators."""
 
 from collections.abc import Sequence
 
@@ -13,15 +13,16 @@ LEAKY_SLOPE = 0.1
 
 
 class SpectrogramStack(nn.Module):
-    """The 2-D convolutions over a spectrogram `[B, frames, bins, C]` (EnCodec, Défossez et al., 2022).
+    """2-D convolutions over a spectrogram `[B, frames, bins, C]`.
 
-    The frames axis is strided and the bins axis dilated; trained weights depend on it.
+    The stack is EnCodec's (Défossez et al., 2022). The frames axis is strided and the bins axis is dilated. Trained
+    weights depend on this order.
 
     Attributes:
-      filters: channels of the first convolution.
-      dtype: what the convolutions compute in.
-      remat: keep only the feature maps until the gradient is computed, not the folded copies that GPUs make of them
-        for dilated convolutions (`ops.conv_forms`).
+      filters: output channels of the first convolution.
+      dtype: dtype of the convolutions.
+      remat: whether to store only the feature maps for the backward pass. The folded copies that GPUs make of them for
+        dilated convolutions (`ops.conv_forms`) are recomputed then.
     """
 
     filters: int
@@ -49,7 +50,12 @@ class SpectrogramStack(nn.Module):
 
 
 class WaveformStack(nn.Module):
-    """The 1-D convolutions over a waveform `[B, ..., T, C]`, as `(features, kernel size, stride, groups)` each."""
+    """1-D convolutions over a waveform `[B, ..., T, C]`.
+
+    Attributes:
+      layers: `(features, kernel size, stride, groups)` of each convolution.
+      dtype: dtype of the convolutions.
+    """
 
     layers: tuple[tuple[int, int, int, int], ...]
     dtype: Dtype = jnp.float32
@@ -75,9 +81,16 @@ class WaveformStack(nn.Module):
 def chain(
     convs: Sequence[nn.Module], x, known_maps: Sequence[jax.Array] | None = None, slope: float = LEAKY_SLOPE
 ) -> tuple[jax.Array, list[jax.Array]]:
-    """Apply every convolution, each followed by a leaky ReLU; returns the output and all activations.
+    """Apply every convolution, each followed by a leaky ReLU.
 
-    With known activations only the gradients of the convolutions are computed.
+    Args:
+      convs: the convolutions, in order.
+      x: input of the first convolution.
+      known_maps: the activations, if already known. Only the gradients of the convolutions are computed then.
+      slope: negative slope of the leaky ReLU.
+
+    Returns:
+      The output and the list of all activations.
     """
     activations = []
     for i, conv in enumerate(convs):
@@ -89,10 +102,10 @@ def chain(
 def resolutions(n_ffts, hop_lengths, win_lengths) -> list[tuple[int, int, int]]:
     """Return `(n_fft, hop_length, win_length)` in samples for each scale.
 
-    Hops default to a quarter of the FFT, windows to all of it.
+    Hops default to a quarter of the FFT length and windows to the FFT length.
 
     Raises:
-      ValueError: the lists are not of one length.
+      ValueError: the lists differ in length.
     """
     hop_lengths = hop_lengths or [n // 4 for n in n_ffts]
     win_lengths = win_lengths or n_ffts

@@ -13,18 +13,18 @@ from audiovae_jax.ops.interleaved import Interleaved, is_interleaved
 
 
 class MultiScaleSTFTDiscriminator(Discriminator):
-    """One conv stack per STFT resolution, over real and imaginary parts as two channels.
+    """One conv stack per STFT resolution, with real and imaginary parts as channels.
 
-    Each audio channel passes the same weights alone: outputs are ordered by channel, then by scale.
+    Each audio channel is processed separately with the same weights. Outputs are ordered by channel, then by scale.
 
     Attributes:
-      filters: channels of the first convolution.
-      in_channels: audio channels.
-      n_ffts: transform lengths in samples, one per scale.
-      hop_lengths: samples between frames; None for a quarter of each FFT.
-      win_lengths: Hann window lengths; None for the whole FFT.
-      normalized: scale each STFT by `n_fft ** -0.5`.
-      dtype: of the convolutions; the STFT is float32.
+      filters: output channels of the first convolution.
+      in_channels: number of audio channels.
+      n_ffts: FFT lengths in samples, one per scale.
+      hop_lengths: hop lengths in samples; None for a quarter of each FFT.
+      win_lengths: Hann window lengths in samples; None for the FFT length.
+      normalized: whether to scale each STFT by `n_fft ** -0.5`.
+      dtype: dtype of the convolutions; the STFT is float32.
       remat: see `SpectrogramStack`.
     """
 
@@ -38,7 +38,7 @@ class MultiScaleSTFTDiscriminator(Discriminator):
     remat: bool = False
 
     def discriminate(self, audio, known_maps=None) -> Output:
-        # The channels share weights, so they are items of one batch.
+        # The channels share weights, so they become items of one batch.
         require_audio(audio, self.in_channels, type(self).__name__)
         b, t, c = audio.shape
         known_maps = jax.tree.map(_array, known_maps, is_leaf=is_interleaved)

@@ -1,4 +1,4 @@
-"""The evaluation as one page: a summary, tables, distributions, and files to listen to."""
+"""Write an evaluation as one HTML page with tables, plots and audio players."""
 
 import dataclasses
 import math
@@ -18,13 +18,13 @@ from audiovae_jax.html.document import document, escaped, facts, player, table
 from audiovae_jax.storage import atomic
 
 AUDIO_BYTES = 24 * 10**6  # of all players together, as 16-bit samples
-MOST_SECONDS = 8.0  # of a clip
-_MOST_ROWS = 200  # of the table of files
+MOST_SECONDS = 8.0  # per clip
+_MOST_ROWS = 200  # in the table of files
 _MAIN = "si_sdr_db"
 _HEADLINE = (_MAIN, "audiotools_mel", "bits_per_second")
 _OF_MODELS = (*_HEADLINE, "realtime_factor")
 _SHOWN = (_MAIN, "auraloss_stft", "audiotools_mel", "side_snr_db", "loudness_difference_lu", "bandwidth_kept")
-_LABEL = 18  # characters of a system's name in a drawing
+_LABEL = 18  # maximum number of characters of a system's name in a plot
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)+")
 _STYLE = """
 .summary { display: grid; grid-template-columns: 3fr 2fr; gap: 2.5rem; align-items: center }
@@ -43,16 +43,16 @@ _STYLE = """
 
 @dataclasses.dataclass(frozen=True)
 class Listening:
-    """A file to listen to.
+    """A clip of a file to listen to.
 
     Attributes:
-      title: why it is here.
-      file: its name.
-      row: of the first system.
-      start: of the clip in the file, in seconds.
+      title: reason why the file was selected.
+      file: name of the file.
+      row: the file's results for the first system.
+      start: start of the clip in the file, in seconds.
       sample_rate: in Hz.
       original: `[T, C]`.
-      reconstructions: by system, of the same shape.
+      reconstructions: `[T, C]` for each system.
     """
 
     title: str
@@ -65,7 +65,10 @@ class Listening:
 
 
 def clip_seconds(files: int, systems: int, sample_rate: int, channels: int) -> float:
-    """How long a clip may be, so that the page's players stay within `AUDIO_BYTES`."""
+    """Return the clip length in seconds.
+
+    All players together stay within `AUDIO_BYTES`.
+    """
     clips_in_all = max(1, files * (1 + 2 * systems))
     return min(MOST_SECONDS, AUDIO_BYTES / clips_in_all / (2 * channels * sample_rate))
 
@@ -82,18 +85,21 @@ def write(
     listening: Sequence[Listening],
     preset: Preset | None = None,
 ):
-    """Write the page; OSError where that fails.
+    """Write the page.
 
     Args:
-      path: of the page.
-      title: of the page.
+      path: path of the page.
+      title: title of the page.
       summary: see `summary.summarize`.
-      descriptions: of the systems, by name, in order.
-      rows: of the files.
-      skipped: `(file, reason)`.
-      notes: lines that a reader needs.
-      listening: files with players.
-      preset: the published table to compare with.
+      descriptions: description of each system by name, in display order.
+      rows: results of each file and system.
+      skipped: `(file, reason)` of each skipped file.
+      notes: warnings to show.
+      listening: clips with players.
+      preset: published table to compare with, if any.
+
+    Raises:
+      OSError: the page cannot be written.
     """
     systems = list(descriptions)
     body = [
@@ -113,7 +119,7 @@ def write(
 
 
 def _text(value):
-    """Text as HTML, without the folders of the machine that made the page."""
+    """Return text as HTML, with the folders of local paths removed."""
     return escaped(_FOLDERS.sub("", str(value)))
 
 
@@ -223,7 +229,10 @@ def _distributions(rows, systems):
 
 
 def _strip(rows, systems, name):
-    """Each file as a dot, a line for each system, and the mean as a stroke; empty without a number."""
+    """Plot one metric: a row per system, a dot per file and a stroke for the mean.
+
+    The result is empty if no file has a value.
+    """
     values = [[row[name] for row in rows if row["system"] == s and _known(row.get(name))] for s in systems]
     if not any(values):
         return ""
@@ -298,7 +307,7 @@ def _skipped(skipped):
 
 
 def number(value: float) -> str:
-    """A number for a table: three digits, or thousands with commas."""
+    """Format a number for a table: about three digits, with commas between thousands."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,4 +1,4 @@
-"""Losses as pure, keyword-only functions: `fn(*, prediction, target, **options) -> scalar`."""
+"""Losses as pure functions, `fn(*, prediction, target, **options) -> scalar`."""
 
 from audiovae_jax.losses.adversarial import AdversarialLossCalculator as AdversarialLossCalculator
 from audiovae_jax.losses.kl import kl_divergence as kl_divergence

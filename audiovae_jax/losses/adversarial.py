@@ -1,8 +1,8 @@
-"""Hinge GAN losses with feature matching, and the calculator that weighs them.
+"""Hinge GAN losses with feature matching, and the calculator that weights them.
 
-Hinge: Lim and Ye, "Geometric GAN", 2017; feature matching: Salimans et al., 2016, in the L1 form of
-MelGAN (Kumar et al., 2019). A discriminator's output is `(logits, feature_maps)`: a list of
-arrays, and a list of lists of arrays, each of which may be `Interleaved` ones.
+The hinge loss is from Lim and Ye, "Geometric GAN", 2017. Feature matching is from Salimans et al., 2016, in the L1
+form of MelGAN (Kumar et al., 2019). A discriminator returns `(logits, feature_maps)`: a list of arrays and a list of
+lists of arrays. Any of these arrays may be `Interleaved`.
 """
 
 import dataclasses
@@ -17,32 +17,38 @@ from audiovae_jax.ops.interleaved import is_interleaved
 
 
 def discriminator_hinge(real_logits, fake_logits):
-    """Mean over sub-discriminators of `mean relu(1 - real) + mean relu(1 + fake)`."""
+    """Average `mean relu(1 - real) + mean relu(1 + fake)` over sub-discriminators."""
     return _mean_over(
         lambda real, fake: jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake)), real_logits, fake_logits
     )
 
 
 def generator_hinge(fake_logits):
-    """Mean over sub-discriminators of `mean -fake`."""
+    """Average `mean -fake` over sub-discriminators."""
     return _mean_over(lambda fake: jnp.mean(-fake), fake_logits)
 
 
 def feature_matching(real_maps, fake_maps):
-    """Mean over all maps of `mean |fake - real|`; the real maps are targets and get no gradient."""
+    """Average `mean |fake - real|` over all feature maps.
+
+    The real maps are targets and receive no gradient.
+    """
     real_maps, fake_maps = (jax.tree.leaves(maps, is_leaf=is_interleaved) for maps in (real_maps, fake_maps))
     return _mean_over(lambda real, fake: jnp.mean(jnp.abs(fake - jax.lax.stop_gradient(real))), real_maps, fake_maps)
 
 
 def accuracies(real_logits, fake_logits):
-    """The shares of real logits above zero and of fake logits below it, each a mean of means."""
+    """Return the fractions of real logits above zero and of fake logits below zero.
+
+    Each fraction is averaged over sub-discriminators.
+    """
     real = _mean_over(lambda x: jnp.mean((x > 0).astype(jnp.float32)), real_logits)
     fake = _mean_over(lambda x: jnp.mean((x < 0).astype(jnp.float32)), fake_logits)
     return real, fake
 
 
 def by_discriminator(real_logits, fake_logits):
-    """The hinge loss and the accuracies of each sub-discriminator alone.
+    """Return the hinge loss and the accuracies of each sub-discriminator.
 
     Returns:
       A dict of `[n]` arrays in the order of the logits: `d_loss`, `d_real_acc`, `d_fake_acc`.
@@ -57,7 +63,10 @@ def by_discriminator(real_logits, fake_logits):
 
 
 def _mean_over(fn, *lists):
-    """Mean of `fn`, a mean itself, over arrays of the lists; an `Interleaved` one counts as its parts."""
+    """Average `fn` over the arrays of the lists.
+
+    `fn` averages within an array. An `Interleaved` array is weighted by its number of parts.
+    """
     total = count = 0
     for items in zip(*lists, strict=True):
         parts = items[0].parts if is_interleaved(items[0]) else 1
@@ -68,14 +77,14 @@ def _mean_over(fn, *lists):
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialLossCalculator:
-    """Weighs the adversarial losses and knows when they begin.
+    """Weighted adversarial losses that start after a warm-up.
 
-    Usable alone: `discriminator` is any callable `audio [B, T, C] -> (logits, feature_maps)`.
+    It can be used on its own: `discriminator` is any callable `audio [B, T, C] -> (logits, feature_maps)`.
 
     Attributes:
-      adversarial_weight: of the generator's hinge loss.
-      feature_matching_weight: of the feature-matching loss.
-      warmup_steps: steps before the discriminator is used at all.
+      adversarial_weight: weight of the generator's hinge loss.
+      feature_matching_weight: weight of the feature-matching loss.
+      warmup_steps: number of steps before the discriminator is used.
     """
 
     adversarial_weight: float = 1.0
@@ -87,11 +96,11 @@ class AdversarialLossCalculator:
             require_range(name, getattr(self, name))
 
     def is_active(self, global_step):
-        """Whether the adversarial losses count at `global_step` (an int or a traced scalar)."""
+        """Return whether the losses are active at `global_step` (int or traced scalar)."""
         return global_step >= self.warmup_steps
 
     def compute_generator_loss(self, discriminator, real_audio, fake_audio, global_step):
-        """The generator's losses at `global_step`.
+        """Return the generator's losses at `global_step`.
 
         Args:
           discriminator: callable `audio -> (logits, feature_maps)`.
@@ -99,9 +108,9 @@ class AdversarialLossCalculator:
           global_step: an int, or a traced scalar.
 
         Returns:
-          A dict of scalars: `g_adv_loss`, `fm_loss` (both unweighted), `total_adv_loss` (weighted),
-          and `is_active`. During warm-up the losses are 0, and with an int the discriminator is
-          not called.
+          A dict of scalars: `g_adv_loss` and `fm_loss` (both unweighted), `total_adv_loss` (weighted) and
+          `is_active`. During warm-up the losses are 0. If `global_step` is an int, the discriminator is not called
+          during warm-up.
         """
         active = self.is_active(global_step)
         try:
@@ -117,22 +126,22 @@ class AdversarialLossCalculator:
         return {**losses, "is_active": active}
 
     def compute_discriminator_loss(self, discriminator, real_audio, fake_audio):
-        """The discriminator's loss; no gradient reaches `fake_audio`.
+        """Return the discriminator's loss. No gradient reaches `fake_audio`.
 
         Returns:
-          A dict of scalars: `d_loss`, and the shares of correct logits `d_real_acc`, `d_fake_acc`.
+          A dict of scalars: `d_loss`, and the fractions of correct logits `d_real_acc` and `d_fake_acc`.
         """
         return self.discriminator_losses(discriminator(real_audio), discriminator(jax.lax.stop_gradient(fake_audio)))
 
     def generator_losses(self, real_output, fake_output):
-        """As `compute_generator_loss`, from the discriminator's two outputs, always active."""
+        """Return the generator's losses from two discriminator outputs, without warm-up."""
         g_adv_loss = generator_hinge(fake_output[0])
         fm_loss = feature_matching(real_output[1], fake_output[1])
         total = weighted_sum([(self.adversarial_weight, g_adv_loss), (self.feature_matching_weight, fm_loss)])
         return {"g_adv_loss": g_adv_loss, "fm_loss": fm_loss, "total_adv_loss": total}
 
     def discriminator_losses(self, real_output, fake_output):
-        """As `compute_discriminator_loss`, from the discriminator's two outputs."""
+        """Return the discriminator's losses from its two outputs."""
         d_real_acc, d_fake_acc = accuracies(real_output[0], fake_output[0])
         d_loss = discriminator_hinge(real_output[0], fake_output[0])
         return {"d_loss": d_loss, "d_real_acc": d_real_acc, "d_fake_acc": d_fake_acc}

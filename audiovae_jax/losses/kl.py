@@ -1,4 +1,4 @@
-"""Kullback-Leibler divergence of the latent from the standard normal (Kingma and Welling, 2014)."""
+"""KL divergence of the latent from the standard normal (Kingma and Welling, 2014)."""
 
 import dataclasses
 
@@ -9,13 +9,13 @@ from audiovae_jax.losses.weighted import is_off
 
 
 def kl_divergence(*, mean, logvar, free_bits=0.0, reduction="sum"):
-    """`-0.5 * (1 + logvar - mean^2 - exp(logvar))`, each element at least `free_bits` nats.
+    """Return `-0.5 * (1 + logvar - mean^2 - exp(logvar))`, reduced to a scalar.
 
     Args:
       mean, logvar: `[B, frames, latent_dim]`.
-      free_bits: the floor of each element's divergence (Kingma et al., 2016).
-      reduction: "sum" adds over latents and time and averages over the batch, so it grows with the
-        crop; "frame" divides that by the number of frames, so one weight serves every crop.
+      free_bits: lower bound of each element's divergence in nats (Kingma et al., 2016).
+      reduction: "sum" sums over latents and time and averages over the batch, so the result grows with the crop
+        length. "frame" divides that by the number of frames, so one weight suits every crop length.
 
     Returns:
       A float32 scalar in nats.
@@ -30,7 +30,14 @@ def kl_divergence(*, mean, logvar, free_bits=0.0, reduction="sum"):
 
 
 def kl_per_channel(*, mean, logvar):
-    """Each latent channel's divergence, `[latent_dim]`, in nats per frame, of `[B, frames, latent_dim]`."""
+    """Return each latent channel's divergence in nats per frame.
+
+    Args:
+      mean, logvar: `[B, frames, latent_dim]`.
+
+    Returns:
+      `[latent_dim]`.
+    """
     return jnp.mean(_elements(mean, logvar), axis=(0, 1))
 
 
@@ -44,9 +51,9 @@ class KLTerm:
     """The weighted KL term of the training objective.
 
     Attributes:
-      weight: its final weight.
-      warmup_steps: steps over which the weight rises linearly from 0; 0 for none.
-      free_bits: nats that each element may have for free.
+      weight: weight after the warm-up.
+      warmup_steps: steps over which the weight rises linearly from 0; 0 for no warm-up.
+      free_bits: lower bound of each element's divergence in nats.
       reduction: "sum" or "frame", see `kl_divergence`.
     """
 
@@ -60,12 +67,12 @@ class KLTerm:
             require_range(name, getattr(self, name))
 
     def weight_at(self, step):
-        """The weight at `step`; the number 0 where there is none."""
+        """Return the weight at `step`, or the Python number 0 if the term is disabled."""
         if is_off(self.weight):
             return 0.0
         share = jnp.where(step < self.warmup_steps, step / jnp.maximum(self.warmup_steps, 1), 1.0)
         return jnp.asarray(self.weight * share, jnp.float32)
 
     def __call__(self, mean, logvar):
-        """The unweighted divergence of `[B, frames, latent_dim]`."""
+        """Return the unweighted divergence for `[B, frames, latent_dim]` inputs."""
         return kl_divergence(mean=mean, logvar=logvar, free_bits=self.free_bits, reduction=self.reduction)

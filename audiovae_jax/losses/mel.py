@@ -20,25 +20,25 @@ def multi_scale_mel(
     w_log_mag=1.0,
     convergence="item",
 ):
-    """Mean over scales of spectral convergence and log distance of mel magnitudes.
+    """Average spectral convergence and log distance of mel magnitudes over scales.
 
     Args:
-      prediction, target: `[B, T, C]` audio; each channel is an item of its own.
-      fft_sizes: transform lengths in samples.
-      hop_sizes: samples between frames; None for a quarter of each FFT.
-      win_lengths: Hann window lengths; None for the whole FFT.
-      n_mels: mel bands (Slaney), one number per FFT.
+      prediction, target: `[B, T, C]` audio; each channel is a separate item.
+      fft_sizes: FFT lengths in samples.
+      hop_sizes: hop lengths in samples; None for a quarter of each FFT.
+      win_lengths: Hann window lengths in samples; None for the FFT length.
+      n_mels: number of mel bands (Slaney), one per FFT.
       sample_rate: in Hz.
       w_sc: weight of the spectral convergence.
       w_log_mag: weight of the mean `|log X - log Y|`.
-      convergence: "item" takes one ratio per item, so that the loss does not depend on how a batch
-        is split over devices; "batch" takes one over the whole batch, as auraloss 0.4 does.
+      convergence: "item" computes one ratio per item, so the loss is independent of how a batch is split over
+        devices. "batch" computes one ratio over the whole batch, as auraloss 0.4 does.
 
     Returns:
       A float32 scalar.
 
     Raises:
-      ValueError: lists of different lengths, or a mel band that holds no FFT bin.
+      ValueError: the lists differ in length, or a mel band contains no FFT bin.
     """
     prediction, target = spectral.items(prediction, target)
     spectral.require_weights(w_sc=w_sc, w_log_mag=w_log_mag)
@@ -51,7 +51,7 @@ def multi_scale_mel(
         filters = signal.mel_filterbank(sample_rate, n_fft, mels)
         empty = int((filters.sum(0) == 0).sum())
         if empty:
-            # The logarithm of an empty band is -inf, and its gradient NaN.
+            # The logarithm of an empty band is -inf and its gradient is NaN.
             raise ValueError(
                 f"n_mels={mels} at n_fft={n_fft} leaves {empty} mel bands without a bin; use fewer mels or a longer FFT"
             )

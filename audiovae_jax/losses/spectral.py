@@ -1,7 +1,7 @@
-"""Spectral distances on audio: multi-resolution STFT and its stereo forms, log-spectral distance.
+"""Spectral distances on audio: multi-resolution STFT and log-spectral distance.
 
-Multi-resolution STFT: Yamamoto et al., "Parallel WaveGAN", 2020; sum and difference: Steinmetz et
-al., "Automatic multitrack mixing with a differentiable mixing console", 2021.
+The multi-resolution STFT loss is from Yamamoto et al., "Parallel WaveGAN", 2020. Its sum-and-difference form is from
+Steinmetz et al., "Automatic multitrack mixing with a differentiable mixing console", 2021.
 """
 
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from audiovae_jax.errors import require_range
 from audiovae_jax.ops import signal
 
 _EPS = 1e-8
-# Parallel WaveGAN's FFT, hop and window lengths in samples, for calls that give no FFTs.
+# Parallel WaveGAN's FFT, hop and window lengths in samples, used if `fft_sizes` is None.
 _FFT_SIZES, _HOP_SIZES, _WIN_LENGTHS = (1024, 2048, 512), (120, 240, 50), (600, 1200, 240)
 
 
@@ -27,19 +27,19 @@ def multi_resolution_stft(
     perceptual_weighting=False,
     sample_rate=44100,
 ):
-    """Mean over resolutions of spectral convergence, log- and linear-magnitude distance.
+    """Average spectral convergence and magnitude distances over resolutions.
 
     Args:
-      prediction, target: `[B, T, C]` audio; each channel is an item of its own.
-      fft_sizes: transform lengths in samples; None for 1024, 2048 and 512, with Parallel WaveGAN's hops of 120, 240
-        and 50 and windows of 600, 1200 and 240.
-      hop_sizes: samples between frames, one per FFT; None for a quarter of each given FFT.
-      win_lengths: Hann window lengths, one per FFT; None for the whole of each given FFT.
+      prediction, target: `[B, T, C]` audio; each channel is a separate item.
+      fft_sizes: FFT lengths in samples. None for Parallel WaveGAN's 1024, 2048 and 512, with hops of 120, 240 and 50
+        and windows of 600, 1200 and 240.
+      hop_sizes: hop lengths in samples, one per FFT; None for a quarter of each given FFT.
+      win_lengths: Hann window lengths in samples, one per FFT; None for each given FFT length.
       w_sc: weight of `||Y - X||_F / ||Y||_F`, per item.
       w_log_mag: weight of the mean `|log X - log Y|`.
       w_lin_mag: weight of the mean `|X - Y|`.
-      perceptual_weighting: A-weight both signals first.
-      sample_rate: in Hz, used by the weighting alone.
+      perceptual_weighting: whether to A-weight both signals first.
+      sample_rate: in Hz, used only by the perceptual weighting.
 
     Returns:
       A float32 scalar.
@@ -72,15 +72,17 @@ def multi_resolution_stft(
 
 
 def sum_and_difference_stft(*, prediction, target, w_sum=1.0, w_diff=1.0, **options):
-    """`multi_resolution_stft` of L+R and of L-R (neither halved), `(w_sum*s + w_diff*d) / 2`.
+    """Combine `multi_resolution_stft` of L+R and of L-R as `(w_sum*s + w_diff*d) / 2`.
+
+    L+R and L-R are not halved.
 
     Args:
       prediction, target: `[B, T, 2]` audio.
       w_sum, w_diff: weights of the two parts.
-      **options: those of `multi_resolution_stft`.
+      **options: options of `multi_resolution_stft`.
 
     Raises:
-      ValueError: the audio is not stereo, or as `multi_resolution_stft`.
+      ValueError: the audio is not stereo, or `multi_resolution_stft` raises it.
     """
     _require_stereo("sum_and_difference_stft", prediction, target)
     require_weights(w_sum=w_sum, w_diff=w_diff)
@@ -91,18 +93,18 @@ def sum_and_difference_stft(*, prediction, target, w_sum=1.0, w_diff=1.0, **opti
     return (w_sum * total + w_diff * difference) / 2
 
 
-sum_and_difference_stft.forwards_to = multi_resolution_stft  # a config's options are checked against both
+sum_and_difference_stft.forwards_to = multi_resolution_stft  # config options are checked against both signatures
 
 
 def mid_side_stft(*, prediction, target, **options):
-    """`multi_resolution_stft` of mid `(L+R)/2` and side `(L-R)/2`, as two channels.
+    """Compute `multi_resolution_stft` of mid `(L+R)/2` and side `(L-R)/2`.
 
     Args:
       prediction, target: `[B, T, 2]` audio.
-      **options: those of `multi_resolution_stft`.
+      **options: options of `multi_resolution_stft`.
 
     Raises:
-      ValueError: the audio is not stereo, or as `multi_resolution_stft`.
+      ValueError: the audio is not stereo, or `multi_resolution_stft` raises it.
     """
     _require_stereo("mid_side_stft", prediction, target)
     return multi_resolution_stft(prediction=mid_side(prediction), target=mid_side(target), **options)
@@ -112,15 +114,17 @@ mid_side_stft.forwards_to = multi_resolution_stft
 
 
 def mid_side(audio):
-    """`[B, T, 2]` left and right to `[B, T, 2]` mid and side, each halved."""
+    """Convert left and right to mid `(L+R)/2` and side `(L-R)/2`, both `[B, T, 2]`."""
     return jnp.concatenate([_fold(audio, 1), _fold(audio, -1)], axis=-1) / 2
 
 
 def log_spectral_distance(*, prediction, target, n_fft=1024, hop_length=256):
-    """Root-mean-square distance in dB of the log power spectra, averaged over items (Gray and Markel, 1976).
+    """Return the RMS distance of log power spectra in dB, averaged over items.
+
+    Defined by Gray and Markel, 1976.
 
     Args:
-      prediction, target: `[B, T, C]` audio; each channel is an item of its own.
+      prediction, target: `[B, T, C]` audio; each channel is a separate item.
       n_fft, hop_length: in samples.
 
     Returns:
@@ -133,10 +137,12 @@ def log_spectral_distance(*, prediction, target, n_fft=1024, hop_length=256):
 
 
 def spectral_convergence(prediction, target, *, convergence="item"):
-    """`||target - prediction||_F / ||target||_F` of magnitudes `[N, frames, bins]`.
+    """Return `||target - prediction||_F / ||target||_F` of magnitudes.
 
-    `convergence="item"` takes the ratio per item, then the mean, so that a batch gives the same
-    number however it is split over devices; `"batch"` takes one ratio over everything.
+    Magnitudes are `[N, frames, bins]`.
+
+    `convergence="item"` computes one ratio per item and averages the ratios, so the result is independent of how a
+    batch is split over devices. `convergence="batch"` computes one ratio over the whole batch.
     """
     if convergence not in ("item", "batch"):
         raise ValueError(f'convergence={convergence!r} is neither "item" nor "batch"')
@@ -148,7 +154,13 @@ def spectral_convergence(prediction, target, *, convergence="item"):
 
 
 def stft_resolutions(fft_sizes, hop_sizes, win_lengths):
-    """The three lists as `[(n_fft, hop_length, win_length)]`; None means n_fft // 4 and n_fft."""
+    """Return `[(n_fft, hop_length, win_length)]` for three lists of one length.
+
+    Hops default to `n_fft // 4` and windows to `n_fft`.
+
+    Raises:
+      ValueError: the lists differ in length, are empty, or a length is too small.
+    """
     hop_sizes = [n // 4 for n in fft_sizes] if hop_sizes is None else hop_sizes
     win_lengths = fft_sizes if win_lengths is None else win_lengths
     if not len(fft_sizes) == len(hop_sizes) == len(win_lengths) > 0:
@@ -166,13 +178,16 @@ def stft_resolutions(fft_sizes, hop_sizes, win_lengths):
 
 
 def require_weights(**weights):
-    """Raise ValueError unless all are finite and none is negative, which would turn the loss around."""
+    """Raise ValueError unless all weights are finite and at least 0.
+
+    A negative weight would invert the loss.
+    """
     for name, weight in weights.items():
         require_range(name, weight)
 
 
 def items(prediction, target):
-    """`[B, T, C]` twice to `[B * C, T]` twice."""
+    """Reshape both arrays from `[B, T, C]` to float32 `[B * C, T]`."""
     require_same_shape(prediction, target)
     b, t, c = prediction.shape
     return tuple(jnp.moveaxis(a, -1, 1).reshape(b * c, t).astype(jnp.float32) for a in (prediction, target))
@@ -192,7 +207,7 @@ def _require_stereo(name, prediction, target):
 
 
 def require_same_shape(prediction, target):
-    """Raise ValueError unless both are `[B, T, C]` of one shape."""
+    """Raise ValueError unless both arrays are `[B, T, C]` and have the same shape."""
     if prediction.ndim != 3 or prediction.shape != target.shape:
         raise ValueError(
             "prediction and target must both be [B, T, C] audio of one shape, not "

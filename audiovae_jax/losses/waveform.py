@@ -1,4 +1,4 @@
-"""Distances on waveforms: L1, and signal-to-distortion ratios as losses."""
+"""Distances on waveforms: L1 and negative signal-to-distortion ratios."""
 
 import jax.numpy as jnp
 
@@ -8,16 +8,16 @@ _EPS = 1e-8
 
 
 def waveform_l1(*, prediction, target):
-    """Mean `|prediction - target|` of `[B, T, C]` audio."""
+    """Return the mean `|prediction - target|` of `[B, T, C]` audio."""
     require_same_shape(prediction, target)
     return jnp.mean(jnp.abs(prediction.astype(jnp.float32) - target.astype(jnp.float32)))
 
 
 def si_sdr(*, prediction, target):
-    """Negative scale-invariant signal-to-distortion ratio in dB (Le Roux et al., 2019).
+    """Return the negative scale-invariant signal-to-distortion ratio in dB.
 
-    Each channel is made zero-mean and measured alone; the mean over items is returned, negated, so
-    that lower is better.
+    Defined by Le Roux et al., 2019. The mean of each channel is subtracted. The ratio is computed per channel and
+    averaged. The sign is flipped so that lower is better.
 
     Args:
       prediction, target: `[B, T, C]` audio.
@@ -27,7 +27,9 @@ def si_sdr(*, prediction, target):
 
 
 def sd_sdr(*, prediction, target):
-    """Negative scale-dependent SDR in dB: as `si_sdr`, but a wrong level counts as distortion.
+    """Return the negative scale-dependent SDR in dB.
+
+    It differs from `si_sdr` in that a level error counts as distortion.
 
     Args:
       prediction, target: `[B, T, C]` audio.

@@ -1,4 +1,4 @@
-"""The sum of reconstruction losses: the one place where their weights count."""
+"""The weighted sum of reconstruction losses."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -11,10 +11,10 @@ from audiovae_jax.errors import require_range
 
 @dataclasses.dataclass(frozen=True)
 class WeightedLosses:
-    """`sum weight * fn(prediction=..., target=...)`.
+    """Reconstruction losses, summed as `weight * fn(prediction=..., target=...)`.
 
     Attributes:
-      terms: `(name, weight, fn)` each.
+      terms: one `(name, weight, fn)` per loss.
     """
 
     terms: tuple[tuple[str, float, Callable], ...]
@@ -24,9 +24,13 @@ class WeightedLosses:
             require_range(f"the weight of {name}", weight)
 
     def __call__(self, *, prediction, target):
-        """The weighted total and each loss unweighted, `(scalar, {name: scalar})`, of `[B, T, C]` audio.
+        """Return the weighted total and the unweighted losses.
 
-        The losses see float32, whatever the model computed in.
+        Args:
+          prediction, target: `[B, T, C]` audio of any dtype; it is cast to float32.
+
+        Returns:
+          `(scalar, {name: scalar})`.
         """
         prediction, target = prediction.astype(jnp.float32), target.astype(jnp.float32)
         values = {name: fn(prediction=prediction, target=target) for name, _, fn in self.terms}
@@ -34,10 +38,13 @@ class WeightedLosses:
 
 
 def weighted_sum(terms: Iterable[tuple[float | jax.Array, jax.Array]]) -> jax.Array:
-    """The float32 sum of `weight * value`; what `is_off` is left out, and its gradient not computed."""
+    """Return the float32 sum of `weight * value`.
+
+    A term whose weight `is_off` is omitted, so its gradient is not computed.
+    """
     return sum((weight * value for weight, value in terms if not is_off(weight)), jnp.zeros((), jnp.float32))
 
 
 def is_off(weight: float | jax.Array) -> bool:
-    """Whether a weight is the number 0; an array never is, whatever it holds."""
+    """Return whether `weight` is the Python number 0. It is False for every array."""
     return not isinstance(weight, jax.Array) and weight == 0

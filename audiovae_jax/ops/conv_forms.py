@@ -1,20 +1,21 @@
-"""The forms of a convolution, and the one place that chooses between them.
+"""Per-platform implementations ("forms") of a convolution.
 
-A convolution and its two gradients are three programs, and what is fast differs:
+A convolution and its two gradients are three programs. The fastest form depends on the platform:
 
-- CPUs: XLA's gradient of a strided, transposed or grouped convolution is a dilated one, up to a hundred times
-  slower there than the forward pass. So each becomes a dense one of stride 1 or matrix products: strides by space
-  to depth, groups by one batched product per tap, rows by gathering their taps into channels, and padding comes
-  before the convolution, for the same reason. Wide 2-D ones in float32 take the form of `bilinear`.
-- GPUs: XLA calls cuDNN for the plain convolution and for both gradients, which gathers and pads by itself.
-  Planned for an H200 (bfloat16, forward and both gradients), plain ones move, of what the CPU's forms do: 38 % for
-  the widest layer of an STFT discriminator, 15 % for grouped ones, 58 % for downsampling. But the gradients of a
-  dilated convolution are planned as convolutions with a kernel of the size of the signal, or with zeros between
-  the taps. So there a dilated signal is folded into as many as the dilation.
-- TPUs: plain ones compile into a quarter of the code where they are grouped; but of strided ones, which XLA folds
-  by itself and back, space to depth moves half as much (planned for a v5e, one item in bfloat16).
+- CPU: XLA computes the gradient of a strided, transposed or grouped convolution as a dilated one, up to a hundred
+  times slower than the forward pass. Every convolution is therefore rewritten as a dense one of stride 1 or as matrix
+  products. Strides become space to depth. Groups become one batched product per tap. Kernel rows are gathered into
+  channels. Padding is applied before the convolution for the same reason. Wide 2-D convolutions in float32 use
+  `bilinear`.
+- GPU: XLA calls cuDNN for the plain convolution and for both gradients. cuDNN gathers and pads internally. Compiled for
+  an H200 (bfloat16, forward and both gradients), the plain form moves a fraction of the CPU form's bytes: 38 % for
+  the widest layer of an STFT discriminator, 15 % for grouped layers, 58 % for downsampling. The gradients of a dilated
+  convolution, however, become convolutions with a kernel of the signal's size, or with zeros between the taps. A
+  dilated signal is therefore folded into `dilation` signals.
+- TPU: the plain form of a grouped convolution compiles into a quarter of the code. XLA folds and unfolds strided ones
+  itself, and space to depth moves half as many bytes (compiled for a v5e, one item in bfloat16).
 
-The result is the same to rounding, whichever is taken. `x` is `[B, T, in]` or `[B, rows, cols, in]` here.
+All forms give the same result up to rounding. `x` is `[B, T, in]` or `[B, rows, cols, in]` throughout.
 """
 
 import dataclasses
@@ -28,15 +29,16 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from audiovae_jax.ops import bilinear
 from audiovae_jax.ops.column_sum import add_bias
 
-# Taps and channels from which on the bilinear form pays for its transforms.
+# Minimum number of taps and channels for which the bilinear form saves more than its transforms cost.
 _MIN_FOR_BILINEAR = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """How a kernel lies over a signal: numbers per axis (time, or rows and columns), and groups of channels.
+    """Stride, dilation and padding per axis, and channel groups.
 
-    `padding` is of zeros on both sides. The last axis alone may be dilated, and is not strided then.
+    The axes are time, or rows and columns. Zeros are padded on both sides. Only the last axis may be dilated, and it is
+    not strided then.
     """
 
     stride: tuple[int, ...]
@@ -46,15 +48,15 @@ class Window:
 
 
 def conv_length(length: int, taps: int, *, stride: int = 1, dilation: int = 1, padding: int = 0) -> int:
-    """The number of outputs of a convolution along one axis, as torch counts them."""
+    """Return the output length of a convolution along one axis, by torch's formula."""
     return (length + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def convolve(x, kernel, bias, window: Window):
-    """The convolution, plus a bias `[out]` that may be None, in the form of the platform that it is compiled for.
+    """Convolve and add a bias, in the form for the compilation platform.
 
-    Only reverse mode can differentiate it.
+    `bias` has shape `[out]` and may be None. Only reverse-mode differentiation is supported.
     """
     return _choose(x, kernel, bias, window)
 
@@ -70,7 +72,7 @@ def _backward(window, residuals, g):
 convolve.defvjp(_forward, _backward)
 
 
-# Jitted, so that convolutions of one shape are traced once however often they are used.
+# Jitted, so that convolutions of the same shape are traced only once.
 @functools.partial(jax.jit, static_argnums=3)
 def _choose(x, kernel, bias, window):
     return _by_platform(FORMS, lambda form: lambda *args: form(*args, window), x, kernel, bias)
@@ -83,7 +85,7 @@ def _choose_in_training(x, kernel, bias, window):
 
 @functools.partial(jax.jit, static_argnums=4)
 def _choose_pull_back(x, kernel, bias, g, window):
-    # What the forward pass made of the input is made again: cheaper than to keep it.
+    # The forward pass is recomputed, which is cheaper than storing its transformed input.
     def pulled_back(form):
         return lambda g, *operands: jax.vjp(lambda *operands: form(*operands, window), *operands)[1](g)
 
@@ -108,23 +110,23 @@ def _plain(x, kernel, window):
 
 
 def _folded(x, kernel, bias, window):
-    """The plain form, without dilation: of `dilation` signals in place of one."""
+    """The plain form, with a dilated signal folded into `dilation` undilated signals."""
     taps, dilation, padding = kernel.shape[-3], window.dilation[-1], window.padding[-1]
     if dilation == 1:
         return add_bias(_plain(x, kernel, window), bias)
     axis = x.ndim - 2
     n_out = conv_length(x.shape[axis], taps, dilation=dilation, padding=padding)
-    # Padding that is no multiple of the dilation would turn the signals round: so much of it comes first.
+    # A padding that is not a multiple of the dilation would rotate the signals, so the remainder is padded first.
     x = _pad(x, axis, padding % dilation, padding % dilation)
-    per_signal = -(-x.shape[axis] // dilation)  # given to reshape, which cannot infer it from a symbolic length
+    per_signal = -(-x.shape[axis] // dilation)  # explicit, since reshape cannot infer it from a symbolic length
     x = _pad(x, axis, 0, per_signal * dilation - x.shape[axis])
     x = x.reshape(*x.shape[:axis], per_signal, dilation, x.shape[-1])
-    if x.ndim == 4:  # side by side along an axis of their own, which moves nothing
+    if x.ndim == 4:  # the signals lie along a separate axis, which moves no data
         y = _plain(x, kernel[:, None], Window((1, 1), (1, 1), (padding // dilation, 0)))
         y = y.reshape(x.shape[0], -1, y.shape[-1])
         return add_bias(y[:, :n_out], bias)
-    # One after the other as items: XLA calls cuDNN's 3-D convolutions with channels first, so that all would turn.
-    # The bias comes before they turn back, so that its gradient is a sum of what the kernel's reads.
+    # The signals become batch items: XLA calls cuDNN's 3-D convolutions channels-first and would transpose everything.
+    # The bias is added before transposing back, so that its gradient sums the same array as the kernel's reads.
     b = x.shape[0]
     x = jnp.moveaxis(x, 3, 1).reshape(b * dilation, *x.shape[1:3], x.shape[-1])
     y = add_bias(_plain(x, kernel, Window(window.stride, (1, 1), (window.padding[0], padding // dilation))), bias)
@@ -138,11 +140,11 @@ def _folded_in_training(x, kernel, bias, window):
 
 @jax.custom_vjp
 def _in_order(kernel):
-    """The kernel, it and its gradient laid out in the order of their axes.
+    """Return the kernel, with row-major layout for it and for its gradient.
 
-    cuDNN has the output's channels first, and else all that becomes of the gradient, Adam's moments too, is turned
-    to that and back, and the gradient once for everything that reads it: planned for an H200, a step of 16 items of
-    `base.py` had 327 transposes in place of 830.
+    cuDNN puts the output channels first. Without this constraint the gradient, Adam's moments and every other array
+    derived from it are transposed to that layout and back. Compiled for an H200, a step of 16 items of `base.py` has
+    327 transposes instead of 830.
     """
     return with_layout_constraint(kernel, Layout(tuple(range(kernel.ndim))))
 
@@ -155,7 +157,7 @@ _in_order.defvjp(lambda kernel: (_in_order(kernel), None), _in_order_backward)
 
 
 def _on_tpu(x, kernel, bias, window):
-    """Space to depth for strided signals, else the plain form."""
+    """Space to depth for strided 1-D convolutions, otherwise the plain form."""
     form = _dense if x.ndim == 3 and window.stride[0] > 1 and window.groups == 1 else _plain
     return add_bias(form(x, kernel, window), bias)
 
@@ -169,7 +171,7 @@ def _dense(x, kernel, window):
         return _dense_1d(x, kernel, window)
     wide = min(kernel.shape[1:]) >= _MIN_FOR_BILINEAR and kernel.shape[0] >= window.stride[0]
     is_bilinear = wide and window.stride[1] == 1 and x.dtype == jnp.float32
-    # Where the input is narrower than the output, its rows are cheaper to gather than the results of each to sum.
+    # If the input is narrower than the output, gathering its rows is cheaper than summing one result per row.
     if not is_bilinear or x.shape[-1] < kernel.shape[-1]:
         x, kernel, window = _rows_as_channels(x, kernel, window)
     if is_bilinear:
@@ -187,7 +189,10 @@ def _dense(x, kernel, window):
 
 
 def _rows_as_channels(x, kernel, window):
-    """The same convolution with a kernel of one row: its others are channels of the input."""
+    """Rewrite the convolution with a one-row kernel.
+
+    The other rows become input channels.
+    """
     n_rows = conv_length(x.shape[1], kernel.shape[0], stride=window.stride[0], padding=window.padding[0])
     x = _pad(x, 1, window.padding[0], window.padding[0])
     last = (n_rows - 1) * window.stride[0] + 1
@@ -201,7 +206,7 @@ def _dense_1d(x, kernel, window):
     length, channels = x.shape[1:]
     if stride == 1 and window.groups == 1:
         return _of_stride_1(_pad(x, 1, padding, padding), kernel, dilation)
-    # Space to depth: `stride` samples become channels of one, and the kernel's taps likewise.
+    # Space to depth: `stride` samples become the channels of one sample. The kernel's taps are grouped likewise.
     n_out = conv_length(length, kernel.shape[0], stride=stride, padding=padding)
     taps = -(-kernel.shape[0] // stride)
     x = _pad(x, 1, padding, (n_out - 1 + taps) * stride - length - padding)
@@ -230,12 +235,12 @@ def _grouped(x, kernel, stride, groups, n_out):
 
 
 def _pad(x, axis, low, high):
-    """Zero-pad one axis; a negative number cuts."""
+    """Zero-pad one axis. A negative number crops."""
     config = [(0, 0, 0)] * x.ndim
     config[axis] = (low, high, 0)
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
 FORMS = {"cpu": _on_cpu, "tpu": _on_tpu, "default": _folded}
-# An exported program may not say how arrays are laid out, and one without gradients has nothing to gain from it.
+# Exported programs cannot contain layout constraints, and programs without gradients gain nothing from them.
 FORMS_IN_TRAINING = {**FORMS, "default": _folded_in_training}

@@ -1,8 +1,8 @@
-"""Crops by number: a record is a function of (seed, index) alone, so a run's data needs no state.
+"""Crops as a pure function of (seed, index).
 
-Random numbers come from counter-based generators keyed by the record, so that neither threads nor
-the number of hosts change what a step sees. Training records come in orders, by number: `in_order(1)`
-is another draw of the same audio, for a run that cannot go on with the first.
+A run's data therefore has no state to save. Random numbers come from counter-based generators keyed by the record's
+index. A step's data is therefore independent of the number of threads and hosts. Training records have numbered orders:
+`in_order(1)` draws the same audio in another order, for a run that cannot continue with the first.
 """
 
 import collections
@@ -20,24 +20,24 @@ from audiovae_jax.data.feeding.origin import Origin, Origins
 from audiovae_jax.data.sets.catalog import Track
 from audiovae_jax.errors import DataError
 
-_ATTEMPTS = 16  # reads for a crop
-_MOST_DRAWS = 10_000  # for one, of files that are not tried again
-_QUIET = 1e-3  # a crop whose peak is below -60 dBFS is left as quiet as it is
-# Keys of the generators' streams, which the run's seed must not collide with.
+_ATTEMPTS = 16  # maximum number of reads per crop
+_MOST_DRAWS = 10_000  # maximum number of draws per crop, including files that are not read again
+_QUIET = 1e-3  # crops with a peak below -60 dBFS are not normalized
+# Keys of the random streams, which must not collide with the run's seed.
 _TRAIN_STREAM, _VALIDATION_STREAM, _AUGMENT_STREAM = 0, 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
 class CropFormat:
-    """What a crop is: `[length, channels]` float32 at `sample_rate` Hz.
+    """Format of a crop: `[length, channels]` float32 at `sample_rate` Hz.
 
     Attributes:
-      length: samples.
+      length: in samples.
       sample_rate: in Hz.
-      channels: of the result.
-      peak_normalize: to a peak of 1, unless it is all but silent.
-      loop: fill up what is shorter by repeating it; else with zeros.
-      min_loudness_db: training crops whose RMS is lower, in dBFS, are drawn anew; None takes all.
+      channels: number of channels of the crop.
+      peak_normalize: whether to scale to a peak of 1, unless the peak is below -60 dBFS.
+      loop: whether to extend short files by repeating them; otherwise they are padded with zeros.
+      min_loudness_db: lowest RMS of a training crop in dBFS; quieter crops are drawn again. None accepts all.
     """
 
     length: int
@@ -49,20 +49,21 @@ class CropFormat:
 
 
 class Generated:
-    """The built-in generator's endless music, as a track's audio."""
+    """The audio of a track that consists of generated music without end."""
 
     name = "the built-in generator"
     frames, sample_rate, channels = 3600 * 44100, 44100, 2
 
     def crop(self, rng: np.random.Generator, crop: CropFormat) -> np.ndarray:
-        """A crop of its own for every state of `rng`."""
+        """Generate a crop that depends only on the state of `rng`."""
         return synthesis.music(rng, crop.length, crop.sample_rate, crop.channels)
 
 
 class RandomCrops:
-    """Random crops of tracks: a track in proportion to its seconds times its weight, then any crop of it alike.
+    """Random crops of tracks.
 
-    So the first and last second of a track are drawn less often than one in its middle.
+    A track is drawn with probability proportional to its duration times its weight. The crop's position in the track is
+    uniform, so the first and last seconds of a track are drawn less often than its middle.
     """
 
     def __init__(self, tracks: Sequence[Track], crop: CropFormat, seed: int, health: Health | None = None):
@@ -72,11 +73,11 @@ class RandomCrops:
         self._order, self._origins = 0, Origins()
 
     def in_order(self, order: int) -> "RandomCrops":
-        """These tracks' crops in another order; they share what is known of the files."""
+        """Return the same tracks' crops in another order, sharing the health of the files."""
         return _in_order(self, order, _origins=Origins())
 
     def origin(self, index: int) -> Origin | None:
-        """Where a record was cut from that was made lately."""
+        """Return where a record was cut from, or None if it is no longer remembered."""
         return self._origins.get(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -86,8 +87,8 @@ class RandomCrops:
             chosen = _drawn(self._ends, rng.random())
             audio = self._tracks[chosen].audio
             position = rng.random()
-            # What others have found bad is tried all the same, or a crop would depend on what was read before it.
-            # Only what has not answered is not: that takes as long as its timeout.
+            # Files that failed for other crops are read again, so that a crop is independent of earlier reads. Only
+            # files that timed out are skipped, since another read would wait for the timeout again.
             if audio.name in failed:
                 continue
             if self._health.is_hanging(audio.name):
@@ -96,7 +97,7 @@ class RandomCrops:
             reads += 1
             try:
                 crop = _read(audio, position, rng, self._crop)
-            except UnreachableError:  # of its server, not of the file: others would not come either
+            except UnreachableError:  # the server is unreachable, so other files would fail too
                 raise
             except DataError as error:
                 failed[audio.name] = error
@@ -121,15 +122,16 @@ class RandomCrops:
 
 
 class FixedCrops:
-    """The validation crops: the same in every run.
+    """The validation crops, which are the same in every run.
 
-    The tracks, one after the other and each as long as it is likely to be drawn, are divided into `count` parts of
-    which each has a crop of its own.
+    The tracks are laid end to end, each with a length proportional to its probability. The result is divided into
+    `count` parts. Each part yields one crop.
 
     Args:
       tracks, crop, health: see `RandomCrops`.
-      count: how many there are.
-      spread: take no file again while others are unused, and then a stretch of it that overlaps no other if it can.
+      count: number of crops.
+      spread: whether to use every file once before using one again. Crops of the same file then do not overlap, if the
+        file is long enough.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class FixedCrops:
         self._is_spread = spread
 
     def origin(self, index: int) -> Origin | None:
-        """Where a record was cut from that was made lately."""
+        """Return where a record was cut from, or None if it is no longer remembered."""
         return self._origins.get(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -179,7 +181,7 @@ class FixedCrops:
 
 
 class SyntheticCrops:
-    """The built-in generator's music; `validation` draws from a stream of its own."""
+    """Crops of generated music. `validation` selects a separate random stream."""
 
     def __init__(self, crop: CropFormat, seed: int, validation: bool = False):
         self._crop, self._seed = crop, 0 if validation else seed
@@ -187,11 +189,11 @@ class SyntheticCrops:
         self._order = 0
 
     def in_order(self, order: int) -> "SyntheticCrops":
-        """Other music of the same kind."""
+        """Return crops of different generated music."""
         return _in_order(self, order)
 
     def origin(self, index: int) -> Origin:
-        """The generator."""
+        """Return the built-in generator as the origin."""
         return Origin(Generated.name)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -200,18 +202,18 @@ class SyntheticCrops:
 
 
 class Augmented:
-    """Another source's records, each changed as its own generator decides."""
+    """Augmented records of another source, each with its own random generator."""
 
     def __init__(self, source, augment: Augment, seed: int):
         self._source, self._augment, self._seed = source, augment, seed
         self._order = 0
 
     def in_order(self, order: int) -> "Augmented":
-        """The other source's records in another order, each changed as its number there decides."""
+        """Return the source's records in another order, with other augmentations."""
         return _in_order(self, order, _source=self._source.in_order(order))
 
     def origin(self, index: int) -> Origin | None:
-        """Where the other source's record comes from."""
+        """Return the origin of the source's record."""
         return self._source.origin(index)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -219,17 +221,17 @@ class Augmented:
 
 
 class Repeated:
-    """The first `period` records of another source, over and over."""
+    """The first `period` records of another source, repeated."""
 
     def __init__(self, source, period: int):
         self._source, self._period = source, period
 
     def in_order(self, order: int) -> "Repeated":
-        """The very same records: they are fixed."""
+        """Return this object, since its records are fixed."""
         return self
 
     def origin(self, index: int) -> Origin | None:
-        """Where the record that is repeated comes from."""
+        """Return the origin of the repeated record."""
         return self._source.origin(index % self._period)
 
     def __getitem__(self, index: int) -> np.ndarray:
@@ -237,18 +239,18 @@ class Repeated:
 
 
 def _ends(tracks, crop):
-    """Where each track ends if all lie end to end, each as long as it is likely to be drawn."""
+    """Return the cumulative sum of the tracks' probabilities, not normalized."""
     shortest = crop.length / crop.sample_rate
     return np.cumsum([track.share(shortest) for track in tracks])
 
 
 def _drawn(ends, place):
-    """The number of the track at a place in 0..1."""
+    """Return the index of the track at a place in 0..1."""
     return min(int(np.searchsorted(ends, place * ends[-1], side="right")), len(ends) - 1)
 
 
 def _spread(tracks, chosen):
-    """Numbers of tracks in place of `chosen`: of the files that were taken least often, the next."""
+    """Replace each chosen track by the next track of the least used file."""
     files, times = collections.Counter({track.audio.name: 0 for track in tracks}), collections.Counter()
     spread = []
     for first in chosen:
@@ -261,7 +263,10 @@ def _spread(tracks, chosen):
 
 
 def _apart(audio, number, count, position, crop):
-    """Where in 0..1 the window with `number` of `count` is, at `position` in its own part of the audio."""
+    """Return the position in 0..1 of one of `count` windows over the audio.
+
+    The audio is divided into `count` parts. `position` is the window's position in its part, in 0..1.
+    """
     seconds, window = audio.frames / audio.sample_rate, crop.length / crop.sample_rate
     if count == 1 or seconds <= window:
         return position
@@ -303,5 +308,5 @@ def _in_order(records, order, **changes):
 
 
 def _generator(seed, stream, index, order=0):
-    # Seeds are below 2^32, so that an order's numbers are no other seed's.
+    # Seeds are below 2^32, so that no order of one seed equals another seed.
     return np.random.Generator(np.random.Philox(key=[seed + (order << 32), (stream << 60) + index]))

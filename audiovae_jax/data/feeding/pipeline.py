@@ -1,7 +1,7 @@
-"""Feeds steps: threads read ahead, every host its own rows of every global batch.
+"""The data pipeline, which reads batches ahead in threads.
 
-The pipeline's whole state is the step: record `step * batch_size + row` belongs to row `row` of step
-`step`, whatever the number of hosts or threads.
+Every host reads its rows of each global batch. The step is the only state of the pipeline. Record `step * batch_size +
+row` is row `row` of step `step`, for any number of hosts and threads.
 """
 
 import collections
@@ -33,13 +33,14 @@ class Data:
     """A run's audio.
 
     Attributes:
-      train: endless training records, `train[index] -> [T, C]`.
+      train: training records without end, `train[index] -> [T, C]`.
       validation: fixed validation records.
-      samples: of validation audio, to be heard: each `[T, C]` of `sample_seconds`, filled up with zeros; how much of
-        it is a file's own is told by `samples.origin(index)` afterwards. With `fixed_batch`, the records trained on.
-      catalog: what the tracks are, or None for the built-in generator.
-      fingerprint: of the audio, to tell on resumption whether it is still the same.
-      health: of the files; None for the built-in generator.
+      samples: excerpts of validation audio for listening, each `[T, C]` of `sample_seconds`, padded with zeros. Once a
+        record was read, `samples.origin(index)` gives its length without padding. With `fixed_batch`, the training
+        records.
+      catalog: the tracks, or None for the built-in generator.
+      fingerprint: identifies the audio, to detect on resumption that it has changed.
+      health: health of the files, or None for the built-in generator.
     """
 
     train: Any
@@ -51,16 +52,16 @@ class Data:
 
 
 def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path | BucketPath] = ()) -> Data:
-    """The training and validation records of `config.data`.
+    """Open the training and validation records of `config.data`.
 
     Args:
-      config: that section.
-      batch_size, seed: of the run.
-      leave_out: folders under the data's root that are none of it, as a run's own workdir with its samples.
+      config: the section `config.data`.
+      batch_size, seed: batch size and seed of the run.
+      leave_out: folders to ignore under the data's root, such as the run's workdir with its samples.
 
     Raises:
-      ConfigError: a value that says nothing known.
-      DataError: there is nothing usable.
+      ConfigError: a value is invalid.
+      DataError: no usable audio was found.
     """
     augment = Augment(**config.augment.to_dict())
     found = open_catalog(config, leave_out)
@@ -90,11 +91,18 @@ def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path 
 
 
 def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catalog | None:
-    """What there is to draw from under `config.data`'s roots or mix; None for the built-in generator alone.
+    """Return the tracks under the roots or the mix of `config.data`.
+
+    Args:
+      config: the section `config.data`.
+      leave_out: folders to ignore, see `open_data`.
+
+    Returns:
+      The catalog, or None if neither a root nor a mix is set (built-in generator only).
 
     Raises:
-      ConfigError: a value that says nothing known.
-      DataError: there is nothing usable.
+      ConfigError: a value is invalid.
+      DataError: no usable audio was found.
     """
     if config.root is None and not config.mix:
         return None
@@ -142,12 +150,15 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
 
 
 def read_timeout(config, found: Catalog | None) -> float:
-    """Seconds after which a read is given up; what is behind a URL has its own patience, which comes first."""
+    """Return the seconds after which a read times out, or 0 for no timeout.
+
+    For URLs the retry time is added, so that retries end before the timeout.
+    """
     return config.read_timeout and config.read_timeout + config.retry_seconds * _is_remote(found)
 
 
 def index_folder() -> Path:
-    """Where what files were found to be is remembered: the user's cache folder."""
+    """Return the folder that caches probing results, in the user's cache folder."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "audiovae_jax" / "index"
 
@@ -163,9 +174,9 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[np.ndarray]:
-    """This host's `[batch_size / process_count, T, C]` of every step from `start_step` to `num_steps`.
+    """Iterate over this host's batches from `start_step` to `num_steps`.
 
-    Threads read whole batches ahead, at most `prefetch_batches`.
+    Each batch is `[batch_size / process_count, T, C]`. Threads read whole batches ahead, at most `prefetch_batches`.
     """
     local = batch_size // process_count
     dataset = grain.MapDataset.source(_HostBatches(records, batch_size, local, process_index * local, num_steps))
@@ -177,7 +188,7 @@ def batches(
 
 
 class _HostBatches:
-    """A contiguous block of rows of every global batch, by step."""
+    """This host's contiguous block of rows of each global batch, indexed by step."""
 
     def __init__(self, records, batch_size, local, first, num_steps):
         self._records, self._batch_size, self._local = records, batch_size, local
@@ -191,11 +202,11 @@ class _HostBatches:
         return stacked(self._records, range(start, start + self._local))
 
 
-_GENERATOR = "built-in"  # as a root of a mix
+_GENERATOR = "built-in"  # name of the built-in generator as a root of a mix
 
 
 def _open(root, source, *, options, config, others):
-    """The data set at a root, without what lies at others."""
+    """Return the catalog of a root, without the files under other roots inside it."""
     if root == _GENERATOR:
         track = Track(_GENERATOR, crops.Generated())
         return Catalog((track,), (track,), (), _GENERATOR, "the built-in generator")
@@ -205,13 +216,13 @@ def _open(root, source, *, options, config, others):
 
 
 def _validated(others, held):
-    """The tracks that other parts validate on, and all of those that are held out."""
+    """Yield the other parts' validation tracks and all tracks of the held-out parts."""
     yield from (track for other in others if other.fingerprint != _GENERATOR for track in other.validation)
     yield from (track for part in held for track in part.train + part.validation)
 
 
 def _require_apart(roots, held_out):
-    """Raise ConfigError where a root is named twice, to train on and to validate on."""
+    """Raise ConfigError if a training root is repeated or is also a validation root."""
     trained_on = collections.Counter(sources.place(root) for root in roots)
     for root in roots:
         if trained_on[sources.place(root)] > 1:
@@ -222,5 +233,5 @@ def _require_apart(roots, held_out):
 
 
 def _is_remote(found):
-    # By the tracks and not by the root, since a manifest of this machine may list URLs.
+    # Checks the tracks instead of the root, since a local manifest may list URLs.
     return found is not None and any(remote.is_url(track.audio.name) for track in (*found.train, *found.validation))

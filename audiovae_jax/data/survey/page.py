@@ -1,4 +1,4 @@
-"""A survey as one page: headline numbers, plots and tables, in a file that needs no other."""
+"""A survey as one self-contained page with headline numbers, plots and tables."""
 
 import dataclasses
 import io
@@ -19,18 +19,18 @@ from audiovae_jax.storage import atomic
 
 SUFFIXES = (".html", ".png")
 _OUTLIERS = 10
-_ALIKE = 0.01  # of the greatest value: values that differ less need no plot
+_ALIKE = 0.01  # relative to the largest value; values that differ less are not plotted
 _BINS = 24
 
 
 @dataclasses.dataclass(frozen=True)
 class _Panel:
-    """A plot of the page, or what replaces it where all tracks are alike.
+    """A plot of the page, or a text instead if all tracks are alike.
 
     Attributes:
-      title: of the panel.
-      plot: draws on axes; None where there is nothing to compare.
-      value, note: what all tracks have in common.
+      title: title of the panel.
+      plot: function that draws on axes, or None if there is nothing to compare.
+      value, note: text shown instead of the plot: the common value, with a note.
     """
 
     title: str
@@ -40,11 +40,14 @@ class _Panel:
 
 
 def write(found: Survey, path: Path):
-    """Write the page; OSError where that fails.
+    """Write a survey as an HTML page, or its plots as a PNG image.
 
     Args:
       found: the survey.
-      path: ends in one of `SUFFIXES`: the plots alone as PNG, or all as HTML.
+      path: file to write, with one of `SUFFIXES`. PNG contains only the plots.
+
+    Raises:
+      OSError: the file cannot be written.
     """
     if path.suffix.lower() == ".html":
         content = _page(found).encode()
@@ -57,7 +60,10 @@ def write(found: Survey, path: Path):
 
 
 def plots(found: Survey) -> Figure:
-    """Six panels: lengths, rates and the split of all tracks; loudness, silence and spectra of those listened to."""
+    """Plot a survey in six panels.
+
+    Lengths, rates and the split are of all tracks. Loudness, silence and spectra are of the measured tracks.
+    """
     with matplotlib.rc_context(drawing.LOOK):
         figure = Figure(figsize=(13, 7), layout="constrained")
         for axes, panel in zip(figure.subplots(2, 3).ravel(), _panels(found), strict=True):
@@ -158,7 +164,7 @@ def _headline(found):
 
 
 def _outliers(found):
-    """Tables of the tracks that someone may want to hear for themselves."""
+    """Return tables of the tracks that are worth listening to."""
     heard = found.measured
     tables = (
         ("Most silence", lambda track: -track.silence, lambda track: f"{track.silence:.0%}", lambda t: t.silence > 0),

@@ -1,4 +1,4 @@
-"""A survey as text: one line a subject, doubts at the end."""
+"""A survey as text: one line per subject, with warnings at the end."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ _BANDS = 8
 
 
 def lines(found: Survey) -> Iterator[str]:
-    """The report, line by line."""
+    """Yield the report line by line."""
     for name, value in table(found):
         first, *others = value.split("\n")
         yield f"{name:<13} {first}"
@@ -21,11 +21,11 @@ def lines(found: Survey) -> Iterator[str]:
 
 
 def table(found: Survey, *, bars: bool = True) -> Iterator[tuple[str, str]]:
-    """`(subject, what there is to say)`; several lines are separated by newlines.
+    """Yield `(subject, text)` for each subject. The text may have several lines.
 
     Args:
       found: the survey.
-      bars: adds a histogram of characters, which needs a font of one width.
+      bars: whether to add a text histogram, which needs a monospaced font.
     """
     yield "data set", f"{found.origin}: {_amount(found.total)} (fingerprint {found.fingerprint})"
     yield "split", f"to train on: {_amount(found.train)}\nto validate on: {_amount(found.validation)}"
@@ -46,17 +46,17 @@ def table(found: Survey, *, bars: bool = True) -> Iterator[tuple[str, str]]:
 
 
 def counted(tracks: int) -> str:
-    """`1 track`, `2 tracks`."""
+    """Return a count with its noun: `1 track`, `2 tracks`."""
     return f"{tracks} track{'' if tracks == 1 else 's'}"
 
 
 def duration(hours: float) -> str:
-    """`1.25 h`, or `4.5 min` of little."""
+    """Format a duration: `1.25 h`, or `4.5 min` if it is short."""
     return f"{hours:.2f} h" if hours >= 0.1 else f"{60 * hours:.1f} min"
 
 
 def listened_to(found: Survey) -> str:
-    """Which tracks the measurements are of."""
+    """Describe which tracks were measured."""
     heard = len(found.measured)
     which = f"all {counted(heard)}"
     if heard + len(found.unreadable) < found.total.tracks:
@@ -68,7 +68,10 @@ def listened_to(found: Survey) -> str:
 
 
 def bands(found: Survey) -> list[tuple[float, float, int]]:
-    """`(from Hz, to Hz, tracks)`: a histogram of where spectra end, without silence."""
+    """Return a histogram of bandwidths as `(from Hz, to Hz, tracks)`.
+
+    Silent tracks are excluded.
+    """
     ends = [track.band_hz for track in found.measured if track.band_hz]
     counts, edges = np.histogram(ends, _BANDS, (0, max([found.sample_rate / 2, *ends])))
     return [(float(low), float(high), int(n)) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)]

@@ -1,1 +1,1 @@
-"""A page to listen with: its models, what it computes, and the server that keeps everything else out of reach."""
+"""An interactive listening page: models, computations and a restricted server."""

@@ -1,4 +1,4 @@
-"""What stands before the page's server: only what the page needs is answered, and nothing is fetched for anybody."""
+"""Middleware that admits only requests of the page and never fetches URLs."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ _FILE = "/gradio_api/file="
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")
 _MOST_JSON = 1 << 20  # bytes
 _CORS = b"access-control-"
-# The page's own scripts are within it; nothing comes from elsewhere.
+# The page's scripts are inline. Nothing is loaded from other origins.
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
@@ -33,14 +33,16 @@ _App = Callable[[dict, Callable[[], Awaitable[dict]], Callable[[dict], Awaitable
 
 
 class Guard:
-    """ASGI middleware, which answers requests of the page itself and of programs, and none of other sites' pages.
+    """ASGI middleware that refuses requests from pages of other sites.
+
+    Requests of the page itself and of programs are admitted.
 
     Args:
-      app: what it stands before.
-      folder: the only one whose files are served.
-      most_upload: bytes of the files of a request, see `Uploads`.
-      hosts: names that a request may address, in lower case, which keeps other sites' pages out of a server on the
-        loopback (DNS rebinding); None for any.
+      app: the wrapped application.
+      folder: the only folder from which files are served.
+      most_upload: maximum size in bytes of the files of a request, see `Uploads`.
+      hosts: host names that requests may address, in lower case; None for any. This protects a server on the loopback
+        from pages of other sites (DNS rebinding).
     """
 
     def __init__(self, app: _App, *, folder: Path, most_upload: int, hosts: Collection[str] | None):
@@ -48,7 +50,7 @@ class Guard:
         self._uploads, self._hosts = Uploads(Path(folder), most_upload), hosts
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable):
-        """Answer a request that is refused; hand on the others."""
+        """Answer a refused request, and pass all others on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -65,7 +67,7 @@ class Guard:
 
         async def with_headers(message):
             if message["type"] == "http.response.start":
-                # Gradio lets other sites' pages read, wherever it does not take the server for one of the loopback.
+                # Gradio allows cross-origin reads unless it considers the server to be on the loopback.
                 own = [one for one in message.get("headers", ()) if not one[0].lower().startswith(_CORS)]
                 message = {**message, "headers": [*own, *_HEADERS]}
             await send(message)
@@ -77,7 +79,7 @@ class Guard:
                 await _answer(with_headers, *refusal)
 
     def _refusal(self, scope, headers) -> tuple[int, str] | None:
-        """`(status, text)`, or None for what may pass."""
+        """Return `(status, text)` of a refusal, or None if the request is admitted."""
         path, method = scope["path"], scope["method"]
         if self._hosts is not None and _host(headers.get(b"host", "")) not in self._hosts:
             return 403, "this page answers to its own address alone; open the one that the server printed"
@@ -92,7 +94,7 @@ class Guard:
             if not _WRITTEN.fullmatch(path):
                 return 404, "not found"
             kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
-            if not path.startswith(_UPLOAD) and kind != "application/json":  # others need no leave of a browser's
+            if not path.startswith(_UPLOAD) and kind != "application/json":  # others need no preflight
                 return 415, "what is asked for is sent as application/json"
         else:
             return 405, "not allowed"
@@ -101,14 +103,17 @@ class Guard:
     def _is_served(self, name):
         try:
             return not _SCHEME.match(name) and os.path.realpath(name).startswith(self._folder)
-        except (OSError, ValueError):  # a name that cannot be
+        except (OSError, ValueError):  # an invalid name
             return False
 
 
 def _is_foreign(scope, headers):
-    """Whether a browser asks for another site's page; links to this one may be followed."""
+    """Return whether a browser sends the request for another site.
+
+    Links to this page are allowed.
+    """
     site = headers.get(b"sec-fetch-site")
-    if site is None:  # of a program, or of a browser that has come here without TLS
+    if site is None:  # from a program, or from a browser without TLS
         origin = headers.get(b"origin")
         return origin is not None and origin.partition("://")[2].lower() != headers.get(b"host", "").lower()
     is_link = headers.get(b"sec-fetch-mode") == "navigate" and headers.get(b"sec-fetch-dest") == "document"
@@ -124,12 +129,17 @@ async def _answer(send, status, text):
 
 
 def _host(text):
-    """The name in `name:port`, or in `[address]:port`."""
+    """Return the host in `name:port` or `[address]:port`."""
     return re.sub(r":\d*$", "", text).strip("[]").lower()
 
 
 async def _checked(receive) -> tuple[Callable, tuple[int, str] | None]:
-    """A request's JSON, given again to who comes after; or a refusal, if it is long, or names a file elsewhere."""
+    """Read and check a request's JSON.
+
+    Returns:
+      `(receive, refusal)`. `receive` replays the request. `refusal` is `(status, text)` if the body is too long, is not
+      JSON, or names a URL as a file. Otherwise it is None.
+    """
     parts, size, more = [], 0, True
     while more:
         message = await receive()
@@ -159,7 +169,7 @@ async def _checked(receive) -> tuple[Callable, tuple[int, str] | None]:
 
 
 def _names_url(value: Any) -> bool:
-    """Whether there is a `path` with a scheme anywhere in what was sent."""
+    """Return whether the value contains a `path` with a URL scheme at any depth."""
     if isinstance(value, dict):
         path = value.get("path")
         return (isinstance(path, str) and bool(_SCHEME.match(path))) or any(map(_names_url, value.values()))

@@ -1,4 +1,4 @@
-"""Latents changed by hand: between two files, and channel by channel."""
+"""Edit latents: interpolate between two files, or shift single channels."""
 
 import dataclasses
 import math
@@ -14,25 +14,25 @@ from audiovae_jax.inference.codec import Codec
 from audiovae_jax.inference.latents import Latents
 
 SUFFIX = ".safetensors"
-MOST_TURN = 4.0  # deviations of a channel
-_BLOCK = 1 << 16  # frames computed at once in double precision
+MOST_TURN = 4.0  # in standard deviations of a channel
+_BLOCK = 1 << 16  # frames per block of computations in double precision
 
 
 def latents_of(
     codec: Codec, path: Path, folder: Path, progress: Progress, *, mix: bool = False
 ) -> tuple[Latents, Path]:
-    """The latents of an audio file, or of a file of latents, and the file that they are in.
+    """Return the latents of a file of audio or of latents, and the latents' path.
 
     Args:
       codec: the model.
-      path: of audio, or of a `.safetensors` file that this model's `encode` wrote.
-      folder: for what is made.
-      progress: called with the share that is done, and what is being done.
+      path: an audio file, or a `.safetensors` file written by this model's `encode`.
+      folder: folder for the encoded latents.
+      progress: called with the finished fraction and a description of the current stage.
       mix: see `Codec.encode`.
 
     Raises:
-      DataError: neither can be used.
-      CheckpointError: the latents are of another model.
+      DataError: the file is neither usable audio nor usable latents.
+      CheckpointError: the latents were encoded by another model.
     """
     if path.suffix.lower() == SUFFIX:
         require_latents(codec, path)
@@ -46,11 +46,13 @@ def latents_of(
 
 
 def require_latents(codec: Codec, path: Path):
-    """Raise unless an uploaded file says that it holds latents of one file which are not too much; `z` is not read.
+    """Check that an uploaded file holds this model's latents of one file.
+
+    Only the header is read.
 
     Raises:
-      DataError: it cannot be used.
-      CheckpointError: the latents are of another model.
+      DataError: the file is unusable, holds a batch, or is too large.
+      CheckpointError: the latents were encoded by another model.
     """
     latents = Latents.describe(path)
     if latents.batch not in (None, 1):
@@ -62,15 +64,17 @@ def require_latents(codec: Codec, path: Path):
 
 
 def interpolate(codec: Codec, first: Latents, second: Latents, position: float) -> Latents:
-    """Latents on the straight line between two, frame by frame, as long as the shorter.
+    """Interpolate linearly between two latents, frame by frame.
+
+    The result has the length of the shorter.
 
     Args:
-      codec: of both.
+      codec: the model of both.
       first, second: latents of one file each.
       position: 0 for the first, 1 for the second.
 
     Raises:
-      DataError: no number from 0 to 1, or the channels of the two cannot be brought together.
+      DataError: the position is not a number from 0 to 1, a file is too short, or the channel counts are incompatible.
     """
     position = number(position, "the position", 0.0, 1.0)
     if len(first.z) != len(second.z) and 1 not in (len(first.z), len(second.z)):
@@ -85,12 +89,12 @@ def interpolate(codec: Codec, first: Latents, second: Latents, position: float) 
     z = np.empty((max(len(first.z), len(second.z)), frames, first.z.shape[-1]), np.float32)
     for part in _parts(frames):
         a, b = (latents.z[:, part].astype(np.float64) for latents in (first, second))
-        z[:, part] = a * (1 - position) + b * position  # in double precision, so that both ends are exact
+        z[:, part] = a * (1 - position) + b * position  # in double precision, so that positions 0 and 1 are exact
     return dataclasses.replace(described, z=z)
 
 
 def deviations(latents: Latents) -> np.ndarray:
-    """`[latent_dim]`: the standard deviation of each channel over the file."""
+    """Return each channel's standard deviation over the file, `[latent_dim]`."""
     z = latents.z
     mean, total = z.mean(axis=(0, 1), dtype=np.float64), np.zeros(z.shape[-1])
     for part in _parts(z.shape[1]):
@@ -99,14 +103,14 @@ def deviations(latents: Latents) -> np.ndarray:
 
 
 def turn(latents: Latents, turns: Mapping[Any, Any]) -> Latents:
-    """Latents with constants added to some of their channels.
+    """Add constants to some channels of latents.
 
     Args:
-      latents: of one file.
-      turns: by the channel's number, how many of its standard deviations over the file are added, -4 to 4.
+      latents: latents of one file.
+      turns: for each channel number, the amount to add in standard deviations of the channel over the file, -4 to 4.
 
     Raises:
-      DataError: there is no such channel, or the number is none.
+      DataError: a channel does not exist, or an amount is invalid.
     """
     if not isinstance(turns, Mapping):
         raise DataError('turns must be channels and numbers, as in {"3": 1.5}')
@@ -115,7 +119,7 @@ def turn(latents: Latents, turns: Mapping[Any, Any]) -> Latents:
         raise DataError(f"there are {len(turns)} turns for {width} latent channels")
     spread, channels = deviations(latents), {str(index): index for index in range(width)}
     for channel, amount in turns.items():
-        index = channels.get(str(channel))  # in one way of writing, so that none is given twice
+        index = channels.get(str(channel))  # only the canonical spelling, so that no channel is given twice
         if index is None:
             raise DataError(f"there is no latent channel {str(channel)[:50]!r}; they go from 0 to {width - 1}")
         z[..., index] += np.float32(
@@ -125,7 +129,11 @@ def turn(latents: Latents, turns: Mapping[Any, Any]) -> Latents:
 
 
 def decode(codec: Codec, latents: Latents, folder: Path, name: str, progress: Progress) -> tuple[Path, Path]:
-    """Write latents, and the audio that they decode to; the paths of the audio and of the latents."""
+    """Write latents and their decoded audio.
+
+    Returns:
+      The paths of the audio and of the latents.
+    """
     kept, audio = folder / f"{name}{SUFFIX}", folder / f"{name}.wav"
     latents.save(kept)
     codec.decode_file(kept, audio, progress=lambda share: progress(share, "decoding"))
@@ -133,10 +141,14 @@ def decode(codec: Codec, latents: Latents, folder: Path, name: str, progress: Pr
 
 
 def number(value: Any, what: str, low: float, high: float) -> float:
-    """A number in a range, or a DataError."""
+    """Return `value` as a float.
+
+    Raises:
+      DataError: it is not a number from `low` to `high`.
+    """
     try:
         is_number = not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
-    except OverflowError:  # an int beyond all floats
+    except OverflowError:  # an int too large for a float
         is_number = False
     if not is_number:
         raise DataError(f"{what} must be a number from {low:g} to {high:g}")

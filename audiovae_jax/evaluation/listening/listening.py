@@ -1,4 +1,4 @@
-"""What the page computes: a file through a model, heard, seen and measured, piece by piece, whatever its length."""
+"""Reconstruct, plot and measure files of any length, block by block."""
 
 import concurrent.futures
 import dataclasses
@@ -14,23 +14,23 @@ from audiovae_jax.evaluation.latents import LatentStatistics
 from audiovae_jax.evaluation.listening.portrait import Portrait
 from audiovae_jax.inference.codec import Codec
 
-MIX = "Mix channels to fit the model"  # the control that asks for it
+MIX = "Mix channels to fit the model"  # label of the page's control
 Progress = Callable[[float, str], None]
-_MOST_HOURS = 12  # of a file
+_MOST_HOURS = 12  # per file
 _MOST_CHANNELS = 16
-_MOST_VALUES = 1 << 31  # over its channels, at its rate and at the model's: six hours of stereo at 48 kHz
-_PLAYED = (".wav", ".flac", ".mp3", ".ogg", ".opus")  # by browsers, as they are
-_THREADS = 4  # to measure in
+_MOST_VALUES = 1 << 31  # over all channels, at the file's and at the model's rate: six hours of stereo at 48 kHz
+_PLAYED = (".wav", ".flac", ".mp3", ".ogg", ".opus")  # formats that browsers play
+_THREADS = 4  # for computing metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """Audio to play and to look at.
+    """Audio to play, with its picture.
 
     Attributes:
-      title: what it is.
-      path: of a file that browsers play.
-      portrait: what it looks like.
+      title: title of the audio.
+      path: a file that browsers play.
+      portrait: waveform and spectrogram.
     """
 
     title: str
@@ -39,18 +39,18 @@ class Heard:
 
     @property
     def picture(self) -> str:
-        """A data URI of its spectrogram."""
+        """Data URI of the spectrogram."""
         return self.portrait.spectrogram()
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstructed:
-    """A file through a model and back.
+    """A reconstructed file.
 
     Attributes:
       heard: original, reconstruction and difference.
-      metrics: columns of the evaluation by name, `metrics.COLUMNS`.
-      reconstruction, difference: float WAVs.
+      metrics: values by column name, see `metrics.COLUMNS`.
+      reconstruction, difference: float WAV files.
       latents: a `.safetensors` file.
     """
 
@@ -62,15 +62,15 @@ class Reconstructed:
 
 
 def open_audio(codec: Codec, path: Path, *, mix: bool = False) -> AudioStream:
-    """The audio of an uploaded file.
+    """Open an uploaded audio file.
 
     Args:
       codec: the model.
-      path: of the file.
+      path: path of the file.
       mix: see `Codec.encode`.
 
     Raises:
-      DataError: it cannot be used, is too long, or has other channels than the model and is not to be mixed.
+      DataError: the file is unusable or too long, or its channels do not match the model's and `mix` is False.
     """
     source, wanted = stream.open_file(path), codec.model.in_channels
     require_bounded(codec, path.name, source)
@@ -82,14 +82,15 @@ def open_audio(codec: Codec, path: Path, *, mix: bool = False) -> AudioStream:
 
 
 def require_bounded(codec: Codec, name: str, audio: Any):
-    """Raise DataError if audio is more than this page computes.
+    """Raise DataError if audio exceeds the page's limits.
 
-    A small file can hold much silence, and little audio of a low rate is much at the model's.
+    File size is not a sufficient limit: silence compresses well, and audio of a low sample rate grows when it is
+    resampled to the model's rate.
 
     Args:
       codec: the model.
-      name: of the file, for the error.
-      audio: what has a `sample_rate` in Hz, a `length` in samples and `channels`, whole numbers of any size.
+      name: name of the file, for the error.
+      audio: object with integers `sample_rate` in Hz, `length` in samples and `channels`, of any size.
     """
     rate, length, channels = audio.sample_rate, audio.length, audio.channels
     low, high = audio_file.RATES
@@ -106,19 +107,20 @@ def require_bounded(codec: Codec, name: str, audio: Any):
 
 
 def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, mix: bool = False) -> Reconstructed:
-    """A file through a model and back; the files are those that `reconstruct` and `encode` make.
+    """Encode, decode and measure a file.
 
-    The audio is read in blocks and not kept; the latents are, which are a small part of it.
+    The written files equal those of the commands `reconstruct` and `encode`. Audio is processed in blocks. Only the
+    latents are held in memory.
 
     Args:
       codec: the model.
-      path: the audio.
-      folder: for what is made.
-      progress: called with the share that is done, and what is being done.
+      path: the audio file.
+      folder: folder for the results.
+      progress: called with the finished fraction and a description of the current stage.
       mix: see `Codec.encode`.
 
     Raises:
-      DataError: audio that cannot be used.
+      DataError: the audio is unusable.
     """
     source, name = open_audio(codec, path, mix=mix), path.stem
     blocks, statistics = [], LatentStatistics(codec.model.latent_dim)
@@ -150,16 +152,16 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
 
 
 def listen(title: str, path: Path, folder: Path, progress: Progress) -> Heard:
-    """A file to play, with its picture.
+    """Return a file to play, with its picture.
 
     Args:
-      title: what it is.
-      path: of the file.
-      folder: for what browsers play of it, see `playable`.
-      progress: called with the share that is done, and what is being done.
+      title: title of the audio.
+      path: path of the file.
+      folder: folder for a playable copy, see `playable`.
+      progress: called with the finished fraction and a description of the current stage.
 
     Raises:
-      DataError: audio that cannot be used.
+      DataError: the audio is unusable.
     """
     source = stream.open_file(path)
     portrait = Portrait(source)
@@ -169,7 +171,7 @@ def listen(title: str, path: Path, folder: Path, progress: Progress) -> Heard:
 
 
 def playable(source: AudioStream, path: Path, folder: Path) -> Path:
-    """The file itself, or what browsers play of it."""
+    """Return the file itself if browsers play its format, otherwise a WAV copy."""
     if path.suffix.lower() in _PLAYED:
         return path
     copy = folder / f"{path.stem}.original.wav"
@@ -178,7 +180,11 @@ def playable(source: AudioStream, path: Path, folder: Path) -> Path:
 
 
 def _subtract(reference, estimate, path, progress):
-    """Write `reference - estimate`; pictures of both and of it."""
+    """Write `reference - estimate`.
+
+    Returns:
+      The pictures of the reference, the estimate and the difference.
+    """
     portraits = [Portrait(reference) for _ in range(3)]
 
     def blocks():

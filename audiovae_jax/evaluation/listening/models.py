@@ -1,4 +1,4 @@
-"""The models that a page offers: found once by where they lie, and from then on known by name alone."""
+"""The models that a page offers, found under a path and selected by name."""
 
 import collections
 import contextlib
@@ -19,20 +19,22 @@ from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
 
 _TORCH_FILES = (".pt", ".ckpt", ".safetensors")
-_MOST_LOADED = 2  # models whose weights are kept at once
+_MOST_LOADED = 2  # maximum number of models in memory
 _CHECKPOINTS = "checkpoints"
 
 
 def find(path: str) -> dict[str, str]:
-    """`{name: path}` of the models at a path, sorted by name.
+    """Find the models at a path.
 
     Args:
-      path: a saved model, a workdir or one of its checkpoints, a torch file, or the URL of one: that model; or another
-        folder: those under it, by their paths in it. Links that lead out of the folder, and what cannot be read,
-        are passed over.
+      path: a model (a saved model, a workdir, one of its checkpoints, a torch file, or a URL of one), or a folder that
+        contains models. Links that lead out of the folder and unreadable files are skipped.
+
+    Returns:
+      `{name: path}`, sorted by name. In a folder the names are relative paths.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: there is no model.
     """
     given = locate.opened_path(path)
     if not os.path.exists(given) if isinstance(given, Path) else not given.exists():
@@ -47,11 +49,11 @@ def find(path: str) -> dict[str, str]:
 
 
 class Models:
-    """Codecs by name, of which the last few are kept.
+    """Codecs by name. The most recently used ones are kept in memory.
 
     Args:
-      path: see `find`, which is asked again each time that the names are.
-      load: makes the codec of a path.
+      path: see `find`, which is called again by `names`.
+      load: function that loads the codec at a path.
     """
 
     def __init__(self, path: str, load: Callable[[str], Codec]):
@@ -61,29 +63,32 @@ class Models:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
-        """Those of the models that are there now; those that were, while there are none."""
+        """Return the models' names.
+
+        If there are no models now, the last known names are returned.
+        """
         with contextlib.suppress(CheckpointError):
             self._found = find(self._path)
         return list(self._found)
 
     def codec(self, name: str) -> Codec:
-        """The codec of a name, which is looked up in the list, and no path.
+        """Return the codec of a listed model. Paths are not accepted.
 
         Raises:
-          DataError: it is none of the list.
+          DataError: the name is not in the list.
           CheckpointError: the model cannot be loaded.
         """
         path = self._found.get(name) if isinstance(name, str) else None
         if path is None:
             raise DataError(f'there is no model {str(name)[:200]!r} here; choose one under "Model"')
-        with self._lock:  # so that two who ask for one model load it once
+        with self._lock:  # so that concurrent requests load a model once
             key = (name, _changed(path))
             if key not in self._codecs:
                 while len(self._codecs) >= _MOST_LOADED:
                     self._codecs.popitem(last=False)
                 try:
                     self._codecs[key] = self._load(path)
-                except CheckpointError as error:  # a visitor need not know where models lie
+                except CheckpointError as error:  # do not reveal paths to visitors
                     text = str(error).replace(path, name).replace(printable(path), name)
                     raise CheckpointError(text) from error
             self._codecs.move_to_end(key)
@@ -91,7 +96,7 @@ class Models:
 
 
 def _under(folder: Path) -> Iterator[Path]:
-    """The models in a folder, at any depth; what lies within a model is a part of it."""
+    """Yield the models in a folder at any depth, without searching inside models."""
     root = os.path.realpath(folder)
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -115,7 +120,7 @@ def _is_model(folder):
         if folder.name.isdigit() and (folder / "state").is_dir():
             return True
         return any((step / "state").is_dir() for step in _steps(folder))
-    except OSError:  # it may not be read
+    except OSError:  # not readable
         return False
 
 
@@ -126,13 +131,13 @@ def _steps(folder):
 
 
 def _parts(model):
-    """What of a model may be a link."""
+    """Return the paths in a model's folder that may be links."""
     return model / DESCRIPTION, model / _CHECKPOINTS, model / "state", *(step / "state" for step in _steps(model))
 
 
 def _is_regular(path):
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)  # a pipe waits for ever
+        return stat.S_ISREG(os.stat(path).st_mode)  # opening a pipe would block
     except OSError:
         return False
 
@@ -147,12 +152,12 @@ def _holds_latents(path):
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return METADATA_KEY in (file.metadata() or {})
-    except (OSError, ValueError, safetensors.SafetensorError):  # the second: a name that is no UTF-8
-        return False  # whoever chooses it learns what is wrong with it
+    except (OSError, ValueError, safetensors.SafetensorError):  # ValueError: a name that is not UTF-8
+        return False  # loading it will report the reason
 
 
 def _changed(path):
-    """What changes when a model does: a workdir's is that of its checkpoints."""
+    """Return the modification time of a model, or of its checkpoints for a workdir."""
     for place in (os.path.join(path, _CHECKPOINTS), os.path.join(path, DESCRIPTION), path):
         try:
             return os.stat(place).st_mtime_ns

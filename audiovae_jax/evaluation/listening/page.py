@@ -1,4 +1,4 @@
-"""The page itself, in gradio: what is where, and which of the desk's functions each button asks for."""
+"""The gradio page: its layout, and the desk's functions behind its buttons."""
 
 import html
 import math
@@ -15,12 +15,12 @@ from audiovae_jax.evaluation.listening.scorecard import scorecard
 from audiovae_jax.evaluation.listening.service import FILE, SECOND, Desk
 
 TITLE = "audiovae_jax"
-_FILES_KEPT = (3600, 24 * 3600)  # seconds: how often uploads are looked at, and how old they get
-_WAITING = 32  # visitors' requests; more are told to come later
-_WAITING_EACH = 2  # of one visitor
-_WAITING_ADDRESS = 8  # of all visitors from one address, who may be one that calls himself many
-_HEAVY = "model"  # name of the queue for what takes a model
-_SLIDERS_SHOWN = 8  # channels that move most; the others are folded
+_FILES_KEPT = (3600, 24 * 3600)  # seconds between checks of uploads, and their maximum age in seconds
+_WAITING = 32  # maximum number of queued requests
+_WAITING_EACH = 2  # per visitor
+_WAITING_ADDRESS = 8  # per address, since one client may pose as many visitors
+_HEAVY = "model"  # name of the queue for requests that run a model
+_SLIDERS_SHOWN = 8  # the channels with the largest deviations; the others are collapsed
 _SLIDERS_IN_ROW = 4
 _EMPTY = {
     "listen": "Choose a file, or take the example clip, and reconstruct it.",
@@ -28,15 +28,17 @@ _EMPTY = {
     "decode": "Move some sliders and decode: what was edited is compared with what was not.",
     "between": "Choose a second file, and a position between the two.",
 }
-_ROOM = 90  # pixels, for progress to be seen in before there is anything
+_ROOM = 90  # minimum height in pixels, so that progress is visible before the first result
 _HINT = "Each slider adds so many of the channel's standard deviations (SD). The channels that move most come first."
 
 
 def build(desk: Desk):
-    """The page as `gradio.Blocks`; each thing it does is an endpoint of gradio's client too.
+    """Build the page as `gradio.Blocks`.
+
+    Each function is also an endpoint for gradio's client.
 
     Args:
-      desk: what does the work.
+      desk: the desk that computes the results.
     """
     import gradio as gr
 
@@ -45,34 +47,34 @@ def build(desk: Desk):
     private = {"api_visibility": "private", "show_progress": "hidden"}
 
     def models() -> list[str]:
-        """The names of the models that are here."""
+        """List the names of the models."""
         return desk.models.names()
 
     def reconstruct(model, file, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        """A file through a model and back: its metrics, and files of the reconstruction, difference and latents."""
+        """Reconstruct a file. Return metrics, reconstruction, difference and latents."""
         with _as_messages(gr):
             made = desk.reconstruct(_visitor(request), model, file, mix, _shown(progress))
         numbers = {name: None if not _known(value) else value for name, value in made.metrics.items()}
         return numbers, str(made.reconstruction), str(made.difference), str(made.latents)
 
     def encode(model, file, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        """The latents of an audio file, as a .safetensors file."""
+        """Encode an audio file. Return its latents as a .safetensors file."""
         with _as_messages(gr):
             return str(desk.encode(_visitor(request), model, file, mix, _shown(progress)))
 
     def decode(model, latents, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        """The audio of a file of latents."""
+        """Decode a file of latents. Return the audio."""
         with _as_messages(gr):
             return str(desk.decode(_visitor(request), model, latents, _shown(progress)))
 
     def interpolate(model, first, second, position, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        """What lies between two files' latents, from 0 for the first to 1 for the second: audio, and latents."""
+        """Interpolate two files' latents (0: first, 1: second). Return audio and latents."""
         with _as_messages(gr):
             visitor = _visitor(request)
             return [*map(str, desk.interpolate(visitor, model, first, second, position, mix, _shown(progress)))]
 
     def turn_channels(model, file, turns, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
-        """A file with {channel: standard deviations} added to its latents: audio, and latents."""
+        """Shift latents by {channel: standard deviations}. Return audio and latents."""
         with _as_messages(gr):
             return [*map(str, desk.turn_channels(_visitor(request), model, file, turns, mix, _shown(progress)))]
 
@@ -127,7 +129,7 @@ def build(desk: Desk):
         recorder = gr.Audio(sources=["microphone"], type="filepath", format="wav", label="Record", visible=False)
         example.click(lambda: str(desk.example(number)), None, chosen, queue=False, **private)
         record.click(lambda: gr.Audio(visible=True), None, recorder, queue=False, **private)
-        # In the browser alone: of what reaches the server, gradio would convert all that is no WAV, by ffmpeg.
+        # Runs in the browser only. On the server gradio would convert everything but WAV with ffmpeg.
         recorder.change(None, recorder, chosen, js="recorded => recorded", preprocess=False, queue=False, **private)
         return chosen
 
@@ -208,7 +210,7 @@ def build(desk: Desk):
             between_button.click(
                 show_between, [model, file, second, position, mix], between, api_visibility="private", **heavy
             )
-        # What is shown is of the model and the files that are chosen.
+        # Results belong to the selected model and files, so a new selection clears them.
         gr.on(
             [model.change, file.change, mix.change], lambda: ([], *map(empty, ("listen", "edit", "between"))), None,
             [known, heard, edited, between], queue=False, **private,
@@ -236,7 +238,10 @@ def build(desk: Desk):
 
 
 def look(gr) -> dict[str, Any]:
-    """What `launch` takes of how the page looks: fonts that every system has, so that none is fetched."""
+    """Return the arguments of `launch` for the page's appearance.
+
+    System fonts avoid downloads.
+    """
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", **fonts)
     theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
@@ -244,7 +249,7 @@ def look(gr) -> dict[str, Any]:
 
 
 def _share_queue(page):
-    """Keep one visitor from taking all the places of a queue."""
+    """Prevent one visitor from filling the queue."""
     from gradio.route_utils import get_fn
 
     queue, push = page._queue, page._queue.push
@@ -272,7 +277,10 @@ def _host(request):
 
 
 class _as_messages:
-    """A user's error is a message in the page, as text, which stays until it is closed."""
+    """A context that shows a `UserError` as a message in the page.
+
+    The message stays until the visitor closes it.
+    """
 
     def __init__(self, gr):
         self._gr = gr
@@ -287,7 +295,7 @@ class _as_messages:
 
 
 def _visitor(request):
-    return request.session_hash or secrets.token_hex(16)  # one who has no name gets nothing of before
+    return request.session_hash or secrets.token_hex(16)  # a client without a session shares no results
 
 
 def _shown(progress):

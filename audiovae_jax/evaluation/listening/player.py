@@ -1,4 +1,4 @@
-"""HTML of audio to compare: one player, and a picture of each recording above one axis of time."""
+"""HTML of a player that compares recordings on a common time axis."""
 
 import os
 import urllib.parse
@@ -12,19 +12,21 @@ from audiovae_jax.html.document import escaped
 SCRIPT = Path(__file__).with_name("player.js")
 STYLE = Path(__file__).with_name("page.css")
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)  # seconds between ticks
-_MOST_TICKS = 8  # of time
+_MOST_TICKS = 8  # on the time axis
 _PLAY = '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1l11 7-11 7z"/></svg>'
 _PAUSE = '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1h4v14H3zM9 1h4v14H9z"/></svg>'
 
 
 def player(heard: Sequence[Heard], caption: str, downloads: Mapping[str, Path], *, selected: int = 0) -> str:
-    """HTML of recordings that are compared; `player.js` makes it play.
+    """Return the HTML of a player for comparing recordings.
+
+    `player.js` implements the playback.
 
     Args:
       heard: the recordings, in order.
-      caption: plain text above them.
-      downloads: files to offer, by label.
-      selected: index of the recording that is heard first.
+      caption: plain text above the player.
+      downloads: files for download, by label.
+      selected: index of the recording that is selected first.
     """
     seconds = max(one.portrait.seconds for one in heard)
     peak = max(1e-3, *(one.portrait.peak for one in heard))

@@ -1,4 +1,4 @@
-"""The picture of a signal of any length: its waveform, and its spectrogram on a mel axis."""
+"""The picture of a signal of any length: waveform and mel-axis spectrogram."""
 
 import base64
 import io
@@ -11,18 +11,18 @@ from audiovae_jax.data.audio.stream import AudioStream
 from audiovae_jax.html.picture import mel_levels
 
 FLOOR_DB = -90.0  # of the spectrogram's colors, below full scale
-_WINDOW = 2048  # samples of a spectrum
-_COLUMNS = 800  # of the spectrogram, about
-_STRETCHES = 800  # of the waveform, each drawn from its lowest sample to its highest
-_HEIGHT = 500  # of the waveform above and below its center, in units of its path
+_WINDOW = 2048  # samples per spectrum
+_COLUMNS = 800  # approximate number of spectrogram columns
+_STRETCHES = 800  # segments of the waveform, each drawn from its lowest to its highest sample
+_HEIGHT = 500  # height of the waveform above and below its center, in units of the path
 _TICKS = (0, 500, 1000, 2000, 4000, 8000, 16000, 32000, 64000)  # Hz
 
 
 class Portrait:
-    """A waveform and a spectrogram, made from blocks that are not kept.
+    """A waveform and a spectrogram, computed blockwise without keeping the audio.
 
     Args:
-      source: the signal's rate, length and channels; its blocks come through `add`.
+      source: gives the signal's rate, length and channels. Its blocks are passed to `add`.
     """
 
     def __init__(self, source: AudioStream):
@@ -40,7 +40,7 @@ class Portrait:
         return float(max(self._high.max(initial=0), -self._low.min(initial=0)))
 
     def add(self, block: np.ndarray):
-        """Add the next `[n, C]`."""
+        """Add the next block, `[n, C]`."""
         if not len(block):
             return
         stretch = (self._done + np.arange(len(block))) // self._stretch
@@ -55,14 +55,17 @@ class Portrait:
         self._held = held[max(0, self._next - first) :]
 
     def wave(self, peak: float) -> str:
-        """An SVG path of the waveform: one unit a stretch to the right, 500 for `peak` up and down."""
+        """Return the waveform as an SVG path.
+
+        It is one unit wide per segment and 500 units high for `peak`.
+        """
         scale = _HEIGHT / max(peak, 1e-9)
         top = [f"{i} {-round(high * scale)}" for i, high in enumerate(self._high)]
         bottom = [f"{i} {-round(low * scale) + 1}" for i, low in enumerate(self._low)]
         return f"M{'L'.join([*top, *reversed(bottom)])}Z"
 
     def spectrogram(self) -> str:
-        """A data URI of a PNG without axes: mean power of all channels, in dB of full scale."""
+        """Return a data URI of a PNG without axes: power averaged over channels, in dBFS."""
         if not self._columns:  # shorter than a window
             self._add_column(self._held)
         content = io.BytesIO()
@@ -74,7 +77,7 @@ class Portrait:
         return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"
 
     def frequencies(self) -> list[tuple[int, float]]:
-        """`(Hz, height)` of the mel axis's ticks, from 0 at the bottom to 1 at the top."""
+        """Return `(Hz, height)` of the mel axis's ticks, with heights in 0..1."""
         top = math.log1p(self.sample_rate / 2 / 700)
         ticks = [(hertz, math.log1p(hertz / 700) / top) for hertz in _TICKS]
         return [(hertz, height) for hertz, height in ticks if height <= 0.97]

@@ -1,4 +1,4 @@
-"""Metrics as a reader wants them: three large, the others by what they are about, with what is better."""
+"""HTML of metrics: three main ones, then groups, each with its better direction."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +22,10 @@ _ARROWS = {1: "↑", -1: "↓", 0: ""}
 
 
 def scorecard(columns: Mapping[str, float | None]) -> str:
-    """HTML of the metrics that have a value, by `GROUPS`, with `MAIN` above them and the definitions below."""
+    """Return the HTML of all metrics that have a value.
+
+    The metrics in `MAIN` come first, then `GROUPS`, then the definitions.
+    """
     known = {name: value for name, value in columns.items() if value is not None}
     main = "".join(_tile(name, known[name]) for name in MAIN if name in known)
     groups = {title: [name for name in names if name in known] for title, names in GROUPS.items()}

@@ -1,4 +1,4 @@
-"""The page's server: on the loopback unless told otherwise, with a folder of its own that goes when it ends."""
+"""The page's server, on the loopback by default, with a temporary folder."""
 
 import contextlib
 import ipaddress
@@ -19,15 +19,15 @@ from audiovae_jax.evaluation.listening.models import Models
 from audiovae_jax.evaluation.listening.service import Desk
 from audiovae_jax.evaluation.listening.sessions import Sessions
 
-_OUTSIDE = "GRADIO_"  # environment variables by which gradio would be opened wider than is said here
+_OUTSIDE = "GRADIO_"  # prefix of environment variables that could override gradio's restrictions
 _PREFIX = "audiovae_served_"  # of a server's folder
-_YOUNG = 60.0  # seconds in which a folder may be one whose server just begins
-_SWEPT = 600.0  # seconds between two looks for what nobody needs any more
-_PATIENCE = 30.0  # seconds for work that goes on when the server stops
+_YOUNG = 60.0  # seconds in which the folder's server may still be starting
+_SWEPT = 600.0  # seconds between two cleanups
+_PATIENCE = 30.0  # seconds to wait for running work when the server stops
 
 
 def require_gradio():
-    """Raise ConfigError where gradio is not installed, with what installs it."""
+    """Raise ConfigError, with the installation command, if gradio is not installed."""
     try:
         with _environment({}):
             import gradio  # noqa: F401
@@ -36,22 +36,24 @@ def require_gradio():
 
 
 def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
-    """Serve the page until SIGINT, SIGTERM or SIGHUP, which removes all that was uploaded and made.
+    """Serve the page until SIGINT, SIGTERM or SIGHUP.
+
+    All uploads and results are removed at the end.
 
     Args:
-      models: that the page offers.
+      models: models that the page offers.
       host: address to listen on.
-      port: of it; 0 for one that is free.
-      max_upload_mb: of one file.
+      port: port to listen on; 0 for a free one.
+      max_upload_mb: maximum size of a file in MB.
 
     Raises:
-      ConfigError: gradio is missing, or the address cannot be had.
+      ConfigError: gradio is missing, or the address is not available.
     """
     require_gradio()
-    # Not an Event: a handler that sets one while this thread is about to wait for it waits for itself.
+    # Not an Event: a signal handler that sets one while this thread enters its wait() would deadlock.
     stop = queue.SimpleQueue()
     signals = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which nohup sets
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signals.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: stop.put(None)) for number in signals}
     try:
@@ -68,10 +70,14 @@ def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
 
 @contextlib.contextmanager
 def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_upload_mb: int = 1024) -> Iterator[str]:
-    """The page's server, in threads of this process, while the context lasts; its address. The arguments: see `serve`.
+    """Run the page's server in threads of this process while the context lasts.
+
+    Yields its URL.
+
+    See `serve` for the arguments.
 
     Raises:
-      ConfigError: the address cannot be had.
+      ConfigError: the address is not available.
     """
     _remove_orphans()
     folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=_PREFIX)))
@@ -80,9 +86,9 @@ def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_uploa
     desk = Desk(models, sessions)
     settings = {
         "GRADIO_TEMP_DIR": str(folder),
-        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),  # else a folder of the current one would be served
+        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),  # by default in the working directory, and served
         "GRADIO_ANALYTICS_ENABLED": "False",
-        "GRADIO_HEARTBEAT_INTERVAL": "5",  # seconds in which one who has left is missed
+        "GRADIO_HEARTBEAT_INTERVAL": "5",  # seconds until a closed page is noticed
     }
     try:
         with _environment(settings), _swept(sessions):
@@ -109,7 +115,7 @@ def _launch(desk, host, port, max_upload_mb):
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
-        # Around all that gradio has put before its own, which answers some requests by itself.
+        # Wraps gradio's own middleware too, which answers some requests itself.
         app.middleware_stack = Guard(
             app.middleware_stack or app.build_middleware_stack(),
             folder=desk.sessions.folder,
@@ -136,7 +142,7 @@ def _launch(desk, host, port, max_upload_mb):
 
 @contextlib.contextmanager
 def _environment(settings):
-    """Gradio's environment variables, those that are given and no others."""
+    """A context in which gradio's environment variables are exactly `settings`."""
     before = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_OUTSIDE)}
     os.environ.update(settings)
     try:
@@ -148,9 +154,12 @@ def _environment(settings):
 
 
 def _hold(folder) -> int | None:
-    """What keeps a folder from being taken for a dead server's: a lock, which ends with the process however it ends.
+    """Lock a folder, to mark it as in use by a running server.
 
-    None where there are no such locks, and where another holds it.
+    The operating system releases the lock when the process ends.
+
+    Returns:
+      The lock's file descriptor, or None if locks are not supported or another process holds the lock.
     """
     try:
         import fcntl
@@ -166,7 +175,7 @@ def _hold(folder) -> int | None:
 
 
 def _remove_orphans():
-    """Remove the folders of this user's servers that were killed."""
+    """Remove folders left by this user's killed servers."""
     owner = getattr(os, "getuid", lambda: None)()
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):

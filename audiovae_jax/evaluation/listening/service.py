@@ -1,4 +1,4 @@
-"""What visitors can ask for, by the names of models and the files that they have uploaded, and nothing else."""
+"""The page's operations, on models by name and on uploaded files only."""
 
 import contextlib
 import dataclasses
@@ -20,20 +20,20 @@ from audiovae_jax.evaluation.listening.sessions import Gone, Session, Sessions
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.inference.latents import Latents
 
-FILE, SECOND = "Audio", "Second file"  # labels of the page's controls, which errors name
+FILE, SECOND = "Audio", "Second file"  # labels of the page's controls, used in errors
 _EXAMPLE = (44100, 10, 2)  # Hz, seconds and channels of an example clip
-_NAME = 80  # bytes of a file's name in that of a result, which must have room for two, and for what is added
+_NAME = 80  # maximum bytes of an input's name in a result's name, which may contain two names and a suffix
 
 
 class Desk:
-    """Does one thing at a time, so that the memory it takes is that of one, however many ask.
+    """The page's operations, run one at a time to bound the memory.
 
-    Every method takes `visitor`, what the one who asks is known by; `model`, a name; `file`, what was uploaded;
-    `mix`, see `Codec.encode`; and `progress`. Each raises a UserError, whose message names files without their places.
+    Most methods take `visitor` (the key of the visitor's session), `model` (a name), `file` (an upload), `mix` (see
+    `Codec.encode`) and `progress`. They raise `UserError`, with a message that names files without their folders.
 
     Args:
-      models: that there are.
-      sessions: of the visitors.
+      models: the available models.
+      sessions: the visitors' sessions.
     """
 
     def __init__(self, models: Models, sessions: Sessions):
@@ -41,7 +41,10 @@ class Desk:
         self._lock = threading.Lock()
 
     def reconstruct(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> Reconstructed:
-        """A file through a model and back, heard, seen and measured; remembered as `reconstructed`."""
+        """Reconstruct, plot and measure a file.
+
+        The session stores the result as `reconstructed`.
+        """
         with self._work(visitor, model, progress) as (session, codec, watched):
             path = self.sessions.uploaded(file)
             if path.suffix.lower() == latent_edits.SUFFIX:
@@ -52,12 +55,12 @@ class Desk:
             return result
 
     def encode(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> Path:
-        """The file of latents that the command `encode` makes."""
+        """Encode a file. The result equals the output of the command `encode`."""
         with self._work(visitor, model, progress) as (session, codec, watched):
             return self._latents(session, codec, file, mix, watched)[1]
 
     def decode(self, visitor: str, model: str, file: Any, progress: Progress) -> Path:
-        """The audio of a file of latents, as the command `decode` makes it."""
+        """Decode a file of latents. The result equals the output of the command `decode`."""
         with self._work(visitor, model, progress) as (session, codec, watched):
             path = self.sessions.uploaded(file)
             if path.suffix.lower() != latent_edits.SUFFIX:
@@ -70,7 +73,10 @@ class Desk:
     def interpolate(
         self, visitor: str, model: str, first: Any, second: Any, position: float, mix: bool, progress: Progress
     ) -> tuple[Path, Path]:
-        """What lies between two files' latents, as audio and as latents; remembered as `between`."""
+        """Interpolate two files' latents.
+
+        Return audio and latents; the session stores them as `between`.
+        """
         with self._work(visitor, model, progress) as (session, codec, watched):
             position = latent_edits.number(position, "the position", 0.0, 1.0)
             ends = [
@@ -84,7 +90,7 @@ class Desk:
             return self._heard(session, codec, between, "between", name, "between", watched)
 
     def channels(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> list[tuple[int, float]]:
-        """`(number, standard deviation over the file)` of each latent channel, the liveliest first."""
+        """Return `(number, standard deviation)` of all latent channels, largest first."""
         with self._work(visitor, model, progress) as (session, codec, watched):
             spread = latent_edits.deviations(self._latents(session, codec, file, mix, watched)[0])
             return [(int(i), float(spread[i])) for i in np.argsort(-spread, kind="stable")]
@@ -92,14 +98,17 @@ class Desk:
     def turn_channels(
         self, visitor: str, model: str, file: Any, turns: Any, mix: bool, progress: Progress
     ) -> tuple[Path, Path]:
-        """A file with some of its latent channels changed, see `latent_edits.turn`; remembered as `turned`."""
+        """Edit latent channels, see `latent_edits.turn`.
+
+        The session stores the result as `turned`.
+        """
         with self._work(visitor, model, progress) as (session, codec, watched):
             latents, _ = self._latents(session, codec, file, mix, lambda s, text: watched(0.5 * s, text))
             turned = latent_edits.turn(latents, turns)
             return self._heard(session, codec, turned, "turned", f"{_short(file)}-turned", "edited", watched)
 
     def untouched(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> Heard:
-        """What a file's latents decode to as they are, made once for those who ask again."""
+        """Decode a file's unedited latents. The session caches the last result."""
         with self._work(visitor, model, progress) as (session, codec, watched):
             asked = _asked(codec, self.sessions.uploaded(file), mix)
             last, heard = session.memory.get("untouched", (None, None))
@@ -114,14 +123,14 @@ class Desk:
             return heard
 
     def source(self, visitor: str, model: str, file: Any, title: str, progress: Progress) -> Heard:
-        """An uploaded file as it is heard: audio itself, or what latents decode to."""
+        """Return an uploaded file for listening: the audio itself, or the decoded latents."""
         if Path(str(file)).suffix.lower() == latent_edits.SUFFIX:
             return dataclasses.replace(self.untouched(visitor, model, file, False, progress), title=title)
         with self._work(visitor, model, progress) as (session, _, watched):
             return listening.listen(title, self.sessions.uploaded(file), session.fresh_folder(title), watched)
 
     def example(self, number: int) -> Path:
-        """A clip of the built-in music to start from, made once; another number is other music."""
+        """Return an example clip of generated music, written once per number."""
         path = self.sessions.folder / "made" / "examples" / f"example_{number}.wav"
         if not path.exists():
             rate, seconds, channels = _EXAMPLE
@@ -131,7 +140,7 @@ class Desk:
         return path
 
     def wait(self, seconds: float):
-        """Until what is being done has ended, but no longer than that."""
+        """Wait for the running operation to end, at most `seconds`."""
         if self._lock.acquire(timeout=seconds):
             self._lock.release()
 
@@ -144,12 +153,12 @@ class Desk:
                 watched(0.0, "loading the model")
                 yield session, self.models.codec(model), watched
         except (UserError, OSError) as error:
-            if session.is_gone:  # and the folder with it
+            if session.is_gone:  # the error may come from the removed folder
                 raise Gone from error
             if isinstance(error, UserError):
                 raise type(error)(self.sessions.public(str(error))) from error
             raise DataError(f"the server cannot write: {error.strerror or type(error).__name__}") from error
-        except Exception as error:  # of a library's depths
+        except Exception as error:  # unexpected, e.g. from a library
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {str(error)[:500]!r}, at {where.filename}:{where.lineno}"
             print(f"error: a request failed ({text})", file=sys.stderr, flush=True)
@@ -158,7 +167,10 @@ class Desk:
     def _latents(
         self, session: Session, codec: Codec, file, mix, progress, kind="latents", control=FILE
     ) -> tuple[Latents, Path]:
-        """The latents of an uploaded file, and their file, made once for those who ask again."""
+        """Return the latents of an uploaded file and their path.
+
+        The session caches the last result.
+        """
         path = self.sessions.uploaded(file, control)
         for place in (kind, "latents"):
             asked, kept = session.memory.get(place, (None, None))

@@ -1,4 +1,4 @@
-"""What is made for one visitor: a folder that nobody else knows the name of, and gone when the visitor is."""
+"""Visitors' sessions, each with a secret folder that is removed at its end."""
 
 import contextlib
 import dataclasses
@@ -14,9 +14,9 @@ from typing import Any
 
 from audiovae_jax.errors import DataError
 
-_KEPT = 2  # results of a kind: the last, and the one before, which may still be on its way to the visitor
-_IDLE = 6 * 3600.0  # seconds after which a visitor is taken to have left
-_BROKEN = 3600.0  # seconds after which an upload that has not come to its end is
+_KEPT = 2  # results per kind: the last, and the one before, which may still be downloading
+_IDLE = 6 * 3600.0  # seconds without a request after which a session ends
+_BROKEN = 3600.0  # seconds after which an unfinished upload is removed
 
 
 class Gone(DataError):
@@ -28,12 +28,12 @@ class Gone(DataError):
 
 @dataclasses.dataclass
 class Session:
-    """One visitor.
+    """The session of one visitor.
 
     Attributes:
-      folder: for files.
-      is_gone: whether nobody waits any more.
-      used: when it was last asked for, in seconds.
+      folder: folder for the visitor's results.
+      is_gone: whether the visitor has left or the server stops.
+      used: monotonic time of the last use, in seconds.
       memory: the last results, by kind.
     """
 
@@ -44,10 +44,12 @@ class Session:
     _made: dict[str, list[Path]] = dataclasses.field(default_factory=dict)
 
     def fresh_folder(self, kind: str) -> Path:
-        """An empty folder for a result of a kind; all but the last of that kind are removed.
+        """Create an empty folder for a result.
+
+        All but the last result of the same kind are removed.
 
         Raises:
-          Gone: nobody waits, as when the visitor left while a model was loaded.
+          Gone: the visitor has left, e.g. while a model was being loaded.
         """
         if self.is_gone:
             raise Gone
@@ -56,13 +58,13 @@ class Session:
             shutil.rmtree(made.pop(0), ignore_errors=True)
         made.append(self.folder / secrets.token_hex(8))
         made[-1].mkdir(parents=True)
-        if self.is_gone:  # since a moment ago
+        if self.is_gone:  # the visitor left in the meantime
             shutil.rmtree(self.folder, ignore_errors=True)
             raise Gone
         return made[-1]
 
     def watched(self, progress: Callable[[float, str], None]) -> Callable[[float, str], None]:
-        """`progress`, which ends the work by raising `Gone` once nobody waits for it."""
+        """Wrap `progress` so that it raises `Gone` once the visitor has left."""
 
         def report(share, text):
             if self.is_gone:
@@ -74,10 +76,10 @@ class Session:
 
 
 class Sessions:
-    """All visitors, by what they are known by.
+    """The sessions of all visitors, by key.
 
     Args:
-      folder: of this server's own, which uploads are in too.
+      folder: the server's folder, which also contains the uploads.
     """
 
     def __init__(self, folder: Path):
@@ -87,7 +89,7 @@ class Sessions:
         self._is_closed = False
 
     def session(self, key: str) -> Session:
-        """That of a key."""
+        """Return the session of a key, created on first use."""
         with self._lock:
             session = self._sessions.get(key)
             if session is None:
@@ -96,7 +98,7 @@ class Sessions:
         return session
 
     def sweep(self):
-        """Forget those who were not heard of for hours, and remove what uploads have left that were broken off."""
+        """End idle sessions and remove unfinished uploads."""
         now = time.monotonic()
         with self._lock:
             idle = [key for key, session in self._sessions.items() if now - session.used > _IDLE]
@@ -104,12 +106,12 @@ class Sessions:
             self.forget(key)
         with contextlib.suppress(OSError), os.scandir(self.folder) as entries:
             for entry in entries:
-                with contextlib.suppress(OSError):  # it has just gone, or is a folder with files
+                with contextlib.suppress(OSError):  # already removed, or a folder that is not empty
                     if time.time() - entry.stat(follow_symlinks=False).st_mtime > _BROKEN:
                         (os.rmdir if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
 
     def forget(self, key: str):
-        """End a visitor's work and remove the files."""
+        """End a session and remove its files."""
         with self._lock:
             session = self._sessions.pop(key, None)
         if session is not None:
@@ -117,25 +119,25 @@ class Sessions:
             shutil.rmtree(session.folder, ignore_errors=True)
 
     def close(self):
-        """End everyone's work."""
+        """Stop the work of all sessions."""
         with self._lock:
             self._is_closed = True
             for session in self._sessions.values():
                 session.is_gone = True
 
     def public(self, text: str) -> str:
-        """A text without the places of this server's files; of each the name remains."""
+        """Remove the folders of the server's files from a text, keeping the file names."""
         return re.sub(re.escape(str(self.folder)) + r"/(?:[0-9a-f]{8,}/|made/)*", "", text)
 
     def uploaded(self, path: Any, control: str = "Audio") -> Path:
-        """A path that a visitor names, which must be of a file that was uploaded here.
+        """Return the path of an uploaded file, after checking that it is one.
 
         Args:
-          path: of the file.
-          control: label of the page's control that it comes from, for errors.
+          path: path given by the visitor.
+          control: label of the page's control, for errors.
 
         Raises:
-          DataError: it is none, or none was given.
+          DataError: no path was given, or it is not an uploaded file.
         """
         if not path:
             raise DataError(f'there is no file under "{control}" yet; upload one, or record, or take the example clip')

@@ -1,4 +1,4 @@
-"""What may be uploaded: files and nothing else, up to the bytes that one request may have, while there is room."""
+"""Restrict uploads to files, with limits per request and on disk usage."""
 
 import asyncio
 import contextlib
@@ -7,35 +7,36 @@ import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
-_FORM = 1 << 16  # bytes around a request's files
-_MOST_HELD = 16  # requests of the largest size, whose files are kept at once
-_LEAST_FILE = 1 << 16  # bytes that a file counts as, so that small ones are not too many
-_FREE = 1 << 30  # bytes that stay free on the disk
-_HEADERS = 1 << 13  # bytes of a part's
+_FORM = 1 << 16  # bytes of a request in addition to its files
+_MOST_HELD = 16  # limit of all uploads, in requests of the largest size
+_LEAST_FILE = 1 << 16  # minimum bytes that a file counts as, to limit the number of small files
+_FREE = 1 << 30  # bytes to keep free on the disk
+_HEADERS = 1 << 13  # maximum bytes of the headers of a form's part
 _RESULTS = "made"
 Receive = Callable[[], Awaitable[dict]]
 
 
 class Uploads:
-    """The requests that upload, as they come.
+    """Check of upload requests while they are received.
 
     Args:
-      folder: that the files come to.
-      most: bytes of a request's files.
+      folder: folder that the files are written to.
+      most: maximum bytes of the files of a request.
     """
 
     def __init__(self, folder: Path, most: int):
         self._folder, self._most = folder, most
-        self._coming = 0  # bytes of the requests that are being read
+        self._coming = 0  # bytes of the requests being read
 
     @contextlib.asynccontextmanager
     async def admitted(
         self, headers: Mapping[bytes, str], receive: Receive
     ) -> AsyncIterator[tuple[Receive, tuple[int, str] | None]]:
-        """While a request is read: what gives its bytes, as far as they may come; `(status, text)` if none may.
+        """A context for reading a request, which yields `(receive, refusal)`.
 
-        What the headers say of the length is not relied upon. Reading what may not come raises starlette's
-        MultiPartException, and so does reading on after the visitor has left, upon which gradio removes what it has.
+        `receive` enforces the limits, without relying on the declared length. Exceeding them raises starlette's
+        MultiPartException. Reading after the visitor has left raises it too, so that gradio removes the partial upload.
+        `refusal` is `(status, text)` if the request is refused, otherwise None.
         """
         text = headers.get(b"content-length", "")
         length = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else self._most + _FORM
@@ -55,7 +56,7 @@ class Uploads:
             self._coming -= length
 
     def _too_long(self):
-        # Gradio tells by these words that it is the length.
+        # Gradio recognises the error by this wording.
         return f"more than the maximum allowed size of {self._most >> 20} MB; upload a shorter file"
 
     def _has_room(self):
@@ -64,7 +65,7 @@ class Uploads:
             if place == str(self._folder) and _RESULTS in folders:
                 folders.remove(_RESULTS)
             for name in files:
-                with contextlib.suppress(OSError):  # it has just gone
+                with contextlib.suppress(OSError):  # already removed
                     held += max(_LEAST_FILE, os.lstat(os.path.join(place, name)).st_size)
         return (
             held <= _MOST_HELD * (self._most + _FORM) and shutil.disk_usage(self._folder).free >= _FREE + self._coming
@@ -93,7 +94,10 @@ class Uploads:
 
 
 class _Parts:
-    """Looks at a form's parts as they come; one that is no file, which would be kept in memory, is an error."""
+    """Check of a form's parts while they are received.
+
+    A part that is not a file is an error, since it would be held in memory.
+    """
 
     def __init__(self, boundary):
         from python_multipart.multipart import MultipartParser

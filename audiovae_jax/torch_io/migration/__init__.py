@@ -1,1 +1,1 @@
-"""From the PyTorch system's Hydra configs to a config of this library."""
+"""Migrate the PyTorch system's Hydra configs to a config of this library."""

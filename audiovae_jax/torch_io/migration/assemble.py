@@ -1,4 +1,4 @@
-"""From what was found in an old config to the keys of a new one: epochs become steps, seconds samples."""
+"""Convert findings from an old config to the keys of a new one."""
 
 import math
 from typing import Any
@@ -10,16 +10,16 @@ from audiovae_jax.torch_io.migration.findings import Findings
 
 _HALF = ("16", "16-mixed", "16-true", "fp16", "half")
 _BFLOAT = ("bf16", "bf16-mixed", "bf16-true")
-# What the batch of one device is multiplied by, with Lightning's defaults.
+# Factors from one device's batch to the batch of an update, with Lightning's defaults.
 _FACTORS = {"devices": "auto", "num_nodes": 1, "accumulate_grad_batches": 1}
 
 
 def complete(found: Findings, reference: ml_collections.ConfigDict):
-    """Settle what several old keys say together, into `found.settings`.
+    """Add the settings that depend on several old keys to `found.settings`.
 
     Args:
-      found: what the sections gave.
-      reference: the base config, for what is not said.
+      found: findings from all sections, modified in place.
+      reference: the base config, for settings that the old config lacks.
     """
     base = flatten(reference)
 
@@ -69,7 +69,7 @@ def _say_others(found, given, key, reason):
 
 
 def _counts(found, setting):
-    """Steps from epochs."""
+    """Convert epochs to steps."""
     facts = found.facts
     _batch_size(found)
     epoch = max(1, int(facts["epoch"][1]) // setting("batch_size")) if "epoch" in facts else None
@@ -120,7 +120,7 @@ def _counts(found, setting):
 
 
 def _batch_size(found):
-    """`config.batch_size` counts the items of an update; Lightning's counted those of one device."""
+    """Set `config.batch_size`, items per update, from Lightning's items per device."""
     if "batch_size" not in found.facts:
         return
     key, size = found.facts["batch_size"]
@@ -144,7 +144,10 @@ def _factor(found, name):
 
 
 def _count(value) -> int | None:
-    """How many there are, as Lightning reads `4`, `"4"`, `[0, 1]` and `"0,1"`; None for `auto` and the like."""
+    """Return the count that Lightning reads from a value; None for e.g. `auto`.
+
+    Counts are `4`, `"4"`, `[0, 1]` and `"0,1"`.
+    """
     if isinstance(value, str):
         value = [part for part in value.split(",") if part.strip()] if "," in value else value.strip()
     if isinstance(value, list):
@@ -185,7 +188,7 @@ def _crop(found, setting):
 
 
 def statements(found: Findings, reference: ml_collections.ConfigDict) -> list[str]:
-    """The lines of Python that make the base config into the one that was found."""
+    """Return the lines of Python that turn the base config into the migrated one."""
     base, lines = flatten(reference), []
     for key, before in base.items():
         section = key.partition(".")[0]
@@ -217,7 +220,7 @@ def _losses(losses, reference):
 
 
 class _Code(str):
-    """Python that stands for itself."""
+    """Python source whose repr is the source itself."""
 
     def __repr__(self):
         return str(self)
@@ -228,7 +231,7 @@ _CHANNELS = _Code('config.data.get_ref("channels")')
 
 
 def _with_shared(found, section):
-    """With what a discriminator shares with the data, and its dtype."""
+    """Add the dtype and the arguments shared with the data to a section."""
     name, made = section["_target_"].rpartition(".")[2], dict(section)
     if name != "BandSplitDiscriminator":
         made["in_channels"] = _CHANNELS
@@ -245,7 +248,7 @@ def _section(values: dict[str, Any]) -> str:
 
 
 def _python(value):
-    """A value as this project's code writes it."""
+    """Return a value as source code in this project's style."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_python, value))}{',' * (len(value) == 1)})"
     text = repr(value)
@@ -253,7 +256,7 @@ def _python(value):
 
 
 def _like(before, value):
-    """`value` with the type of the base config's, where it is a number or a list of them."""
+    """Convert a number, or a list of numbers, to the type of the base config's value."""
     if isinstance(before, float) and isinstance(value, int):
         return float(value)
     if isinstance(before, int) and not isinstance(before, bool) and isinstance(value, float) and value == int(value):

@@ -1,4 +1,4 @@
-"""What is found in an old config: keys of the new one, what they mean differently, and what has no counterpart."""
+"""Findings from an old config: new settings, changed meanings and dropped keys."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,16 +12,16 @@ UNKNOWN = "nothing here is like it"
 
 @dataclasses.dataclass
 class Findings:
-    """What becomes of an old config.
+    """Findings from an old config.
 
     Attributes:
-      settings: by the new config's flat keys.
-      losses: the sections of `losses` that are to be there and no others, if the old config says; None if not.
-      discriminator: the section, if it is of another class than `EnCodecDiscriminator`.
-      changed: `(old key, remark)` of what was taken and means something else now.
-      dropped: `(old key, value, reason)` of what was not taken.
-      sample_rates, channels: `{old key: value}` of settings that are one here.
-      facts: what several old keys say together.
+      settings: values by the new config's flat keys.
+      losses: the complete sections of `losses`, or None if the old config has no losses.
+      discriminator: the discriminator's section, or None if it is an `EnCodecDiscriminator`.
+      changed: `(old key, remark)` of keys that were converted and have another meaning now.
+      dropped: `(old key, value, reason)` of keys that were not converted.
+      sample_rates, channels: `{old key: value}` of settings that share one key in the new config.
+      facts: values of old keys that are only meaningful together.
     """
 
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -35,12 +35,12 @@ class Findings:
 
 
 class Section:
-    """A section of the old tree, of which keys are taken one by one.
+    """A section of the old tree, from which keys are taken one by one.
 
     Args:
-      values: its keys and values.
-      path: where it is, "" for the root.
-      found: gets what cannot be taken.
+      values: keys and values of the section.
+      path: dotted path of the section, "" for the root.
+      found: receives the keys that cannot be converted.
     """
 
     def __init__(self, values: dict[str, Any], path: str, found: Findings):
@@ -49,7 +49,7 @@ class Section:
         self.target: str = values.get("_target_") if isinstance(values.get("_target_"), str) else ""
 
     def key(self, name: str) -> str:
-        """The key `name` as it stands in the whole tree."""
+        """Return the full dotted path of the key `name`."""
         return f"{self.path}.{name}" if self.path else name
 
     def number(self, name: str, default=None):
@@ -70,7 +70,7 @@ class Section:
         return self._take(name, default, lambda v: isinstance(v, bool), "true or false")
 
     def text(self, name: str, default=None):
-        """Take a text."""
+        """Take a string."""
         return self._take(name, default, lambda v: isinstance(v, str), "a text")
 
     def numbers(self, name: str, default=None):
@@ -89,38 +89,38 @@ class Section:
         return self._take(name, default, lambda value: True, "")
 
     def drop(self, reasons: dict[str, str]):
-        """Take keys that have no counterpart, each with the reason."""
+        """Take keys without a counterpart and record the reason for each."""
         for name, reason in reasons.items():
             if name in self._left:
                 self._drop(name, self._left.pop(name), reason)
 
     def remark(self, remarks: dict[str, str]):
-        """Take keys whose counterpart is no key of a config, each with a remark."""
+        """Take keys whose counterpart is not a config key and record a remark for each."""
         for name, remark in remarks.items():
             if self._left.pop(name, None) is not None:
                 self._found.changed.append((self.key(name), remark))
 
     def ignore(self, *names: str):
-        """Take keys that need no word."""
+        """Take keys without recording anything."""
         for name in names:
             self._left.pop(name, None)
 
     def sections(self) -> list[tuple[str, dict[str, Any]]]:
-        """Take what are sections themselves."""
+        """Take all values that are sections themselves."""
         inner = [(name, value) for name, value in self._left.items() if isinstance(value, dict)]
         for name, _ in inner:
             del self._left[name]
         return inner
 
     def end(self, reason: Callable[[str], str] = lambda name: UNKNOWN):
-        """Drop what is left."""
+        """Drop the remaining keys, each with a reason."""
         for name in list(self._left):
             value = self._left.pop(name)
             if value is not None:
                 self._drop(name, value, reason(name))
 
     def leave(self):
-        """Leave the rest without a word: what was said of the section says it of all its keys."""
+        """Discard the remaining keys silently, since a remark covers the whole section."""
         self._left.clear()
 
     def _take(self, name, default, fits, kind):

@@ -1,4 +1,4 @@
-"""A tree of Hydra configs as one: its defaults lists, groups, packages and overrides."""
+"""Compose a tree of Hydra configs: defaults lists, groups, packages and overrides."""
 
 import dataclasses
 import re
@@ -9,18 +9,18 @@ from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.torch_io.migration import yaml_files
 
-_MOST_ROUNDS = 10  # of composing, in each of which `override` entries may change choices
+_MOST_ROUNDS = 10  # maximum number of composition rounds; in each, `override` entries may change choices
 _CHOICE = re.compile(r"\$\{([\w/.]+)\}")
 
 
 @dataclasses.dataclass
 class Tree:
-    """What a tree of configs says.
+    """A composed tree of configs.
 
     Attributes:
-      values: nested, interpolations unresolved.
-      files: in the order in which they were read.
-      missing: optional configs that were not there.
+      values: nested values, with unresolved interpolations.
+      files: the files, in the order in which they were read.
+      missing: optional configs that do not exist.
     """
 
     values: dict[str, Any]
@@ -30,7 +30,10 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """An entry of a defaults list; `group` is None for a config that is named directly."""
+    """An entry of a defaults list.
+
+    `group` is None for a config that is named directly.
+    """
 
     group: str | None
     options: tuple[str, ...]
@@ -40,15 +43,15 @@ class _Entry:
 
 
 def compose(files: list[Path], overrides: list[str]) -> Tree:
-    """What Hydra would compose.
+    """Compose configs as Hydra does.
 
     Args:
-      files: the primary config, whose folder is the configs' root; of the others, one in a folder under that
-        root is chosen for its group, and any other is merged, the last counting most.
-      overrides: as on Hydra's command line: `key.sub=value`, `group=option`, `~key`.
+      files: the primary config, whose folder is the configs' root, and further files. A further file in a folder under
+        the root is chosen for its group. Any other file is merged; later files take precedence.
+      overrides: overrides in Hydra's syntax: `key.sub=value`, `group=option`, `~key`.
 
     Raises:
-      ConfigError: a file is missing or no YAML, a defaults list cannot be followed, or an override is none.
+      ConfigError: a file is missing or is not YAML, a defaults list cannot be followed, or an override is invalid.
     """
     root = files[0].absolute().parent
     primaries, choices = [files[0]], {}
@@ -68,7 +71,7 @@ def compose(files: list[Path], overrides: list[str]) -> Tree:
         values: dict[str, Any] = {}
         for file in primaries:
             _merge(values, composer.config(file, group="", package=""))
-        # Those that none of the defaults lists has.
+        # Choices for groups that appear in no defaults list.
         for group in sorted(group for group in choices.keys() - composer.chosen.keys() if choices[group]):
             _merge(values, composer.choice(group, _Entry(group, choices[group], None, False, False), "", ""))
         if composer.choices == choices:
@@ -85,8 +88,11 @@ def compose(files: list[Path], overrides: list[str]) -> Tree:
 class _Composer:
     """One pass over the defaults lists.
 
-    `given` are choices by group; of `assigned`, those to a group that a defaults list has are choices too, as the
-    PyTorch system's own document writes them (`model.discriminator=discriminator/lightweight`).
+    Args:
+      root: folder of the configs.
+      given: choices by group.
+      assigned: assigned values by key. An assignment to a group of a defaults list is also a choice, since the PyTorch
+        system's documentation uses this form (`model.discriminator=discriminator/lightweight`).
     """
 
     def __init__(self, root, given, assigned):
@@ -98,7 +104,7 @@ class _Composer:
         self._within: list[Path] = []
 
     def config(self, file, group, package):
-        """The values of a config file and its defaults, placed at its package."""
+        """Return the values of a config file and its defaults, nested under its package."""
         if file in self._within:
             chain = " -> ".join(_shown(path, self._root) for path in [*self._within, file])
             raise ConfigError(f"the defaults lists go round in a circle: {chain}")
@@ -132,7 +138,7 @@ class _Composer:
         return made
 
     def choice(self, group, entry, package, file):
-        """The values of what is chosen of a group."""
+        """Return the merged values of a group's chosen options."""
         options = self._given.get(group, entry.options)
         if isinstance(self._assigned.get(group), str):
             options = (self._assigned[group],)
@@ -167,7 +173,11 @@ class _Composer:
         return made
 
     def _locate(self, group, option):
-        """Where Hydra looks, and where the PyTorch system's own document has it: beside the group, or at the root."""
+        """Find an option's file; None if there is none.
+
+        The places are the group, the folder beside it and the root. Hydra only searches the group. The PyTorch system's
+        documentation uses the other two places.
+        """
         for folder in (group, group.rpartition("/")[0], ""):
             found = self._file(_under(folder, option))
             if found is not None:
@@ -185,7 +195,7 @@ class _Composer:
         return None
 
     def _filled_in(self, option, file):
-        """With `${group}` for the choice of another group."""
+        """Replace `${group}` by the choice of that group."""
 
         def chosen(match):
             known = self.choices.get(match[1]) or self.chosen.get(match[1])
@@ -230,7 +240,7 @@ def _sort_override(override, root, choices, assignments):
     key = key.lstrip("+")
     if key.startswith("~"):
         assignments.append((key[1:].split("."), _DELETED))
-        choices[key[1:].replace(".", "/")] = ()  # if it is a group
+        choices[key[1:].replace(".", "/")] = ()  # in case it is a group
         return
     if not equals or not key:
         raise ConfigError(f"{override!r} is neither a file nor KEY=VALUE")
@@ -270,7 +280,10 @@ def _placed(values, package):
 
 
 def _joined(package, own):
-    """`own` under `package`; `_global_` begins at the root, `_here_` is `package` itself."""
+    """Join `own` to `package`.
+
+    `_global_` starts at the root and `_here_` is `package` itself.
+    """
     if own == "_here_":
         return package
     if own.startswith("_global_"):

@@ -1,4 +1,7 @@
-"""`${...}` in a composed tree, as OmegaConf resolves it; the environment and the clock are left alone."""
+"""Resolve `${...}` in a composed tree as OmegaConf does.
+
+Interpolations of the environment and the clock are not resolved.
+"""
 
 import re
 from typing import Any
@@ -11,14 +14,16 @@ _INDEX = re.compile(r"\[([^\]]*)\]")
 
 
 class Unresolved(str):
-    """A value that depends on what the files do not say; as text, what it was."""
+    """The original text of a value that cannot be resolved from the files alone."""
 
 
 def resolve(values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with every interpolation replaced; what cannot be is `Unresolved`.
+    """Replace every interpolation in `values`.
+
+    Values that cannot be resolved become `Unresolved`.
 
     Raises:
-      ConfigError: keys that refer to each other in a circle.
+      ConfigError: keys refer to each other in a cycle.
     """
     return _Resolver(values).section(values, ())
 

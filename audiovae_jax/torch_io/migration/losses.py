@@ -1,11 +1,11 @@
-"""The PyTorch system's loss classes as functions of `audiovae_jax.losses`."""
+"""Convert the PyTorch system's loss classes to functions of `audiovae_jax.losses`."""
 
 from typing import Any
 
 from audiovae_jax.torch_io.migration.findings import Findings, Section
 from audiovae_jax.training.step import RESERVED_METRICS
 
-# The arguments of each class with its defaults, and the function that it is here.
+# Each class's function in `audiovae_jax.losses`, and its arguments with their defaults.
 _STFT = {
     "fft_sizes": (1024, 2048, 512), "hop_sizes": (120, 240, 50), "win_lengths": (600, 1200, 240), "w_sc": 1.0,
     "w_log_mag": 1.0, "w_lin_mag": 0.0, "perceptual_weighting": False,
@@ -23,19 +23,19 @@ _CLASSES = {
     "SDSDRLoss": ("sd_sdr", {}),
     "LogSpectralDistanceLoss": ("log_spectral_distance", {"n_fft": 1024, "hop_length": 256}),
 }
-# A loss may be named by its `type` in place of a class.
+# A loss may be identified by its `type` instead of a class.
 _TYPES = {
     "multi_resolution_stft": "MultiResolutionSTFTLoss", "sum_and_difference_stft": "SumAndDifferenceSTFTLoss",
     "lr_multi_resolution_stft": "LRMultiResolutionSTFTLoss", "multi_scale_mel": "MultiScaleMelLoss",
     "multi_scale_mel_spectrogram": "MultiScaleMelSpectrogramLoss", "waveform": "WaveformLoss",
     "log_spectral_distance": "LogSpectralDistanceLoss",
 }  # fmt: skip
-# Options that say nothing at these values, and had an effect at others.
+# Options that have no effect at these values. Other values had an effect.
 _WITHOUT_EFFECT = {
     "window": "hann_window", "w_phs": 0, "scale": None, "n_bins": None, "scale_invariance": False, "output": "loss",
     "reduction": "mean", "zero_mean": True, "w_left": 1, "w_right": 1, "norm": "slaney",
 }  # fmt: skip
-_STEREO_FFTS = (2048, 1024, 512, 256)  # of the losses that `use_sum_and_difference` and the like stand for
+_STEREO_FFTS = (2048, 1024, 512, 256)  # of the losses enabled by flags such as `use_sum_and_difference`
 _FLAGS = {
     "use_sum_and_difference": ("sum_and_difference_loss", "SumAndDifferenceSTFTLoss"),
     "use_lr_multiresolution": ("lr_multiresolution_loss", "LRMultiResolutionSTFTLoss"),
@@ -44,7 +44,7 @@ _PORT = "write it as a function of prediction and target, and name it by its dot
 
 
 def take_losses(section: Section, found: Findings):
-    """The reconstruction losses of a `VAELossCalculator`, into `found.losses`."""
+    """Add the reconstruction losses of a `VAELossCalculator` to `found.losses`."""
     weights = section.whatever("loss_weights", {})
     given: dict[str, dict[str, Any]] = {}
     for flag, (name, cls) in _FLAGS.items():
@@ -104,7 +104,10 @@ def _take_loss(name, values, path, weight, found):
 
 
 def _simplify(made):
-    """Hops of a quarter and windows of a whole FFT are what is meant where none are given, or not one for each."""
+    """Replace hops and windows by None if they are redundant.
+
+    They are if they equal the defaults, or if their number differs from the number of FFTs.
+    """
     if "win_lengths" not in made:
         return
     sizes = made["fft_sizes"]

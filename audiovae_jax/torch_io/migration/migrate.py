@@ -1,4 +1,4 @@
-"""`migrate(files, overrides)`: an old tree of configs as a config file, and what became of each key."""
+"""Convert an old tree of configs to a config file, with a list of changed keys."""
 
 import dataclasses
 from pathlib import Path
@@ -11,19 +11,19 @@ from audiovae_jax.storage import atomic
 from audiovae_jax.torch_io.migration import assemble, hydra_tree, interpolation, sections
 from audiovae_jax.torch_io.migration.findings import Findings
 
-_LONGEST_VALUE = 60  # characters of an old value that are shown
+_LONGEST_VALUE = 60  # maximum number of characters shown of an old value
 _PLAIN = str.maketrans({'"': "'", "\\": "/"})
 
 
 @dataclasses.dataclass(frozen=True)
 class Migration:
-    """What an old tree became.
+    """The result of migrating an old tree.
 
     Attributes:
-      files: that were read.
-      statements: lines of Python that make `configs/base.py`'s config into it.
-      changed: `KEY: remark` of what was taken and means something else now.
-      dropped: `KEY=VALUE: reason` of what has no counterpart.
+      files: the files that were read.
+      statements: lines of Python that turn the config of `configs/base.py` into the migrated one.
+      changed: `KEY: remark` of keys that were converted and have another meaning now.
+      dropped: `KEY=VALUE: reason` of keys without a counterpart.
     """
 
     files: tuple[Path, ...]
@@ -33,14 +33,14 @@ class Migration:
 
 
 def migrate(files: list[Path], overrides: list[str], reference: ml_collections.ConfigDict) -> Migration:
-    """Read an old tree and find its counterpart.
+    """Read an old tree and convert it.
 
     Args:
       files, overrides: see `hydra_tree.compose`.
       reference: the base config.
 
     Raises:
-      ConfigError: a file cannot be read, or the tree cannot be followed.
+      ConfigError: a file cannot be read, or the tree cannot be composed.
     """
     tree = hydra_tree.compose(files, overrides)
     found = Findings()
@@ -56,15 +56,15 @@ def migrate(files: list[Path], overrides: list[str], reference: ml_collections.C
 
 
 def write(migration: Migration, path: Path, reference: ml_collections.ConfigDict):
-    """Write a config file that is known to work.
+    """Write a migration as a config file, and check that the config is valid.
 
     Args:
-      migration: what to write.
-      path: of the file to make or replace.
+      migration: the migration to write.
+      path: the file to create or replace.
       reference: the base config.
 
     Raises:
-      ConfigError: the values cannot work together, or the file cannot be written.
+      ConfigError: the values are incompatible, or the file cannot be written.
     """
     try:
         with atomic.replacing(path) as temporary:

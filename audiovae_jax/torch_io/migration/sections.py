@@ -1,4 +1,4 @@
-"""What each section of the PyTorch system's configs is here, by the class that it names or by its own name."""
+"""Convert each section of the PyTorch system's configs by its class or name."""
 
 import inspect
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from audiovae_jax.torch_io.migration.findings import UNKNOWN, Findings, Section
 _STEPS = "the learning rate follows a cosine over config.num_steps, a step at a time"
 _PRINTED = "it is printed, and written to config.json in the workdir, at every start"
 _SAME = "a run is the same again for the same seed, always"
-_SHARED = ("in_channels", "sample_rate")  # with the data: arguments of which there is one setting here
-# What of the trainer says how many items an update took, besides the batch of one device.
+_SHARED = ("in_channels", "sample_rate")  # arguments that have one shared key in the new config, under `data`
+# Trainer keys that determine the items per update, in addition to the batch of one device.
 _FACTORS = {
     "devices": "all devices that JAX sees take part; CUDA_VISIBLE_DEVICES chooses",
     "num_nodes": "each host starts the same command",
     "accumulate_grad_batches": "there is no accumulation; where a batch takes too much memory, set config.model.remat",
 }
-# Keys whose counterpart is no key of a config, wherever they stand.
+# Keys, in any section, whose counterpart is not a config key.
 _REMARKS = {
     "experiment_name": "a run is its workdir: --workdir=runs/NAME",
     "run_name": "a run is its workdir: --workdir=runs/NAME",
@@ -25,7 +25,7 @@ _REMARKS = {
     "strategy": "a batch is split over all devices that JAX sees",
     **_FACTORS,
 }
-# Keys that nothing here is like, wherever they stand.
+# Keys, in any section, without a counterpart.
 _REASONS = {
     "print_config": _PRINTED,
     "log_hyperparameters": _PRINTED,
@@ -55,7 +55,7 @@ _REASONS = {
 
 
 def take(values: dict, path: str, found: Findings):
-    """Everything in a section and those inside it, into `found`."""
+    """Add the contents of a section and its subsections to `found`."""
     section = Section(values, path, found)
     name, cls = path.rpartition(".")[2], section.target.rpartition(".")[2]
     handler = _CLASSES.get(cls) or (_data_module if cls.endswith("DataModule") else None)
@@ -75,7 +75,7 @@ def _reason(name):
 
 
 def _plain(section: Section, found: Findings):
-    """Keys that may stand at the root, or in the model's section: those of `VAELightningModule` too."""
+    """Take keys of the root, the model's section or `VAELightningModule`."""
     if (seed := section.whole("seed")) is not None:
         found.settings["seed"] = seed
     _keep_rate(section, "sample_rate", found)
@@ -107,7 +107,7 @@ def _plain(section: Section, found: Findings):
 
 
 def _lightning_module(section: Section, found: Findings):
-    found.settings.setdefault("use_adversarial", False)  # its default
+    found.settings.setdefault("use_adversarial", False)  # Lightning module's default
     _plain(section, found)
 
 
@@ -126,7 +126,7 @@ def _architecture(section: Section, found: Findings):
 
 def _loss_calculator(section: Section, found: Findings):
     if section.target:
-        found.settings |= {"kl.weight": 1e-4, "kl.warmup_steps": 0, "kl.free_bits": 0.0}  # its defaults
+        found.settings |= {"kl.weight": 1e-4, "kl.warmup_steps": 0, "kl.free_bits": 0.0}  # the class's defaults
     _take_kl(section, found)
     if (channels := section.whole("num_channels")) is not None:
         found.channels[section.key("num_channels")] = channels
@@ -168,7 +168,7 @@ def _discriminator(section: Section, found: Findings):
     if name == "EnCodecDiscriminator":
         found.settings |= {f"discriminator.{key}": value for key, value in taken.items()}
     else:
-        # What it has by itself need not be written down.
+        # Default values are omitted.
         taken = {key: value for key, value in taken.items() if value != parameters[key].default}
         found.discriminator = {"_target_": f"audiovae_jax.discriminators.{name}", **taken}
 
@@ -304,7 +304,7 @@ def _wandb(section: Section, found: Findings):
 
 
 def _because(reason: str) -> Callable[[Section, Findings], None]:
-    """A handler for what has no counterpart as a whole."""
+    """Return a handler for a section without a counterpart."""
 
     def drop(section: Section, found: Findings):
         found.dropped.append((section.path, section.target or None, reason))
@@ -314,7 +314,7 @@ def _because(reason: str) -> Callable[[Section, Findings], None]:
 
 
 def _elsewhere(remark: str) -> Callable[[Section, Findings], None]:
-    """A handler for what has its counterpart in no key of a config."""
+    """Return a handler for a section whose counterpart is not a config key."""
 
     def take_whole(section: Section, found: Findings):
         found.changed.append((section.path, remark))
@@ -362,7 +362,7 @@ _CLASSES: dict[str, Callable[[Section, Findings], None]] = {
     "TensorBoardLogger": _elsewhere("TensorBoard events are in the workdir"),
     "CSVLogger": _elsewhere("metrics.jsonl in the workdir has every number"),
 }  # fmt: skip
-# Sections that are what their name says, whatever class they name.
+# Sections that are handled by name even if their class is unknown.
 _KINDS = ("optimizer", "scheduler", "datamodule", "trainer")
 _NAMES: dict[str, Callable[[Section, Findings], None]] = {
     "architecture": _architecture,

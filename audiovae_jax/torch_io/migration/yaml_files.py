@@ -1,4 +1,4 @@
-"""YAML as OmegaConf reads it: plain values alone, nothing built and nothing executed."""
+"""Read YAML as OmegaConf does, restricted to plain values."""
 
 import re
 from pathlib import Path
@@ -9,12 +9,12 @@ import yaml
 from audiovae_jax.errors import ConfigError
 
 _LARGEST_FILE = 1 << 20  # bytes
-_MOST_VALUES = 20_000  # of a file; aliases of aliases can stand for billions
+_MOST_VALUES = 20_000  # per file; nested aliases can expand to billions of values
 _PACKAGE = re.compile(r"#\s*@package\s+(\S+)\s*$")
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers such as 1e-4 are numbers, dates are text, and a key that is given twice is an error."""
+    """A loader that reads 1e-4 as a number and dates as text, and rejects duplicates."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
@@ -42,10 +42,12 @@ _Loader.add_implicit_resolver(
 
 
 def read(path: Path) -> tuple[dict[str, Any], str | None]:
-    """`(values, package)` of a YAML file; the package is that of its line `# @package NAME`, if there is one.
+    """Return the values and the package of a YAML file.
+
+    The package is from a line `# @package NAME`, otherwise None.
 
     Raises:
-      ConfigError: the file is missing, no YAML, or holds no keys.
+      ConfigError: the file is missing, is not YAML, or does not contain a mapping.
     """
     try:
         content = path.read_bytes()
@@ -66,13 +68,17 @@ def read(path: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def parse(text: str, where: str) -> Any:
-    """The value that `text` is in YAML; `where` is named in errors.
+    """Parse YAML.
+
+    Args:
+      text: the YAML source.
+      where: name of the source, for error messages.
 
     Raises:
-      ConfigError: it is no YAML, or it stands for too much.
+      ConfigError: the text is not YAML, or it expands to too many values.
     """
     try:
-        values = yaml.load(text, _Loader)  # a SafeLoader: tags of objects are errors
+        values = yaml.load(text, _Loader)  # a SafeLoader, so object tags are errors
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
@@ -91,7 +97,7 @@ def _leading_comments(text):
 
 
 def _copied(value, where, left):
-    """Without aliases: each value is a copy of its own."""
+    """Copy a value without aliases, limited to `left[0]` values."""
     left[0] -= 1
     if left[0] < 0:
         raise ConfigError(f"{where} stands for more than {_MOST_VALUES} values; that is no config")
