@@ -1,10 +1,13 @@
 """Calls in background threads, which a run need not wait for when it stops."""
 
+import contextlib
 import os
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
+
+import jax
 
 # XLA recurses deeply. With glibc and an unlimited `ulimit -s`, a thread has only 2 MB of stack by default.
 _STACK = 64 << 20  # bytes
@@ -54,4 +57,8 @@ def leave(status: int, message: str = ""):
     if any(isinstance(thread, Background) for thread in threading.enumerate()):
         print(message, end="\n" if message else "", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if status == 0 and jax.distributed.is_initialized():
+            # Or the other processes abort: without process 0 they have no coordinator.
+            with contextlib.suppress(RuntimeError):
+                jax.distributed.shutdown()
         os._exit(status)

@@ -64,7 +64,7 @@ def test_sub_discriminators_are_computed_in_turn_unless_their_feature_maps_are_k
     ensemble = EnCodecDiscriminator(use_mel_stft=True)
     band = discriminators.BandSplitDiscriminator()
 
-    def shapes(discriminator, audio, known=None):
+    def output(discriminator, audio, known=None):
         def run(audio):
             variables = discriminator.init(jax.random.key(0), audio)
             waited.clear()
@@ -72,13 +72,13 @@ def test_sub_discriminators_are_computed_in_turn_unless_their_feature_maps_are_k
 
         return jax.eval_shape(run, audio)
 
-    logits, feature_maps = shapes(ensemble, jnp.zeros((1, 8192, 2)))
+    logits, feature_maps = output(ensemble, jnp.zeros((1, 8192, 2)))
     assert len(waited) == len(logits) - 1 == 17
     shapes = [x.shape for x in jax.tree.leaves(logits)]
     assert waited == shapes[:-1]  # for the one before
-    shapes(ensemble, jnp.zeros((1, 8192, 2)), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), feature_maps))
+    output(ensemble, jnp.zeros((1, 8192, 2)), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), feature_maps))
     assert not waited
-    shapes(band, jnp.zeros((1, 8192, 1)))
+    output(band, jnp.zeros((1, 8192, 1)))
     assert len(waited) == 3
 
 

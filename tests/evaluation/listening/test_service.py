@@ -253,7 +253,7 @@ def test_what_fails_in_a_library_is_one_line_of_the_log(desk, upload, monkeypatc
     assert said.count("\n") == 1
     assert "RuntimeError" in said
     assert "secret" in said
-    assert "test_desk.py" in said
+    assert "test_service.py" in said
 
 
 def test_a_file_that_would_take_too_long_is_refused(desk, upload, monkeypatch):

@@ -14,7 +14,7 @@ from audiovae_jax.torch_io.migration.findings import Section
 from configs import base
 
 ROOT = Path(__file__).resolve().parents[3]
-GUIDE = ROOT / "audiovae_jax" / "migration" / "README.md"
+GUIDE = ROOT / "audiovae_jax" / "torch_io" / "migration" / "README.md"
 # The chapters and sections of the document that the PyTorch system came with.
 CHAPTERS = (
     "Overview of Improvements", "Discriminator Configuration", "Disable Specific Discriminators", "Change FFT Sizes",
