@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from audiovae_jax.models import layers
 
@@ -40,9 +39,3 @@ def test_bfloat16_computes_low_and_keeps_parameters_high():
     params = layer.init(jax.random.key(0), x)
     assert layer.apply(params, x).dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-
-
-@pytest.mark.parametrize("shape", [(1,), (7,), (8,), (3, 9, 5, 4), (2, 33)])
-def test_what_is_drawn_is_what_jax_draws(shape):
-    expected = jax.random.uniform(jax.random.key(3), shape, jnp.float32, -0.1, 0.1)
-    np.testing.assert_array_equal(layers._uniform(jax.random.key(3), shape, 0.1), expected)

@@ -120,7 +120,7 @@ def _fill(folder):
 
 def _train_while(config, workdir, monkeypatch, fill, free):
     """A run whose disk is full from step 2's checkpoint until it says so; `(what it said, its final state)`."""
-    save, say, said = train._Run._save, train.report.Reporter.say, []
+    save, say, said = train._Run._save, train.Reporter.say, []
 
     def filled(self, state, done, metrics):
         if done == 2:
@@ -134,7 +134,7 @@ def _train_while(config, workdir, monkeypatch, fill, free):
         say(self, text)
 
     monkeypatch.setattr(train._Run, "_save", filled)
-    monkeypatch.setattr(train.report.Reporter, "say", heard)
+    monkeypatch.setattr(train.Reporter, "say", heard)
     config.use_adversarial = False
     config.num_steps, config.checkpoint_every, config.sample_every = 4, 2, 100
     state = train.train(config, workdir)

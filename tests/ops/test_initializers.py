@@ -1,0 +1,12 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from audiovae_jax.ops import initializers
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (8,), (3, 9, 5, 4), (2, 33)])
+def test_what_is_drawn_is_what_jax_draws(shape):
+    expected = jax.random.uniform(jax.random.key(3), shape, jnp.float32, -0.1, 0.1)
+    np.testing.assert_array_equal(initializers.uniform(jax.random.key(3), shape, 0.1), expected)
