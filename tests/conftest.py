@@ -39,11 +39,14 @@ import soundfile
 
 jax.config.update("jax_num_cpu_devices", 4)
 
+from audiovae_jax.commands import process
 from audiovae_jax.config import configuration
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.performance.planning import targets
 from audiovae_jax.run import train
 from configs import base
+
+process.drop_orbax_log_lines()  # as every command does: on a full disk, its lines would not fit either
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
