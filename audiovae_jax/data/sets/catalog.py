@@ -123,7 +123,8 @@ def fingerprint(tracks: Iterable[Track], fraction: float | None = None) -> str:
 
     Args:
       tracks: all of them.
-      fraction: as given to `by_hash`, if that has split them. Tracks that validate to make three files are told apart.
+      fraction: the argument of `by_hash`, if that has split them. It adds the tracks that only the minimum of three
+        validation files moves to validation.
     """
     tracks = list(tracks)
     lines = [
