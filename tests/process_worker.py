@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from audiovae_jax.distributed import background, launch, mesh
 from audiovae_jax.errors import DataError, UserError
-from audiovae_jax.run import reporter, train
+from audiovae_jax.run import loop, reporter, train
 from audiovae_jax.storage import array_store
 from audiovae_jax.training import compilation, program
 
@@ -59,7 +59,7 @@ def main():
     jax.config.update("jax_num_cpu_devices", told["devices"])
     compilation.use_cache()
     seen = {"batches": {}, "losses": {}}
-    place, show = train._Run._next, reporter.Reporter.step
+    place, show = loop.Loop.next_batch, reporter.Reporter.step
 
     def _next(self, waiting, step, is_idle=lambda: True):
         number = seen["next"] = seen.get("next", step - 1) + 1
@@ -76,7 +76,7 @@ def main():
             os.kill(os.getpid(), signal.SIGTERM)
         show(self, done, metrics)
 
-    train._Run._next, reporter.Reporter.step = _next, step
+    loop.Loop.next_batch, reporter.Reporter.step = _next, step
     if "slow" in told:
         program.map_step = slow_to_compile(program.map_step, told["slow"])
     with launch.joined(**told["join"]):

@@ -1,26 +1,185 @@
-"""The start of a run: claim the workdir, get the state, describe the run."""
+"""The start of a run: claim the workdir, open the data, get the state, describe the run."""
 
+import contextlib
+import dataclasses
 import functools
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 
 from audiovae_jax.config import build, configuration
-from audiovae_jax.distributed import agreement, mesh
+from audiovae_jax.data.feeding import pipeline
+from audiovae_jax.distributed import agreement, mesh, stopping
+from audiovae_jax.distributed.group import Group
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run import reporter, warm_start
+from audiovae_jax.run import warm_start
+from audiovae_jax.run.bad_batches import BadBatches
+from audiovae_jax.run.bucket_lock import as_workdir, lock_of
+from audiovae_jax.run.reporter import Reporter, timed
+from audiovae_jax.run.safety import Safety
+from audiovae_jax.run.saving import Saving
+from audiovae_jax.run.tracking import recorder
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training import compilation, program
-from audiovae_jax.training.state import create_state, create_train_state
+from audiovae_jax.training.state import TrainState, create_state, create_train_state
+from audiovae_jax.training.step import Recipe
 
 BAD_FILES = "bad_files.jsonl"  # in the workdir; the other processes put their index into the name
 _MOST_SKIPPED_SHOWN = 20
+
+
+class Start(NamedTuple):
+    """Where training starts.
+
+    Attributes:
+      state: the train state, replicated on every device.
+      step: the number of steps done.
+      metrics: validation metrics of the checkpoint; None if training does not start from a checkpoint of this run.
+      position: the position in the data that the checkpoint holds; empty without one.
+    """
+
+    state: TrainState
+    step: int
+    metrics: dict[str, float] | None
+    position: dict
+
+    @property
+    def first_step(self) -> int:
+        """The first step that this session reports."""
+        return self.step if self.metrics is None else self.step + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A run that has started, on this process.
+
+    Attributes:
+      config: the finalized config.
+      workdir: the run's folder.
+      recipe: the objects that the config describes.
+      data: training and validation records.
+      devices: mesh of all devices.
+      group: the run's processes.
+      lock: the lock on `workdir`.
+      checkpoints: the checkpoints in `workdir`.
+      reporter: shows and records the run. It is disabled except in the first process.
+      saving: saves checkpoints, with retries.
+      safety: counts skipped updates, and decides on rollbacks.
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: Path | BucketPath
+    recipe: Recipe
+    data: pipeline.Data
+    devices: jax.sharding.Mesh
+    group: Group
+    lock: Any
+    checkpoints: Checkpoints
+    reporter: Reporter
+    saving: Saving
+    safety: Safety
+
+    def restore(self) -> Start:
+        """Return where to start from: see `initial_state`."""
+        return initial_state(
+            self.config, self.recipe, self.devices, self.checkpoints, self.data.fingerprint, self.reporter.say
+        )
+
+    def batches(self, records, start_step: int, num_steps: int) -> Iterator:
+        """Iterate over this process's rows of the batches `start_step` to `num_steps`."""
+        return pipeline.batches(
+            records,
+            batch_size=self.config.batch_size,
+            start_step=start_step,
+            num_steps=num_steps,
+            num_threads=self.config.data.num_threads,
+            prefetch_batches=self.config.data.prefetch_batches,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+
+def open_session(
+    config: ml_collections.ConfigDict,
+    workdir: Path | BucketPath | str,
+    group: Group,
+    ending: contextlib.ExitStack,
+    stop_after: float | None,
+    say: Callable[[str], None],
+) -> tuple[Session, Start]:
+    """Start or resume a run. The order of what follows matters.
+
+    Args:
+      config, workdir, stop_after: see `train`.
+      group: the run's processes.
+      ending: receives what must be closed when the run ends.
+      say: prints a line in the first process.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: see `train`.
+    """
+    is_first = jax.process_index() == 0
+    # 1. Check the config, in each process and between processes.
+    configuration.check(config, jax.device_count())
+    recorder.check(config)
+    group.meet("config", same=what_all_share(config))
+    # 2. Lock the workdir. From here on, a stop request ends the run and releases the lock.
+    workdir = as_workdir(workdir)
+    lock = lock_of(workdir, enabled=is_first)
+    taken_from = lock.acquire()
+    ending.callback(lock.release)
+    group.before_exit(lock.release)
+    ending.enter_context(stopping.requests(group.ask_to_stop, stop_after, at_once=lock.release))
+    if taken_from is not None:
+        say(f"taking {workdir} over from a run that ended without a word: {taken_from}")
+    token = group.meet("workdir", tell=lock.token)
+    if not is_first:
+        lock.require_shared(token)
+    # 3. Check what the run starts from, before the data is read, which may take minutes.
+    checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
+    ending.callback(checkpoints.close)
+    if config.init_from is not None and not checkpoints.steps():
+        warm_start.require_same_model(config)
+    # 4. Open the data.
+    recipe = build.build_recipe(config)
+    data = pipeline.open_data(
+        config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
+    )
+    claim_workdir(config, workdir, checkpoints, write=is_first)
+    if data.health is not None:
+        data.health.list_in(workdir / (BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
+    group.meet("data", same={"what the audio is": data.fingerprint})
+    # 5. Restore or create the state.
+    devices = mesh.make_mesh()
+    say("\n".join(describe(config, recipe, data)))
+    start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
+    compilation.forget()
+    group.meet("state", same={"checkpoint to go on from": start.step})
+    # 6. Open what reports, saves and guards the run.
+    reporter = Reporter(
+        workdir,
+        start_step=start.step,
+        first_step=start.first_step,
+        num_steps=config.num_steps,
+        sample_rate=config.data.sample_rate,
+        enabled=is_first,
+        writers=functools.partial(recorder.open_writers, config, workdir, start.first_step),
+    )
+    ending.callback(reporter.close)
+    # The reporter is disabled in the other processes, so they print their own warnings.
+    warn = reporter.say if is_first else functools.partial(print, f"process {jax.process_index()}:", flush=True)
+    saving = Saving(checkpoints, config.max_failed_saves, warn)
+    kept = BadBatches(workdir, config.data.sample_rate, config.safety.kept_batches, jax.process_index(), warn)
+    safety = Safety(config.safety, recipe, kept, reporter.say, start.position)
+    session = Session(config, workdir, recipe, data, devices, group, lock, checkpoints, reporter, saving, safety)
+    return session, start
 
 
 def what_all_share(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -71,14 +230,10 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath,
             raise ConfigError(f"{path} was not written: {error.strerror or error}") from error
 
 
-def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say):
+def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say) -> Start:
     """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
     Progress is reported to `say`, line by line.
-
-    Returns:
-      `(state, step, validation metrics, data position)`. Without a checkpoint of this run, the metrics are None and
-      the position is empty.
 
     Raises:
       CheckpointError: there are checkpoints, but none is intact.
@@ -95,14 +250,14 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
                 "warning: the audio under config.data.root, or how it is split, is not what it was when this run was "
                 "stopped; crops from here on differ from those of a run left alone"
             )
-        return restored.state, restored.step, restored.metrics, restored.data
-    with reporter.timed("drawing the initial parameters", say), compilation.sparing():
+        return Start(restored.state, restored.step, restored.metrics, restored.data)
+    with timed("drawing the initial parameters", say), compilation.sparing():
         state = jax.block_until_ready(create_state(recipe, devices, shape))
     if config.init_from is None:
-        return state, 0, None, {}
+        return Start(state, 0, None, {})
     state = warm_start.take_over(config, recipe, state, sharding, say)
     warm_start.require_steps_to_make(config, int(state.step))
-    return state, int(state.step), None, {}
+    return Start(state, int(state.step), None, {})
 
 
 def describe(config, recipe, data) -> list[str]:

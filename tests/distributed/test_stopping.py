@@ -18,7 +18,7 @@ from audiovae_jax.distributed import stopping
 from audiovae_jax.distributed.group import Group
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run import train
+from audiovae_jax.run import start, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,7 +121,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(micro_config, tmp_path, mon
     assert stores[0].metrics(5) == stores[1].metrics(5)
     assert stores[0].best() == stores[1].best()
     # Asked before its first step, there is nothing new.
-    monkeypatch.setattr(train.stopping, "requests", lambda ask, *_, **__: ask("SIGTERM") or contextlib.nullcontext())
+    monkeypatch.setattr(start.stopping, "requests", lambda ask, *_, **__: ask("SIGTERM") or contextlib.nullcontext())
     micro_config.validate_every = 1
     assert int(train.train(micro_config, tmp_path / "new").step) == 0
     assert "stopped at step 0 after SIGTERM: nothing to save yet" in capsys.readouterr().out

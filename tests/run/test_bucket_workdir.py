@@ -19,7 +19,7 @@ from audiovae_jax.errors import CheckpointError, ConfigError, TrainingError
 from audiovae_jax.inference import inspection
 from audiovae_jax.persistence import init_source
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run import train, workdir_lock
+from audiovae_jax.run import start, train, workdir_lock
 from audiovae_jax.run.bucket_lock import BucketLock
 from audiovae_jax.run.tracking.json_lines import JsonLines
 from audiovae_jax.storage import bucket_path
@@ -260,7 +260,7 @@ def test_samples_of_a_workdir_inside_the_data_are_no_data_in_a_bucket(bucket, mi
     micro_config.use_adversarial = False
     micro_config.data.root = f"{bucket}/audio"
     train.train(micro_config, bucket / "audio" / "run")
-    data = train.pipeline.open_data(
+    data = start.pipeline.open_data(
         micro_config.data, batch_size=4, seed=0, leave_out=(bucket / "audio" / "run" / "samples",)
     )
     names = [track.audio.name for track in (*data.catalog.train, *data.catalog.validation)]

@@ -18,7 +18,9 @@ from audiovae_jax.losses import WeightedLosses
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train
 from audiovae_jax.run.bad_batches import BadBatches
+from audiovae_jax.run.loop import Loop
 from audiovae_jax.run.safety import RollBack, Safety
+from audiovae_jax.run.validation import Validation
 from audiovae_jax.training.step import Recipe
 
 AUDIO = np.zeros((2, 8, 1), np.float32)
@@ -111,21 +113,21 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
     assert store.steps()[-1] == 8
     assert store._run(8)["data"]["order"] == 1
     # Killed at each batch in turn, and gone on with.
-    real = train._Run._next
+    real = Loop.next_batch
     for stop_at in (7, 12):
         calls = []
 
         def stop(self, *args, calls=calls, stop_at=stop_at):
             calls.append(1)
             if len(calls) == stop_at:
-                self._checkpoints.wait()
+                self._session.checkpoints.wait()
                 raise KeyboardInterrupt
             return real(self, *args)
 
-        monkeypatch.setattr(train._Run, "_next", stop)
+        monkeypatch.setattr(Loop, "next_batch", stop)
         with pytest.raises(KeyboardInterrupt):
             train.train(config, tmp_path / str(stop_at))
-        monkeypatch.setattr(train._Run, "_next", real)
+        monkeypatch.setattr(Loop, "next_batch", real)
         _assert_same_state(train.train(config, tmp_path / str(stop_at)), whole)
 
 
@@ -143,13 +145,13 @@ def test_a_run_that_cannot_go_on_ends_with_a_report(micro_config, tmp_path, monk
     config.safety.max_skipped, config.safety.max_rollbacks = 2, 1
     with pytest.raises(TrainingError, match="val/total_loss became inf at step 0, before anything was trained"):
         train.train(config, tmp_path / "at once")
-    real = train._Run._validate
+    real = Validation.validate
 
     def validate(self, state, at):  # a loss that overflows in training alone
-        monkeypatch.setattr(self._safety, "require_finite_validation", lambda step, loss: None)
+        monkeypatch.setattr(self._session.safety, "require_finite_validation", lambda step, loss: None)
         return real(self, state, at)
 
-    monkeypatch.setattr(train._Run, "_validate", validate)
+    monkeypatch.setattr(Validation, "validate", validate)
     with pytest.raises(TrainingError) as caught:
         train.train(config, tmp_path / "run")
     report = str(caught.value)

@@ -12,6 +12,8 @@ import pytest
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import saving, train
+from audiovae_jax.run.loop import Loop
+from audiovae_jax.run.reporter import Reporter
 from audiovae_jax.run.saving import Saving
 from audiovae_jax.training.state import TrainState
 
@@ -120,7 +122,7 @@ def _fill(folder):
 
 def _train_while(config, workdir, monkeypatch, fill, free):
     """A run whose disk is full from step 2's checkpoint until it says so; `(what it said, its final state)`."""
-    save, say, said = train._Run._save, train.Reporter.say, []
+    save, say, said = Loop.save, Reporter.say, []
 
     def filled(self, state, done, metrics):
         if done == 2:
@@ -133,8 +135,8 @@ def _train_while(config, workdir, monkeypatch, fill, free):
             free()
         say(self, text)
 
-    monkeypatch.setattr(train._Run, "_save", filled)
-    monkeypatch.setattr(train.Reporter, "say", heard)
+    monkeypatch.setattr(Loop, "save", filled)
+    monkeypatch.setattr(Reporter, "say", heard)
     config.use_adversarial = False
     config.num_steps, config.checkpoint_every, config.sample_every = 4, 2, 100
     state = train.train(config, workdir)

@@ -21,6 +21,8 @@ from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.errors import ConfigError, DataError, TrainingError
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train
+from audiovae_jax.run.loop import Loop
+from audiovae_jax.run.validation import Validation
 from audiovae_jax.run.workdir_lock import WorkdirLock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,21 +113,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
     micro_config.discriminator_update_every = 2
     whole = train.train(micro_config, tmp_path / "whole")
     # The same run, stopped after step 1's checkpoint, as the third batch is fetched.
-    real, calls = train._Run._next, []
+    real, calls = Loop.next_batch, []
 
     def stop(self, *args):
         calls.append(1)
         if len(calls) == 3:
-            self._checkpoints.wait()
+            self._session.checkpoints.wait()
             raise KeyboardInterrupt
         return real(self, *args)
 
-    train._Run._next = stop
+    Loop.next_batch = stop
     try:
         with pytest.raises(KeyboardInterrupt):
             train.train(micro_config, tmp_path / "cut")
     finally:
-        train._Run._next = real
+        Loop.next_batch = real
     resumed = train.train(micro_config, tmp_path / "cut")
     _assert_same_state(resumed, whole)
     metrics = []
@@ -167,13 +169,13 @@ def test_a_workdir_without_its_config_is_known_by_its_checkpoints(micro_config, 
 
 def test_a_workdir_that_is_deleted_meanwhile_is_an_error(micro_config, tmp_path, monkeypatch):
     micro_config.use_adversarial = False
-    real = train._Run._validate
+    real = Validation.validate
 
     def delete(self, state, at):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         return real(self, state, at)
 
-    monkeypatch.setattr(train._Run, "_validate", delete)
+    monkeypatch.setattr(Validation, "validate", delete)
     with pytest.raises(TrainingError, match="run was deleted or moved while this run was writing to it"):
         train.train(micro_config, tmp_path / "run")
 
@@ -183,12 +185,12 @@ def test_the_best_is_one_that_is_on_disk(micro_config, tmp_path, monkeypatch, ca
     micro_config.use_adversarial = False
     micro_config.num_steps, micro_config.validate_every, micro_config.checkpoint_every = 4, 1, 2
     losses_by_step = {0: 1.0, 1: 2.0, 2: 5.0, 3: 3.0, 4: 6.0}
-    real = train._Run._validate
+    real = Validation.validate
 
     def validate(self, state, at):
         return {**real(self, state, at), "total_loss": losses_by_step[at]}
 
-    monkeypatch.setattr(train._Run, "_validate", validate)
+    monkeypatch.setattr(Validation, "validate", validate)
     train.train(micro_config, tmp_path / "run")
     assert "val/total_loss 6.0000 (best 5.0000, of checkpoint 2)" in capsys.readouterr().out
     store = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
@@ -222,7 +224,7 @@ def test_every_step_of_a_resumed_run_is_seen_once(micro_config, tmp_path, monkey
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     micro_config.use_adversarial = False
     micro_config.num_steps = 2
-    real, calls = train._Run._save, []
+    real, calls = Loop.save, []
 
     def stop(self, state, done, metrics):
         calls.append(done)
@@ -230,7 +232,7 @@ def test_every_step_of_a_resumed_run_is_seen_once(micro_config, tmp_path, monkey
             raise KeyboardInterrupt
         real(self, state, done, metrics)
 
-    monkeypatch.setattr(train._Run, "_save", stop)
+    monkeypatch.setattr(Loop, "save", stop)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             train.train(micro_config, tmp_path)
@@ -297,7 +299,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(_command(tmp_path / "cut"), env=environment, stdout=log, stderr=log)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 600
             while not (tmp_path / "cut" / "checkpoints" / "20").exists() and process.poll() is None:
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.01)

@@ -18,7 +18,8 @@ from audiovae_jax.errors import CheckpointError, ConfigError
 from audiovae_jax.models.audio_vae import CONFIG_KEYS
 from audiovae_jax.persistence import saved_model, step_folders
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run import train, warm_start
+from audiovae_jax.run import start, train, warm_start
+from audiovae_jax.run.validation import Validation
 from audiovae_jax.training import compilation
 from audiovae_jax.training.state import create_train_state
 
@@ -250,7 +251,7 @@ def test_a_finished_run_is_refused_before_the_data_is_looked_at(
 ):
     workdir = trained_run[0]
     paths = {"workdir": workdir, "checkpoint": workdir / "checkpoints" / "2", "saved model": calibrated}
-    monkeypatch.setattr(train.pipeline, "open_data", lambda *_, **__: pytest.fail("it looks at the data"))
+    monkeypatch.setattr(start.pipeline, "open_data", lambda *_, **__: pytest.fail("it looks at the data"))
     monkeypatch.setattr(build, "build_recipe", lambda _: pytest.fail("it traces the networks"))
     micro_config.init_from = str(paths[kind])
     said = (
@@ -281,12 +282,12 @@ def test_a_fine_tune_that_only_worsens_keeps_what_it_began_with(
 ):
     micro_config.init_from, micro_config.init_weights_only = str(calibrated), True
     micro_config.num_steps, micro_config.checkpoints_kept = 3, 1
-    real = train._Run._validate
+    real = Validation.validate
 
     def validate(self, state, at):
         return {**real(self, state, at), "total_loss": 5.0 + at}
 
-    monkeypatch.setattr(train._Run, "_validate", validate)
+    monkeypatch.setattr(Validation, "validate", validate)
     state = train.train(micro_config, tmp_path / "run")
     assert int(state.step) == 3
     assert "val/total_loss 8.0000 (best 5.0000, of checkpoint 0)" in capsys.readouterr().out

@@ -18,14 +18,14 @@ from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.performance.planning import hlo, plan, table, targets
 from audiovae_jax.performance.planning.compiling import StepCompiler
 from audiovae_jax.performance.planning.worker import Worker
-from audiovae_jax.run import train
+from audiovae_jax.run import programs, train
 from audiovae_jax.training import compilation
 from audiovae_jax.training import program as training_program
 from audiovae_jax.training.program import scalars_of
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMITS = plan.Limits(compiles=1, host_memory=None, seconds=600)
-OF_THE_ISSUE = (
+PLANNED = (
     "argument_bytes", "temp_bytes", "bytes_moved", "collectives", "largest_batch_per_device", "compile_seconds",
 )  # fmt: skip
 
@@ -42,7 +42,7 @@ def test_a_plan_for_cpus(small):
     said = []
     report = plan.plan(small, targets.parse(["cpu:2"]), LIMITS, said.append)
     entry = json.loads(json.dumps(report))["targets"]["cpu:2"]
-    assert set(OF_THE_ISSUE) <= entry.keys()
+    assert set(PLANNED) <= entry.keys()
     assert (entry["count"], entry["hosts"], entry["batch_per_device"], entry["fits"]) == (2, 1, 3, True)
     assert entry["largest_batch_per_device"] == 3
     assert entry["search_ended"] is False  # one compile finds no largest batch
@@ -89,7 +89,7 @@ def test_the_plan_is_of_the_program_that_training_runs(micro_config, tmp_path, m
         compiled.append(real(*args))
         return compiled[-1]
 
-    monkeypatch.setattr(train.compilation, "compiled", keep)
+    monkeypatch.setattr(programs.compilation, "compiled", keep)
     train.train(micro_config, tmp_path)
     ran = compiled[-1]
     planned = StepCompiler(micro_config, targets.parse(["here"])[0]).compile(1)

@@ -1,0 +1,182 @@
+"""The training loop."""
+
+import math
+
+import jax
+
+from audiovae_jax.config import configuration
+from audiovae_jax.data.feeding.stalls import Waiting
+from audiovae_jax.distributed import agreement, mesh
+from audiovae_jax.run.programs import Programs, Stopped
+from audiovae_jax.run.reporter import is_recorded
+from audiovae_jax.run.safety import RollBack
+from audiovae_jax.run.start import Session, Start
+from audiovae_jax.run.validation import Validation
+from audiovae_jax.training.state import TrainState
+
+
+class Loop:
+    """Trains to the last step: step, report, validate, sample, save.
+
+    The device computes a step while this process loads the next batch and reports the previous step.
+
+    Args:
+      session: the run.
+    """
+
+    def __init__(self, session: Session):
+        self._session, self._config, self._reporter = session, session.config, session.reporter
+        self._programs = Programs(session.recipe, session.devices, session.group, session.reporter.timed)
+        self._validation = Validation(session, self._programs)
+        self._records, self._saved_at, self._best = session.data.train, None, self._best_saved()
+
+    def run(self, start: Start) -> tuple[TrainState, dict[str, float] | None, str | None]:
+        """Train to the last step, rolling back to a checkpoint when needed.
+
+        Returns:
+          `(state, last validation metrics, stop message)`. The message is None unless the run was stopped early. It
+          gives the step and the reason.
+        """
+        while True:
+            try:
+                return self._train(*start[:3])
+            except RollBack as reason:
+                self._session.saving.settle()
+                newest = max(agreement.of_first(self._session.checkpoints.steps()), default=None)
+                report = self._session.safety.roll_back(reason, newest)
+            start = None  # free the old state first: two states may not fit into memory
+            start = self._session.restore()
+            self._best = self._best_saved()
+            self._reporter.rewind(start.step, first_step=start.first_step)
+            self._reporter.say(report)
+
+    def _train(self, state, start_step, metrics):
+        config, session, safety = self._config, self._session, self._session.safety
+        if metrics is None:
+            try:
+                metrics = self._first_validation(state, start_step)
+            except Stopped as stopped:
+                return state, metrics, self._stop(state, start_step, start_step, str(stopped))
+            if config.init_from is not None:
+                # The initial model may be better than every later checkpoint.
+                self.save(state, start_step, metrics)
+        self._records = session.data.train.in_order(safety.order)
+        waiting = Waiting(
+            session.batches(self._records, start_step, config.num_steps),
+            config.data.num_threads, self._reporter.scalars, self._reporter.say,
+        )  # fmt: skip
+        batch = self.next_batch(waiting, start_step) if start_step < config.num_steps else None
+        pending = None  # the step whose metrics are not reported yet
+        for step in range(start_step, config.num_steps):
+            session.lock.check()
+            session.saving.check()
+            reason = session.group.stop_reason() or self._compile_ahead(step, state, batch)
+            if reason is not None:
+                pending = self._report(pending)
+                # Never save while updates are being skipped. The run stops after the next applied update or rollback.
+                if safety.is_whole or step == start_step:
+                    return state, metrics, self._stop(state, start_step, step, reason)
+            state, new = self._programs.step(step, state, batch)(state, batch)
+            done, now = step + 1, (step + 1, new, batch)
+            if done < config.num_steps:
+                batch = self.next_batch(waiting, step, new["total_g_loss"].is_ready)
+            self._report(pending)
+            pending = now
+            checkpoint_due = self._is_due(done, config.checkpoint_every) or session.saving.is_due_again()
+            validation_due = self._is_due(done, config.validate_every)
+            if checkpoint_due or validation_due or not safety.is_whole:
+                pending = self._report(pending)
+            checkpoint_due = safety.may_save(checkpoint_due) or done == config.num_steps
+            if checkpoint_due or validation_due:
+                metrics = self._validation.validate(state, done)
+            if self._diagnosis_due(done):
+                self._validation.diagnose(state, done)
+            if self._is_due(done, config.sample_every):
+                self._validation.sample(state, done)
+            if checkpoint_due:
+                self.save(state, done, metrics)
+        self._report(pending)
+        return state, metrics, None
+
+    def next_batch(self, waiting, step, is_idle=lambda: True):
+        """Return the next training batch, placed on the devices."""
+        return mesh.place_batch(self._session.devices, waiting.next(step, is_idle))
+
+    def save(self, state, at, metrics):
+        """Start saving a checkpoint of `at` steps, with its validation metrics."""
+        session = self._session
+        session.lock.require_held()
+        self._saved_at = at
+        self._best = min(self._best, metrics.get("total_loss", math.inf))
+        if (health := session.data.health) is not None:
+            self._reporter.scalars(
+                at, {"data/bad_files": health.bad_files, "data/replaced_crops": health.replaced_crops}
+            )
+        if metrics:
+            metrics = {**metrics, "best_total_loss": self._best}
+            self._reporter.scalars(at, {"val/best_total_loss": self._best})
+        self._reporter.flush()  # a kill after the checkpoint would lose earlier records
+        position = {"step": at, "fingerprint": session.data.fingerprint, **session.safety.position()}
+        session.saving.save(state, step=at, config=configuration.plain(self._config), data=position, metrics=metrics)
+
+    def _best_saved(self):
+        """Return the best loss among existing checkpoints. A loss without a checkpoint does not count."""
+        return (self._session.checkpoints.best() or (None, math.inf))[1]
+
+    def _first_validation(self, state, at):
+        self._validation.compile(state)
+        with self._reporter.timed("running the first validation"):
+            metrics = self._validation.validate(state, at)
+            self._validation.sample(state, at, may_stop=True)
+        return metrics
+
+    def _stop(self, state, start_step, at, reason):
+        """Save a checkpoint if there are new steps, and return the message to print.
+
+        The checkpoint has no loss, because an uninterrupted run would not validate at this step.
+        """
+        if at == start_step:
+            saved = "nothing new to save" if self._session.checkpoints.steps() else "nothing to save yet"
+            return f"stopped at step {at} after {reason}: {saved}"
+        if self._saved_at != at:
+            self.save(state, at, {})
+        return f"stopped at step {at} after {reason}: saved"
+
+    def _is_due(self, done, every):
+        return done == self._config.num_steps or done % every == 0
+
+    def _diagnosis_due(self, done):
+        return bool(self._config.diagnose_every) and done % self._config.diagnose_every == 0
+
+    def _compile_ahead(self, step, state, batch):
+        """Compile the programs that the next step needs, and the validation or diagnosis that is due after it.
+
+        A stop request during compilation then takes effect between two steps.
+
+        Returns:
+          The reason to stop, or None.
+        """
+        config, done = self._config, step + 1
+        try:
+            self._programs.step(step, state, batch, may_stop=True)
+            if self._is_due(done, config.checkpoint_every) or self._is_due(done, config.validate_every):
+                self._validation.compile(state)
+            if self._diagnosis_due(done):
+                self._validation.compile_diagnosis(state, done)
+        except Stopped as stopped:
+            return str(stopped)
+        return None
+
+    def _report(self, pending):
+        """Report the metrics of a step, and check them. Returns None, the new `pending`."""
+        if pending is None:
+            return
+        done, metrics, batch = pending
+        metrics = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+        batch_size, host, safety = self._config.batch_size, jax.process_index(), self._session.safety
+        first = (done - 1) * batch_size + host * (batch_size // jax.process_count())
+        counts = safety.see(done, metrics, lambda: mesh.local_rows(batch), first, self._records)
+        if is_recorded(done):
+            counts |= self._validation.learning_rates(done - 1)
+        self._reporter.step(done, metrics | counts)
+        safety.require_progress()

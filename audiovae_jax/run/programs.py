@@ -1,0 +1,76 @@
+"""The compiled programs of a run."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from audiovae_jax.distributed.background import Background
+from audiovae_jax.distributed.group import Group
+from audiovae_jax.training import compilation, program
+from audiovae_jax.training.step import Recipe
+
+
+class Stopped(Exception):
+    """Raised to stop the run without waiting for a background call. Its text is the reason."""
+
+
+class Programs:
+    """Compiles the training step, the validation and the diagnosis when they are first needed.
+
+    Each is compiled once without and once with the discriminator, in a background thread. With `may_stop`, a stop
+    request raises `Stopped` without waiting for the compiler.
+
+    Args:
+      recipe: the run's recipe.
+      devices: mesh of all devices.
+      group: the run's processes, which stop together.
+      timed: `timed(what)` is a context manager that reports how long its block takes.
+    """
+
+    def __init__(self, recipe: Recipe, devices, group: Group, timed: Callable):
+        self._recipe, self._mesh, self._group, self._timed = recipe, devices, group, timed
+        self._scalars = program.place_scalars(recipe, devices)
+        self._compiled: dict[tuple[str, bool], Background] = {}
+
+    def step(self, at: int, state, batch, *, may_stop: bool = False) -> Callable:
+        """Return `train_step(state, batch)` of the step that follows `at` steps."""
+        adversarial = self._is_adversarial(at)
+        return self._program("the step", adversarial, program.map_step, (adversarial,), (state, batch), may_stop)
+
+    def validation(self, variables, rows, *, may_stop: bool = False) -> Callable:
+        """Return `validate(variables, rows)`."""
+        return self._program("the validation", False, program.map_validation, (), (variables, rows), may_stop)
+
+    def diagnosis(self, at: int, state, rows, *, may_stop: bool = False) -> Callable:
+        """Return `diagnose(state, rows)` of the last of `at` steps."""
+        adversarial = self._is_adversarial(at - 1)
+        return self._program(
+            "the diagnosis", adversarial, program.map_diagnosis, (adversarial,), (state, rows), may_stop
+        )
+
+    def _is_adversarial(self, at):
+        return self._recipe.adversarial is not None and self._recipe.adversarial.is_active(at)
+
+    def _program(self, name, adversarial, mapped, options, arguments, may_stop):
+        key = (name, adversarial)
+        if key not in self._compiled or self._compiled[key].is_alive():
+            with self._timed(f"compiling {name}" + (" with discriminator" if adversarial else "")):
+                if key not in self._compiled:
+                    function = functools.partial(mapped, self._recipe, self._mesh, *options)
+                    self._compiled[key] = Background(
+                        lambda: compilation.compiled(function(), *arguments, self._scalars)
+                    )
+                wait_for(self._compiled[key], self._group, may_stop)
+        compiled = self._compiled[key].result()
+        return lambda *arguments: compiled(*arguments, self._scalars)
+
+
+def wait_for(call: Background, group: Group, may_stop: bool) -> Any:
+    """Return the result of a background call.
+
+    Raises:
+      Stopped: with `may_stop`, the processes were asked to stop before the call ended.
+    """
+    if may_stop and (reason := group.stop_reason_after(call)) is not None:
+        raise Stopped(reason)
+    return call.result()

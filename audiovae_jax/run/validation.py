@@ -1,0 +1,111 @@
+"""What a run measures between training steps: validation losses, diagnosis, samples."""
+
+import jax
+import numpy as np
+
+from audiovae_jax.distributed import mesh
+from audiovae_jax.distributed.background import Background
+from audiovae_jax.errors import DataError
+from audiovae_jax.run.gan_health import Figures, GanHealth
+from audiovae_jax.run.programs import Programs, wait_for
+from audiovae_jax.run.samples import Samples
+from audiovae_jax.run.start import Session
+from audiovae_jax.training.state import TrainState
+
+
+class Validation:
+    """Measures a train state and reports the measurements.
+
+    The validation batches are loaded and placed on the devices once, since every validation uses the same ones.
+
+    Args:
+      session: the run.
+      programs: its compiled programs.
+    """
+
+    def __init__(self, session: Session, programs: Programs):
+        config, self._programs, self._session = session.config, programs, session
+        self._reporter = session.reporter
+        batches = session.batches(session.data.validation, 0, -(-config.data.validation_crops // config.batch_size))
+        self._batches = [mesh.place_batch(session.devices, rows) for rows in batches]
+        # Only the first process makes samples, so this must not involve a collective operation.
+        self._samples = None
+        if jax.process_index() == 0:
+            self._samples = Samples(session.data.samples, config.data.num_samples, session.recipe.model)
+        self._health = GanHealth(session.reporter.say, session.recipe.kl.warmup_steps)
+        self._host = _host_device()
+
+    def compile(self, state: TrainState):
+        """Compile the validation.
+
+        Raises:
+          Stopped: the run was asked to stop meanwhile.
+        """
+        self._programs.validation(state.variables, self._batches[0], may_stop=True)
+
+    def compile_diagnosis(self, state: TrainState, at: int):
+        """Compile the diagnosis of the last of `at` steps; see `compile`."""
+        self._programs.diagnosis(at, state, self._batches[0], may_stop=True)
+
+    def validate(self, state: TrainState, at: int) -> dict[str, float]:
+        """Return the losses of the validation crops after `at` steps, averaged over batches.
+
+        Raises:
+          TrainingError: the total loss is not finite, and a rollback cannot help.
+          RollBack: the total loss is not finite.
+        """
+        validate = self._programs.validation(state.variables, self._batches[0])
+        results = jax.device_get([validate(state.variables, rows)[0] for rows in self._batches])
+        metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
+        self._session.safety.require_finite_validation(at, metrics["total_loss"])
+        self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("total_loss", "reconstruction_loss", "si_sdr_db"))
+        if (speed := self._reporter.steps_per_second) is not None:
+            rates = ", ".join(f"{rate:.3g}" for rate in self.learning_rates(at - 1).values())
+            shown += f"; learning rates {rates}; {speed:.3g} steps/s"
+        self._reporter.say(f"step {at}: validation {shown}")
+        return metrics
+
+    def diagnose(self, state: TrainState, at: int):
+        """Report the diagnosis of the generator and the discriminator, and warnings about it."""
+        diagnose = self._programs.diagnosis(at, state, self._batches[0])
+        figures = Figures.of(jax.device_get([diagnose(state, rows) for rows in self._batches]))
+        metrics, warnings = self._health.look(at, figures)
+        self._reporter.scalars(at, metrics)
+        for warning in warnings:
+            self._reporter.text(at, "health/warnings", warning)
+
+    def sample(self, state: TrainState, at: int, *, may_stop: bool = False):
+        """Reconstruct and record the samples. All processes call this, so that all stop together.
+
+        Raises:
+          Stopped: with `may_stop`, the run was asked to stop meanwhile.
+        """
+        call = Background(lambda: self._samples and self._samples.reconstruct(state.variables))
+        try:
+            samples = wait_for(call, self._session.group, may_stop)
+        except DataError as error:  # training does not need samples
+            self._reporter.say(f"warning: there are no samples of step {at}: {error}")
+            return
+        if samples is not None:
+            self._reporter.samples(at, samples)
+
+    def learning_rates(self, at: int) -> dict[str, float]:
+        """Return the learning rates of the updates that follow `at` steps, by event name.
+
+        They are computed on the CPU so as not to wait for the accelerator.
+        """
+        recipe = self._session.recipe
+        optimizers = {"learning_rate": recipe.optimizer}
+        if recipe.adversarial is not None and recipe.adversarial.is_active(at):
+            optimizers["discriminator_learning_rate"] = recipe.discriminator_optimizer
+        with jax.default_device(self._host):
+            return {f"train/{name}": float(each.learning_rate_at(at)) for name, each in optimizers.items()}
+
+
+def _host_device():
+    """Return the CPU device, or an accelerator if JAX_PLATFORMS excludes the CPU."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return jax.local_devices()[0]
