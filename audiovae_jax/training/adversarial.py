@@ -33,6 +33,18 @@ def adversarial_pass(
 ) -> AdversarialPass:
     """Run the discriminator on `real` and `fake`, `[b, T, C]` each."""
     run = _joint_pass if takes_known_maps(discriminator) else _separate_passes
+    return run(discriminator, *_loss_functions(losses), params, real, fake)
+
+
+def separate_passes(
+    discriminator: nn.Module, losses: AdversarialLossCalculator, params, real: jax.Array, fake: jax.Array
+) -> AdversarialPass:
+    """Do the same as `adversarial_pass` by calling the discriminator on `real` and on `fake`."""
+    return _separate_passes(discriminator, *_loss_functions(losses), params, real, fake)
+
+
+def _loss_functions(losses):
+    """Return the generator's and the discriminator's loss, `(real_output, fake_output) -> (total, values)`."""
 
     def generator_loss(real_output, fake_output):
         values = losses.generator_losses(real_output, fake_output)
@@ -42,7 +54,7 @@ def adversarial_pass(
         values = losses.discriminator_losses(real_output, fake_output)
         return values["d_loss"], values
 
-    return run(discriminator, generator_loss, discriminator_loss, params, real, fake)
+    return generator_loss, discriminator_loss
 
 
 def _joint_pass(discriminator: Discriminator, generator_loss, discriminator_loss, params, real, fake):
