@@ -24,7 +24,8 @@ if "XLA_FLAGS" not in os.environ:
         os.environ["XLA_FLAGS"] = sooner["XLA_FLAGS"]
 if not _IS_WORKER:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="audiovae_jax_tests_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "xla")
+    # Set it to keep what one run has compiled for the next.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.environ["XDG_CACHE_HOME"], "xla"))
     # Processes that tests kill leave temporary files; pytest's own stay where they are looked for.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "tmp")
@@ -49,7 +50,6 @@ from configs import base
 process.drop_orbax_log_lines()  # as every command does: on a full disk, its lines would not fit either
 
 GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_sessionfinish():
@@ -187,14 +187,6 @@ def applied(module, variables, *args, **options):
 def initialised(module, audio, **options):
     """Variables of a module from seed 0, compiled as one."""
     return _jitted(module.init, tuple(options.items()))(jax.random.key(0), audio)
-
-
-def shared(name: str) -> Path:
-    """A file of the seed's golden data, or a skip where it is absent."""
-    path = SHARED / name
-    if not path.exists():
-        pytest.skip(f"needs {name} of the reference data, which is not part of the project")
-    return path
 
 
 def plannable(name: str) -> targets.Target:

@@ -1,9 +1,12 @@
 """Writes tests/golden/ from the torch reference: `python tests/make_golden.py [NAME ...]` (needs torch).
 
-Each npz file holds weights under `weights/` in torch's names and layout, inputs and outputs. Gradients
-are taken in float64, so that they are the truth and not another rounding of it.
+Each npz file has weights under `weights/` in torch's names and layout, inputs and outputs. Large weights are drawn
+from a seed instead. Gradients are computed in float64.
+
+`original_*.npz` are not written here. They come from the PyTorch system itself.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import numpy as np
 import torch
 import torch_reference as ref
 import torch_training
-from golden_configs import DISCRIMINATOR, MICRO_DISCRIMINATOR, MICRO_MODEL, MODEL
+from golden_configs import BAND, DISCRIMINATOR, MICRO_DISCRIMINATOR, MICRO_MODEL, MODEL, SCALE, seeded_weights
 
 FOLDER = Path(__file__).parent / "golden"
 
@@ -59,11 +62,32 @@ def model():
 def discriminator():
     torch.manual_seed(0)
     module = _randomize(ref.EnCodecDiscriminator(**DISCRIMINATOR)).double()
-    real, fake = _audio(3), _audio(4).requires_grad_()
+    _save("discriminator", {**_weights(module), **_discriminator(module, _audio(3), _audio(4))})
+
+
+def scale():
+    _seeded("scale", ref.MultiScaleDiscriminator(SCALE["msd_scales"]), _audio(3), _audio(4))
+
+
+def band():
+    module = ref.BandSplitDiscriminator(BAND["n_fft"], BAND["hop_length"], BAND["band_ranges"])
+    _seeded("band", module, _audio(3, 4096)[:, :1], _audio(4, 4096)[:, :1])
+
+
+def _seeded(name, module, real, fake):
+    shapes = {key: list(value.shape) for key, value in module.state_dict().items()}
+    module.load_state_dict({key: torch.from_numpy(value) for key, value in seeded_weights(shapes).items()})
+    arrays = _discriminator(module.double(), real, fake)
+    _save(name, {"weight_shapes": np.array(json.dumps(shapes)), **arrays})
+
+
+def _discriminator(module, real, fake):
+    """Inputs, logits, losses and gradients of a discriminator."""
+    fake = fake.clone().requires_grad_()
     real_logits, real_maps = module(real)
     fake_logits, fake_maps = module(fake)
     g_adv, fm = ref.hinge_g(fake_logits), ref.feature_matching(real_maps, fake_maps)
-    arrays = {**_weights(module), "real": real, "fake": fake, "g_adv": g_adv, "fm": fm}
+    arrays = {"real": real, "fake": fake, "g_adv": g_adv, "fm": fm}
     arrays |= {f"real_logits_{i}": x for i, x in enumerate(real_logits)}
     arrays |= {f"fake_logits_{i}": x for i, x in enumerate(fake_logits)}
     arrays["grad_fake"] = torch.autograd.grad(g_adv + 10 * fm, fake, retain_graph=True)[0]
@@ -73,7 +97,7 @@ def discriminator():
     names = [name for name, _ in module.named_parameters()]
     for name, grad in zip(names, torch.autograd.grad(half, list(module.parameters())), strict=True):
         arrays[f"gradnorm/{name}"] = grad.norm()
-    _save("discriminator", arrays)
+    return arrays
 
 
 def losses():
@@ -117,6 +141,6 @@ def checkpoints():
 
 
 if __name__ == "__main__":
-    made = {f.__name__: f for f in (model, discriminator, losses, checkpoints)}
+    made = {f.__name__: f for f in (model, discriminator, scale, band, losses, checkpoints)}
     for name in sys.argv[1:] or made:
         made[name]()

@@ -1,14 +1,14 @@
-"""True to the PyTorch system: golden files of our own, the seed's where they are, and torch live."""
+"""Equal to the PyTorch system: numbers of the original (`original_*.npz`), and of a reference in torch."""
 
 import golden_configs as names
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN, applied, shared
+from conftest import GOLDEN, applied
 
 from audiovae_jax import AdversarialLossCalculator, EnCodecDiscriminator, discriminators, losses
-from audiovae_jax.torch_io import audio_vae, import_audio_vae, import_discriminator, read_checkpoint
+from audiovae_jax.torch_io import audio_vae, import_discriminator
 from audiovae_jax.torch_io.layout import torch_key
 
 
@@ -18,10 +18,6 @@ def channel_last(x):
 
 def channel_first(x):
     return np.moveaxis(np.asarray(x), -1, 1)
-
-
-def weights(io):
-    return {name.removeprefix("weights/"): io[name] for name in io.files if name.startswith("weights/")}
 
 
 def relative(actual, expected):
@@ -84,15 +80,32 @@ def worst(errors):
 
 def test_the_model_gives_torchs_numbers():
     io = np.load(GOLDEN / "model.npz")
-    imported = audio_vae.from_checkpoint({"state_dict": weights(io), "model_config": names.MODEL})
+    imported = audio_vae.from_checkpoint({"state_dict": names.weights(io), "model_config": names.MODEL})
     output = applied(imported.model, imported.variables, channel_last(io["audio"]), noise=channel_last(io["eps"]))
     for name in ("reconstruction", "z", "mean", "logvar"):
         np.testing.assert_allclose(channel_first(getattr(output, name)), io[name], atol=1e-5, rtol=1e-5)
 
 
-def test_the_discriminators_give_torchs_numbers_and_gradients():
-    io = np.load(GOLDEN / "discriminator.npz")
-    errors = check_discriminator(EnCodecDiscriminator(**names.DISCRIMINATOR), weights(io), io)
+DISCRIMINATORS = {
+    "discriminator": EnCodecDiscriminator(**names.DISCRIMINATOR),
+    "scale": discriminators.MultiScaleDiscriminator(names.SCALE["msd_scales"]),
+    "band": discriminators.BandSplitDiscriminator(**names.BAND),
+    "original_discriminator_stft": discriminators.MultiScaleSTFTDiscriminator(4, n_ffts=(512, 256, 128)),
+    "original_discriminator_period": discriminators.MultiPeriodDiscriminator(channels=(4, 8, 8, 16, 16)),
+    "original_discriminator_mel_stft": discriminators.MultiScaleMelSTFTDiscriminator(
+        4, n_ffts=(512, 256), n_mels=(40, 32)
+    ),
+    "original_discriminator_full": EnCodecDiscriminator(
+        4, n_ffts=(512, 256), use_msd=False, mpd_periods=(2, 3), mpd_channels=(4, 8, 8, 8, 8), use_mel_stft=True,
+        mel_stft_filters=4, mel_stft_n_ffts=(256,), mel_stft_n_mels=(32,),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_the_discriminators_give_torchs_numbers_and_gradients(name):
+    io = np.load(GOLDEN / f"{name}.npz")
+    errors = check_discriminator(DISCRIMINATORS[name], names.weights(io), io)
     assert worst(errors)[1] < 1e-4, worst(errors)
 
 
@@ -135,33 +148,10 @@ def _loss_and_gradient(io, fn, options, dtype):
     return value, np.linalg.norm(grad), grad[0, :, :64]
 
 
-SEED_DISCRIMINATORS = {
-    "stft": discriminators.MultiScaleSTFTDiscriminator(4, n_ffts=(512, 256, 128)),
-    "scale": discriminators.MultiScaleDiscriminator((2,)),
-    "period": discriminators.MultiPeriodDiscriminator(channels=(4, 8, 8, 16, 16)),
-    "mel_stft": discriminators.MultiScaleMelSTFTDiscriminator(4, n_ffts=(512, 256), n_mels=(40, 32)),
-    "band": discriminators.BandSplitDiscriminator(512, 128, ((16, 64),)),
-    "full": EnCodecDiscriminator(
-        4, n_ffts=(512, 256), use_msd=False, mpd_periods=(2, 3), mpd_channels=(4, 8, 8, 8, 8), use_mel_stft=True,
-        mel_stft_filters=4, mel_stft_n_ffts=(256,), mel_stft_n_mels=(32,),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SEED_DISCRIMINATORS)
-def test_the_seeds_discriminators(name):
-    io = np.load(shared(f"golden/discriminator_{name}_io.npz"))
-    state = read_checkpoint(shared(f"golden/discriminator_{name}.pt"))
-    errors = check_discriminator(SEED_DISCRIMINATORS[name], state, io)
-    print(f"\n| discriminator_{name} | {worst(errors)[0]} | {worst(errors)[1]:.1e} |")
-    # The file's own error: convs.5.weight_v differs from the float64 gradient by 1.01e-4, ours by 3e-8.
-    bound = 1.1e-4 if name == "scale" else 1e-4
-    assert worst(errors)[1] < bound, worst(errors)
-
-
-def test_the_seeds_model():
-    model, variables = import_audio_vae(shared("golden/model_small.pt"))
-    io = np.load(shared("golden/model_small_io.npz"))
+def test_the_model_gives_the_originals_numbers():
+    io = np.load(GOLDEN / "original_model.npz")
+    imported = audio_vae.from_checkpoint({"state_dict": names.weights(io), "model_config": names.ORIGINAL_MODEL})
+    model, variables = imported.model, imported.variables
     audio = channel_last(io["audio"])
     output = applied(model, variables, audio, noise=channel_last(io["eps"]))
     deterministic = applied(model, variables, audio, deterministic=True)
@@ -172,29 +162,11 @@ def test_the_seeds_model():
         "decoded_mean": applied(model, variables, channel_last(io["z_mean"]), method="decode"),
     }
     errors = {name: float(np.abs(channel_first(x) - io[name]).max()) for name, x in errors.items()}
-    print(f"\n| model_small | {worst(errors)[0]} | {worst(errors)[1]:.1e} absolute |")
     assert worst(errors)[1] < 1e-5, worst(errors)
-
-
-def test_the_seeds_lightning_checkpoint():
-    path = shared("golden/lightning_adversarial.ckpt")
-    io = np.load(shared("golden/lightning_adversarial_io.npz"))
-    model, variables = import_audio_vae(path)
-    output = applied(model, variables, channel_last(io["audio"]), deterministic=True)
-    mine = {"mean": output.mean, "logvar": output.logvar, "decoded_mean": output.reconstruction}
-    errors = {name: float(np.abs(channel_first(x) - io[name]).max()) for name, x in mine.items()}
-    print(f"\n| lightning_adversarial | {worst(errors)[0]} | {worst(errors)[1]:.1e} absolute |")
-    assert worst(errors)[1] < 1e-5, worst(errors)
-    discriminator = SEED_DISCRIMINATORS["full"]
-    params = import_discriminator(read_checkpoint(path)["state_dict"], discriminator)
-    logits, _ = applied(discriminator, {"params": params}, channel_last(io["audio"]))
-    errors = {f"logits_{i}": relative(arrange(x, io[f"logits_{i}"]), io[f"logits_{i}"]) for i, x in enumerate(logits)}
-    print(f"| lightning_adversarial | {worst(errors)[0]} | {worst(errors)[1]:.1e} |")
-    assert worst(errors)[1] < 1e-4, worst(errors)
 
 
 _QUARTER = {"hop_sizes": None, "win_lengths": None}
-SEED_LOSSES = {
+ORIGINAL_LOSSES = {
     "sum_diff_stft_aweighted": (
         losses.sum_and_difference_stft,
         {"fft_sizes": (2048, 1024, 512, 256, 128, 64, 32), "w_sc": 0.0, "w_lin_mag": 1.0, "perceptual_weighting": True,
@@ -214,17 +186,17 @@ SEED_LOSSES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SEED_LOSSES)
-def test_the_seeds_losses(name):
-    io = np.load(shared("golden/losses.npz"))
+@pytest.mark.parametrize("name", ORIGINAL_LOSSES)
+def test_the_losses_give_the_originals_numbers(name):
+    io = np.load(GOLDEN / "original_losses.npz")
     # Gradients of log-magnitudes at this data's quietest bins are rounding: in float64 the same
-    # formula differs from the seed's float32 by 1.2e-3 (mr_stft), so nothing can be nearer than that.
+    # formula differs from the original's float32 by 1.2e-3 (mr_stft), so nothing can be nearer than that.
     bounds = {"sum_diff_stft_aweighted": 1e-3, "sum_diff_stft": 1e-3, "mr_stft": 2e-3, "mr_stft_aweighted": 1e-3}
-    check_loss(io, name, *SEED_LOSSES[name], {**bounds, "lsd": 2.5e-3}.get(name, 1e-4))
+    check_loss(io, name, *ORIGINAL_LOSSES[name], {**bounds, "lsd": 2.5e-3}.get(name, 1e-4))
 
 
-def test_the_seeds_kl():
-    io = np.load(shared("golden/losses.npz"))
+def test_the_kl_gives_the_originals_numbers():
+    io = np.load(GOLDEN / "original_losses.npz")
     mean, logvar = (channel_last(io[name]) for name in ("kl_mean", "kl_logvar"))
     l1 = losses.waveform_l1(prediction=channel_last(io["prediction"]), target=channel_last(io["target"]))
     for free_bits in (0.0, 0.5):

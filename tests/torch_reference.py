@@ -305,6 +305,38 @@ class MultiPeriodDiscriminator(nn.Module):
         return [p[0] for p in pairs], [p[1] for p in pairs]
 
 
+class BandDiscriminator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers = ((32, 7, 2), (64, 5, 2), (128, 5, 2), (256, 5, 2), (256, 3, 1))
+        self.convs, channels = nn.ModuleList(), 1
+        for c, k, s in layers:
+            conv = weight_norm(nn.Conv2d(channels, c, k, s, padding=k // 2))
+            self.convs.append(nn.Sequential(conv, nn.LeakyReLU(0.2)))
+            channels = c
+        self.final_conv = weight_norm(nn.Conv2d(channels, 1, 3, padding=1))
+
+    def forward(self, x):
+        maps = []
+        for conv in self.convs:
+            x = conv(x)
+            maps.append(x)
+        maps.append(self.final_conv(x))
+        return maps[-1].mean((2, 3)), maps
+
+
+class BandSplitDiscriminator(nn.Module):
+    def __init__(self, n_fft=2048, hop=512, bands=((0, 128), (128, 256), (256, 512), (512, 1025))):
+        super().__init__()
+        self.n_fft, self.hop, self.bands = n_fft, hop, bands
+        self.band_discriminators = nn.ModuleList([BandDiscriminator() for _ in bands])
+
+    def forward(self, x):
+        s = stft(x[:, 0], self.n_fft, self.hop).abs()[:, None]
+        pairs = [d(s[:, :, low:high]) for d, (low, high) in zip(self.band_discriminators, self.bands, strict=True)]
+        return [p[0] for p in pairs], [p[1] for p in pairs]
+
+
 class EnCodecDiscriminator(nn.Module):
     def __init__(
         self,

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import optax
 import pytest
-from conftest import GOLDEN, shared
+from conftest import GOLDEN
 
 from audiovae_jax.config import build, configuration
 from audiovae_jax.distributed import mesh
@@ -389,18 +389,6 @@ def test_five_steps_on_are_torchs_five_steps(micro_config, monkeypatch):
     config, _ = _adopted(micro_config, LIGHTNING)
     config.num_steps = 100
     _check_against_torch(config, LIGHTNING, names.MICRO_MODEL, names.MICRO_DISCRIMINATOR, 1024, monkeypatch)
-
-
-@pytest.mark.slow
-def test_five_steps_on_from_the_seeds_checkpoint(micro_config, monkeypatch):
-    path = shared("golden/lightning_adversarial.ckpt")
-    pytest.importorskip("torch")
-    config, _ = _adopted(micro_config, path)
-    config.num_steps = 100
-    config.data.crop_length = 4096
-    names_of_model = {key: config.model[key] for key in names.MICRO_MODEL}
-    discriminator = {key: config.discriminator[key] for key in names.MICRO_DISCRIMINATOR}
-    _check_against_torch(config, path, names_of_model, discriminator, 4096, monkeypatch)
 
 
 def test_a_key_given_once_is_not_kept_in_silence(micro_config, tmp_path):

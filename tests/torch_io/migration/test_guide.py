@@ -180,15 +180,6 @@ def test_every_place_is_there(heading):
             _require(kind, place)
 
 
-def test_the_old_document_has_no_other_chapters():
-    document = ROOT.parent / "shared" / "OLD_GUIDE.md"
-    if not document.exists():
-        pytest.skip("the PyTorch system's document is not at hand")
-    chapters = re.findall(r"^## (.*)$", re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL), re.MULTILINE)
-    answered = [*CHAPTERS, "Table of Contents", "Examples", "Summary"]  # the examples one by one
-    assert set(chapters) <= set(answered)
-
-
 def _old_names(heading):
     """The last parts of the keys and classes in a table's first column, and of those that have no counterpart."""
     names, without = set(), set()
