@@ -19,7 +19,9 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     display.Audio = lambda audio, rate: (np.asarray(audio), rate)
     display.Image = lambda path: Path(path).read_bytes()
     display.display = shown.append
-    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    ipython = types.ModuleType("IPython")
+    ipython.version_info = (9, 0)  # which Matplotlib asks for
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_discriminator", raising=False)
