@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from audiovae_jax.commands import bundled_configs, codec
-from audiovae_jax.commands.command import Command
+from audiovae_jax.commands.arguments import Command
 from audiovae_jax.data.audio import audio_file, remote
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.sets import sources
@@ -151,8 +151,7 @@ def _serve(path):
 
 EVALUATE = Command(
     name="evaluate",
-    description="""Judge models on audio, beside Opus and MP3: a table, and a page to look at and listen to.
-
+    details="""\
 MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file; NAME=MODEL gives it a name. AUDIO is a
 file, or whatever config.data.root takes: a folder, a manifest, shards, MUSDB18-HQ, GTZAN, or a URL.""",
     main=_evaluate,
@@ -162,8 +161,7 @@ file, or whatever config.data.root takes: a folder, a manifest, shards, MUSDB18-
 )
 SERVE = Command(
     name="serve",
-    description="""A page to listen to models with: reconstructions, differences, metrics, and latents changed by hand.
-
+    details="""\
 MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file; or a folder, whose models are offered by
 name. The page needs gradio, which the extra ui brings: pip install -e '.[ui]'.""",
     main=_serve,

@@ -6,7 +6,7 @@ import jax
 from absl import flags
 
 from audiovae_jax.commands import bundled_configs, codec
-from audiovae_jax.commands.command import MODEL, Command
+from audiovae_jax.commands.arguments import MODEL, Command
 from audiovae_jax.data.audio import remote
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.sets import sharding, sources
@@ -67,8 +67,7 @@ def _encode_dataset(model, root, target):
 
 ENCODE_DATASET = Command(
     name="encode_dataset",
-    description="""A data set to shards of latents, to train on without encoding again.
-
+    details="""\
 MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. IN is whatever config.data.root takes: a
 folder, a manifest, shards, tars, MUSDB18-HQ, GTZAN, or a URL. OUT is a folder; shards that are there are kept.""",
     main=_encode_dataset,
