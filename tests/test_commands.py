@@ -79,7 +79,7 @@ FLAGS = {
     "export_stablehlo": "--batch_size --chunk_length --dtype --platforms --sample_rate --step",
     "import_torch": "--dilations --strict",
     "export_torch": "--step",
-    "migrate_config": "--output --overwrite",
+    "migrate_config": "--out --overwrite",
     "make_shards": "--min_seconds --mixture_share --num_threads --record_seconds --shard_megabytes --source "
     "--validation_fraction",
     "benchmark": "--adversarial --against --batch_size --config --crop --json --profile --repeats --seconds --warmup",

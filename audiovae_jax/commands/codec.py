@@ -45,7 +45,7 @@ def load(model: str) -> Codec:
 
 def _define(*, mix: bool = False, audio_format: bool = False, other_model: bool = False):
     define_codec_flags()
-    flags.DEFINE_bool("overwrite", False, "make what is there already, too")
+    flags.DEFINE_bool("overwrite", False, "replace outputs that exist")
     if mix:
         flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
     if audio_format:

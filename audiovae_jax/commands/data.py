@@ -141,18 +141,18 @@ CHECK_DATA = Command(
 MAKE_SHARDS = Command(
     name="make_shards",
     details="""\
-IN is a folder, a manifest, tars, MUSDB18-HQ or GTZAN, here or behind a URL; OUT a folder of this machine, to be
+ROOT is a folder, a manifest, tars, MUSDB18-HQ or GTZAN, here or behind a URL; OUT a folder of this machine, to be
 copied to a bucket as it is. Nothing of the audio is lost: what FLAC cannot hold exactly stays floating point.
-Stopped, the same command goes on. Train with --config.data.root=OUT; the crops are those of IN, to the bit.""",
+Stopped, the same command goes on. Train with --config.data.root=OUT; the crops are those of ROOT, to the bit.""",
     main=_make_shards,
-    positional=("IN...", "OUT"),
+    positional=("ROOT...", "OUT"),
     define_flags=_shards_flags,
 )
 CONVERT_MUSDB18 = Command(
     name="convert_musdb18",
-    details="ROOT holds train/ and test/ as they are shared; OUT gets a folder of five wav files for each song.",
+    details="IN holds train/ and test/ as they are shared; OUT gets a folder of five wav files for each song.",
     main=_convert,
-    positional=("ROOT", "OUT"),
+    positional=("IN", "OUT"),
     define_flags=_convert_flags,
     interrupted="songs that were made are whole, and the same command goes on from there",
 )

@@ -110,9 +110,10 @@ INSPECT_MODEL = Command(
 )
 CALIBRATE_LATENTS = Command(
     name="calibrate_latents",
-    details="AUDIO is a file or a folder. OUT is the saved model to make, here or in a bucket; it may be MODEL itself.",
+    details="""\
+IN is an audio file, or a folder of them. OUT is the saved model to make, here or in a bucket; it may be MODEL.""",
     main=_calibrate,
-    positional=(MODEL, "AUDIO", "OUT"),
+    positional=(MODEL, "IN", "OUT"),
     bucket_output=True,
     define_flags=_calibrate_flags,
 )

@@ -104,16 +104,16 @@ REPORT = Command(
 
 
 def _migrate_flags():
-    flags.DEFINE_string("output", None, "the config file to make; without it, it is only told", short_name="o")
-    flags.DEFINE_bool("overwrite", False, "replace the output, if it is there")
+    flags.DEFINE_string("out", None, "the config file to make; by default the config is only printed", short_name="o")
+    flags.DEFINE_bool("overwrite", False, "replace outputs that exist")
 
 
 def _migrate(*given):
     from audiovae_jax.torch_io.migration import migrate
 
-    output = flags.FLAGS.output
+    output = flags.FLAGS.out
     if output is not None and not output.endswith(".py"):
-        raise ConfigError(f"--output={output} must end in .py")
+        raise ConfigError(f"--out={output} must end in .py")
     if output is not None and Path(output).exists() and not flags.FLAGS.overwrite:
         raise ConfigError(f"{printable(output)} is there already; --overwrite replaces it")
     overrides = [name for name in given if ("=" in name or name.startswith("~")) and not Path(name).is_file()]
