@@ -8,9 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def line(name: str, *arguments) -> list[str]:
-    """The command line of `audiovae-jax NAME ARGUMENTS`."""
-    return [sys.executable, "-m", "audiovae_jax", name, *map(str, arguments)]
+def line(*arguments) -> list[str]:
+    """The command line of `audiovae-jax ARGUMENTS`, the first of which is the command."""
+    return [sys.executable, "-m", "audiovae_jax", *map(str, arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -18,8 +18,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def run(name: str, *arguments, cwd: Path) -> subprocess.CompletedProcess:
+def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
     """Run a command in a folder, and capture what it prints as text."""
-    return subprocess.run(
-        line(name, *arguments), capture_output=True, text=True, cwd=cwd, env=environment(), check=False
-    )
+    return subprocess.run(line(*arguments), capture_output=True, text=True, cwd=cwd, env=environment(), check=False)
