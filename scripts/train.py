@@ -1,4 +1,4 @@
-"""The command `train`, as `python -m audiovae_jax train` runs it too."""
+"""The command `train`, as `audiovae-jax train` runs it too."""
 
 import sys
 from pathlib import Path

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_scripts import FLAGS
+from test_commands import FLAGS
 
 LAUNCH = Path(__file__).resolve().parents[1] / "scripts" / "launch"
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import itertools
-import os
 import re
 import shlex
 import shutil
@@ -10,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import command_line
 import numpy as np
 import old_configs
 import pytest
@@ -50,9 +50,11 @@ def _commands(page):
     """`(how it is started, command, arguments)` of each line in a page's blocks that runs one."""
     blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), flags=re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    found = [re.search(r"python (scripts/(\w+)\.py|-m audiovae_jax (\w+))(.*)", line) for line in lines]
+    found = [re.search(r"python (scripts/(train)\.py)(.*)|audiovae-jax (\w+)(.*)", line) for line in lines]
     return [
-        ([str(ROOT / m[1])] if m[2] else ["-m", "audiovae_jax", m[3]], m[2] or m[3], shlex.split(m[4], comments=True))
+        ([sys.executable, str(ROOT / m[1])], m[2], shlex.split(m[3], comments=True))
+        if m[1]
+        else (command_line.line(m[4]), m[4], shlex.split(m[5], comments=True))
         for m in found
         if m
     ]
@@ -128,7 +130,7 @@ def test_the_commands_of_all_pages_are_found():
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_works_as_it_stands(workplace, page):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = command_line.environment()
     seen = [] if page == "README.md" else _commands(ROOT / "README.md")
     # Of the default structure; `report` alone needs a whole run, whose model is a micro one.
     if all(command != "report" for _, command, _ in _commands(ROOT / page)):
@@ -143,7 +145,7 @@ def test_every_command_works_as_it_stands(workplace, page):
         if command == "benchmark":  # what needs torch is compared in the benchmark's own tests
             given = [part for part in given if not part.startswith("--against")]
         workdir = [f"--workdir=work/{number}"] if command == "train" else []
-        line = [sys.executable, *start, *given, *_short(command, given), *workdir]
+        line = [*start, *given, *_short(command, given), *workdir]
         if command == "serve":
             _serves([*line, "--port=0"], workplace, environment)
             continue

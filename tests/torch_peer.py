@@ -1,6 +1,6 @@
 """The PyTorch system, or diffusers' Oobleck, in a process of its own that does one piece of work per line it reads.
 
-Started by `scripts/benchmark.py`, with a job as JSON in its first argument. It answers each line on
+Started by `audiovae-jax benchmark`, with a job as JSON in its first argument. It answers each line on
 standard output with one of JSON: first what it is, then `{"seconds": ..., "peak_bytes": ...}`.
 """
 

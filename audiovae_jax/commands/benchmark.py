@@ -6,8 +6,8 @@ import sys
 
 from absl import flags
 
-from audiovae_jax.commands import bundled_configs, cli, process
-from audiovae_jax.commands.command import Command
+from audiovae_jax.commands import arguments, bundled_configs, process
+from audiovae_jax.commands.arguments import Command
 from audiovae_jax.config import configuration
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.performance.benchmark import command as benchmark
@@ -23,7 +23,7 @@ _USED = {
 
 
 def _flags():
-    cli.define_config_flag()
+    arguments.define_config_flag()
     flags.DEFINE_integer("batch_size", None, "items; by default the config's, and of codec one signal", lower_bound=1)
     flags.DEFINE_integer("crop", None, "samples of an item; by default the config's", lower_bound=1)
     flags.DEFINE_bool("adversarial", None, "with the discriminator; by default as the config says")
@@ -68,9 +68,7 @@ def _require_used(subcommand):
 
 BENCHMARK = Command(
     name="benchmark",
-    description="""Measure the step, the codec, the data, compiling or memory, alone or beside other systems.
-
-What is measured is built from --config; codec takes a trained MODEL too.""",
+    details="What is measured is built from --config, alone or beside other systems. codec takes a trained MODEL too.",
     main=_benchmark,
     positional=("step|codec|data|compile|memory", "[MODEL]"),
     define_flags=_flags,

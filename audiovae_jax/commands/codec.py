@@ -6,7 +6,7 @@ from pathlib import Path
 from absl import flags
 
 from audiovae_jax.commands import file_jobs
-from audiovae_jax.commands.command import MODEL, Command
+from audiovae_jax.commands.arguments import MODEL, Command
 from audiovae_jax.data.audio import stream
 from audiovae_jax.data.audio.audio_file import EXTENSIONS
 from audiovae_jax.errors import ConfigError
@@ -45,7 +45,7 @@ def load(model: str) -> Codec:
 
 def _define(*, mix: bool = False, audio_format: bool = False, other_model: bool = False):
     define_codec_flags()
-    flags.DEFINE_bool("overwrite", False, "make what is there already, too")
+    flags.DEFINE_bool("overwrite", False, "replace outputs that exist")
     if mix:
         flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
     if audio_format:
@@ -114,31 +114,27 @@ def _run(jobs, model, method, **options):
 
 
 _FILES = (MODEL, "IN...", "OUT")
-_WHAT = """
-
+_DETAILS = """\
 MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. IN are files, and folders whose
 structure is kept under OUT; a single file can be given the name of the file to make. What is there is skipped."""
 RECONSTRUCT = Command(
     name="reconstruct",
-    description="Audio files through a model and back; any length takes the same memory." + _WHAT,
+    details=f"{_DETAILS} A file of any length takes the same memory.",
     main=_reconstruct,
     positional=_FILES,
     define_flags=lambda: _define(mix=True, audio_format=True),
-    old_model_flag=True,
 )
 ENCODE = Command(
     name="encode",
-    description="Audio files to files of latents." + _WHAT,
+    details=_DETAILS,
     main=_encode,
     positional=_FILES,
     define_flags=_encode_flags,
-    old_model_flag=True,
 )
 DECODE = Command(
     name="decode",
-    description="Files of latents to audio files." + _WHAT,
+    details=_DETAILS,
     main=_decode,
     positional=_FILES,
     define_flags=lambda: _define(audio_format=True, other_model=True),
-    old_model_flag=True,
 )

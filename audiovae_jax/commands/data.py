@@ -8,8 +8,8 @@ from pathlib import Path
 import ml_collections
 from absl import flags
 
-from audiovae_jax.commands import bundled_configs, cli
-from audiovae_jax.commands.command import Command
+from audiovae_jax.commands import arguments, bundled_configs
+from audiovae_jax.commands.arguments import Command
 from audiovae_jax.config import configuration
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.sets import catalog, musdb18_stems, shard_writer, sharding
@@ -68,7 +68,7 @@ def _convert(root, out):
 
 
 def _check_flags():
-    cli.define_config_flag()
+    arguments.define_config_flag()
     flags.DEFINE_string("workdir", None, "of the run that is planned; default runs/<config name>, as train has it")
     flags.DEFINE_integer("limit", 500, "listen to no more tracks than this, spread evenly over all", lower_bound=1)
     flags.DEFINE_float("seconds", 5.0, "to measure how fast crops are read; 0 leaves it out", 0, 3600)
@@ -81,8 +81,8 @@ def _check(root=None):
     _require_writable(values.json, values.page)
     if root is not None:
         values.config.data.root = root
-    workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / cli.config_name())
-    config = cli.read_config(workdir)
+    workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / arguments.config_name())
+    config = arguments.read_config(workdir)
     configuration.check(config, device_count=1)
     if config.data.root is None and not config.data.mix:
         raise ConfigError("there is nothing to look at: give a folder, a manifest or a URL, as check_data ROOT")
@@ -132,9 +132,7 @@ def _plain(value):
 
 CHECK_DATA = Command(
     name="check_data",
-    description="""Look at a data set before a run: what it is like, what is skipped, how fast it is read.
-
-ROOT takes the place of config.data.root. The status is 1 where training would refuse.""",
+    details="ROOT takes the place of config.data.root. The status is 1 where training would refuse.",
     main=_check,
     positional=("[ROOT]",),
     define_flags=_check_flags,
@@ -142,22 +140,19 @@ ROOT takes the place of config.data.root. The status is 1 where training would r
 )
 MAKE_SHARDS = Command(
     name="make_shards",
-    description="""Shards of a data set, in which a crop reads little wherever they lie.
-
-IN is a folder, a manifest, tars, MUSDB18-HQ or GTZAN, here or behind a URL; OUT a folder of this machine, to be
+    details="""\
+ROOT is a folder, a manifest, tars, MUSDB18-HQ or GTZAN, here or behind a URL; OUT a folder of this machine, to be
 copied to a bucket as it is. Nothing of the audio is lost: what FLAC cannot hold exactly stays floating point.
-Stopped, the same command goes on. Train with --config.data.root=OUT; the crops are those of IN, to the bit.""",
+Stopped, the same command goes on. Train with --config.data.root=OUT; the crops are those of ROOT, to the bit.""",
     main=_make_shards,
-    positional=("IN...", "OUT"),
+    positional=("ROOT...", "OUT"),
     define_flags=_shards_flags,
 )
 CONVERT_MUSDB18 = Command(
     name="convert_musdb18",
-    description="""Convert MUSDB18 (.stem.mp4) to the layout of MUSDB18-HQ, once; needs ffmpeg.
-
-ROOT holds train/ and test/ as they are shared; OUT gets a folder of five wav files for each song.""",
+    details="IN holds train/ and test/ as they are shared; OUT gets a folder of five wav files for each song.",
     main=_convert,
-    positional=("ROOT", "OUT"),
+    positional=("IN", "OUT"),
     define_flags=_convert_flags,
     interrupted="songs that were made are whole, and the same command goes on from there",
 )

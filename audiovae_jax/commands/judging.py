@@ -7,7 +7,7 @@ from pathlib import Path
 from absl import flags
 
 from audiovae_jax.commands import bundled_configs, codec
-from audiovae_jax.commands.command import Command
+from audiovae_jax.commands.arguments import Command
 from audiovae_jax.data.audio import audio_file, remote
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.sets import sources
@@ -31,9 +31,9 @@ def _define():
     flags.DEFINE_list("baselines", ["opus24", "opus64", "mp3_128"], "codecs beside the models, by kbit/s; empty: none")
     flags.DEFINE_enum("preset", None, list(PRESETS), "a published table to be measured like, and to stand beside")
     flags.DEFINE_integer("measure_at", None, "Hz that all is resampled to, to be measured; by default no other", 1)
-    flags.DEFINE_enum("side", _ALL, [_ALL, "train", "validation"], "of AUDIO's split")
-    flags.DEFINE_enum("source", sources.AUTO, list(sources.NAMES), "what AUDIO is; auto recognises it")
-    what = "of the tracks, where AUDIO has no split of its own; by default as in training"
+    flags.DEFINE_enum("side", _ALL, [_ALL, "train", "validation"], "of ROOT's split")
+    flags.DEFINE_enum("source", sources.AUTO, list(sources.NAMES), "what ROOT is; auto recognises it")
+    what = "of the tracks, where ROOT has no split of its own; by default as in training"
     flags.DEFINE_float("validation_fraction", None, what, lower_bound=0.0, upper_bound=1.0)
     flags.DEFINE_integer("limit", None, "judge no more tracks than this, spread evenly over all", lower_bound=1)
     flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
@@ -151,19 +151,17 @@ def _serve(path):
 
 EVALUATE = Command(
     name="evaluate",
-    description="""Judge models on audio, beside Opus and MP3: a table, and a page to look at and listen to.
-
-MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file; NAME=MODEL gives it a name. AUDIO is a
+    details="""\
+MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file; NAME=MODEL gives it a name. ROOT is a
 file, or whatever config.data.root takes: a folder, a manifest, shards, MUSDB18-HQ, GTZAN, or a URL.""",
     main=_evaluate,
-    positional=("MODEL...", "AUDIO"),
+    positional=("MODEL...", "ROOT"),
     define_flags=_define,
     interrupted="files.jsonl has what was judged; the tables and the page were not made",
 )
 SERVE = Command(
     name="serve",
-    description="""A page to listen to models with: reconstructions, differences, metrics, and latents changed by hand.
-
+    details="""\
 MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file; or a folder, whose models are offered by
 name. The page needs gradio, which the extra ui brings: pip install -e '.[ui]'.""",
     main=_serve,

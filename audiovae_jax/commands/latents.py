@@ -6,7 +6,7 @@ import jax
 from absl import flags
 
 from audiovae_jax.commands import bundled_configs, codec
-from audiovae_jax.commands.command import MODEL, Command
+from audiovae_jax.commands.arguments import MODEL, Command
 from audiovae_jax.data.audio import remote
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.sets import sharding, sources
@@ -23,8 +23,8 @@ def _define():
     flags.DEFINE_bool("mix", form.mix, "mix channels down or up to the model's")
     flags.DEFINE_integer("record_frames", form.record_frames, "latent frames in a record", lower_bound=1)
     flags.DEFINE_integer("shard_megabytes", form.shard_bytes // 10**6, "about so much is in a shard", lower_bound=1)
-    flags.DEFINE_enum("source", sources.AUTO, list(sources.NAMES), "what IN is; auto recognises it")
-    what = "of the tracks, where IN has no split of its own; by default as in training"
+    flags.DEFINE_enum("source", sources.AUTO, list(sources.NAMES), "what ROOT is; auto recognises it")
+    what = "of the tracks, where ROOT has no split of its own; by default as in training"
     flags.DEFINE_float("validation_fraction", None, what, lower_bound=0.0, upper_bound=1.0)
     flags.DEFINE_integer("num_threads", 2, "shards made at once", lower_bound=1)
     flags.DEFINE_integer("host_index", None, "which of the hosts this is, from 0; by default as JAX knows it")
@@ -67,11 +67,10 @@ def _encode_dataset(model, root, target):
 
 ENCODE_DATASET = Command(
     name="encode_dataset",
-    description="""A data set to shards of latents, to train on without encoding again.
-
-MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. IN is whatever config.data.root takes: a
+    details="""\
+MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. ROOT is whatever config.data.root takes: a
 folder, a manifest, shards, tars, MUSDB18-HQ, GTZAN, or a URL. OUT is a folder; shards that are there are kept.""",
     main=_encode_dataset,
-    positional=(MODEL, "IN", "OUT"),
+    positional=(MODEL, "ROOT", "OUT"),
     define_flags=_define,
 )

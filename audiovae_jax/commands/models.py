@@ -8,8 +8,8 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from audiovae_jax.commands import cli, codec
-from audiovae_jax.commands.command import MODEL, Command
+from audiovae_jax.commands import arguments, codec
+from audiovae_jax.commands.arguments import MODEL, Command
 from audiovae_jax.errors import printable
 from audiovae_jax.inference import calibration, inspection, stablehlo
 from audiovae_jax.persistence import conversion
@@ -93,7 +93,7 @@ def _import_flags():
 
 
 def _import(model, target):
-    dilations = cli.whole_numbers("dilations", flags.FLAGS.dilations)
+    dilations = arguments.whole_numbers("dilations", flags.FLAGS.dilations)
     conversion.import_torch(model, target, dilations=dilations, strict=flags.FLAGS.strict)
 
 
@@ -103,36 +103,30 @@ def _export_torch(model, target):
 
 INSPECT_MODEL = Command(
     name="inspect_model",
-    description="""What a model file holds.
-
-MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file.""",
+    details="MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file.",
     main=_inspect,
     positional=(MODEL,),
     define_flags=_inspect_flags,
 )
 CALIBRATE_LATENTS = Command(
     name="calibrate_latents",
-    description="""Set a model's latent statistics from audio, so that latents have zero mean and unit variance.
-
-AUDIO is a folder of files, OUT a saved model to make (MODEL itself, if that is one), here or in a bucket.""",
+    details="""\
+IN is an audio file, or a folder of them. OUT is the saved model to make, here or in a bucket; it may be MODEL.""",
     main=_calibrate,
-    positional=(MODEL, "AUDIO", "OUT"),
+    positional=(MODEL, "IN", "OUT"),
     bucket_output=True,
     define_flags=_calibrate_flags,
 )
 EXPORT_STABLEHLO = Command(
     name="export_stablehlo",
-    description="""Encoder and decoder for serving with JAX alone.
-
-OUT is a folder to make, with two `jax.export` artifacts, weights inside, and a description.""",
+    details="OUT is a folder to make, with two `jax.export` artifacts, weights inside, and a description.",
     main=_export,
     positional=(MODEL, "OUT"),
     define_flags=_export_flags,
 )
 IMPORT_TORCH = Command(
     name="import_torch",
-    description="""Make a saved model of a PyTorch file, and say what became of each tensor.
-
+    details="""\
 MODEL is a `save_model` file, a Lightning checkpoint, a bare state dict or safetensors; OUT the folder to make, here or
 in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
     main=_import,
@@ -142,9 +136,9 @@ in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
 )
 EXPORT_TORCH = Command(
     name="export_torch",
-    description="""Write a model for the PyTorch system, as OUT.pt or OUT.safetensors.
-
-MODEL is a saved model, a training workdir, or a file that `import_torch` takes.""",
+    details="""\
+MODEL is a saved model, a training workdir, or a file that `import_torch` takes. OUT ends in .pt or
+.safetensors.""",
     main=_export_torch,
     positional=(MODEL, "OUT"),
     define_flags=codec.define_step,

@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from audiovae_jax.commands import cli, training
-from audiovae_jax.commands.command import Command
+from audiovae_jax.commands import arguments, training
+from audiovae_jax.commands.arguments import Command
 from audiovae_jax.errors import ConfigError, PlanError, printable
 from audiovae_jax.performance.planning import compiling, doctor, plan, table, targets
 from audiovae_jax.run import bucket_lock
@@ -16,7 +16,7 @@ from audiovae_jax.storage import atomic
 
 
 def _plan_flags():
-    cli.define_config_flag()
+    arguments.define_config_flag()
     flags.DEFINE_list(
         "target", ["here"], "what to plan for: h200:2x8 (hosts x GPUs; h100), v5e:4x4 (a slice; v5p, v6e), cpu:8, here"
     )
@@ -37,7 +37,7 @@ def _plan():
         host_memory=int(values.host_memory * 1e9) if values.host_memory else free and int(0.9 * free),
         seconds=60 * values.minutes,
     )
-    config = cli.read_config(Path("runs") / cli.config_name())
+    config = arguments.read_config(Path("runs") / arguments.config_name())
     report = plan.plan(config, chosen, limits, lambda text: print(text, file=sys.stderr, flush=True))
     print("\n".join(table.plan_lines(report)), flush=True)
     if values.json is not None:
@@ -64,9 +64,7 @@ def _require_writable(path):
 
 PLAN = Command(
     name="plan",
-    description="""Plan a run before its machines are there: memory, the largest batch, traffic between devices.
-
-The real train step is compiled for each target; GPUs and TPUs need the extras cuda and tpu, and no device.""",
+    details="The real train step is compiled for each target. GPUs and TPUs need the extra cuda or tpu, but no device.",
     main=_plan,
     define_flags=_plan_flags,
     interrupted="no plan was made",
@@ -74,7 +72,7 @@ The real train step is compiled for each target; GPUs and TPUs need the extras c
 
 
 def _doctor_flags():
-    cli.define_config_flag()
+    arguments.define_config_flag()
     flags.DEFINE_string("workdir", None, "of the run; default runs/<config name>, as train has it")
     flags.DEFINE_bool("compile", True, "compile the step, for the memory that it takes; training finds it in the cache")
     training.define_process_flags()
@@ -90,8 +88,8 @@ def _doctor():
 def _look():
     """Print the checks and return whether any check failed."""
     values = flags.FLAGS
-    workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / cli.config_name())
-    config = cli.read_config(workdir)
+    workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / arguments.config_name())
+    config = arguments.read_config(workdir)
     first = jax.process_index() == 0
     checks = doctor.examine(
         config,
@@ -108,9 +106,9 @@ def _look():
 
 DOCTOR = Command(
     name="doctor",
-    description="""Look at a machine before a run: devices, config, data, memory, disk, a checkpoint there and back.
-
-Run it as training is run, on every host. The status is 1 where training would fail.""",
+    details="""\
+Run it as training is run, on every host. It also writes a checkpoint and reads it back. The status is 1 where
+training would fail.""",
     main=_doctor,
     define_flags=_doctor_flags,
     interrupted="not everything was looked at",

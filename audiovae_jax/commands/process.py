@@ -1,19 +1,41 @@
-"""Process-wide settings that only commands may change: huge pages and log filters."""
+"""Process-wide settings that only commands may change: huge pages, log filters, import paths."""
 
 import builtins
 import contextlib
+import io
 import logging
 import multiprocessing
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
+
+from absl import logging as absl_logging
+
+from audiovae_jax.commands import bundled_configs
+from audiovae_jax.training import compilation
 
 _SOURCES = ("/orbax/", "/tensorstore/")
 _TUNABLES = "GLIBC_TUNABLES"
 _SETTING = "glibc.malloc.hugetlb"
 _RESTARTED = "AUDIOVAE_JAX_RESTARTED"  # set to prevent a second restart, even if the setting has no effect
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def prepare():
+    """Apply the settings that every command needs."""
+    # Modules of the user are imported from the working directory.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    # File names that are not valid UTF-8 must still be printable.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    bundled_configs.offer()
+    compilation.use_cache()
+    drop_orbax_log_lines()
+    absl_logging.set_verbosity(absl_logging.ERROR)  # XLA logs every backend that it tries
+    warnings.filterwarnings("default", message=r"config\.|--", category=DeprecationWarning)
 
 
 def restart_with_huge_pages():

@@ -55,7 +55,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
         "context (frames before and after)": {name: tuple(context) for name, context in contexts.items()},
         "latent statistics": _spread(mean, std)
         if model_folder.is_calibrated(variables)
-        else "initial (0 and 1); scripts/calibrate_latents.py sets them",
+        else "initial (0 and 1); audiovae-jax calibrate_latents sets them",
         "epoch": state["epoch"],
         "step": state["global_step"],
         "metadata": loaded.metadata,

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax.discriminators import EnCodecDiscriminator
@@ -35,7 +37,7 @@ def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None 
         try:
             discriminator = EnCodecDiscriminator(**imported.discriminator_arguments())
             filled = read_discriminator(imported.discriminator, discriminator)
-            params = filled.params
+            params = jax.tree.map(jnp.asarray, filled.params)
             lines = [line for line in lines if not line.key.startswith("discriminator.")]
             lines += [_prefixed(line, "discriminator") for line in filled.lines]
         except CheckpointError as error:
@@ -43,7 +45,7 @@ def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None 
             notes.append(f"the discriminator is not kept: {error}")
     saved_model.save_model(
         model.model,
-        model.variables,
+        jax.tree.map(jnp.asarray, model.variables),
         target,
         epoch=model.epoch,
         global_step=imported.step,

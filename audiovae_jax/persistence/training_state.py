@@ -14,7 +14,8 @@ from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.persistence import locate, saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.storage import array_store
-from audiovae_jax.torch_io import import_discriminator, training
+from audiovae_jax.torch_io import training
+from audiovae_jax.torch_io.discriminator import read_discriminator
 from audiovae_jax.training.state import split_trainable
 
 
@@ -39,13 +40,17 @@ def load_training_state(
     Raises:
       CheckpointError: there is no model at `path`, it is damaged, or its optimizer state belongs to another optimizer.
     """
-    return training_state_of(saved_model.open_model(path, step=step, training=True), path, optimizer)
+    state = training_state_of(saved_model.open_model(path, step=step, training=True), path, optimizer)
+    return state | {"discriminator_params": jax.tree.map(jnp.asarray, state["discriminator_params"])}
 
 
 def training_state_of(
     loaded: saved_model.LoadedModel, path: str | Path, optimizer: optax.GradientTransformation | None = None
 ) -> dict[str, Any]:
-    """Return `load_training_state` for a model that was opened with `training=True`."""
+    """Return `load_training_state` for a model that was opened with `training=True`.
+
+    Without `optimizer`, the arrays are numpy's, and no device is needed.
+    """
     state = {
         "epoch": loaded.epoch,
         "global_step": loaded.global_step,
@@ -61,7 +66,7 @@ def training_state_of(
         state["optimizer_state"] = _fill_optimizer(optimizer, loaded, trees["optimizer"], path)
     if described is not None and "discriminator" in trees:
         state["discriminator"] = resolve.build(described, f"{path}: discriminator")
-        state["discriminator_params"] = jax.tree.map(jnp.asarray, trees["discriminator"])
+        state["discriminator_params"] = trees["discriminator"]
     return state
 
 
@@ -114,7 +119,7 @@ def _torch_training_state(path, loaded, optimizer):
     if imported.discriminator is not None:
         arguments = imported.discriminator_arguments()
         state["discriminator"] = EnCodecDiscriminator(**arguments)
-        state["discriminator_params"] = import_discriminator(imported.discriminator, state["discriminator"])
+        state["discriminator_params"] = read_discriminator(imported.discriminator, state["discriminator"]).params
     return state
 
 

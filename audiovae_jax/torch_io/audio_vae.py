@@ -37,7 +37,8 @@ class ImportedAudioVAE:
 
     Attributes:
       model: with the file's architecture.
-      variables: its `params` and `latent_statistics`, float32.
+      variables: its `params` and `latent_statistics`, as float32 arrays of numpy. JAX and its devices are not needed
+        until they are used.
       lines: what happened to each tensor of the file.
       notes: what was inferred, assumed or left out.
       sample_rate: in Hz, if Lightning's `hyper_parameters` or the metadata have it.
@@ -82,7 +83,7 @@ def import_audio_vae(
     imported = read_audio_vae(path, dilations=dilations, strict=strict)
     for note in imported.notes:
         warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
-    return imported.model, imported.variables
+    return imported.model, jax.tree.map(jnp.asarray, imported.variables)
 
 
 def read_audio_vae(
@@ -147,7 +148,7 @@ def from_checkpoint(
                 raise CheckpointError(f"nothing would be left of the {part}:\n{account}")
         notes.append(f"left out, at initial values where the model needs them:\n{account}")
         params = _completed(model, params)
-    variables = {"params": params, "latent_statistics": {k: jnp.asarray(v) for k, v in statistics.items()}}
+    variables = {"params": params, "latent_statistics": statistics}
     hyperparameters = checkpoint.get("hyper_parameters")
     metadata = checkpoint.get("metadata")
     return ImportedAudioVAE(

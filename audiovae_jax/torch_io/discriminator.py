@@ -35,11 +35,11 @@ def import_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module
       CheckpointError: keys are missing, surplus or of another shape (the message lists them), or the weights were
         trained on spectrograms other than those of `discriminator`.
     """
-    return read_discriminator(state_dict, discriminator).params
+    return jax.tree.map(jnp.asarray, read_discriminator(state_dict, discriminator).params)
 
 
 def read_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module) -> torch_state_dict.Filled:
-    """Like `import_discriminator`, and report what happened to each tensor."""
+    """Like `import_discriminator`, with numpy arrays, and report what happened to each tensor."""
     channels = getattr(discriminator, "in_channels", 1)
     audio = jax.ShapeDtypeStruct((1, _LENGTH, channels), jnp.float32)
     with as_checkpoint_error(f"{type(discriminator).__name__} cannot be made"):

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import flax.traverse_util
-import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax.errors import CheckpointError
@@ -118,7 +117,7 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray], constants: bool = Fa
         note = "" if described["dtype"] == "float32" else f"{described['dtype']} -> float32"
         if key in folded:
             note = "; ".join(filter(None, (note, "folded: its norm" if path[-1] == "g" else "folded: as it is")))
-        filled[path] = jnp.asarray(np.ascontiguousarray(array, np.float32))
+        filled[path] = np.ascontiguousarray(array, np.float32)
         lines.append(Line(**described, became=where, note=note))
     for key in folded:
         del state_dict[key]

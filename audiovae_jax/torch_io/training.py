@@ -14,7 +14,7 @@ import optax
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.models.audio_vae import CONFIG_KEYS
 from audiovae_jax.torch_io import architecture, audio_vae, export, hyperparameters, layout, state_dict
-from audiovae_jax.torch_io.discriminator import discriminator_tensors, read_discriminator
+from audiovae_jax.torch_io.discriminator import discriminator_tensors, import_discriminator
 from audiovae_jax.torch_io.files import reader
 from audiovae_jax.training.state import TrainState, split_trainable
 from audiovae_jax.training.step import Recipe
@@ -114,14 +114,13 @@ def train_state(
             raise CheckpointError(f"its model has {key}={theirs}, config.model.{key} is {ours}; give both the same")
     parts = {
         "step": jnp.asarray(0 if weights_only else imported.step, jnp.int32),
-        "params": model.variables["params"],
-        "latent_statistics": model.variables["latent_statistics"],
+        **jax.tree.map(jnp.asarray, model.variables),
     }
-    trainable, _ = split_trainable(model.variables["params"], recipe.model.encoder_frozen)
+    trainable, _ = split_trainable(parts["params"], recipe.model.encoder_frozen)
     optimizers = {"opt_state": (fresh.opt_state, trainable, imported.moments)}
     if recipe.discriminator is not None and imported.discriminator is not None:
         try:
-            params = read_discriminator(imported.discriminator, recipe.discriminator).params
+            params = import_discriminator(imported.discriminator, recipe.discriminator)
             parts["discriminator_params"] = params
             optimizers["discriminator_opt_state"] = (
                 fresh.discriminator_opt_state,
@@ -160,8 +159,9 @@ def with_moments(opt_state: PyTree, params: PyTree, moments: Moments) -> PyTree 
         if surplus or filled.problems["unusable"] or any("folded" in line.note for line in filled.lines):
             return None
         # A parameter that never had a gradient has no moments, which stand for zeros.
+        moved = jax.tree.map(jnp.asarray, filled.params)
         zeros = flax.traverse_util.flatten_dict(jax.tree.map(jnp.zeros_like, params))
-        trees.append(flax.traverse_util.unflatten_dict(zeros | flax.traverse_util.flatten_dict(filled.params)))
+        trees.append(flax.traverse_util.unflatten_dict(zeros | flax.traverse_util.flatten_dict(moved)))
     count = jnp.asarray(moments.step, jnp.int32)
     return optax.tree.set(opt_state, mu=trees[0], nu=trees[1], count=count)
 

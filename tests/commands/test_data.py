@@ -1,11 +1,8 @@
 """`check_data`, as a user gives it."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "check_data.py"
+import command_line
 
 
 def test_a_report_is_made_and_the_status_is_training_s(audio_folder, tmp_path):
@@ -13,8 +10,7 @@ def test_a_report_is_made_and_the_status_is_training_s(audio_folder, tmp_path):
 
     config = ("--config=tiny", "--config.data.max_bad_share=0.2", "--config.data.index=False")
     report = ("--json=report.json", "--page=report.html", "--seconds=0.1")
-    command = [sys.executable, str(SCRIPT), "audio", *config, *report]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = command_line.run("check_data", "audio", *config, *report, cwd=tmp_path)
     assert "Traceback" not in done.stderr
     assert done.returncode == 1
     assert "files under audio: 3 tracks" in done.stdout

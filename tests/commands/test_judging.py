@@ -1,10 +1,9 @@
 """`evaluate`, as a user gives it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import command_line
 import pytest
 from absl import flags
 from conftest import SMALL_MODEL, random_variables
@@ -12,8 +11,6 @@ from conftest import SMALL_MODEL, random_variables
 from audiovae_jax import AudioVAE, save_model
 from audiovae_jax.commands import judging
 from audiovae_jax.errors import ConfigError, DataError
-
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate.py"
 
 
 @pytest.fixture
@@ -39,17 +36,15 @@ def test_two_models_beside_a_codec_on_a_folder_with_a_bad_file(audio_folder, tmp
     for seed, name in enumerate(("one", "two")):
         save_model(model, random_variables(model, seed), tmp_path / name, sample_rate=44100)
     (audio_folder / "bad.wav").write_bytes(b"nonsense")
-    command = [
-        sys.executable,
-        str(SCRIPT),
-        str(tmp_path / "one"),
+    given = [
+        tmp_path / "one",
         "other=two",
-        str(audio_folder),
+        audio_folder,
         "--out=judged",
         "--baselines=opus64",
         "--limit=2",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = command_line.run("evaluate", *given, cwd=tmp_path)
     assert "Traceback" not in done.stderr
     assert done.returncode == 0, done.stderr
     assert "2 files judged, 1 skipped; see judged/report.html" in done.stdout

@@ -16,7 +16,7 @@ def migrate_config(tmp_path, monkeypatch):
         FLAGS = None
 
     def run(*given, output=None, overwrite=False):
-        Flags.FLAGS = type("Values", (), {"output": output, "overwrite": overwrite})
+        Flags.FLAGS = type("Values", (), {"out": output, "overwrite": overwrite})
         monkeypatch.setattr(training, "flags", Flags)
         training._migrate(*given)
 

@@ -7,10 +7,10 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 import s3
@@ -441,14 +441,14 @@ def test_killed_at_any_moment_and_run_again_it_makes_the_same(music, tmp_path):
     many = tmp_path / "many"
     for i in range(8):
         shutil.copytree(music, many / str(i))
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = {**command_line.environment(), "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
     def begun(target):
         """The command, as soon as it makes shards."""
-        script = [sys.executable, str(ROOT / "scripts" / "encode_dataset.py"), "m", str(many), target]
-        script += ["--record_frames=20", "--shard_megabytes=1", "--chunk_length=400"]
+        started = command_line.line("encode_dataset", "m", many, target)
+        started += ["--record_frames=20", "--shard_megabytes=1", "--chunk_length=400"]
         with open(tmp_path / "log", "w") as log:
-            process = subprocess.Popen(script, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(started, cwd=tmp_path, env=environment, stdout=log, stderr=subprocess.STDOUT)
         while process.poll() is None and not (tmp_path / target / "unfinished.json").exists():
             time.sleep(0.01)
         return process

@@ -1,11 +1,11 @@
 """The two commands between torch's files and saved models."""
 
+import functools
 import shutil
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
+import command_line
 import jax
 import numpy as np
 import pytest
@@ -45,25 +45,22 @@ def test_the_import_tells_what_became_of_each_tensor(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_commands_there_and_back(tmp_path):
-    def run(script, *args):
-        command = [sys.executable, str(ROOT / "scripts" / script), *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-
-    there = run("import_torch.py", GOLDEN / "bare_legacy.pt", "m", "--dilations=1,2")
+    run = functools.partial(command_line.run, cwd=tmp_path)
+    there = run("import_torch", GOLDEN / "bare_legacy.pt", "m", "--dilations=1,2")
     assert there.returncode == 0, there.stderr
     assert "inferred from its tensors" in there.stdout
     assert "dilations=(1, 2) (given)" in there.stdout
-    back = run("export_torch.py", "m", "back.safetensors")
+    back = run("export_torch", "m", "back.safetensors")
     assert back.returncode == 0, back.stderr
     original = read_checkpoint(GOLDEN / "bare_legacy.pt")
     returned = read_checkpoint(tmp_path / "back.safetensors")
     for key, tensor in original.items():
         np.testing.assert_array_equal(returned[key], tensor)
-    wrong = run("import_torch.py", GOLDEN / "model.npz", "n")
+    wrong = run("import_torch", GOLDEN / "model.npz", "n")
     assert wrong.returncode == 1
     assert wrong.stderr.strip().splitlines()[-1].startswith(f"error: {GOLDEN / 'model.npz'} cannot be read")
     assert "Traceback" not in wrong.stderr
-    few = run("export_torch.py", "m")
+    few = run("export_torch", "m")
     assert few.stderr.strip().endswith("export_torch takes MODEL OUT; 1 were given. --help lists the flags")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.safetensors", "m"]
 

@@ -47,7 +47,7 @@ class Waiting:
                 self._warned = True
                 self._say(
                     f"warning: {share:.0%} of the time goes by waiting for data; raise config.data.num_threads (now "
-                    f"{self._num_threads}) and prefetch_batches with it, or make shards of it (scripts/make_shards.py)"
+                    f"{self._num_threads}) and prefetch_batches with it, or make shards of it: audiovae-jax make_shards"
                 )
             self._restart()
         return batch

@@ -60,7 +60,7 @@ def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
     if kind == "mp4":
         raise DataError(
             f"config.data.root={root} holds MUSDB18 as .stem.mp4; convert it once with "
-            f"`python scripts/convert_musdb18.py {root} OUT`, and give OUT"
+            f"`audiovae-jax convert_musdb18 {root} OUT`, and give OUT"
         )
     if kind is None:
         raise DataError(f"config.data.root={root} is no MUSDB18-HQ: there is no train/SONG/mixture.wav")

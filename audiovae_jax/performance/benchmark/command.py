@@ -1,4 +1,4 @@
-"""The commands of `scripts/benchmark.py`: from a config to a report."""
+"""The command `benchmark`: from a config to a report."""
 
 import json
 import math

@@ -29,7 +29,7 @@ _REMARKS = {
 _REASONS = {
     "print_config": _PRINTED,
     "log_hyperparameters": _PRINTED,
-    "run_test": "the last checkpoint is validated, as each is; scripts/reconstruct.py tries the model on other files",
+    "run_test": "the last checkpoint is validated, as each is; audiovae-jax reconstruct tries the model on other files",
     "return_metric": "the last line of a run tells the best val/total_loss",
     "scheduler_interval": _STEPS,
     "scheduler_frequency": _STEPS,

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import command_line
 import numpy as np
 import pytest
 import soundfile
@@ -31,7 +32,6 @@ pytest.importorskip("gradio", reason="the page needs gradio, which the extra ui 
 gradio_client = pytest.importorskip("gradio_client", reason="comes with gradio")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")  # of pandas, which it uses
 
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "serve.py"
 RATE = 8000
 
 
@@ -430,8 +430,8 @@ def test_what_a_killed_server_has_left_is_removed_and_no_other_folder(root, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_the_command_ends_by_a_signal_and_leaves_nothing(root, tmp_path, stop):
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    line = [sys.executable, str(SCRIPT), str(root / "models"), "--port=0"]
+    environment = {**command_line.environment(), "TMPDIR": str(tmp_path)}
+    line = command_line.line("serve", root / "models", "--port=0")
     ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which the page heeds
     process = subprocess.Popen(line, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     signal.signal(signal.SIGHUP, ignored)
@@ -458,7 +458,7 @@ def test_the_command_ends_though_a_thread_does_not(root, tmp_path):
         f"sys.argv = ['serve', {str(root / 'models')!r}, '--port=0']\n"
         "cli.main('serve')\n"
     )
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": str(SCRIPT.parents[1])}
+    environment = {**command_line.environment(), "TMPDIR": str(tmp_path)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline().startswith("http://127.0.0.1:")

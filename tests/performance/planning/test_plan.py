@@ -2,11 +2,9 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import command_line
 import jax
 import pytest
 from conftest import plannable
@@ -119,13 +117,13 @@ def test_one_all_reduce_an_update(micro_config, name):
 @pytest.mark.slow
 def test_the_command(tmp_path):
     command = [
-        sys.executable, str(ROOT / "scripts" / "plan.py"), f"--config={ROOT}/configs/tiny.py:no_adversarial",
+        f"--config={ROOT}/configs/tiny.py:no_adversarial",
         "--config.model.base_channels=4", "--config.model.channel_mults=(1,)", "--config.model.strides=(8,)",
         "--config.model.latent_dim=4", "--config.losses.stft.fft_sizes=(64,)", "--config.losses.mel.fft_sizes=(256,)",
         "--config.losses.mel.n_mels=(8,)", "--config.data.crop_length=512", "--target=cpu:2,here",
         "--json=plan.json", "--compiles=3",
     ]  # fmt: skip
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, check=False)
+    done = command_line.run("plan", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Planned by XLA, of one device and step; nothing was run." in done.stdout
     found = json.loads((tmp_path / "plan.json").read_text())["targets"]
@@ -134,9 +132,7 @@ def test_the_command(tmp_path):
         assert entry["largest_batch_per_device"] >= entry["batch_per_device"]
         assert len(entry["compiled"]) <= 3
     if importlib.util.find_spec("libtpu") is None:
-        refused = subprocess.run(
-            [*command[:-3], "--target=cpu:2,v5e:4x4"], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        refused = command_line.run("plan", *command[:-3], "--target=cpu:2,v5e:4x4", cwd=tmp_path)
         assert refused.returncode == 1
         assert "pip install 'audiovae_jax[tpu]'" in refused.stderr
         assert "Traceback" not in refused.stderr

@@ -134,10 +134,11 @@ def _anchors(path):
 
 
 def _places(text):
-    """The links, keys, symbols and scripts that a cell names."""
+    """The links, keys, symbols, commands and scripts that a cell names."""
     yield from (("link", target) for target in re.findall(r"\]\(([^)]+)\)", text))
     yield from (("key", key) for key in re.findall(r"`config\.([\w.]+?)`", text))
     yield from (("symbol", name) for name in re.findall(r"`(audiovae_jax\.[\w.]+)`", text))
+    yield from (("command", name) for name in re.findall(r"`audiovae-jax (\w+)", text))
     yield from (("script", name) for name in re.findall(r"scripts/(\w+)\.py", text))
 
 
@@ -155,6 +156,8 @@ def _require(kind, place):
             assert hasattr(importlib.import_module(owner), name) or importlib.import_module(place), place
         except ModuleNotFoundError:
             pytest.fail(f"there is no {place}")
+    elif kind == "command":
+        assert place in cli.COMMANDS, place
     else:
         assert (ROOT / "scripts" / f"{place}.py").is_file(), place
         assert place in cli.COMMANDS, place
@@ -215,7 +218,8 @@ def test_the_guide_and_the_command_know_the_same_keys(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("place", [("link", "../nowhere.md"), ("link", "../../README.md#nothing"), ("key", "model.no"),
-                                   ("symbol", "audiovae_jax.nothing"), ("script", "nothing")])  # fmt: skip
+                                   ("symbol", "audiovae_jax.nothing"), ("command", "nothing"),
+                                   ("script", "reconstruct")])  # fmt: skip
 def test_a_place_that_is_not_there_fails(place):
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         _require(*place)
