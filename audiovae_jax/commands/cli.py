@@ -4,7 +4,6 @@ import difflib
 import functools
 import importlib
 import io
-import os
 import re
 import sys
 import warnings
@@ -21,6 +20,7 @@ from audiovae_jax.config import configuration, named_losses
 from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.data.audio.audio_file import EXTENSIONS
 from audiovae_jax.errors import ConfigError, UserError, printable
+from audiovae_jax.persistence.locate import OURS, Kind, locate
 from audiovae_jax.run import warm_start
 from audiovae_jax.storage import server
 from audiovae_jax.storage.bucket_path import BucketPath
@@ -127,20 +127,22 @@ def define_config_flag():
     flags.FLAGS["config"].default_as_str = "'base'"  # `_parse` loads it, for readable errors on unknown keys
 
 
-def read_config(workdir: Path | BucketPath) -> ml_collections.ConfigDict:
+def read_config(workdir: Path | BucketPath, reader: warm_start.TorchReader | None = None) -> ml_collections.ConfigDict:
     """Return the finalized config from the flags.
 
     If `init_from` is a torch file, the settings of its run are adopted.
 
     Args:
       workdir: workdir of the run.
+      reader: keeps the contents of a torch file for `train`.
 
     Raises:
       ConfigError: a key is unknown.
       CheckpointError: `init_from` cannot be read.
     """
     config = flags.FLAGS.config
-    lines = warm_start.adopt_settings(config, {key for _, key in configuration.override_keys(sys.argv)}, workdir)
+    given = {key for _, key in configuration.override_keys(sys.argv)}
+    lines = warm_start.adopt_settings(config, given, workdir, reader)
     if lines and jax.process_index() == 0:
         print("\n".join(lines), flush=True)
     return configuration.finalize(config, bundled_configs.reference())
@@ -270,7 +272,5 @@ def _may_be_model(path: str) -> bool:
     """Return False only if there is certainly no model at `path`."""
     if server.is_url(path):
         return True
-    if not os.path.isdir(path):
-        return os.path.isfile(path) and Path(path).suffix.lower() not in EXTENSIONS
-    names = os.listdir(path)
-    return any(name in ("model.json", "checkpoints", "state") or name.isdigit() for name in names)
+    kind = locate(path).kind
+    return kind in OURS or (kind is Kind.TORCH_FILE and Path(path).suffix.lower() not in EXTENSIONS)
