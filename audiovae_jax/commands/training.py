@@ -1,5 +1,6 @@
 """The commands `train`, `report` and `migrate_config`."""
 
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -8,7 +9,7 @@ from audiovae_jax.commands import bundled_configs, cli, process
 from audiovae_jax.commands.command import Command
 from audiovae_jax.distributed import background, launch, stopping
 from audiovae_jax.errors import ConfigError, DataError, UserError, printable
-from audiovae_jax.run import bucket_lock, train
+from audiovae_jax.run import bucket_lock, train, warm_start
 from audiovae_jax.run.tracking import history, page
 from audiovae_jax.storage import atomic, server
 from audiovae_jax.torch_io.migration import migrate
@@ -32,6 +33,7 @@ def joined():
     return launch.joined(
         given.coordinator_address, given.num_processes, given.process_id,
         initialization_timeout=given.initialization_timeout, heartbeat_timeout=given.heartbeat_timeout,
+        end=process.end,
     )  # fmt: skip
 
 
@@ -47,13 +49,16 @@ def _train():
     given = flags.FLAGS
     workdir = bucket_lock.as_workdir(given.workdir or Path("runs") / cli.config_name())
     stop_after = None if given.stop_after is None else stopping.seconds(given.stop_after)
+    reader = warm_start.TorchReader()
     try:
         with joined():
             train.train(
-                cli.read_config(workdir), workdir, stop_after=stop_after, heartbeat_timeout=given.heartbeat_timeout
-            )
+                cli.read_config(workdir, reader), workdir, stop_after=stop_after,
+                heartbeat_timeout=given.heartbeat_timeout, reader=reader,
+            )  # fmt: skip
     except UserError as error:
-        background.leave(1, f"error: {error}")
+        text = f"error: {error}"
+        background.leave(1, lambda: print(text, file=sys.stderr))
         raise
     background.leave(0)
 

@@ -71,10 +71,10 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath,
             raise ConfigError(f"{path} was not written: {error.strerror or error}") from error
 
 
-def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say):
+def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say, reader):
     """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
-    Progress is reported to `say`, line by line.
+    Progress is reported to `say`, line by line. `reader` has read a torch file at `config.init_from` before.
 
     Returns:
       `(state, step, validation metrics, data position)`. Without a checkpoint of this run, the metrics are None and
@@ -100,7 +100,7 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
         state = jax.block_until_ready(create_state(recipe, devices, shape))
     if config.init_from is None:
         return state, 0, None, {}
-    state = warm_start.take_over(config, recipe, state, sharding, say)
+    state = warm_start.take_over(config, recipe, state, sharding, say, reader)
     warm_start.require_steps_to_make(config, int(state.step))
     return state, int(state.step), None, {}
 

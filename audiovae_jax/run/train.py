@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -39,6 +40,7 @@ def train(
     *,
     stop_after: float | None = None,
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+    reader: warm_start.TorchReader | None = None,
 ) -> TrainState:
     """Train a model, or resume the run in `workdir`.
 
@@ -52,6 +54,7 @@ def train(
         `samples/`.
       stop_after: seconds from now after which the run stops; None for no limit.
       heartbeat_timeout: seconds without a heartbeat after which another process of the run counts as dead.
+      reader: the reader that has read a torch file at `config.init_from` before, if any.
 
     Returns:
       The last train state, at step `config.num_steps` unless the run was stopped.
@@ -65,9 +68,11 @@ def train(
         died.
     """
     is_first = jax.process_index() == 0
+    reader = reader or warm_start.TorchReader()
     say = functools.partial(print, flush=True) if is_first else lambda text: None
     # On an error, the other processes are notified first. Then every callback of `ending` runs.
-    with Group(heartbeat_timeout) as group, contextlib.ExitStack() as ending, group.together():
+    report = functools.partial(print, "error:", file=sys.stderr, flush=True)
+    with Group(heartbeat_timeout, report) as group, contextlib.ExitStack() as ending, group.together():
         # Runs last: jax would terminate processes that wait at exit for one that is still uploading.
         ending.push(lambda error, *_: None if error else group.meet("end"))
         configuration.check(config, jax.device_count())
@@ -87,7 +92,7 @@ def train(
         checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
         ending.callback(checkpoints.close)
         if config.init_from is not None and not checkpoints.steps():
-            warm_start.require_same_model(config)
+            warm_start.require_same_model(config, reader)
         recipe = build.build_recipe(config)
         data = pipeline.open_data(
             config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
@@ -99,7 +104,7 @@ def train(
         devices = mesh.make_mesh()
         say("\n".join(start.describe(config, recipe, data)))
         state, start_step, metrics, position = start.initial_state(
-            config, recipe, devices, checkpoints, data.fingerprint, say
+            config, recipe, devices, checkpoints, data.fingerprint, say, reader
         )
         compilation.forget()
         group.meet("state", same={"checkpoint to go on from": start_step})
