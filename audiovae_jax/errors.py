@@ -11,7 +11,27 @@ import numpy as np
 
 
 class UserError(Exception):
-    """Base of the errors below; scripts print it without a traceback."""
+    """Base of the errors below; scripts print it without a traceback.
+
+    The message is `KEY=PATH`, directly followed by the problem and then by `: DETAIL`, of those that are given.
+
+    Args:
+      problem: the problem and its remedy. After a path it begins with a space or a colon: " is damaged".
+      path: the file, folder or URL with the problem.
+      key: the config key that named the path.
+      detail: the reason in another library's words, which may contain any path.
+
+    Attributes:
+      problem, path, key, detail: see the arguments.
+    """
+
+    def __init__(self, problem: str = "", *, path: Any = None, key: str | None = None, detail: Any = None):
+        super().__init__(problem)
+        self.problem, self.path, self.key, self.detail = problem, path, key, detail
+
+    def __str__(self) -> str:
+        start = "" if self.path is None else f"{self.path}" if self.key is None else f"{self.key}={self.path}"
+        return f"{start}{self.problem}" + ("" if self.detail is None else f": {self.detail}")
 
 
 class ConfigError(UserError, ValueError):
@@ -35,15 +55,36 @@ class PlanError(UserError):
 
 
 @contextlib.contextmanager
-def as_checkpoint_error(what: str):
-    """Whatever goes wrong inside, other than a user's error, is a CheckpointError that begins with `what`."""
+def as_checkpoint_error(problem: str, path: Any = None):
+    """A context that converts exceptions, except user errors, to CheckpointError.
+
+    Args:
+      problem, path: see `UserError`. The exception's type and text are appended to the problem.
+    """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         text = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{what} ({type(error).__name__}: {text})"[:1000]) from error
+        raise CheckpointError(f"{problem} ({type(error).__name__}: {text})"[:1000], path=path) from error
+
+
+@contextlib.contextmanager
+def naming(path: Any, key: str | None = None):
+    """A context whose checkpoint errors name `path`, unless they name one already.
+
+    Args:
+      path: the file, folder or URL that the context works on.
+      key: the config key that gave it, which is named in any case.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        if error.path is None:
+            error.path, error.problem = path, f": {error.problem}"
+        error.key = error.key or key
+        raise
 
 
 def printable(path: str | Path) -> str:

@@ -47,6 +47,7 @@ from audiovae_jax.performance.planning import targets
 from audiovae_jax.run import train
 from configs import base
 
+pytest_plugins = ["s3"]  # fixtures of a bucket
 process.drop_orbax_log_lines()  # as every command does: on a full disk, its lines would not fit either
 
 GOLDEN = Path(__file__).parent / "golden"

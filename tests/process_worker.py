@@ -23,6 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from audiovae_jax.commands import process
 from audiovae_jax.distributed import background, launch, mesh
 from audiovae_jax.errors import DataError, UserError
 from audiovae_jax.run import loop, reporter, train
@@ -79,7 +80,7 @@ def main():
     loop.Loop.next_batch, reporter.Reporter.step = _next, step
     if "slow" in told:
         program.map_step = slow_to_compile(program.map_step, told["slow"])
-    with launch.joined(**told["join"]):
+    with launch.joined(**told["join"], end=process.end):
         config = ml_collections.ConfigDict(told["config"], convert_dict=True)
         state = train.train(config, told["workdir"], **told["train"])
         seen |= {"step": int(state.step), "digests": array_store.describe(state)}
@@ -90,6 +91,7 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        background.leave(1, f"error: {error}")
-        sys.exit(f"error: {error}")
+        text = f"error: {error}"
+        background.leave(1, lambda: print(text, file=sys.stderr))
+        sys.exit(text)
     background.leave(0)

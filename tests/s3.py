@@ -7,9 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from audiovae_jax.storage import bucket_path
+from audiovae_jax.storage.bucket_path import BucketPath
 
 _SERVE = """
 import sys
@@ -129,3 +134,23 @@ def require_packages():
     """Skip where there is no S3 server or client."""
     for name in ("s3fs", "moto", "flask", "flask_cors", "boto3"):
         pytest.importorskip(name, reason=f"needs {name}, of audiovae-jax[test]")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """A server without buckets."""
+    require_packages()
+    server = Server()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def bucket(s3_server, monkeypatch, tmp_path_factory) -> Iterator[BucketPath]:
+    """An empty bucket, and the settings to reach it by its `s3://` URL."""
+    use(monkeypatch, s3_server.port)
+    bucket_path._filesystem.cache_clear()
+    name = f"bucket-{uuid.uuid4()}"
+    s3_server.upload(tmp_path_factory.mktemp("nothing"), name)
+    yield BucketPath(f"s3://{name}")
+    bucket_path._filesystem.cache_clear()

@@ -1,8 +1,10 @@
+import pickle
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiovae_jax.errors import DataError, whole_number
+from audiovae_jax.errors import CheckpointError, ConfigError, DataError, naming, whole_number
 
 
 @pytest.mark.parametrize(
@@ -23,3 +25,25 @@ def test_the_range_is_kept():
     assert whole_number(0, "count", DataError, least=0) == 0
     with pytest.raises(DataError, match="count=0 must be a whole number from 1 to 9"):
         whole_number(0, "count", DataError, most=9)
+
+
+def test_a_message_is_composed_of_its_fields():
+    assert str(ConfigError("config.batch_size=5 is odd")) == "config.batch_size=5 is odd"
+    error = CheckpointError(" is damaged", path="run/2", detail="OSError: cut")
+    assert str(error) == "run/2 is damaged: OSError: cut"
+    error.key = "config.init_from"
+    for same in (error, pickle.loads(pickle.dumps(error))):
+        assert str(same) == "config.init_from=run/2 is damaged: OSError: cut"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (CheckpointError("it is damaged"), "config.init_from=run: it is damaged"),
+        (CheckpointError(" is damaged", path="run/2"), "config.init_from=run/2 is damaged"),
+    ],
+)
+def test_a_path_is_named_once(error, message):
+    with pytest.raises(CheckpointError) as raised, naming("run", "config.init_from"), naming("run"):
+        raise error
+    assert str(raised.value) == message

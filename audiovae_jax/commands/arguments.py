@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import functools
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -82,13 +81,14 @@ def define_config_flag():
     flags.FLAGS["config"].default_as_str = "'base'"  # `_parse` loads it, for readable errors on unknown keys
 
 
-def read_config(workdir: Path | BucketPath) -> ml_collections.ConfigDict:
+def read_config(workdir: Path | BucketPath, reader=None) -> ml_collections.ConfigDict:
     """Return the finalized config from the flags.
 
     If `init_from` is a torch file, the settings of its run are adopted.
 
     Args:
       workdir: workdir of the run.
+      reader: a `warm_start.TorchReader` that keeps the contents of a torch file for `train`.
 
     Raises:
       ConfigError: a key is unknown.
@@ -97,7 +97,8 @@ def read_config(workdir: Path | BucketPath) -> ml_collections.ConfigDict:
     from audiovae_jax.run import warm_start  # not at the top: it loads Orbax, which --help does not need
 
     config = flags.FLAGS.config
-    lines = warm_start.adopt_settings(config, {key for _, key in configuration.override_keys(sys.argv)}, workdir)
+    given = {key for _, key in configuration.override_keys(sys.argv)}
+    lines = warm_start.adopt_settings(config, given, workdir, reader)
     if lines and jax.process_index() == 0:
         print("\n".join(lines), flush=True)
     return configuration.finalize(config, bundled_configs.reference())
@@ -224,7 +225,7 @@ def _may_be_model(path: str) -> bool:
     """Return False only if there is certainly no model at `path`."""
     if server.is_url(path):
         return True
-    if not os.path.isdir(path):
-        return os.path.isfile(path) and Path(path).suffix.lower() not in EXTENSIONS
-    names = os.listdir(path)
-    return any(name in ("model.json", "checkpoints", "state") or name.isdigit() for name in names)
+    from audiovae_jax.persistence.locate import OURS, Kind, locate  # loads Orbax; only needed for an error
+
+    kind = locate(path).kind
+    return kind in OURS or (kind is Kind.TORCH_FILE and Path(path).suffix.lower() not in EXTENSIONS)

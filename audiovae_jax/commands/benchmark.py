@@ -45,7 +45,7 @@ def _benchmark(subcommand, model=None):
     signals = (values.batch_size or 1) if subcommand == "codec" else 1
     batch_size = None if subcommand == "codec" else values.batch_size
     benchmark.set_keys(values.config, batch_size=batch_size, crop=values.crop, adversarial=values.adversarial)
-    benchmark.run(
+    report = benchmark.run(
         subcommand,
         configuration.finalize(values.config, bundled_configs.reference()),
         json_path=values.json,
@@ -57,6 +57,7 @@ def _benchmark(subcommand, model=None):
         signals=signals,
         model=model,
     )
+    print("\n".join(benchmark.lines(report)), flush=True)
 
 
 def _require_used(subcommand):

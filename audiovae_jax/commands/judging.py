@@ -1,6 +1,9 @@
 """The commands `evaluate` (metrics and report) and `serve` (interactive page)."""
 
+import contextlib
 import os
+import queue
+import signal
 import threading
 from pathlib import Path
 
@@ -142,11 +145,35 @@ def _serve(path):
     values = flags.FLAGS
     server.require_gradio()
     models = Models(path, codec.load)
-    server.serve(models, host=values.host, port=values.port, max_upload_mb=values.max_upload_mb)
+    with (
+        _until_a_signal() as wait,
+        server.running(models, host=values.host, port=values.port, max_upload_mb=values.max_upload_mb) as url,
+    ):
+        print(f"{url} has the page, of {len(models.names())} models; Ctrl-C ends it", flush=True)
+        if not server.is_loopback(values.host):
+            print(f"on {values.host}, whoever reaches this address may use it: there is no password", flush=True)
+        wait()
+        print("stopping", flush=True)
     # Python waits for all threads at exit, and a library's thread may never end. The page is closed, so exit anyway.
     end = threading.Timer(_AFTER, os._exit, (0,))
     end.daemon = True
     end.start()
+
+
+@contextlib.contextmanager
+def _until_a_signal():
+    """A context with a function that waits for SIGINT, SIGTERM or SIGHUP."""
+    # Not an Event: a signal handler that sets one while this thread enters its wait() would deadlock.
+    stop = queue.SimpleQueue()
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        signals.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: stop.put(None)) for number in signals}
+    try:
+        yield stop.get
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 EVALUATE = Command(

@@ -13,6 +13,7 @@ from audiovae_jax.commands.arguments import MODEL, Command
 from audiovae_jax.errors import printable
 from audiovae_jax.inference import calibration, inspection, stablehlo
 from audiovae_jax.persistence import conversion
+from audiovae_jax.torch_io import audio_vae
 
 _MOST_NAMED = 10  # file names per line
 
@@ -27,7 +28,23 @@ def _inspect(model):
     if flags.FLAGS.json:
         print(json.dumps(description, indent=2))
     else:
-        inspection.print_description(description)
+        print("\n".join(_description_lines(description)))
+
+
+def _description_lines(description):
+    width = max(map(len, description))
+    for name, value in description.items():
+        if value in (None, {}, []):
+            value = "not known" if value is None else "none"
+        elif isinstance(value, dict):
+            value = ", ".join(f"{key}={item}" for key, item in value.items())
+        elif isinstance(value, list):
+            value = "; ".join(map(str, value))
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        elif isinstance(value, float):
+            value = f"{value:,.4g}"
+        yield f"{name.ljust(width)}  {value}"
 
 
 def _calibrate_flags():
@@ -94,11 +111,42 @@ def _import_flags():
 
 def _import(model, target):
     dilations = arguments.whole_numbers("dilations", flags.FLAGS.dilations)
-    conversion.import_torch(model, target, dilations=dilations, strict=flags.FLAGS.strict)
+    made = conversion.import_torch(model, target, dilations=dilations, strict=flags.FLAGS.strict)
+    print("\n".join(_table(made.lines)))
+    print(f"config: {audio_vae.spell_config(made.model)}")
+    for note in made.notes:
+        print(f"note: {note}")
+    if made.has_optimizer:
+        print("note: a saved model does not keep optimizer states; train reads them from the file itself,")
+        print(f"      with --config.init_from={model}")
+    print(
+        f"round trip: {made.compared} tensors of the model written back from {target}, "
+        f"largest difference {made.largest_difference:.3g}"
+    )
+
+
+def _table(lines):
+    rows = [("tensor", "type", "became", "")]
+    for line in lines:
+        note = line.note if line.became else f"ignored: {line.note}"
+        rows.append((line.key, f"{line.dtype}{list(line.shape)}", line.became or "-", note))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    for *cells, note in rows:
+        yield "  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), note]).rstrip()
+    taken = sum(line.became is not None for line in lines)
+    yield f"{taken} tensors taken, {len(lines) - taken} ignored"
 
 
 def _export_torch(model, target):
-    conversion.export_torch(model, target, step=flags.FLAGS.step)
+    made = conversion.export_torch(model, target, step=flags.FLAGS.step)
+    for note in made.notes:
+        print(f"note: {note}")
+    print(f"{target}: {made.tensors} tensors, {made.parameters:,} parameters with latent statistics")
+    print(f"config: {audio_vae.spell_config(made.model)}")
+    if made.optimizer_step is not None:
+        print(f"with the optimizer's state after step {made.optimizer_step}, for torch.optim.AdamW")
+    if made.left_out:
+        print(f"not in it: {'; '.join(made.left_out)}")
 
 
 INSPECT_MODEL = Command(

@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 from absl import logging as absl_logging
 
@@ -36,6 +37,13 @@ def prepare():
     drop_orbax_log_lines()
     absl_logging.set_verbosity(absl_logging.ERROR)  # XLA logs every backend that it tries
     warnings.filterwarnings("default", message=r"config\.|--", category=DeprecationWarning)
+
+
+def end(message: str) -> NoReturn:
+    """End this process at once with status 1, and report the reason."""
+    print(message, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def restart_with_huge_pages():

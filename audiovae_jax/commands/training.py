@@ -3,6 +3,7 @@
 Each imports what it runs in its function. `--help` then takes a fifth of the time, and so does the restart of `train`.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
@@ -32,6 +33,7 @@ def joined():
     return launch.joined(
         given.coordinator_address, given.num_processes, given.process_id,
         initialization_timeout=given.initialization_timeout, heartbeat_timeout=given.heartbeat_timeout,
+        end=process.end,
     )  # fmt: skip
 
 
@@ -44,17 +46,21 @@ def _flags():
 
 def _train():
     process.restart_with_huge_pages()
-    from audiovae_jax.run import bucket_lock, train
+    from audiovae_jax.run import bucket_lock, train, warm_start
 
     given = flags.FLAGS
     workdir = bucket_lock.as_workdir(given.workdir or Path("runs") / arguments.config_name())
     stop_after = None if given.stop_after is None else stopping.seconds(given.stop_after)
+    reader = warm_start.TorchReader()
     try:
         with joined():
-            config = arguments.read_config(workdir)
-            train.train(config, workdir, stop_after=stop_after, heartbeat_timeout=given.heartbeat_timeout)
+            config = arguments.read_config(workdir, reader)
+            train.train(
+                config, workdir, stop_after=stop_after, heartbeat_timeout=given.heartbeat_timeout, reader=reader
+            )
     except UserError as error:
-        background.leave(1, f"error: {error}")
+        text = f"error: {error}"
+        background.leave(1, lambda: print(text, file=sys.stderr))
         raise
     background.leave(0)
 

@@ -45,18 +45,19 @@ class Background(threading.Thread):
         return self._value
 
 
-def leave(status: int, message: str = ""):
+def leave(status: int, before: Callable[[], None] = lambda: None):
     """End the process at once if a background call is running.
 
     Commands call this last.
 
     Args:
       status: exit status of the process.
-      message: text to print to standard error first.
+      before: called before the process ends, for example to print the reason.
     """
     if any(isinstance(thread, Background) for thread in threading.enumerate()):
-        print(message, end="\n" if message else "", file=sys.stderr, flush=True)
+        before()
         sys.stdout.flush()
+        sys.stderr.flush()
         if status == 0 and jax.distributed.is_initialized():
             # Or the other processes abort: without process 0 they have no coordinator.
             with contextlib.suppress(RuntimeError):

@@ -32,9 +32,15 @@ class Group:
 
     Args:
       heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
+      report: called with the failure before a background thread has to end the process.
     """
 
-    def __init__(self, heartbeat_timeout: float = HEARTBEAT_TIMEOUT):
+    def __init__(
+        self,
+        heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+        report: Callable[[UserError], None] = lambda failure: None,
+    ):
+        self._report = report
         self.index, self.count = jax.process_index(), jax.process_count()
         self._timeout = heartbeat_timeout
         self._failure: UserError | None = None
@@ -275,7 +281,7 @@ class Group:
 
     def _end(self):
         """End the process even if its main thread is blocked."""
-        print(f"error: {self._failure}", file=sys.stderr, flush=True)
+        self._report(self._failure)
         with contextlib.suppress(Exception):
             self._leave()
         for action in self._before_exit:

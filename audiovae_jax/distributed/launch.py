@@ -8,10 +8,11 @@ import glob
 import importlib.util
 import os
 import socket
-import sys
 import threading
 import traceback
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import NoReturn
 
 import jax
 
@@ -32,6 +33,7 @@ def joined(
     *,
     initialization_timeout: float = 300.0,
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+    end: Callable[[str], NoReturn],
 ) -> Iterator[None]:
     """Join the processes of a distributed run, before jax is used otherwise.
 
@@ -48,6 +50,7 @@ def joined(
       process_id: index of this process, from 0.
       initialization_timeout: seconds until all processes must have joined.
       heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
+      end: reports a message and ends this process at once. A thread calls it if the others do not join in time.
 
     Raises:
       ConfigError: the flags are inconsistent, or the processes cannot join, for example because process 0 cannot
@@ -59,7 +62,7 @@ def joined(
         return
     # Disable jax's handling of SIGTERM. Ours also handles other signals and time limits.
     jax.config.update("jax_enable_preemption_service", False)
-    with _time_limit(initialization_timeout, arguments):
+    with _time_limit(initialization_timeout, arguments, end):
         try:
             jax.distributed.initialize(
                 **arguments,
@@ -76,17 +79,11 @@ def joined(
     try:
         yield
     except UserError as error:
-        _end(f"error: {error}")
+        end(f"error: {error}")
     except KeyboardInterrupt:
-        _end("interrupted")
+        end("interrupted")
     except Exception:
-        _end(traceback.format_exc())
-
-
-def _end(message):
-    print(message, file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(1)
+        end(traceback.format_exc())
 
 
 def _arguments(address, count, index):
@@ -153,10 +150,11 @@ def _detected(environment: Mapping[str, str]):
     if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
         if importlib.util.find_spec("kubernetes") is not None:
             return {"cluster_detection_method": "k8s"}
-        print(
-            "warning: this is a pod of an indexed Job. To train across its pods give --coordinator_address, "
-            "--num_processes and --process_id, or install jax[k8s]; --num_processes=1 says that it trains alone",
-            file=sys.stderr,
+        warnings.warn(
+            "this is a pod of an indexed Job. To train across its pods give --coordinator_address, --num_processes "
+            "and --process_id, or install jax[k8s]; --num_processes=1 says that it trains alone",
+            UserWarning,
+            stacklevel=2,
         )
     return None
 
@@ -184,14 +182,9 @@ def _sees_its_own_devices(environment: Mapping[str, str]):
 
 
 @contextlib.contextmanager
-def _time_limit(seconds, arguments):
+def _time_limit(seconds, arguments, end):
     """End the process with a clear message after a time limit, before jax aborts it."""
-
-    def end():
-        print(f"error: {_silence(arguments, seconds)}", file=sys.stderr, flush=True)
-        os._exit(1)
-
-    timer = threading.Timer(seconds, end)
+    timer = threading.Timer(seconds, lambda: end(f"error: {_silence(arguments, seconds)}"))
     timer.daemon = True
     timer.start()
     try:

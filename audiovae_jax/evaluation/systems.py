@@ -85,6 +85,10 @@ class Model:
         return Made(seconds, statistics.columns(source.length / source.sample_rate), statistics.channels())
 
 
+class MissingCodecError(ConfigError):
+    """No tool on this machine has the codec."""
+
+
 class LossyCodec:
     """Opus or MP3 at a bit rate, by ffmpeg if available, else by libsndfile.
 
@@ -92,7 +96,8 @@ class LossyCodec:
       name: for example `opus24` for Opus at 24 kbit/s over all channels, or `mp3_128` for MP3 at 128 kbit/s.
 
     Raises:
-      ConfigError: the name is invalid, or neither tool has the codec.
+      ConfigError: the name is invalid.
+      MissingCodecError: neither tool has the codec.
     """
 
     def __init__(self, name: str):
@@ -105,7 +110,7 @@ class LossyCodec:
         encoder, self._suffix, self._format, self._subtype = _KINDS[self._kind]
         self._ffmpeg = _ffmpeg_with(encoder)
         if self._ffmpeg is None and self._subtype not in soundfile.available_subtypes(self._format):
-            raise ConfigError(f"{name}: neither an ffmpeg with {encoder} nor a libsndfile with it is here")
+            raise MissingCodecError(f"{name}: neither an ffmpeg with {encoder} nor a libsndfile with it is here")
         tool = "ffmpeg" if self._ffmpeg else f"libsndfile {soundfile.__libsndfile_version__}"
         self.description = f"{self._kind} at {self._kbps} kbit/s by {tool}"
 
@@ -181,9 +186,7 @@ def baselines(names: list[str]) -> tuple[list[LossyCodec], list[str]]:
     for name in names:
         try:
             found.append(LossyCodec(name))
-        except ConfigError as error:
-            if "--baselines" in str(error):
-                raise
+        except MissingCodecError as error:
             missing.append(f"{error}; it is left out")
     return found, missing
 

@@ -106,7 +106,7 @@ class Codec:
     ) -> "Codec":
         """Create a codec from a model that was opened from `path`; see `load`."""
         if None not in (sample_rate, loaded.sample_rate) and sample_rate != loaded.sample_rate:
-            raise CheckpointError(f"{path} is of {loaded.sample_rate} Hz, not sample_rate={sample_rate}")
+            raise CheckpointError(f" is of {loaded.sample_rate} Hz, not sample_rate={sample_rate}", path=path)
         notes = list(loaded.notes)
         if sample_rate is None and loaded.sample_rate is None:
             notes.append(f"it does not say its sample rate; {_DEFAULT_RATE} Hz is assumed, sample_rate sets another")
@@ -330,11 +330,6 @@ class Codec:
         lanes, channels = self._lanes(source, 1, mix)
         frames, count = self._chunked.frames_of(lanes.length), lanes.channels // self.model.in_channels
         return LatentStream(self._encode(lanes, key), frames, count, channels)
-
-    def posteriors(self, path: str | Path, mix: bool = True) -> Iterator[np.ndarray]:
-        """Iterate over a file's uncalibrated latent means, `[n, lanes, latent_dim]` each."""
-        for posterior in self.stream(stream.open_file(path), mix=mix).posteriors:
-            yield posterior.mean
 
     def _lanes(self, source: AudioStream, batch: int, mix: bool) -> tuple[AudioStream, int]:
         """Convert audio to the model's rate and channels.

@@ -1,4 +1,4 @@
-"""Describes a model file, one line per value."""
+"""Describes a model file."""
 
 import jax
 import numpy as np
@@ -38,7 +38,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
     dtypes = sorted({str(leaf.dtype) for leaf in jax.tree.leaves(variables)})
     return {
         "path": str(path),
-        "kind": loaded.kind,
+        "kind": loaded.kind.value,
         "bytes": _size(as_path(path)),
         "fingerprint": Codec.fingerprint_of(model, variables),
         "config": {key: getattr(model, key) for key in CONFIG_KEYS},
@@ -62,23 +62,6 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
         "notes": loaded.notes,
         "discriminator": discriminator,
     }
-
-
-def print_description(description: dict):
-    """Print a description, one line per value."""
-    width = max(map(len, description))
-    for name, value in description.items():
-        if value in (None, {}, []):
-            value = "not known" if value is None else "none"
-        elif isinstance(value, dict):
-            value = ", ".join(f"{key}={item}" for key, item in value.items())
-        elif isinstance(value, list):
-            value = "; ".join(map(str, value))
-        elif isinstance(value, int) and not isinstance(value, bool):
-            value = f"{value:,}"
-        elif isinstance(value, float):
-            value = f"{value:,.4g}"
-        print(f"{name.ljust(width)}  {value}")
 
 
 def _spread(mean, std):

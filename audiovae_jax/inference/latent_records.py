@@ -15,12 +15,12 @@ import safetensors
 import safetensors.numpy
 
 from audiovae_jax.errors import DataError
+from audiovae_jax.persistence.locate import LATENTS_KEY
 
 # Arrays of a record, by what is kept of the posterior.
 ARRAYS = {"posterior": ("mean", "logvar"), "samples": ("z",)}
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _FORMAT = 1
-_KEY = "audiovae_latents"
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -43,7 +43,7 @@ def encode(arrays: dict[str, np.ndarray], dtype: str, *, model: str, key: str, f
         raise DataError(f"its latents hold values that are no finite {dtype}")
     described = {"format": _FORMAT, "model": model, "key": key, "first_frame": first_frame}
     # One entry, since safetensors writes several in no fixed order.
-    content = safetensors.numpy.save(kept, {_KEY: json.dumps(described)})
+    content = safetensors.numpy.save(kept, {LATENTS_KEY: json.dumps(described)})
     return zlib.crc32(content).to_bytes(4, "little") + content
 
 
@@ -59,7 +59,7 @@ def decode(content: bytes, *, model: str, key: str, first_frame: int) -> dict[st
     """
     try:
         size = int.from_bytes(content[:8], "little")
-        described = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][_KEY])
+        described = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][LATENTS_KEY])
         arrays = {}
         for name, tensor in safetensors.deserialize(content):
             values = np.frombuffer(tensor["data"], DTYPES[_NAMES[tensor["dtype"]]])

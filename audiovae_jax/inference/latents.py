@@ -10,10 +10,10 @@ import safetensors.numpy
 
 from audiovae_jax.errors import CheckpointError, DataError, printable, whole_number
 from audiovae_jax.inference.latent_records import DTYPES
+from audiovae_jax.persistence.locate import LATENTS_KEY
 from audiovae_jax.storage import atomic
 
 _FORMAT = 1
-METADATA_KEY = "audiovae_latents"  # key in a safetensors file's metadata that marks a file of latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Latents:
         path = Path(path)
         self._require_consistent(f"{printable(path)} was not written")
         described = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "z"}
-        metadata = {METADATA_KEY: json.dumps({"format": _FORMAT, **described})}
+        metadata = {LATENTS_KEY: json.dumps({"format": _FORMAT, **described})}
         if storage_dtype not in DTYPES:
             raise DataError(f"storage_dtype={storage_dtype!r} is none of {', '.join(DTYPES)}")
         with np.errstate(over="ignore"):
@@ -107,7 +107,7 @@ class Latents:
         name = printable(path)
         try:
             with safetensors.safe_open(path, framework="numpy") as file:
-                text = (file.metadata() or {}).get(METADATA_KEY)
+                text = (file.metadata() or {}).get(LATENTS_KEY)
                 z = z_of(file) if text is not None else None
                 if z is not None and z.dtype != np.float32 and z.dtype in DTYPES.values():
                     z = z.astype(np.float32)
@@ -117,7 +117,7 @@ class Latents:
             # The last three are raised for dtypes that numpy does not have.
             raise DataError(f"{name} cannot be read as latents: {error}") from error
         if text is None:
-            raise DataError(f"{name} holds no latents: it has no {METADATA_KEY} in its metadata")
+            raise DataError(f"{name} holds no latents: it has no {LATENTS_KEY} in its metadata")
         try:
             described = json.loads(text)
             if described.pop("format") != _FORMAT:

@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from audiovae_jax.distributed import agreement, mesh
 from audiovae_jax.errors import CheckpointError
+from audiovae_jax.persistence.locate import STATE
 from audiovae_jax.persistence.step_folders import StepFolders
 from audiovae_jax.persistence.step_objects import StepObjects
 from audiovae_jax.storage import array_store
@@ -30,9 +31,8 @@ from audiovae_jax.training.state import TrainState
 BEST_METRIC = "total_loss"
 # The collections that `model.apply` takes.
 VARIABLES = ("params", "latent_statistics")
-# Format 1 named the arrays differently. Format 2 kept the metrics in a separate Orbax item, without a JSON checksum.
-_FORMAT, _KNOWN_FORMATS = 3, (2, 3)
-_RUN_FILE, _OLD_METRICS_FILE = "run/metadata", "metrics/metrics"
+_FORMAT = 3
+_RUN_FILE = "run/metadata"
 
 
 class OutOfReachError(CheckpointError):
@@ -76,7 +76,7 @@ class Checkpoints:
         kept: int = 3,
     ):
         if read_only and not directory.is_dir():
-            raise CheckpointError(f"{directory}: there is no such folder")
+            raise CheckpointError(": there is no such folder", path=directory)
         self._directory, self._read_only = directory, read_only
         self._folders = StepObjects(directory) if isinstance(directory, BucketPath) else StepFolders(directory)
         self._writer = None
@@ -89,16 +89,11 @@ class Checkpoints:
         try:
             return self._folders.steps()
         except OSError as error:
-            raise CheckpointError(f"{self._directory} cannot be looked into: {error.strerror or error}") from error
+            raise CheckpointError(f" cannot be looked into: {error.strerror or error}", path=self._directory) from error
 
     def best(self) -> tuple[int, float] | None:
         """Return `(step, loss)` of the lowest `total_loss`; None if no loss is known."""
         return _best_of(self._losses())
-
-    def best_step(self) -> int | None:
-        """Return the step of the lowest `total_loss`; None if no loss is known."""
-        best = self.best()
-        return best and best[0]
 
     def best_first(self) -> list[int]:
         """Return all steps in the order in which to look for the best model.
@@ -194,7 +189,7 @@ class Checkpoints:
         """
         described = self._run(step)["arrays"]
         with self._opened(step) as folder:
-            return array_store.read_tree(folder / "state", described, names, where=f"{self._directory / str(step)}")
+            return array_store.read_tree(folder / STATE, described, self._directory / str(step), names)
 
     def restore(self, abstract_state: TrainState, sharding, step: int | None = None) -> Restored:
         """Restore the checkpoint at `step`, or the newest intact one.
@@ -322,45 +317,47 @@ class Checkpoints:
             with self._folders.opened(step) as folder:
                 yield folder
         except (ServerAwayError, PermissionError) as error:
-            raise OutOfReachError(f"{self._directory / str(step)} cannot be read: {error.strerror or error}") from error
+            raise OutOfReachError(
+                f" cannot be read: {error.strerror or error}", path=self._directory / str(step)
+            ) from error
         except OSError as error:
-            raise CheckpointError(f"{self._directory / str(step)} is damaged: {error.strerror or error}") from error
+            raise CheckpointError(
+                f" is damaged: {error.strerror or error}", path=self._directory / str(step)
+            ) from error
 
     def _restore_step(self, step, abstract_state):
         """Restore a step to this process's first device.
 
         This does not wait for other processes, which may fail where this one succeeds.
         """
-        where, run = str(self._directory / str(step)), self._run(step)
+        where, run = self._directory / str(step), self._run(step)
         array_store.require_same(array_store.describe_shapes(abstract_state), run["arrays"], where=where)
         with self._opened(step) as folder:
-            state = array_store.read_like(folder / "state", abstract_state, where)
+            state = array_store.read_like(folder / STATE, abstract_state, where)
         array_store.require_checksums(state, run["arrays"], where)
         return Restored(state, step, run["config"], run["data"], run["metrics"])
 
     def _run(self, step):
-        """Return the verified JSON item of a checkpoint, including metrics of format 2."""
+        """Return the verified JSON item of a checkpoint."""
         folder = self._directory / str(step)
         try:
             run = json.loads(self._folders.read(step, _RUN_FILE))
-            if not isinstance(run, dict) or run.get("format") not in _KNOWN_FORMATS:
+            if not isinstance(run, dict) or run.get("format") != _FORMAT:
                 found = run.get("format", "none") if isinstance(run, dict) else "none"
-                raise CheckpointError(f"{folder} has format {found}; this version reads format {_FORMAT}")
-            if run["format"] == 2:
-                run["metrics"] = json.loads(self._folders.read(step, _OLD_METRICS_FILE))
-            elif run.get("checksum") != json_checksum(run):
-                raise CheckpointError(f"{folder} is damaged: {_RUN_FILE} does not match its checksum")
+                raise CheckpointError(f" has format {found}; this version reads format {_FORMAT}", path=folder)
+            if run.get("checksum") != json_checksum(run):
+                raise CheckpointError(f" is damaged: {_RUN_FILE} does not match its checksum", path=folder)
             parts = [run[part] for part in ("config", "data", "metrics", "arrays")]
             if not all(isinstance(part, dict) for part in parts) or not all(
                 isinstance(a, str) for a in parts[3].values()
             ):
-                raise CheckpointError(f"{folder} is damaged: {_RUN_FILE} is not the description of a checkpoint")
+                raise CheckpointError(f" is damaged: {_RUN_FILE} is not the description of a checkpoint", path=folder)
         except CheckpointError:
             raise
         except (ServerAwayError, PermissionError) as error:
-            raise OutOfReachError(f"{folder} cannot be read: {error.strerror or error}") from error
+            raise OutOfReachError(f" cannot be read: {error.strerror or error}", path=folder) from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise CheckpointError(f"{folder} is damaged: {array_store.first_line(error)}") from error
+            raise CheckpointError(" is damaged", path=folder, detail=array_store.first_line(error)) from error
         return run
 
     def _losses(self):

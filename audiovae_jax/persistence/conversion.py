@@ -1,5 +1,6 @@
 """Conversion between PyTorch files and saved models, with a report on each tensor."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import locate, model_folder, saved_model, training_state
+from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.persistence import model_folder, saved_model, training_state
 from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.persistence.locate import Kind, locate_model
 from audiovae_jax.torch_io import audio_vae, export, layout, training
 from audiovae_jax.torch_io.discriminator import read_discriminator
 from audiovae_jax.torch_io.files import reader
@@ -17,8 +20,52 @@ from audiovae_jax.torch_io.state_dict import Line
 from audiovae_jax.training.optimizer import cosine
 
 
-def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None = None, strict: bool = True):
-    """Convert a PyTorch file to a saved model, and print a table of its tensors.
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    """The result of `import_torch`.
+
+    Attributes:
+      model: the model that was written.
+      lines: what happened to each tensor of the file.
+      notes: what was inferred, assumed or left out.
+      has_optimizer: whether the file has optimizer states, which a saved model does not keep.
+      compared: number of the model's tensors that were exported again and compared with the file.
+      largest_difference: largest absolute difference among them.
+    """
+
+    model: AudioVAE
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...]
+    has_optimizer: bool
+    compared: int
+    largest_difference: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """The result of `export_torch`.
+
+    Attributes:
+      model: the model that was written.
+      tensors: number of tensors.
+      parameters: number of their values, which include the latent statistics.
+      optimizer_step: step of the optimizer's state; None if it was not written.
+      notes: what the reader should know about the states.
+      left_out: what the source has and the file lacks.
+    """
+
+    model: AudioVAE
+    tensors: int
+    parameters: int
+    optimizer_step: int | None
+    notes: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def import_torch(
+    source: str, target: str, *, dilations: tuple[int, ...] | None = None, strict: bool = True
+) -> Imported:
+    """Convert a PyTorch file to a saved model.
 
     Args:
       source: a torch, Lightning or safetensors file.
@@ -54,18 +101,11 @@ def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None 
         discriminator_params=params,
         sample_rate=model.sample_rate,
     )
-    _print_table(lines)
-    print(f"config: {audio_vae.spell_config(model.model)}")
-    for note in notes:
-        print(f"note: {note}")
-    if imported.moments is not None:
-        print("note: optimizer states are not kept in a saved model; scripts/train.py takes them from the file itself,")
-        print(f"      with --config.init_from={source}")
-    names, difference = _round_trip(source, target)
-    print(f"round trip: {names} tensors of the model written back from {target}, largest difference {difference:.3g}")
+    compared, difference = _round_trip(source, target)
+    return Imported(model.model, tuple(lines), tuple(notes), imported.moments is not None, compared, difference)
 
 
-def export_torch(source: str, target: str, *, step: int | None = None):
+def export_torch(source: str, target: str, *, step: int | None = None) -> Exported:
     """Write a model to a `.pt` or `.safetensors` file of the PyTorch system.
 
     If the source is a training workdir, a `.pt` file also holds the states of the optimizer and the schedule.
@@ -80,9 +120,9 @@ def export_torch(source: str, target: str, *, step: int | None = None):
     """
     export.require_target(target)
     loaded = saved_model.open_model(source, step=step)
-    states = {}
-    if loaded.kind == "checkpoint" and Path(target).suffix == ".pt":
-        states = _optimizer_states(source, loaded)
+    states, notes = {}, []
+    if loaded.kind is Kind.CHECKPOINT and Path(target).suffix == ".pt":
+        states = _optimizer_states(source, loaded, notes)
     left_out = _left_out(source, loaded, target)
     export.export_audio_vae(
         loaded.model,
@@ -96,12 +136,8 @@ def export_torch(source: str, target: str, *, step: int | None = None):
     )
     written = export.audio_vae_state_dict(loaded.variables)
     count = sum(tensor.size for tensor in written.values())
-    print(f"{target}: {len(written)} tensors, {count:,} parameters with latent statistics")
-    print(f"config: {audio_vae.spell_config(loaded.model)}")
-    if states:
-        print(f"with the optimizer's state after step {loaded.global_step}, for torch.optim.AdamW")
-    if left_out:
-        print(f"not in it: {'; '.join(left_out)}")
+    optimizer_step = loaded.global_step if states else None
+    return Exported(loaded.model, len(written), count, optimizer_step, tuple(notes), tuple(left_out))
 
 
 def _left_out(source, loaded, target):
@@ -112,12 +148,12 @@ def _left_out(source, loaded, target):
     except CheckpointError as error:  # the model itself is intact
         left_out.append(f"what lies beside the model, which cannot be read ({error})")
         there = training_state.Beside(optimizer=False)
-    if there.optimizer and loaded.kind == "checkpoint":
+    if there.optimizer and loaded.kind is Kind.CHECKPOINT:
         left_out += ["the optimizer's state, which a .pt file holds"] if Path(target).suffix != ".pt" else []
     elif there.optimizer:
         left_out.append("the optimizer's state, which comes along from a workdir")
     if there.discriminator:
-        left_out.append("the discriminator" + (" and its optimizer's state" if loaded.kind == "checkpoint" else ""))
+        left_out.append("the discriminator" + (" and its optimizer's state" if loaded.kind is Kind.CHECKPOINT else ""))
     if (dtype := str(np.dtype(loaded.model.dtype))) != "float32":
         left_out.append(f"that the model computes in {dtype} (--dtype={dtype} says it)")
     if loaded.sample_rate is None:
@@ -125,21 +161,17 @@ def _left_out(source, loaded, target):
     return left_out
 
 
-def _optimizer_states(source, loaded):
-    folder, _ = locate.locate(source)
-    checkpoints = Checkpoints(folder, read_only=True)
-    try:
-        config = checkpoints.config(loaded.global_step)
-        opt_state = checkpoints.parts(loaded.global_step, ("opt_state",))["opt_state"]
-    finally:
-        checkpoints.close()
+def _optimizer_states(source, loaded, notes):
+    checkpoints = Checkpoints(locate_model(source).checkpoints, read_only=True)
+    config = checkpoints.config(loaded.global_step)
+    opt_state = checkpoints.parts(loaded.global_step, ("opt_state",))["opt_state"]
     settings, step, num_steps = config["optimizer"], loaded.global_step, config["num_steps"]
     first, last = settings["learning_rate"], settings["final_learning_rate"]
     rate = float(cosine(step, num_steps, first, last))
     if step < (warmup_steps := settings.get("warmup_steps", 0)):
-        print(
-            f"note: the learning rate's warm-up to step {warmup_steps} is not in torch's cosine schedule, which "
-            f"goes on at {rate:.3g}"
+        notes.append(
+            f"the learning rate's warm-up to step {warmup_steps} is not in torch's cosine schedule, which "
+            f"continues at {rate:.3g}"
         )
     scheduler = {
         "T_max": num_steps,
@@ -158,23 +190,6 @@ def _optimizer_states(source, loaded):
 def _prefixed(line, prefix):
     became = None if line.became is None else f"{prefix}: {line.became}"
     return Line(f"{prefix}.{line.key}", line.shape, line.dtype, became, line.note)
-
-
-def _print_table(lines):
-    rows = [
-        (
-            line.key,
-            f"{line.dtype}{list(line.shape)}",
-            line.became or "-",
-            line.note if line.became else f"ignored: {line.note}",
-        )
-        for line in lines
-    ]
-    widths = [max(len(row[i]) for row in [("tensor", "type", "became", ""), *rows]) for i in range(3)]
-    for row in [("tensor", "type", "became", ""), *rows]:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
-    taken = sum(line.became is not None for line in lines)
-    print(f"{taken} tensors taken, {len(lines) - taken} ignored")
 
 
 def _round_trip(source, target):

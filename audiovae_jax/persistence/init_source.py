@@ -1,16 +1,14 @@
 """Reads the workdir or saved model that a run is initialized from."""
 
-import contextlib
 import dataclasses
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 from audiovae_jax.distributed import agreement
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
-from audiovae_jax.persistence import locate, model_folder
+from audiovae_jax.persistence import model_folder
 from audiovae_jax.persistence.checkpoint import VARIABLES, Checkpoints, OutOfReachError
-from audiovae_jax.storage.bucket_path import BucketPath
+from audiovae_jax.persistence.locate import Kind, locate_model
 
 # Names in a saved model of the optional parts of a train state.
 _IN_SAVED_MODELS = {"opt_state": model_folder.OPTIMIZER, "discriminator_params": model_folder.DISCRIMINATOR}
@@ -56,19 +54,19 @@ def describe(path: str) -> Described:
     Raises:
       CheckpointError: there is no model at `path`, or its description cannot be read.
     """
-    place = locate.opened_path(path)
-    if _is_saved_model(place):
+    place = locate_model(path)
+    if place.kind is Kind.SAVED_MODEL:
         description = model_folder.settled(path, model_folder.read_description)
         names = ("config", "sample_rate", "discriminator", "global_step")
         return Described(*(description[name] for name in names))
-    with _opened(place) as (checkpoints, step):
-        step = checkpoints.newest_described() if step is None else step
-        if step is None:
-            raise CheckpointError(f"{path} holds no checkpoint whose description can be read")
-        config = checkpoints.config(step)
-        with as_checkpoint_error(f"{path}: its config describes no model"):
-            discriminator = dict(config["discriminator"]) if config["use_adversarial"] else None
-            return Described(dict(config["model"]), config["data"]["sample_rate"], discriminator, step)
+    checkpoints = Checkpoints(place.checkpoints, read_only=True)
+    step = checkpoints.newest_described() if place.step is None else place.step
+    if step is None:
+        raise CheckpointError(" holds no checkpoint whose description can be read", path=path)
+    config = checkpoints.config(step)
+    with as_checkpoint_error(": its config describes no model", path):
+        discriminator = dict(config["discriminator"]) if config["use_adversarial"] else None
+        return Described(dict(config["model"]), config["data"]["sample_rate"], discriminator, step)
 
 
 def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
@@ -85,39 +83,30 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
     Raises:
       CheckpointError: nothing intact was found.
     """
-    place = locate.opened_path(path)
-    if _is_saved_model(place):
-        return model_folder.settled(path, lambda place: _of_saved_model(place, wanted))
-    with _opened(place) as (checkpoints, step):
-        reasons = []
-        order = [step] if step is not None else checkpoints.best_first() if best else checkpoints.steps()[::-1]
-        for candidate in agreement.of_first(order):
-            found = reason = None
-            try:
-                found = _of_checkpoint(checkpoints, candidate, wanted)
-            except OutOfReachError:  # it may be intact
-                raise
-            except CheckpointError as error:
-                reason = str(error)
-            reason = agreement.any_reason(reason)  # skipped by all processes if one cannot read it
-            if reason is None:
-                return dataclasses.replace(found, passed_over=tuple(reasons))
-            reasons.append(reason)
-    raise CheckpointError("\n".join(reasons) or f"{path} holds no finished checkpoint; give another workdir")
-
-
-def _is_saved_model(place: Path | BucketPath) -> bool:
-    return (place / model_folder.DESCRIPTION).is_file()
-
-
-@contextlib.contextmanager
-def _opened(place) -> Iterator[tuple[Checkpoints, int | None]]:
-    folder, step = locate.locate(place)
-    checkpoints = Checkpoints(folder, read_only=True)
-    try:
-        yield checkpoints, step
-    finally:
-        checkpoints.close()
+    place = locate_model(path)
+    if place.kind is Kind.SAVED_MODEL:
+        return model_folder.settled(path, lambda path: _of_saved_model(path, wanted))
+    checkpoints = Checkpoints(place.checkpoints, read_only=True)
+    if place.step is not None:
+        order = [place.step]
+    else:
+        order = agreement.of_first(checkpoints.best_first() if best else checkpoints.steps()[::-1])
+    reasons = []
+    for step in order:
+        found = error = None
+        try:
+            found = _of_checkpoint(checkpoints, step, wanted)
+        except OutOfReachError:  # it may be intact
+            raise
+        except CheckpointError as caught:
+            error = caught
+        reason = agreement.any_reason(error and str(error))  # skipped by all processes if one cannot read it
+        if reason is None:
+            return dataclasses.replace(found, passed_over=tuple(reasons))
+        if place.step is not None:
+            raise error or CheckpointError(reason)
+        reasons.append(reason)
+    raise CheckpointError(" holds no intact checkpoint", path=path, detail="\n".join(reasons) or None)
 
 
 def _of_checkpoint(checkpoints, step, wanted):
@@ -132,7 +121,7 @@ def _of_saved_model(path, wanted):
     description = model_folder.read_description(path)
     names = {field: tree for field, tree in _IN_SAVED_MODELS.items() if field in wanted}
     trees = model_folder.read_trees(path, description, (model_folder.MODEL, *names.values()))
-    with as_checkpoint_error(f"{path} is no whole model"):
+    with as_checkpoint_error(" is no whole model", path):
         parts = {name: trees[model_folder.MODEL][name] for name in VARIABLES}
     parts |= {field: trees[tree] for field, tree in names.items() if tree in trees}
     return Earlier("", description["global_step"], parts)

@@ -1,51 +1,139 @@
-"""Resolves a user's path or URL to a checkpoint folder and step."""
+"""`locate`: what lies at a path or URL."""
 
+import dataclasses
+import enum
+import json
+import os
+import stat
 from pathlib import Path
 
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
 
+DESCRIPTION = "model.json"  # of a saved model
+CHECKPOINTS = "checkpoints"  # folder in a workdir
+STATE = "state"  # folder in a checkpoint
+LATENTS_KEY = "audiovae_latents"  # key in a safetensors file's metadata that marks a file of latents
 
-def locate(path: str | Path | BucketPath) -> tuple[Path | BucketPath, int | None]:
-    """Return the checkpoint folder and step that a user's path refers to.
+_LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
 
-    Args:
-      path: a workdir, its `checkpoints` folder or the folder of one step; or the URL of one of these.
 
-    Returns:
-      `(folder of checkpoints, step)`; the step is None unless the path names one.
+class Kind(enum.Enum):
+    """What lies at a path."""
+
+    NOTHING = "nothing"
+    WORKDIR = "workdir"  # or its folder of checkpoints
+    CHECKPOINT = "checkpoint"  # the folder of one step
+    SAVED_MODEL = "saved model"
+    LATENTS = "latents"  # a safetensors file of them
+    TORCH_FILE = "torch file"  # any other file; only reading it shows whether there is a model in it
+    OTHER = "other"  # a folder without a model, a pipe or a device
+
+
+OURS = (Kind.WORKDIR, Kind.CHECKPOINT, Kind.SAVED_MODEL)  # folders with a model
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A path and what lies there.
+
+    Attributes:
+      path: to read from.
+      kind: what lies there.
+      checkpoints: folder of the checkpoints of a `WORKDIR` or `CHECKPOINT`; else None.
+      step: step of a `CHECKPOINT`; else None.
+    """
+
+    path: Path | BucketPath
+    kind: Kind
+    checkpoints: Path | BucketPath | None = None
+    step: int | None = None
+
+
+def locate(path: str | Path | BucketPath) -> Place:
+    """Return what lies at a user's path or URL.
+
+    If a folder is just being replaced, this waits for its replacement.
 
     Raises:
-      CheckpointError: there is no checkpoint at `path`.
+      CheckpointError: the path cannot be looked into, or the URL cannot be reached.
     """
-    given = opened_path(path)
-    if not given.exists():
-        raise CheckpointError(f"{path}: there is no such file or folder")
-    if given.name.isdigit() and (given / "state").is_dir():
-        return given.parent, int(given.name)
-    for folder in (given / "checkpoints", given):
-        if folder.is_dir() and any(child.name.isdigit() for child in folder.iterdir()):
-            return folder, None
-    raise CheckpointError(
-        f"{path} holds no checkpoint; give a training workdir, one of its checkpoints/<step>, or a saved model"
-    )
+    opened = opened_path(path)
+    try:
+        return _classified(opened)
+    except OSError as error:
+        raise CheckpointError(f": {error.strerror or error}", path=path) from error
+
+
+def locate_model(path: str | Path | BucketPath) -> Place:
+    """Return `locate(path)` if there may be a model.
+
+    Raises:
+      CheckpointError: there is nothing at `path`, or no model.
+    """
+    place = locate(path)
+    if place.kind is Kind.NOTHING:
+        raise CheckpointError(": there is no such file or folder", path=path)
+    if place.kind is Kind.LATENTS:
+        raise CheckpointError(" holds latents; give the model that encoded them", path=path)
+    if place.kind is Kind.OTHER:
+        raise CheckpointError(
+            " holds no checkpoint; give a training workdir, one of its checkpoints/<step>, or a saved model", path=path
+        )
+    return place
 
 
 def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
-    """Return a user's path as a `Path` or `BucketPath` to read from.
-
-    If the folder is just being replaced, this waits for its replacement.
+    """Return a user's path as a `Path` or `BucketPath`, once a replacement of it has ended.
 
     Raises:
       CheckpointError: the path is a URL that cannot be reached.
     """
     try:
-        path = as_path(path)
-        if isinstance(path, BucketPath):
-            path.exists()
+        opened = as_path(path)
+        if isinstance(opened, BucketPath):
+            opened.exists()
         else:
-            atomic.await_swap(path)
+            atomic.await_swap(opened)
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
-    return path
+        raise CheckpointError(f": {error.strerror or error}", path=path) from error
+    return opened
+
+
+def _classified(path):
+    # Path.exists raises for invalid names.
+    if not (path.exists() if isinstance(path, BucketPath) else os.path.exists(path)):
+        return Place(path, Kind.NOTHING)
+    if (path / DESCRIPTION).is_file():
+        return Place(path, Kind.SAVED_MODEL)
+    if not path.is_dir():
+        return Place(path, _kind_of_file(path))
+    if path.name.isdigit() and (path / STATE).is_dir():
+        return Place(path, Kind.CHECKPOINT, path.parent, int(path.name))
+    for folder in (path / CHECKPOINTS, path):
+        if folder.is_dir() and any(child.name.isdigit() and (child / STATE).is_dir() for child in folder.iterdir()):
+            return Place(path, Kind.WORKDIR, folder)
+    return Place(path, Kind.OTHER)
+
+
+def _kind_of_file(path):
+    if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would block
+        return Kind.OTHER
+    return Kind.LATENTS if path.suffix.lower() == ".safetensors" and _holds_latents(path) else Kind.TORCH_FILE
+
+
+def _holds_latents(path):
+    try:
+        size = int.from_bytes(_start(path, 8), "little")
+        header = json.loads(_start(path, 8 + size)[8:]) if size <= _LARGEST_HEADER else {}
+        return LATENTS_KEY in header["__metadata__"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False  # loading it reports the reason
+
+
+def _start(path, size):
+    if isinstance(path, BucketPath):
+        return path.read_bytes(size)
+    with path.open("rb") as file:
+        return file.read(size)

@@ -6,7 +6,6 @@ name. It then replaces `model.json`, which gives that name. The arrays of the pr
 
 import contextlib
 import json
-import os
 import re
 import secrets
 import tempfile
@@ -21,13 +20,13 @@ from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.models.audio_vae import AudioVAE
 from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.persistence import locate
+from audiovae_jax.persistence.locate import DESCRIPTION, Kind
 from audiovae_jax.storage import array_store, atomic
 from audiovae_jax.storage.bucket_path import BucketPath, as_path, local_copy
 from audiovae_jax.storage.checksum import json_checksum
 
 PyTree = Any
 _Result = TypeVar("_Result")
-DESCRIPTION = "model.json"
 MODEL, OPTIMIZER, DISCRIMINATOR = TREES = ("model", "optimizer", "discriminator")
 _FORMAT = 1
 _KEYS = {
@@ -53,20 +52,21 @@ def write(path: str | Path | BucketPath, description: dict[str, Any], trees: dic
     """
     target = require_target(path)
     arrays_folder = f"arrays-{secrets.token_hex(8)}" if isinstance(target, BucketPath) else None
-    with as_checkpoint_error(f"{path} was not written: not all of it are arrays"):
+    with as_checkpoint_error(" was not written: not all of it are arrays", path):
         arrays = {name: array_store.describe(tree) for name, tree in trees.items()}
     description = {"format": _FORMAT, **description, "arrays": arrays}
     try:
         description = json.loads(json.dumps(description, allow_nan=False))  # JSON readers of other languages reject NaN
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} was not written: epoch, global_step and metadata must be what JSON can hold ({error})"
+            f" was not written: epoch, global_step and metadata must be what JSON can hold ({error})", path=path
         ) from error
-    _, different = _compared(description, f"{path} was not written")
+    with as_checkpoint_error(" was not written: its config makes no AudioVAE", path):
+        _, different = _compared(description)
     for name, needed, given in different:
         raise CheckpointError(
-            f"{path} was not written: {name} is {given} in the variables and {needed} in the model; "
-            f"{_remedy(needed, given)}"
+            f" was not written: {name} is {given} in the variables and {needed} in the model; {_remedy(needed, given)}",
+            path=path,
         )
     description["parameter_count"] = count_parameters(trees[MODEL]["params"])
     description["latent_statistics"] = "calibrated" if is_calibrated(trees[MODEL]) else "initial"
@@ -83,7 +83,7 @@ def write(path: str | Path | BucketPath, description: dict[str, Any], trees: dic
                 _write_trees(temporary, trees)
                 (temporary / DESCRIPTION).write_text(text)
     except OSError as error:
-        raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
+        raise CheckpointError(f" was not written: {error.strerror or error}", path=path) from error
 
 
 def read_trees(path: Path | BucketPath, description: dict, names: Collection[str] = TREES) -> dict[str, PyTree]:
@@ -101,7 +101,7 @@ def read_trees(path: Path | BucketPath, description: dict, names: Collection[str
     for name, place in _tree_places(path, description).items():
         if name in names:
             with local_copy(place) as folder:
-                trees[name] = array_store.read_tree(folder, description["arrays"][name], where=str(place))
+                trees[name] = array_store.read_tree(folder, description["arrays"][name], place)
     return trees
 
 
@@ -110,7 +110,7 @@ def settled(path: str | Path | BucketPath, read: Callable[[Path | BucketPath], _
 
     Args:
       path: a path that holds a model.
-      read: a function of `locate.opened_path(path)`. It must fail if it has read parts of different models.
+      read: a function of a `Path` or `BucketPath`. It must fail if it has read parts of different models.
 
     Raises:
       CheckpointError: `read` failed, and the model was not replaced.
@@ -125,19 +125,22 @@ def settled(path: str | Path | BucketPath, read: Callable[[Path | BucketPath], _
             if _identity(locate.opened_path(path)) != before and time.monotonic() < end:
                 continue
             if isinstance(error, OSError):
-                raise CheckpointError(f"{path}: {error.strerror or error}") from error
+                raise CheckpointError(f": {error.strerror or error}", path=path) from error
             raise
 
 
-def model_of(description: dict, where: str) -> AudioVAE:
-    """Return the model that a description belongs to.
+def model_of(description: dict, path: Path | BucketPath) -> AudioVAE:
+    """Return the model of the description that was read from `path`.
 
     Raises:
       CheckpointError: its config makes no model, or its arrays do not match the model.
     """
-    model, different = _compared(description, where)
+    with as_checkpoint_error(": its config makes no AudioVAE", path / DESCRIPTION):
+        model, different = _compared(description)
     for name, needed, there in different:
-        raise CheckpointError(f"{where} is of another configuration: {name} is {there} there and {needed} here")
+        raise CheckpointError(
+            f" is of another configuration: {name} is {there} there and {needed} here", path=path / DESCRIPTION
+        )
     return model
 
 
@@ -146,9 +149,9 @@ def read_description(path: Path | BucketPath) -> dict:
     try:
         text = (path / DESCRIPTION).read_text()
     except OSError as error:
-        raise CheckpointError(f"{path / DESCRIPTION} cannot be read: {error.strerror or error}") from error
+        raise CheckpointError(f" cannot be read: {error.strerror or error}", path=path / DESCRIPTION) from error
     except ValueError as error:
-        raise CheckpointError(f"{path / DESCRIPTION} is damaged: {array_store.first_line(error)}") from error
+        raise CheckpointError(" is damaged", path=path / DESCRIPTION, detail=array_store.first_line(error)) from error
     return _parsed(text, path)
 
 
@@ -169,7 +172,7 @@ def require_target(path: str | Path | BucketPath) -> Path | BucketPath:
     try:
         target = as_path(path)
         if not _is_free(target):
-            raise CheckpointError(f"{path} exists and is not a saved model; give another path")
+            raise CheckpointError(" exists and is not a saved model; give another path", path=path)
         if isinstance(target, BucketPath):
             probe = target / f".{secrets.token_hex(4)}.tmp"
             probe.write_text("")
@@ -177,18 +180,15 @@ def require_target(path: str | Path | BucketPath) -> Path | BucketPath:
         else:
             atomic.require_writable(target)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
+        raise CheckpointError(f" cannot be written: {error.strerror or error}; give another path", path=path) from error
     return target
 
 
 def _is_free(target):
-    if not os.path.exists(target) if isinstance(target, Path) else not target.exists():
-        return True
-    if (target / DESCRIPTION).is_file():
-        return True
-    if isinstance(target, Path) or target.is_file():
-        return False
-    return all(_IS_ARRAYS_FOLDER.fullmatch(child.name) for child in target.iterdir())  # interrupted uploads
+    kind = locate.locate(target).kind
+    if kind is Kind.OTHER and isinstance(target, BucketPath):
+        return all(_IS_ARRAYS_FOLDER.fullmatch(child.name) for child in target.iterdir())  # interrupted uploads
+    return kind in (Kind.NOTHING, Kind.SAVED_MODEL)
 
 
 def _parsed(text, path):
@@ -196,16 +196,16 @@ def _parsed(text, path):
     try:
         description = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{where} is damaged: {array_store.first_line(error)}") from error
+        raise CheckpointError(" is damaged", path=where, detail=array_store.first_line(error)) from error
     if not isinstance(description, dict) or not isinstance(description.get("format"), int):
-        raise CheckpointError(f"{where} is not the description of a saved model")
+        raise CheckpointError(" is not the description of a saved model", path=where)
     if description["format"] != _FORMAT:
         raise CheckpointError(
-            f"{path} has format {description['format']}; this version reads format {_FORMAT}, install a newer one"
+            f" has format {description['format']}; this version reads format {_FORMAT}, install a newer one", path=path
         )
     missing = _KEYS - description.keys()
     if missing:
-        raise CheckpointError(f"{where} is damaged: it lacks {', '.join(sorted(missing))}")
+        raise CheckpointError(f" is damaged: it lacks {', '.join(sorted(missing))}", path=where)
     arrays, arrays_folder = description["arrays"], description.get(_ARRAYS_FOLDER)
     if (
         not isinstance(arrays, dict)
@@ -215,16 +215,15 @@ def _parsed(text, path):
         )
         or not (arrays_folder is None or _IS_ARRAYS_FOLDER.fullmatch(str(arrays_folder)))
     ):
-        raise CheckpointError(f"{where} is damaged: its arrays are not described")
+        raise CheckpointError(" is damaged: its arrays are not described", path=where)
     if description["checksum"] != json_checksum(description):
-        raise CheckpointError(f"{where} does not match its checksum: it is damaged, or was edited")
+        raise CheckpointError(" does not match its checksum: it is damaged, or was edited", path=where)
     return description
 
 
-def _compared(description, where):
+def _compared(description):
     """Return a description's model and mismatches `(array, expected, described)`."""
-    with as_checkpoint_error(f"{where}: its config makes no AudioVAE"):
-        model = AudioVAE(**description["config"])
+    model = AudioVAE(**description["config"])
     needed = array_store.describe_shapes(model.shapes())
     described = array_store.shapes_of(description["arrays"][MODEL])
     return model, list(array_store.differences(needed, described))

@@ -7,7 +7,6 @@ storage format.
 
 import contextlib
 import dataclasses
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +20,10 @@ import numpy as np
 from audiovae_jax.config import build, resolve
 from audiovae_jax.errors import CheckpointError, ConfigError, as_checkpoint_error, whole_number
 from audiovae_jax.models.audio_vae import AudioVAE
-from audiovae_jax.persistence import checkpoint, locate, model_folder
+from audiovae_jax.persistence import checkpoint, model_folder
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.storage.bucket_path import BucketPath, local_copy
+from audiovae_jax.persistence.locate import Kind, locate_model
+from audiovae_jax.storage.bucket_path import BucketPath, as_path, local_copy
 from audiovae_jax.torch_io import audio_vae
 
 PyTree = Any
@@ -67,7 +67,7 @@ def save_model(
     loaded = LoadedModel(
         model,
         variables,
-        "saved model",
+        Kind.SAVED_MODEL,
         sample_rate=sample_rate,
         epoch=epoch,
         global_step=global_step,
@@ -108,7 +108,7 @@ class LoadedModel:
 
     Attributes:
       model, variables: the model; arrays are numpy's or JAX's.
-      kind: "saved model", "checkpoint" or "torch file".
+      kind: `SAVED_MODEL`, `CHECKPOINT` (of a workdir, too) or `TORCH_FILE`.
       sample_rate: in Hz; None if unknown.
       epoch, global_step: the epoch and step of training; None if unknown.
       metadata: values saved with the model; for a checkpoint, its validation metrics.
@@ -119,7 +119,7 @@ class LoadedModel:
 
     model: AudioVAE
     variables: dict
-    kind: str
+    kind: Kind
     sample_rate: int | None = None
     epoch: int | None = None
     global_step: int | None = None
@@ -133,7 +133,7 @@ def save_loaded(loaded: LoadedModel, path: str | Path | BucketPath):
     """Write a `LoadedModel` with everything that was read with it; see `save_model`."""
     for name in sorted({*checkpoint.VARIABLES}.symmetric_difference(loaded.variables)):
         have, remedy = ("no", "give all that model.init returns") if name in checkpoint.VARIABLES else ("a", "drop it")
-        raise CheckpointError(f"{path} was not written: the variables have {have} collection {name!r}; {remedy}")
+        raise CheckpointError(f" was not written: the variables have {have} collection {name!r}; {remedy}", path=path)
     counts = {
         "sample_rate": (loaded.sample_rate, 1),
         "epoch": (loaded.epoch, 0),
@@ -163,20 +163,19 @@ def open_model(
       path, step, strict: see `load_model`.
       training: also read the arrays of a saved model's optimizer and discriminator.
     """
-    return model_folder.settled(path, lambda place: _open(place, step, strict, training))
+    return model_folder.settled(path, lambda path: _open(path, step, strict, training))
 
 
 def _open(path, step, strict, training):
-    is_bucket = isinstance(path, BucketPath)
-    if not (path.exists() if is_bucket else os.path.exists(path)):  # Path.exists raises for invalid names
-        raise CheckpointError(f"{path}: there is no such file or folder")
-    is_saved = (path / model_folder.DESCRIPTION).is_file()
-    if not is_saved and path.is_dir():
-        return _open_checkpoint(path, step)
+    place = locate_model(path)
+    if place.checkpoints is not None:
+        return _open_checkpoint(place.checkpoints, place.step if step is None else step)
     if step is not None:
-        raise CheckpointError(f"{path} is one model, so there is no step={step} to choose; give a training workdir")
-    if is_saved:
-        return _open_saved(path, training)
+        raise CheckpointError(
+            f" is one model, so there is no step={step} to choose; give a training workdir", path=path
+        )
+    if place.kind is Kind.SAVED_MODEL:
+        return _open_saved(place.path, training)
     with at_hand(path) as local:
         return _open_torch(local, strict)
 
@@ -187,64 +186,69 @@ def load_from_lightning_checkpoint(path: str | Path) -> tuple[AudioVAE, dict]:
 
 
 @contextlib.contextmanager
-def at_hand(path: Path | BucketPath) -> Iterator[Path]:
+def at_hand(path: str | Path | BucketPath) -> Iterator[Path]:
     """A context with a local copy of a file that may be in a bucket.
 
     Raises:
-      CheckpointError: the file cannot be fetched. Errors raised inside the context name the URL.
+      CheckpointError: the file cannot be fetched. Errors raised inside the context name `path`.
     """
-    local = path
+    local = None
     try:
-        with local_copy(path) as local:
+        with local_copy(as_path(path)) as local:
             yield local
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        raise CheckpointError(f": {error.strerror or error}", path=path) from error
     except CheckpointError as error:
-        raise CheckpointError(str(error).replace(str(local), str(path))) from error
+        if error.path == local:
+            error.path = path
+        raise
 
 
 def _open_saved(path, training):
     description = model_folder.read_description(path)
-    model = model_folder.model_of(description, str(path / model_folder.DESCRIPTION))
+    model = model_folder.model_of(description, path)
     names = model_folder.TREES if training else (model_folder.MODEL,)
     trees = model_folder.read_trees(path, description, names)
     variables = trees.pop(model_folder.MODEL)
     fields = ("sample_rate", "epoch", "global_step", "metadata", "discriminator")
-    return LoadedModel(model, variables, "saved model", training=trees, **{name: description[name] for name in fields})
+    return LoadedModel(
+        model, variables, Kind.SAVED_MODEL, training=trees, **{name: description[name] for name in fields}
+    )
 
 
-def _open_checkpoint(path, step):
-    folder, named = locate.locate(path)
+def _open_checkpoint(folder, step):
+    """Open the checkpoint at `step`, or the best intact one."""
     checkpoints = Checkpoints(folder, read_only=True)
-    chosen = step if step is not None else named
-    if chosen is not None and chosen not in checkpoints.steps():
-        raise CheckpointError(
-            f"{folder} has no checkpoint {chosen}; it has {', '.join(map(str, checkpoints.steps())) or 'none'}"
-        )
+    if step is not None:
+        if step not in checkpoints.steps():
+            there = ", ".join(map(str, checkpoints.steps())) or "none"
+            raise CheckpointError(f" has no checkpoint {step}; it has {there}", path=folder)
+        return _open_step(checkpoints, folder, step)
     passed_over = []
-    for candidate in checkpoints.best_first() if chosen is None else [chosen]:
+    for candidate in checkpoints.best_first():
         try:
             loaded = _open_step(checkpoints, folder, candidate)
         except CheckpointError as error:
-            passed_over.append(str(error))
+            passed_over.append(error)
             continue
         loaded.notes += [f"passed over {reason}; checkpoint {candidate} is used" for reason in passed_over]
         return loaded
-    raise CheckpointError("\n".join(passed_over) or f"{folder} holds no finished checkpoint")
+    reasons = "\n".join(map(str, passed_over))
+    raise CheckpointError(" holds no intact checkpoint", path=folder, detail=reasons or None)
 
 
 def _open_step(checkpoints, folder, step):
     variables = checkpoints.parts(step, checkpoint.VARIABLES)
     try:
-        with as_checkpoint_error(f"{folder / str(step)}: its config makes no model"):
+        with as_checkpoint_error(": its config makes no model", folder / str(step)):
             config = ml_collections.ConfigDict(checkpoints.config(step), convert_dict=True)
             model, sample_rate = build.build_model(config), config.data.sample_rate
     except ConfigError as error:
-        raise CheckpointError(f"{folder / str(step)}: {error}") from error
+        raise CheckpointError(f": {error}", path=folder / str(step)) from error
     return LoadedModel(
         model,
         variables,
-        "checkpoint",
+        Kind.CHECKPOINT,
         sample_rate=sample_rate,
         global_step=step,
         metadata=checkpoints.metrics(step),
@@ -256,7 +260,7 @@ def _open_torch(path, strict):
     return LoadedModel(
         found.model,
         found.variables,
-        "torch file",
+        Kind.TORCH_FILE,
         sample_rate=found.sample_rate,
         epoch=found.epoch,
         global_step=found.global_step,

@@ -11,8 +11,9 @@ from audiovae_jax.config import resolve
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.models.layers import count_parameters
-from audiovae_jax.persistence import locate, saved_model
+from audiovae_jax.persistence import saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.persistence.locate import Kind, locate_model
 from audiovae_jax.storage import array_store
 from audiovae_jax.torch_io import training
 from audiovae_jax.torch_io.discriminator import read_discriminator
@@ -59,7 +60,7 @@ def training_state_of(
         "discriminator": None,
         "discriminator_params": None,
     }
-    if loaded.kind == "torch file":
+    if loaded.kind is Kind.TORCH_FILE:
         return state | _torch_training_state(path, loaded, optimizer)
     trees, described = _trees(path, loaded)
     if optimizer is not None and "optimizer" in trees:
@@ -92,13 +93,13 @@ def beside(loaded: saved_model.LoadedModel, path: str | Path) -> Beside:
     Raises:
       CheckpointError: the training state cannot be read.
     """
-    if loaded.kind == "torch file":
-        with saved_model.at_hand(locate.opened_path(path)) as local:
+    if loaded.kind is Kind.TORCH_FILE:
+        with saved_model.at_hand(path) as local:
             imported = training.read_training(local)
         tensors, described = imported.discriminator, resolve.dotted_name(EnCodecDiscriminator)
         has_optimizer = imported.moments is not None
     else:
-        if loaded.kind == "saved model":
+        if loaded.kind is Kind.SAVED_MODEL:
             loaded = saved_model.open_model(path, training=True)
         trees, section = _trees(path, loaded)
         tensors, described = trees.get("discriminator"), (section or {}).get(resolve.TARGET)
@@ -107,14 +108,14 @@ def beside(loaded: saved_model.LoadedModel, path: str | Path) -> Beside:
 
 
 def _torch_training_state(path, loaded, optimizer):
-    with saved_model.at_hand(locate.opened_path(path)) as local:
+    with saved_model.at_hand(path) as local:
         imported = training.read_training(local)
     state = {"global_step": imported.step}
     if optimizer is not None and imported.moments is not None:
         trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
         filled = training.with_moments(optimizer.init(trainable), trainable, imported.moments)
         if filled is None:
-            raise CheckpointError(f"{path}: its optimizer's moments are of folded weights, or of another network")
+            raise CheckpointError(": its optimizer's moments are of folded weights, or of another network", path=path)
         state["optimizer_state"] = filled
     if imported.discriminator is not None:
         arguments = imported.discriminator_arguments()
@@ -125,21 +126,12 @@ def _torch_training_state(path, loaded, optimizer):
 
 def _trees(path, loaded):
     """Return `(trees by name, discriminator's description)` stored with the model."""
-    if loaded.kind == "saved model":
+    if loaded.kind is Kind.SAVED_MODEL:
         return loaded.training, loaded.discriminator
-    return _checkpoint_trees(path, loaded.global_step)
-
-
-def _checkpoint_trees(path, step):
-    """Return `(trees by name, discriminator's description)` of a workdir's checkpoint."""
-    folder, _ = locate.locate(path)
-    checkpoints = Checkpoints(folder, read_only=True)
-    try:
-        config = checkpoints.config(step)
-        names = ("opt_state", *(("discriminator_params",) if config["use_adversarial"] else ()))
-        parts = checkpoints.parts(step, names)
-    finally:
-        checkpoints.close()
+    checkpoints = Checkpoints(locate_model(path).checkpoints, read_only=True)
+    config = checkpoints.config(loaded.global_step)
+    names = ("opt_state", *(("discriminator_params",) if config["use_adversarial"] else ()))
+    parts = checkpoints.parts(loaded.global_step, names)
     trees = {"optimizer": parts["opt_state"]}
     if "discriminator_params" in parts:
         trees["discriminator"] = parts["discriminator_params"]
@@ -157,5 +149,6 @@ def _fill_optimizer(optimizer, loaded, tree, path):
     wanted, saved = array_store.named_leaves(state), array_store.named_leaves(tree)
     missing = sorted(wanted.keys() ^ saved.keys()) or sorted(wanted)
     raise CheckpointError(
-        f"{path}: the optimizer's state is of another transform; {missing[0]} and {len(missing) - 1} more arrays differ"
+        f": the optimizer's state is of another transform; {missing[0]} and {len(missing) - 1} more arrays differ",
+        path=path,
     )

@@ -72,6 +72,7 @@ class Session:
       reporter: shows and records the run. It is disabled except in the first process.
       saving: saves checkpoints, with retries.
       safety: counts skipped updates, and decides on rollbacks.
+      reader: reads `config.init_from` if it is a torch file.
     """
 
     config: ml_collections.ConfigDict
@@ -85,11 +86,18 @@ class Session:
     reporter: Reporter
     saving: Saving
     safety: Safety
+    reader: warm_start.TorchReader
 
     def restore(self) -> Start:
         """Return where to start from: see `initial_state`."""
         return initial_state(
-            self.config, self.recipe, self.devices, self.checkpoints, self.data.fingerprint, self.reporter.say
+            self.config,
+            self.recipe,
+            self.devices,
+            self.checkpoints,
+            self.data.fingerprint,
+            self.reporter.say,
+            self.reader,
         )
 
     def batches(self, records, start_step: int, num_steps: int) -> Iterator:
@@ -113,6 +121,7 @@ def open_session(
     ending: contextlib.ExitStack,
     stop_after: float | None,
     say: Callable[[str], None],
+    reader: warm_start.TorchReader,
 ) -> tuple[Session, Start]:
     """Start or resume a run. The order of what follows matters.
 
@@ -121,6 +130,7 @@ def open_session(
       group: the run's processes.
       ending: receives what must be closed when the run ends.
       say: prints a line in the first process.
+      reader: reads `config.init_from` if it is a torch file.
 
     Raises:
       ConfigError, DataError, CheckpointError: see `train`.
@@ -146,7 +156,7 @@ def open_session(
     checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
     ending.callback(checkpoints.close)
     if config.init_from is not None and not checkpoints.steps():
-        warm_start.require_same_model(config)
+        warm_start.require_same_model(config, reader)
     # 4. Open the data.
     recipe = build.build_recipe(config)
     data = pipeline.open_data(
@@ -159,7 +169,7 @@ def open_session(
     # 5. Restore or create the state.
     devices = mesh.make_mesh()
     say("\n".join(describe(config, recipe, data)))
-    start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say)
+    start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader)
     compilation.forget()
     group.meet("state", same={"checkpoint to go on from": start.step})
     # 6. Open what reports, saves and guards the run.
@@ -178,7 +188,9 @@ def open_session(
     saving = Saving(checkpoints, config.max_failed_saves, warn)
     kept = BadBatches(workdir, config.data.sample_rate, config.safety.kept_batches, jax.process_index(), warn)
     safety = Safety(config.safety, recipe, kept, reporter.say, start.position)
-    session = Session(config, workdir, recipe, data, devices, group, lock, checkpoints, reporter, saving, safety)
+    session = Session(
+        config, workdir, recipe, data, devices, group, lock, checkpoints, reporter, saving, safety, reader
+    )
     return session, start
 
 
@@ -230,10 +242,12 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath,
             raise ConfigError(f"{path} was not written: {error.strerror or error}") from error
 
 
-def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say) -> Start:
+def initial_state(
+    config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say, reader: warm_start.TorchReader
+) -> Start:
     """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
-    Progress is reported to `say`, line by line.
+    Progress is reported to `say`, line by line. `reader` has read a torch file at `config.init_from` before.
 
     Raises:
       CheckpointError: there are checkpoints, but none is intact.
@@ -255,7 +269,7 @@ def initial_state(config, recipe, devices, checkpoints: Checkpoints, fingerprint
         state = jax.block_until_ready(create_state(recipe, devices, shape))
     if config.init_from is None:
         return Start(state, 0, None, {})
-    state = warm_start.take_over(config, recipe, state, sharding, say)
+    state = warm_start.take_over(config, recipe, state, sharding, say, reader)
     warm_start.require_steps_to_make(config, int(state.step))
     return Start(state, int(state.step), None, {})
 

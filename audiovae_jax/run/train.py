@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -12,6 +13,7 @@ from audiovae_jax.distributed.group import Group
 from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
 from audiovae_jax.errors import TrainingError, printable
 from audiovae_jax.persistence import saved_model
+from audiovae_jax.run import warm_start
 from audiovae_jax.run.loop import Loop
 from audiovae_jax.run.start import open_session
 from audiovae_jax.storage.bucket_path import BucketPath
@@ -24,6 +26,7 @@ def train(
     *,
     stop_after: float | None = None,
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+    reader: warm_start.TorchReader | None = None,
 ) -> TrainState:
     """Train a model, or resume the run in `workdir`.
 
@@ -37,6 +40,7 @@ def train(
         `samples/`.
       stop_after: seconds from now after which the run stops; None for no limit.
       heartbeat_timeout: seconds without a heartbeat after which another process of the run counts as dead.
+      reader: the reader that has read a torch file at `config.init_from` before, if any.
 
     Returns:
       The last train state, at step `config.num_steps` unless the run was stopped.
@@ -52,10 +56,13 @@ def train(
     is_first = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first else lambda text: None
     # On an error, the other processes are notified first. Then every callback of `ending` runs.
-    with Group(heartbeat_timeout) as group, contextlib.ExitStack() as ending, group.together():
+    report = functools.partial(print, "error:", file=sys.stderr, flush=True)
+    with Group(heartbeat_timeout, report) as group, contextlib.ExitStack() as ending, group.together():
         # Runs last: jax would terminate processes that wait at exit for one that is still uploading.
         ending.push(lambda error, *_: None if error else group.meet("end"))
-        session, start = open_session(config, workdir, group, ending, stop_after, say)
+        session, start = open_session(
+            config, workdir, group, ending, stop_after, say, reader or warm_start.TorchReader()
+        )
         loop = Loop(session)
         state, metrics, stopped = loop.run(start)
         _finish(session, stopped)

@@ -1,6 +1,5 @@
 """`config.init_from`: start from another run or model, ours or in PyTorch."""
 
-import contextlib
 import dataclasses
 import json
 import shlex
@@ -14,16 +13,18 @@ import numpy as np
 from audiovae_jax.config import configuration, resolve
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.distributed import mesh
-from audiovae_jax.errors import CheckpointError, ConfigError
+from audiovae_jax.errors import CheckpointError, ConfigError, naming
 from audiovae_jax.models.audio_vae import CONFIG_KEYS
-from audiovae_jax.persistence import init_source, locate, saved_model
+from audiovae_jax.persistence import init_source, saved_model
 from audiovae_jax.persistence.checkpoint import VARIABLES
+from audiovae_jax.persistence.locate import OURS, locate_model
 from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.torch_io import training
 from audiovae_jax.training.state import TrainState
 from audiovae_jax.training.step import Recipe
 
+_KEY = "config.init_from"
 # Prefixes of the keys that a torch file can set.
 _ADOPTABLE = (
     *(f"model.{key}" for key in (*CONFIG_KEYS, "encoder_frozen")),
@@ -38,7 +39,33 @@ _OF_NETWORKS = (*(f"model.{key}" for key in CONFIG_KEYS), "data.channels", "data
 _NOT_COMPARED = ("dtype", "remat", "parent", "name")
 
 
-def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], workdir: Path | BucketPath) -> list[str]:
+class TorchReader:
+    """Reads the torch file at `config.init_from` once for all steps of a run's start.
+
+    Such a file can have hundreds of megabytes.
+    """
+
+    def __init__(self):
+        self._kept: dict[str, training.ImportedTraining] = {}
+
+    def read(self, path: str) -> training.ImportedTraining:
+        """Return the file's contents, and keep them until `forget`."""
+        if path not in self._kept:
+            with saved_model.at_hand(path) as local:
+                self._kept = {path: training.read_training(local)}
+        return self._kept[path]
+
+    def forget(self):
+        """Free the memory of the contents."""
+        self._kept = {}
+
+
+def adopt_settings(
+    config: ml_collections.ConfigDict,
+    given: Collection[str],
+    workdir: Path | BucketPath,
+    reader: TorchReader | None = None,
+) -> list[str]:
     """Copy the settings of the torch file at `config.init_from` into the config.
 
     The settings are architectures, learning rates and loss weights. Keys given on the command line keep their value.
@@ -49,6 +76,7 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
       config: the config to change in place.
       given: keys that were set on the command line.
       workdir: the run's workdir.
+      reader: keeps the file's contents for `train`.
 
     Returns:
       Lines that list the settings, for the user.
@@ -58,18 +86,20 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
       ConfigError: the config's key does not accept a setting.
     """
     path = config.init_from
-    if path is None or _is_ours(path):
+    if path is None:
         return []
+    reader, adopted = reader or TorchReader(), _adopted_before(workdir, path)
     try:
-        imported = _read_once(path)
-        if _adopted_before(workdir, path) is None:  # a resumed run restores its own arrays
-            _waiting[path] = imported
-        overrides, origin = imported[1].overrides, f"the run in {path}"
+        with naming(path, _KEY):
+            if _is_ours(path):
+                return []
+            overrides, origin = reader.read(path).overrides, f"the run in {path}"
     except CheckpointError:
-        overrides, origin = _adopted_before(workdir, path), f"the run in {workdir}, since {path} cannot be read again"
-        if overrides is None:
-            with _named(path):
-                raise
+        if adopted is None:
+            raise
+        overrides, origin = adopted, f"the run in {workdir}, since {path} cannot be read again"
+    if adopted is not None:  # a resumed run restores its own arrays
+        reader.forget()
     ensemble = _is_the_ensemble(config.discriminator)
     changed, agreeing = [], []
     for key, value in overrides.items():
@@ -98,23 +128,26 @@ def adopt_settings(config: ml_collections.ConfigDict, given: Collection[str], wo
     return [*lines, f"  and as the config has them: {', '.join(agreeing)}"] if agreeing else lines
 
 
-def require_same_model(config: ml_collections.ConfigDict):
+def require_same_model(config: ml_collections.ConfigDict, reader: TorchReader | None = None):
     """Check that a run can start from `config.init_from`.
 
     Of our own runs and models, only the description is read. A torch file is read completely.
+
+    Args:
+      config: the config of the new run.
+      reader: keeps the contents of a torch file for `take_over`.
 
     Raises:
       CheckpointError: keys of `config.model` differ (the message lists them), or there is nothing usable at the path.
       ConfigError: it has completed `config.num_steps` already.
     """
     path = config.init_from
-    with _named(path):
+    with naming(path, _KEY):
         if _is_ours(path):
             described = init_source.describe(path)
             theirs, step = described.model, described.step
         else:
-            _waiting[path] = _read_once(path)
-            imported = _waiting[path][1]
+            imported = (reader or TorchReader()).read(path)
             theirs = {key: getattr(imported.audio_vae.model, key) for key in CONFIG_KEYS}
             step = imported.step
     pairs = {key: (_plain(theirs[key]), _plain(config.model[key])) for key in CONFIG_KEYS if key in theirs}
@@ -147,7 +180,12 @@ def require_steps_to_make(config: ml_collections.ConfigDict, step: int):
 
 
 def take_over(
-    config: ml_collections.ConfigDict, recipe: Recipe, fresh: TrainState, sharding, say: Callable[[str], None]
+    config: ml_collections.ConfigDict,
+    recipe: Recipe,
+    fresh: TrainState,
+    sharding,
+    say: Callable[[str], None],
+    reader: TorchReader | None = None,
 ) -> TrainState:
     """Return `fresh` with the parts of `config.init_from` that fit.
 
@@ -159,18 +197,19 @@ def take_over(
       fresh: the initial state of the new run.
       sharding: where to put the arrays.
       say: called with each line to report, for example the parts that were left out.
+      reader: the reader that has read a torch file before; it forgets the contents.
 
     Raises:
       CheckpointError: there is nothing usable at the path.
     """
     path, weights_only = config.init_from, config.init_weights_only
-    if _is_ours(path):
-        with _named(path):
+    with naming(path, _KEY):
+        if _is_ours(path):
             return _take_over_ours(config, recipe, fresh, sharding, say)
-    _, imported = _read_once(path)
-    _waiting.clear()
-    notes = list(imported.notes)
-    with _named(path):
+        reader = reader or TorchReader()
+        imported = reader.read(path)
+        reader.forget()
+        notes = list(imported.notes)
         state = training.train_state(imported, recipe, fresh, notes, weights_only=weights_only)
     for note in notes:
         say(f"{path}: {note}")
@@ -245,27 +284,6 @@ def _other_arguments(described, ours):
     ]
 
 
-# Files of hundreds of megabytes, kept from `adopt_settings` or `require_same_model` until `take_over`.
-_waiting: dict = {}
-
-
-def _read_once(path):
-    """Read a torch file, or take it from `_waiting` if unchanged.
-
-    Returns:
-      `(modification time or object version, contents)`.
-    """
-    place = locate.opened_path(path)
-    try:
-        changed = place.version() if isinstance(place, BucketPath) else place.stat().st_mtime_ns
-    except OSError:
-        changed = None
-    if path in _waiting and _waiting[path][0] == changed:
-        return _waiting[path]
-    with saved_model.at_hand(place) as local:
-        return changed, training.read_training(local)
-
-
 def _adopted_before(workdir, path):
     """Return the settings of an earlier session in `workdir` that used `path`.
 
@@ -288,21 +306,8 @@ def _is_the_ensemble(section):
 
 
 def _is_ours(path):
-    """Whether `path` is a folder: a workdir, a checkpoint or a saved model.
-
-    All files belong to the PyTorch system.
-    """
-    return locate.opened_path(path).is_dir()
-
-
-@contextlib.contextmanager
-def _named(path):
-    """A context that prefixes a CheckpointError with `config.init_from=`."""
-    try:
-        yield
-    except CheckpointError as error:
-        text = str(error)
-        raise CheckpointError(f"config.init_from={text if text.startswith(path) else f'{path}: {text}'}") from error
+    """Whether to read `path` as a workdir, checkpoint or saved model, not as a torch file."""
+    return locate_model(path).kind in OURS
 
 
 def _plain(value):

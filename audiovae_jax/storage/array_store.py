@@ -73,18 +73,18 @@ def shapes_of(described: dict[str, str]) -> dict[str, str]:
     return {name: text.rpartition(" ")[0] for name, text in described.items()}
 
 
-def require_same(expected: dict[str, str], described: dict[str, str], where: str):
+def require_same(expected: dict[str, str], described: dict[str, str], where: Any):
     """Raise CheckpointError with the array's name if names, shapes or dtypes differ."""
     for name, ours, theirs in differences(expected, shapes_of(described)):
-        raise CheckpointError(f"{where} is of another configuration: {name} is {theirs} there and {ours} here")
+        raise CheckpointError(f" is of another configuration: {name} is {theirs} there and {ours} here", path=where)
 
 
-def require_checksums(tree: PyTree, described: dict[str, str], where: str):
+def require_checksums(tree: PyTree, described: dict[str, str], where: Any):
     """Raise CheckpointError if an array does not match its described checksum."""
     wrong = [name for name, value in checksums(tree).items() if described[name].rpartition(" ")[2] != value]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise CheckpointError(f"{where} is damaged: {wrong[0]}{more} does not match its checksum")
+        raise CheckpointError(f" is damaged: {wrong[0]}{more} does not match its checksum", path=where)
 
 
 def write_tree(directory: Path, tree: PyTree):
@@ -105,7 +105,7 @@ def write_tree(directory: Path, tree: PyTree):
         marker.unlink()
 
 
-def read_like(directory: Path, abstract: PyTree, where: str) -> PyTree:
+def read_like(directory: Path, abstract: PyTree, where: Any) -> PyTree:
     """Read a tree with the structure, shapes and dtypes of `abstract`.
 
     The arrays are put on this process's first device. This does not wait for other processes.
@@ -113,7 +113,7 @@ def read_like(directory: Path, abstract: PyTree, where: str) -> PyTree:
     Args:
       directory: a directory that Orbax's standard handler wrote.
       abstract: a tree of shapes.
-      where: name of the directory in errors.
+      where: path to name in errors.
 
     Raises:
       CheckpointError: the tree is missing or damaged.
@@ -124,24 +124,21 @@ def read_like(directory: Path, abstract: PyTree, where: str) -> PyTree:
         with _reader(ocp.StandardCheckpointHandler) as checkpointer:
             return checkpointer.restore(directory.absolute(), args=ocp.args.StandardRestore(target))
     except Exception as error:  # Orbax and its storage raise exceptions of any type
-        raise CheckpointError(f"{where} is damaged: {first_line(error)}") from error
+        raise CheckpointError(" is damaged", path=where, detail=first_line(error)) from error
 
 
-def read_tree(
-    directory: Path, described: dict[str, str], parts: tuple[str, ...] | None = None, where: str | None = None
-) -> dict:
+def read_tree(directory: Path, described: dict[str, str], where: Any, parts: tuple[str, ...] | None = None) -> dict:
     """Read a tree as nested dicts of numpy arrays, whatever devices wrote it.
 
     Args:
       directory: a directory that `write_tree` or Orbax's standard handler wrote.
       described: expected arrays, see `describe`; those outside of `parts` are ignored.
+      where: path to name in errors.
       parts: top-level keys to read; None for all.
-      where: name of the directory in errors; by default its path.
 
     Raises:
       CheckpointError: the tree is missing, damaged, or does not match its description.
     """
-    where = where or str(directory)
     try:
         with _reader(ocp.PyTreeCheckpointHandler) as checkpointer:
             metadata = checkpointer.metadata(directory.absolute()).item_metadata
@@ -156,10 +153,10 @@ def read_tree(
                 args=ocp.args.PyTreeRestore(item=tree, restore_args=restore_args, partial_restore=parts is not None),
             )
     except Exception as error:  # Orbax and its storage raise exceptions of any type
-        raise CheckpointError(f"{where} is damaged: {first_line(error)}") from error
+        raise CheckpointError(" is damaged", path=where, detail=first_line(error)) from error
     wanted = {name: array for name, array in described.items() if parts is None or name.partition("/")[0] in parts}
     for name, there, written in differences(describe_shapes(restored), shapes_of(wanted)):
-        raise CheckpointError(f"{where} is damaged: {name} is {there}, but was written as {written}")
+        raise CheckpointError(f" is damaged: {name} is {there}, but was written as {written}", path=where)
     require_checksums(restored, wanted, where)
     return restored
 

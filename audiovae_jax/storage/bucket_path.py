@@ -105,9 +105,9 @@ class BucketPath:
         files = self.files()
         return sum(files.values()) if files else self._request(lambda filesystem, key: filesystem.size(key))
 
-    def read_bytes(self) -> bytes:
-        """Return the object's contents."""
-        return self._request(lambda filesystem, key: filesystem.cat_file(key))
+    def read_bytes(self, size: int | None = None) -> bytes:
+        """Return the object's contents, or its first `size` bytes."""
+        return self._request(lambda filesystem, key: filesystem.cat_file(key, end=size))
 
     def read_text(self) -> str:
         """Return the object's contents, decoded as UTF-8."""
@@ -174,11 +174,10 @@ class BucketPath:
             to = (target / name)._key()
             (self / name)._request(lambda filesystem, key, to=to: filesystem.cp_file(key, to))
 
-    def upload(self, folder: Path, last: str | None = None):
-        """Upload the files of a local folder to the same names here, `last` at the end."""
-        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-        for name in sorted(names, key=lambda name: (name == last, name)):
-            (self / name).upload_file(folder / name)
+    def upload(self, folder: Path):
+        """Upload the files of a local folder to the same names here."""
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            (self / path.relative_to(folder).as_posix()).upload_file(path)
 
     def upload_file(self, file: Path):
         """Upload a local file to this name."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiovae_jax.errors import CheckpointError, as_checkpoint_error
+from audiovae_jax.errors import CheckpointError, as_checkpoint_error, naming
 from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
 from audiovae_jax.torch_io import architecture, state_dict
 from audiovae_jax.torch_io.files import reader
@@ -91,11 +91,8 @@ def read_audio_vae(
 ) -> ImportedAudioVAE:
     """Like `import_audio_vae`, and report what happened to each tensor."""
     checkpoint = reader.read_checkpoint(path, skip=TRAINING_KEYS)
-    try:
-        with as_checkpoint_error("it is not as the PyTorch system writes it"):
-            return from_checkpoint(checkpoint, dilations=dilations, strict=strict)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    with naming(path), as_checkpoint_error("it is not as the PyTorch system writes it"):
+        return from_checkpoint(checkpoint, dilations=dilations, strict=strict)
 
 
 def from_checkpoint(

@@ -77,23 +77,23 @@ def export_audio_vae(
             writer.write_checkpoint(path, content)
         else:
             if optimizer_state is not None or scheduler_state is not None:
-                raise CheckpointError(f"{path}: safetensors hold weights alone; export optimizer states to .pt")
+                raise CheckpointError(": safetensors hold weights alone; export optimizer states to .pt", path=path)
             described = {"model_config": config, "encoder_frozen": model.encoder_frozen, **optional}
             _write_safetensors(path, weights, described)
     except (TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} was not written: {error}") from None
+        raise CheckpointError(f" was not written: {error}", path=path) from None
     except OSError as error:
-        raise CheckpointError(f"{path} was not written: {error.strerror or error}") from error
+        raise CheckpointError(f" was not written: {error.strerror or error}", path=path) from error
 
 
 def require_target(path: str | Path):
     """Raise CheckpointError unless `export_audio_vae` can write to `path`, before much is computed for it."""
     if Path(path).suffix not in (".pt", ".safetensors"):
-        raise CheckpointError(f"{path}: the name must end in .pt or .safetensors")
+        raise CheckpointError(": the name must end in .pt or .safetensors", path=path)
     try:
         atomic.require_writable(path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror or error}; give another path") from error
+        raise CheckpointError(f" cannot be written: {error.strerror or error}; give another path", path=path) from error
 
 
 def audio_vae_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:

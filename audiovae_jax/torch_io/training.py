@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from audiovae_jax.errors import CheckpointError, as_checkpoint_error
+from audiovae_jax.errors import CheckpointError, as_checkpoint_error, naming
 from audiovae_jax.models.audio_vae import CONFIG_KEYS
 from audiovae_jax.torch_io import architecture, audio_vae, export, hyperparameters, layout, state_dict
 from audiovae_jax.torch_io.discriminator import discriminator_tensors, import_discriminator
@@ -83,11 +83,8 @@ def read_training(
       CheckpointError: the file cannot be read, or its parts do not fit together.
     """
     checkpoint = reader.read_checkpoint(path)
-    try:
-        with as_checkpoint_error("it is not as the PyTorch system writes it"):
-            return _training(checkpoint, dilations, strict)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    with naming(path), as_checkpoint_error("it is not as the PyTorch system writes it"):
+        return _training(checkpoint, dilations, strict)
 
 
 def train_state(

@@ -6,7 +6,6 @@ import types
 import jax
 import numpy as np
 import pytest
-import s3
 import soundfile
 from absl import flags
 from conftest import GOLDEN, random_variables
@@ -15,8 +14,6 @@ from audiovae_jax import AudioVAE, load_model, save_model
 from audiovae_jax.commands import models
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.persistence import saved_model
-from audiovae_jax.storage import bucket_path
-from audiovae_jax.storage.bucket_path import as_path
 
 
 @pytest.fixture
@@ -30,24 +27,6 @@ def folder(tmp_path, monkeypatch):
     save_model(model, random_variables(model), tmp_path / "m")
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def server():
-    s3.require_packages()
-    server = s3.Server()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch, folder):
-    s3.use(monkeypatch, server.port)
-    bucket_path._filesystem.cache_clear()
-    name = f"commands-{abs(hash(str(folder)))}"
-    server.upload(folder / "m" / "model", name)
-    yield as_path(f"s3://{name}")
-    bucket_path._filesystem.cache_clear()
 
 
 def _calibrate(monkeypatch, *paths, **values):
@@ -83,6 +62,35 @@ def test_models_are_written_to_a_bucket(bucket, folder, monkeypatch, capsys):
     imported, original = (load_model(path)[1] for path in (f"{bucket}/imported", GOLDEN / "lightning.ckpt"))
     jax.tree.map(np.testing.assert_array_equal, imported, original)
     assert sorted(path.name for path in folder.iterdir()) == ["m", "songs"]
+
+
+def test_both_conversions_print_their_reports(folder, monkeypatch, capsys):
+    source = str(GOLDEN / "lightning.ckpt")
+    monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(dilations=None, strict=True, step=None))
+    models.IMPORT_TORCH.main(source, "imported")
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line}
+    assert rows["tensor"].split() == ["tensor", "type", "became"]
+    assert rows["encoder.blocks.0.downsample.1.bias"].split()[1] == "float32[2]"
+    assert rows["loss_calculator.global_step"].endswith("-  ignored: of another part, not of the model")
+    assert any(line.endswith(" ignored") and " tensors taken, " in line for line in lines)
+    assert any(line.startswith("config: in_channels=2, base_channels=2, channel_mults=(1, 2)") for line in lines)
+    assert "note: global_step=6 counts the updates of both optimizers; 3 batches were seen" in lines
+    assert f"      with --config.init_from={source}" in lines
+    assert lines[-1].endswith("largest difference 0")
+    models.EXPORT_TORCH.main("m", "m.safetensors")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("m.safetensors: ")
+    assert lines[-1] == "not in it: the sample rate, which is not known (--sample_rate says it)"
+
+
+def test_a_model_is_described_in_one_line_per_value(folder, monkeypatch, capsys):
+    monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(json=False, step=None))
+    models.INSPECT_MODEL.main("m")
+    rows = {line.split("  ")[0]: line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()}
+    assert (rows["path"], rows["kind"], rows["sample rate (Hz)"]) == ("m", "saved model", "not known")
+    assert rows["metadata"] == "none"
+    assert rows["config"].startswith("in_channels=2, base_channels=2, ")
 
 
 def test_a_bad_output_is_refused_before_any_work(folder, monkeypatch):

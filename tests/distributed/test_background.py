@@ -37,7 +37,7 @@ def test_a_command_does_not_wait_for_a_call(seconds, said):
         f"call = Background(lambda: ctypes.CDLL(None).sleep({seconds}))\n"
         f"call.join({0.2 if seconds else None})\n"
         "print('done')\n"
-        "leave(3, 'so it is')\n"
+        "leave(3, lambda: print('so it is', file=sys.stderr))\n"
         "sys.exit(4)\n"
     )
     began = time.monotonic()

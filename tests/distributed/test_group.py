@@ -48,9 +48,9 @@ def processes(monkeypatch):
     monkeypatch.setattr(module, "_PERIOD", 0.02)
     made = []
 
-    def make(count, heartbeat_timeout=30.0):
+    def make(count, heartbeat_timeout=30.0, **options):
         for index in range(count):
-            group = Group(heartbeat_timeout)
+            group = Group(heartbeat_timeout, **options)
             group.index, group.count = index, count
             made.append(group.__enter__())
         return made
@@ -215,19 +215,20 @@ def test_who_has_left_is_not_missed(processes):
     assert groups[0].stop_reason() is None
 
 
-def test_a_process_that_does_not_come_out_is_ended(processes, monkeypatch, capsys):
+def test_a_process_that_does_not_come_out_is_ended(processes, monkeypatch):
     """Its main thread waits for a collective that the failed one will not come to."""
     ended = threading.Event()
     monkeypatch.setattr(module, "_GRACE", 0.2)
     monkeypatch.setattr(module.os, "_exit", lambda status: ended.set())
-    groups = processes(2)
+    reported = []
+    groups = processes(2, report=reported.append)
     let_go = threading.Event()
     groups[0].before_exit(let_go.set)
     with pytest.raises(DataError), groups[1].together():
         raise DataError("a.wav: cannot be read")
     assert let_go.wait(20)
     assert ended.wait(10)
-    assert "a.wav: cannot be read" in capsys.readouterr().err
+    assert "a.wav: cannot be read" in str(reported[0])
 
 
 def test_alone_it_stops_when_asked():

@@ -60,11 +60,11 @@ def test_tpu_hosts_join(monkeypatch):
     assert launch._detected({"TPU_SKIP_MDS_QUERY": "1"}) is None
 
 
-def test_a_pod_of_an_indexed_job_is_told_what_it_lacks(monkeypatch, capsys):
+def test_a_pod_of_an_indexed_job_is_told_what_it_lacks(monkeypatch):
     environment = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
-    assert launch._detected(environment) is None
-    assert "install jax[k8s]" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match=r"install jax\[k8s\]"):
+        assert launch._detected(environment) is None
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name == "kubernetes")
     assert launch._detected(environment) == {"cluster_detection_method": "k8s"}
     assert launch._detected({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None  # a notebook's pod
@@ -109,8 +109,9 @@ def test_one_process_is_alone_whatever_started_it(monkeypatch):
 
 def _join(address, count, index):
     code = (
+        "from audiovae_jax.commands import process\n"
         "from audiovae_jax.distributed import launch\n"
-        f"with launch.joined({address!r}, {count}, {index}, initialization_timeout=2): pass"
+        f"with launch.joined({address!r}, {count}, {index}, initialization_timeout=2, end=process.end): pass"
     )
     return subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
@@ -132,9 +133,10 @@ def test_who_does_not_come_is_missed_with_a_clear_line():
 def test_what_a_launcher_sets_is_enough(cluster):
     """Two processes with a launcher's variables find each other without a flag."""
     code = (
+        "from audiovae_jax.commands import process\n"
         "from audiovae_jax.distributed import launch\n"
         "import jax\n"
-        "with launch.joined(): print(jax.process_index(), jax.process_count(), jax.device_count())"
+        "with launch.joined(end=process.end): print(jax.process_index(), jax.process_count(), jax.device_count())"
     )
     job = str(free_port())  # jax makes the port of it
     processes = []

@@ -111,7 +111,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(micro_config, tmp_path, mon
     assert last == "stopped at step 3 after SIGTERM: saved; the same command goes on from there"
     store = Checkpoints(tmp_path / "cut" / "checkpoints", read_only=True)
     assert store.steps() == [2, 3]
-    assert store.best_step() == 2
+    assert store.best()[0] == 2
     store.close()
     monkeypatch.undo()
     resumed = train.train(micro_config, tmp_path / "cut")

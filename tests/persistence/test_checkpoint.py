@@ -8,7 +8,6 @@ import pytest
 
 from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.persistence import locate
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.checksum import checksums
@@ -56,7 +55,7 @@ def test_the_last_few_and_the_best_are_kept_and_nan_is_never_best(tmp_path, kept
         _save(store, step, loss=loss)
     store.close()
     assert store.steps() == steps
-    assert store.best_step() == 2
+    assert store.best()[0] == 2
 
 
 def _damage(folder):
@@ -98,26 +97,13 @@ def test_nothing_is_deleted_before_something_is_written(tmp_path):
     assert not unfinished.exists()
 
 
-def _as_the_format_before(folder):
-    """A checkpoint as it was written before its metrics moved into the description."""
-    path = folder / "run" / "metadata"
-    run = json.loads(path.read_text())
-    del run["checksum"]
-    (folder / "metrics").mkdir()
-    (folder / "metrics" / "metrics").write_text(json.dumps(run.pop("metrics")))
-    path.write_text(json.dumps({**run, "format": 2}))
-
-
-def test_checkpoints_of_the_format_before_are_read_and_their_damage_does_not_spread(store, tmp_path):
+def test_unreadable_descriptions_are_set_aside_by_the_next_save(store, tmp_path):
     for step, loss in ((1, 1.0), (2, 2.0)):
         _save(store, step, value=float(step), loss=loss)
     folder = tmp_path / "checkpoints"
-    for step in (1, 2):
-        _as_the_format_before(folder / str(step))
     assert store.best() == (1, 1.0)
-    assert _restore(store).metrics == {"total_loss": 2.0}
-    (folder / "2" / "metrics" / "metrics").write_text('{"total')
-    (folder / "1" / "metrics" / "metrics").write_text("nonsense")
+    (folder / "2" / "run" / "metadata").write_text('{"total')
+    (folder / "1" / "run" / "metadata").write_text("nonsense")
     assert (store.steps(), store.best()) == ([1, 2], None)
     for step in (1, 2):
         with pytest.raises(CheckpointError, match=f"checkpoints/{step} is damaged: JSONDecodeError"):
@@ -177,19 +163,6 @@ def test_a_state_of_another_shape_is_refused(store):
         CheckpointError, match=r"another configuration: params/a is float32\[64, 64\] there and float32\[7\] here"
     ):
         store.restore(target, mesh.replicated(mesh.make_mesh()))
-
-
-def test_locate_understands_what_users_give(store, tmp_path):
-    _save(store, 5)
-    folder = tmp_path / "checkpoints"
-    assert locate.locate(str(tmp_path)) == (folder, None)
-    assert locate.locate(str(folder)) == (folder, None)
-    assert locate.locate(str(folder / "5")) == (folder, 5)
-    with pytest.raises(CheckpointError, match="no such file or folder"):
-        locate.locate(str(tmp_path / "nowhere"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="holds no checkpoint; give a training workdir, one of"):
-        locate.locate(str(tmp_path / "empty"))
 
 
 def test_json_is_written_whole(tmp_path):

@@ -16,6 +16,7 @@ from audiovae_jax.config import build, configuration
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.inference import inspection
 from audiovae_jax.persistence import checkpoint, saved_model
+from audiovae_jax.persistence.locate import Kind
 from audiovae_jax.persistence.saved_model import load_model, save_model
 from audiovae_jax.persistence.training_state import load_training_state
 from audiovae_jax.storage import array_store
@@ -184,8 +185,8 @@ def test_a_workdir_gives_its_best_or_a_chosen_checkpoint(tmp_path, trained_run):
     _require_equal(variables["params"], state.params)
     assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(variables))
     opened = saved_model.open_model(tmp_path / "run")
-    best = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).best_step()
-    assert (opened.kind, opened.global_step, opened.sample_rate) == ("checkpoint", best, 44100)
+    best = checkpoint.Checkpoints(tmp_path / "run" / "checkpoints", read_only=True).best()[0]
+    assert (opened.kind, opened.global_step, opened.sample_rate) == (Kind.CHECKPOINT, best, 44100)
     assert "total_loss" in opened.metadata
     _require_equal(load_model(tmp_path / "run" / "checkpoints" / "2")[1], variables)
     with pytest.raises(CheckpointError, match="has no checkpoint 77; it has 1, 2"):
@@ -282,7 +283,7 @@ def test_a_best_checkpoint_that_is_damaged_is_passed_over_and_named(tmp_path, tr
     shutil.copytree(workdir, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     shutil.rmtree(folder / "1")
-    best = checkpoint.Checkpoints(folder, read_only=True).best_step()
+    best = checkpoint.Checkpoints(folder, read_only=True).best()[0]
     shutil.copytree(folder / "2", folder / "5")  # a whole one besides
     (folder / str(best) / "run" / "metadata").write_text("{")
     with pytest.warns(UserWarning, match=rf"passed over .*{best} is damaged: JSONDecodeError.*; checkpoint 5 is used"):

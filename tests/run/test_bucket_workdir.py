@@ -23,29 +23,9 @@ from audiovae_jax.run import start, train, workdir_lock
 from audiovae_jax.run.bucket_lock import BucketLock
 from audiovae_jax.run.tracking.json_lines import JsonLines
 from audiovae_jax.storage import bucket_path
-from audiovae_jax.storage.bucket_path import BucketPath, as_path
+from audiovae_jax.storage.bucket_path import BucketPath
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def server():
-    s3.require_packages()
-    server = s3.Server()
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def bucket(server, monkeypatch, request, tmp_path):
-    """A bucket of the test's own."""
-    s3.use(monkeypatch, server.port)
-    bucket_path._filesystem.cache_clear()
-    name = f"bucket-{abs(hash(request.node.nodeid))}"
-    (tmp_path / "nothing").mkdir()
-    server.upload(tmp_path / "nothing", name)
-    yield as_path(f"s3://{name}")
-    bucket_path._filesystem.cache_clear()
 
 
 def _assert_same_state(a, b):
@@ -153,8 +133,8 @@ def test_only_the_last_and_the_best_stay_in_the_bucket(bucket):
     assert {name.split("/")[0] for name in (bucket / "checkpoints").files()} == {"1", "3", "4"}
 
 
-def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(server, monkeypatch, bucket):
-    proxy = s3.Proxy(server.port)
+def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(s3_server, monkeypatch, bucket):
+    proxy = s3.Proxy(s3_server.port)
     s3.use(monkeypatch, proxy.port)
     bucket_path._filesystem.cache_clear()
     state = train.TrainState(step=jax.numpy.int32(0), params={}, latent_statistics={}, opt_state=())

@@ -160,7 +160,7 @@ def test_weights_alone(micro_config, trained_run, tmp_path):
     state, fresh, said = _take_over(micro_config, workdir)
     assert int(state.step) == 2
     _assert_same(state, trained)
-    best = Checkpoints(workdir / "checkpoints", read_only=True).best_step()
+    best = Checkpoints(workdir / "checkpoints", read_only=True).best()[0]
     state, _, said = _take_over(micro_config, workdir, init_weights_only=True)
     assert f"taken over from {workdir} (checkpoint {best}): the step and the optimizers begin anew" in said
     _assert_same(state.params, load_model(workdir)[1]["params"])
@@ -292,7 +292,7 @@ def test_a_fine_tune_that_only_worsens_keeps_what_it_began_with(
     assert int(state.step) == 3
     assert "val/total_loss 8.0000 (best 5.0000, of checkpoint 0)" in capsys.readouterr().out
     store = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
-    assert (store.steps(), store.best_step()) == ([0, 3], 0)
+    assert (store.steps(), store.best()[0]) == ([0, 3], 0)
     _assert_same(load_model(tmp_path / "run")[1], load_model(calibrated)[1])
     # The same command goes on in its workdir, without what it began with.
     shutil.rmtree(calibrated)

@@ -3,24 +3,17 @@
 import collections
 import contextlib
 import os
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import safetensors
-
-from audiovae_jax.errors import CheckpointError, DataError, printable
+from audiovae_jax.errors import CheckpointError, DataError, naming, printable
 from audiovae_jax.inference.codec import Codec
-from audiovae_jax.inference.latents import METADATA_KEY
-from audiovae_jax.persistence import locate
-from audiovae_jax.persistence.model_folder import DESCRIPTION
+from audiovae_jax.persistence.locate import CHECKPOINTS, DESCRIPTION, OURS, STATE, Kind, Place, locate, locate_model
 from audiovae_jax.storage import atomic
-from audiovae_jax.storage.bucket_path import BucketPath
 
 _TORCH_FILES = (".pt", ".ckpt", ".safetensors")
 _MOST_LOADED = 2  # maximum number of models in memory
-_CHECKPOINTS = "checkpoints"
 
 
 def find(path: str) -> dict[str, str]:
@@ -36,16 +29,17 @@ def find(path: str) -> dict[str, str]:
     Raises:
       CheckpointError: there is no model.
     """
-    given = locate.opened_path(path)
-    if not os.path.exists(given) if isinstance(given, Path) else not given.exists():
-        raise CheckpointError(f"{path}: there is no such file or folder")
-    if isinstance(given, BucketPath) or not given.is_dir() or _is_model(given):
-        return {printable(given.resolve().name) if isinstance(given, Path) else given.name: str(path)}
-    found = {printable(os.path.relpath(model, given)): str(model) for model in _under(given)}
-    if not found:
-        kinds = "saved model, workdir or torch file"
-        raise CheckpointError(f"{path}: there is no model in this folder (no {kinds})")
-    return dict(sorted(found.items()))
+    place = locate(path)
+    given = place.path
+    if place.kind is Kind.OTHER and isinstance(given, Path) and given.is_dir():
+        found = {printable(os.path.relpath(model, given)): str(model) for model in _under(given)}
+        if not found:
+            raise CheckpointError(
+                ": there is no model in this folder (no saved model, workdir or torch file)", path=path
+            )
+        return dict(sorted(found.items()))
+    locate_model(path)
+    return {printable(given.resolve().name) if isinstance(given, Path) else given.name: str(path)}
 
 
 class Models:
@@ -88,11 +82,21 @@ class Models:
                     self._codecs.popitem(last=False)
                 try:
                     self._codecs[key] = self._load(path)
-                except CheckpointError as error:  # do not reveal paths to visitors
-                    text = str(error).replace(path, name).replace(printable(path), name)
-                    raise CheckpointError(text) from error
+                except CheckpointError as error:
+                    # Visitors do not see folders, nor the texts of other libraries, which may name some.
+                    with naming(name):
+                        raise CheckpointError(error.problem, path=_shown(error.path, path, name)) from error
             self._codecs.move_to_end(key)
             return self._codecs[key]
+
+
+def _shown(part, path, name):
+    """Return a path in the model at `path` as visitors may see it, below the model's name."""
+    if part is None:
+        return None
+    if not Path(part).is_relative_to(path):
+        return name
+    return printable(Path(name, Path(part).relative_to(path)))
 
 
 def _under(folder: Path) -> Iterator[Path]:
@@ -101,64 +105,45 @@ def _under(folder: Path) -> Iterator[Path]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in list(folders):
-            path = Path(place, name)
-            if _is_model(path):
+            found = _located(Path(place, name))
+            if found.kind in OURS:
                 folders.remove(name)
-                if all(_lies_in(part, root) for part in (path, *_parts(path))):
-                    yield path
+                if _is_inside(found, root):
+                    yield found.path
         for name in files:
             path = Path(place, name)
-            is_torch_file = name.lower().endswith(_TORCH_FILES) and not atomic.is_temporary(name)
-            if is_torch_file and _lies_in(path, root) and _is_regular(path) and not _holds_latents(path):
+            is_named_so = name.lower().endswith(_TORCH_FILES) and not atomic.is_temporary(name)
+            if is_named_so and _lies_in(path, root) and _located(path).kind is Kind.TORCH_FILE:
                 yield path
 
 
-def _is_model(folder):
+def _located(path):
+    """Return what lies at a path; an unreadable path counts as no model."""
     try:
-        if (folder / DESCRIPTION).is_file():
-            return True
-        if folder.name.isdigit() and (folder / "state").is_dir():
-            return True
-        return any((step / "state").is_dir() for step in _steps(folder))
-    except OSError:  # not readable
-        return False
+        return locate(path)
+    except CheckpointError:
+        return Place(path, Kind.OTHER)
 
 
-def _steps(folder):
-    for steps in (folder / _CHECKPOINTS, folder):
-        if steps.is_dir():
-            yield from (child for child in steps.iterdir() if child.name.isdigit())
-
-
-def _parts(model):
-    """Return the paths in a model's folder that may be links."""
-    return model / DESCRIPTION, model / _CHECKPOINTS, model / "state", *(step / "state" for step in _steps(model))
-
-
-def _is_regular(path):
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)  # opening a pipe would block
-    except OSError:
-        return False
+def _is_inside(place, root):
+    """Return whether a model lies in `root`, with all parts of it that may be links."""
+    folder, parts = place.checkpoints, [place.path]
+    if place.kind is Kind.SAVED_MODEL:
+        parts.append(place.path / DESCRIPTION)
+    elif place.kind is Kind.CHECKPOINT:
+        parts.append(place.path / STATE)
+    elif place.kind is Kind.WORKDIR:
+        parts += [folder, *(step / STATE for step in folder.iterdir() if step.name.isdigit())]
+    return all(_lies_in(part, root) for part in parts)
 
 
 def _lies_in(path, root):
     return os.path.realpath(path).startswith(os.path.join(root, ""))
 
 
-def _holds_latents(path):
-    if path.suffix.lower() != ".safetensors":
-        return False
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return METADATA_KEY in (file.metadata() or {})
-    except (OSError, ValueError, safetensors.SafetensorError):  # ValueError: a name that is not UTF-8
-        return False  # loading it will report the reason
-
-
 def _changed(path):
     """Return the modification time of a model, or of its checkpoints for a workdir."""
-    for place in (os.path.join(path, _CHECKPOINTS), os.path.join(path, DESCRIPTION), path):
+    for place in (os.path.join(path, CHECKPOINTS), os.path.join(path, DESCRIPTION), path):
         try:
             return os.stat(place).st_mtime_ns
         except OSError:

@@ -3,9 +3,7 @@
 import contextlib
 import ipaddress
 import os
-import queue
 import shutil
-import signal
 import stat
 import tempfile
 import threading
@@ -35,8 +33,9 @@ def require_gradio():
         raise ConfigError(f"the page needs gradio ({error}); pip install -e '.[ui]' brings it") from error
 
 
-def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
-    """Serve the page until SIGINT, SIGTERM or SIGHUP.
+@contextlib.contextmanager
+def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_upload_mb: int = 1024) -> Iterator[str]:
+    """Run the page's server in threads of this process while the context lasts.
 
     All uploads and results are removed at the end.
 
@@ -46,39 +45,13 @@ def serve(models: Models, *, host: str, port: int, max_upload_mb: int):
       port: port to listen on; 0 for a free one.
       max_upload_mb: maximum size of a file in MB.
 
+    Yields:
+      The page's URL.
+
     Raises:
       ConfigError: gradio is missing, or the address is not available.
     """
     require_gradio()
-    # Not an Event: a signal handler that sets one while this thread enters its wait() would deadlock.
-    stop = queue.SimpleQueue()
-    signals = [signal.SIGINT, signal.SIGTERM]
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
-        signals.append(signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: stop.put(None)) for number in signals}
-    try:
-        with running(models, host=host, port=port, max_upload_mb=max_upload_mb) as url:
-            print(f"{url} has the page, of {len(models.names())} models; Ctrl-C ends it", flush=True)
-            if not _is_loopback(host):
-                print(f"on {host}, whoever reaches this address may use it: there is no password", flush=True)
-            stop.get()
-            print("stopping", flush=True)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_upload_mb: int = 1024) -> Iterator[str]:
-    """Run the page's server in threads of this process while the context lasts.
-
-    Yields its URL.
-
-    See `serve` for the arguments.
-
-    Raises:
-      ConfigError: the address is not available.
-    """
     _remove_orphans()
     folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=_PREFIX)))
     held = _hold(folder)
@@ -111,7 +84,7 @@ def _launch(desk, host, port, max_upload_mb):
     from audiovae_jax.evaluation.listening import page as pages
 
     page = pages.build(desk)
-    hosts = {"127.0.0.1", "localhost", "::1", host.lower()} if _is_loopback(host) else None
+    hosts = {"127.0.0.1", "localhost", "::1", host.lower()} if is_loopback(host) else None
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
@@ -214,7 +187,8 @@ def _free_port(host):
         return probe.getsockname()[1]
 
 
-def _is_loopback(host):
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import logging
 import os
-import sys
 import threading
 import traceback
 from pathlib import Path
@@ -161,7 +161,7 @@ class Desk:
         except Exception as error:  # unexpected, e.g. from a library
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {str(error)[:500]!r}, at {where.filename}:{where.lineno}"
-            print(f"error: a request failed ({text})", file=sys.stderr, flush=True)
+            logging.getLogger(__name__).error("a request failed (%s)", text)
             raise DataError("this failed for a reason that only the server's log tells") from error
 
     def _latents(

@@ -38,7 +38,7 @@ def run(
     signals: int = 1,
     model: str | None = None,
 ) -> dict:
-    """Run a benchmark, print its report, and optionally write it as JSON.
+    """Run a benchmark, and optionally write its report as JSON.
 
     Args:
       subcommand: one of `SUBCOMMANDS`.
@@ -94,7 +94,6 @@ def run(
         report = fresh.first_step(config)
     else:
         report = fresh.memory(config, against=against, repeats=repeats)
-    print("\n".join(lines(report)), flush=True)
     if json_path is not None:
         with replacing(Path(json_path)) as path:
             path.write_text(json.dumps(report, indent=2) + "\n")

@@ -4,7 +4,6 @@ Times computed from these are lower bounds: no program is faster, and most are s
 """
 
 import dataclasses
-import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,11 +157,3 @@ def step_bounds(
         "memory": bytes_moved / accelerator.memory_bandwidth,
         "collectives": all_reduce_seconds(reduced_bytes, accelerator, hosts, per_host),
     }
-
-
-def least_paying_batch(seconds_per_item: float, collective_seconds: float, share: float) -> int:
-    """Smallest batch per device whose collectives take at most `share` of a step.
-
-    No overlap is assumed.
-    """
-    return max(1, math.ceil(collective_seconds * (1 - share) / share / seconds_per_item))

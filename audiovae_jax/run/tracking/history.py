@@ -3,18 +3,15 @@
 import dataclasses
 import json
 import re
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX.proto import event_pb2
 
 from audiovae_jax.errors import DataError, printable
 from audiovae_jax.run.tracking import json_lines
 
 NEEDED = f"{json_lines.NAME}, config.json and samples/"  # the parts of a workdir that are read
-_LARGEST_EVENT = 1 << 28  # bytes; a larger length is corrupt
 _TOGETHER = 8  # recent remarks that are checked for duplicates
 _SAMPLES = re.compile(r"step_(\d+)$")
 
@@ -46,26 +43,22 @@ class History:
 def read(workdir: Path) -> History:
     """Read the workdir of a run, which may still be running.
 
-    TensorBoard events are read if there is no `metrics.jsonl`, as in older runs.
-
     Raises:
       DataError: the workdir does not exist, or has no record of a run.
     """
     if not workdir.is_dir():
         raise DataError(f"{printable(workdir)} is not there; give the workdir of a run")
+    path = workdir / json_lines.NAME
     numbers: dict[str, dict[int, float]] = {}
     remarks: list[tuple[int, str, str]] = []
     try:
-        if (path := workdir / json_lines.NAME).is_file():
+        if path.is_file():
             for record in json_lines.read(path):
                 _take_record(record, numbers, remarks)
-        else:
-            for path in sorted(workdir.glob("events.out.tfevents.*")):
-                _take_events(path.read_bytes(), numbers)
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
     if not numbers:
-        raise DataError(f"nothing was recorded in {printable(workdir)}: no number in {json_lines.NAME} or events")
+        raise DataError(f"nothing was recorded in {printable(workdir)}: no number in {json_lines.NAME}")
     try:
         config = json.loads((workdir / "config.json").read_text())
     except (OSError, ValueError):
@@ -94,28 +87,3 @@ def _take_record(record, numbers, remarks):
         said = [other for at, _, other in remarks[-_TOGETHER:] if at == step]
         if not any(text.endswith(other) or other.endswith(text) for other in said):
             remarks.append((step, str(record.get("name", "")), text))
-
-
-def _take_events(content, numbers):
-    """Add the scalars of an event file, up to the first corrupt event.
-
-    The start of a session removes scalars from its step on.
-    """
-    at = 0
-    while at + 12 <= len(content):
-        (length,) = struct.unpack_from("<Q", content, at)
-        if length > _LARGEST_EVENT or at + 16 + length > len(content):
-            return
-        event = event_pb2.Event()
-        try:
-            event.ParseFromString(content[at + 12 : at + 12 + length])
-        except Exception:  # protobuf has several implementations, each with its own errors
-            return
-        at += 16 + length
-        if event.session_log.status == event_pb2.SessionLog.START:
-            for values in numbers.values():
-                for step in [step for step in values if step >= event.step]:
-                    del values[step]
-        for value in event.summary.value:
-            if value.WhichOneof("value") == "simple_value":
-                numbers.setdefault(value.tag, {})[event.step] = value.simple_value

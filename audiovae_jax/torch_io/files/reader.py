@@ -54,14 +54,14 @@ def read_checkpoint(path: str | Path, *, skip: Collection[str] = ()) -> dict[str
             return _read_safetensors(path, skip)
         return archive.read_archive(path, lambda key: key not in skip)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such file") from None
+        raise CheckpointError(": there is no such file", path=path) from None
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from error
+        raise CheckpointError(f": {error.strerror or error}", path=path) from error
     except Refused as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+        raise CheckpointError(f" cannot be read as a checkpoint: {error}", path=path) from error
     except Exception as error:  # errors that the checks above missed
         what = f"{type(error).__name__}: {error}"[:200]
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {what}") from error
+        raise CheckpointError(f" cannot be read as a checkpoint: {what}", path=path) from error
 
 
 def crc32(array: np.ndarray) -> int:

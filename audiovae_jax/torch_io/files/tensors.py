@@ -208,11 +208,6 @@ def storage_name(dtype: np.dtype) -> str | None:
     return next((s for s, d in _STORAGES.items() if np.dtype(_DTYPES[d]) == dtype and s != "UntypedStorage"), None)
 
 
-def dtype_name(dtype: np.dtype) -> str | None:
-    """Torch's name of `dtype`; None if it has none."""
-    return next((name for name, d in _DTYPES.items() if np.dtype(d) == dtype), None)
-
-
 def _counts(values, what):
     if not isinstance(values, tuple) or not all(_is_count(value) for value in values):
         raise Refused(f"the {what} of a tensor is {str(values)[:100]}")

@@ -29,7 +29,7 @@ def least_config(micro_config):
 
 
 @pytest.mark.slow
-def test_step_counts_the_compiled_work_and_tells_the_parts_apart(least_config, tmp_path, capsys):
+def test_step_counts_the_compiled_work_and_tells_the_parts_apart(least_config, tmp_path):
     path = tmp_path / "step.json"
     options = {**OPTIONS, "against": PEERS, "profiled": True, "json_path": str(path)}
     report = command.run("step", least_config, **options)
@@ -43,8 +43,9 @@ def test_step_counts_the_compiled_work_and_tells_the_parts_apart(least_config, t
     for part in ("encoder/blocks_0", "decoder/blocks_0", "msstft/discriminators_0", "mpd/discriminators_0"):
         for direction in ("forward", "backward"):
             assert shares[part, direction] > 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("step: training step, with discriminator, base_channels 4, 4 x 1024 samples, float32")
+    assert command.lines(report)[0].startswith(
+        "step: training step, with discriminator, base_channels 4, 4 x 1024 samples, float32"
+    )
     if PEERS:
         assert report["ratio"] == report["ratios"]["torch"] == ours["seconds"] / report["torch"]["seconds"]
         assert report["torch"]["torch"].startswith("2.")

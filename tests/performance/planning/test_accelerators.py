@@ -3,7 +3,6 @@ import pytest
 from audiovae_jax.performance.planning.accelerators import (
     ACCELERATORS,
     all_reduce_seconds,
-    least_paying_batch,
     step_bounds,
 )
 
@@ -31,9 +30,3 @@ def test_bounds_are_work_over_published_rates():
         accelerator=ACCELERATORS["h200"], hosts=1, per_host=8,
     )  # fmt: skip
     assert bounds == {"arithmetic": pytest.approx(1), "memory": pytest.approx(1), "collectives": 0}
-
-
-def test_a_batch_that_pays_keeps_the_collectives_share():
-    batch = least_paying_batch(seconds_per_item=0.01, collective_seconds=0.02, share=0.1)
-    assert batch == 18
-    assert 0.02 / (0.02 + 0.01 * batch) <= 0.1

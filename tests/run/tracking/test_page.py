@@ -8,7 +8,6 @@ import soundfile
 
 from audiovae_jax.errors import DataError
 from audiovae_jax.run.tracking import history, json_lines, page
-from audiovae_jax.run.tracking.events import Events
 from configs import base
 
 
@@ -95,26 +94,6 @@ def test_a_run_that_is_on_and_files_that_are_damaged(tmp_path):
     assert run.last_step == 40
     page.write([run], base.get_config().to_dict(), tmp_path / "report.html", sample_steps=9)
     assert "not there: No such file" in (tmp_path / "report.html").read_text()
-
-
-def test_runs_of_before_are_read_from_their_events(tmp_path):
-    for first in (0, 2):
-        events = Events(tmp_path, first, pytest.fail)
-        for step in range(first, 5):
-            events.scalars({"train/x": first + step / 10}, step)
-        events.close()
-        (path,) = [path for path in tmp_path.glob("events.out.tfevents.*") if "kept" not in path.name]
-        path.rename(tmp_path / f"events.out.tfevents.{first}.kept")
-    whole = history.read(tmp_path).scalars["train/x"]
-    assert whole[0].tolist() == [0, 1, 2, 3, 4]
-    assert np.allclose(whole[1], [0, 0.1, 2.2, 2.3, 2.4])
-    last = tmp_path / "events.out.tfevents.2.kept"
-    content = last.read_bytes()
-    for cut in range(1, len(content), 7):
-        last.write_bytes(content[:-cut])
-        steps, _ = history.read(tmp_path).scalars["train/x"]
-        assert set(steps.tolist()) <= set(range(5))
-        assert len(steps) >= 2
 
 
 def test_what_is_no_run_is_said(tmp_path):
