@@ -54,6 +54,7 @@ def _make_shards(*paths):
         record_seconds=values.record_seconds,
         shard_bytes=values.shard_megabytes * 1_000_000,
         num_threads=data.num_threads,
+        say=print,
     )
     size = sum(path.stat().st_size for path in Path(output).glob("*.arrayrecord"))
     print(f"done: {written} tracks, {seconds / 3600:.2f} h, {size / 1e9:.3f} GB in {output}")
@@ -64,7 +65,7 @@ def _convert_flags():
 
 
 def _convert(root, out):
-    musdb18_stems.convert(Path(root), Path(out), num_workers=flags.FLAGS.num_workers)
+    musdb18_stems.convert(Path(root), Path(out), num_workers=flags.FLAGS.num_workers, say=print)
 
 
 def _check_flags():

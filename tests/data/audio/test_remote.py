@@ -336,7 +336,7 @@ def test_a_tar_that_cannot_be_fetched_to_its_end_is_not_a_shorter_tar(proxy, mon
 
     def broken(file, start, end):
         if start > 0 and file.url.endswith("part-0.tar"):
-            raise remote.UnreachableError(f"{file.url}: not reached")
+            raise remote.UnreachableError(file.url, "not reached")
         return whole(file, start, end)
 
     monkeypatch.setattr(remote, "_range", broken)
