@@ -1,8 +1,10 @@
 """The commands `check_data`, `make_shards` and `convert_musdb18`."""
 
 import dataclasses
+import functools
 import json
 import os
+import sys
 from pathlib import Path
 
 import ml_collections
@@ -88,7 +90,11 @@ def _check(root=None):
     if config.data.root is None and not config.data.mix:
         raise ConfigError("there is nothing to look at: give a folder, a manifest or a URL, as check_data ROOT")
     data = pipeline.open_data(
-        config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        leave_out=(workdir / "samples",),
+        warn=functools.partial(print, "warning:", file=sys.stderr),
     )
     found = survey.look(
         config.data,

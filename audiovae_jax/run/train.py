@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from audiovae_jax.config import build, configuration
 from audiovae_jax.data.feeding import pipeline
-from audiovae_jax.data.feeding.stalls import Waiting
+from audiovae_jax.data.feeding.stalls import StallMeter
 from audiovae_jax.distributed import agreement, mesh, stopping
 from audiovae_jax.distributed.background import Background
 from audiovae_jax.distributed.group import Group
@@ -90,7 +91,11 @@ def train(
             warm_start.require_same_model(config)
         recipe = build.build_recipe(config)
         data = pipeline.open_data(
-            config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
+            config.data,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            leave_out=(workdir / "samples",),
+            warn=functools.partial(print, "warning:", file=sys.stderr),
         )
         start.claim_workdir(config, workdir, checkpoints, write=is_first)
         if data.health is not None:
@@ -223,11 +228,11 @@ class _Run:
                 # The initial model may be better than every later checkpoint.
                 self._save(state, start_step, metrics)
         self._train_records = self._data.train.in_order(self._safety.order)
-        waiting = Waiting(
+        stalls = StallMeter(
             self._batches(self._train_records, start_step, config.num_steps),
             config.data.num_threads, self._reporter.scalars, self._reporter.say,
         )  # fmt: skip
-        batch = self._next(waiting, start_step) if start_step < config.num_steps else None
+        batch = self._next(stalls, start_step) if start_step < config.num_steps else None
         pending = None
         for current in range(start_step, config.num_steps):
             self._lock.check()
@@ -243,7 +248,7 @@ class _Run:
             new_pending = (current + 1, new, batch)
             # Load the next batch and report the previous step while the device computes.
             if current + 1 < config.num_steps:
-                batch = self._next(waiting, current, new["total_g_loss"].is_ready)
+                batch = self._next(stalls, current, new["total_g_loss"].is_ready)
             self._show(pending)
             pending = new_pending
             done = current + 1
@@ -413,8 +418,8 @@ class _Run:
         if samples is not None:
             self._reporter.samples(at, samples)
 
-    def _next(self, waiting, step, is_idle=lambda: True):
-        return mesh.place_batch(self._mesh, waiting.next(step, is_idle))
+    def _next(self, stalls, step, is_idle=lambda: True):
+        return mesh.place_batch(self._mesh, stalls.next(step, is_idle))
 
     def _batches(self, records, start_step, num_steps):
         return pipeline.batches(
