@@ -24,7 +24,8 @@ if "XLA_FLAGS" not in os.environ:
         os.environ["XLA_FLAGS"] = sooner["XLA_FLAGS"]
 if not _IS_WORKER:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="audiovae_jax_tests_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "xla")
+    # Set it to keep what one run has compiled for the next.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.environ["XDG_CACHE_HOME"], "xla"))
     # Processes that tests kill leave temporary files; pytest's own stay where they are looked for.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "tmp")

@@ -96,7 +96,7 @@ def _check(root=None):
         leave_out=(workdir / "samples",),
         warn=functools.partial(print, "warning:", file=sys.stderr),
     )
-    found = survey.look(
+    found = survey.make(
         config.data,
         data,
         root=config.data.root or "; ".join(name for name, _ in config.data.mix),
