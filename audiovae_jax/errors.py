@@ -42,6 +42,19 @@ class DataError(UserError):
     """Audio that cannot be used."""
 
 
+class RootError(DataError):
+    """A root of `config.data` that cannot be used.
+
+    Attributes:
+      root: as given.
+      reason: the message without key and root.
+    """
+
+    def __init__(self, root: str, reason: str, key: str = "config.data.root"):
+        super().__init__(f"{key}={root}: {reason}")
+        self.root, self.reason = root, reason
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, or of another run."""
 

@@ -1,8 +1,10 @@
 """The commands `check_data`, `make_shards` and `convert_musdb18`."""
 
 import dataclasses
+import functools
 import json
 import os
+import sys
 from pathlib import Path
 
 import ml_collections
@@ -54,6 +56,7 @@ def _make_shards(*paths):
         record_seconds=values.record_seconds,
         shard_bytes=values.shard_megabytes * 1_000_000,
         num_threads=data.num_threads,
+        say=print,
     )
     size = sum(path.stat().st_size for path in Path(output).glob("*.arrayrecord"))
     print(f"done: {written} tracks, {seconds / 3600:.2f} h, {size / 1e9:.3f} GB in {output}")
@@ -64,7 +67,7 @@ def _convert_flags():
 
 
 def _convert(root, out):
-    musdb18_stems.convert(Path(root), Path(out), num_workers=flags.FLAGS.num_workers)
+    musdb18_stems.convert(Path(root), Path(out), num_workers=flags.FLAGS.num_workers, say=print)
 
 
 def _check_flags():
@@ -87,9 +90,13 @@ def _check(root=None):
     if config.data.root is None and not config.data.mix:
         raise ConfigError("there is nothing to look at: give a folder, a manifest or a URL, as check_data ROOT")
     data = pipeline.open_data(
-        config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        leave_out=(workdir / "samples",),
+        warn=functools.partial(print, "warning:", file=sys.stderr),
     )
-    found = survey.look(
+    found = survey.make(
         config.data,
         data,
         root=config.data.root or "; ".join(name for name, _ in config.data.mix),

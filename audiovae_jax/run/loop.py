@@ -5,7 +5,7 @@ import math
 import jax
 
 from audiovae_jax.config import configuration
-from audiovae_jax.data.feeding.stalls import Waiting
+from audiovae_jax.data.feeding.stalls import StallMeter
 from audiovae_jax.distributed import agreement, mesh
 from audiovae_jax.run.programs import Programs, Stopped
 from audiovae_jax.run.reporter import is_recorded
@@ -61,11 +61,11 @@ class Loop:
                 # The initial model may be better than every later checkpoint.
                 self.save(state, start_step, metrics)
         self._records = session.data.train.in_order(safety.order)
-        waiting = Waiting(
+        stalls = StallMeter(
             session.batches(self._records, start_step, config.num_steps),
             config.data.num_threads, self._reporter.scalars, self._reporter.say,
         )  # fmt: skip
-        batch = self.next_batch(waiting, start_step) if start_step < config.num_steps else None
+        batch = self.next_batch(stalls, start_step) if start_step < config.num_steps else None
         pending = None  # the step whose metrics are not reported yet
         for step in range(start_step, config.num_steps):
             session.lock.check()
@@ -79,7 +79,7 @@ class Loop:
             state, new = self._programs.step(step, state, batch)(state, batch)
             done, now = step + 1, (step + 1, new, batch)
             if done < config.num_steps:
-                batch = self.next_batch(waiting, step, new["total_g_loss"].is_ready)
+                batch = self.next_batch(stalls, step, new["total_g_loss"].is_ready)
             self._report(pending)
             pending = now
             checkpoint_due = self._is_due(done, config.checkpoint_every) or session.saving.is_due_again()
@@ -98,9 +98,9 @@ class Loop:
         self._report(pending)
         return state, metrics, None
 
-    def next_batch(self, waiting, step, is_idle=lambda: True):
+    def next_batch(self, stalls, step, is_idle=lambda: True):
         """Return the next training batch, placed on the devices."""
-        return mesh.place_batch(self._session.devices, waiting.next(step, is_idle))
+        return mesh.place_batch(self._session.devices, stalls.next(step, is_idle))
 
     def save(self, state, at, metrics):
         """Start saving a checkpoint of `at` steps, with its validation metrics."""

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -160,7 +161,11 @@ def open_session(
     # 4. Open the data.
     recipe = build.build_recipe(config)
     data = pipeline.open_data(
-        config.data, batch_size=config.batch_size, seed=config.seed, leave_out=(workdir / "samples",)
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        leave_out=(workdir / "samples",),
+        warn=functools.partial(print, "warning:", file=sys.stderr),
     )
     claim_workdir(config, workdir, checkpoints, write=is_first)
     if data.health is not None:

@@ -3,6 +3,8 @@
 import json
 
 import command_line
+import numpy as np
+import soundfile
 
 
 def test_a_report_is_made_and_the_status_is_training_s(audio_folder, tmp_path):
@@ -21,3 +23,18 @@ def test_a_report_is_made_and_the_status_is_training_s(audio_folder, tmp_path):
     assert found["train"]["tracks"] + found["validation"]["tracks"] == 3
     assert len(found["measured"]) == 3
     assert "training would refuse" in (tmp_path / "report.html").read_text()
+
+
+def test_a_file_that_turns_out_to_be_bad_is_a_warning_of_one_line(tmp_path):
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, (44100, 2)).astype(np.float32)
+    (tmp_path / "audio").mkdir()
+    soundfile.write(tmp_path / "audio" / "good.wav", audio, 44100, subtype="FLOAT")
+    audio[5000:20000] = np.nan  # not at the beginning, middle or end, which are probed
+    soundfile.write(tmp_path / "audio" / "bad.wav", audio, 44100, subtype="FLOAT")
+    (tmp_path / "list.jsonl").write_text(
+        '{"path": "audio/bad.wav", "split": "train"}\n{"path": "audio/good.wav", "split": "validation"}\n'
+    )
+    config = ("--config=tiny", "--config.data.max_bad_share=1.0", "--config.data.index=False", "--seconds=0.1")
+    done = command_line.run("check_data", "list.jsonl", *config, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert "warning: another crop is taken in place of audio/bad.wav: holds NaN or infinite samples\n" in done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from audiovae_jax.data.audio.remote import BLOCK, RemoteFile, UnreachableError
+from audiovae_jax.data.audio.remote import BLOCK, RemoteError, RemoteFile, UnreachableError
 from audiovae_jax.data.audio.section import Section
 from audiovae_jax.errors import DataError, printable
 
@@ -20,7 +20,7 @@ EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 
 _UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
 _PROBE_FRAMES = 2048
-_MOST_OPENINGS = 8
+_MAX_OPENINGS = 8
 RATES = (1000, 10_000_000)  # Hz; the rate in a corrupt header is usually outside
 # Input samples read on both sides of a window before resampling, so that its edges are filtered with their neighbours.
 _RESAMPLE_CONTEXT = 1024
@@ -173,8 +173,10 @@ def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = N
         is_gone = isinstance(file.path, Path) and not os.path.exists(file.path)
         reason = "No such file or directory" if is_gone else _reason(error)
         raise DataError(f"{file.name}: {reason}") from error
-    except UnreachableError:  # its message already names the file
+    except UnreachableError:
         raise
+    except RemoteError as error:
+        raise DataError(f"{file.name}: {error.reason}") from error
     except (OSError, DataError) as error:
         raise DataError(f"{file.name}: {error}") from error
 
@@ -205,7 +207,7 @@ def _opened(opening, is_read):
     Without the global lock, the first error may be another thread's. Writers are not retried.
     """
     previous = None
-    for _ in range(_MOST_OPENINGS if is_read else 1):
+    for _ in range(_MAX_OPENINGS if is_read else 1):
         try:
             return opening()
         except soundfile.LibsndfileError as error:

@@ -11,10 +11,10 @@ from audiovae_jax.storage import atomic
 
 # Blocks are spread over this many folders by a hash of their name. Each folder has a share of the capacity, so that
 # making room scans one folder only.
-_MOST_FOLDERS = 256
-_LEAST_SHARE = 4 << 20  # bytes per folder; smaller caches have fewer folders
-_UNSEEN = 1 / 16  # fraction of a share that a process adds before it scans the folder again
-_KEPT = 3 / 4  # fraction of a share that is kept when making room
+_MAX_FOLDERS = 256
+_MIN_SHARE = 4 << 20  # bytes per folder; smaller caches have fewer folders
+_RESCAN_FRACTION = 1 / 16  # fraction of a share that a process adds before it scans the folder again
+_KEPT_FRACTION = 3 / 4  # fraction of a share that is kept when making room
 
 
 class BlockCache:
@@ -29,7 +29,7 @@ class BlockCache:
 
     def __init__(self, folder: str | Path, capacity: int):
         self._folder = Path(folder)
-        self._folders = max(1, min(_MOST_FOLDERS, capacity // _LEAST_SHARE))
+        self._folders = max(1, min(_MAX_FOLDERS, capacity // _MIN_SHARE))
         self._share = capacity // self._folders
         self._added: dict[Path, int | None] = {}  # bytes added since a folder was scanned
         self._lock = threading.Lock()
@@ -53,12 +53,12 @@ class BlockCache:
         """Store a block; errors of the disk are ignored."""
         path = self._path(name)
         size = 4 + len(block)
-        if size > _UNSEEN * self._share:  # the cache is too small to be of use
+        if size > _RESCAN_FRACTION * self._share:  # the cache is too small to be of use
             return
         with self._lock:
             try:
                 added = self._added.get(path.parent)
-                if added is None or added + size > _UNSEEN * self._share:
+                if added is None or added + size > _RESCAN_FRACTION * self._share:
                     self._make_room(path.parent, size)
                     added = 0
                 with atomic.replacing(path) as temporary:
@@ -80,10 +80,10 @@ class BlockCache:
                     continue
                 found.append((stat.st_mtime_ns, stat.st_size, entry.path))
                 total += stat.st_size
-        if total <= (_KEPT + _UNSEEN) * self._share:
+        if total <= (_KEPT_FRACTION + _RESCAN_FRACTION) * self._share:
             return
         for _, of_file, path in sorted(found):
-            if total <= _KEPT * self._share:
+            if total <= _KEPT_FRACTION * self._share:
                 break
             Path(path).unlink(missing_ok=True)
             total -= of_file

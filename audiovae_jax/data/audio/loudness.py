@@ -127,11 +127,11 @@ def weighting(sample_rate: int) -> np.ndarray:
 
 
 def _gated(powers):
-    heard = powers[_lufs(powers) > _ABSOLUTE_GATE]
-    if not heard.size:
+    audible = powers[_lufs(powers) > _ABSOLUTE_GATE]
+    if not audible.size:
         return None
-    heard = heard[_lufs(heard) > _lufs(heard.mean()) + _RELATIVE_GATE]
-    return float(_lufs(heard.mean()))
+    audible = audible[_lufs(audible) > _lufs(audible.mean()) + _RELATIVE_GATE]
+    return float(_lufs(audible.mean()))
 
 
 def _lufs(power):

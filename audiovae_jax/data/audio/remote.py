@@ -9,30 +9,43 @@ import os
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from audiovae_jax.data.audio.block_cache import BlockCache
 from audiovae_jax.data.audio.reader import Reader
-from audiovae_jax.errors import DataError
+from audiovae_jax.errors import DataError, RootError
 from audiovae_jax.storage import server
 from audiovae_jax.storage.server import is_url as is_url  # re-exported
 
 
-class UnreachableError(DataError):
-    """The network or the server failed for too long; the message names the URL."""
+class RemoteError(DataError):
+    """A file behind a URL that cannot be read.
+
+    Attributes:
+      url: of the file.
+      reason: the message without the URL.
+    """
+
+    def __init__(self, url: str, reason: str):
+        super().__init__(f"{url}: {reason}")
+        self.url, self.reason = url, reason
 
 
-class RefusedError(DataError):
+class UnreachableError(RemoteError):
+    """The network or the server failed for too long."""
+
+
+class RefusedError(RemoteError):
     """The server refuses a file, or the file has changed; either may be temporary."""
 
 
 # Bytes of a block, the unit of fetching and caching.
 BLOCK = 1 << 15
 # Decoders read the same blocks each time they open a file. These stay in memory, with a limit per file and in total.
-_OPENING_BLOCKS, _MOST_OPENING_BLOCKS = 8, 4096
-_MOST_BLOCKS = 1024  # that a reader keeps, besides those just fetched
-_LONGEST_RUN = 1 << 20  # bytes per request of sequential reads, by which an MP3 decoder seeks
+_OPENING_BLOCKS, _MAX_OPENING_BLOCKS = 8, 4096
+_MAX_BLOCKS = 1024  # that a reader keeps, besides those just fetched
+_MAX_REQUEST = 1 << 20  # bytes per request of sequential reads, by which an MP3 decoder seeks
 # How long a file that existed before is retried: after a restart, a server may not have all files at once.
 _GONE_SECONDS = 10.0
 
@@ -76,7 +89,7 @@ class Access:
         """Keep a block in memory, in place of the least recently used one."""
         with self._lock:
             self._openings[file, index] = block
-            while len(self._openings) > _MOST_OPENING_BLOCKS:
+            while len(self._openings) > _MAX_OPENING_BLOCKS:
                 self._openings.popitem(last=False)
 
     def listing(self, url: str, ask: Callable[[], dict]) -> dict:
@@ -103,7 +116,7 @@ class Access:
                 try:
                     filesystem = server.connect(url)
                 except OSError as error:
-                    raise DataError(f"{url}: {error.strerror}") from error
+                    raise RemoteError(url, error.strerror) from error
                 self._filesystems[os.getpid(), place] = filesystem
         return filesystem, filesystem._strip_protocol(url)
 
@@ -136,6 +149,14 @@ class RemoteFile:
         return RangeReader(self)
 
 
+def read_timeout(seconds: float, retry_seconds: float, names: Iterable[str]) -> float:
+    """Return the seconds after which a read of one of these files times out.
+
+    For URLs the retry time is added, so that retries end before the timeout. 0 stays 0, which is no timeout.
+    """
+    return seconds and seconds + retry_seconds * any(map(is_url, names))
+
+
 def local_path(root: str) -> str:
     """Convert a path or a `file://` URL to a path of the operating system."""
     if not root.startswith("file://"):
@@ -155,19 +176,19 @@ def list_files(url: str, access: Access) -> Iterator[tuple[str, RemoteFile]]:
     found = access.listing(url, lambda: _persistently(lambda: filesystem.find(path, detail=True), url, access))
     names = {entry.removeprefix(path).strip("/"): entry for entry in found if entry.startswith(f"{path}/")}
     if not names:
-        raise DataError(f"config.data.root={url}: there is nothing there")
+        raise RootError(url, "there is nothing there")
     for name in sorted(names, key=lambda name: name.split("/")):
         entry = found[names[name]]
         yield name, RemoteFile(f"{url.rstrip('/')}/{name}", int(entry["size"] or 0), access, _mark(entry))
 
 
 def open_url(url: str, access: Access) -> RemoteFile:
-    """Return the file behind `url`; raises DataError if there is none."""
+    """Return the file behind `url`; raises RemoteError if there is none."""
     filesystem, path = access.filesystem(url)
     entry = _persistently(lambda: filesystem.info(path), url, access)
     access.count(0)
     if entry.get("type") == "directory" or entry.get("size") is None:
-        raise DataError(f"{url}: this is no file, or the server does not say its size")
+        raise RemoteError(url, "this is no file, or the server does not give its size")
     return RemoteFile(url, int(entry["size"]), access, _mark(entry))
 
 
@@ -227,9 +248,9 @@ class RangeReader(Reader):
     def _fetch(self, first, size):
         """Fetch `size` bytes from block `first` on, up to the next available block."""
         file, access = self._file, self._file.access
-        while len(self._blocks) > _MOST_BLOCKS:
+        while len(self._blocks) > _MAX_BLOCKS:
             self._blocks.pop(next(iter(self._blocks)))
-        self._run = min(2 * self._run, _LONGEST_RUN) if first == self._next else BLOCK
+        self._run = min(2 * self._run, _MAX_REQUEST) if first == self._next else BLOCK
         last = min(-(-file.size // BLOCK), first + -(-max(size, self._run) // BLOCK))
         for index in range(first, last):
             if index not in self._blocks and (block := self._kept(index)) is not None:
@@ -261,7 +282,7 @@ def _cache_key(file, index):
 
 
 def _range(file, start, end):
-    """Fetch bytes `start` to `end`; raises DataError if the file has changed."""
+    """Fetch bytes `start` to `end`; raises RemoteError if the file has changed."""
     filesystem, path = file.access.filesystem(file.url)
     if hasattr(filesystem, "call_s3") and file.mark:
         request = _s3_range(filesystem, path, start, end, file.mark)
@@ -273,7 +294,7 @@ def _range(file, start, end):
     data = _persistently(request, file.url, file.access, _GONE_SECONDS)
     file.access.count(len(data))
     if len(data) != end - start:
-        raise DataError(f"{file.url}: {len(data)} bytes came where {end - start} were asked for; has it changed?")
+        raise RemoteError(file.url, f"{len(data)} bytes came where {end - start} were asked for; has it changed?")
     return data
 
 
@@ -320,8 +341,7 @@ def _persistently(request, url, access, gone_seconds=0.0):
     try:
         return server.persistently(request, access.retry_seconds, ends)
     except server.AwayError as error:
-        raise UnreachableError(
-            f"{url}: not reached within data.retry_seconds={access.retry_seconds:g} ({server.reason(error.__cause__)})"
-        ) from error.__cause__
+        reason = f"not reached within data.retry_seconds={access.retry_seconds:g} ({server.reason(error.__cause__)})"
+        raise UnreachableError(url, reason) from error.__cause__
     except Exception as error:  # every backend has its own exceptions
-        raise RefusedError(f"{url}: {server.explained(error, url)}") from error
+        raise RefusedError(url, server.explained(error, url)) from error

@@ -1,14 +1,16 @@
-"""Crops as a pure function of (seed, index).
+"""Crops as a pure function of (seed, order, index).
 
-A run's data therefore has no state to save. Random numbers come from counter-based generators keyed by the record's
-index. A step's data is therefore independent of the number of threads and hosts. Training records have numbered orders:
-`in_order(1)` draws the same audio in another order, for a run that cannot continue with the first.
+A run's data therefore has no state to save. Random numbers come from counter-based generators keyed by the crop's
+index. A step's data is therefore independent of the number of threads and hosts.
+
+`Crops` holds what all crops have in common. A subclass says how a crop is drawn: `RandomCrops` for training,
+`FixedCrops` for validation, `SyntheticCrops` for a run without files.
 """
 
+import abc
 import collections
-import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,8 +22,9 @@ from audiovae_jax.data.feeding.origin import Origin, Origins
 from audiovae_jax.data.sets.catalog import Track
 from audiovae_jax.errors import DataError
 
-_ATTEMPTS = 16  # maximum number of reads per crop
-_MOST_DRAWS = 10_000  # maximum number of draws per crop, including files that are not read again
+_MAX_READS = 16  # per crop
+_MAX_DRAWS = 10_000  # per crop, including draws of files that are not read again
+_ALL_HANG = "all files have timed out"
 _QUIET = 1e-3  # crops with a peak below -60 dBFS are not normalized
 # Keys of the random streams, which must not collide with the run's seed.
 _TRAIN_STREAM, _VALIDATION_STREAM, _AUGMENT_STREAM = 0, 1, 2
@@ -59,183 +62,210 @@ class Generated:
         return synthesis.music(rng, crop.length, crop.sample_rate, crop.channels)
 
 
-class RandomCrops:
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Crops(abc.ABC):
+    """Crops by index: drawn by a subclass, augmented, repeated, and read with a timeout.
+
+    Attributes:
+      format: of each crop.
+      seed: of the run.
+      order: number of the order, see `in_order`.
+      augment: applied to each crop with the crop's own random numbers; None for no augmentation.
+      period: number of crops after which they repeat; None for no repetition.
+      read_timeout: seconds after which a file that hangs is skipped; 0 for no timeout.
+      health: notified of files that cannot be read; None if there are no files.
+    """
+
+    format: CropFormat
+    seed: int = 0
+    order: int = 0
+    augment: Augment | None = None
+    period: int | None = None
+    read_timeout: float = 0.0
+    health: Health | None = None
+    _origins: Origins = dataclasses.field(default_factory=Origins, init=False, repr=False)
+
+    @abc.abstractmethod
+    def _draw(self, index: int) -> tuple[np.ndarray, Origin]:
+        """Return crop `index` before augmentation, and its origin."""
+
+    def in_order(self, order: int) -> "Crops":
+        """Return other crops of the same audio, for a run that cannot continue with the first.
+
+        Repeated crops are the same in every order.
+        """
+        return self if self.period else dataclasses.replace(self, order=order)
+
+    def origin(self, index: int) -> Origin | None:
+        """Return where a crop was cut from, or None if it is no longer remembered."""
+        return self._origins.get(self._wrapped(index))
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.batch([index])[0]
+
+    def batch(self, indices: Sequence[int]) -> np.ndarray:
+        """Return several crops, stacked: `[len(indices), length, channels]`.
+
+        One call of the helper thread reads all of them. If a file hangs, they are read again without it.
+
+        Raises:
+          DataError: too many files are bad.
+        """
+        while True:
+            try:
+                return deadline.within(self.read_timeout, stack, self._crop, indices)
+            except deadline.TimedOutError as error:
+                if error.what is None:  # not caused by a file
+                    raise
+                self.health.replaced(error.what, f"{error.what}: {error}", is_hanging=True)
+
+    def _crop(self, index):
+        index = self._wrapped(index)
+        crop, origin = self._draw(index)
+        self._origins.remember(index, origin)
+        if self.augment is not None:
+            crop = self.augment(crop, _generator(self.seed, _AUGMENT_STREAM, index, self.order))
+        return crop
+
+    def _wrapped(self, index):
+        return index % self.period if self.period else index
+
+    def _read(self, audio, position, rng) -> np.ndarray | DataError:
+        """Read a crop, not normalized. Return the error if the file cannot be used."""
+        if isinstance(audio, Generated):
+            return audio.crop(rng, self.format)
+        deadline.begin(audio.name)
+        crop = self.format
+        try:
+            return audio_file.read_window(audio, position, crop.length, crop.sample_rate, crop.channels, crop.loop)
+        except UnreachableError:  # other files on the server would fail too
+            raise
+        except DataError as error:
+            self.health.replaced(audio.name, str(error))
+            return error
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class RandomCrops(Crops):
     """Random crops of tracks.
 
     A track is drawn with probability proportional to its duration times its weight. The crop's position in the track is
     uniform, so the first and last seconds of a track are drawn less often than its middle.
+
+    Attributes:
+      tracks: the tracks to draw from.
     """
 
-    def __init__(self, tracks: Sequence[Track], crop: CropFormat, seed: int, health: Health | None = None):
-        self._tracks, self._crop, self._seed = tracks, crop, seed
-        self._health = health or Health(len(tracks))
-        self._ends = _ends(tracks, crop)
-        self._order, self._origins = 0, Origins()
+    tracks: Sequence[Track]
 
-    def in_order(self, order: int) -> "RandomCrops":
-        """Return the same tracks' crops in another order, sharing the health of the files."""
-        return _in_order(self, order, _origins=Origins())
+    def __post_init__(self):
+        object.__setattr__(self, "_ends", _ends(self.tracks, self.format))
 
-    def origin(self, index: int) -> Origin | None:
-        """Return where a record was cut from, or None if it is no longer remembered."""
-        return self._origins.get(index)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        rng = _generator(self._seed, _TRAIN_STREAM, index, self._order)
-        failed, loudest, reads, is_without = {}, None, 0, False
-        for _ in range(_MOST_DRAWS):
-            chosen = _drawn(self._ends, rng.random())
-            audio = self._tracks[chosen].audio
+    def _draw(self, index):
+        rng = _generator(self.seed, _TRAIN_STREAM, index, self.order)
+        least = self.format.min_loudness_db
+        failed, loudest, reads, has_hung = {}, None, 0, False
+        for _ in range(_MAX_DRAWS):
+            audio = self.tracks[_drawn(self._ends, rng.random())].audio
             position = rng.random()
             # Files that failed for other crops are read again, so that a crop is independent of earlier reads. Only
             # files that timed out are skipped, since another read would wait for the timeout again.
             if audio.name in failed:
                 continue
-            if self._health.is_hanging(audio.name):
-                is_without = True
+            if self.health.is_hanging(audio.name):
+                has_hung = True
                 continue
             reads += 1
-            try:
-                crop = _read(audio, position, rng, self._crop)
-            except UnreachableError:  # the server is unreachable, so other files would fail too
-                raise
-            except DataError as error:
-                failed[audio.name] = error
-                self._health.replaced(audio.name, str(error))
-                if reads == _ATTEMPTS:
+            crop = self._read(audio, position, rng)
+            if isinstance(crop, DataError):
+                failed[audio.name] = crop
+                if reads == _MAX_READS:
                     break
                 continue
-            loudness = _rms_db(crop) if self._crop.min_loudness_db is not None else None
+            loudness = _rms_db(crop) if least is not None else None
             if loudest is None or (loudness is not None and loudness > loudest[0]):
-                loudest = (loudness, crop, _origin(audio, position, self._crop))
-            if loudness is None or loudness >= self._crop.min_loudness_db or reads == _ATTEMPTS:
+                loudest = (loudness, crop, _origin(audio, position, self.format))
+            if loudness is None or loudness >= least or reads == _MAX_READS:
                 break
         if loudest is None:
-            raise DataError(
-                f"{reads} files in a row could not be read; the last: "
-                f"{next(reversed(failed.values()), 'those that there are do not answer')}"
-            )
-        if is_without:
-            self._health.count_replaced()
-        self._origins.remember(index, loudest[2])
-        return _finish(loudest[1], self._crop)
+            reason = next(reversed(failed.values()), _ALL_HANG)
+            raise DataError(f"{reads} files in a row could not be read; the last: {reason}")
+        if has_hung:
+            self.health.count_replaced()
+        return _finish(loudest[1], self.format), loudest[2]
 
 
-class FixedCrops:
-    """The validation crops, which are the same in every run.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class FixedCrops(Crops):
+    """The validation crops, which do not depend on the seed.
 
     The tracks are laid end to end, each with a length proportional to its probability. The result is divided into
     `count` parts. Each part yields one crop.
 
-    Args:
-      tracks, crop, health: see `RandomCrops`.
+    Attributes:
+      tracks: the tracks to cut from.
       count: number of crops.
       spread: whether to use every file once before using one again. Crops of the same file then do not overlap, if the
         file is long enough.
     """
 
-    def __init__(
-        self,
-        tracks: Sequence[Track],
-        crop: CropFormat,
-        count: int,
-        health: Health | None = None,
-        spread: bool = False,
-    ):
-        self._tracks, self._crop, self._count = tracks, crop, count
-        self._health = health or Health(len(tracks))
-        self._origins = Origins()
-        ends = _ends(tracks, crop)
-        self._chosen = [_drawn(ends, (i + 0.5) / count) for i in range(count)]
-        if spread:
-            self._chosen = _spread(tracks, self._chosen)
-        self._is_spread = spread
+    tracks: Sequence[Track]
+    count: int
+    spread: bool = False
 
-    def origin(self, index: int) -> Origin | None:
-        """Return where a record was cut from, or None if it is no longer remembered."""
-        return self._origins.get(index)
+    def __post_init__(self):
+        ends = _ends(self.tracks, self.format)
+        chosen = [_drawn(ends, (i + 0.5) / self.count) for i in range(self.count)]
+        object.__setattr__(self, "_chosen", _spread(self.tracks, chosen) if self.spread else chosen)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        reason = "those that there are do not answer"
-        number = index % self._count
+    def _draw(self, index):
+        reason = _ALL_HANG
+        number = index % self.count
         first = self._chosen[number]
-        for offset in range(len(self._tracks)):
-            audio = self._tracks[(first + offset) % len(self._tracks)].audio
+        for offset in range(len(self.tracks)):
+            audio = self.tracks[(first + offset) % len(self.tracks)].audio
             rng = _generator(0, _VALIDATION_STREAM, index)
             position = rng.random()
-            if self._is_spread:
+            if self.spread:
                 before = self._chosen[:number].count(first)
-                position = _apart(audio, before, self._chosen.count(first), position, self._crop)
-            if self._health.is_hanging(audio.name):
+                position = _apart(audio, before, self._chosen.count(first), position, self.format)
+            if self.health.is_hanging(audio.name):
                 continue
-            try:
-                crop = _finish(_read(audio, position, rng, self._crop), self._crop)
-                self._origins.remember(index, _origin(audio, position, self._crop))
-                return crop
-            except UnreachableError:
-                raise
-            except DataError as error:
-                reason = error
-                self._health.replaced(audio.name, str(error))
+            crop = self._read(audio, position, rng)
+            if not isinstance(crop, DataError):
+                return _finish(crop, self.format), _origin(audio, position, self.format)
+            reason = crop
         raise DataError(f"no validation file could be read; the last: {reason}")
 
 
-class SyntheticCrops:
-    """Crops of generated music. `validation` selects a separate random stream."""
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SyntheticCrops(Crops):
+    """Crops of generated music.
 
-    def __init__(self, crop: CropFormat, seed: int, validation: bool = False):
-        self._crop, self._seed = crop, 0 if validation else seed
-        self._stream = _VALIDATION_STREAM if validation else _TRAIN_STREAM
-        self._order = 0
+    Attributes:
+      validation: whether to draw the validation crops, which are the same for every seed.
+    """
 
-    def in_order(self, order: int) -> "SyntheticCrops":
-        """Return crops of different generated music."""
-        return _in_order(self, order)
+    validation: bool = False
 
     def origin(self, index: int) -> Origin:
         """Return the built-in generator as the origin."""
         return Origin(Generated.name)
 
-    def __getitem__(self, index: int) -> np.ndarray:
-        rng = _generator(self._seed, self._stream, index, self._order)
-        return _finish(Generated().crop(rng, self._crop), self._crop)
+    def _draw(self, index):
+        seed, stream = (0, _VALIDATION_STREAM) if self.validation else (self.seed, _TRAIN_STREAM)
+        crop = Generated().crop(_generator(seed, stream, index, self.order), self.format)
+        return _finish(crop, self.format), Origin(Generated.name)
 
 
-class Augmented:
-    """Augmented records of another source, each with its own random generator."""
-
-    def __init__(self, source, augment: Augment, seed: int):
-        self._source, self._augment, self._seed = source, augment, seed
-        self._order = 0
-
-    def in_order(self, order: int) -> "Augmented":
-        """Return the source's records in another order, with other augmentations."""
-        return _in_order(self, order, _source=self._source.in_order(order))
-
-    def origin(self, index: int) -> Origin | None:
-        """Return the origin of the source's record."""
-        return self._source.origin(index)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._augment(self._source[index], _generator(self._seed, _AUGMENT_STREAM, index, self._order))
-
-
-class Repeated:
-    """The first `period` records of another source, repeated."""
-
-    def __init__(self, source, period: int):
-        self._source, self._period = source, period
-
-    def in_order(self, order: int) -> "Repeated":
-        """Return this object, since its records are fixed."""
-        return self
-
-    def origin(self, index: int) -> Origin | None:
-        """Return the origin of the repeated record."""
-        return self._source.origin(index % self._period)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._source[index % self._period]
+def stack(read: Callable[[int], np.ndarray], indices: Sequence[int]) -> np.ndarray:
+    """Return `read(index)` of each index, stacked: `[len(indices), ...]`."""
+    first = np.asarray(read(indices[0]))
+    batch = np.empty((len(indices), *first.shape), first.dtype)
+    batch[0] = first
+    for row, index in enumerate(indices[1:], start=1):
+        batch[row] = read(index)
+    return batch
 
 
 def _ends(tracks, crop):
@@ -275,13 +305,6 @@ def _apart(audio, number, count, position, crop):
     return (number * seconds / count + position * (seconds / count - window)) / (seconds - window)
 
 
-def _read(audio, position, rng, crop):
-    if isinstance(audio, Generated):
-        return audio.crop(rng, crop)
-    deadline.begin(audio.name)
-    return audio_file.read_window(audio, position, crop.length, crop.sample_rate, crop.channels, crop.loop)
-
-
 def _rms_db(audio):
     return 10 * np.log10(float(np.mean(np.square(audio, dtype=np.float64))) + 1e-20)
 
@@ -299,12 +322,6 @@ def _origin(audio, position, crop):
     start, _ = audio_file.window(audio, position, crop.length, crop.sample_rate)
     held = -(-audio.frames * crop.sample_rate // audio.sample_rate)
     return Origin(audio.name, start / audio.sample_rate, held if held < crop.length else None)
-
-
-def _in_order(records, order, **changes):
-    other = copy.copy(records)
-    vars(other).update(_order=order, **changes)
-    return other
 
 
 def _generator(seed, stream, index, order=0):

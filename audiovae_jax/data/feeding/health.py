@@ -2,9 +2,9 @@
 
 import contextlib
 import json
-import sys
 import threading
-from collections.abc import Collection
+import warnings
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from audiovae_jax.errors import DataError
@@ -19,14 +19,26 @@ class Health:
       skipped: `(name, reason)` of the files that were unusable at the start.
       max_share: fraction of `total`. The run fails if more files are unusable.
       names: of all files. Entries of an earlier list are kept if their files are among these.
+      warn: called with a text when a file is found to be bad, once per file, in the thread that reads it.
+
+    Attributes:
+      total: number of files, usable or not.
+      replaced_crops: number of crops that replaced unreadable ones.
     """
 
-    def __init__(self, total: int, skipped=(), max_share: float = 1.0, names: Collection[str] = ()):
-        self._total, self._max_share, self._names = total, max_share, names
+    def __init__(
+        self,
+        total: int,
+        skipped: Collection[tuple[str, str]] = (),
+        max_share: float = 1.0,
+        names: Collection[str] = (),
+        warn: Callable[[str], None] = warnings.warn,
+    ):
+        self.total, self._max_share, self._names, self._warn = total, max_share, names, warn
         self._hanging: set[str] = set()
         self._path = None
         self._bad: dict[str, str] = dict(skipped)
-        self._replaced = 0
+        self.replaced_crops = 0
         self._lock = threading.Lock()
 
     def list_in(self, path: Path | BucketPath):
@@ -50,19 +62,9 @@ class Health:
         self.require_few()
 
     @property
-    def total(self) -> int:
-        """Number of files, usable or not."""
-        return self._total
-
-    @property
     def bad_files(self) -> int:
         """Number of files known to be bad."""
         return len(self._bad)
-
-    @property
-    def replaced_crops(self) -> int:
-        """Number of crops that replaced unreadable ones."""
-        return self._replaced
 
     def is_bad(self, name: str) -> bool:
         """Return whether a file is known to be bad."""
@@ -75,27 +77,25 @@ class Health:
     def count_replaced(self):
         """Count a crop that is replaced without trying its file."""
         with self._lock:
-            self._replaced += 1
+            self.replaced_crops += 1
 
     def replaced(self, name: str, reason: str, is_hanging: bool = False):
         """Count a crop that is replaced because its file is bad or its read timed out.
-
-        A warning is printed once per file.
 
         Raises:
           DataError: too many files are bad.
         """
         with self._lock:
-            self._replaced += 1
+            self.replaced_crops += 1
             if is_hanging:
                 self._hanging.add(name)
             if name in self._bad:
                 return
             self._bad[name] = reason
-            print(f"warning: another crop is taken in place of {reason}", file=sys.stderr)
             if self._path is not None:
-                with contextlib.suppress(OSError):  # the file is already reported above
+                with contextlib.suppress(OSError):  # the warning below names the file too
                     self._add(name, reason)
+        self._warn(f"another crop is taken in place of {reason}")
         self.require_few()
 
     def _add(self, name, reason):
@@ -110,10 +110,10 @@ class Health:
 
     def require_few(self):
         """Raise DataError, with the last reasons, if too many files are bad."""
-        if len(self._bad) > self._max_share * self._total:
+        if len(self._bad) > self._max_share * self.total:
             reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(self._bad.items())[-5:])
             raise DataError(
-                f"{len(self._bad)} of {self._total} files cannot be used, more than "
+                f"{len(self._bad)} of {self.total} files cannot be used, more than "
                 f"data.max_bad_share={self._max_share:g} allows; the last:\n{reasons}"
             )
 

@@ -8,9 +8,9 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import grain
 import numpy as np
@@ -18,13 +18,12 @@ import numpy as np
 from audiovae_jax.data.audio import block_cache, remote
 from audiovae_jax.data.feeding import crops
 from audiovae_jax.data.feeding.augment import Augment
-from audiovae_jax.data.feeding.crops import CropFormat
+from audiovae_jax.data.feeding.crops import CropFormat, Crops
 from audiovae_jax.data.feeding.health import Health
-from audiovae_jax.data.feeding.timeouts import Patient, stacked
 from audiovae_jax.data.sets import catalog, probing, sources
 from audiovae_jax.data.sets.bandwidth import balanced
 from audiovae_jax.data.sets.catalog import Catalog, Track
-from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.errors import ConfigError, RootError
 from audiovae_jax.storage.bucket_path import BucketPath
 
 
@@ -33,60 +32,65 @@ class Data:
     """A run's audio.
 
     Attributes:
-      train: training records without end, `train[index] -> [T, C]`.
-      validation: fixed validation records.
-      samples: excerpts of validation audio for listening, each `[T, C]` of `sample_seconds`, padded with zeros. Once a
-        record was read, `samples.origin(index)` gives its length without padding. With `fixed_batch`, the training
-        records.
+      train: training crops without end, `train[index] -> [T, C]`.
+      validation: fixed validation crops.
+      samples: excerpts of validation audio for listening, each `[T, C]` of `sample_seconds`, padded with zeros. Once an
+        excerpt was read, `samples.origin(index)` gives its length without padding. With `fixed_batch`, the training
+        crops.
       catalog: the tracks, or None for the built-in generator.
       fingerprint: identifies the audio, to detect on resumption that it has changed.
       health: health of the files, or None for the built-in generator.
     """
 
-    train: Any
-    validation: Any
-    samples: Any
+    train: Crops
+    validation: Crops
+    samples: Crops
     catalog: Catalog | None
     fingerprint: str
     health: Health | None
 
 
-def open_data(config, *, batch_size: int, seed: int, leave_out: Collection[Path | BucketPath] = ()) -> Data:
-    """Open the training and validation records of `config.data`.
+def open_data(
+    config,
+    *,
+    batch_size: int,
+    seed: int,
+    leave_out: Collection[Path | BucketPath] = (),
+    warn: Callable[[str], None] = warnings.warn,
+) -> Data:
+    """Open the training and validation crops of `config.data`.
 
     Args:
       config: the section `config.data`.
       batch_size, seed: batch size and seed of the run.
       leave_out: folders to ignore under the data's root, such as the run's workdir with its samples.
+      warn: called with a text for each file that later turns out to be bad.
 
     Raises:
       ConfigError: a value is invalid.
       DataError: no usable audio was found.
     """
-    augment = Augment(**config.augment.to_dict())
     found = open_catalog(config, leave_out)
     crop = CropFormat(
         config.crop_length, config.sample_rate, config.channels, config.peak_normalize,
         loop=config.padding == "loop", min_loudness_db=config.min_loudness_db,
     )  # fmt: skip
-    heard = dataclasses.replace(crop, length=round(config.sample_seconds * config.sample_rate), loop=False)
+    excerpt = dataclasses.replace(crop, length=round(config.sample_seconds * config.sample_rate), loop=False)
+    changes = {"augment": Augment(**config.augment.to_dict()), "period": batch_size if config.fixed_batch else None}
     if found is None:
-        train = crops.SyntheticCrops(crop, seed)
-        validation, health = crops.SyntheticCrops(crop, seed, validation=True), None
-        samples = crops.SyntheticCrops(heard, seed, validation=True)
+        health = None
+        train = crops.SyntheticCrops(format=crop, seed=seed, **changes)
+        validation, samples = (crops.SyntheticCrops(format=each, validation=True) for each in (crop, excerpt))
     else:
         names = {track.audio.name for track in (*found.train, *found.validation)} | {name for name, _ in found.skipped}
-        health = Health(len(names), found.skipped, config.max_bad_share, names)
-        train = crops.RandomCrops(found.train, crop, seed, health)
-        validation = crops.FixedCrops(found.validation, crop, config.validation_crops, health)
-        samples = crops.FixedCrops(found.validation, heard, config.num_samples, health, spread=True)
-    if augment != Augment():
-        train = crops.Augmented(train, augment, seed)
+        health = Health(len(names), found.skipped, config.max_bad_share, names, warn)
+        reading = {"health": health, "read_timeout": read_timeout(config, found)}
+        train = crops.RandomCrops(format=crop, tracks=found.train, seed=seed, **changes, **reading)
+        fixed = functools.partial(crops.FixedCrops, tracks=found.validation, **reading)
+        validation = fixed(format=crop, count=config.validation_crops)
+        samples = fixed(format=excerpt, count=config.num_samples, spread=True)
     if config.fixed_batch:
-        train = validation = samples = crops.Repeated(train, batch_size)
-    if health is not None:
-        patience = read_timeout(config, found)
-        train, validation, samples = (Patient(each, patience, health) for each in (train, validation, samples))
+        validation = samples = train
     return Data(train, validation, samples, found, found.fingerprint if found else "built-in", health)
 
 
@@ -127,8 +131,8 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
     if held_out:
         try:
             held = [opened(root, sources.AUTO, others=roots) for root in held_out]
-        except DataError as error:
-            raise DataError(str(error).replace("config.data.root=", "config.data.val_root=")) from error
+        except RootError as error:
+            raise RootError(error.root, error.reason, "config.data.val_root") from error
         parts = [catalog.all_to_train(part) for part in parts]
     parts = [
         catalog.without_validated(part, _validated([*parts[:i], *parts[i + 1 :]], held)) for i, part in enumerate(parts)
@@ -150,11 +154,10 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
 
 
 def read_timeout(config, found: Catalog | None) -> float:
-    """Return the seconds after which a read times out, or 0 for no timeout.
-
-    For URLs the retry time is added, so that retries end before the timeout.
-    """
-    return config.read_timeout and config.read_timeout + config.retry_seconds * _is_remote(found)
+    """Return the seconds after which a read of a file of `found` times out; 0 for no timeout."""
+    tracks = () if found is None else (*found.train, *found.validation)
+    # The tracks' names decide instead of the root's, since a local manifest may list URLs.
+    return remote.read_timeout(config.read_timeout, config.retry_seconds, (track.audio.name for track in tracks))
 
 
 def index_folder() -> Path:
@@ -177,29 +180,21 @@ def batches(
     """Iterate over this host's batches from `start_step` to `num_steps`.
 
     Each batch is `[batch_size / process_count, T, C]`. Threads read whole batches ahead, at most `prefetch_batches`.
+
+    `records` are `Crops`, or another object with records by index.
     """
     local = batch_size // process_count
-    dataset = grain.MapDataset.source(_HostBatches(records, batch_size, local, process_index * local, num_steps))
-    dataset = dataset[start_step:]
+    read = records.batch if isinstance(records, Crops) else functools.partial(crops.stack, records.__getitem__)
+
+    def batch(step):
+        first = step * batch_size + process_index * local  # of this host's block of rows
+        return read(range(first, first + local))
+
+    dataset = grain.MapDataset.range(start_step, num_steps).map(batch)
     options = grain.ReadOptions(
         num_threads=min(num_threads, prefetch_batches), prefetch_buffer_size=max(1, prefetch_batches)
     )
     return iter(dataset.to_iter_dataset(options))
-
-
-class _HostBatches:
-    """This host's contiguous block of rows of each global batch, indexed by step."""
-
-    def __init__(self, records, batch_size, local, first, num_steps):
-        self._records, self._batch_size, self._local = records, batch_size, local
-        self._first, self._num_steps = first, num_steps
-
-    def __len__(self):
-        return self._num_steps
-
-    def __getitem__(self, step):
-        start = step * self._batch_size + self._first
-        return stacked(self._records, range(start, start + self._local))
 
 
 _GENERATOR = "built-in"  # name of the built-in generator as a root of a mix
@@ -230,8 +225,3 @@ def _require_apart(roots, held_out):
     for root in held_out:
         if sources.place(root) in trained_on:
             raise ConfigError(f"config.data.val_root={root} is trained on too; give another folder, or leave it out")
-
-
-def _is_remote(found):
-    # Checks the tracks instead of the root, since a local manifest may list URLs.
-    return found is not None and any(remote.is_url(track.audio.name) for track in (*found.train, *found.validation))

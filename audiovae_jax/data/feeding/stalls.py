@@ -1,15 +1,15 @@
-"""Measuring how long the accelerator waits for data."""
+"""Stalls: the time that the accelerator waits for data."""
 
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 _WINDOW = 50  # batches per measurement
-_WORTH_A_WARNING = 0.05
+_WARNING_FRACTION = 0.05
 
 
-class Waiting:
-    """Takes batches from an iterator, and measures the time spent waiting for them.
+class StallMeter:
+    """Takes batches from an iterator, and measures the stalls.
 
     The next batch is fetched while a step runs. The wait counts only if the step has finished when the batch arrives.
     So the measured time is an upper bound of the accelerator's idle time.
@@ -18,14 +18,14 @@ class Waiting:
       batches: an iterator.
       num_threads: number of threads that make batches, for the warning.
       record: called with `(step, {"perf/data_wait_fraction": fraction of the time})` every 50 batches.
-      say: called with a warning, at most once.
+      warn: called with a warning, at most once.
     """
 
     def __init__(
-        self, batches: Iterator, num_threads: int, record: Callable[[int, dict], None], say: Callable[[str], None]
+        self, batches: Iterator, num_threads: int, record: Callable[[int, dict], None], warn: Callable[[str], None]
     ):
-        self._batches, self._num_threads, self._record, self._say = batches, num_threads, record, say
-        self._warned = False
+        self._batches, self._num_threads, self._record, self._warn = batches, num_threads, record, warn
+        self._is_reported = False
         self._restart()
 
     def next(self, step: int, is_idle: Callable[[], bool] = lambda: True) -> Any:
@@ -43,9 +43,9 @@ class Waiting:
         if self._count == _WINDOW:
             share = self._waited / max(time.monotonic() - self._began, 1e-9)
             self._record(step, {"perf/data_wait_fraction": share})
-            if share > _WORTH_A_WARNING and not self._warned:
-                self._warned = True
-                self._say(
+            if share > _WARNING_FRACTION and not self._is_reported:
+                self._is_reported = True
+                self._warn(
                     f"warning: {share:.0%} of the time goes by waiting for data; raise config.data.num_threads (now "
                     f"{self._num_threads}) and prefetch_batches with it, or make shards of it: audiovae-jax make_shards"
                 )

@@ -68,19 +68,16 @@ def balanced(
     # Generated audio, which has no `read`, is always full-band.
     recorded = [track.audio for track in tracks if hasattr(track.audio, "read")]
 
-    def look(i):
+    def measured(i):
         try:
-            return True, deadline.within(options.read_timeout, measure, recorded[i])
+            return True, deadline.within(options.timeout(recorded[i].name), measure, recorded[i])
         except UnreachableError:
             raise
         except DataError:
             return False, 0.0
 
-    ends = iter(
-        probing.remembered(
-            f"spectra of {origin}", [_place(audio) for audio in recorded], look, options, "listening for full spectra"
-        )
-    )
+    marks = [_place(audio) for audio in recorded]
+    ends = iter(probing.cached(f"spectra of {origin}", marks, measured, options, "listening for full spectra"))
     full = [not hasattr(track.audio, "read") or next(ends) >= FULL_BAND * sample_rate / 2 for track in tracks]
     totals = {True: 0.0, False: 0.0}
     for track, kind in zip(tracks, full, strict=True):

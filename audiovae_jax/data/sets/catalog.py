@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from audiovae_jax.data.audio.remote import is_url
-from audiovae_jax.errors import DataError
+from audiovae_jax.errors import DataError, RootError
 
-_MANY_FILES, _LEAST_VALIDATING = 10, 3  # of so many files, at least so many validate
+_MANY_FILES, _MIN_VALIDATION_FILES = 10, 3  # the minimum applies from this many files on
 
 
 class Audio(Protocol):
@@ -118,6 +118,19 @@ def by_hash(tracks: Sequence[Track], fraction: float) -> tuple[list[Track], list
     return train, [track for track in tracks if id(track) in validation]
 
 
+def of_sides(
+    train: Sequence[Track], validation: Sequence[Track], skipped: Iterable[tuple[str, str]], origin: str
+) -> Catalog:
+    """Make a catalog of tracks whose split is given."""
+    return Catalog(tuple(train), tuple(validation), tuple(skipped), fingerprint([*train, *validation]), origin)
+
+
+def split_by_hash(tracks: Sequence[Track], skipped: Iterable[tuple[str, str]], origin: str, fraction: float) -> Catalog:
+    """Make a catalog of tracks that `by_hash` splits."""
+    train, validation = by_hash(tracks, fraction)
+    return Catalog(tuple(train), tuple(validation), tuple(skipped), fingerprint(tracks, fraction), origin)
+
+
 def fingerprint(tracks: Iterable[Track], fraction: float | None = None) -> str:
     """Of the tracks' keys, lengths, rates, channels and weights.
 
@@ -136,7 +149,12 @@ def fingerprint(tracks: Iterable[Track], fraction: float | None = None) -> str:
         # Runs from before there was a least number of files find that theirs are split in another way.
         order, before, count = _validating(tracks, fraction)
         lines += [f"{track.key} validates" for track in order[before:count]]
-    return hashlib.sha256(os.fsencode("\n".join(lines))).hexdigest()[:16]
+    return digest("\n".join(lines))
+
+
+def digest(text: str) -> str:
+    """Hash a text to 16 hexadecimal digits."""
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
 
 
 def _validating(tracks, fraction):
@@ -145,7 +163,7 @@ def _validating(tracks, fraction):
     most = max(1, len(tracks) - 1)
     before = count = min(max(1, sum(_place(track.key) < fraction for track in tracks)), most)
     if len({track.audio.name for track in tracks}) >= _MANY_FILES:
-        while len({track.audio.name for track in order[:count]}) < _LEAST_VALIDATING:
+        while len({track.audio.name for track in order[:count]}) < _MIN_VALIDATION_FILES:
             count += 1
     return order, before, count
 
@@ -172,7 +190,7 @@ def mixed(parts: Sequence[tuple[Catalog, float]], crop_seconds: float) -> Catalo
         train=weighed("train"),
         validation=weighed("validation"),
         skipped=tuple(entry for catalog, _ in parts for entry in catalog.skipped),
-        fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:16],
+        fingerprint=digest(marks),
         origin="; ".join(f"{weight / total:.0%} of crops from {catalog.origin}" for catalog, weight in parts),
     )
 
@@ -185,13 +203,8 @@ def joined(parts: Sequence[Catalog]) -> Catalog:
         tuple(_within(i, track) for i, part in enumerate(parts) for track in getattr(part, side))
         for side in ("train", "validation")
     )
-    return Catalog(
-        train=train,
-        validation=validation,
-        skipped=tuple(entry for part in parts for entry in part.skipped),
-        fingerprint=fingerprint(train + validation),
-        origin="; ".join(part.origin for part in parts),
-    )
+    skipped = [entry for part in parts for entry in part.skipped]
+    return of_sides(train, validation, skipped, "; ".join(part.origin for part in parts))
 
 
 def all_to_train(catalog: Catalog) -> Catalog:
@@ -209,7 +222,7 @@ def validated_on(catalog: Catalog, other: Catalog) -> Catalog:
         train=catalog.train,
         validation=tuple(_within("val_root", track) for track in whole.train),
         skipped=catalog.skipped + whole.skipped,
-        fingerprint=hashlib.sha256(marks.encode()).hexdigest()[:16],
+        fingerprint=digest(marks),
         origin=f"{catalog.origin}, and validation of {whole.origin}",
     )
 
@@ -225,11 +238,11 @@ def without_validated(catalog: Catalog, validation: Iterable[Track]) -> Catalog:
         source, start, end = _span(track.audio)
         spans[source].append((start, end))
 
-    def is_heard(track):
+    def is_validated(track):
         source, start, end = _span(track.audio)
         return any(start < other_end and other_start < end for other_start, other_end in spans.get(source, ()))
 
-    train = tuple(track for track in catalog.train if not is_heard(track)) if spans else catalog.train
+    train = tuple(track for track in catalog.train if not is_validated(track)) if spans else catalog.train
     if not train:
         raise DataError(f"{catalog.origin}: nothing is left to train on, since all of it is validated on")
     return catalog if len(train) == len(catalog.train) else dataclasses.replace(catalog, train=train)
@@ -239,7 +252,7 @@ def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], 
     """Raise DataError, with the first reasons, if there are no tracks."""
     if not tracks:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in skipped[:10])
-        raise DataError(f"config.data.root={root} holds no usable audio file:\n{reasons}")
+        raise RootError(root, f"holds no usable audio file:\n{reasons}")
 
 
 def _span(audio):

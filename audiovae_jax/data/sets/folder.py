@@ -4,7 +4,7 @@ from audiovae_jax import errors
 from audiovae_jax.data.audio import audio_file
 from audiovae_jax.data.sets import catalog, probing
 from audiovae_jax.data.sets.catalog import Catalog, Track
-from audiovae_jax.errors import DataError
+from audiovae_jax.errors import RootError
 
 
 def scan(root: str, options: probing.Options, validation_fraction: float) -> Catalog:
@@ -17,14 +17,10 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
     """
     found = probing.find(root, options)
     if not found:
-        raise DataError(
-            f"config.data.root={root} holds no audio file; looked for {' '.join(audio_file.EXTENSIONS)} at any depth"
-        )
+        raise RootError(root, f"holds no audio file; looked for {' '.join(audio_file.EXTENSIONS)} at any depth")
     tracks, skipped = usable(root, found, options)
     catalog.require_tracks(tracks, skipped, root)
-    train, validation = catalog.by_hash(tracks, validation_fraction)
-    mark = catalog.fingerprint(tracks, validation_fraction)
-    return Catalog(tuple(train), tuple(validation), tuple(skipped), mark, f"files under {root}")
+    return catalog.split_by_hash(tracks, skipped, f"files under {root}", validation_fraction)
 
 
 def usable(root: str, found, options: probing.Options) -> tuple[list[Track], list[tuple[str, str]]]:

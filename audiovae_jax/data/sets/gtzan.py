@@ -5,7 +5,7 @@ from pathlib import Path
 from audiovae_jax.data.audio import remote
 from audiovae_jax.data.sets import catalog, folder, probing
 from audiovae_jax.data.sets.catalog import Catalog
-from audiovae_jax.errors import DataError
+from audiovae_jax.errors import RootError
 
 GENRES = ("blues", "classical", "country", "disco", "hiphop", "jazz", "metal", "pop", "reggae", "rock")
 _FOLDERS = ("genres", "genres_original")
@@ -35,7 +35,7 @@ def scan(root: str, options: probing.Options) -> Catalog:
     """
     base = genres_folder(root, options)
     if base is None:
-        raise DataError(f"config.data.root={root} is no GTZAN: no {' or '.join(_FOLDERS)} with a folder per genre")
+        raise RootError(root, f"is no GTZAN: no {' or '.join(_FOLDERS)} with a folder per genre")
     found = probing.find_under(root, base, options)
     tracks, skipped = folder.usable(root, found, options)
     catalog.require_tracks(tracks, skipped, root)
@@ -48,6 +48,5 @@ def scan(root: str, options: probing.Options) -> Catalog:
         train += [kept[name] for name in names[:first] if name in kept]
         validation += [kept[name] for name in names[first:second] if name in kept]
     if not train or not validation:
-        raise DataError(f"config.data.root={root}: a genre needs ten files or so, to be split 80/10/10")
-    origin = f"files of GTZAN under {root}"
-    return Catalog(tuple(train), tuple(validation), tuple(skipped), catalog.fingerprint(train + validation), origin)
+        raise RootError(root, "a genre needs ten files or so, to be split 80/10/10")
+    return catalog.of_sides(train, validation, skipped, f"files of GTZAN under {root}")

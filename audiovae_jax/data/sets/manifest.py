@@ -16,12 +16,12 @@ from audiovae_jax.data.audio import remote
 from audiovae_jax.data.audio.audio_file import Place
 from audiovae_jax.data.sets import catalog, probing
 from audiovae_jax.data.sets.catalog import Catalog, Excerpt, Track
-from audiovae_jax.errors import DataError, printable
+from audiovae_jax.errors import DataError, RootError, printable
 
 SUFFIXES = (".jsonl", ".csv")
 _FIELDS = ("path", "start", "duration", "weight", "split")
 _TRAIN, _VALIDATION, _HELD_OUT = "train", "validation", "test"
-_MOST = 1e9  # maximum seconds or weight
+_MAX_VALUE = 1e9  # maximum seconds or weight
 _SPLITS = {"train": _TRAIN, "valid": _VALIDATION, "val": _VALIDATION, "validation": _VALIDATION, "test": _HELD_OUT}
 
 
@@ -40,7 +40,7 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
     """
     entries = list(_entries(root, options))
     if not entries:
-        raise DataError(f"config.data.root={root} lists no audio")
+        raise RootError(root, "lists no audio")
     base = root.rpartition("/")[0] if remote.is_url(root) else Path(remote.local_path(root)).parent
     paths = list(dict.fromkeys(entry["path"] for entry in entries))
     places = _places(base, paths, options)
@@ -69,23 +69,12 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
         train, validation = catalog.by_hash(train, validation_fraction)
     if not train or not validation:
         missing = _VALIDATION if train else _TRAIN
-        raise DataError(
-            f"config.data.root={root}: no usable line has split {missing!r}; leave all splits out or add it"
-        )
-    skipped = tuple(dict.fromkeys(skipped))
-    origin = f"entries of {root}"
-    return Catalog(tuple(train), tuple(validation), skipped, catalog.fingerprint(train + validation), origin)
+        raise RootError(root, f"no usable line has split {missing!r}; leave all splits out or add it")
+    return catalog.of_sides(train, validation, dict.fromkeys(skipped), f"entries of {root}")
 
 
 def _entries(root, options) -> Iterator[dict]:
-    if remote.is_url(root):
-        content = remote.read_bytes(root, options.access)
-    else:
-        try:
-            content = Path(remote.local_path(root)).read_bytes()
-        except OSError as error:
-            raise DataError(f"config.data.root={root}: {error.strerror or error}") from error
-    text = content.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
+    text = probing.read(root, options).removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape")
     rows = _csv_lines(root, text) if root.lower().endswith(".csv") else _json_lines(root, text)
     for i, row in enumerate(rows, start=1):
         yield _checked(f"{root}: entry {i}", row)
@@ -133,7 +122,7 @@ def _checked(where, row):
         except (TypeError, ValueError, OverflowError):
             raise DataError(f"{where}: {field} {str(given)[:20]!r} is no number") from None
         value = entry[field]
-        if value is not None and (not value <= _MOST or value < 0 or (field != "start" and value == 0)):
+        if value is not None and (not value <= _MAX_VALUE or value < 0 or (field != "start" and value == 0)):
             raise DataError(f"{where}: {field} {given!r} must be {'0 or more' if field == 'start' else 'above 0'}")
     return entry
 
@@ -149,16 +138,16 @@ def _places(base, paths, options) -> dict[str, Place | str]:
         else:
             places[path] = Path(os.path.join(base, remote.local_path(path)))
 
-    def look(url):
+    def opened(url):
         try:
             return remote.open_url(url, options.access)
         except remote.UnreachableError:
             raise
-        except DataError as error:
-            return str(error).removeprefix(f"{url}: ")
+        except remote.RemoteError as error:
+            return error.reason
 
-    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:  # each look is a request
-        return places | dict(zip(urls, pool.map(look, urls.values()), strict=True))
+    with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
+        return places | dict(zip(urls, pool.map(opened, urls.values()), strict=True))
 
 
 def _name(entry, places):

@@ -6,7 +6,7 @@ from pathlib import Path
 from audiovae_jax.data.audio import remote
 from audiovae_jax.data.sets import catalog, folder, probing
 from audiovae_jax.data.sets.catalog import Catalog, Track
-from audiovae_jax.errors import DataError
+from audiovae_jax.errors import RootError
 
 STEMS = ("drums", "bass", "other", "vocals")
 # The songs of `train/` that the published split (musdb's mus.yaml) uses for validation.
@@ -58,12 +58,12 @@ def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
     """
     kind = recognise(root, options)
     if kind == "mp4":
-        raise DataError(
-            f"config.data.root={root} holds MUSDB18 as .stem.mp4; convert it once with "
-            f"`audiovae-jax convert_musdb18 {root} OUT`, and give OUT"
+        raise RootError(
+            root,
+            f"holds MUSDB18 as .stem.mp4; convert it once with `audiovae-jax convert_musdb18 {root} OUT`, and give OUT",
         )
     if kind is None:
-        raise DataError(f"config.data.root={root} is no MUSDB18-HQ: there is no train/SONG/mixture.wav")
+        raise RootError(root, "is no MUSDB18-HQ: there is no train/SONG/mixture.wav")
     names = {"mixture", *STEMS}
     found = [
         (key, place) for key, place in probing.find_under(root, "train", options, (".wav",))
@@ -82,9 +82,8 @@ def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
         elif weights[part] > 0:
             train.append(Track(track.key, track.audio, weights[part]))
     if not train or not validation:
-        raise DataError(f"config.data.root={root}: {'no song to train on' if not train else _no_validation()}")
-    origin = f"stems and mixtures of MUSDB18 under {root}"
-    return Catalog(tuple(train), tuple(validation), tuple(skipped), catalog.fingerprint(train + validation), origin)
+        raise RootError(root, "no song to train on" if not train else _no_validation())
+    return catalog.of_sides(train, validation, skipped, f"stems and mixtures of MUSDB18 under {root}")
 
 
 def _no_validation():

@@ -21,7 +21,7 @@ PARTS = ("mixture", *STEMS)  # in the order of a file's streams
 _AUDIO_STREAM = re.compile(r"^ *Stream #0:\d+.*?: Audio: ", re.MULTILINE)
 _DURATION = re.compile(r"^ *Duration: (\d+):(\d+):(\d+\.\d+)", re.MULTILINE)
 _SLACK = 0.5  # seconds that a stem may be shorter than its file's duration
-_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
+_DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 _NO_FFMPEG = (
     "MUSDB18's stems are AAC, which ffmpeg decodes, and there is no ffmpeg on PATH: install it with "
     "`apt install ffmpeg`, `brew install ffmpeg` or `conda install -c conda-forge ffmpeg`, and give the same command "
@@ -33,7 +33,7 @@ class _NoRoomError(DataError):
     """The output cannot be written, which stops the conversion of all songs."""
 
 
-def convert(root: Path, out: Path, *, num_workers: int, say: Callable[[str], None] = print):
+def convert(root: Path, out: Path, *, num_workers: int, say: Callable[[str], None]):
     """Convert each `root/SUBSET/SONG.stem.mp4` to five files in `out/SUBSET/SONG/`.
 
     They are `mixture.wav`, `drums.wav`, `bass.wav`, `other.wav` and `vocals.wav`, with 16 bits, at the song's rate.
@@ -103,7 +103,7 @@ def _convert_song(ffmpeg, source, target):
         raise DataError(
             f"{printable(target)} is there, but has not the five files of a song; delete it, or give another output"
         )
-    seconds = _look(ffmpeg, source)
+    seconds = _duration(ffmpeg, source)
     try:
         with atomic.replacing_folder(target) as temporary:
             temporary.mkdir()
@@ -113,31 +113,31 @@ def _convert_song(ffmpeg, source, target):
                 # Select by audio stream number, since cover art is a stream too.
                 command += ["-map", f"0:a:{i}", "-map_metadata", "-1", "-bitexact", "-c:a", "pcm_s16le", "-f", "wav"]
                 command.append(f"file:{path.absolute()}")
-            status, said = _run(command)
-            if any(reason in said for reason in _FULL):
+            status, log = _run(command)
+            if any(reason in log for reason in _DISK_FULL_TEXTS):
                 raise _NoRoomError(
                     f"{printable(target.parent)}: no room for {printable(target.name)}; songs that are there are "
                     "whole. Make room (MUSDB18-HQ takes about 30 GB), and give the same command again"
                 )
             if status:
-                raise DataError(f"is damaged: {_last_line(said) or f'ffmpeg ended with status {status}'}")
+                raise DataError(f"is damaged: {_last_line(log) or f'ffmpeg ended with status {status}'}")
             for path in made:
                 _require_length(path, seconds)
     except OSError as error:
         raise _NoRoomError(f"{printable(target)} cannot be written: {error.strerror or error}") from error
 
 
-def _look(ffmpeg, source):
+def _duration(ffmpeg, source):
     """Return a file's duration in seconds by its header, 0 if it has none.
 
     Raises:
       DataError: the file is corrupt, or does not have five audio streams.
     """
-    _, said = _run(_reading(ffmpeg, source))
-    duration = _DURATION.search(said)
-    streams = len(_AUDIO_STREAM.findall(said))
+    _, log = _run(_reading(ffmpeg, source))
+    duration = _DURATION.search(log)
+    streams = len(_AUDIO_STREAM.findall(log))
     if duration is None and not streams:
-        raise DataError(f"is damaged, or no MP4: {_last_line(said)}")
+        raise DataError(f"is damaged, or no MP4: {_last_line(log)}")
     if streams != len(PARTS):
         raise DataError(f"has {streams} audio streams, and a song of MUSDB18 has {len(PARTS)}: {', '.join(PARTS)}")
     if duration is None:
@@ -165,6 +165,6 @@ def _run(command):
     return done.returncode, done.stderr.decode(errors="backslashreplace")
 
 
-def _last_line(said):
-    lines = [line.strip() for line in said.splitlines() if line.strip() and "At least one output" not in line]
+def _last_line(log):
+    lines = [line.strip() for line in log.splitlines() if line.strip() and "At least one output" not in line]
     return re.sub(r" @ 0x[0-9a-f]+", "", lines[-1]) if lines else ""

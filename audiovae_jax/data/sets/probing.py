@@ -13,7 +13,7 @@ import tqdm
 
 from audiovae_jax.data.audio import audio_file, deadline, files, remote
 from audiovae_jax.data.audio.audio_file import AudioFile, Place
-from audiovae_jax.errors import DataError
+from audiovae_jax.errors import DataError, RootError
 from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
 
@@ -43,6 +43,10 @@ class Options:
     access: remote.Access = dataclasses.field(default_factory=remote.Access)
     leave_out: tuple[Path | BucketPath | str, ...] = ()
 
+    def timeout(self, name: str) -> float:
+        """Return the seconds after which a read of the file `name` times out; 0 for no timeout."""
+        return remote.read_timeout(self.read_timeout, self.access.retry_seconds, [name])
+
 
 def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS) -> list[tuple[str, Place]]:
     """Return `(name under root, file)` of the audio files under a folder or URL.
@@ -63,9 +67,23 @@ def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXT
         ]
     folder = Path(remote.local_path(root))
     if not folder.is_dir():
-        raise DataError(f"config.data.root={root}: there is no such folder")
+        raise RootError(root, "there is no such folder")
     left_out = [path for path in options.leave_out if isinstance(path, Path)]
     return [(path.relative_to(folder).as_posix(), path) for path in files.find(folder, extensions, left_out)]
+
+
+def read(root: str, options: Options, name: str = "") -> bytes:
+    """Read a small file under a root, or a root that is a file.
+
+    Raises:
+      DataError: the file cannot be read.
+    """
+    if remote.is_url(root):
+        return remote.read_bytes(f"{root.rstrip('/')}/{name}" if name else root, options.access)
+    try:
+        return (Path(remote.local_path(root)) / name).read_bytes()
+    except OSError as error:
+        raise RootError(root, error.strerror or str(error)) from error
 
 
 def find_under(
@@ -91,11 +109,11 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
       UnreachableError: a server failed for too long, which says nothing about its files.
     """
 
-    def look(i) -> tuple[bool, list | str]:
+    def probe_place(i) -> tuple[bool, list | str]:
         """Return `(is_lasting, result)`: `[frames, rate, channels]`, or a reason."""
         place = places[i]
         try:
-            file = deadline.within(_patience(place, options), audio_file.probe, place)
+            file = deadline.within(options.timeout(str(place)), audio_file.probe, place)
             return True, [file.frames, file.sample_rate, file.channels]
         except OSError as error:
             return False, error.strerror or str(error)
@@ -109,22 +127,22 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
             return True, str(error)
 
     subject = root if remote.is_url(root) else os.path.realpath(root)
-    results = remembered(subject, places, look, options, f"looking at files under {root}")
+    results = cached(subject, places, probe_place, options, f"looking at files under {root}")
     return [
         result if isinstance(result, str) else _checked(AudioFile(place, *result), options)
         for place, result in zip(places, results, strict=True)
     ]
 
 
-def remembered(
-    subject: str, places: Sequence[Place], look: Callable[[int], tuple[bool, Any]], options: Options, doing: str
+def cached(
+    subject: str, places: Sequence[Place], measure: Callable[[int], tuple[bool, Any]], options: Options, doing: str
 ) -> list[Any]:
-    """Return `look`'s result for each place, from a cache if it has not changed.
+    """Return `measure`'s result for each place, from a cache if it has not changed.
 
     Args:
       subject: name of the cache, which has one file in `options.index_folder` per subject.
       places: anything that `identity` supports.
-      look: maps the index of a place to `(is_lasting, result)`. Only lasting results are cached. They must be JSON.
+      measure: maps the index of a place to `(is_lasting, result)`. Only lasting results are cached. They must be JSON.
       options: of probing.
       doing: label of the progress bar.
     """
@@ -135,8 +153,8 @@ def remembered(
         results = [index.get(key, mark) for key, mark in marked]
         new = [i for i, result in enumerate(results) if result is None]
         # The bar appears only if this takes long.
-        looked = tqdm.tqdm(pool.map(look, new), total=len(new), desc=doing, unit="file", delay=5.0, leave=False)
-        for i, (lasting, result) in zip(new, looked, strict=True):
+        measured = tqdm.tqdm(pool.map(measure, new), total=len(new), desc=doing, unit="file", delay=5.0, leave=False)
+        for i, (lasting, result) in zip(new, measured, strict=True):
             results[i] = result
             if not lasting:
                 marked[i] = ("", "")
@@ -144,15 +162,6 @@ def remembered(
         index.put(key, mark, result)
     index.save()
     return results
-
-
-def _patience(place, options):
-    """Return the timeout of a place in seconds.
-
-    Remote files get their retry time on top.
-    """
-    is_local = isinstance(getattr(place, "archive", place), Path)
-    return options.read_timeout and options.read_timeout + (0 if is_local else options.access.retry_seconds)
 
 
 def identity(place) -> tuple[str, str]:

@@ -20,7 +20,7 @@ def write(
     record_seconds: float,
     shard_bytes: int,
     num_threads: int,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None],
 ) -> int:
     """Write a data set's tracks in order as shards to `folder`.
 

@@ -16,10 +16,8 @@ header of 24 bytes at every multiple of 64 KiB. Ungrouped, uncompressed records 
 
 import dataclasses
 import functools
-import hashlib
 import io
 import json
-import os
 import zlib
 from pathlib import Path
 
@@ -30,14 +28,14 @@ from audiovae_jax.data.audio import audio_file, remote
 from audiovae_jax.data.audio.remote import RemoteFile, UnreachableError
 from audiovae_jax.data.sets import catalog, probing
 from audiovae_jax.data.sets.catalog import Catalog, Track
-from audiovae_jax.errors import DataError, printable
+from audiovae_jax.errors import DataError, RootError, printable
 
 INDEX = "index.json"
 FORMAT, VERSION = "audiovae_jax.shards", 1
 SUFFIX = ".arrayrecord"
 WRITER_OPTIONS = "group_size:1,uncompressed"
 _BLOCK, _BLOCK_HEADER = 1 << 16, 24
-_MOST_LISTS = 256  # lists of record positions kept in memory
+_MAX_LISTS = 256  # lists of record positions kept in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,20 +186,13 @@ def scan(root: str, options: probing.Options) -> Catalog:
       DataError: the index is missing, corrupt or of another format, or no track can be used.
     """
     base = root.rstrip("/") if remote.is_url(root) else Path(remote.local_path(root))
-    try:
-        text = (
-            remote.read_bytes(f"{base}/{INDEX}", options.access)
-            if isinstance(base, str)
-            else (base / INDEX).read_bytes()
-        )
-    except OSError as error:
-        raise DataError(f"config.data.root={root}: {error.strerror or error}") from error
+    text = probing.read(root, options, INDEX)
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
-            raise DataError(f"config.data.root={root} holds no audio: its {INDEX} is of {content['format']}")
+            raise RootError(root, f"holds no audio: its {INDEX} is of {content['format']}")
         if content["version"] > VERSION:
-            raise DataError(f"config.data.root={root}: its {INDEX} is of a newer version of this program")
+            raise RootError(root, f"its {INDEX} is of a newer version of this program")
         if isinstance(base, str):
             there = {file.url: file for _, file in remote.list_files(base, options.access)}
             shards = [
@@ -219,7 +210,7 @@ def scan(root: str, options: probing.Options) -> Catalog:
             tracks.append((Track(track["key"], audio, track["weight"]), track["sides"]))
         mark = content["fingerprint"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise DataError(f"config.data.root={root}: its {INDEX} is damaged ({error!r}); make the shards anew") from error
+        raise RootError(root, f"its {INDEX} is damaged ({error!r}); make the shards anew") from error
     skipped = []
     for shard, (name, size) in zip(shards, content["shards"], strict=True):
         if _size(shard.place) != size:
@@ -239,14 +230,14 @@ def scan(root: str, options: probing.Options) -> Catalog:
         for side in of_track:
             sides[side].append(track)
     if left_out:  # without these tracks it is another data set
-        mark = hashlib.sha256(os.fsencode("\n".join([mark, *left_out]))).hexdigest()[:16]
+        mark = catalog.digest("\n".join([mark, *left_out]))
     train, validation = tuple(sides["train"]), tuple(sides["validation"])
     catalog.require_tracks(train, skipped, root)
     catalog.require_tracks(validation, skipped, root)
     return Catalog(train, validation, tuple(skipped), mark, f"tracks in {len(shards)} shards under {root}")
 
 
-@functools.lru_cache(maxsize=_MOST_LISTS)
+@functools.lru_cache(maxsize=_MAX_LISTS)
 def _positions(shard) -> np.ndarray:
     """Return `[records, 2]`: the position and size of each record in the stream."""
     try:

@@ -1,13 +1,12 @@
 """Opening the data set at `config.data.root`, whose kind is detected or given."""
 
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from audiovae_jax.data.audio import remote
 from audiovae_jax.data.sets import folder, gtzan, manifest, musdb18, probing, shards, webdataset
 from audiovae_jax.data.sets.catalog import Catalog
-from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.errors import ConfigError, RootError
 
 AUTO = "auto"
 # By name: a function that recognises a root, and one that scans it. The first kind that recognises a root is used.
@@ -48,7 +47,7 @@ def split_roots(text: str) -> list[str]:
     """
     if "," not in text or (not remote.is_url(text) and Path(remote.local_path(text)).exists()):
         return [text]
-    roots = [root.strip() for root in re.split(r",(?![^{}]*\})", text)]  # but not in `{a,b}.tar`
+    roots = [root.strip() for root in text.split(",")]
     if not all(roots):
         raise ConfigError(f"{text!r} has a root with no name; write DIR,DIR as config.data.root or data.val_root")
     return roots
@@ -84,11 +83,9 @@ def open_root(root: str, source: str, options: probing.Options, config) -> Catal
         options.access.filesystem(root)  # so that errors about its scheme name the root, not a file under it
     if source == AUTO:
         if not remote.is_url(root) and not Path(remote.local_path(root)).exists() and "{" not in root:
-            raise DataError(f"config.data.root={root}: there is no such folder")
+            raise RootError(root, "there is no such folder")
         if not remote.is_url(root) and not root.lower().endswith(_FILES) and Path(remote.local_path(root)).is_file():
-            raise DataError(
-                f"config.data.root={root} is a file; give its folder, or a manifest ({' or '.join(manifest.SUFFIXES)}) "
-                "that lists it"
-            )
-        source = next(name for name, (knows, _) in _KINDS.items() if knows(root, options))
+            suffixes = " or ".join(manifest.SUFFIXES)
+            raise RootError(root, f"is a file; give its folder, or a manifest ({suffixes}) that lists it")
+        source = next(name for name, (recognises, _) in _KINDS.items() if recognises(root, options))
     return _KINDS[source][1](root, options, config)

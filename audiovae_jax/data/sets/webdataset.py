@@ -11,7 +11,7 @@ from audiovae_jax.data.audio.audio_file import Place
 from audiovae_jax.data.audio.section import Section
 from audiovae_jax.data.sets import catalog, folder, probing
 from audiovae_jax.data.sets.catalog import Catalog
-from audiovae_jax.errors import DataError, printable
+from audiovae_jax.errors import DataError, RootError, printable
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -48,14 +48,12 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
         except (tarfile.TarError, OSError, DataError) as error:
             skipped.append((printable(place), f"not a tar that can be read ({error})"))
     if not found and not skipped:
-        raise DataError(f"config.data.root={root} holds no tar file with audio")
+        raise RootError(root, "holds no tar file with audio")
     found = _as_one_folder(found)
     tracks, unusable = folder.usable(root, found, options)
     skipped += unusable
     catalog.require_tracks(tracks, skipped, root)
-    train, validation = catalog.by_hash(tracks, validation_fraction)
-    mark = catalog.fingerprint(tracks, validation_fraction)
-    return Catalog(tuple(train), tuple(validation), tuple(skipped), mark, f"files in the tars of {root}")
+    return catalog.split_by_hash(tracks, skipped, f"files in the tars of {root}", validation_fraction)
 
 
 def members(place: Place, extensions: Sequence[str] = audio_file.EXTENSIONS) -> list[Section]:

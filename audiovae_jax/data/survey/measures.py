@@ -60,15 +60,15 @@ def measure(track: Track, read_timeout: float = 0.0) -> Measures:
         deadline.within(read_timeout, audio.read, start, count)
         for start, count in _places(audio.frames, audio.sample_rate)
     ]
-    heard = sum(map(len, stretches)) / audio.sample_rate
+    seconds = sum(map(len, stretches)) / audio.sample_rate
     return Measures(
         name=audio.name,
         seconds=track.seconds,
-        heard_seconds=heard,
+        heard_seconds=seconds,
         loudness_lufs=loudness.integrated(stretches, audio.sample_rate),
         peak=max(float(np.abs(stretch).max(initial=0)) for stretch in stretches),
         silence=_silence(stretches, audio.sample_rate),
-        clips_per_minute=sum(map(_clips, stretches)) / heard * 60,
+        clips_per_minute=sum(map(_clips, stretches)) / seconds * 60,
         band_hz=deadline.within(read_timeout, bandwidth.measure, audio),
         is_dual_mono=_is_dual_mono(stretches),
     )

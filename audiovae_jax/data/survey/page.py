@@ -77,9 +77,9 @@ def plots(found: Survey) -> Figure:
 
 
 def _panels(found):
-    heard, crop = found.measured, found.crop_seconds
-    levels = [track.loudness_lufs for track in heard if track.loudness_lufs is not None]
-    ends = [track.band_hz / 1000 for track in heard if track.band_hz]
+    measured, crop = found.measured, found.crop_seconds
+    levels = [track.loudness_lufs for track in measured if track.loudness_lufs is not None]
+    ends = [track.band_hz / 1000 for track in measured if track.band_hz]
     full, top = survey.full_band_hz(found) / 1000, max([found.sample_rate / 2000, *ends])
     rates = {f"{rate / 1000:g} kHz": amount.hours for rate, amount in found.sample_rates.items()}
     split = {side: part.hours for side, part in (("train", found.train), ("validation", found.validation))}
@@ -88,7 +88,7 @@ def _panels(found):
         _bars("Sample rate", rates),
         _bars("Split", {side: hours for side, hours in split.items() if hours}),
         _histogram("Loudness", levels, "LUFS"),
-        _histogram("Silence", [100 * track.silence for track in heard], "% of a track", span=(0, 100)),
+        _histogram("Silence", [100 * track.silence for track in measured], "% of a track", span=(0, 100)),
         _histogram("End of spectra", ends, "kHz", span=(0, top), mark=(full, "full band")),
     ]
 
@@ -165,7 +165,7 @@ def _headline(found):
 
 def _outliers(found):
     """Return tables of the tracks that are worth listening to."""
-    heard = found.measured
+    measured = found.measured
     tables = (
         ("Most silence", lambda track: -track.silence, lambda track: f"{track.silence:.0%}", lambda t: t.silence > 0),
         ("Narrowest spectra", lambda track: track.band_hz, lambda track: f"{track.band_hz / 1000:.1f} kHz",
@@ -175,7 +175,7 @@ def _outliers(found):
     )  # fmt: skip
     made = []
     for title, order, value, belongs in tables:
-        worst = sorted(filter(belongs, heard), key=order)[:_OUTLIERS]
+        worst = sorted(filter(belongs, measured), key=order)[:_OUTLIERS]
         rows = [[escaped(track.name.removeprefix(f"{found.root}/")), value(track)] for track in worst]
         made.append(f"<div><h3>{title}</h3>{table(rows, numbers=True)}</div>" if worst else "")
     return f'<h2>Tracks to listen to</h2><div class="grid">{"".join(made)}</div>' if any(made) else ""

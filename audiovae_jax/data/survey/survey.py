@@ -99,7 +99,7 @@ class Survey:
     doubts: tuple[str, ...] = ()
 
 
-def look(config, data: Data, *, root: str, batch_size: int, limit: int, seconds: float) -> Survey:
+def make(config, data: Data, *, root: str, batch_size: int, limit: int, seconds: float) -> Survey:
     """Survey a data set.
 
     Args:
@@ -123,7 +123,7 @@ def look(config, data: Data, *, root: str, batch_size: int, limit: int, seconds:
         reading_failed = str(error)
     train, validation = _of_files(data.catalog.train), _of_files(data.catalog.validation)
     tracks = list({track.key: track for track in (*train, *validation)}.values())
-    measured, unreadable = _listen(
+    measured, unreadable = _measure(
         spread(tracks, limit), config.num_threads, pipeline.read_timeout(config, data.catalog)
     )
     survey = Survey(
@@ -192,7 +192,7 @@ def _refusal(health, max_share, unreadable):
     later = {name: reason for name, reason in unreadable if not health.is_bad(name)}
     if health.bad_files + len(later) <= max_share * health.total:
         return None
-    reasons = "\n".join(f"  {_said(*entry)}" for entry in list(later.items())[:_EXAMPLES])
+    reasons = "\n".join(f"  {_with_name(*entry)}" for entry in list(later.items())[:_EXAMPLES])
     return (
         f"{health.bad_files + len(later)} of {health.total} files cannot be used, more than "
         f"data.max_bad_share={max_share:g} allows; {len(later)} of them look well at first, and would end the run "
@@ -207,7 +207,7 @@ def _doubts(survey) -> Iterator[str]:
     if they concern more than `MANY` of them, except for dual mono.
     """
     rate, channels, crop, band = survey.sample_rate, survey.channels, survey.crop_seconds, full_band_hz(survey)
-    heard, share = survey.measured, silence(survey)
+    measured, share = survey.measured, silence(survey)
 
     def some(count, of, what, least=0.0):
         if count > least * of:
@@ -216,8 +216,8 @@ def _doubts(survey) -> Iterator[str]:
     def of_all(counts, belongs, what):
         yield from some(sum(n.tracks for key, n in counts.items() if belongs(key)), survey.total.tracks, what)
 
-    def of_heard(belongs, what, least=MANY):
-        yield from some(sum(map(belongs, heard)), len(heard), what, least)
+    def of_measured(belongs, what, least=MANY):
+        yield from some(sum(map(belongs, measured)), len(measured), what, least)
 
     yield from of_all(
         survey.sample_rates, lambda hz: hz < rate, f"less than {rate} Hz; resampled, so that their top is empty"
@@ -229,32 +229,34 @@ def _doubts(survey) -> Iterator[str]:
         yield from of_all(
             survey.channel_counts, lambda n: n == 1, f"mono in a run of {channels} channels; copied to each"
         )
-        yield from of_heard(lambda track: track.is_dual_mono, "channels that are all the same, so mono in truth", 0.0)
+        yield from of_measured(
+            lambda track: track.is_dual_mono, "channels that are all the same, so mono in truth", 0.0
+        )
     short = sum(length < crop for length in survey.lengths)
     yield from some(short, survey.total.tracks, f"shorter than a crop of {crop:.2f} s, and filled up")
     if share > MUCH_SILENCE:
         yield f"{share:.0%} of the time is silence; with config.data.min_loudness_db such crops are drawn anew"
-    yield from of_heard(
+    yield from of_measured(
         lambda track: track.silence > MUCH_SILENCE, f"silent for more than {MUCH_SILENCE:.0%} of their time"
     )
-    yield from of_heard(
+    yield from of_measured(
         lambda track: 0 < track.band_hz < band,
         f"nothing above {band / 1000:.1f} kHz; with config.data.full_band_share they are balanced with the others",
     )
-    yield from of_heard(
+    yield from of_measured(
         lambda track: track.clips_per_minute > MANY_CLIPS, f"clipped more than {MANY_CLIPS:g} times a minute"
     )
     if survey.unreadable:
-        first = _said(*survey.unreadable[0])
+        first = _with_name(*survey.unreadable[0])
         yield f"{len(survey.unreadable)} of the tracks looked well and could not be read; the first: {first}"
 
 
-def _said(name, reason):
+def _with_name(name, reason):
     return reason if name in reason else f"{name}: {reason}"
 
 
-def _listen(tracks, num_threads, read_timeout):
-    def listen(track):
+def _measure(tracks, num_threads, read_timeout):
+    def measure(track):
         try:
             return measures.measure(track, read_timeout)
         except DataError as error:
@@ -264,7 +266,7 @@ def _listen(tracks, num_threads, read_timeout):
     try:
         results = list(
             tqdm.tqdm(
-                pool.map(listen, tracks), total=len(tracks), desc="listening", unit="track", delay=2.0, leave=False
+                pool.map(measure, tracks), total=len(tracks), desc="listening", unit="track", delay=2.0, leave=False
             )
         )
     finally:

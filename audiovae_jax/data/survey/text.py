@@ -57,10 +57,10 @@ def duration(hours: float) -> str:
 
 def listened_to(found: Survey) -> str:
     """Describe which tracks were measured."""
-    heard = len(found.measured)
-    which = f"all {counted(heard)}"
-    if heard + len(found.unreadable) < found.total.tracks:
-        which = f"{heard} of {counted(found.total.tracks)}, spread evenly over all (--limit)"
+    measured = len(found.measured)
+    which = f"all {counted(measured)}"
+    if measured + len(found.unreadable) < found.total.tracks:
+        which = f"{measured} of {counted(found.total.tracks)}, spread evenly over all (--limit)"
     return (
         f"{which}; to {measures.STRETCHES} stretches of {measures.STRETCH_SECONDS:.0f} s of what is longer than "
         f"{measures.WHOLE_SECONDS:.0f} s"
@@ -77,8 +77,8 @@ def bands(found: Survey) -> list[tuple[float, float, int]]:
     return [(float(low), float(high), int(n)) for low, high, n in zip(edges[:-1], edges[1:], counts, strict=True)]
 
 
-def _loudness(heard):
-    levels = [track.loudness_lufs for track in heard if track.loudness_lufs is not None]
+def _loudness(measured):
+    levels = [track.loudness_lufs for track in measured if track.loudness_lufs is not None]
     return f"{_spread(levels, 'LUFS', 1)} (BS.1770, integrated)" if levels else "none: all is silent, or too short"
 
 
@@ -90,8 +90,8 @@ def _silence(found):
     )
 
 
-def _clips(heard):
-    many = sum(track.clips_per_minute > survey.MANY_CLIPS for track in heard)
+def _clips(measured):
+    many = sum(track.clips_per_minute > survey.MANY_CLIPS for track in measured)
     return (
         f"more than {survey.MANY_CLIPS:g} a minute in {counted(many)} ({measures.CLIP_RUN} samples or more in a row at "
         "full scale)"
@@ -121,11 +121,11 @@ def _skipped(found):
     if not found.skipped:
         return f"none of {found.files} files"
     total = sum(entry.files for entry in found.skipped)
-    said = [f"{total} of {found.files} files"]
+    lines = [f"{total} of {found.files} files"]
     for entry in found.skipped:
         more = ", ..." if entry.files > len(entry.examples) else ""
-        said.append(f"{entry.files:5d}  {entry.reason}: {', '.join(entry.examples)}{more}")
-    return "\n".join(said)
+        lines.append(f"{entry.files:5d}  {entry.reason}: {', '.join(entry.examples)}{more}")
+    return "\n".join(lines)
 
 
 def _amounts(by, form, wanted):

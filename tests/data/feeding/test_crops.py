@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 import os
 from pathlib import Path
@@ -9,10 +10,9 @@ import soundfile
 
 from audiovae_jax.data.audio import audio_file, synthesis
 from audiovae_jax.data.feeding.augment import Augment
-from audiovae_jax.data.feeding.crops import Augmented, CropFormat, FixedCrops, RandomCrops, Repeated, SyntheticCrops
+from audiovae_jax.data.feeding.crops import CropFormat, FixedCrops, RandomCrops, SyntheticCrops
 from audiovae_jax.data.feeding.health import Health
 from audiovae_jax.data.feeding.origin import Origin, Origins
-from audiovae_jax.data.feeding.timeouts import Patient
 from audiovae_jax.data.sets import folder, probing
 from audiovae_jax.data.sets.catalog import Excerpt, Track
 from audiovae_jax.errors import DataError
@@ -23,6 +23,14 @@ CROP = CropFormat(length=2048, sample_rate=44100, channels=2)
 def _scan(root, **changes):
     options = probing.Options(min_seconds=0.01, channels=2, num_threads=2, **changes)
     return folder.scan(str(root), options, validation_fraction=0.1)
+
+
+def _random(files, seed=0, crop=CROP, **changes):
+    return RandomCrops(format=crop, tracks=files, seed=seed, **{"health": Health(len(files)), **changes})
+
+
+def _fixed(files, count, crop=CROP, **changes):
+    return FixedCrops(format=crop, tracks=files, count=count, health=Health(len(files)), **changes)
 
 
 def test_scan_finds_files_at_any_depth_and_splits_by_file(audio_folder):
@@ -62,40 +70,40 @@ def test_bad_files_are_skipped_with_a_reason_and_nothing_usable_is_an_error(audi
 
 def test_crops_depend_on_seed_and_index_alone(audio_folder):
     files = _scan(audio_folder).train
-    a, b = RandomCrops(files, CROP, seed=1), RandomCrops(files, CROP, seed=1)
+    a, b = _random(files, 1), _random(files, 1)
     b[3]
     np.testing.assert_array_equal(a[7], b[7])
     assert (a[7] != a[8]).any()
-    assert (a[7] != RandomCrops(files, CROP, seed=2)[7]).any()
+    assert (a[7] != _random(files, 2)[7]).any()
 
 
 def test_crops_are_peak_normalised_unless_all_but_silent(tmp_path):
     rng = np.random.default_rng(0)
     soundfile.write(tmp_path / "quiet.wav", 0.01 * rng.uniform(-1, 1, (44100, 2)), 44100, subtype="FLOAT")
     files = _scan(tmp_path).train
-    assert np.abs(RandomCrops(files, CROP, 0)[0]).max() == pytest.approx(1.0)
+    assert np.abs(_random(files, 0)[0]).max() == pytest.approx(1.0)
     soundfile.write(tmp_path / "quiet.wav", 1e-4 * rng.uniform(-1, 1, (44100, 2)), 44100, subtype="FLOAT")
-    assert np.abs(RandomCrops(files, CROP, 0)[0]).max() < 2e-4
+    assert np.abs(_random(files, 0)[0]).max() < 2e-4
 
 
 def test_longer_files_are_drawn_more_often(tmp_path):
     soundfile.write(tmp_path / "long.wav", np.full((9 * 4410, 2), 0.5), 44100)
     soundfile.write(tmp_path / "short.wav", np.full((4410, 2), -0.5), 44100)
     files = [Track(p.name, audio_file.probe(p)) for p in sorted(tmp_path.iterdir())]
-    crops = RandomCrops(files, CROP, 0)
+    crops = _random(files, 0)
     share = np.mean([crops[i][0, 0] > 0 for i in range(300)])
     assert 0.83 < share < 0.96
 
 
-def test_a_file_that_turns_bad_is_replaced_deterministically_and_reported_once(audio_folder, capsys):
+def test_a_file_that_turns_bad_is_replaced_deterministically_and_reported_once(audio_folder):
     files = _scan(audio_folder).train
     files[0].audio.path.write_bytes(b"gone bad")
-    first = [RandomCrops(files, CROP, 0)[i] for i in range(8)]
-    capsys.readouterr()
-    crops = RandomCrops(files, CROP, 0)
+    warned = []
+    first = [_random(files, health=Health(len(files), warn=str))[i] for i in range(8)]
+    crops = _random(files, health=Health(len(files), warn=warned.append))
     for i, crop in enumerate(first):
         np.testing.assert_array_equal(crops[i], crop)
-    assert capsys.readouterr().err.count(str(files[0].audio.path)) == 1
+    assert [str(files[0].audio.path) in text for text in warned] == [True]
     files[1].audio.path.write_bytes(b"gone bad too")
     with pytest.raises(DataError, match=r"2 files in a row could not be read; the last: .*not audio"):
         crops[0]
@@ -103,8 +111,8 @@ def test_a_file_that_turns_bad_is_replaced_deterministically_and_reported_once(a
 
 def test_validation_crops_are_fixed_and_cover_the_files(audio_folder):
     files = _scan(audio_folder).train
-    crops = FixedCrops(files, CROP, 4)
-    np.testing.assert_array_equal(crops[0], FixedCrops(files, CROP, 4)[0])
+    crops = _fixed(files, 4)
+    np.testing.assert_array_equal(crops[0], _fixed(files, 4)[0])
     assert (crops[0] != crops[1]).any()
 
 
@@ -130,7 +138,7 @@ def _stretches(seconds, count, length=5000, parts=1):
     ramps = [_Ramp(i, 1000 * s) for i, s in enumerate(seconds)]
     tracks = [Track(f"{ramp.name}@{i}", Excerpt(ramp, 0, ramp.frames - i)) for ramp in ramps for i in range(parts)]
     crop = CropFormat(length, 1000, 1, peak_normalize=False)
-    crops = FixedCrops(tracks, crop, count, spread=True)
+    crops = _fixed(tracks, count, crop, spread=True)
     return [divmod(int(crops[i][0, 0]), 100_000) for i in range(count)]
 
 
@@ -153,7 +161,7 @@ def test_samples_of_a_short_file_lie_as_far_apart_as_they_can():
 
 
 def test_the_built_in_music_is_stereo_bounded_and_endless():
-    crops = SyntheticCrops(CROP, seed=0)
+    crops = SyntheticCrops(format=CROP)
     items = [crops[i] for i in range(20)]
     assert len({item.tobytes() for item in items}) == 20
     for item in items:
@@ -161,9 +169,9 @@ def test_the_built_in_music_is_stereo_bounded_and_endless():
         assert item.dtype == np.float32
         assert np.abs(item).max() <= 1.0
     assert np.mean([np.abs(x[:, 0] - x[:, 1]).max() > 0.01 for x in items]) > 0.9
-    validation = SyntheticCrops(CROP, seed=0, validation=True)
+    validation = SyntheticCrops(format=CROP, validation=True)
     assert (validation[0] != items[0]).any()
-    np.testing.assert_array_equal(validation[0], SyntheticCrops(CROP, seed=5, validation=True)[0])
+    np.testing.assert_array_equal(validation[0], SyntheticCrops(format=CROP, seed=5, validation=True)[0])
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -182,7 +190,7 @@ def test_a_name_that_is_no_text_is_used(tmp_path):
     (tmp_path / os.fsdecode(b"\xfd.wav")).write_text("not audio")
     found = _scan(tmp_path)
     assert [track.audio.path for track in found.train] == [good]
-    assert RandomCrops(found.train, CROP, 0)[0].any()
+    assert _random(found.train, 0)[0].any()
     ((_, reason),) = found.skipped
     assert "not audio" in reason
     good.unlink()
@@ -201,23 +209,23 @@ def test_links_do_not_multiply_files(audio_folder):
 def test_a_record_says_which_file_and_place_it_was_cut_from(audio_folder):
     crop = CropFormat(length=2048, sample_rate=44100, channels=2, peak_normalize=False)
     files = [track for track in _scan(audio_folder).train if track.audio.sample_rate == 44100]
-    crops = RandomCrops(files, crop, seed=1)
+    crops = _random(files, 1, crop)
     assert crops.origin(5) is None
     record, origin = crops[5], crops.origin(5)
     whole, rate = soundfile.read(origin.file, dtype="float32")
     start = round(origin.start * rate)
     np.testing.assert_array_equal(record, whole[start : start + 2048])
-    wrapped = Patient(Augmented(crops, Augment(), 1), 0, Health(len(files)))
-    assert wrapped.origin(5) == origin
-    assert Repeated(crops, 6).origin(17) == origin
-    assert SyntheticCrops(CROP, 0).origin(0).start is None
+    augmented = _random(files, 1, crop, augment=Augment(), period=6)
+    np.testing.assert_array_equal(augmented[17], record)
+    assert augmented.origin(17) == augmented.origin(5) == origin
+    assert SyntheticCrops(format=CROP).origin(0).start is None
 
 
 def test_the_origin_is_of_the_file_that_was_taken_in_place_of_a_bad_one(audio_folder):
     files = _scan(audio_folder).train
     gone = files[0].audio.name
     os.unlink(gone)
-    crops = RandomCrops(files, CROP, seed=0, health=Health(len(files)))
+    crops = _random(files, health=Health(len(files), warn=str))
     for index in range(8):
         crops[index]
         assert crops.origin(index).file == files[1].audio.name
@@ -232,12 +240,30 @@ def test_only_the_last_origins_are_remembered():
 
 def test_another_order_is_another_draw_of_the_same_and_of_no_other_seed(audio_folder):
     files = _scan(audio_folder).train
-    health = Health(len(files))
-    for make in (lambda seed: RandomCrops(files, CROP, seed, health), lambda seed: SyntheticCrops(CROP, seed)):
-        crops = Patient(Augmented(make(1), Augment(gain_db=(-6.0, 6.0)), 1), 0, health)
+    options = {"augment": Augment(gain_db=(-6.0, 6.0)), "read_timeout": 10.0}
+
+    def synthetic(seed, **changes):
+        return SyntheticCrops(format=CROP, seed=seed, **changes)
+
+    for make in (functools.partial(_random, files), synthetic):
+        crops = make(1, **options)
         np.testing.assert_array_equal(crops.in_order(0)[3], crops[3])
         np.testing.assert_array_equal(crops.in_order(2)[3], crops.in_order(1).in_order(2)[3])
         drawn = [crops[3], crops.in_order(1)[3], crops.in_order(2)[3], make(2)[3]]
         assert all((a != b).any() for i, a in enumerate(drawn) for b in drawn[:i])
-    fixed = Repeated(make(1), 2)
+    fixed = synthetic(1, period=2)
     np.testing.assert_array_equal(fixed.in_order(1)[3], fixed[1])
+
+
+def test_another_order_shares_the_health_of_files_and_no_origins(audio_folder):
+    files = _scan(audio_folder).train
+    health = Health(len(files), warn=str)
+    first = _random(files, 1, health=health)
+    assert first[0].any()
+    second = first.in_order(1)
+    assert second.origin(0) is None
+    os.unlink(files[0].audio.name)
+    for index in range(8):
+        second[index]
+    assert health.is_bad(files[0].audio.name)
+    assert first.origin(0) is not None

@@ -6,17 +6,21 @@ import soundfile
 
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.feeding.augment import Augment
-from audiovae_jax.data.feeding.crops import Augmented, CropFormat, RandomCrops, SyntheticCrops
+from audiovae_jax.data.feeding.crops import CropFormat, RandomCrops, SyntheticCrops
 from audiovae_jax.data.feeding.health import Health
-from audiovae_jax.data.feeding.stalls import Waiting
 from audiovae_jax.data.sets import folder, probing
 from audiovae_jax.errors import DataError
 
 CROP = CropFormat(length=512, sample_rate=44100, channels=2)
 
 
-def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path, capsys):
-    health = Health(10, [("a", "empty")], max_share=0.2)
+def _random(tracks, crop=CROP):
+    return RandomCrops(format=crop, tracks=tracks, health=Health(len(tracks), warn=str))
+
+
+def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path):
+    warned = []
+    health = Health(10, [("a", "empty")], max_share=0.2, warn=warned.append)
     path = tmp_path / "bad_files.jsonl"
     health.list_in(path)
     for _ in range(3):
@@ -25,7 +29,7 @@ def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path, ca
         {"file": "a", "reason": "empty"},
         {"file": "b", "reason": "b: gone"},
     ]
-    assert capsys.readouterr().err == "warning: another crop is taken in place of b: gone\n"
+    assert warned == ["another crop is taken in place of b: gone"]
     assert (health.bad_files, health.replaced_crops) == (2, 3)
     with pytest.raises(DataError, match=r"3 of 10 files cannot be used, more than data.max_bad_share=0.2 allows"):
         health.replaced("c", "c: gone")
@@ -33,9 +37,14 @@ def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path, ca
         Health(10, [("a", ""), ("b", ""), ("c", "")], max_share=0.2).list_in(path)
 
 
+def test_a_bad_file_is_a_python_warning_unless_the_caller_takes_it():
+    with pytest.warns(UserWarning, match="another crop is taken in place of b: gone"):
+        Health(10).replaced("b", "b: gone")
+
+
 def test_what_an_earlier_run_found_bad_counts_on(tmp_path):
     path = tmp_path / "bad_files.jsonl"
-    first = Health(10, [("a", "empty")], names=("a", "b", "c"))
+    first = Health(10, [("a", "empty")], names=("a", "b", "c"), warn=str)
     first.list_in(path)
     first.replaced("b", "b: gone")
     path.write_text(path.read_text() + '{"file": "x", "reason": "of another data set"}\n{"file": "c"')
@@ -55,7 +64,7 @@ def test_a_crop_does_not_depend_on_what_was_found_bad_before(tmp_path):
         soundfile.write(tmp_path / f"{i}.wav", audio, 8000, subtype="FLOAT")
     found = folder.scan(str(tmp_path), probing.Options(channels=2), 0.1)
     crop = CropFormat(1000, 8000, 2)
-    forward, backward = RandomCrops(found.train, crop, 0), RandomCrops(found.train, crop, 0)
+    forward, backward = _random(found.train, crop), _random(found.train, crop)
     other = {i: backward[i] for i in range(59, -1, -1)}
     for i in range(60):
         np.testing.assert_array_equal(forward[i], other[i])
@@ -71,7 +80,7 @@ def test_one_bad_file_that_is_most_of_the_audio_does_not_end_a_run(tmp_path):
         soundfile.write(tmp_path / f"{i}.wav", 0.5 * rng.uniform(-1, 1, (1000, 2)), 8000, subtype="FLOAT")
     found = folder.scan(str(tmp_path), probing.Options(channels=2), 0.1)
     train = [*found.train, *found.validation]
-    crops = RandomCrops(train, CropFormat(500, 8000, 2), 0)
+    crops = _random(train, CropFormat(500, 8000, 2))
     assert all(np.isfinite(crops[i]).all() for i in range(100))
 
 
@@ -115,7 +124,7 @@ def test_three_in_a_hundred_bad_files_do_not_end_a_run(tmp_path, micro_config):
     later = _break(audio)
     config = micro_config.data
     config.root, config.crop_length, config.min_seconds = str(audio), 512, 0.01
-    data = pipeline.open_data(config, batch_size=4, seed=0)
+    data = pipeline.open_data(config, batch_size=4, seed=0, warn=str)
     assert data.health.bad_files == 27
     data.health.list_in(tmp_path / "bad.jsonl")
     for path in later:
@@ -132,19 +141,23 @@ def test_three_in_a_hundred_bad_files_do_not_end_a_run(tmp_path, micro_config):
 
 
 def test_augmentations_are_the_crops_own_and_off_by_default():
-    plain = SyntheticCrops(CROP, seed=0)
-    np.testing.assert_array_equal(Augmented(SyntheticCrops(CROP, 0), Augment(), 0)[3], plain[3])
-    turned = Augmented(SyntheticCrops(CROP, 0), Augment(polarity_probability=1.0), 0)
+    plain = SyntheticCrops(format=CROP)
+
+    def augmented(**changes):
+        return SyntheticCrops(format=CROP, augment=Augment(**changes))
+
+    np.testing.assert_array_equal(augmented()[3], plain[3])
+    turned = augmented(polarity_probability=1.0)
     np.testing.assert_array_equal(turned[3], -plain[3])
-    swapped = Augmented(SyntheticCrops(CROP, 0), Augment(swap_probability=1.0), 0)
+    swapped = augmented(swap_probability=1.0)
     np.testing.assert_array_equal(swapped[3], plain[3][:, ::-1])
-    louder = Augmented(SyntheticCrops(CROP, 0), Augment(gain_db=(-12.0, 0.0)), 0)
+    louder = augmented(gain_db=(-12.0, 0.0))
     gains = [20 * np.log10(np.abs(louder[i]).max() / np.abs(plain[i]).max()) for i in range(100)]
     assert -12 <= min(gains) < -11
     assert -1 < max(gains) <= 1e-5
-    both = Augmented(SyntheticCrops(CROP, 0), Augment(gain_db=(-12.0, 0.0), polarity_probability=1.0), 0)
+    both = augmented(gain_db=(-12.0, 0.0), polarity_probability=1.0)
     np.testing.assert_array_equal(both[3], -louder[3])  # one does not move the other's number
-    half = Augmented(SyntheticCrops(CROP, 0), Augment(polarity_probability=0.5), 0)
+    half = augmented(polarity_probability=0.5)
     assert 20 < sum((half[i] == -plain[i]).all() for i in range(60)) < 40
 
 
@@ -155,29 +168,10 @@ def test_quiet_crops_are_drawn_anew_and_short_files_are_filled_up_as_asked(tmp_p
     soundfile.write(tmp_path / "short.wav", np.linspace(0.1, 0.2, 100)[:, None], 44100, subtype="FLOAT")
     found = folder.scan(str(tmp_path), probing.Options(channels=2), 0.1)
     tracks = {t.key: t for t in (*found.train, *found.validation)}
-    silent = RandomCrops([tracks["mostly silent.wav"]], CROP, 0)
+    silent = _random([tracks["mostly silent.wav"]])
     assert np.mean([silent[i].any() for i in range(50)]) < 0.3
-    loud = RandomCrops([tracks["mostly silent.wav"]], CropFormat(512, 44100, 2, min_loudness_db=-40.0), 0)
+    loud = _random([tracks["mostly silent.wav"]], CropFormat(512, 44100, 2, min_loudness_db=-40.0))
     assert np.mean([loud[i].any() for i in range(50)]) > 0.3
-    looped = RandomCrops([tracks["short.wav"]], CropFormat(512, 44100, 2, False, loop=True), 0)[0]
+    looped = _random([tracks["short.wav"]], CropFormat(512, 44100, 2, False, loop=True))[0]
     np.testing.assert_array_equal(looped[100:200], looped[:100])
-    assert not RandomCrops([tracks["short.wav"]], CropFormat(512, 44100, 2, False), 0)[0][100:].any()
-
-
-def test_waiting_is_counted_where_the_accelerator_is_idle(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-
-    def batches():
-        while True:
-            now[0] += 1.0
-            yield 0
-
-    recorded, said = [], []
-    waiting = Waiting(batches(), 4, lambda step, metrics: recorded.append(metrics), said.append)
-    for step in range(100):
-        waiting.next(step, lambda step=step: step >= 50 and step % 5 == 0)
-        now[0] += 1.0
-    assert [round(metrics["perf/data_wait_fraction"], 2) for metrics in recorded] == [0.0, 0.1]
-    assert len(said) == 1
-    assert said[0].startswith("warning: 10% of the time goes by waiting for data")
+    assert not _random([tracks["short.wav"]], CropFormat(512, 44100, 2, False))[0][100:].any()

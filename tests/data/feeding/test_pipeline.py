@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from audiovae_jax.data.feeding import pipeline
-from audiovae_jax.errors import ConfigError, DataError
+from audiovae_jax.errors import ConfigError, DataError, RootError
 
 
 class Numbers:
@@ -95,6 +95,17 @@ def test_a_root_for_validation_is_all_of_it_and_leaves_the_others_whole(micro_co
     train, validation, _ = _opened(micro_config, folder=roots, **keys | {"val_root": f"{roots}/two"})
     assert train == [f"one/{i}.wav" for i in range(4)] + ["one/held/0.wav", "one/held/1.wav"]
     assert validation == [f"two/{i}.wav" for i in range(3)]
+
+
+def test_an_error_names_the_key_of_the_root_and_leaves_its_path_as_it_is(micro_config, roots):
+    missing = f"{roots}/config.data.root=old"
+    for key, other in (("root", None), ("val_root", f"{roots}/one")):
+        micro_config.data.root = other
+        micro_config.data[key] = missing
+        with pytest.raises(RootError) as raised:
+            pipeline.open_data(micro_config.data, batch_size=4, seed=0)
+        assert str(raised.value) == f"config.data.{key}={missing}: there is no such folder"
+        assert raised.value.root == missing
 
 
 def test_what_is_validated_on_is_not_trained_on_where_it_lies_within(micro_config, roots):

@@ -1,11 +1,13 @@
 import json
 import os
+import time
 
 import numpy as np
 import pytest
 import soundfile
 
 from audiovae_jax.data.audio import audio_file, remote
+from audiovae_jax.data.audio.audio_file import AudioFile
 from audiovae_jax.data.sets import bandwidth, folder, probing
 from audiovae_jax.data.sets.catalog import Excerpt, Track
 
@@ -113,6 +115,22 @@ def test_full_spectra_are_drawn_by_their_share(tmp_path, monkeypatch):
     assert weights(tracks[2:4]) == [1.0, 1.0]  # there is nothing to balance
 
 
+def test_a_spectrum_behind_a_url_is_measured_for_as_long_as_requests_are_retried(monkeypatch):
+    def measure(audio):
+        time.sleep(0.3)  # an outage
+        return {"wide": 22050.0, "narrow": 8000.0}[audio.path.url.rpartition("/")[2]]
+
+    monkeypatch.setattr(bandwidth, "measure", measure)
+    access = remote.Access(retry_seconds=30.0)
+    tracks = [
+        Track(name, AudioFile(remote.RemoteFile(f"s3://bucket/{name}", 1000, access), 44100, 44100, 1))
+        for name in ("wide", "narrow", "wide")
+    ]
+    options = probing.Options(channels=1, read_timeout=0.1, access=access)
+    weights = [track.weight for track in bandwidth.balanced(tracks, 0.9, 44100, options, "urls")]
+    assert weights == pytest.approx([0.45, 0.1, 0.45])
+
+
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the superuser may read everything")
 def test_what_may_not_be_read_today_may_tomorrow(audio_folder, tmp_path):
     options = probing.Options(channels=2, index_folder=tmp_path / "index")
@@ -128,7 +146,7 @@ def test_what_a_server_refuses_is_asked_for_again(tmp_path, monkeypatch):
 
     def look(place):
         asked.append(place)
-        raise remote.RefusedError(f"{place.url}: access is refused")
+        raise remote.RefusedError(place.url, "access is refused")
 
     monkeypatch.setattr(audio_file, "probe", look)
     place = remote.RemoteFile("s3://bucket/a.wav", 100, remote.Access(), "mark")

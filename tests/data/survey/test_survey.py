@@ -14,7 +14,7 @@ from audiovae_jax.errors import DataError
 def _look(config, root, limit=100, seconds=0.05):
     config.data.root, config.data.index = str(root), False
     data = pipeline.open_data(config.data, batch_size=2, seed=0)
-    return survey.look(config.data, data, root=str(root), batch_size=2, limit=limit, seconds=seconds)
+    return survey.make(config.data, data, root=str(root), batch_size=2, limit=limit, seconds=seconds)
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_training_would_refuse_what_is_refused_here(micro_config, mixed_folder):
 def test_the_built_in_generator_is_no_data_set(micro_config):
     data = pipeline.open_data(micro_config.data, batch_size=1, seed=0)
     with pytest.raises(DataError, match="the built-in generator"):
-        survey.look(micro_config.data, data, root="", batch_size=1, limit=1, seconds=0)
+        survey.make(micro_config.data, data, root="", batch_size=1, limit=1, seconds=0)
 
 
 def test_a_sample_is_spread_evenly():
