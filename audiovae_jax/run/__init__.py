@@ -1,1 +1,1 @@
-"""A whole training run: the loop, what is seen of it, where it begins, and what compiling takes."""
+"""A whole training run: start, loop, validation, checkpoints, locks."""

@@ -6,10 +6,10 @@ import numpy as np
 from audiovae_jax.distributed import mesh
 from audiovae_jax.distributed.background import Background
 from audiovae_jax.errors import DataError
-from audiovae_jax.run.gan_health import Figures, GanHealth
 from audiovae_jax.run.programs import Programs, wait_for
 from audiovae_jax.run.samples import Samples
 from audiovae_jax.run.start import Session
+from audiovae_jax.training.gan_health import Figures, GanHealth
 from audiovae_jax.training.state import TrainState
 
 

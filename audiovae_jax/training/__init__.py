@@ -1,1 +1,1 @@
-"""One step: its state, optimizer, and the mesh of devices that it is mapped over."""
+"""One training step: networks, losses, gradients, optimizers, and its mapping over devices."""

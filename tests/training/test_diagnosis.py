@@ -12,8 +12,8 @@ from audiovae_jax import AdversarialLossCalculator, AudioVAE, losses
 from audiovae_jax.distributed import mesh
 from audiovae_jax.losses import WeightedLosses, adversarial
 from audiovae_jax.losses.kl import KLTerm
-from audiovae_jax.run.gan_health import Figures
 from audiovae_jax.training import diagnosis, step
+from audiovae_jax.training.gan_health import Figures
 from audiovae_jax.training.optimizer import AdamW
 from audiovae_jax.training.state import create_train_state
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from audiovae_jax.run.gan_health import LOOKS, Figures, GanHealth
+from audiovae_jax.training.gan_health import LOOKS, Figures, GanHealth
 
 WELL = Figures(
     kl_per_channel=np.array([2.0, 0.5, 0.0, 1.0]),
