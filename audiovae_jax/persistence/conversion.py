@@ -45,7 +45,7 @@ def import_torch(source: str, target: str, *, dilations: tuple[int, ...] | None 
             notes.append(f"the discriminator is not kept: {error}")
     saved_model.save_model(
         model.model,
-        jax.tree.map(jnp.asarray, model.variables),
+        model.jax_variables(),
         target,
         epoch=model.epoch,
         global_step=imported.step,
