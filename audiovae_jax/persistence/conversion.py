@@ -92,7 +92,7 @@ def import_torch(
             notes.append(f"the discriminator is not kept: {error}")
     saved_model.save_model(
         model.model,
-        jax.tree.map(jnp.asarray, model.variables),
+        model.jax_variables(),
         target,
         epoch=model.epoch,
         global_step=imported.step,

@@ -37,8 +37,7 @@ class ImportedAudioVAE:
 
     Attributes:
       model: with the file's architecture.
-      variables: its `params` and `latent_statistics`, as float32 arrays of numpy. JAX and its devices are not needed
-        until they are used.
+      variables: its `params` and `latent_statistics`, as float32 numpy arrays, which need no device.
       lines: what happened to each tensor of the file.
       notes: what was inferred, assumed or left out.
       sample_rate: in Hz, if Lightning's `hyper_parameters` or the metadata have it.
@@ -55,6 +54,10 @@ class ImportedAudioVAE:
     epoch: int | None = None
     global_step: int | None = None
     metadata: dict = dataclasses.field(default_factory=dict)
+
+    def jax_variables(self) -> dict:
+        """Return the variables as JAX arrays."""
+        return {name: jax.tree.map(jnp.asarray, tree) for name, tree in self.variables.items()}
 
 
 def import_audio_vae(
@@ -83,7 +86,7 @@ def import_audio_vae(
     imported = read_audio_vae(path, dilations=dilations, strict=strict)
     for note in imported.notes:
         warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
-    return imported.model, jax.tree.map(jnp.asarray, imported.variables)
+    return imported.model, imported.jax_variables()
 
 
 def read_audio_vae(

@@ -111,7 +111,7 @@ def train_state(
             raise CheckpointError(f"its model has {key}={theirs}, config.model.{key} is {ours}; give both the same")
     parts = {
         "step": jnp.asarray(0 if weights_only else imported.step, jnp.int32),
-        **jax.tree.map(jnp.asarray, model.variables),
+        **model.jax_variables(),
     }
     trainable, _ = split_trainable(parts["params"], recipe.model.encoder_frozen)
     optimizers = {"opt_state": (fresh.opt_state, trainable, imported.moments)}
