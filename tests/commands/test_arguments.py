@@ -65,7 +65,7 @@ def test_a_forgotten_model_is_told(tmp_path):
     for name in ("song.wav", "nothing", ""):
         with pytest.raises(ConfigError, match="no model was given: look takes MODEL IN... OUT, and .* is none"):
             arguments._positional(["look", str(tmp_path / name), "out"], command)
-    (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "3" / "state").mkdir(parents=True)
     (tmp_path / "model.pt").touch()
     for name in ("run", "run/checkpoints", "model.pt"):
         with pytest.raises(ConfigError, match="look takes MODEL IN... OUT; 2 were given"):
