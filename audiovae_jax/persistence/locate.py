@@ -112,9 +112,14 @@ def _classified(path):
     if path.name.isdigit() and (path / STATE).is_dir():
         return Place(path, Kind.CHECKPOINT, path.parent, int(path.name))
     for folder in (path / CHECKPOINTS, path):
-        if folder.is_dir() and any(child.name.isdigit() and (child / STATE).is_dir() for child in folder.iterdir()):
+        if folder.is_dir() and any(_is_checkpoint(child) for child in folder.iterdir()):
             return Place(path, Kind.WORKDIR, folder)
     return Place(path, Kind.OTHER)
+
+
+def _is_checkpoint(path):
+    """Return whether a folder is a step's. In `checkpoints/`, it may be damaged."""
+    return path.name.isdigit() and (path.parent.name == CHECKPOINTS or (path / STATE).is_dir())
 
 
 def _kind_of_file(path):

@@ -24,6 +24,8 @@ def folder(trained_run, tmp_path):
     shutil.copy(GOLDEN / "lightning.ckpt", root / "old.ckpt")
     Latents(np.zeros((1, 2, 3), np.float32), "0" * 16, 8, 8000, 8000, 16, 1).save(root / "latents.safetensors")
     (root / "damaged.safetensors").write_bytes(b"\xff" * 20)
+    (root / "damaged" / "checkpoints" / "3" / "run").mkdir(parents=True)
+    (root / "damaged" / "checkpoints" / "3" / "run" / "metadata").write_text("{")
     (root / "songs" / "3").mkdir(parents=True)
     (root / "songs" / "3" / "a.wav").write_bytes(b"RIFF")
     return root
@@ -37,6 +39,7 @@ def _expected(root):
         "run": Place(root / "run", Kind.WORKDIR, steps),
         "run/checkpoints": Place(steps, Kind.WORKDIR, steps),
         "run/checkpoints/2": Place(steps / "2", Kind.CHECKPOINT, steps, 2),
+        "damaged": Place(root / "damaged", Kind.WORKDIR, root / "damaged" / "checkpoints"),
         "old.ckpt": Place(root / "old.ckpt", Kind.TORCH_FILE),
         "latents.safetensors": Place(root / "latents.safetensors", Kind.LATENTS),
         "damaged.safetensors": Place(root / "damaged.safetensors", Kind.TORCH_FILE),
