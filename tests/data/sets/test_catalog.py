@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from audiovae_jax.data.feeding.crops import CropFormat, FixedCrops, RandomCrops
+from audiovae_jax.data.feeding.health import Health
 from audiovae_jax.data.sets import catalog
 from audiovae_jax.data.sets.catalog import Catalog, Excerpt, Track
 
@@ -28,9 +29,14 @@ def _catalog(value, seconds):
     return Catalog(tracks, tracks, (), catalog.fingerprint(tracks), f"tracks of {value}")
 
 
+def _random(mixed, length):
+    crop = CropFormat(length, 100, 1, peak_normalize=False)
+    return RandomCrops(format=crop, tracks=mixed.train, health=Health(1))
+
+
 def test_a_mix_draws_each_data_set_by_its_weight_whatever_its_length():
     mixed = catalog.mixed([(_catalog(0.1, [1000, 50]), 1.0), (_catalog(0.2, [3]), 3.0)], 0.1)
-    crops = RandomCrops(mixed.train, CropFormat(10, 100, 1, peak_normalize=False), seed=0)
+    crops = _random(mixed, 10)
     share = np.mean([np.isclose(crops[i][0, 0], 0.2) for i in range(2000)])
     assert share == pytest.approx(0.75, abs=0.04)  # four standard deviations
     assert mixed.origin == "25% of crops from tracks of 0.1; 75% of crops from tracks of 0.2"
@@ -40,13 +46,14 @@ def test_a_mix_draws_each_data_set_by_its_weight_whatever_its_length():
 
 def test_tracks_shorter_than_a_crop_do_not_move_a_mixs_shares():
     mixed = catalog.mixed([(_catalog(0.1, [1000]), 0.9), (_catalog(0.2, [1] * 50), 0.1)], 20.0)
-    crops = RandomCrops(mixed.train, CropFormat(2000, 100, 1, peak_normalize=False), seed=0)
+    crops = _random(mixed, 2000)
     assert np.mean([np.isclose(crops[i][0, 0], 0.2) for i in range(2000)]) == pytest.approx(0.1, abs=0.03)
 
 
 def test_validation_hears_all_parts_by_their_shares():
     mixed = catalog.mixed([(_catalog(0.1, [10] * 30), 1.0), (_catalog(0.2, [10] * 5), 3.0)], 0.1)
-    crops = FixedCrops(mixed.validation, CropFormat(10, 100, 1, peak_normalize=False), 8)
+    crop = CropFormat(10, 100, 1, peak_normalize=False)
+    crops = FixedCrops(format=crop, tracks=mixed.validation, count=8, health=Health(1))
     assert sorted(float(crops[i][0, 0].round(3)) for i in range(8)) == pytest.approx([0.1] * 2 + [0.2] * 6)
     np.testing.assert_array_equal(crops[8], crops[0])  # of a batch's padding
 

@@ -7,6 +7,7 @@ import soundfile
 
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.feeding.crops import CropFormat, RandomCrops
+from audiovae_jax.data.feeding.health import Health
 from audiovae_jax.data.sets import gtzan, musdb18, probing, sources
 from audiovae_jax.errors import DataError
 
@@ -77,7 +78,7 @@ def test_musdb_behind_a_url_is_the_same(musdb, elsewhere, micro_config):
 @pytest.mark.parametrize("share", [0.25, 0.7])
 def test_musdbs_mixtures_and_stems_are_drawn_by_their_shares(musdb, share):
     found = musdb18.scan(str(musdb), OPTIONS, share)
-    crops = RandomCrops(found.train, CROP, seed=0)
+    crops = RandomCrops(format=CROP, tracks=found.train, health=Health(1))
     heard = np.array([crops[i][0, 0] for i in range(2000)])
     counts = [int(np.isclose(heard, value).sum()) for value in (0.1, 0.2, 0.3, 0.4, 0.5)]
     expected = 2000 * np.array([share, *[(1 - share) / 4] * 4])
@@ -151,5 +152,5 @@ def test_no_gtzan_says_so(tmp_path):
 def test_a_file_as_root_says_what_to_give(tmp_path, micro_config):
     _write(tmp_path / "a.wav", 0.5)
     micro_config.data.root = str(tmp_path / "a.wav")
-    with pytest.raises(DataError, match=r"a.wav is a file; give its folder, or a manifest"):
+    with pytest.raises(DataError, match=r"a.wav: is a file; give its folder, or a manifest"):
         pipeline.open_data(micro_config.data, batch_size=2, seed=0)

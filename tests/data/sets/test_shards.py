@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from audiovae_jax.data.feeding.crops import CropFormat, FixedCrops, RandomCrops
+from audiovae_jax.data.feeding.health import Health
 from audiovae_jax.data.sets import folder, probing, shard_writer, sharding, shards, sources
 from audiovae_jax.errors import DataError
 
@@ -46,8 +47,9 @@ def test_shards_give_the_crops_of_their_folder_to_the_bit(audio, made, micro_con
     whole = folder.scan(str(audio), OPTIONS, 0.2)
     found = sources.open_root(str(made), "auto", OPTIONS, micro_config.data)
     assert found.fingerprint == whole.fingerprint
-    for kind, side in ((RandomCrops, "train"), (FixedCrops, "validation")):
-        ours, theirs = (kind(getattr(c, side), CROP, 3) for c in (found, whole))
+    health = Health(len(whole.train))
+    for kind, side, changes in ((RandomCrops, "train", {"seed": 3}), (FixedCrops, "validation", {"count": 3})):
+        ours, theirs = (kind(format=CROP, tracks=getattr(c, side), health=health, **changes) for c in (found, whole))
         for i in range(40):
             np.testing.assert_array_equal(ours[i], theirs[i])
 
@@ -187,7 +189,9 @@ def test_tars_give_the_crops_of_the_folder_that_was_packed(audio, tmp_path, micr
     found = sources.open_root(str(root), "auto", OPTIONS, micro_config.data)
     whole = folder.scan(str(audio), OPTIONS, micro_config.data.validation_fraction)
     assert found.fingerprint == whole.fingerprint
-    ours, theirs = RandomCrops(found.train, CROP, 3), RandomCrops(whole.train, CROP, 3)
+    ours, theirs = (
+        RandomCrops(format=CROP, tracks=each.train, seed=3, health=Health(len(each.train))) for each in (found, whole)
+    )
     for i in range(20):
         np.testing.assert_array_equal(ours[i], theirs[i])
 
