@@ -60,7 +60,7 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """A run that cannot go on."""
+    """A run that cannot continue."""
 
 
 class PlanError(UserError):

@@ -20,7 +20,7 @@ from audiovae_jax.errors import ConfigError, printable
 from audiovae_jax.storage import server
 from audiovae_jax.storage.bucket_path import BucketPath
 
-GOES_ON = "what was saved is whole, and the same command goes on from there"
+GOES_ON = "everything saved is complete; run the same command to resume"
 MODEL = "MODEL"
 # Error messages of absl and Python about flag values, with clearer replacements.
 _PLAINLY = {

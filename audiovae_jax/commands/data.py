@@ -150,7 +150,8 @@ MAKE_SHARDS = Command(
     details="""\
 ROOT is a folder, a manifest, tars, MUSDB18-HQ or GTZAN, here or behind a URL; OUT a folder of this machine, to be
 copied to a bucket as it is. Nothing of the audio is lost: what FLAC cannot hold exactly stays floating point.
-Stopped, the same command goes on. Train with --config.data.root=OUT; the crops are those of ROOT, to the bit.""",
+If it is stopped, run the same command to resume. Train with --config.data.root=OUT; the crops are those of ROOT, to the
+bit.""",
     main=_make_shards,
     positional=("ROOT...", "OUT"),
     define_flags=_shards_flags,
@@ -161,5 +162,5 @@ CONVERT_MUSDB18 = Command(
     main=_convert,
     positional=("IN", "OUT"),
     define_flags=_convert_flags,
-    interrupted="songs that were made are whole, and the same command goes on from there",
+    interrupted="the songs converted so far are complete; run the same command to resume",
 )

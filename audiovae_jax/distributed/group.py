@@ -196,8 +196,8 @@ class Group:
         except jax.errors.JaxRuntimeError:
             if not self._left.is_set():
                 self._failure = self._failure or TrainingError(
-                    f"process 0 of {self.count}, through which the others hear of each other, is gone; see what it "
-                    "said. The same command on every host goes on from the last checkpoint"
+                    f"process 0 of {self.count}, which coordinates the others, is gone; see its log. Run the same "
+                    "command on every host to resume from the last checkpoint"
                 )
             return {}
         if "failed" in news:
@@ -220,9 +220,8 @@ class Group:
                 host = alive.partition(" ")[2]
                 self._publish(
                     TrainingError(
-                        f"process {other} of {self.count} (on {host}) has given no sign of life for "
-                        f"{self._timeout:.0f} s; see what it said last. The same command on every host goes on from "
-                        "the last checkpoint"
+                        f"process {other} of {self.count} (on {host}) sent no heartbeat for {self._timeout:.0f} s; "
+                        "see its log. Run the same command on every host to resume from the last checkpoint"
                     ),
                     own=False,
                 )

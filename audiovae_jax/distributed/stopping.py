@@ -86,7 +86,7 @@ def _listen(ours, request, at_once):
             _say("Ctrl-C: this step, then saving; a second one ends it at once")
             request("Ctrl-C")
         elif heard[0] == signal.SIGINT:
-            _say("interrupted; what was saved is whole, and the same command goes on from there")
+            _say("interrupted; everything saved is complete; run the same command to resume")
             at_once()
             os._exit(_INTERRUPTED)
 

@@ -91,11 +91,11 @@ class LatentDataset:
                 place = RemoteFile(place, size, access) if is_url else Path(place)
                 self._shards.append(Shard(place, f"{base}/{name}.json" if is_url else base / f"{name}.json"))
                 if not is_url and (not place.is_file() or place.stat().st_size != size):
-                    raise DataError(f"{printable(place)} is not there, or has not its {size} bytes; encode it anew")
+                    raise DataError(f"{printable(place)} is not there, or has not its {size} bytes; encode it again")
             self._model, self._what = content["model"], content["what"]
             self._record_frames, self._arrays = content["record_frames"], latent_records.ARRAYS[self._what]
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self._name}: its {shards.INDEX} is damaged ({error!r}); encode it anew") from error
+            raise DataError(f"{self._name}: its {shards.INDEX} is damaged ({error!r}); encode it again") from error
 
     def __len__(self) -> int:
         return len(self.tracks)
@@ -258,7 +258,7 @@ class LatentDataset:
                 for name, pieces in parts.items():
                     array = arrays.get(name)
                     if array is None or array.shape != (shape[0], held, shape[1]):
-                        raise DataError("its records hold other latents than the index says; encode it anew")
+                        raise DataError("its records hold other latents than the index says; encode it again")
                     pieces.append(array[:, low:high])
         except remote.UnreachableError:
             raise
@@ -343,7 +343,7 @@ def _read_index(base, name, access):
         if content["version"] > latent_writer.VERSION:
             raise DataError(f"{name}: its {shards.INDEX} is of a newer version of this program")
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{name}: its {shards.INDEX} is damaged ({error!r}); encode it anew") from error
+        raise DataError(f"{name}: its {shards.INDEX} is damaged ({error!r}); encode it again") from error
     return content
 
 

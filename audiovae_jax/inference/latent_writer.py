@@ -138,7 +138,7 @@ def write(
     return True
 
 
-_GOES_ON = "what is there is whole, and the same command goes on from there"
+_GOES_ON = "the files written so far are complete; run the same command to resume"
 _BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} min of audio [{elapsed}<{remaining}]"
 _MOST_IN_MEMORY = 1 << 26  # bytes of a track's records; larger ones go to a temporary file
 

@@ -231,7 +231,7 @@ def _open_checkpoint(folder, step):
         except CheckpointError as error:
             passed_over.append(error)
             continue
-        loaded.notes += [f"passed over {reason}; checkpoint {candidate} is used" for reason in passed_over]
+        loaded.notes += [f"skipped a checkpoint: {reason}; checkpoint {candidate} is used" for reason in passed_over]
         return loaded
     reasons = "\n".join(map(str, passed_over))
     raise CheckpointError(" holds no intact checkpoint", path=folder, detail=reasons or None)

@@ -21,7 +21,7 @@ _SHOWN = ("train/total_g_loss", "train/reconstruction_loss", "train/d_loss", "tr
 
 
 class RollBack(Exception):
-    """The run must resume from its last checkpoint, with its data in another order."""
+    """The run must resume from its last checkpoint, with its data in a different order."""
 
 
 class Safety:
@@ -140,7 +140,7 @@ class Safety:
         self._in_a_row = {name: 0 for name in NETWORKS}
         self._has_updated = self._holds_checkpoint = False
         return (
-            f"warning: {reason}: going back to {back_to}, with the data in another order "
+            f"warning: {reason}: rolling back to {back_to}, with the data in a different order "
             f"(time {self.order} of at most {self._config.max_rollbacks})"
         )
 
@@ -149,7 +149,7 @@ class Safety:
         if not any(self._skipped.values()):
             return None
         counts = " and ".join(f"{count} of the {NETWORKS[name]}" for name, count in self._skipped.items() if count)
-        back = f", and the run went back {_times(self.order)}" if self.order else ""
+        back = f", and the run was rolled back {_times(self.order)}" if self.order else ""
         return f"warning: updates that were skipped: {counts}{back}; their batches are in {self._batches.folder}"
 
     def _is_due(self, name, step, metrics):
@@ -174,7 +174,7 @@ class Safety:
         self._say("\n".join(filter(None, lines)))
 
     def _report(self, reason, newest_checkpoint):
-        lines = [f"training cannot go on: {reason}, and the run has gone back {_times(self.order)}"]
+        lines = [f"training cannot continue: {reason}, and the run has been rolled back {_times(self.order)}"]
         if self._last_skipped is not None:
             step, metrics = self._last_skipped
             lines.append(f"  at step {step}: {_not_finite(metrics)}")

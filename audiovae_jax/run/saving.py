@@ -89,7 +89,7 @@ class Saving:
         except CheckpointError as error:
             self._failures, self._failed = self._failures + 1, True
             if self._failures >= self._most_failures:
-                raise CheckpointError(f"{error}. With that mended, the same command goes on from there") from error
+                raise CheckpointError(f"{error}. Fix that, and run the same command to resume") from error
             pause = min(_FIRST_PAUSE * 2 ** (self._failures - 1), _LONGEST_PAUSE)
             again = "with the next checkpoint"
             if jax.process_count() == 1:
@@ -97,5 +97,5 @@ class Saving:
                 again = f"in {pause:.0f} s"
             self._say(
                 f"warning: {error} (failure {self._failures} of config.max_failed_saves={self._most_failures} in a "
-                f"row; the run goes on, and tries again {again})"
+                f"row; training continues; next attempt {again})"
             )

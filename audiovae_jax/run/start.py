@@ -149,7 +149,7 @@ def open_session(
     group.before_exit(lock.release)
     ending.enter_context(stopping.requests(group.ask_to_stop, stop_after, at_once=lock.release))
     if taken_from is not None:
-        say(f"taking {workdir} over from a run that ended without a word: {taken_from}")
+        say(f"taking over {workdir} from a run that was killed: {taken_from}")
     token = group.meet("workdir", tell=lock.token)
     if not is_first:
         lock.require_shared(token)
@@ -176,7 +176,7 @@ def open_session(
     say("\n".join(describe(config, recipe, data)))
     start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader)
     compilation.forget()
-    group.meet("state", same={"checkpoint to go on from": start.step})
+    group.meet("state", same={"checkpoint to resume from": start.step})
     # 6. Open what reports, saves and guards the run.
     reporter = Reporter(
         workdir,
@@ -238,7 +238,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath,
             raise ConfigError(
                 f"--workdir={workdir} holds a run of another config:\n  "
                 + "\n  ".join(changed)
-                + f"\nuse another --workdir, and --config.init_from={workdir} there to go on from this run"
+                + f"\nuse another --workdir, and --config.init_from={workdir} there to start from this run"
             )
     if write:
         try:
@@ -262,8 +262,8 @@ def initial_state(
     if agreement.of_first(checkpoints.steps()):
         restored = checkpoints.restore(program.abstract_state(recipe, devices, shape), sharding)
         for reason in restored.damaged:
-            say(f"warning: passed over {reason}")
-        say(f"going on from step {restored.step}")
+            say(f"warning: skipped a checkpoint: {reason}")
+        say(f"resuming from step {restored.step}")
         if restored.data.get("fingerprint") != fingerprint:
             say(
                 "warning: the audio under config.data.root, or how it is split, is not what it was when this run was "

@@ -67,7 +67,7 @@ def train(
         state, metrics, stopped = loop.run(start)
         _finish(session, stopped)
     if stopped is not None:
-        print(f"{stopped}; the same command goes on from there", flush=True)
+        print(f"{stopped}; run the same command to resume", flush=True)
         return state
     step, loss = session.checkpoints.best() or (config.num_steps, math.nan)
     if skipped := session.safety.summary():

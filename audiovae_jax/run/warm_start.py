@@ -158,7 +158,7 @@ def require_same_model(config: ml_collections.ConfigDict, reader: TorchReader | 
         raise CheckpointError(
             f"config.init_from={path}: its model is not that of config.model:\n"
             + "\n".join(lines)
-            + f"\nto go on from it, give {' '.join(given)}"
+            + f"\nto start from it, give {' '.join(given)}"
         )
     if not config.init_weights_only:
         require_steps_to_make(config, step or 0)
@@ -174,7 +174,7 @@ def require_steps_to_make(config: ml_collections.ConfigDict, step: int):
     if step >= config.num_steps:
         raise ConfigError(
             f"config.init_from={config.init_from} is at step {step} already; "
-            f"raise config.num_steps={config.num_steps} to go on, or begin anew with its weights alone: "
+            f"raise config.num_steps={config.num_steps} to resume, or start again with its weights alone: "
             "--config.init_weights_only"
         )
 
@@ -227,7 +227,7 @@ def _take_over_ours(config, recipe, fresh, sharding, say):
         optional = ["opt_state", *optional, *(["discriminator_opt_state"] if optional else [])]
     found = init_source.read(path, (*VARIABLES, *optional), best=weights_only)
     for reason in found.passed_over:
-        say(f"warning: passed over {reason}")
+        say(f"warning: skipped a checkpoint: {reason}")
     step = 0 if weights_only or found.step is None else found.step
     parts = {"step": np.asarray(step, np.int32)}
     for name in (*VARIABLES, *optional):
@@ -247,7 +247,7 @@ def _take_over_ours(config, recipe, fresh, sharding, say):
     parts = {name: part for name, part in parts.items() if part is not None}
     what = ", ".join(name for name in parts if name != "step")
     of = f" ({found.origin})" if found.origin else ""
-    counted = "the step and the optimizers begin anew" if weights_only else f"step {step}"
+    counted = "the step and the optimizers are reset" if weights_only else f"step {step}"
     say(f"taken over from {path}{of}: {counted}; {what}")
     return fresh.replace(**mesh.replicate(parts, sharding))
 

@@ -135,7 +135,7 @@ def train_state(
         else:
             why = "there is none in it that fits" if moments is None else "its moments are of folded weights"
             notes.append(f"{name} starts afresh: {why}")
-    counted = "the step and the optimizers begin anew;" if weights_only else f"step {imported.step},"
+    counted = "the step and the optimizers are reset;" if weights_only else f"step {imported.step},"
     notes.append(f"taken over: {counted} {', '.join(name for name in parts if name != 'step')}")
     return fresh.replace(**parts)
 
@@ -296,7 +296,7 @@ def _moments(optimizer, parameters, network, notes):
     if len(steps) > 1:
         notes.append(f"parameters of the {network} were updated {min(steps)} to {max(steps)} times; the most is taken")
     if any(group.get("amsgrad") for group in groups):
-        notes.append(f"the AMSGrad maxima of the {network}'s optimizer are dropped: AdamW goes on without them")
+        notes.append(f"the AMSGrad maxima of the {network}'s optimizer are dropped: AdamW continues without them")
     if any(group.get("decoupled_weight_decay") is False and group.get("weight_decay") for group in groups):
         notes.append(f"the {network}'s optimizer had its weight decay in the gradient; AdamW's is decoupled")
     averages = [

@@ -65,7 +65,7 @@ def test_a_child_of_multiprocessing_is_left_alone(monkeypatch):
 
 
 def test_it_leaves_alone_what_the_user_has_set_and_what_cannot_be_had(monkeypatch):
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it started the process anew"))
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it restarted the process"))
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     process.restart_with_huge_pages()
     monkeypatch.delenv("GLIBC_TUNABLES")

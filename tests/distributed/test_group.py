@@ -204,7 +204,7 @@ def test_silence_is_death_and_a_collective_that_fails_waits_for_that_news(proces
     (said,) = _each(groups[:1], train)
     assert isinstance(said, TrainingError)
     assert str(said).startswith("process 1 of 2 (on ")
-    assert "has given no sign of life for 0 s" in str(said)
+    assert "sent no heartbeat for 0 s" in str(said)
 
 
 def test_who_has_left_is_not_missed(processes):

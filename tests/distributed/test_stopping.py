@@ -108,7 +108,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(micro_config, tmp_path, mon
     cut = train.train(micro_config, tmp_path / "cut")
     assert int(cut.step) == 3
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert last == "stopped at step 3 after SIGTERM: saved; the same command goes on from there"
+    assert last == "stopped at step 3 after SIGTERM: saved; run the same command to resume"
     store = Checkpoints(tmp_path / "cut" / "checkpoints", read_only=True)
     assert store.steps() == [2, 3]
     assert store.best()[0] == 2
@@ -188,6 +188,6 @@ def test_the_command_does_not_wait_for_the_compiler(tmp_path):
     finally:
         process.kill()
     said = log.read_text()
-    assert "stopped at step 0 after SIGTERM: nothing to save yet; the same command goes on from there" in said
+    assert "stopped at step 0 after SIGTERM: nothing to save yet; run the same command to resume" in said
     assert "compiling the step: " not in said
     assert not (tmp_path / "run" / "run.lock").exists()

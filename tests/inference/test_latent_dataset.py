@@ -256,7 +256,7 @@ def test_a_folder_of_something_else_is_refused_with_what_differs(codec, catalog,
 
 def test_a_full_disk_is_said_and_leaves_what_is_whole(codec, catalog, encoded, tmp_path, full_disk):
     target = tmp_path / "latents"
-    with full_disk(8000), pytest.raises(DataError, match=r"too large.*the same command goes on from there"):
+    with full_disk(8000), pytest.raises(DataError, match=r"too large.*run the same command to resume"):
         latent_writer.write(codec, catalog, target, LatentFormat(**SMALL), num_threads=1, say=_quiet)
     assert not list(target.glob("*.arrayrecord"))
     latent_writer.write(codec, catalog, target, LatentFormat(**SMALL), say=_quiet)

@@ -286,7 +286,7 @@ def test_a_best_checkpoint_that_is_damaged_is_passed_over_and_named(tmp_path, tr
     best = checkpoint.Checkpoints(folder, read_only=True).best()[0]
     shutil.copytree(folder / "2", folder / "5")  # a whole one besides
     (folder / str(best) / "run" / "metadata").write_text("{")
-    with pytest.warns(UserWarning, match=rf"passed over .*{best} is damaged: JSONDecodeError.*; checkpoint 5 is used"):
+    with pytest.warns(UserWarning, match=rf"skipped .*{best} is damaged: JSONDecodeError.*; checkpoint 5 is used"):
         _, variables = load_model(tmp_path / "run")
     _require_equal(variables["params"], state.params)
     shutil.rmtree(folder / "5" / "state")

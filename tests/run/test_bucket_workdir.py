@@ -276,8 +276,8 @@ def test_a_killed_run_in_a_bucket_goes_on_to_the_bits_of_one_on_disk(bucket, tmp
                 process.send_signal(signal.SIGKILL)
                 process.wait()
     said = subprocess.run(_command(workdir), env=environment, check=True, capture_output=True, text=True)
-    assert "from a run that ended without a word" in said.stdout
-    assert "going on from step" in said.stdout
+    assert "from a run that was killed" in said.stdout
+    assert "resuming from step" in said.stdout
     subprocess.run(_command(tmp_path / "whole"), env=environment, check=True, capture_output=True)
     stores = [Checkpoints(place / "checkpoints", read_only=True) for place in (workdir, tmp_path / "whole")]
     assert stores[0].steps() == stores[1].steps()

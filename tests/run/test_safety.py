@@ -105,10 +105,10 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
     whole = train.train(config, tmp_path / "whole")
     printed = capsys.readouterr().out
     assert (
-        "warning: 3 updates of the generator in a row were skipped: going back to checkpoint 3, with the data in "
+        "warning: 3 updates of the generator in a row were skipped: rolling back to checkpoint 3, with the data in "
         "another order (time 1 of at most 3)"
     ) in printed
-    assert "updates that were skipped: 4 of the generator, and the run went back once" in printed
+    assert "updates that were skipped: 4 of the generator, and the run was rolled back once" in printed
     store = Checkpoints(tmp_path / "whole" / "checkpoints", read_only=True)
     assert store.steps()[-1] == 8
     assert store._run(8)["data"]["order"] == 1
@@ -156,13 +156,14 @@ def test_a_run_that_cannot_go_on_ends_with_a_report(micro_config, tmp_path, monk
         train.train(config, tmp_path / "run")
     report = str(caught.value)
     assert (
-        "training cannot go on: 2 updates of the generator in a row were skipped, and the run has gone back" in report
+        "training cannot continue: 2 updates of the generator in a row were skipped, and the run has been rolled back"
+        in report
     )
     assert "at step 2: not finite: train/total_g_loss inf, " in report
     assert "train/overflowing inf" in report
     assert "checkpoint: there is none" in report
     assert "try: another config.losses.overflowing, the only ones not finite being overflowing" in report
-    assert "going back to the beginning" in capsys.readouterr().out
+    assert "rolling back to the beginning" in capsys.readouterr().out
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert sorted(p.name for p in (tmp_path / "run" / "bad_batches").glob("*.json")) == [
         "step_00000001.json", "step_00000001_order_1.json", "step_00000002.json", "step_00000002_order_1.json",
@@ -226,7 +227,7 @@ def test_counts_go_on_from_a_checkpoint(tmp_path):
         again.require_progress()
     again.roll_back(RollBack("why"), 0)
     assert again.position() == {"order": 1, "skipped": {"g": 3, "d": 0}, "skipped_in_a_row": {"g": 0, "d": 0}}
-    with pytest.raises(TrainingError, match="training cannot go on: why, and the run has gone back once"):
+    with pytest.raises(TrainingError, match="training cannot continue: why, and the run has been rolled back once"):
         again.roll_back(RollBack("why"), 0)
 
 

@@ -53,7 +53,7 @@ def test_a_failure_is_said_at_once_and_tried_again_later(monkeypatch):
     assert not tested.is_due_again()
     tested.check()
     assert said == [
-        "warning: no space at 1 (failure 1 of config.max_failed_saves=5 in a row; the run goes on, and tries again "
+        "warning: no space at 1 (failure 1 of config.max_failed_saves=5 in a row; training continues; next attempt "
         "in 30 s)"
     ]
     tested.check()
@@ -146,7 +146,7 @@ def _train_while(config, workdir, monkeypatch, fill, free):
 def _assert_went_on(workdir, said, state, reason):
     assert len(said) == 1
     assert f"checkpoints: {reason}; those that are there whole: none" in said[0]
-    assert "(failure 1 of config.max_failed_saves=10 in a row; the run goes on, and tries again in 0 s)" in said[0]
+    assert "(failure 1 of config.max_failed_saves=10 in a row; training continues; next attempt in 0 s)" in said[0]
     store = Checkpoints(workdir / "checkpoints", read_only=True)
     assert store.steps()[-1] == 4
     params = store.parts(4, ("params",))["params"]

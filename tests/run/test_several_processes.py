@@ -137,10 +137,10 @@ def test_the_other_ends_when_one_is_killed(micro_config, tmp_path):
         run.processes[1].kill()
         assert run.processes[0].wait(120) == 1
         assert "error: process 1 of 2 (on " in run.log(0)
-        assert "has given no sign of life for 4 s" in run.log(0)
+        assert "sent no heartbeat for 4 s" in run.log(0)
     with Run(tmp_path, "killed", config, train={"stop_after": 20}) as again:
         again.finished()
-        assert "going on from step 10" in again.log(0)
+        assert "resuming from step 10" in again.log(0)
 
 
 @pytest.mark.slow
@@ -169,5 +169,5 @@ def test_two_processes_begin_with_the_weights_of_another_run(micro_config, train
     config = _config(micro_config, num_steps=2, init_from=str(begun), init_weights_only=True)
     with Run(tmp_path, "on", config, devices=1) as run:
         run.finished()
-        assert f"taken over from {begun} (checkpoint {3 - best}): the step and the optimizers begin anew" in run.log(0)
+        assert f"taken over from {begun} (checkpoint {3 - best}): the step and the optimizers are reset" in run.log(0)
     assert run.record()["digests"] == run.record(1)["digests"]

@@ -38,7 +38,7 @@ def test_a_run_whose_data_is_split_otherwise_resumes_with_a_warning(trained_run)
     said = []
     given = (config, build.build_recipe(config), mesh.make_mesh(), checkpoints)
     state, step, _, _ = start.initial_state(*given, "built-in", said.append)
-    assert (step, said) == (2, ["going on from step 2"])
+    assert (step, said) == (2, ["resuming from step 2"])
     state, step, _, _ = start.initial_state(*given, "another", said.append)
     assert step == 2
     assert "warning: the audio under config.data.root, or how it is split, is not what it was" in said[-1]

@@ -270,7 +270,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(micro_config, tmp_pa
     micro_config.use_adversarial = False
     micro_config.num_steps = 20
     micro_config.safety.max_rollbacks = 1
-    advice = r"(?s)val/total_loss became .* at step 1, and the run has gone back once\n.*try: a lower config.optimizer"
+    advice = (
+        r"(?s)val/total_loss became .* at step 1, and the run has been rolled back once\n.*"
+        "try: a lower config.optimizer"
+    )
     with pytest.raises(TrainingError, match=advice):
         train.train(micro_config, tmp_path)
 

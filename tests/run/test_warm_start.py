@@ -162,7 +162,7 @@ def test_weights_alone(micro_config, trained_run, tmp_path):
     _assert_same(state, trained)
     best = Checkpoints(workdir / "checkpoints", read_only=True).best()[0]
     state, _, said = _take_over(micro_config, workdir, init_weights_only=True)
-    assert f"taken over from {workdir} (checkpoint {best}): the step and the optimizers begin anew" in said
+    assert f"taken over from {workdir} (checkpoint {best}): the step and the optimizers are reset" in said
     _assert_same(state.params, load_model(workdir)[1]["params"])
     kept = load_training_state(workdir, step=best)["discriminator_params"]
     _assert_same(state.discriminator_params, kept)
@@ -180,7 +180,7 @@ def test_a_damaged_checkpoint_is_passed_over(micro_config, trained_run, tmp_path
     (newest / "state").mkdir()
     state, _, said = _take_over(micro_config, workdir)
     assert int(state.step) == 1
-    assert "warning: passed over" in said
+    assert "warning: skipped" in said
     assert "(checkpoint 1): step 1;" in said
     with pytest.raises(CheckpointError, match=f"config.init_from={newest} is damaged: "):
         _take_over(micro_config, newest)
@@ -210,7 +210,7 @@ def test_weights_alone_of_a_torch_file(micro_config):
         assert config[key] == micro_config[key], key
     state, fresh, said = _take_over(config, LIGHTNING)
     assert int(state.step) == 0
-    assert "taken over: the step and the optimizers begin anew; params, latent_statistics, discriminator_params" in said
+    assert "taken over: the step and the optimizers are reset; params, latent_statistics, discriminator_params" in said
     _assert_same(state.opt_state, fresh.opt_state)
     assert np.abs(state.discriminator_params["mpd"]["discriminators_0"]["conv_post"]["bias"]).max() > 0
 
@@ -234,7 +234,7 @@ def test_another_architecture_is_refused_before_anything_is_compiled(
     said = str(refused.value)
     assert said.startswith(f"config.init_from={path}: its model is not that of config.model:\n")
     assert f"\n  model.latent_dim: {there[0]} there, 5 here\n" in said
-    assert f"\n  model.dilations: {there[1]} there, (1, 2) here\nto go on from it, give --config.model." in said
+    assert f"\n  model.dilations: {there[1]} there, (1, 2) here\nto start from it, give --config.model." in said
     assert f" --config.model.dilations='{there[1]}'" in said
     assert ("model.kernel_size" in said) == (kind == "torch file")  # which is alike in the others
     assert not (tmp_path / "new" / "config.json").exists()

@@ -154,7 +154,7 @@ def test_a_run_goes_on_from_a_lightning_checkpoint(micro_config, tmp_path, capsy
     gone.unlink()
     warm_start.adopt_settings(again, {"num_steps", "init_from"}, tmp_path / "run")
     train.train(configuration.finalize(again, base.get_config()), tmp_path / "run")
-    assert "going on from step 6" in capsys.readouterr().out
+    assert "resuming from step 6" in capsys.readouterr().out
 
 
 def test_bare_weights_start_at_step_0_with_fresh_optimizers(micro_config, tmp_path):

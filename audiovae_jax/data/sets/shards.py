@@ -56,14 +56,14 @@ class Shard:
         """
         positions = _positions(self)[first : first + count]
         if len(positions) < count:
-            raise DataError(f"{printable(self.place)} has no records {first} to {first + count - 1}; make it anew")
+            raise DataError(f"{printable(self.place)} has no records {first} to {first + count - 1}; write it again")
         start, stop = int(positions[0][0]), int(positions[-1].sum())
         stream = self._bytes(start, stop)
         records = []
         for i, (offset, size) in enumerate(positions):
             record = stream[offset - start : offset - start + size]
             if len(record) < 4 or zlib.crc32(record[4:]) != int.from_bytes(record[:4], "little"):
-                raise DataError(f"{printable(self.place)}: record {first + i} is damaged (checksum); make it anew")
+                raise DataError(f"{printable(self.place)}: record {first + i} is damaged (checksum); write it again")
             records.append(record[4:])
         return records
 
@@ -128,7 +128,7 @@ class ShardedAudio:
             raise DataError(f"{self.name}: {getattr(error, 'strerror', None) or error}") from error
         audio = np.concatenate(pieces)
         if audio.shape != (count, self.channels):
-            raise DataError(f"{self.name}: its records hold other audio than the index says; make the shards anew")
+            raise DataError(f"{self.name}: its records hold other audio than the index says; write the shards again")
         return audio
 
 
@@ -210,7 +210,7 @@ def scan(root: str, options: probing.Options) -> Catalog:
             tracks.append((Track(track["key"], audio, track["weight"]), track["sides"]))
         mark = content["fingerprint"]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise RootError(root, f"its {INDEX} is damaged ({error!r}); make the shards anew") from error
+        raise RootError(root, f"its {INDEX} is damaged ({error!r}); write the shards again") from error
     skipped = []
     for shard, (name, size) in zip(shards, content["shards"], strict=True):
         if _size(shard.place) != size:
@@ -247,7 +247,7 @@ def _positions(shard) -> np.ndarray:
             text = remote.read_bytes(shard.list_path, shard.place.access)
         return np.asarray(json.loads(text)["records"], np.int64).reshape(-1, 2)
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{printable(shard.list_path)} is damaged ({error!r}); make the shards anew") from error
+        raise DataError(f"{printable(shard.list_path)} is damaged ({error!r}); write the shards again") from error
 
 
 def _size(place):

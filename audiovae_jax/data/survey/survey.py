@@ -235,7 +235,7 @@ def _doubts(survey) -> Iterator[str]:
     short = sum(length < crop for length in survey.lengths)
     yield from some(short, survey.total.tracks, f"shorter than a crop of {crop:.2f} s, and filled up")
     if share > MUCH_SILENCE:
-        yield f"{share:.0%} of the time is silence; with config.data.min_loudness_db such crops are drawn anew"
+        yield f"{share:.0%} of the time is silence; with config.data.min_loudness_db such crops are drawn again"
     yield from of_measured(
         lambda track: track.silence > MUCH_SILENCE, f"silent for more than {MUCH_SILENCE:.0%} of their time"
     )

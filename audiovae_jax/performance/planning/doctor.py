@@ -297,7 +297,7 @@ class _Looker:
             checkpoints = Checkpoints(folder, read_only=True)
             start.claim_workdir(self._config, self._workdir, checkpoints, write=False)
             if steps := checkpoints.steps():
-                return f"{self._workdir} goes on from step {steps[-1]}"
+                return f"{self._workdir} resumes from step {steps[-1]}"
             said = f"{self._workdir} has no checkpoint yet"
         if self._config.init_from is None:
             return said

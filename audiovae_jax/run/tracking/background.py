@@ -82,7 +82,7 @@ class Background(Writer):
                 self._changed.notify_all()
         if full and not self._said_full and self._failed_at is None:
             self._said_full = True
-            self._warn(f"warning: {self._name} is too slow; records are left out, and training goes on")
+            self._warn(f"warning: {self._name} is too slow; records are dropped, and training continues")
 
     def _work(self):
         while True:
@@ -116,7 +116,7 @@ class Background(Writer):
             self._failed_at = time.monotonic()
             self._pause = min(_AT_MOST, 2 * self._pause or _AGAIN_AFTER)
             if first:
-                self._warn(f"warning: {self._name} takes no records: {_reason(error)}; training goes on without it")
+                self._warn(f"warning: {self._name} takes no records: {_reason(error)}; training continues without it")
         else:
             if self._failed_at is not None and method != "close":
                 self._failed_at, self._pause = None, 0.0

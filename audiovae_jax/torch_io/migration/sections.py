@@ -44,7 +44,7 @@ _REASONS = {
     "deterministic": _SAME,
     "benchmark": _SAME,
     "min_epochs": "config.num_steps says how long a run is",
-    "max_time": "config.num_steps says how long a run is; a run that is stopped goes on with the same command",
+    "max_time": "config.num_steps says how long a run is; a stopped run is resumed by the same command",
     "pin_memory": "the next batch is put on the device while one is computed",
     "persistent_workers": "threads read crops, not processes",
     "prefetch_factor": "config.data.prefetch_batches says how many are held ready",
@@ -82,7 +82,7 @@ def _plain(section: Section, found: Findings):
     for key in ("ckpt_path", "resume_from", "resume_from_checkpoint"):
         if (file := section.text(key)) is not None:
             found.settings["init_from"] = file
-            found.changed.append((section.key(key), "init_from goes on from it in a new workdir; to go on in the same "
+            found.changed.append((section.key(key), "init_from starts from it in a new workdir; to resume in the same "
                                                     "one, give the same command again"))  # fmt: skip
     flags = {"use_adversarial": "use_adversarial", "encoder_frozen": "model.encoder_frozen",
              "freeze_encoder": "model.encoder_frozen"}  # fmt: skip
@@ -262,7 +262,7 @@ def _model_checkpoint(section: Section, found: Findings):
     for key, value in (("monitor", "val/total_loss"), ("mode", "min"), ("save_last", True)):
         if (given := section.whatever(key, value)) != value:
             found.dropped.append((section.key(key), given, kept))
-    section.drop({"save_top_k": kept, "save_weights_only": "a checkpoint is whole, so that a run can go on"})
+    section.drop({"save_top_k": kept, "save_weights_only": "a checkpoint is complete, so that a run can be resumed"})
     section.ignore("auto_insert_metric_name", "verbose")
 
 
@@ -282,7 +282,7 @@ def _mlflow(section: Section, found: Findings):
         "save_dir": "without a tracking_uri, runs are recorded in mlflow.db beside their workdirs",
         "artifact_location": "the server's own is used",
         "run_name": "a run has its workdir's name",
-        "run_id": "a workdir knows its run, and goes on with it",
+        "run_id": "a workdir belongs to one run, which is resumed in it",
         "log_model": "the best model is an artifact, at the end",
         "prefix": "metrics have their own names",
     })  # fmt: skip
@@ -298,7 +298,7 @@ def _wandb(section: Section, found: Findings):
         "entity": offline,
         "save_dir": offline,
         "name": "a run has its workdir's name",
-        "id": "a workdir knows its run, and goes on with it",
+        "id": "a workdir belongs to one run, which is resumed in it",
         "log_model": "the best model is an artifact, at the end",
     })  # fmt: skip
 

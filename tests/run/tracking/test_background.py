@@ -66,7 +66,7 @@ def test_a_server_that_goes_and_comes_back(monkeypatch):
     for step in range(1, 40):
         writer.scalars({}, step)
     _until(lambda: not writer._waiting)
-    assert said == ["warning: it takes no records: connection refused; training goes on without it"]
+    assert said == ["warning: it takes no records: connection refused; training continues without it"]
     server.gone = False
     time.sleep(0.5)
     writer.scalars({}, 40)
@@ -86,7 +86,7 @@ def test_a_server_that_never_answers_costs_nothing(monkeypatch):
     for step in range(1000):
         writer.scalars({}, step)
     assert time.monotonic() - start < 1
-    assert said == ["warning: it is too slow; records are left out, and training goes on"]
+    assert said == ["warning: it is too slow; records are dropped, and training continues"]
     start = time.monotonic()
     writer.close(True)
     assert time.monotonic() - start < 5
@@ -105,7 +105,7 @@ def test_a_service_that_cannot_be_reached_at_all():
     for step in range(5):
         writer.scalars({}, step)
     writer.close(True)
-    assert said[0] == "warning: it takes no records: no route; training goes on without it"
+    assert said[0] == "warning: it takes no records: no route; training continues without it"
     assert said[-1] == "warning: 5 records of this run did not reach it"
 
 
