@@ -72,3 +72,38 @@ def test_it_leaves_alone_what_the_user_has_set_and_what_cannot_be_had(monkeypatc
     monkeypatch.setattr(process, "_can_ask", lambda: False)
     process.restart_with_huge_pages()
     assert "GLIBC_TUNABLES" not in os.environ
+
+
+_FULL_DISK = """
+import gc, logging, resource, signal, sys
+from pathlib import Path
+import numpy as np
+from audiovae_jax.commands import process
+from audiovae_jax.storage import array_store
+process.drop_orbax_log_lines()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY))
+rng = np.random.default_rng(0)
+try:
+    array_store.write_tree(Path(sys.argv[1]), {str(i): rng.standard_normal(50_000) for i in range(20)})
+except OSError as error:
+    print(error)
+gc.collect()
+for name in ("absl", "asyncio"):
+    logging.getLogger(name).error("Task exception was never retrieved, of another library")
+"""
+
+
+@pytest.mark.slow
+def test_a_failed_write_logs_nothing_and_other_libraries_are_heard(tmp_path):
+    pytest.importorskip("resource")
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL_DISK, str(tmp_path / "tree")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "File too large\n"
+    assert done.stderr.count("Task exception was never retrieved, of another library") == 2
+    assert len(done.stderr.splitlines()) == 2, done.stderr

@@ -1,3 +1,5 @@
+import sys
+
 import old_configs
 import pytest
 
@@ -146,3 +148,23 @@ def test_interpolations(monkeypatch):
 def test_circles_are_errors(values):
     with pytest.raises(ConfigError, match="circle: .*a"):
         interpolation.resolve(values)
+
+
+def test_references_that_expand_without_end_are_errors():
+    lists = {"x0": [1] * 10, **{f"x{i}": [f"${{x{i - 1}}}"] * 10 for i in range(1, 7)}}
+    with pytest.raises(ConfigError, match="expands to more than"):
+        interpolation.resolve(lists)
+    texts = {"x0": "1234567890", **{f"x{i}": f"${{x{i - 1}}}" * 10 for i in range(1, 7)}}
+    with pytest.raises(ConfigError, match="grows without end"):
+        interpolation.resolve(texts)
+    chain = {f"x{i}": f"${{x{i + 1}}}" for i in range(5000)}
+    with pytest.raises(ConfigError, match="too deeply"):
+        interpolation.resolve(chain)
+
+
+def test_a_config_imports_no_module_and_reads_no_variable(monkeypatch):
+    monkeypatch.setenv("SECRET", "told")
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    values = {"a": "${oc.coerce:this.d,1}", "b": "${oc.env:SECRET}", "c": "${oc.decode:${oc.env:SECRET}}"}
+    assert interpolation.resolve(values) == values
+    assert "this" not in sys.modules
