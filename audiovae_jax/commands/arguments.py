@@ -23,7 +23,7 @@ from audiovae_jax.storage.bucket_path import BucketPath
 GOES_ON = "everything saved is complete; run the same command to resume"
 MODEL = "MODEL"
 # Error messages of absl and Python about flag values, with clearer replacements.
-_PLAINLY = {
+_CLEARER_MESSAGES = {
     r": invalid literal for int\(\) .*": " must be a whole number",
     r": could not convert string to float.*": " must be a number",
     r"^Missing value for flag (\S+)": r"\1 needs a value: \1=VALUE",
@@ -201,7 +201,7 @@ def _parsed(command, argv, config=None):
         raise ConfigError(f"{command.name} has no flag --{name}; {more}") from None
     except flags.Error as error:
         text = str(error).removeprefix("flag ")
-        for pattern, plainly in _PLAINLY.items():
+        for pattern, plainly in _CLEARER_MESSAGES.items():
             text = re.sub(pattern, plainly, text)
         raise ConfigError(text) from None
 

@@ -25,7 +25,7 @@ from audiovae_jax.storage import atomic
 
 _AFTER = 10.0  # seconds that threads may run after the page is closed
 _ALL = "all"
-_MOST_MB = 1 << 20
+_MAX_MB = 1 << 20
 
 
 def _define():
@@ -138,7 +138,7 @@ def _define_serve():
     codec.define_codec_flags()
     flags.DEFINE_string("host", "127.0.0.1", "address to listen on; by default no other machine reaches the page")
     flags.DEFINE_integer("port", 7860, "of the page; 0 for one that is free", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_integer("max_upload_mb", 1024, "of a file", lower_bound=1, upper_bound=_MOST_MB)
+    flags.DEFINE_integer("max_upload_mb", 1024, "of a file", lower_bound=1, upper_bound=_MAX_MB)
 
 
 def _serve(path):

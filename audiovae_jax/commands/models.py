@@ -15,7 +15,7 @@ from audiovae_jax.inference import calibration, inspection, stablehlo
 from audiovae_jax.persistence import conversion
 from audiovae_jax.torch_io import audio_vae
 
-_MOST_NAMED = 10  # file names per line
+_NAMES_PER_LINE = 10  # file names per line
 
 
 def _inspect_flags():
@@ -76,8 +76,8 @@ def _calibration_lines(made):
     yield f"calibrated on {len(read.files)} files, {read.frames:,} latent frames of {made.hop_length} samples"
     if made.held_out:
         names = [printable(path) for path in made.after.files]
-        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-        yield f"measured afterwards on {len(names)} other files: {', '.join(names[:_MOST_NAMED])}{more}"
+        more = f" and {len(names) - _NAMES_PER_LINE} more" if len(names) > _NAMES_PER_LINE else ""
+        yield f"measured afterwards on {len(names)} other files: {', '.join(names[:_NAMES_PER_LINE])}{more}"
     elif made.after is not None:
         yield "measured afterwards on the same files, which are too few to hold some out"
     yield "channel  " + "  ".join(f"mean {when}  variance {when}" for when in measured)

@@ -41,7 +41,7 @@ _LATER_KEYS = {
     "data.augment.swap_probability": 0.0, "data.val_root": None, "init_weights_only": False,
     "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
 }  # fmt: skip
-_MOST_SAMPLE_SECONDS = 300  # samples are held in memory and plotted in full
+_MAX_SAMPLE_SECONDS = 300  # samples are held in memory and plotted in full
 # Sections whose keys are arguments of a callable. They are checked against its signature instead.
 _OPEN_SECTIONS = ("discriminator", "losses")
 _FFT_KEYS = ("fft_sizes", "n_fft", "n_ffts", "mel_stft_n_ffts")
@@ -162,8 +162,8 @@ def _check_data(data):
         value = data.augment[key]
         _require(0 <= value <= 1, f"config.data.augment.{key}={value} must lie between 0 and 1")
     _require(
-        1 / data.sample_rate <= data.sample_seconds <= _MOST_SAMPLE_SECONDS,
-        f"config.data.sample_seconds={data.sample_seconds} must lie between one sample and {_MOST_SAMPLE_SECONDS}",
+        1 / data.sample_rate <= data.sample_seconds <= _MAX_SAMPLE_SECONDS,
+        f"config.data.sample_seconds={data.sample_seconds} must lie between one sample and {_MAX_SAMPLE_SECONDS}",
     )
     for key in ("read_timeout", "retry_seconds", "cache_gigabytes"):
         _require(data[key] >= 0, f"config.data.{key}={data[key]} must not be negative")

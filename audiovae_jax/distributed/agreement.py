@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-_LONGEST = 600  # bytes; longer reasons are cut off
+_MAX_REASON_BYTES = 600  # bytes; longer reasons are cut off
 
 
 def is_first() -> bool:
@@ -36,8 +36,8 @@ def any_reason(reason: str | None) -> str | None:
     """
     if jax.process_count() == 1:
         return reason
-    text = np.zeros(_LONGEST, np.uint8)
-    encoded = (reason or "").encode()[:_LONGEST]
+    text = np.zeros(_MAX_REASON_BYTES, np.uint8)
+    encoded = (reason or "").encode()[:_MAX_REASON_BYTES]
     text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     for process, row in enumerate(np.asarray(multihost_utils.process_allgather(text))):
         if row.any():

@@ -13,7 +13,7 @@ Embedding = Callable[[np.ndarray, int], np.ndarray]
 
 WINDOW_SECONDS = 10.0  # of audio per call of an embedding function
 KAD_SCALE = 100.0  # KAD's authors multiply by it for readability
-_MOST_PAIRED = 5000  # embeddings per set that KAD compares; larger sets are subsampled
+_MAX_PAIRED = 5000  # embeddings per set that KAD compares; larger sets are subsampled
 
 
 def load(name: str) -> Embedding:
@@ -117,9 +117,9 @@ def _root(matrix):
 
 
 def _drawn(embeddings):
-    if len(embeddings) <= _MOST_PAIRED:
+    if len(embeddings) <= _MAX_PAIRED:
         return embeddings
-    return embeddings[np.sort(np.random.default_rng(0).choice(len(embeddings), _MOST_PAIRED, replace=False))]
+    return embeddings[np.sort(np.random.default_rng(0).choice(len(embeddings), _MAX_PAIRED, replace=False))]
 
 
 def _squares(a, b):

@@ -18,12 +18,12 @@ from audiovae_jax.html.document import document, escaped, facts, player, table
 from audiovae_jax.storage import atomic
 
 AUDIO_BYTES = 24 * 10**6  # of all players together, as 16-bit samples
-MOST_SECONDS = 8.0  # per clip
-_MOST_ROWS = 200  # in the table of files
+MAX_SECONDS = 8.0  # per clip
+_MAX_ROWS = 200  # in the table of files
 _MAIN = "si_sdr_db"
 _HEADLINE = (_MAIN, "audiotools_mel", "bits_per_second")
 _OF_MODELS = (*_HEADLINE, "realtime_factor")
-_SHOWN = (_MAIN, "auraloss_stft", "audiotools_mel", "side_snr_db", "loudness_difference_lu", "bandwidth_kept")
+_CHARTED = (_MAIN, "auraloss_stft", "audiotools_mel", "side_snr_db", "loudness_difference_lu", "bandwidth_kept")
 _LABEL = 18  # maximum number of characters of a system's name in a plot
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^/\s'\"]+/)+")
 _STYLE = """
@@ -70,7 +70,7 @@ def clip_seconds(files: int, systems: int, sample_rate: int, channels: int) -> f
     All players together stay within `AUDIO_BYTES`.
     """
     clips_in_all = max(1, files * (1 + 2 * systems))
-    return min(MOST_SECONDS, AUDIO_BYTES / clips_in_all / (2 * channels * sample_rate))
+    return min(MAX_SECONDS, AUDIO_BYTES / clips_in_all / (2 * channels * sample_rate))
 
 
 def write(
@@ -222,7 +222,7 @@ def _published(summary, systems, preset):
 
 
 def _distributions(rows, systems):
-    shown = [_strip(rows, systems, name) for name in _SHOWN[1:]]
+    shown = [_strip(rows, systems, name) for name in _CHARTED[1:]]
     if not any(shown):
         return ""
     return f'<h2>Distributions over files</h2><div class="grid">{"".join(shown)}</div>'
@@ -284,16 +284,16 @@ def _clip(title, audio, entry):
 
 
 def _files(rows):
-    shown = [name for name in _SHOWN if any(_known(row.get(name)) for row in rows)]
+    shown = [name for name in _CHARTED if any(_known(row.get(name)) for row in rows)]
     ordered = sorted(rows, key=lambda row: row[_MAIN] if _known(row.get(_MAIN)) else math.inf)
     lines = [
         [
             f"{_text(row['file'])}<small>{_text(row['system'])}</small>",
             *(number(row[name]) if _known(row.get(name)) else "" for name in shown),
         ]
-        for row in ordered[:_MOST_ROWS]
+        for row in ordered[:_MAX_ROWS]
     ]
-    more = f"; all {len(rows)} are in files.csv" if len(rows) > _MOST_ROWS else ""
+    more = f"; all {len(rows)} are in files.csv" if len(rows) > _MAX_ROWS else ""
     header = ["", *(f"{COLUMNS[name].label}{_arrow(name)}" for name in shown)]
     title = f"Every file, lowest SI-SDR first{more}"
     return f"<details><summary>{title}</summary>{table(lines, header, numbers=True)}</details>"
@@ -302,7 +302,7 @@ def _files(rows):
 def _skipped(skipped):
     if not skipped:
         return ""
-    lines = "".join(f"<li>{_text(name)}: {_text(reason)}</li>" for name, reason in skipped[:_MOST_ROWS])
+    lines = "".join(f"<li>{_text(name)}: {_text(reason)}</li>" for name, reason in skipped[:_MAX_ROWS])
     return f"<h2>Skipped: {len(skipped)}</h2><ul>{lines}</ul>"
 
 

@@ -8,7 +8,7 @@ from audiovae_jax.evaluation.waveform import WaveformErrors
 # As in EAR_VAE's public evaluation script.
 PHASE_RESOLUTIONS: tuple[Resolution, ...] = tuple((n, n // 4, n) for n in (4096, 2048, 1024, 512))
 PAN_RESOLUTION: Resolution = (2048, 512, 2048)
-_LEAST_WEIGHT = 1e-6  # product of a bin's two magnitudes up to which it is ignored
+_MIN_WEIGHT = 1e-6  # product of a bin's two magnitudes up to which it is ignored
 
 
 class StereoField:
@@ -104,7 +104,7 @@ class PhaseCoherence:
         return float(numerator / weight) if weight else None
 
     def _add(self, i, product, weight):
-        weight = np.where(weight > _LEAST_WEIGHT, weight, 0)
+        weight = np.where(weight > _MIN_WEIGHT, weight, 0)
         size = np.abs(product)
         direction = np.divide(product, size, out=np.ones_like(product), where=size > 0)
         self._sums[i] += np.abs((weight * direction).sum(axis=1)).sum(dtype=np.float64), weight.sum(dtype=np.float64)

@@ -22,7 +22,7 @@ _OPUS_RATE = 48000  # Hz, the rate that Opus decodes to
 _MP3_RATES = (32000, 44100, 48000)  # Hz, of MPEG-1
 # By kind: ffmpeg's encoder, and the suffix, libsndfile's format and subtype.
 _KINDS = {"opus": ("libopus", ".opus", "OGG", "OPUS"), "mp3": ("libmp3lame", ".mp3", "MP3", "MPEG_LAYER_III")}
-_MOST_KBPS = {"opus": 510, "mp3": 320}
+_MAX_KBPS = {"opus": 510, "mp3": 320}
 _TIMEOUT = 3600.0  # seconds for one file
 
 
@@ -102,7 +102,7 @@ class LossyCodec:
 
     def __init__(self, name: str):
         found = re.fullmatch(r"(opus|mp3)_?(\d+)", name)
-        if not found or not 6 <= int(found[2]) <= _MOST_KBPS[found[1]]:
+        if not found or not 6 <= int(found[2]) <= _MAX_KBPS[found[1]]:
             raise ConfigError(
                 f"--baselines: {name!r} is none; opus24, opus64 and mp3_128 are, or other rates in kbit/s"
             )

@@ -7,7 +7,7 @@ from audiovae_jax.errors import ConfigError
 
 SAMPLE_RATE = 48000  # Hz
 WINDOW_SECONDS = 10.0
-_LEAST_SECONDS = 1.0  # shorter audio has too few of ViSQOL's patches
+_MIN_SECONDS = 1.0  # shorter audio has too few of ViSQOL's patches
 
 
 class Visqol:
@@ -32,7 +32,7 @@ class Visqol:
         """Score mono mixes at 48 kHz; return None if shorter than a second, or silent."""
         scores = []
         for y, x in zip(_windows(reference), _windows(estimate), strict=True):
-            if len(y) >= _LEAST_SECONDS * SAMPLE_RATE and y.any():
+            if len(y) >= _MIN_SECONDS * SAMPLE_RATE and y.any():
                 scores.append(float(self._api.measure_from_arrays(y, x, sample_rate=SAMPLE_RATE).moslqo))
         return float(np.mean(scores)) if scores else None
 

@@ -9,8 +9,8 @@ from audiovae_jax.html import drawing
 _N_FFT = 2048  # window length in samples
 _BANDS = 192  # number of rows, of equal width in mel
 _RANGE_DB = 90.0  # dynamic range below the original's maximum
-_MOST_DIFFERENCE_DB = 30.0
-_MOST_COLUMNS = 360  # approximate number of columns in an SVG
+_MAX_DIFFERENCE_DB = 30.0
+_MAX_COLUMNS = 360  # approximate number of columns in an SVG
 _TICKS = (100, 500, 1000, 2000, 4000, 8000, 16000, 32000)  # Hz
 
 
@@ -44,7 +44,7 @@ def draw(
     # Levels below the colour range count as equal: such a difference is inaudible.
     heard = [np.maximum(level, top - _RANGE_DB) for level in levels]
     of_levels = {"vmin": top - _RANGE_DB, "vmax": top, "cmap": "magma"}
-    of_difference = {"vmin": -_MOST_DIFFERENCE_DB, "vmax": _MOST_DIFFERENCE_DB, "cmap": "RdBu_r"}
+    of_difference = {"vmin": -_MAX_DIFFERENCE_DB, "vmax": _MAX_DIFFERENCE_DB, "cmap": "RdBu_r"}
     seconds = len(original) / sample_rate
     for (axis, bar), (name, values, colours) in zip(
         rows,
@@ -79,7 +79,7 @@ def spectrogram(audio: np.ndarray, original: np.ndarray, sample_rate: int, descr
     """
     top = mel_levels(original, sample_rate).max()
     levels = mel_levels(audio, sample_rate)
-    levels = levels[:: max(1, len(levels) // _MOST_COLUMNS)]
+    levels = levels[:: max(1, len(levels) // _MAX_COLUMNS)]
 
     def plot(axis):
         colours = {"vmin": top - _RANGE_DB, "vmax": top, "cmap": "magma", "interpolation": "none"}

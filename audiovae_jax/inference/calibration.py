@@ -15,7 +15,7 @@ from audiovae_jax.errors import DataError
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.persistence import model_folder, saved_model
 
-_LEAST_TO_SPLIT, _LEAST_HELD_OUT = 10, 3  # files
+_MIN_TO_SPLIT, _MIN_HELD_OUT = 10, 3  # files
 
 
 class RunningMoments:
@@ -143,9 +143,9 @@ def _split(found):
 
     Held-out files are evenly spaced. With fewer than ten files, none are held out.
     """
-    if len(found) < _LEAST_TO_SPLIT:
+    if len(found) < _MIN_TO_SPLIT:
         return found, []
-    count = max(_LEAST_HELD_OUT, len(found) // 10)
+    count = max(_MIN_HELD_OUT, len(found) // 10)
     held_out = [found[(2 * i + 1) * len(found) // (2 * count)] for i in range(count)]
     return [path for path in found if path not in set(held_out)], held_out
 

@@ -27,7 +27,7 @@ from audiovae_jax.models.span import Span
 
 # Elements of one layer's activations in a batch of windows: 32 MB in float32. About ten such arrays are live at once.
 _ACTIVATION_BUDGET = 1 << 23
-_LEAST_FRAMES = 16  # smallest window for short signals; sizes double from there
+_MIN_FRAMES = 16  # smallest window for short signals; sizes double from there
 _IN_FLIGHT = 2  # batches
 _MAX_POSITION = 2**31 - 2**24  # samples
 
@@ -68,7 +68,7 @@ class ChunkedModel:
         # Results of the context are discarded. A core several times as long keeps this overhead small.
         least = 4 * max(sum(context) for context in self._contexts.values())
         largest = max(least, 1 << int(math.log2(max(1, samples / model.hop_length))))
-        halvings = max(0, int(math.log2(largest / _LEAST_FRAMES)))
+        halvings = max(0, int(math.log2(largest / _MIN_FRAMES)))
         self._sizes = tuple(-(-largest // 2**i) for i in reversed(range(halvings + 1)))
 
     @property

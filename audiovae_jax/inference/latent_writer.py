@@ -140,7 +140,7 @@ def write(
 
 _GOES_ON = "the files written so far are complete; run the same command to resume"
 _BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} min of audio [{elapsed}<{remaining}]"
-_MOST_IN_MEMORY = 1 << 26  # bytes of a track's records; larger ones go to a temporary file
+_MAX_IN_MEMORY = 1 << 26  # bytes of a track's records; larger ones go to a temporary file
 
 
 class _Plan:
@@ -262,7 +262,7 @@ def _write_shard(codec, plan, i, progress) -> float:
         with _array_record(temporary, plan.shard(i)) as write_record:
             for track in plan.groups[i]:
                 # Buffer the track, so that one that fails near its end leaves nothing in the shard.
-                with tempfile.SpooledTemporaryFile(_MOST_IN_MEMORY, dir=plan.folder) as spool:
+                with tempfile.SpooledTemporaryFile(_MAX_IN_MEMORY, dir=plan.folder) as spool:
                     try:
                         entry, written = _encode_track(codec, plan, track, spool, progress)
                     except remote.UnreachableError:  # not a fault of the track; the run can be resumed later

@@ -35,7 +35,7 @@ _KEYS = {
 }
 _ARRAYS_FOLDER = "arrays_folder"  # key of `model.json` in a bucket: name of the folder with the trees
 _IS_ARRAYS_FOLDER = re.compile(r"arrays-[0-9a-f]{16}")
-_LONGEST_RETRY = 30.0  # seconds during which a read is retried while another process replaces the model
+_MAX_RETRY = 30.0  # seconds during which a read is retried while another process replaces the model
 _ABANDONED = 86400.0  # seconds after which arrays that no `model.json` names count as an interrupted upload
 
 
@@ -115,7 +115,7 @@ def settled(path: str | Path | BucketPath, read: Callable[[Path | BucketPath], _
     Raises:
       CheckpointError: `read` failed, and the model was not replaced.
     """
-    end = time.monotonic() + _LONGEST_RETRY
+    end = time.monotonic() + _MAX_RETRY
     while True:
         place = locate.opened_path(path)
         before = _identity(place)

@@ -19,7 +19,7 @@ from audiovae_jax.storage.bucket_path import BucketPath
 
 FOLDER = "bad_batches"  # in a workdir
 _PATIENCE = 10.0  # seconds that training waits for a bucket
-_MOST_DESCRIBED = 1000  # limits the folder of a run that skips many updates
+_MAX_DESCRIBED = 1000  # limits the folder of a run that skips many updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class BadBatches:
         if isinstance(self.folder, Path):
             self.folder.mkdir(parents=True, exist_ok=True)
         # A resumed run may repeat steps, whose files are replaced.
-        if not path.exists() and len(self._steps(".json")) >= _MOST_DESCRIBED:
+        if not path.exists() and len(self._steps(".json")) >= _MAX_DESCRIBED:
             return
         path.write_text(json.dumps(described, indent=2) + "\n")
         target = self.folder / name

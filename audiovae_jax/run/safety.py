@@ -16,8 +16,14 @@ from audiovae_jax.run.bad_batches import BadBatches
 from audiovae_jax.training.step import Recipe
 
 NETWORKS = {"g": "generator", "d": "discriminator"}
-_SAID = 3  # skipped updates in a row that are reported; the metrics count all
-_SHOWN = ("train/total_g_loss", "train/reconstruction_loss", "train/d_loss", "train/g_grad_norm", "train/d_grad_norm")
+_MAX_REPORTED_IN_A_ROW = 3  # skipped updates in a row that are reported; the metrics count all
+_MAIN_METRICS = (
+    "train/total_g_loss",
+    "train/reconstruction_loss",
+    "train/d_loss",
+    "train/g_grad_norm",
+    "train/d_grad_norm",
+)
 
 
 class RollBack(Exception):
@@ -161,7 +167,7 @@ class Safety:
     def _tell(self, step, skipped, metrics, batch):
         self._files.update(origin.file for origin in batch.origins if origin is not None)
         self._bad_audio += len(batch.not_finite)
-        if max(self._in_a_row.values()) > _SAID:
+        if max(self._in_a_row.values()) > _MAX_REPORTED_IN_A_ROW:
             return
         of = " and of the ".join(NETWORKS[name] for name in skipped)
         crops = [str(origin) for origin in batch.origins if origin is not None]
@@ -180,7 +186,7 @@ class Safety:
             lines.append(f"  at step {step}: {_not_finite(metrics)}")
         if self._last_whole is not None:
             step, metrics = self._last_whole
-            lines.append(f"  last update: step {step}, {_figures(metrics, _SHOWN)}")
+            lines.append(f"  last update: step {step}, {_figures(metrics, _MAIN_METRICS)}")
         if self._files:
             often = [f"{file} ({count} crops)" for file, count in self._files.most_common(5)]
             lines.append(f"  crops since then: {', '.join(often)}; all are in {self._batches.folder}")
@@ -219,7 +225,7 @@ def _not_finite(metrics):
 
 def _place(name):
     """Return a sort key that puts totals before their terms."""
-    return (_SHOWN.index(name) if name in _SHOWN else len(_SHOWN), name)
+    return (_MAIN_METRICS.index(name) if name in _MAIN_METRICS else len(_MAIN_METRICS), name)
 
 
 def _figures(metrics, names):

@@ -10,7 +10,7 @@ from audiovae_jax.evaluation.waveform import WaveformErrors
 from audiovae_jax.inference.chunked import ChunkedModel
 from audiovae_jax.models.audio_vae import AudioVAE
 
-_LONGEST_NAME = 60  # characters, in titles
+_MAX_NAME = 60  # characters, in titles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Sample:
 
         The first has the step and the name. The second has the SI-SDR and SNR of the reconstruction.
         """
-        name = self.name if len(self.name) <= _LONGEST_NAME else f"...{self.name[-_LONGEST_NAME:]}"
+        name = self.name if len(self.name) <= _MAX_NAME else f"...{self.name[-_MAX_NAME:]}"
         errors = WaveformErrors(self.original.shape[1])
         errors.add(self.original.astype(np.float64), self.reconstruction.astype(np.float64))
         ratios = {"SI-SDR": errors.si_sdr(), "SNR": errors.snr()}

@@ -9,7 +9,7 @@ from audiovae_jax.errors import CheckpointError
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.training.state import TrainState
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 600.0  # seconds until a retry
+_FIRST_PAUSE, _MAX_PAUSE = 30.0, 600.0  # seconds until a retry
 
 
 class Saving:
@@ -90,7 +90,7 @@ class Saving:
             self._failures, self._failed = self._failures + 1, True
             if self._failures >= self._most_failures:
                 raise CheckpointError(f"{error}. Fix that, and run the same command to resume") from error
-            pause = min(_FIRST_PAUSE * 2 ** (self._failures - 1), _LONGEST_PAUSE)
+            pause = min(_FIRST_PAUSE * 2 ** (self._failures - 1), _MAX_PAUSE)
             again = "with the next checkpoint"
             if jax.process_count() == 1:
                 self._again_at = time.monotonic() + pause

@@ -33,7 +33,7 @@ from audiovae_jax.training.state import TrainState, create_state, create_train_s
 from audiovae_jax.training.step import Recipe
 
 BAD_FILES = "bad_files.jsonl"  # in the workdir; the other processes put their index into the name
-_MOST_SKIPPED_SHOWN = 20
+_MAX_SKIPPED_LINES = 20
 
 
 class Start(NamedTuple):
@@ -312,7 +312,7 @@ def describe(config, recipe, data) -> list[str]:
     )
     if {track.key for track in found.train} & {track.key for track in found.validation}:
         lines.append("warning: there is one usable file, so training and validation share it")
-    lines += [f"skipped {name}: {reason}" for name, reason in found.skipped[:_MOST_SKIPPED_SHOWN]]
-    if len(found.skipped) > _MOST_SKIPPED_SHOWN:
-        lines.append(f"and {len(found.skipped) - _MOST_SKIPPED_SHOWN} more; all are listed in {BAD_FILES}")
+    lines += [f"skipped {name}: {reason}" for name, reason in found.skipped[:_MAX_SKIPPED_LINES]]
+    if len(found.skipped) > _MAX_SKIPPED_LINES:
+        lines.append(f"and {len(found.skipped) - _MAX_SKIPPED_LINES} more; all are listed in {BAD_FILES}")
     return lines

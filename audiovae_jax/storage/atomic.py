@@ -15,8 +15,8 @@ _UNFINISHED = re.compile(r"\.(\d+)\.tmp(\.[^.]*)?$")
 _MOVED_ASIDE = re.compile(r"\.\d+\.old$")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path makes one slash of two
 _SILENT = 60.0  # seconds without a write after which a file may be removed
-_LONGEST_SWAP = 1.0  # seconds between the two renames that replace a folder
-_LONGEST_NAME = 255  # bytes, on nearly every file system
+_MAX_SWAP = 1.0  # seconds between the two renames that replace a folder
+_MAX_NAME = 255  # bytes, on nearly every file system
 
 
 @contextlib.contextmanager
@@ -73,7 +73,7 @@ def await_swap(path: Path):
 
     This takes at most a second. The renamed old folder shows that a replacement is in progress.
     """
-    end = time.monotonic() + _LONGEST_SWAP
+    end = time.monotonic() + _MAX_SWAP
     while not os.path.exists(path) and _is_moved_aside(path) and time.monotonic() < end:
         time.sleep(0.005)
 
@@ -120,7 +120,7 @@ def _require_local(path):
 
 
 def _hidden(name, ending):
-    start = os.fsencode(name)[: _LONGEST_NAME - 1 - len(os.fsencode(ending))]
+    start = os.fsencode(name)[: _MAX_NAME - 1 - len(os.fsencode(ending))]
     # Drop a partial character at the end, since some file systems reject it.
     return f".{start.decode(errors='ignore') if start != os.fsencode(name) else name}{ending}"
 

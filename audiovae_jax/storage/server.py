@@ -21,7 +21,7 @@ _FINAL_ERRORS = (
 _FINAL_NAMES = re.compile("Credentials|Profile|SSOToken|ParamValidation")
 _WORTH_ANOTHER = (408, 429)  # HTTP 4xx codes to retry: time-out, too many requests
 _CONNECTIONS = 64
-_LONGEST_PAUSE = 5.0  # seconds between two attempts, at most
+_MAX_PAUSE = 5.0  # seconds between two attempts, at most
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _CREDENTIALS = {
     "s3": "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -107,7 +107,7 @@ def persistently(
             if time.monotonic() - began + pause > seconds:
                 raise AwayError from error
         time.sleep(pause * random.uniform(0.5, 1.0))
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, _MAX_PAUSE)
 
 
 def status_of(error: Exception) -> tuple[int | None, str | None]:

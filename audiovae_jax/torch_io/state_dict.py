@@ -16,7 +16,7 @@ _WRAPPERS = ("module", "_orig_mod", "_forward_module")
 _COUNTER = "n_averaged"
 # Types of ml_dtypes, whose numpy kind is not floating.
 _EXOTIC_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-_SHOWN = 500  # keys of one kind in an error message, more than our networks have
+_MAX_KEYS_LISTED = 500  # keys of one kind in an error message, more than our networks have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +135,8 @@ def explain(problems: dict[str, list[str]]) -> str:
     """Format the problems as lines; empty if there are none."""
     lines = []
     for kind, found in problems.items():
-        more = [f"... and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
-        lines += [f"  {kind}: {what}" for what in found[:_SHOWN] + more]
+        more = [f"... and {len(found) - _MAX_KEYS_LISTED} more"] if len(found) > _MAX_KEYS_LISTED else []
+        lines += [f"  {kind}: {what}" for what in found[:_MAX_KEYS_LISTED] + more]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-LOOKS = 3  # consecutive checks with or without a sign that switch its warning
+CONSECUTIVE_CHECKS = 3  # consecutive checks with or without a sign that switch its warning
 ACTIVE_VARIANCE = 0.01  # of a channel's mean over data: Burda et al., "Importance Weighted Autoencoders", 2016
 _FEW_CHANNELS, _NO_INFORMATION = 0.1, 0.05  # fraction of channels; nats per frame of a channel that equals the prior
 _IDLE_DECODER = 0.02  # RMS of the latent's effect on the reconstruction, relative to the reconstruction
@@ -181,11 +181,11 @@ class GanHealth:
             shows = bool(sign.shows(figures)) and not (sign.of_the_latent and step < self._warmup_steps)
             self._with[sign.name] = (self._with[sign.name] + 1) * shows
             self._without[sign.name] = (self._without[sign.name] + 1) * (not shows)
-            if self._with[sign.name] >= LOOKS and not self._said[sign.name]:
+            if self._with[sign.name] >= CONSECUTIVE_CHECKS and not self._said[sign.name]:
                 self._said[sign.name] = True
                 warnings.append(f"{sign.says(figures)}; try {sign.remedy}")
                 self._say(f"warning: step {step}: {warnings[-1]}")
-            elif self._without[sign.name] >= LOOKS:
+            elif self._without[sign.name] >= CONSECUTIVE_CHECKS:
                 self._said[sign.name] = False
             metrics[f"health/{sign.name}"] = float(self._said[sign.name])
         return metrics, warnings

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from audiovae_jax.training.gan_health import LOOKS, Figures, GanHealth
+from audiovae_jax.training.gan_health import CONSECUTIVE_CHECKS, Figures, GanHealth
 
 WELL = Figures(
     kl_per_channel=np.array([2.0, 0.5, 0.0, 1.0]),
@@ -61,7 +61,7 @@ def test_a_warning_is_said_once_when_its_sign_stays_and_again_after_it_was_gone(
     said = []
     health = GanHealth(said.append, 0)
     ill = dataclasses.replace(WELL, **ILL[name])
-    for step in range(LOOKS - 1):
+    for step in range(CONSECUTIVE_CHECKS - 1):
         metrics, warnings = health.look(step, ill)
         assert not said
         assert not warnings
@@ -72,10 +72,10 @@ def test_a_warning_is_said_once_when_its_sign_stays_and_again_after_it_was_gone(
     assert "; try " in said[0]
     health.look(8, WELL)  # one good look is no recovery
     assert health.look(9, ill)[1] == []
-    for step in range(LOOKS):
+    for step in range(CONSECUTIVE_CHECKS):
         metrics, _ = health.look(step, WELL)
     assert metrics[f"health/{name}"] == 0
-    for step in range(LOOKS):
+    for step in range(CONSECUTIVE_CHECKS):
         health.look(step, ill)
     assert len(said) == 2
 
@@ -87,7 +87,7 @@ def test_a_run_that_does_well_is_told_nothing():
         WELL, d_loss=np.zeros(0), d_real_acc=np.zeros(0), d_fake_acc=np.zeros(0), feature_matching_share=None,
         adversarial_gradient_ratio=None, feature_matching_gradient_ratio=None, feature_matching_gradient_share=None,
     )  # fmt: skip
-    for step in range(2 * LOOKS):
+    for step in range(2 * CONSECUTIVE_CHECKS):
         health.look(step, WELL)
         health.look(step, alone)
     assert not said
@@ -98,7 +98,7 @@ def test_a_part_that_is_saturated_among_others_that_are_not_is_no_warning():
     assert figures.saturated.tolist() == [True, False]
     said = []
     health = GanHealth(said.append, 0)
-    for step in range(2 * LOOKS):
+    for step in range(2 * CONSECUTIVE_CHECKS):
         health.look(step, figures)
     assert not said
 

@@ -12,7 +12,7 @@ import numpy as np
 from audiovae_jax.data.audio.remote import is_url
 from audiovae_jax.errors import DataError, RootError
 
-_MANY_FILES, _MIN_VALIDATION_FILES = 10, 3  # the minimum applies from this many files on
+_MIN_FILES_FOR_THREE, _MIN_VALIDATION_FILES = 10, 3  # the minimum applies from this many files on
 
 
 class Audio(Protocol):
@@ -162,7 +162,7 @@ def _validating(tracks, fraction):
     order = sorted(tracks, key=lambda track: _place(track.key))
     most = max(1, len(tracks) - 1)
     before = count = min(max(1, sum(_place(track.key) < fraction for track in tracks)), most)
-    if len({track.audio.name for track in tracks}) >= _MANY_FILES:
+    if len({track.audio.name for track in tracks}) >= _MIN_FILES_FOR_THREE:
         while len({track.audio.name for track in order[:count]}) < _MIN_VALIDATION_FILES:
             count += 1
     return order, before, count

@@ -18,7 +18,7 @@ from audiovae_jax.data.survey.measures import Measures
 from audiovae_jax.errors import DataError
 
 MUCH_SILENCE = 0.2  # fraction of a track's or the data set's time
-MANY = 0.05  # fraction of the measured tracks above which a doubt is reported
+REPORTED_FRACTION = 0.05  # fraction of the measured tracks above which a doubt is reported
 MANY_CLIPS = 10.0  # per minute
 _EXAMPLES = 3
 
@@ -204,7 +204,7 @@ def _doubts(survey) -> Iterator[str]:
     """Iterate over warnings.
 
     Problems that are known for all tracks are reported from the first track on. Those of measured tracks are reported
-    if they concern more than `MANY` of them, except for dual mono.
+    if they concern more than `REPORTED_FRACTION` of them, except for dual mono.
     """
     rate, channels, crop, band = survey.sample_rate, survey.channels, survey.crop_seconds, full_band_hz(survey)
     measured, share = survey.measured, silence(survey)
@@ -216,7 +216,7 @@ def _doubts(survey) -> Iterator[str]:
     def of_all(counts, belongs, what):
         yield from some(sum(n.tracks for key, n in counts.items() if belongs(key)), survey.total.tracks, what)
 
-    def of_measured(belongs, what, least=MANY):
+    def of_measured(belongs, what, least=REPORTED_FRACTION):
         yield from some(sum(map(belongs, measured)), len(measured), what, least)
 
     yield from of_all(

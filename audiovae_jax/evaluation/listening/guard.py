@@ -17,7 +17,7 @@ _UPLOAD = "/gradio_api/upload"
 _WRITTEN = re.compile(r"/gradio_api/(?:upload|run/predict|queue/join|call/\w+|call/v2/\w+|cancel|reset)/?")
 _FILE = "/gradio_api/file="
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")
-_MOST_JSON = 1 << 20  # bytes
+_MAX_JSON = 1 << 20  # bytes
 _CORS = b"access-control-"
 # The page's scripts are inline. Nothing is loaded from other origins.
 _POLICY = (
@@ -147,7 +147,7 @@ async def _checked(receive) -> tuple[Callable, tuple[int, str] | None]:
             break
         parts.append(message.get("body", b""))
         size, more = size + len(parts[-1]), message.get("more_body", False)
-        if size > _MOST_JSON:
+        if size > _MAX_JSON:
             return receive, (413, "the request is too long")
     body = b"".join(parts)
     try:

@@ -14,7 +14,7 @@ from audiovae_jax.inference.codec import Codec
 from audiovae_jax.inference.latents import Latents
 
 SUFFIX = ".safetensors"
-MOST_TURN = 4.0  # in standard deviations of a channel
+MAX_TURN = 4.0  # in standard deviations of a channel
 _BLOCK = 1 << 16  # frames per block of computations in double precision
 
 
@@ -122,9 +122,7 @@ def turn(latents: Latents, turns: Mapping[Any, Any]) -> Latents:
         index = channels.get(str(channel))  # only the canonical spelling, so that no channel is given twice
         if index is None:
             raise DataError(f"there is no latent channel {str(channel)[:50]!r}; they go from 0 to {width - 1}")
-        z[..., index] += np.float32(
-            number(amount, f"the turn of channel {index}", -MOST_TURN, MOST_TURN) * spread[index]
-        )
+        z[..., index] += np.float32(number(amount, f"the turn of channel {index}", -MAX_TURN, MAX_TURN) * spread[index])
     return dataclasses.replace(latents, z=z)
 
 

@@ -16,9 +16,9 @@ from audiovae_jax.inference.codec import Codec
 
 MIX = "Mix channels to fit the model"  # label of the page's control
 Progress = Callable[[float, str], None]
-_MOST_HOURS = 12  # per file
-_MOST_CHANNELS = 16
-_MOST_VALUES = 1 << 31  # over all channels, at the file's and at the model's rate: six hours of stereo at 48 kHz
+_MAX_HOURS = 12  # per file
+_MAX_CHANNELS = 16
+_MAX_VALUES = 1 << 31  # over all channels, at the file's and at the model's rate: six hours of stereo at 48 kHz
 _PLAYED = (".wav", ".flac", ".mp3", ".ogg", ".opus")  # formats that browsers play
 _THREADS = 4  # for computing metrics
 
@@ -97,12 +97,12 @@ def require_bounded(codec: Codec, name: str, audio: Any):
     if not low <= rate <= high:
         raise DataError(f"{name}: its sample rate is none of sound ({low} to {high} Hz)")
     computed = stream.resampled_length(length, rate, codec.sample_rate) * max(channels, codec.model.in_channels)
-    is_long = length > _MOST_HOURS * 3600 * rate or max(length * channels, computed) > _MOST_VALUES
-    if is_long or channels > _MOST_CHANNELS:
+    is_long = length > _MAX_HOURS * 3600 * rate or max(length * channels, computed) > _MAX_VALUES
+    if is_long or channels > _MAX_CHANNELS:
         hours, channels = min(length, 10**15) / rate / 3600, min(channels, 10**6)
         raise DataError(
             f"{name}: {hours:.1f} hours of {channels} channels are too much for this page, which takes up to "
-            f"{_MOST_HOURS} hours, {_MOST_CHANNELS} channels and {_MOST_VALUES} samples over all channels"
+            f"{_MAX_HOURS} hours, {_MAX_CHANNELS} channels and {_MAX_VALUES} samples over all channels"
         )
 
 

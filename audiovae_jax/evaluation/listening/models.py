@@ -13,7 +13,7 @@ from audiovae_jax.persistence.locate import CHECKPOINTS, DESCRIPTION, OURS, STAT
 from audiovae_jax.storage import atomic
 
 _TORCH_FILES = (".pt", ".ckpt", ".safetensors")
-_MOST_LOADED = 2  # maximum number of models in memory
+_MAX_LOADED = 2  # maximum number of models in memory
 
 
 def find(path: str) -> dict[str, str]:
@@ -78,7 +78,7 @@ class Models:
         with self._lock:  # so that concurrent requests load a model once
             key = (name, _changed(path))
             if key not in self._codecs:
-                while len(self._codecs) >= _MOST_LOADED:
+                while len(self._codecs) >= _MAX_LOADED:
                     self._codecs.popitem(last=False)
                 try:
                     self._codecs[key] = self._load(path)

@@ -163,7 +163,7 @@ def build(desk: Desk):
                 if not found:
                     return
                 gr.Markdown(_HINT)
-                made, most = [], latent_edits.MOST_TURN
+                made, most = [], latent_edits.MAX_TURN
                 shown, folded = found[:_SLIDERS_SHOWN], found[_SLIDERS_SHOWN:]
                 for group in filter(None, (shown, folded)):
                     with gr.Accordion(f"{len(folded)} more channels", open=False) if group is folded else gr.Group():

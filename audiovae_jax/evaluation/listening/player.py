@@ -12,7 +12,7 @@ from audiovae_jax.html.document import escaped
 SCRIPT = Path(__file__).with_name("player.js")
 STYLE = Path(__file__).with_name("page.css")
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)  # seconds between ticks
-_MOST_TICKS = 8  # on the time axis
+_MAX_TICKS = 8  # on the time axis
 _PLAY = '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1l11 7-11 7z"/></svg>'
 _PAUSE = '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1h4v14H3zM9 1h4v14H9z"/></svg>'
 
@@ -79,7 +79,7 @@ def _title(one):
 
 
 def _times(seconds):
-    step = next((step for step in _STEPS if seconds / step <= _MOST_TICKS), seconds)
+    step = next((step for step in _STEPS if seconds / step <= _MAX_TICKS), seconds)
     count = int(seconds / step)
     texts = ((i * step, f"{i * step:g} s" if seconds < 60 else _clock(i * step)[:-2]) for i in range(count + 1))
     return "".join(

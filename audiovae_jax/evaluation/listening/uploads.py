@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 _FORM = 1 << 16  # bytes of a request in addition to its files
-_MOST_HELD = 16  # limit of all uploads, in requests of the largest size
-_LEAST_FILE = 1 << 16  # minimum bytes that a file counts as, to limit the number of small files
+_MAX_BYTES_HELD = 16  # limit of all uploads, in requests of the largest size
+_MIN_FILE = 1 << 16  # minimum bytes that a file counts as, to limit the number of small files
 _FREE = 1 << 30  # bytes to keep free on the disk
 _HEADERS = 1 << 13  # maximum bytes of the headers of a form's part
 _RESULTS = "made"
@@ -66,9 +66,10 @@ class Uploads:
                 folders.remove(_RESULTS)
             for name in files:
                 with contextlib.suppress(OSError):  # already removed
-                    held += max(_LEAST_FILE, os.lstat(os.path.join(place, name)).st_size)
+                    held += max(_MIN_FILE, os.lstat(os.path.join(place, name)).st_size)
         return (
-            held <= _MOST_HELD * (self._most + _FORM) and shutil.disk_usage(self._folder).free >= _FREE + self._coming
+            held <= _MAX_BYTES_HELD * (self._most + _FORM)
+            and shutil.disk_usage(self._folder).free >= _FREE + self._coming
         )
 
     def _counted(self, receive, boundary):

@@ -5,7 +5,7 @@ Peak memory is almost linear in the batch size.
 
 from collections.abc import Callable
 
-MOST = 1 << 16  # items per device
+MAX_BATCH = 1 << 16  # items per device
 
 
 def largest_batch(
@@ -47,9 +47,11 @@ def largest_batch(
 def bracket(known: dict[int, int | None], usable_bytes: int) -> tuple[int, int]:
     """The largest batch known to fit, and the smallest known not to fit.
 
-    These default to 0 and `MOST + 1`.
+    These default to 0 and `MAX_BATCH + 1`.
     """
-    too_large = min((batch for batch, bytes_ in known.items() if not _fits(bytes_, usable_bytes)), default=MOST + 1)
+    too_large = min(
+        (batch for batch, bytes_ in known.items() if not _fits(bytes_, usable_bytes)), default=MAX_BATCH + 1
+    )
     fits = max((batch for batch, bytes_ in known.items() if _fits(bytes_, usable_bytes)), default=0)
     return fits, max(too_large, fits + 1)
 
@@ -65,7 +67,7 @@ def _proposed(known, fits, too_large, fixed_bytes, usable_bytes):
     # The two points nearest to the limit, because the slope changes when the compiler chooses other algorithms.
     (a, low), (b, high) = sorted(sorted(points, key=lambda point: abs(point[1] - usable_bytes))[:2])
     slope = (high - low) / (b - a)
-    crossing = MOST if slope <= 0 else a + (usable_bytes - low) / slope
+    crossing = MAX_BATCH if slope <= 0 else a + (usable_bytes - low) / slope
     if crossing < fits + 1:
         return fits or 1
     return min(int(crossing), too_large - 1)

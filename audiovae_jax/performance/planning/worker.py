@@ -19,7 +19,7 @@ from audiovae_jax.performance.benchmark import measure
 from audiovae_jax.performance.planning.compiling import Compiled, StepCompiler
 from audiovae_jax.performance.planning.targets import Target
 
-_LOOKS_PER_SECOND = 4
+_POLLS_PER_SECOND = 4
 
 
 class Worker:
@@ -85,7 +85,7 @@ class Worker:
 
     def _answer(self):
         deadline = time.monotonic() + self._seconds
-        while not self._connection.poll(1 / _LOOKS_PER_SECOND):
+        while not self._connection.poll(1 / _POLLS_PER_SECOND):
             held = self._look()
             if self._memory_bytes is not None and held > self._memory_bytes:
                 raise PlanError(

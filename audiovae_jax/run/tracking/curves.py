@@ -7,7 +7,7 @@ import numpy as np
 from audiovae_jax.html import drawing
 from audiovae_jax.html.document import escaped
 
-_MOST_POINTS = 400  # points drawn per curve; longer curves show the minimum and maximum of each section
+_MAX_POINTS = 400  # points drawn per curve; longer curves show the minimum and maximum of each section
 _LOGARITHMIC_FROM = 50  # ratio of the largest to the smallest value from which the scale is logarithmic
 
 
@@ -58,10 +58,10 @@ def finite(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _thinned(steps, values):
-    if len(steps) <= _MOST_POINTS:
+    if len(steps) <= _MAX_POINTS:
         return steps, values
     kept = {0, len(steps) - 1}
-    for part in np.array_split(np.arange(len(steps)), _MOST_POINTS // 2):
+    for part in np.array_split(np.arange(len(steps)), _MAX_POINTS // 2):
         kept |= {int(part[values[part].argmin()]), int(part[values[part].argmax()])}
     order = sorted(kept)
     return steps[order], values[order]

@@ -16,7 +16,7 @@ from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
 
 NAME = "mlflow.json"  # in a workdir: its run ids, by tracking URI
-_LONGEST_PARAM = 500  # characters, the limit of old servers
+_MAX_PARAM = 500  # characters, the limit of old servers
 _PARAMS_AT_ONCE = 100  # the limit of the REST API
 # By default, MLflow retries a dead server for minutes.
 _IMPATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -115,7 +115,7 @@ class MlflowStore(Writer):
         from mlflow.entities import Param
 
         there = self._client.get_run(self._run_id).data.params
-        texts = {name: str(value)[:_LONGEST_PARAM] for name, value in params.items()}
+        texts = {name: str(value)[:_MAX_PARAM] for name, value in params.items()}
         new = [Param(name, text) for name, text in texts.items() if name not in there]
         for first in range(0, len(new), _PARAMS_AT_ONCE):
             self._client.log_batch(self._run_id, params=new[first : first + _PARAMS_AT_ONCE])

@@ -9,7 +9,7 @@ from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.torch_io.migration import yaml_files
 
-_MOST_ROUNDS = 10  # maximum number of composition rounds; in each, `override` entries may change choices
+_MAX_ROUNDS = 10  # maximum number of composition rounds; in each, `override` entries may change choices
 _CHOICE = re.compile(r"\$\{([\w/.]+)\}")
 
 
@@ -66,7 +66,7 @@ def compose(files: list[Path], overrides: list[str]) -> Tree:
     assignments = []
     for override in overrides:
         _sort_override(override, root, choices, assignments)
-    for _ in range(_MOST_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         composer = _Composer(root, choices, {"/".join(path): value for path, value in assignments})
         values: dict[str, Any] = {}
         for file in primaries:

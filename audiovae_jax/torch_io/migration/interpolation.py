@@ -11,7 +11,7 @@ from audiovae_jax.torch_io.migration import yaml_files
 
 _INNERMOST = re.compile(r"(?<!\\)\$\{([^${}]*)\}")
 _INDEX = re.compile(r"\[([^\]]*)\]")
-_MOST_VALUES = 100_000  # per tree; nested references to lists can expand to billions of values
+_MAX_VALUES = 100_000  # per tree; nested references to lists can expand to billions of values
 
 
 class Unresolved(str):
@@ -36,12 +36,12 @@ class _Resolver:
     def __init__(self, root):
         self._root = root
         self._within: list[tuple[str, ...]] = []
-        self._left = _MOST_VALUES
+        self._left = _MAX_VALUES
 
     def section(self, value, path):
         self._left -= 1
         if self._left < 0:
-            raise ConfigError(f"{'.'.join(path)} expands to more than {_MOST_VALUES} values; that is no config")
+            raise ConfigError(f"{'.'.join(path)} expands to more than {_MAX_VALUES} values; that is no config")
         if isinstance(value, dict):
             return {key: self.section(entry, (*path, key)) for key, entry in value.items()}
         if isinstance(value, list):

@@ -11,7 +11,7 @@ from audiovae_jax.storage import atomic
 from audiovae_jax.torch_io.migration import assemble, hydra_tree, interpolation, sections
 from audiovae_jax.torch_io.migration.findings import Findings
 
-_LONGEST_VALUE = 60  # maximum number of characters shown of an old value
+_MAX_VALUE = 60  # maximum number of characters shown of an old value
 _PLAIN = str.maketrans({'"': "'", "\\": "/"})
 
 
@@ -114,4 +114,4 @@ def _line(text):
 
 def _short(value):
     text = "" if value is None else f"={value}"
-    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+    return text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."

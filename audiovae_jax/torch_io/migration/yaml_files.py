@@ -9,7 +9,7 @@ import yaml
 from audiovae_jax.errors import ConfigError
 
 _LARGEST_FILE = 1 << 20  # bytes
-_MOST_VALUES = 20_000  # per file; nested aliases can expand to billions of values
+_MAX_VALUES = 20_000  # per file; nested aliases can expand to billions of values
 _PACKAGE = re.compile(r"#\s*@package\s+(\S+)\s*$")
 
 
@@ -86,7 +86,7 @@ def parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}{place}: not YAML that can be read: {problem}") from error
     except (RecursionError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: not YAML that can be read: {type(error).__name__}: {error}") from error
-    return _copied(values, where, [_MOST_VALUES])
+    return _copied(values, where, [_MAX_VALUES])
 
 
 def _leading_comments(text):
@@ -100,7 +100,7 @@ def _copied(value, where, left):
     """Copy a value without aliases, limited to `left[0]` values."""
     left[0] -= 1
     if left[0] < 0:
-        raise ConfigError(f"{where} stands for more than {_MOST_VALUES} values; that is no config")
+        raise ConfigError(f"{where} stands for more than {_MAX_VALUES} values; that is no config")
     if isinstance(value, dict):
         return {str(key): _copied(entry, where, left) for key, entry in value.items()}
     if isinstance(value, list):

@@ -257,7 +257,7 @@ def test_what_fails_in_a_library_is_one_line_of_the_log(desk, upload, monkeypatc
 
 
 def test_a_file_that_would_take_too_long_is_refused(desk, upload, monkeypatch):
-    monkeypatch.setattr(listening, "_MOST_VALUES", 6000)
+    monkeypatch.setattr(listening, "_MAX_VALUES", 6000)
     song = upload("song.wav", noise(9))
     with pytest.raises(DataError, match="song.wav: .* hours of 2 channels are too much"):
         desk.reconstruct("a", "one", song, False, nothing)
@@ -276,9 +276,9 @@ def test_small_files_of_much_are_refused(desk, upload, tmp_path, monkeypatch):
     assert len(zeros) < 1 << 20
     refused("zeros.flac", zeros, "zeros.flac: 12.0 hours of 1 channels are too much")
     soundfile.write(tmp_path / "slow.wav", noise(21, 500), 1000)
-    monkeypatch.setattr(listening, "_MOST_VALUES", 7999)  # 8000 at the model's rate
+    monkeypatch.setattr(listening, "_MAX_VALUES", 7999)  # 8000 at the model's rate
     refused("slow.wav", (tmp_path / "slow.wav").read_bytes(), "too much")
-    monkeypatch.setattr(listening, "_MOST_VALUES", 8000)
+    monkeypatch.setattr(listening, "_MAX_VALUES", 8000)
     desk.encode("a", "one", upload("slow.wav", (tmp_path / "slow.wav").read_bytes()), True, nothing)
 
 
@@ -316,10 +316,10 @@ def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(des
 def test_what_lies_between_two_files_is_no_more_than_a_file_may_be(desk, upload, monkeypatch):
     # One long, one wide: neither is too much, and what is as long and as wide is.
     first, second = upload("long.wav", noise(23, 3000, 1)), upload("wide.wav", noise(24, 3000, 2))
-    monkeypatch.setattr(listening, "_MOST_VALUES", 6000)
+    monkeypatch.setattr(listening, "_MAX_VALUES", 6000)
     desk.interpolate("a", "one", first, second, 0.5, False, nothing)
     ends = [Latents.load(desk.encode("a", "one", file, False, nothing)) for file in (first, second)]
-    monkeypatch.setattr(listening, "_MOST_VALUES", 5999)
+    monkeypatch.setattr(listening, "_MAX_VALUES", 5999)
     with pytest.raises(DataError, match="^what lies between the two: .* too much"):
         latent_edits.interpolate(desk.models.codec("one"), *ends, 0.5)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from audiovae_jax.performance.planning.search import MOST, largest_batch
+from audiovae_jax.performance.planning.search import MAX_BATCH, largest_batch
 
 
 def _search(peak, first, limit, compiles=10, fixed=100):
@@ -51,4 +51,4 @@ def test_a_search_that_must_end_says_so():
 
 
 def test_what_takes_no_memory_has_an_end_too():
-    assert _search(lambda b: 100, 1, 505) == (MOST, True, [MOST])
+    assert _search(lambda b: 100, 1, 505) == (MAX_BATCH, True, [MAX_BATCH])
