@@ -83,7 +83,7 @@ def test_a_second_interrupt_ends_it_at_once():
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "let go\n")
-    assert "interrupted; what was saved is whole" in err
+    assert "interrupted; everything saved is complete" in err
     assert time.monotonic() - began < 10
 
 
