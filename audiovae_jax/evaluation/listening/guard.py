@@ -2,9 +2,8 @@
 
 import contextlib
 import json
-import os
 import re
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ _API = r"/gradio_api/(?:info|openapi\.json|app_id|startup-events|theme\.css|uplo
 _READ = re.compile(rf"(?:{_PAGE}|{_API}|heartbeat/[\w-]+|call/\w+/[\w-]+|file=.+))/?", re.DOTALL)
 _UPLOAD = "/gradio_api/upload"
 _WRITTEN = re.compile(r"/gradio_api/(?:upload|run/predict|queue/join|call/\w+|call/v2/\w+|cancel|reset)/?")
-_FILE = "/gradio_api/file="
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]+:")
 _MAX_JSON = 1 << 20  # bytes
-_CORS = b"access-control-"
 # The page's scripts are inline. Nothing is loaded from other origins.
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -35,26 +32,22 @@ _App = Callable[[dict, Callable[[], Awaitable[dict]], Callable[[dict], Awaitable
 class Guard:
     """ASGI middleware that refuses requests from pages of other sites.
 
-    Requests of the page itself and of programs are admitted.
+    Requests of the page itself and of programs are admitted. Gradio itself refuses other files than uploads and
+    results, unknown methods, and calls of other content types.
 
     Args:
       app: the wrapped application.
-      folder: the only folder from which files are served.
+      folder: folder of the uploads.
       most_upload: maximum size in bytes of the files of a request, see `Uploads`.
-      hosts: host names that requests may address, in lower case; None for any. This protects a server on the loopback
-        from pages of other sites (DNS rebinding).
     """
 
-    def __init__(self, app: _App, *, folder: Path, most_upload: int, hosts: Collection[str] | None):
-        self._app, self._folder = app, os.path.join(os.path.realpath(folder), "")
-        self._uploads, self._hosts = Uploads(Path(folder), most_upload), hosts
+    def __init__(self, app: _App, *, folder: Path, most_upload: int):
+        self._app, self._uploads = app, Uploads(folder, most_upload)
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable):
         """Answer a refused request, and pass all others on."""
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
         if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
@@ -67,9 +60,7 @@ class Guard:
 
         async def with_headers(message):
             if message["type"] == "http.response.start":
-                # Gradio allows cross-origin reads unless it considers the server to be on the loopback.
-                own = [one for one in message.get("headers", ()) if not one[0].lower().startswith(_CORS)]
-                message = {**message, "headers": [*own, *_HEADERS]}
+                message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
             await send(message)
 
         async with read as (receive, refusal):
@@ -80,31 +71,11 @@ class Guard:
 
     def _refusal(self, scope, headers) -> tuple[int, str] | None:
         """Return `(status, text)` of a refusal, or None if the request is admitted."""
-        path, method = scope["path"], scope["method"]
-        if self._hosts is not None and _host(headers.get(b"host", "")) not in self._hosts:
-            return 403, "this page answers to its own address alone; open the one that the server printed"
         if _is_foreign(scope, headers):
             return 403, "this page does not answer to those of other sites"
-        if method in ("GET", "HEAD"):
-            if not _READ.fullmatch(path):
-                return 404, "not found"
-            if path.startswith(_FILE) and not self._is_served(path.removeprefix(_FILE)):
-                return 403, "no such file of this page"
-        elif method == "POST":
-            if not _WRITTEN.fullmatch(path):
-                return 404, "not found"
-            kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
-            if not path.startswith(_UPLOAD) and kind != "application/json":  # others need no preflight
-                return 415, "what is asked for is sent as application/json"
-        else:
-            return 405, "not allowed"
+        if not (_READ if scope["method"] in ("GET", "HEAD") else _WRITTEN).fullmatch(scope["path"]):
+            return 404, "not found"
         return None
-
-    def _is_served(self, name):
-        try:
-            return not _SCHEME.match(name) and os.path.realpath(name).startswith(self._folder)
-        except (OSError, ValueError):  # an invalid name
-            return False
 
 
 def _is_foreign(scope, headers):
@@ -126,11 +97,6 @@ async def _answer(send, status, text):
     plain = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": plain})
     await send({"type": "http.response.body", "body": body})
-
-
-def _host(text):
-    """Return the host in `name:port` or `[address]:port`."""
-    return re.sub(r":\d*$", "", text).strip("[]").lower()
 
 
 async def _checked(receive) -> tuple[Callable, tuple[int, str] | None]:

@@ -80,34 +80,31 @@ def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_uploa
 
 def _launch(desk, host, port, max_upload_mb):
     import gradio
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from audiovae_jax.evaluation.listening import page as pages
 
     page = pages.build(desk)
-    hosts = {"127.0.0.1", "localhost", "::1", host.lower()} if is_loopback(host) else None
+    # Pages of other sites may give their names this machine's address (DNS rebinding).
+    hosts = ["localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host] if is_loopback(host) else ["*"]
 
     @contextlib.asynccontextmanager
     async def lifespan(app):
         # Wraps gradio's own middleware too, which answers some requests itself.
-        app.middleware_stack = Guard(
-            app.middleware_stack or app.build_middleware_stack(),
-            folder=desk.sessions.folder,
-            most_upload=max_upload_mb << 20,
-            hosts=hosts,
-        )
+        stack = app.middleware_stack or app.build_middleware_stack()
+        guard = Guard(stack, folder=desk.sessions.folder, most_upload=max_upload_mb << 20)
+        app.middleware_stack = TrustedHostMiddleware(guard, allowed_hosts=hosts, www_redirect=False)
         yield
 
     try:
         _, url, _ = page.launch(
             server_name=host, server_port=port or _free_port(host), max_file_size=max_upload_mb << 20,
-            app_kwargs={"lifespan": lifespan, "docs_url": None, "redoc_url": None, "openapi_url": None},
-            prevent_thread_lock=True, quiet=True, show_error=False, share=False, ssr_mode=False, pwa=False,
-            mcp_server=False, run_history=False, enable_monitoring=False, num_workers=0, inbrowser=False,
-            allowed_paths=[], footer_links=["api"], **pages.look(gradio),
+            app_kwargs={"lifespan": lifespan}, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
+            run_history=False, footer_links=["api"], **pages.look(gradio),
         )  # fmt: skip
     except OSError as error:
         raise ConfigError(f"--host={host} --port={port} cannot be had ({error}); give another port") from error
-    if not isinstance(page.app.middleware_stack, Guard):
+    if not isinstance(page.app.middleware_stack, TrustedHostMiddleware):
         page.close(verbose=False)
         raise ConfigError(f"the page cannot be guarded with gradio {gradio.__version__}; pip install -e '.[ui]'")
     return page, url

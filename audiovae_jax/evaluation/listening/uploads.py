@@ -11,7 +11,6 @@ _FORM = 1 << 16  # bytes of a request in addition to its files
 _MAX_BYTES_HELD = 16  # limit of all uploads, in requests of the largest size
 _MIN_FILE = 1 << 16  # minimum bytes that a file counts as, to limit the number of small files
 _FREE = 1 << 30  # bytes to keep free on the disk
-_HEADERS = 1 << 13  # maximum bytes of the headers of a form's part
 _RESULTS = "made"
 Receive = Callable[[], Awaitable[dict]]
 
@@ -40,9 +39,7 @@ class Uploads:
         """
         text = headers.get(b"content-length", "")
         length = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else self._most + _FORM
-        if length > self._most + _FORM:
-            yield receive, (413, self._too_long())
-            return
+        length = min(length, self._most + _FORM)
         self._coming += length
         try:
             boundary = _boundary(headers)
@@ -54,10 +51,6 @@ class Uploads:
                 yield self._counted(receive, boundary), None
         finally:
             self._coming -= length
-
-    def _too_long(self):
-        # Gradio recognises the error by this wording.
-        return f"more than the maximum allowed size of {self._most >> 20} MB; upload a shorter file"
 
     def _has_room(self):
         held = self._coming
@@ -87,7 +80,10 @@ class Uploads:
             body, more = message.get("body", b""), message.get("more_body", False)
             size += len(body)
             if size > self._most + _FORM:
-                raise MultiPartException(self._too_long())
+                # Gradio answers 413 to this wording.
+                raise MultiPartException(
+                    f"more than the maximum allowed size of {self._most >> 20} MB; upload a shorter file"
+                )
             parts.write(body)
             return message
 
@@ -124,13 +120,13 @@ class _Parts:
             raise MultiPartException("the upload is no form that can be read") from error
 
     def _begin(self):
-        self._disposition, self._name, self._text, self._size = b"", b"", b"", 0
+        self._disposition = self._name = self._text = b""
 
     def _field(self, data, start, end):
-        self._name += self._counted(data[start:end])
+        self._name += data[start:end]
 
     def _value(self, data, start, end):
-        self._text += self._counted(data[start:end])
+        self._text += data[start:end]
 
     def _end(self):
         if self._name.lower() == b"content-disposition":
@@ -139,21 +135,11 @@ class _Parts:
 
     def _require_file(self):
         from python_multipart.multipart import parse_options_header
+        from starlette.formparsers import MultiPartException
 
         _, options = parse_options_header(self._disposition)
         if options.get(b"name") != b"files" or b"filename" not in options:
-            self._refuse("files are uploaded here, and nothing else")
-
-    def _counted(self, data):
-        self._size += len(data)
-        if self._size > _HEADERS:
-            self._refuse("the headers of a file are too long")
-        return bytes(data)
-
-    def _refuse(self, why):
-        from starlette.formparsers import MultiPartException
-
-        raise MultiPartException(why)
+            raise MultiPartException("files are uploaded here, and nothing else")
 
 
 def _boundary(headers):

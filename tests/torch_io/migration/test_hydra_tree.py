@@ -109,7 +109,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
         hydra_tree.compose([main], [])
 
 
-def test_numbers_and_dates_are_as_omegaconf_has_them():
+def test_numbers_and_dates_are_as_hydra_reads_them():
     assert yaml_files.parse("[1e-4, 1.5E3, 1.0e4, .5e1, 1, 1.0, 2026-01-01, 'x', null, true]", "here") == [
         1e-4, 1500.0, 1e4, 5.0, 1, 1.0, "2026-01-01", "x", None, True,
     ]  # fmt: skip
