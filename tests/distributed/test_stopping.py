@@ -143,7 +143,7 @@ def test_a_run_with_nothing_to_save_does_not_wait_for_the_compiler(micro_config,
         assert run.wait(_SOON) == [0] * count
         by = f"SIGTERM (in process {count - 1} of {count})" if count > 1 else "SIGTERM"
         for i in range(count):
-            assert f"stopped at step 0 after {by}: nothing to save yet; the same command" in run.log(i)
+            assert f"stopped at step 0 after {by}: nothing to save yet; run the same command" in run.log(i)
     assert not (workdir / "run.lock").exists()
     with Run(tmp_path, "again", micro_config, count=count, workdir=workdir) as again:
         assert again.finished().record()["step"] == micro_config.num_steps
@@ -159,7 +159,7 @@ def test_a_run_saves_while_the_step_with_discriminator_compiles(micro_config, tm
         cut.wait_for("worker: compiling", timeout=900)
         cut.processes[0].send_signal(signal.SIGTERM)
         assert cut.wait(_SOON) == [0]
-        assert "stopped at step 3 after SIGTERM: saved; the same command" in cut.log(0)
+        assert "stopped at step 3 after SIGTERM: saved; run the same command" in cut.log(0)
     store = Checkpoints(tmp_path / "cut" / "checkpoints", read_only=True)
     assert store.steps() == [2, 3]
     store.close()

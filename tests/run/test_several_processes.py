@@ -109,7 +109,7 @@ def test_two_processes_are_one_run(micro_config, tmp_path):
         stopped = cut.record()["step"]
     assert said[0] == said[1]
     assert stopped < 12
-    assert f"stopped at step {stopped} after SIGTERM (in process 1 of 2): saved; the same command" in said[0][0]
+    assert f"stopped at step {stopped} after SIGTERM (in process 1 of 2): saved; run the same command" in said[0][0]
     shutil.copytree(tmp_path / "cut", tmp_path / "elsewhere")
     with Run(tmp_path, "cut", config) as resumed:
         resumed.finished()
