@@ -121,7 +121,7 @@ def test_the_command(tmp_path):
         "--config.model.base_channels=4", "--config.model.channel_mults=(1,)", "--config.model.strides=(8,)",
         "--config.model.latent_dim=4", "--config.losses.stft.fft_sizes=(64,)", "--config.losses.mel.fft_sizes=(256,)",
         "--config.losses.mel.n_mels=(8,)", "--config.data.crop_length=512", "--target=cpu:2,here",
-        "--json=plan.json", "--compiles=3",
+        "--json=plan.json", "--compiles=2",
     ]  # fmt: skip
     done = command_line.run("plan", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -130,7 +130,7 @@ def test_the_command(tmp_path):
     assert list(found) == ["cpu:2", "here"]
     for entry in found.values():
         assert entry["largest_batch_per_device"] >= entry["batch_per_device"]
-        assert len(entry["compiled"]) <= 3
+        assert len(entry["compiled"]) <= 2
     if importlib.util.find_spec("libtpu") is None:
         refused = command_line.run("plan", *command[:-3], "--target=cpu:2,v5e:4x4", cwd=tmp_path)
         assert refused.returncode == 1
