@@ -1,6 +1,7 @@
 """Starting the package's commands as users do, in any folder."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,3 +22,8 @@ def environment() -> dict[str, str]:
 def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
     """Run a command in a folder, and capture what it prints as text."""
     return subprocess.run(line(*arguments), capture_output=True, text=True, cwd=cwd, env=environment(), check=False)
+
+
+def flags_in(text: str) -> set[str]:
+    """The flags that a command's help lists."""
+    return {f"--{flag}" for flag in re.findall(r"^  (?:-\w,)?--(?:\[no\])?([\w.]+):", text, flags=re.MULTILINE)}

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import command_line
 import pytest
-from test_commands import FLAGS
 
 LAUNCH = Path(__file__).resolve().parents[1] / "scripts" / "launch"
 
@@ -18,11 +18,16 @@ def test_shell_scripts_parse(path):
     assert (checked.returncode, checked.stderr) == (0, "")
 
 
+@pytest.fixture(scope="module")
+def train_flags(tmp_path_factory):
+    return command_line.flags_in(command_line.run("train", "--help", cwd=tmp_path_factory.mktemp("help")).stdout)
+
+
 @pytest.mark.parametrize("path", sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
-def test_flags_are_the_commands_own(path):
+def test_flags_are_the_commands_own(path, train_flags):
     text = path.read_text()
     assert "scripts/train.py" in text or "audiovae_jax" in text
-    of_train = {*FLAGS["train"].split(), "--config."}
+    of_train = {*train_flags, "--config."}
     others = {"--label", "--kill-on-bad-exit", "--zone", "--worker", "--command"}  # of srun and gcloud
     commands = "\n".join(line for line in text.splitlines() if not line.startswith("#SBATCH"))
     given = set(re.findall(r"(?<![\w-])--[a-z_-]+\.?", commands))
