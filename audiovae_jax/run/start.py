@@ -248,7 +248,13 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath,
 
 
 def initial_state(
-    config, recipe, devices, checkpoints: Checkpoints, fingerprint: str, say, reader: warm_start.TorchReader
+    config,
+    recipe,
+    devices,
+    checkpoints: Checkpoints,
+    fingerprint: str,
+    say,
+    reader: warm_start.TorchReader | None = None,
 ) -> Start:
     """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
