@@ -36,6 +36,7 @@ def _calibrate(monkeypatch, *paths, **values):
     models.CALIBRATE_LATENTS.main(*map(str, paths))
 
 
+@pytest.mark.slow
 def test_calibration_tells_what_was_measured_and_on_what(folder, monkeypatch, capsys):
     (folder / "songs" / "empty.wav").touch()
     _calibrate(monkeypatch, "m", "songs", "n")
@@ -53,6 +54,7 @@ def test_calibration_tells_what_was_measured_and_on_what(folder, monkeypatch, ca
     assert lines[-1] == "written to n"
 
 
+@pytest.mark.slow
 def test_models_are_written_to_a_bucket(bucket, folder, monkeypatch, capsys):
     _calibrate(monkeypatch, "m", "songs", f"{bucket}/calibrated", verify=True)
     assert saved_model.open_model(f"{bucket}/calibrated").sample_rate == 8000
@@ -65,6 +67,7 @@ def test_models_are_written_to_a_bucket(bucket, folder, monkeypatch, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["m", "songs"]
 
 
+@pytest.mark.slow
 def test_both_conversions_print_their_reports(folder, monkeypatch, capsys):
     source = str(GOLDEN / "lightning.ckpt")
     monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(dilations=None, strict=True, step=None))

@@ -38,6 +38,7 @@ def test_a_process_is_started_anew_once_with_its_arguments(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "typed"), [(["-c", "{}"], ""), (["-"], "{}"), ([], "{}"), (["-i", "-c", "{}"], "")]
 )

@@ -10,7 +10,10 @@ from audiovae_jax.config import build, configuration
 from audiovae_jax.errors import ConfigError
 from configs import base
 
-NAMES = [module.name for module in pkgutil.iter_modules(configs.__path__)]
+NAMES = [
+    name if name in ("base", "tiny") else pytest.param(name, marks=pytest.mark.slow)
+    for _, name, _ in pkgutil.iter_modules(configs.__path__)
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -58,6 +58,7 @@ def test_wrong_channels_and_bands_are_named():
         _shapes(band, jnp.zeros((1, 256, 1)))
 
 
+@pytest.mark.slow
 def test_sub_discriminators_are_computed_in_turn_unless_their_feature_maps_are_known(monkeypatch):
     waited = []
     monkeypatch.setattr(scheduling, "after", lambda x, earlier: waited.append(earlier.shape) or x)

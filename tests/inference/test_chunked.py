@@ -27,6 +27,7 @@ def model(request):
     return model, random_variables(model)  # with biases and statistics that make every padding visible
 
 
+@pytest.mark.slow
 def test_contexts_are_what_gradients_say(model):
     """No frame is missing, and the encoder's is less than a hop too wide."""
     model, variables = model
@@ -76,6 +77,7 @@ def test_every_chunk_size_and_length_gives_one_pass(model):
             assert np.abs(np.moveaxis(ours, 1, 0) - decoded).max() <= 2e-6 * np.abs(decoded).max()
 
 
+@pytest.mark.slow
 def test_noise_does_not_depend_on_the_chunks(model):
     model, variables = model
     audio = np.random.default_rng(0).standard_normal((700, 2, model.in_channels)).astype(np.float32)
@@ -90,6 +92,7 @@ def test_noise_does_not_depend_on_the_chunks(model):
     assert np.abs(few[:, 0] - few[:, 1]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_lengths_take_a_few_compiled_shapes(model):
     model, variables = model
     chunked = ChunkedModel(model, variables)

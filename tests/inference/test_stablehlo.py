@@ -30,6 +30,7 @@ assert not [name for name in sys.modules if name.startswith(("audiovae_jax", "fl
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "atol"),
     [

@@ -24,6 +24,7 @@ def test_the_published_model_has_torchs_parameter_count():
     assert model.hop_length == 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [{}, {"in_channels": 1}, {"strides": (3, 5)}, {"kernel_size": 3}, {"dilations": ()}])
 @pytest.mark.parametrize("length", [33, 64, 100])
 def test_any_configuration_and_length_keeps_the_length(config, length):
@@ -68,6 +69,7 @@ def test_logvar_is_clipped():
     assert output.logvar.max() == 20
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_gets_no_gradient_and_the_decoder_does():
     model = AudioVAE(**SMALL, encoder_frozen=True)
     audio, variables = _init(model)
@@ -83,6 +85,7 @@ def test_a_frozen_encoder_gets_no_gradient_and_the_decoder_does():
     assert set(frozen) == {"encoder"}
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_parameters_nor_gradients():
     audio = jax.random.normal(jax.random.key(1), (1, 64, 2))
     plain = AudioVAE(base_channels=4, channel_mults=(1,), strides=(4,), latent_dim=4, dilations=(1,))
@@ -105,6 +108,7 @@ def test_remat_changes_neither_parameters_nor_gradients():
     assert convolutions[0] > convolutions[1]
 
 
+@pytest.mark.slow
 def test_bfloat16_returns_float32_near_the_full_precision():
     model = AudioVAE(**SMALL)
     audio, variables = _init(model)

@@ -20,6 +20,7 @@ from audiovae_jax.torch_io import export_audio_vae, import_audio_vae, read_check
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_the_import_lists_what_became_of_each_tensor(tmp_path):
     made = conversion.import_torch(str(GOLDEN / "lightning.ckpt"), str(tmp_path / "m"))
     state = read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"]
@@ -62,6 +63,7 @@ def test_the_commands_there_and_back(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.safetensors", "m"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
 def test_the_sample_rate_survives_and_what_is_left_out_is_said(tmp_path, trained_run, name):
     workdir, _, _ = trained_run
@@ -88,6 +90,7 @@ def test_a_model_is_exported_though_what_lies_beside_it_is_damaged(tmp_path, tra
     jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path / "x.safetensors")[1], variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
 def test_what_a_format_cannot_hold_is_listed(tmp_path, trained_run, name):
     workdir, config, state = trained_run
@@ -109,6 +112,7 @@ def test_what_a_format_cannot_hold_is_listed(tmp_path, trained_run, name):
     assert training.read_training(tmp_path / name).overrides["data.sample_rate"] == 48000
 
 
+@pytest.mark.slow
 def test_a_run_of_ours_goes_on_in_torch(tmp_path, trained_run):
     """Weights, AdamW's state and the schedule of a workdir, as torch.optim takes them."""
     workdir, _, state = trained_run

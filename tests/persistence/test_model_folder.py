@@ -74,6 +74,7 @@ def test_what_would_not_be_loaded_is_not_written(tmp_path, change, reason):
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.slow
 def test_a_model_that_is_replaced_is_loaded_whole(tmp_path):
     """As by someone who listens to a model while a script goes on saving it."""
     path = str(tmp_path / "m")

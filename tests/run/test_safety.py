@@ -67,6 +67,7 @@ def _assert_same_state(a, b):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
 
 
+@pytest.mark.slow
 def test_a_bad_batch_is_skipped_told_and_kept(micro_config, tmp_path, monkeypatch, capsys):
     _plant(monkeypatch, {(0, 3)})
     state = train.train(_config(micro_config, 5), tmp_path)

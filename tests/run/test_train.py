@@ -57,6 +57,7 @@ def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsy
     assert rates == pytest.approx({"train/learning_rate": 1.5e-4, "train/discriminator_learning_rate": 1e-4})
 
 
+@pytest.mark.slow
 def test_the_same_command_on_a_finished_run_says_done_again(trained_run, tmp_path, capsys):
     finished, config, state = trained_run
     workdir = shutil.copytree(finished, tmp_path / "run")
@@ -71,6 +72,7 @@ def test_the_same_command_on_a_finished_run_says_done_again(trained_run, tmp_pat
         train.train(next_config, tmp_path / "next")
 
 
+@pytest.mark.slow
 def test_a_start_that_failed_does_not_claim_the_workdir(micro_config, tmp_path):
     micro_config.data.root = "/no/such/folder"
     with pytest.raises(DataError, match="there is no such folder"):
@@ -79,6 +81,7 @@ def test_a_start_that_failed_does_not_claim_the_workdir(micro_config, tmp_path):
     assert train.train(micro_config, tmp_path).step == 2
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_caught_before_it_is_saved(micro_config, tmp_path, monkeypatch):
     # Finite as a value, not as a gradient: the loss does not show it, the next checkpoint would.
     def root(*, prediction, target):
@@ -156,6 +159,7 @@ def test_two_runs_on_one_workdir_are_told_apart(micro_config, trained_run, tmp_p
     assert unfinished.is_dir()
 
 
+@pytest.mark.slow
 def test_a_workdir_without_its_config_is_known_by_its_checkpoints(micro_config, trained_run, tmp_path):
     workdir = shutil.copytree(trained_run[0], tmp_path / "run")
     (workdir / "config.json").unlink()
@@ -167,6 +171,7 @@ def test_a_workdir_without_its_config_is_known_by_its_checkpoints(micro_config, 
     assert (workdir / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_a_workdir_that_is_deleted_meanwhile_is_an_error(micro_config, tmp_path, monkeypatch):
     micro_config.use_adversarial = False
     real = Validation.validate
@@ -205,6 +210,7 @@ def test_the_best_is_one_that_is_on_disk(micro_config, tmp_path, monkeypatch, ca
     assert Checkpoints(tmp_path / "next" / "checkpoints", read_only=True).steps() == [4, 6]
 
 
+@pytest.mark.slow
 def test_samples_of_a_workdir_inside_the_data_are_no_data(micro_config, audio_folder):
     micro_config.use_adversarial = False
     micro_config.data.root = str(audio_folder)
@@ -265,6 +271,7 @@ def test_init_from_goes_on_in_a_new_workdir(micro_config, trained_run, tmp_path,
         assert f"{name} does not fit, and starts afresh" in out.out + out.err
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(micro_config, tmp_path):
     micro_config.optimizer.learning_rate = 1e30
     micro_config.use_adversarial = False
@@ -278,6 +285,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(micro_config, tmp_pa
         train.train(micro_config, tmp_path)
 
 
+@pytest.mark.slow
 def test_no_adversarial_builds_no_discriminator(micro_config, tmp_path):
     micro_config.use_adversarial = False
     state = train.train(micro_config, tmp_path)
@@ -319,6 +327,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
     assert contents[0] == contents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "message"),
     [

@@ -109,6 +109,7 @@ def _assert_same(one, other, count=24):
         np.testing.assert_array_equal(one.validation[i], other.validation[i])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("root", ["music", "shards", "tars", "tars/part-{0..1}.tar", "list.jsonl"])
 def test_the_same_crops_as_from_this_machines_disk(proxy, everything, root):
     ours, theirs = _open(f"s3://bucket/{root}"), _open(str(everything / root))

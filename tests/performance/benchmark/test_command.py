@@ -51,6 +51,7 @@ def test_step_counts_the_compiled_work_and_tells_the_parts_apart(least_config, t
         assert report["torch"]["torch"].startswith("2.")
 
 
+@pytest.mark.slow
 def test_codec_and_data_report_how_fast_audio_goes(micro_config, capsys):
     report = command.run("codec", micro_config, signals=4, **{**OPTIONS, "against": PEERS})
     said = capsys.readouterr().err.splitlines()
@@ -64,6 +65,7 @@ def test_codec_and_data_report_how_fast_audio_goes(micro_config, capsys):
     assert data["bytes_per_second"] == pytest.approx(4 * 1024 * 2 * data["items_per_second"])
 
 
+@pytest.mark.slow
 def test_a_trained_model_is_measured_as_it_is(trained_run, capsys):
     workdir, config, _ = trained_run
     other = base.get_config()  # of another model and channel count
@@ -104,6 +106,7 @@ def _end(config):
     os._exit(3)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_that_fails_is_an_error(micro_config, tmp_path):
     micro_config.model.channel_mults = (1, 2)
     with pytest.raises(ConfigError, match=r"config.model.channel_mults has 2 entries and config.model.strides 1"):
@@ -173,6 +176,7 @@ def test_what_cannot_be_measured_is_refused(micro_config, subcommand, against, m
         command.run(subcommand, micro_config, **{**OPTIONS, "against": against})
 
 
+@pytest.mark.slow
 def test_a_config_that_torch_cannot_follow_is_refused(micro_config):
     pytest.importorskip("torch")
     micro_config.kl.free_bits = 0.5
