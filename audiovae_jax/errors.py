@@ -43,16 +43,10 @@ class DataError(UserError):
 
 
 class RootError(DataError):
-    """A root of `config.data` that cannot be used.
+    """A root of `config.data` that cannot be used. Its path is the root as given."""
 
-    Attributes:
-      root: as given.
-      reason: the message without key and root.
-    """
-
-    def __init__(self, root: str, reason: str, key: str = "config.data.root"):
-        super().__init__(f"{key}={root}: {reason}")
-        self.root, self.reason = root, reason
+    def __init__(self, root: str, reason: str):
+        super().__init__(f": {reason}", path=root, key="config.data.root")
 
 
 class CheckpointError(UserError):

@@ -176,7 +176,7 @@ def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = N
     except UnreachableError:
         raise
     except RemoteError as error:
-        raise DataError(f"{file.name}: {error.reason}") from error
+        raise DataError(f"{file.name}: {error.detail}") from error
     except (OSError, DataError) as error:
         raise DataError(f"{file.name}: {error}") from error
 

@@ -132,7 +132,8 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
         try:
             held = [opened(root, sources.AUTO, others=roots) for root in held_out]
         except RootError as error:
-            raise RootError(error.root, error.reason, "config.data.val_root") from error
+            error.key = "config.data.val_root"
+            raise
         parts = [catalog.all_to_train(part) for part in parts]
     parts = [
         catalog.without_validated(part, _validated([*parts[:i], *parts[i + 1 :]], held)) for i, part in enumerate(parts)

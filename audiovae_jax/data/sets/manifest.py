@@ -144,7 +144,7 @@ def _places(base, paths, options) -> dict[str, Place | str]:
         except remote.UnreachableError:
             raise
         except remote.RemoteError as error:
-            return error.reason
+            return error.detail
 
     with concurrent.futures.ThreadPoolExecutor(options.num_threads) as pool:
         return places | dict(zip(urls, pool.map(opened, urls.values()), strict=True))

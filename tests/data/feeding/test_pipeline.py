@@ -105,7 +105,7 @@ def test_an_error_names_the_key_of_the_root_and_leaves_its_path_as_it_is(micro_c
         with pytest.raises(RootError) as raised:
             pipeline.open_data(micro_config.data, batch_size=4, seed=0)
         assert str(raised.value) == f"config.data.{key}={missing}: there is no such folder"
-        assert raised.value.root == missing
+        assert raised.value.path == missing
 
 
 def test_what_is_validated_on_is_not_trained_on_where_it_lies_within(micro_config, roots):
