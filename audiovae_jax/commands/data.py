@@ -1,10 +1,8 @@
 """The commands `check_data`, `make_shards` and `convert_musdb18`."""
 
 import dataclasses
-import functools
 import json
 import os
-import sys
 from pathlib import Path
 
 import ml_collections
@@ -80,6 +78,8 @@ def _check_flags():
 
 
 def _check(root=None):
+    from audiovae_jax.run import start  # not at the top: it loads Orbax, which --help does not need
+
     values = flags.FLAGS
     _require_writable(values.json, values.page)
     if root is not None:
@@ -89,13 +89,7 @@ def _check(root=None):
     configuration.check(config, device_count=1)
     if config.data.root is None and not config.data.mix:
         raise ConfigError("there is nothing to look at: give a folder, a manifest or a URL, as check_data ROOT")
-    data = pipeline.open_data(
-        config.data,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        leave_out=(workdir / "samples",),
-        warn=functools.partial(print, "warning:", file=sys.stderr),
-    )
+    data = start.open_data(config, workdir)
     found = survey.make(
         config.data,
         data,

@@ -160,13 +160,7 @@ def open_session(
         warm_start.require_same_model(config, reader)
     # 4. Open the data.
     recipe = build.build_recipe(config)
-    data = pipeline.open_data(
-        config.data,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        leave_out=(workdir / "samples",),
-        warn=functools.partial(print, "warning:", file=sys.stderr),
-    )
+    data = open_data(config, workdir)
     claim_workdir(config, workdir, checkpoints, write=is_first)
     if data.health is not None:
         data.health.list_in(workdir / (BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
@@ -197,6 +191,23 @@ def open_session(
         config, workdir, recipe, data, devices, group, lock, checkpoints, reporter, saving, safety, reader
     )
     return session, start
+
+
+def open_data(config: ml_collections.ConfigDict, workdir: Path | BucketPath) -> pipeline.Data:
+    """Open the data of a run in `workdir`, without the samples that the run writes there.
+
+    Warnings about files go to standard error, in one line each.
+
+    Raises:
+      ConfigError, DataError: see `pipeline.open_data`.
+    """
+    return pipeline.open_data(
+        config.data,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        leave_out=(workdir / "samples",),
+        warn=functools.partial(print, "warning:", file=sys.stderr),
+    )
 
 
 def what_all_share(config: ml_collections.ConfigDict) -> dict[str, Any]:

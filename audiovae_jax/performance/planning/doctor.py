@@ -19,7 +19,6 @@ from jax.experimental import multihost_utils
 
 import audiovae_jax
 from audiovae_jax.config import build, configuration
-from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.distributed import agreement, mesh
 from audiovae_jax.errors import ConfigError, UserError
 from audiovae_jax.performance.planning import table
@@ -181,12 +180,7 @@ class _Looker:
 
     def data(self):
         config = self._config
-        data = pipeline.open_data(
-            config.data,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            leave_out=(self._workdir / "samples",),
-        )
+        data = start.open_data(config, self._workdir)
         self._fingerprint = data.fingerprint
         if data.health is not None:
             data.health.require_few()
