@@ -20,7 +20,7 @@ from audiovae_jax.errors import ConfigError, printable
 from audiovae_jax.storage import server
 from audiovae_jax.storage.bucket_path import BucketPath
 
-GOES_ON = "everything saved is complete; run the same command to resume"
+RESUMABLE = "everything saved is complete; run the same command to resume"
 MODEL = "MODEL"
 # Error messages of absl and Python about flag values, with clearer replacements.
 _CLEARER_MESSAGES = {
@@ -51,7 +51,7 @@ class Command:
     positional: tuple[str, ...] = ()
     define_flags: Callable[[], None] = lambda: None
     bucket_output: bool = False
-    interrupted: str = GOES_ON
+    interrupted: str = RESUMABLE
 
 
 def run(command: Command, summary: str):

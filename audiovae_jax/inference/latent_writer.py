@@ -125,7 +125,7 @@ def write(
         missing = [i for i, listing in enumerate(listings) if listing is None]
         done = plan.index(listings) if not missing else None
     except OSError as error:
-        raise DataError(f"{printable(folder)}: {error.strerror or error}; {_GOES_ON}") from error
+        raise DataError(f"{printable(folder)}: {error.strerror or error}; {_RESUMABLE}") from error
     _report(plan, [listings[i] for i in range(host_index, len(listings), host_count)], catalog, say)
     speed = f", {encoded / max(1e-9, time.monotonic() - started):.1f} times real time" if encoded else ""
     if done is None:
@@ -138,7 +138,7 @@ def write(
     return True
 
 
-_GOES_ON = "the files written so far are complete; run the same command to resume"
+_RESUMABLE = "the files written so far are complete; run the same command to resume"
 _BAR = "{l_bar}{bar}| {n:.1f}/{total:.1f} min of audio [{elapsed}<{remaining}]"
 _MAX_IN_MEMORY = 1 << 26  # bytes of a track's records; larger ones go to a temporary file
 
