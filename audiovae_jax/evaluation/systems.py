@@ -12,8 +12,9 @@ from typing import Protocol
 import numpy as np
 import soundfile
 
-from audiovae_jax.data.audio import audio_file, stream
+from audiovae_jax.data.audio import stream
 from audiovae_jax.data.audio.stream import AudioStream
+from audiovae_jax.data.formats import sound
 from audiovae_jax.errors import ConfigError, DataError
 from audiovae_jax.evaluation.latents import LatentStatistics
 from audiovae_jax.inference.codec import Codec
@@ -160,7 +161,7 @@ class LossyCodec:
         options |= {"subtype": self._subtype, "compression_level": self._level(audio.channels)}
         options |= {"bitrate_mode": "CONSTANT"} if self._kind == "mp3" else {}
         try:
-            with audio_file.open_sound(target, "w", **options) as file:
+            with sound.open_sound(target, "w", **options) as file:
                 for block in audio.blocks():
                     file.write(block)
         except soundfile.LibsndfileError as error:

@@ -1,26 +1,24 @@
 """Audio files: probing, validation, and reading windows of them."""
 
-import contextlib
 import dataclasses
 import math
-import os
 import stat
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from audiovae_jax.data.audio.remote import BLOCK, RemoteError, RemoteFile, UnreachableError
-from audiovae_jax.data.audio.section import Section
+from audiovae_jax.data.audio import decoders
+from audiovae_jax.data.audio.decoders import Place
+from audiovae_jax.data.audio.remote import BLOCK, RemoteError, UnreachableError
 from audiovae_jax.errors import DataError, printable
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
 
 _UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
 _PROBE_FRAMES = 2048
-_MAX_OPENINGS = 8
+_SILENCE_BLOCK = 1 << 20  # samples
 RATES = (1000, 10_000_000)  # Hz; the rate in a corrupt header is usually outside
 # Input samples read on both sides of a window before resampling, so that its edges are filtered with their neighbours.
 _RESAMPLE_CONTEXT = 1024
@@ -28,18 +26,23 @@ _RESAMPLE_CONTEXT = 1024
 _DOWNMIX_5_1 = np.array([[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]], np.float32)
 
 
-# The location of a file: on this machine, behind a URL, or in an archive.
-Place = Path | RemoteFile | Section
-
-
 @dataclasses.dataclass(frozen=True)
 class AudioFile:
-    """A readable audio file: `frames` samples per channel at `sample_rate` Hz."""
+    """A readable audio file.
+
+    Attributes:
+      path: its location.
+      frames: samples per channel.
+      sample_rate: in Hz.
+      channels: number of channels.
+      index: how it is decoded, found by `probe`; None for libsndfile alone.
+    """
 
     path: Place
     frames: int
     sample_rate: int
     channels: int
+    index: decoders.Index = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -48,6 +51,10 @@ class AudioFile:
     @property
     def seconds(self) -> float:
         return self.frames / self.sample_rate
+
+    def to_json(self) -> dict:
+        """Return the fields except the path, as JSON."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Read `[count, C]` float32 from sample `start` on.
@@ -59,7 +66,13 @@ class AudioFile:
         return block
 
 
-def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silence: bool = False) -> AudioFile:
+def probe(
+    path: Place,
+    min_seconds: float = 0.0,
+    channels: int = 1,
+    allow_silence: bool = False,
+    allow_truncated: bool = False,
+) -> AudioFile:
     """Validate a file by its header, beginning, middle and end.
 
     Args:
@@ -67,6 +80,7 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
       min_seconds: shorter files are rejected.
       channels: the number of channels that the file must be convertible to.
       allow_silence: accept files whose samples are all zero.
+      allow_truncated: accept damaged files, up to where their audio ends.
 
     Raises:
       DataError: the file cannot be used. The message is the reason, without the path.
@@ -78,23 +92,39 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
     if (path.size if status is None else status.st_size) == 0:
         raise DataError("the file is empty")
     try:
-        with _open(path) as f:
-            if f.format == "RAW":  # libsndfile's guess, by name, for files without a header
+        with decoders.scan(path) as decoder:
+            if getattr(decoder, "format", None) == "RAW":  # libsndfile's guess, by name, for files without a header
                 raise DataError("not audio that can be read (it has no header)")
-            file = AudioFile(path, f.frames, f.samplerate, f.channels)
+            if decoder.damage and not allow_truncated:
+                raise DataError(decoder.damage)
+            file = AudioFile(path, decoder.frames, decoder.sample_rate, decoder.channels, decoder.index)
             require_use(file, min_seconds, channels)
-            silent = not allow_silence
-            for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):
-                block = _read(f, file, start, min(_PROBE_FRAMES, file.frames - start))
-                silent &= not block.any()
-            if silent and _is_silent(f):
+            try:
+                silent = _look(decoder, file)
+            except _Truncated as error:
+                file = _up_to_damage(decoder, file)
+                if not allow_truncated:
+                    raise DataError(f"{error} (audio ends at {file.seconds:.2f} s)") from None
+                require_use(file, min_seconds, channels)
+                silent = _look(decoder, file)
+            if silent and not allow_silence and _is_silent(decoder, file):
                 raise DataError("every sample is zero")
     except soundfile.LibsndfileError as error:
-        if status is not None:
-            with open(path, "rb"):  # raises the operating system's error, which libsndfile does not report
-                pass
         raise DataError(_reason(error)) from error
     return file
+
+
+def _look(decoder, file):
+    """Read the beginning, middle and end of a file, and return whether they are silent."""
+    silent = True
+    for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):
+        silent &= not _read(decoder, file, start, min(_PROBE_FRAMES, file.frames - start)).any()
+    return silent
+
+
+def _up_to_damage(decoder, file):
+    frames = decoders.count(decoder)
+    return dataclasses.replace(file, frames=frames, index={**(file.index or {}), "frames": frames})
 
 
 def require_use(file, min_seconds: float, channels: int):
@@ -166,78 +196,19 @@ def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = N
     """
     stop = file.frames if stop is None else stop
     try:
-        with _open(file.path) as f:
+        with decoders.open_decoder(file.path, file.index) as decoder:
             for first in range(start, stop, size):
-                yield _read(f, file, first, min(size, stop - first))
+                yield _read(decoder, file, first, min(size, stop - first))
     except soundfile.LibsndfileError as error:
-        is_gone = isinstance(file.path, Path) and not os.path.exists(file.path)
-        reason = "No such file or directory" if is_gone else _reason(error)
-        raise DataError(f"{file.name}: {reason}") from error
+        raise DataError(f"{file.name}: {_reason(error)}") from error
     except UnreachableError:
         raise
     except RemoteError as error:
         raise DataError(f"{file.name}: {error.detail}") from error
-    except (OSError, DataError) as error:
+    except OSError as error:
+        raise DataError(f"{file.name}: {error.strerror or error}") from error
+    except DataError as error:
         raise DataError(f"{file.name}: {error}") from error
-
-
-def open_sound(path: Path, mode: str = "r", **options) -> soundfile.SoundFile:
-    """Open a `soundfile.SoundFile`.
-
-    Names need not be UTF-8. A file that hangs does not block the opening of others.
-    """
-    return _opened(lambda: _Sound(path if os.name == "nt" else os.fsencode(path), mode, **options), mode == "r")
-
-
-class _Sound(soundfile.SoundFile):
-    """A `SoundFile` that opens without soundfile's global lock.
-
-    soundfile holds this lock while it opens a file, to protect libsndfile's global error number. A file that hangs
-    would block all others, and a remote file would delay them.
-    """
-
-    def __init__(self, *args, **options):
-        self._sf_error_lock = threading.Lock()
-        super().__init__(*args, **options)
-
-
-def _opened(opening, is_read):
-    """Return `opening()`, retried until it fails twice in a row with the same error.
-
-    Without the global lock, the first error may be another thread's. Writers are not retried.
-    """
-    previous = None
-    for _ in range(_MAX_OPENINGS if is_read else 1):
-        try:
-            return opening()
-        except soundfile.LibsndfileError as error:
-            if error.code and error.code == previous:
-                raise
-            previous, last = error.code, error
-    raise last
-
-
-@contextlib.contextmanager
-def _open(place):
-    """Open a place as a `SoundFile` with an attribute `reader`.
-
-    `reader` is the reader of the file's bytes, None for local files.
-    """
-    if isinstance(place, Path):
-        with open_sound(place) as f:
-            f.reader = None
-            yield f
-        return
-    with contextlib.closing(place.open()) as reader:
-        try:
-            with _opened(lambda: reader.seek(0) or _Sound(reader), is_read=True) as f:
-                f.reader = reader
-                yield f
-        except (soundfile.LibsndfileError, DataError) as error:
-            # libsndfile only sees an early end of the file. The reader knows the cause.
-            if reader.error is None:
-                raise
-            raise reader.error from error
 
 
 def adapt_channels(audio: np.ndarray, channels: int) -> np.ndarray:
@@ -276,30 +247,35 @@ def _step(from_rate, to_rate):
     return from_rate // math.gcd(from_rate, to_rate)
 
 
-def _read(f, file, start, frames):
-    if f.reader is not None:
-        # Compressed audio varies in bytes per sample, and seeking reads a little before the position.
-        slack = 0 if f.format in _UNCOMPRESSED else BLOCK
-        f.reader.expect(frames * file.path.size // max(1, file.frames) + slack)
+def _read(decoder, file, start, frames):
+    # Compressed audio varies in bytes per sample, and decoders read a little before the position.
+    slack = 0 if getattr(decoder, "format", None) in _UNCOMPRESSED else BLOCK
+    size = 0 if isinstance(file.path, Path) else file.path.size
+    decoders.expect(decoder, frames * size // max(1, file.frames) + slack)
     try:
-        f.seek(start)
-        block = f.read(frames, dtype="float32", always_2d=True)
+        block = decoder.read(start, frames)
     except soundfile.LibsndfileError as error:
-        raise DataError(
+        raise _Truncated(
             f"damaged or truncated: reading at sample {start} of {file.frames} failed "
             f"({error.error_string.rstrip('.')})"
         ) from error
     if len(block) < frames:
-        raise DataError(f"truncated: the header promises {file.frames} samples, but none follow {start + len(block)}")
+        raise _Truncated(f"truncated: the header promises {file.frames} samples, but none follow {start + len(block)}")
     if not np.isfinite(block).all():
         raise DataError("holds NaN or infinite samples")
     return block
+
+
+class _Truncated(DataError):
+    """Samples cannot be decoded."""
 
 
 def _reason(error: soundfile.LibsndfileError):
     return f"not audio that can be read ({error.error_string.rstrip('.')})"
 
 
-def _is_silent(f):
-    f.seek(0)
-    return not any(block.any() for block in f.blocks(1 << 20, dtype="float32"))
+def _is_silent(decoder, file):
+    return not any(
+        _read(decoder, file, start, min(_SILENCE_BLOCK, file.frames - start)).any()
+        for start in range(0, file.frames, _SILENCE_BLOCK)
+    )

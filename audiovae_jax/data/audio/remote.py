@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from audiovae_jax.data.audio.block_cache import BlockCache
-from audiovae_jax.data.audio.reader import Reader
+from audiovae_jax.data.formats.reader import Reader
 from audiovae_jax.errors import DataError, RootError
 from audiovae_jax.storage import server
 from audiovae_jax.storage.server import is_url as is_url  # re-exported

@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from audiovae_jax.data.audio.reader import Reader
 from audiovae_jax.data.audio.remote import RemoteFile
+from audiovae_jax.data.formats.reader import Reader
 from audiovae_jax.errors import printable
 
 

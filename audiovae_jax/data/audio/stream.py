@@ -8,6 +8,7 @@ import numpy as np
 import soundfile
 
 from audiovae_jax.data.audio import audio_file
+from audiovae_jax.data.formats import sound
 from audiovae_jax.errors import DataError, printable
 from audiovae_jax.storage import atomic
 
@@ -168,12 +169,12 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
     try:
         with atomic.replacing(path) as temporary:
             options = {"samplerate": sample_rate, "channels": channels, "subtype": subtype, "format": kind}
-            with audio_file.open_sound(temporary, "w", **options) as file:
+            with sound.open_sound(temporary, "w", **options) as file:
                 for block in blocks:
                     file.write(block)
                     written += len(block)
             if subtype in ("FLOAT", "PCM_24"):
-                with audio_file.open_sound(temporary) as file:
+                with sound.open_sound(temporary) as file:
                     if file.frames != written:  # the header overflowed, or the disk is full
                         raise DataError(f"{name} was not written: {written} samples came back as {file.frames}")
     except soundfile.LibsndfileError as error:

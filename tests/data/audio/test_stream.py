@@ -80,7 +80,7 @@ def test_a_wav_of_more_than_4_gib_reads_back_to_its_last_sample(tmp_path, monkey
             yield zeros[: length - len(last) - start]
         yield last
 
-    real, sparse = stream.audio_file.open_sound, []
+    real, sparse = stream.sound.open_sound, []
 
     def open_sound(path, mode="r", **options):
         if mode == "r":

@@ -1,0 +1,195 @@
+"""Decoders: the samples of a file with exact random access, for every format."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import soundfile
+
+from audiovae_jax.data.audio.remote import RemoteFile
+from audiovae_jax.data.audio.section import Section
+from audiovae_jax.data.formats import mp3
+from audiovae_jax.data.formats.sound import open_sound
+from audiovae_jax.errors import DataError
+
+# The location of a file: on this machine, behind a URL, or in an archive.
+Place = Path | RemoteFile | Section
+# How a file is decoded, found by a scan, as JSON; None for libsndfile alone.
+Index = dict[str, Any] | None
+
+_MPEG_SUFFIXES = (".mp3", ".mp2", ".mp1", ".mpga")
+_MAX_FRAMES = 1 << 50  # a larger number of samples means that it is not known
+_BLOCK = 1 << 18  # samples
+
+
+class Decoder(Protocol):
+    """The samples of an open file.
+
+    Attributes:
+      frames: samples per channel.
+      sample_rate: in Hz.
+      channels: number of channels.
+      index: what `open_decoder` needs to open the file again without a scan.
+      damage: what a scan found missing, or None.
+    """
+
+    frames: int
+    sample_rate: int
+    channels: int
+    index: Index
+    damage: str | None
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Return `[count, channels]` float32 from sample `start` on; less at the end of the audio."""
+
+
+@contextlib.contextmanager
+def scan(place: Place) -> Iterator[Decoder]:
+    """Open a file of unknown format. The scan of some formats reads the whole file.
+
+    Raises:
+      DataError, soundfile.LibsndfileError: it is not audio.
+    """
+    with _opened(place) as file, contextlib.closing(_scanned(place, file)) as decoder:
+        yield decoder
+
+
+@contextlib.contextmanager
+def open_decoder(place: Place, index: Index) -> Iterator[Decoder]:
+    """Open a file that was scanned before, with its decoder's index.
+
+    Raises:
+      DataError, soundfile.LibsndfileError: the file has changed.
+    """
+    with _opened(place) as file, contextlib.closing(_indexed(place, file, index)) as decoder:
+        yield decoder
+
+
+def expect(decoder: Decoder, size: int):
+    """Announce that about `size` bytes will be read next, so that a remote file fetches them at once."""
+    getattr(decoder.file, "expect", lambda size: None)(size)
+
+
+@contextlib.contextmanager
+def _opened(place) -> Iterator[BinaryIO]:
+    """Open the bytes of a place. Errors that a remote reader met replace those of a decoder."""
+    with open(place, "rb") if isinstance(place, Path) else contextlib.closing(place.open()) as file:
+        try:
+            yield file
+        except (soundfile.LibsndfileError, DataError) as error:
+            # A decoder only sees an early end of the file. The reader knows the cause.
+            cause = getattr(file, "error", None)
+            if cause is None:
+                raise
+            raise cause from error
+
+
+def _scanned(place, file):
+    start = file.read(16)
+    if start.startswith(b"ID3"):  # a tag may precede any format
+        file.seek(mp3.tag_size(start))
+        start = file.read(16)
+    if mp3.is_frame(start) or (place.suffix.lower() in _MPEG_SUFFIXES and start[:4] not in (b"RIFF", b"fLaC")):
+        found = mp3.scan(file)
+        return _Parts(file, found.parts, {"mp3": [mp3.to_json(part) for part in found.parts]}, found.damage)
+    sound = _Sound(place, file)
+    if sound.frames > _MAX_FRAMES:
+        sound.frames = count(sound)
+        sound.index = {"frames": sound.frames}
+    return sound
+
+
+def _indexed(place, file, index):
+    match index:
+        case {"mp3": parts}:
+            return _Parts(file, [mp3.from_json(part) for part in parts], index)
+        case {"frames": frames}:
+            return _Sound(place, file, frames, index)
+        case _:
+            return _Sound(place, file)
+
+
+def count(decoder: Decoder, start: int = 0, size: int = _BLOCK) -> int:
+    """Return the number of samples that can be decoded one after another, in blocks of `size`."""
+    while start < decoder.frames:
+        try:
+            block = decoder.read(start, min(size, decoder.frames - start))
+        except (soundfile.LibsndfileError, DataError):
+            return start if size == 1 else count(decoder, start, max(1, size // 64))
+        if len(block) == 0:
+            break
+        start += len(block)
+    return start
+
+
+class _Sound:
+    """A file that libsndfile decodes."""
+
+    damage = None
+
+    def __init__(self, place, file, frames=None, index=None):
+        self.file, self.index = file, index
+        self._open = lambda: open_sound(place if isinstance(place, Path) else file)
+        self._sound = self._open()
+        self.frames = self._sound.frames if frames is None else frames
+        self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
+        self.format = self._sound.format
+        self._position = 0
+
+    def read(self, start, count):
+        if self._sound.seekable():
+            self._sound.seek(start)
+        else:
+            self._skip_to(start)
+        block = self._sound.read(count, dtype="float32", always_2d=True)
+        self._position = start + len(block)
+        return block
+
+    def _skip_to(self, start):
+        """Decode up to a sample, from the beginning if it has passed."""
+        if start < self._position:
+            self._sound.close()
+            self._sound, self._position = self._open(), 0
+        while self._position < start:
+            block = self._sound.read(min(_BLOCK, start - self._position), dtype="float32")
+            if len(block) == 0:
+                break
+            self._position += len(block)
+
+    def close(self):
+        self._sound.close()
+
+
+class _Parts:
+    """Consecutive parts of a file, each with `sample_rate`, `channels`, `length` and `read(file, start, count)`.
+
+    Raises:
+      DataError: their rates or channels differ.
+    """
+
+    def __init__(self, file, parts: Sequence, index, damage=None):
+        self.file, self.index, self.damage, self._parts = file, index, damage, parts
+        self.sample_rate, self.channels = parts[0].sample_rate, parts[0].channels
+        self.frames = 0
+        for part in parts:
+            if (part.sample_rate, part.channels) != (self.sample_rate, self.channels):
+                raise DataError(
+                    f"its part from {self.frames / self.sample_rate:.1f} s on has {part.sample_rate} Hz and "
+                    f"{part.channels} channels, the part before {self.sample_rate} Hz and {self.channels}; split it"
+                )
+            self.frames += part.length
+
+    def read(self, start, count):
+        blocks = []
+        for part in self._parts:
+            stop = min(part.length, start + count)
+            if start < part.length and stop > start:
+                blocks.append(part.read(self.file, start, stop - start))
+                count -= stop - start
+            start = max(0, start - part.length)
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.channels), np.float32)
+
+    def close(self):
+        pass

@@ -1,0 +1,49 @@
+"""Opening files with libsndfile from several threads."""
+
+import os
+import threading
+from pathlib import Path
+from typing import BinaryIO
+
+import soundfile
+
+_MAX_OPENINGS = 8
+
+
+def open_sound(file: Path | BinaryIO, mode: str = "r", **options) -> soundfile.SoundFile:
+    """Open a `soundfile.SoundFile`, by a path or from a seekable reader.
+
+    Names need not be UTF-8. A file that hangs does not block the opening of others.
+    """
+    if isinstance(file, Path):
+        name = file if os.name == "nt" else os.fsencode(file)
+        return _retried(lambda: _Sound(name, mode, **options), mode == "r")
+    return _retried(lambda: file.seek(0) or _Sound(file, mode, **options), mode == "r")
+
+
+class _Sound(soundfile.SoundFile):
+    """A `SoundFile` that opens without soundfile's global lock.
+
+    soundfile holds this lock while it opens a file, to protect libsndfile's global error number. A file that hangs
+    would block all others, and a remote file would delay them.
+    """
+
+    def __init__(self, *args, **options):
+        self._sf_error_lock = threading.Lock()
+        super().__init__(*args, **options)
+
+
+def _retried(opening, is_read):
+    """Return `opening()`, retried until it fails twice in a row with the same error.
+
+    Without the global lock, the first error may be another thread's. Writers are not retried.
+    """
+    previous = None
+    for _ in range(_MAX_OPENINGS if is_read else 1):
+        try:
+            return opening()
+        except soundfile.LibsndfileError as error:
+            if error.code and error.code == previous:
+                raise
+            previous, last = error.code, error
+    raise last
