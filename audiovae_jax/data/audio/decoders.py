@@ -10,7 +10,7 @@ import soundfile
 
 from audiovae_jax.data.audio.remote import RemoteFile
 from audiovae_jax.data.audio.section import Section
-from audiovae_jax.data.formats import mp3
+from audiovae_jax.data.formats import containers, mp3
 from audiovae_jax.data.formats.sound import open_sound
 from audiovae_jax.errors import DataError
 
@@ -91,6 +91,8 @@ def _scanned(place, file):
     if start.startswith(b"ID3"):  # a tag may precede any format
         file.seek(mp3.tag_size(start))
         start = file.read(16)
+    if container := containers.recognise(start):
+        return containers.ContainerDecoder(file, *container)
     if mp3.is_frame(start) or (place.suffix.lower() in _MPEG_SUFFIXES and start[:4] not in (b"RIFF", b"fLaC")):
         found = mp3.scan(file)
         return _Parts(file, found.parts, {"mp3": [mp3.to_json(part) for part in found.parts]}, found.damage)
@@ -105,6 +107,8 @@ def _indexed(place, file, index):
     match index:
         case {"mp3": parts}:
             return _Parts(file, [mp3.from_json(part) for part in parts], index)
+        case {"container": [name, title, frames]}:
+            return containers.ContainerDecoder(file, name, title, frames)
         case {"frames": frames}:
             return _Sound(place, file, frames, index)
         case _:
