@@ -126,7 +126,7 @@ class Group:
             ]
             if differing:
                 raise ConfigError(
-                    f"process {other} of {self.count} (on {host}) is of another run:{''.join(differing)}\n"
+                    f"process {other} of {self.count} (on {host}) belongs to another run:{''.join(differing)}\n"
                     "start all processes with the same command, code and data"
                 )
         self._set(f"meet/{name}/told", json.dumps(tell))

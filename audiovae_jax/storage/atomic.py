@@ -13,7 +13,7 @@ from pathlib import Path
 
 _UNFINISHED = re.compile(r"\.(\d+)\.tmp(\.[^.]*)?$")
 _MOVED_ASIDE = re.compile(r"\.\d+\.old$")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path makes one slash of two
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path merges double slashes
 _SILENT = 60.0  # seconds without a write after which a file may be removed
 _MAX_SWAP = 1.0  # seconds between the two renames that replace a folder
 _MAX_NAME = 255  # bytes, on nearly every file system

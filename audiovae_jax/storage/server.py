@@ -136,7 +136,7 @@ def explained(error: Exception, url: str) -> str:
         remedy = _CREDENTIALS.get({"gcs": "gs", "s3a": "s3"}.get(scheme, scheme), "check the credentials")
         return f"access is refused ({reason(error)}); {remedy}"
     if status in (412, 416):
-        return "it has changed since it was looked at; start the run again"
+        return "it has changed since it was opened; start the run again"
     return reason(error)
 
 

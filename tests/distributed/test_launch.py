@@ -89,10 +89,10 @@ def test_which_tasks_take_all_the_devices_that_they_see(environment, own):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a:1", None, None), "--num_processes and --process_id not given, but --coordinator_address: give all three"),
-        ((None, 2, None), "--coordinator_address and --process_id not given, but --num_processes"),
+        (("a:1", None, None), "--coordinator_address given without --num_processes and --process_id: give all three"),
+        ((None, 2, None), "--num_processes given without --coordinator_address and --process_id"),
         (("a", 2, 0), "--coordinator_address=a must be HOST:PORT"),
-        (("a:1", 2, 2), "--process_id=2 must lie between 0 and --num_processes=2 less one"),
+        (("a:1", 2, 2), "--process_id=2 must be from 0 to 1 with --num_processes=2"),
     ],
 )
 def test_flags_that_do_not_go_together(arguments, message):
@@ -122,10 +122,10 @@ def test_who_does_not_come_is_missed_with_a_clear_line():
     address = f"127.0.0.1:{free_port()}"
     ended = _join(address, 2, 1)
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
-    assert f"error: nothing answered at --coordinator_address={address} for 2 s" in ended.stderr
+    assert f"error: no answer at --coordinator_address={address} for 2 s" in ended.stderr
     ended = _join(address, 2, 0)
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
-    assert f"error: of 2 processes, not all came to process 0 at {address} within 2 s; start them all" in ended.stderr
+    assert f"error: not all 2 processes joined process 0 at {address} within 2 s; start them all" in ended.stderr
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_a_signal_asks_and_its_handlers_are_given_back(number, name, capfd):
         os.kill(os.getpid(), number)
         _wait(lambda: asked)
     assert asked == [name]
-    assert f"{name}: this step, then saving" in capfd.readouterr().err
+    assert f"{name}: finishing this step, then saving" in capfd.readouterr().err
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
 
@@ -78,7 +78,7 @@ def test_a_second_interrupt_ends_it_at_once():
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "\n"
-    assert "a second one ends it at once" in process.stderr.readline()
+    assert "press it again to stop at once" in process.stderr.readline()
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)

@@ -144,7 +144,7 @@ def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(s3_server, monkeyp
     store.wait()
     proxy.cut()
     # What is there can not be told either, and that is said in place of it.
-    with pytest.raises(CheckpointError, match=r"not reached for 0.5 s"):
+    with pytest.raises(CheckpointError, match=r"no answer for 0.5 s"):
         store.save(state, step=2, config={}, data={}, metrics={"total_loss": 1.0})
     with pytest.raises(CheckpointError, match=r"checkpoints/1 cannot be read: not reached"):
         store.restore(jax.eval_shape(lambda: state), mesh.replicated(mesh.make_mesh()), step=1)
@@ -217,7 +217,7 @@ def test_the_heartbeat_is_felt_in_a_bucket(bucket, monkeypatch):
     ("workdir", "message"),
     [
         ("s3://no-such-bucket/run", r"cannot be written to \(there is no such file or bucket .*; give another"),
-        ("https://host/run", "of URLs, those of s3:// and gs:// can be written to"),
+        ("https://host/run", "only s3:// and gs:// URLs can be written to"),
     ],
 )
 def test_a_workdir_that_cannot_be_is_said_at_once(bucket, micro_config, workdir, message):

@@ -70,7 +70,7 @@ def test_processes_of_different_configs_are_refused(micro_config, tmp_path):
         assert run.wait() == [1, 1]
         for i in range(2):
             assert "error: process 1 of 2 (on " in run.log(i)
-            assert "is of another run:\n  validate_every: 5 in process 0, 7 there\n" in run.log(i)
+            assert "belongs to another run:\n  validate_every: 5 in process 0, 7 there\n" in run.log(i)
     assert not (tmp_path / "differ").exists()
 
 
