@@ -207,8 +207,8 @@ class AudioVAE(nn.Module):
     def _check(self):
         if len(self.channel_mults) != len(self.strides):
             raise ValueError(
-                f"channel_mults has {len(self.channel_mults)} entries and strides {len(self.strides)}: "
-                "each block needs one of both"
+                f"channel_mults has {len(self.channel_mults)} entries and strides {len(self.strides)}; "
+                "give both one entry per block"
             )
         for name in ("in_channels", "base_channels", "latent_dim", "kernel_size", "channel_mults", "strides"):
             value = getattr(self, name)

@@ -24,10 +24,10 @@ def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int
 
     Args:
       kernel: `[row taps, col taps, in, out]`, with at least as many row taps as `row_stride`.
-      row_stride: of the rows.
-      dilation: of the columns.
+      row_stride: stride of the rows.
+      dilation: dilation of the columns.
       padding: zeros on both sides of rows and of columns.
-      n_rows: rows of the output.
+      n_rows: number of rows of the output.
 
     Returns:
       `[B, n_rows, cols + 2 * padding[1] - dilation * (col taps - 1), out]`.

@@ -103,7 +103,7 @@ def create_state(recipe, devices: Mesh, audio_shape: tuple[int, int, int]) -> Tr
 
 
 def _without_dead_code(program):
-    """Remove what the outputs do not depend on, such as activations of the networks."""
+    """Remove operations that no output depends on, such as activations of the networks."""
     needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     return core.ClosedJaxpr(needed, program.consts)
 

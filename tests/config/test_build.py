@@ -78,7 +78,7 @@ def test_a_users_discriminator_and_loss_are_built(micro_config, parts):
         ("Disc", {"width": "three"}, "trying own_parts_for_test.Disc on a batch failed: TypeError"),
         ("OneArray", {"width": 3}, r"must return \(logits: list of arrays.*but it returned one array of shape"),
         ("FlatMaps", {"width": 3}, r"its feature_maps are a list of 1 \(array\)"),
-        ("NoMaps", {"width": 3}, "hold no array, so there is nothing to match"),
+        ("NoMaps", {"width": 3}, "contain no array, so there is nothing to match"),
         ("Stateful", {"width": 3}, r"has variables \['batch_stats'\]"),
         ("NotAModule", {}, "a discriminator is a subclass of flax.linen.Module"),
     ],
@@ -111,7 +111,7 @@ def test_the_model_is_tried_too(micro_config):
     with pytest.raises(ConfigError, match="config.model: trying AudioVAE on a batch failed: TypeError: .*"):
         build.build_recipe(micro_config)
     micro_config.model.dtype = "bf16"
-    with pytest.raises(ConfigError, match="config.model: .*dtype='bf16' is no type to compute in; use .*bfloat16"):
+    with pytest.raises(ConfigError, match="config.model: .*dtype='bf16' is not a dtype; use .*bfloat16"):
         build.build_recipe(micro_config)
 
 

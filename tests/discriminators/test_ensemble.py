@@ -51,7 +51,7 @@ def test_the_ensemble_is_its_parts():
 
 
 def test_wrong_channels_and_bands_are_named():
-    with pytest.raises(ValueError, match=r"takes audio \[B, T, 2\], not \(1, 64, 1\)"):
+    with pytest.raises(ValueError, match=r"needs audio \[B, T, 2\], not \(1, 64, 1\)"):
         _shapes(discriminators.MultiPeriodDiscriminator(), jnp.zeros((1, 64, 1)))
     band = discriminators.BandSplitDiscriminator(64, 16, ((0, 99),))
     with pytest.raises(ValueError, match="outside the 33 bins"):

@@ -158,7 +158,7 @@ def test_what_cannot_work_is_told_before_anything_is_measured(micro_config, monk
         with pytest.raises(ConfigError, match=r"cannot write to .* \(Permission denied\)"):
             command.run("step", micro_config, **{**OPTIONS, "json_path": str(tmp_path / "x.json")})
     micro_config.model.dtype = "float8"
-    with pytest.raises(ConfigError, match=r"config.model: .* dtype='float8' is no type to compute in"):
+    with pytest.raises(ConfigError, match=r"config.model: .* dtype='float8' is not a dtype"):
         command.run("step", micro_config, **OPTIONS)
 
 
