@@ -31,7 +31,7 @@ def get_config(names: str = "") -> ml_collections.ConfigDict:
         known = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "base"]
         if name not in known:
             raise ConfigError(
-                f"there is no config {name!r} to mix in{did_you_mean(name, known)}; there are {', '.join(known)}"
+                f"there is no config {name!r} to add{did_you_mean(name, known)}; choose from {', '.join(known)}"
             )
         importlib.import_module(f"configs.{name}").override(config)
     return config
@@ -49,7 +49,7 @@ def _base():
     config.batch_size = 1
     config.seed = 0  # for parameters, latent noise and crops
     config.validate_every = 1000  # steps
-    config.checkpoint_every = 5000  # steps; each checkpoint is also validated, to find the best
+    config.checkpoint_every = 5000  # steps; each checkpoint is also validated, so that the best is known
     config.checkpoints_kept = 3  # the most recent ones; the best is kept in addition
     config.max_failed_saves = 10  # failed saves in a row before the run ends, e.g. on a full disk
     config.sample_every = 5000  # steps between samples: audio and spectrograms of fixed validation audio

@@ -91,7 +91,7 @@ def test_commands_work_as_a_module_in_any_folder(tmp_path):
     assert all(name in said for name in cli.COMMANDS)
     assert "there is no command 'trian'; did you mean 'train'?" in _module("trian", cwd=tmp_path)[1]
     status, said = _module("train", "--config=tiny:no_adversarial", "--config.data.crop_length=500", cwd=tmp_path)
-    assert (status, "no multiple of the model's hop of 64" in said) == (1, True)
+    assert (status, "not a multiple of the model's hop of 64" in said) == (1, True)
     refused = _module("benchmark", "data", "--config=tiny", "--profile", cwd=tmp_path)[1]
     assert "benchmark data makes no use of --profile; it takes --config, --json, --batch_size, --crop" in refused
     (tmp_path / "songs").mkdir()

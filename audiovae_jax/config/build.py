@@ -84,7 +84,7 @@ def build_discriminator(config: ml_collections.ConfigDict) -> nn.Module:
         variables = discriminator.init(key, audio)
         if set(variables) - {"params"}:
             raise TypeError(
-                f"{name} has variables {sorted(set(variables) - {'params'})}; only params are trained and kept, "
+                f"{name} has variables {sorted(set(variables) - {'params'})}; only params are trained and saved, "
                 "so a discriminator must be a function of its params and the audio"
             )
         return discriminator.apply(variables, audio)
@@ -106,7 +106,7 @@ def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
     for name, section in config.losses.items():
         where = f"config.losses.{name}"
         if name in RESERVED_METRICS:
-            raise ConfigError(f"{where}: the run's own metrics have that name; choose another")
+            raise ConfigError(f"{where}: this name is taken by one of the run's own metrics; choose another")
         fn = resolve.build(section, where, ignore=("weight",))
         target = section[resolve.TARGET]
         parameters = inspect.signature(fn).parameters

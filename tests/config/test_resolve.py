@@ -27,7 +27,7 @@ def test_a_function_gets_its_options_bound_and_a_class_is_built():
             {"_target_": "audiovae_jax.losses.sum_and_difference_stft", "fft_size": (64,)},
             "has no argument 'fft_size'; did you mean 'fft_sizes'",
         ),
-        ({"_target_": "audiovae_jax.AdversarialLossCalculator", "warmup_steps": -1}, "refuses its arguments: warmup"),
+        ({"_target_": "audiovae_jax.AdversarialLossCalculator", "warmup_steps": -1}, "rejects its arguments: warmup"),
     ],
 )
 def test_what_is_wrong_is_named(section, message):

@@ -338,7 +338,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
             marks=pytest.mark.slow,
         ),
         ("--config.data.root=/no/such/folder", "config.data.root=/no/such/folder: there is no such folder"),
-        pytest.param("--config.data.crop_length=500", "no multiple of the model's hop of 8", marks=pytest.mark.slow),
+        pytest.param("--config.data.crop_length=500", "not a multiple of the model's hop of 8", marks=pytest.mark.slow),
         pytest.param("--workdir=/proc/nope", "--workdir=/proc/nope cannot be written to (", marks=pytest.mark.slow),
     ],
 )

@@ -169,7 +169,7 @@ def test_weights_alone(micro_config, trained_run, tmp_path):
     assert int(state.step) == 0
     _assert_same((state.opt_state, state.discriminator_opt_state), (fresh.opt_state, fresh.discriminator_opt_state))
     micro_config.init_from = None
-    with pytest.raises(ConfigError, match="init_weights_only is set, and config.init_from is not"):
+    with pytest.raises(ConfigError, match="init_weights_only is set without config.init_from"):
         configuration.check(micro_config, 1)
 
 

@@ -74,7 +74,7 @@ def test_what_goes_wrong_is_one_targets(small):
 def test_a_config_that_cannot_work_is_the_users_error(small):
     small.data.crop_length = 1000
     small.model.strides = (7,)
-    with pytest.raises(ConfigError, match="no multiple of the model's hop of 7"):
+    with pytest.raises(ConfigError, match="not a multiple of the model's hop of 7"):
         plan.plan(small, targets.parse(["cpu:2"]), LIMITS, lambda text: None)
 
 
