@@ -108,7 +108,7 @@ def _check(root=None):
     except OSError as error:
         raise DataError(f"the report was not written: {error.strerror or error}") from error
     if found.refusal is not None:
-        raise DataError(f"training would refuse: {found.refusal}")
+        raise DataError(f"training would fail: {found.refusal}")
 
 
 def _require_writable(*paths):
@@ -133,7 +133,7 @@ def _plain(value):
 
 CHECK_DATA = Command(
     name="check_data",
-    details="ROOT takes the place of config.data.root. The status is 1 where training would refuse.",
+    details="ROOT replaces config.data.root. The exit status is 1 if training would fail.",
     main=_check,
     positional=("[ROOT]",),
     define_flags=_check_flags,

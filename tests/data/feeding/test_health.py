@@ -29,7 +29,7 @@ def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path):
         {"file": "a", "reason": "empty"},
         {"file": "b", "reason": "b: gone"},
     ]
-    assert warned == ["another crop is taken in place of b: gone"]
+    assert warned == ["another crop is used instead of b: gone"]
     assert (health.bad_files, health.replaced_crops) == (2, 3)
     with pytest.raises(DataError, match=r"3 of 10 files cannot be used, more than data.max_bad_share=0.2 allows"):
         health.replaced("c", "c: gone")
@@ -38,7 +38,7 @@ def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path):
 
 
 def test_a_bad_file_is_a_python_warning_unless_the_caller_takes_it():
-    with pytest.warns(UserWarning, match="another crop is taken in place of b: gone"):
+    with pytest.warns(UserWarning, match="another crop is used instead of b: gone"):
         Health(10).replaced("b", "b: gone")
 
 

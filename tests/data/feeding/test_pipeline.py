@@ -113,7 +113,7 @@ def test_what_is_validated_on_is_not_trained_on_where_it_lies_within(micro_confi
     files = [f"one/{i}.wav" for i in range(4)], [f"one/held/{i}.wav" for i in range(2)]
     assert _opened(micro_config, folder=roots, root=outside, val_root=inside)[:2] == files
     assert _opened(micro_config, folder=roots, root=inside, val_root=outside)[:2] == files[::-1]
-    with pytest.raises(ConfigError, match=r"val_root=.*/one/ is trained on too; give another folder"):
+    with pytest.raises(ConfigError, match=r"val_root=.*/one/ is also a training root; give another folder"):
         _opened(micro_config, folder=roots, root=outside, val_root=f"{outside}/")
 
 
