@@ -34,7 +34,7 @@ def test_files_through_a_model_by_every_command(tmp_path):
 
     said = run("encode", "m", "songs", "latents", status=1)
     assert "bad.wav: not audio that can be read" in said
-    assert "2 made, 0 there already and skipped, 1 failed" in said
+    assert "2 written, 0 skipped (already there), 1 failed" in said
     (tmp_path / "songs" / "bad.wav").unlink()
     assert "2 made" in run("decode", "m", "latents", "out", "--format=flac")
     assert "1 made" in run("reconstruct", "m", "songs/a.wav", "direct.wav", "--chunk_length=100")
@@ -93,10 +93,12 @@ def test_commands_work_as_a_module_in_any_folder(tmp_path):
     status, said = _module("train", "--config=tiny:no_adversarial", "--config.data.crop_length=500", cwd=tmp_path)
     assert (status, "not a multiple of the model's hop of 64" in said) == (1, True)
     refused = _module("benchmark", "data", "--config=tiny", "--profile", cwd=tmp_path)[1]
-    assert "benchmark data makes no use of --profile; it takes --config, --json, --batch_size, --crop" in refused
+    assert "benchmark data has no flag --profile; its flags are --config, --json, --batch_size, --crop" in refused
     (tmp_path / "songs").mkdir()
     status, said = _module("encode", "songs", "latents", cwd=tmp_path)
-    forgotten = "error: no model was given: encode takes MODEL IN... OUT, and songs is none. --help tells more\n"
+    forgotten = (
+        "error: no model was given: songs is not a model; usage: encode MODEL IN... OUT [flags] (--help lists them)\n"
+    )
     assert (status, said) == (1, forgotten)
     status, said = _module("train", "--help", cwd=tmp_path)
     assert status == 0

@@ -29,10 +29,10 @@ COMMANDS = {
     "export_stablehlo": Entry("models", "Export encoder and decoder for serving with JAX alone."),
     "import_torch": Entry("models", "Convert a PyTorch file to a saved model, with a report on each tensor."),
     "export_torch": Entry("models", "Write a model to a file for the PyTorch system."),
-    "make_shards": Entry("data", "Write a data set to shards, from which crops are read quickly."),
-    "benchmark": Entry("benchmark", "Measure the step, the codec, the data, compiling or memory."),
+    "make_shards": Entry("data", "Convert a data set to shards, for fast reading of crops."),
+    "benchmark": Entry("benchmark", "Benchmark the step, the codec, the data, compiling or memory."),
     "check_data": Entry("data", "Report on a data set: contents, skipped files, reading speed."),
-    "evaluate": Entry("judging", "Evaluate models beside Opus and MP3: a table, and a page with audio."),
+    "evaluate": Entry("judging", "Evaluate models, with Opus and MP3 to compare: a table, and a page with audio."),
     "serve": Entry("judging", "Serve a page for listening to models and editing latents."),
     "convert_musdb18": Entry("data", "Convert MUSDB18 (.stem.mp4) to the layout of MUSDB18-HQ; needs ffmpeg."),
     "plan": Entry("planning", "Plan a run for other machines: memory, largest batch, traffic."),
@@ -49,7 +49,7 @@ def main(name: str | None = None):
     if name is None and sys.argv[1:2] in ([], ["-h"], ["--help"]):
         print("\n".join(_list()))
         sys.exit(0 if sys.argv[1:] else 1)
-    # Not at the top: they import JAX, which takes seconds.
+    # Imported late, since they import JAX, which takes seconds.
     from audiovae_jax.commands import arguments, process
     from audiovae_jax.errors import UserError
 

@@ -42,7 +42,7 @@ def test_what_is_there_is_skipped_unless_told(folder, capsys):
     jobs = _plan(folder, "in")
     file_jobs.run(jobs[:1], _copy)
     file_jobs.run(jobs, _copy)
-    assert "1 made, 1 there already and skipped, 0 failed" in capsys.readouterr().out
+    assert "1 written, 1 skipped (already there), 0 failed" in capsys.readouterr().out
     jobs[0].target.write_text("old")
     file_jobs.run(jobs, _copy, overwrite=True)
     assert jobs[0].target.read_text() == "in/a.wav"
@@ -66,7 +66,7 @@ def test_what_was_made_is_no_input_the_next_time(folder):
     jobs = _plan(folder, "in", output="in/out")
     file_jobs.run(jobs, _copy)
     assert [job.target for job in _plan(folder, "in", output="in/out")] == [job.target for job in jobs]
-    with pytest.raises(DataError, match="in would be input and output at once"):
+    with pytest.raises(DataError, match="in is both input and output"):
         _plan(folder, "in", output="in")
     assert len(_plan(folder, "in", output="in", suffix=".safetensors")) == 4  # these are no audio
 
@@ -151,7 +151,7 @@ def test_impossible_plans_are_refused(folder):
     with pytest.raises(DataError, match="nothing: there is no such file"):
         _plan(folder, "nothing")
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty holds no files of the kinds .wav, .flac"):
+    with pytest.raises(DataError, match=r"empty contains no .wav, .flac files"):
         _plan(folder, "empty")
     with pytest.raises(DataError, match=r"single.wav would overwrite itself"):
         _plan(folder, "single.wav", output=".")

@@ -47,7 +47,7 @@ def test_two_models_beside_a_codec_on_a_folder_with_a_bad_file(audio_folder, tmp
     done = command_line.run("evaluate", *given, cwd=tmp_path)
     assert "Traceback" not in done.stderr
     assert done.returncode == 0, done.stderr
-    assert "2 files judged, 1 skipped; see judged/report.html" in done.stdout
+    assert "2 files evaluated, 1 skipped; see judged/report.html" in done.stdout
     found = json.loads((tmp_path / "judged" / "summary.json").read_text())
     assert [name for name in found["systems"] if not name.startswith("opus")] == ["one", "other"]
     assert found["skipped"][0][0].endswith("bad.wav")

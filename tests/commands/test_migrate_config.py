@@ -33,7 +33,7 @@ def test_an_old_tree_is_told_of_and_written(migrate_config, tmp_path, capsys):
     migrate_config("old/train.yaml", output="mine.py")
     assert "written to mine.py" in capsys.readouterr().out
     before = (tmp_path / "mine.py").read_text()
-    with pytest.raises(ConfigError, match="mine.py is there already; --overwrite replaces it"):
+    with pytest.raises(ConfigError, match="mine.py exists; give --overwrite to replace it"):
         migrate_config("old/train.yaml", "seed=8", output="mine.py")
     assert (tmp_path / "mine.py").read_text() == before
     migrate_config("old/train.yaml", "seed=8", output="mine.py", overwrite=True)
@@ -43,7 +43,7 @@ def test_an_old_tree_is_told_of_and_written(migrate_config, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "output", "says"),
     [
-        (("seed=3",), None, "give the old config first"),
+        (("seed=3",), None, "give the old config as the first argument"),
         (("nowhere.yaml",), None, "nowhere.yaml cannot be read"),
         (("old/train.yaml",), "mine.yaml", "must end in .py"),
         (("old/train.yaml", "model=audio_va"), None, "did you mean 'audio_vae'"),

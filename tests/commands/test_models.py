@@ -80,7 +80,7 @@ def test_both_conversions_print_their_reports(folder, monkeypatch, capsys):
         "-",
         "ignored: of another part, not of the model",
     ]
-    assert any(line.endswith(" ignored") and " tensors taken, " in line for line in lines)
+    assert any(line.endswith(" ignored") and " tensors imported, " in line for line in lines)
     assert any(line.startswith("config: in_channels=2, base_channels=2, channel_mults=(1, 2)") for line in lines)
     assert "note: global_step=6 counts the updates of both optimizers; 3 batches were seen" in lines
     assert f"      with --config.init_from={source}" in lines
@@ -88,7 +88,7 @@ def test_both_conversions_print_their_reports(folder, monkeypatch, capsys):
     models.EXPORT_TORCH.main("m", "m.safetensors")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("m.safetensors: ")
-    assert lines[-1] == "not in it: the sample rate, which is not known (--sample_rate says it)"
+    assert lines[-1] == "not in the file: the sample rate, which is not known (--sample_rate says it)"
 
 
 def test_a_model_is_described_in_one_line_per_value(folder, monkeypatch, capsys):

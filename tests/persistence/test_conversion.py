@@ -59,7 +59,7 @@ def test_the_commands_there_and_back(tmp_path):
     assert wrong.stderr.strip().splitlines()[-1].startswith(f"error: {GOLDEN / 'model.npz'} cannot be read")
     assert "Traceback" not in wrong.stderr
     few = run("export_torch", "m")
-    assert few.stderr.strip().endswith("export_torch takes MODEL OUT; 1 were given. --help lists the flags")
+    assert few.stderr.strip().endswith("1 argument given; usage: export_torch MODEL OUT [flags] (--help lists them)")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.safetensors", "m"]
 
 
