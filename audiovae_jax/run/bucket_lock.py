@@ -62,7 +62,9 @@ class BucketLock(WorkdirLock):
             self._require_dead(holder, self._silence())
             self._path.replace(text, version)
         except (FileNotFoundError, FileExistsError) as error:
-            raise ConfigError(f"--workdir={self._workdir} is being taken by another run at this moment") from error
+            raise ConfigError(
+                f"--workdir={self._workdir} is being locked by another run at this moment; use another"
+            ) from error
         return holder
 
     def _silence(self):

@@ -124,7 +124,7 @@ def open_session(
     say: Callable[[str], None],
     reader: warm_start.TorchReader,
 ) -> tuple[Session, Start]:
-    """Start or resume a run. The order of what follows matters.
+    """Start or resume a run. The order of the steps matters.
 
     Args:
       config, workdir, stop_after: see `train`.
@@ -247,7 +247,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath,
         changed = configuration.differences(previous, current)
         if changed:
             raise ConfigError(
-                f"--workdir={workdir} holds a run of another config:\n  "
+                f"--workdir={workdir} contains a run of another config:\n  "
                 + "\n  ".join(changed)
                 + f"\nuse another --workdir, and --config.init_from={workdir} there to start from this run"
             )
@@ -283,8 +283,8 @@ def initial_state(
         say(f"resuming from step {restored.step}")
         if restored.data.get("fingerprint") != fingerprint:
             say(
-                "warning: the audio under config.data.root, or how it is split, is not what it was when this run was "
-                "stopped; crops from here on differ from those of a run left alone"
+                "warning: the audio under config.data.root or its split has changed since this run was stopped; from "
+                "here on, crops differ from those of an uninterrupted run"
             )
         return Start(restored.state, restored.step, restored.metrics, restored.data)
     with timed("drawing the initial parameters", say), compilation.sparing():
@@ -311,7 +311,7 @@ def describe(config, recipe, data) -> list[str]:
             f"{count_parameters(shapes.discriminator_params):,} trainable parameters"
         )
         if config.adversarial.warmup_steps >= config.num_steps:
-            lines.append("warning: config.adversarial.warmup_steps is not below num_steps: it will never take part")
+            lines.append("warning: config.adversarial.warmup_steps is not below num_steps, so it is never used")
     seconds = config.data.crop_length / config.data.sample_rate
     lines.append(
         f"batch: {config.batch_size} crops of {config.data.crop_length} samples ({seconds:.2f} s) "

@@ -41,7 +41,7 @@ def test_one_page_of_two_runs(report, tmp_path, capsys):
 def test_what_cannot_be_is_said(report):
     with pytest.raises(ConfigError, match="must end in .html"):
         report("one", out="page.pdf")
-    with pytest.raises(DataError, match="three is not there"):
+    with pytest.raises(DataError, match="three does not exist"):
         report("one", "three")
     with pytest.raises(ConfigError, match="copy metrics.jsonl, config.json and samples/"):
         report("s3://bucket/run")

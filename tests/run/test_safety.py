@@ -77,7 +77,7 @@ def test_a_bad_batch_is_skipped_told_and_kept(micro_config, tmp_path, monkeypatc
     printed = capsys.readouterr().out
     assert "warning: step 3: the update of the generator was skipped; not finite: train/total_g_loss nan, " in printed
     assert "a.wav at 8.00 s, a.wav at 9.00 s, a.wav at 10.00 s, a.wav at 11.00 s" in printed
-    assert "4 of them hold NaN or infinite samples" in printed
+    assert "4 of them contain NaN or infinite samples" in printed
     assert "warning: updates that were skipped: 1 of the generator; their batches are in" in printed
     described = json.loads((tmp_path / "bad_batches" / "step_00000003.json").read_text())
     assert (described["step"], described["order"]) == (3, 0)
@@ -109,7 +109,7 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
         "warning: 3 updates of the generator in a row were skipped: rolling back to checkpoint 3, with the data in "
         "a different order (time 1 of at most 3)"
     ) in printed
-    assert "updates that were skipped: 4 of the generator, and the run was rolled back once" in printed
+    assert "skipped updates: 4 of the generator, and the run was rolled back once" in printed
     store = Checkpoints(tmp_path / "whole" / "checkpoints", read_only=True)
     assert store.steps()[-1] == 8
     assert store._run(8)["data"]["order"] == 1
@@ -157,13 +157,13 @@ def test_a_run_that_cannot_go_on_ends_with_a_report(micro_config, tmp_path, monk
         train.train(config, tmp_path / "run")
     report = str(caught.value)
     assert (
-        "training cannot continue: 2 updates of the generator in a row were skipped, and the run has been rolled back"
+        "training cannot continue: 2 updates of the generator in a row were skipped, and the run was rolled back"
         in report
     )
     assert "at step 2: not finite: train/total_g_loss inf, " in report
     assert "train/overflowing inf" in report
     assert "checkpoint: there is none" in report
-    assert "try: another config.losses.overflowing, the only ones not finite being overflowing" in report
+    assert "try: another config.losses.overflowing; not finite, unlike other losses: overflowing" in report
     assert "rolling back to the beginning" in capsys.readouterr().out
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert sorted(p.name for p in (tmp_path / "run" / "bad_batches").glob("*.json")) == [
@@ -228,7 +228,7 @@ def test_counts_go_on_from_a_checkpoint(tmp_path):
         again.require_progress()
     again.roll_back(RollBack("why"), 0)
     assert again.position() == {"order": 1, "skipped": {"g": 3, "d": 0}, "skipped_in_a_row": {"g": 0, "d": 0}}
-    with pytest.raises(TrainingError, match="training cannot continue: why, and the run has been rolled back once"):
+    with pytest.raises(TrainingError, match="training cannot continue: why, and the run was rolled back once"):
         again.roll_back(RollBack("why"), 0)
 
 
@@ -243,7 +243,7 @@ def test_the_report_names_the_last_update_the_files_and_a_remedy(tmp_path):
     assert "at step 4: not finite: train/total_g_loss nan" in report
     assert "last update: step 1, train/total_g_loss 1" in report
     assert "a.wav (3 crops)" in report
-    assert "checkpoint: 0, finite throughout" in report
+    assert "checkpoint: 0, with finite values only" in report
     assert "try: a lower config.optimizer.learning_rate" in report
 
 
@@ -277,5 +277,5 @@ def test_a_full_disk_costs_the_batch_and_not_the_run(tmp_path, full_disk):
     with full_disk(1000):
         kept = batches.keep(7, 1, {"train/g_skipped": 1.0}, np.full((1, 8000, 2), np.nan, np.float32), 0, _Named())
     assert kept.not_finite == (0,)
-    assert said == ["warning: the batch of step 7 was not kept: File too large"]
+    assert said == ["warning: the batch of step 7 was not saved: File too large"]
     assert (tmp_path / "bad_batches" / "host_2" / "step_00000007_order_1.json").exists()

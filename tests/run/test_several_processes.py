@@ -79,7 +79,7 @@ def test_a_workdir_that_is_not_shared_is_refused(micro_config, tmp_path):
     each = {1: {"workdir": str(tmp_path / "elsewhere")}}
     with Run(tmp_path, "apart", micro_config, each=each) as run:
         assert run.wait() == [1, 1]
-        assert "is not the folder that process 0 has under that name" in run.log(0)
+        assert "is not the same folder as in process 0" in run.log(0)
 
 
 @pytest.mark.slow
@@ -169,5 +169,5 @@ def test_two_processes_begin_with_the_weights_of_another_run(micro_config, train
     config = _config(micro_config, num_steps=2, init_from=str(begun), init_weights_only=True)
     with Run(tmp_path, "on", config, devices=1) as run:
         run.finished()
-        assert f"taken over from {begun} (checkpoint {3 - best}): the step and the optimizers are reset" in run.log(0)
+        assert f"restored from {begun} (checkpoint {3 - best}): the step and the optimizers are reset" in run.log(0)
     assert run.record()["digests"] == run.record(1)["digests"]

@@ -41,5 +41,5 @@ def test_a_run_whose_data_is_split_otherwise_resumes_with_a_warning(trained_run)
     assert (step, said) == (2, ["resuming from step 2"])
     state, step, _, _ = start.initial_state(*given, "another", said.append)
     assert step == 2
-    assert "warning: the audio under config.data.root, or how it is split, is not what it was" in said[-1]
+    assert "warning: the audio under config.data.root or its split has changed" in said[-1]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), trained)

@@ -68,7 +68,7 @@ def test_the_same_command_on_a_finished_run_says_done_again(trained_run, tmp_pat
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith(done)
     next_config = ml_collections.ConfigDict(config)
     next_config.init_from = str(workdir)
-    with pytest.raises(ConfigError, match=r"is at step 2 already; raise config.num_steps=2"):
+    with pytest.raises(ConfigError, match=r"is already at step 2; raise config.num_steps=2"):
         train.train(next_config, tmp_path / "next")
 
 
@@ -154,7 +154,7 @@ def test_two_runs_on_one_workdir_are_told_apart(micro_config, trained_run, tmp_p
     assert sorted(workdir.rglob("*")) == before
     lock.release()
     micro_config.kl.weight = 0.5
-    with pytest.raises(ConfigError, match="holds a run of another config"):
+    with pytest.raises(ConfigError, match="contains a run of another config"):
         train.train(micro_config, workdir)
     assert unfinished.is_dir()
 
@@ -164,7 +164,8 @@ def test_a_workdir_without_its_config_is_known_by_its_checkpoints(micro_config, 
     workdir = shutil.copytree(trained_run[0], tmp_path / "run")
     (workdir / "config.json").unlink()
     micro_config.kl.weight = 0.5
-    with pytest.raises(ConfigError, match=r"holds a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"):
+    differs = r"contains a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"
+    with pytest.raises(ConfigError, match=differs):
         train.train(micro_config, workdir)
     micro_config.kl.weight = 1e-4
     train.train(micro_config, workdir)
@@ -181,7 +182,7 @@ def test_a_workdir_that_is_deleted_meanwhile_is_an_error(micro_config, tmp_path,
         return real(self, state, at)
 
     monkeypatch.setattr(Validation, "validate", delete)
-    with pytest.raises(TrainingError, match="run was deleted or moved while this run was writing to it"):
+    with pytest.raises(TrainingError, match=r"run \(or its .*\) was deleted or moved while this run was writing to it"):
         train.train(micro_config, tmp_path / "run")
 
 
@@ -253,7 +254,8 @@ def test_every_step_of_a_resumed_run_is_seen_once(micro_config, tmp_path, monkey
 
 def test_another_config_is_refused_in_the_same_workdir(micro_config, trained_run):
     micro_config.kl.weight = 0.5
-    with pytest.raises(ConfigError, match=r"holds a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"):
+    differs = r"contains a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"
+    with pytest.raises(ConfigError, match=differs):
         train.train(micro_config, trained_run[0])
 
 
@@ -268,7 +270,7 @@ def test_init_from_goes_on_in_a_new_workdir(micro_config, trained_run, tmp_path,
     assert int(taken.opt_state[1].count) == int(first.opt_state[1].count) + 2
     out = capsys.readouterr()
     for name in ("discriminator_params", "discriminator_opt_state"):
-        assert f"{name} does not fit, and starts afresh" in out.out + out.err
+        assert f"{name} does not fit, and keeps its initial value" in out.out + out.err
 
 
 @pytest.mark.slow
@@ -278,7 +280,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(micro_config, tmp_pa
     micro_config.num_steps = 20
     micro_config.safety.max_rollbacks = 1
     advice = (
-        r"(?s)val/total_loss became .* at step 1, and the run has been rolled back once\n.*"
+        r"(?s)val/total_loss became .* at step 1, and the run was rolled back once\n.*"
         "try: a lower config.optimizer"
     )
     with pytest.raises(TrainingError, match=advice):

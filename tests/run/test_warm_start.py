@@ -84,8 +84,8 @@ def test_a_calibrated_model_is_gone_on_from(micro_config, trained_run, calibrate
     np.testing.assert_array_equal(state.latent_statistics["latent_std"], np.full(4, 2))
     assert int(state.step) == 2
     _assert_same(state.opt_state, fresh.opt_state)
-    assert f"config.init_from={calibrated}: opt_state is not in it, and starts afresh" in said
-    assert f"taken over from {calibrated}: step 2; params, latent_statistics" in said
+    assert f"config.init_from={calibrated}: opt_state is missing, and keeps its initial value" in said
+    assert f"restored from {calibrated}: step 2; params, latent_statistics" in said
 
 
 def test_what_a_saved_model_has_besides_is_taken_too(micro_config, trained_run, tmp_path):
@@ -99,11 +99,11 @@ def test_what_a_saved_model_has_besides_is_taken_too(micro_config, trained_run, 
     _assert_same(state.discriminator_params, trained.discriminator_params)
     _assert_same(state.discriminator_opt_state, fresh.discriminator_opt_state)
     assert int(state.step) == 0  # it does not say
-    assert "saved is of 48000 Hz, and config.data.sample_rate is 44100" in said
+    assert "saved was trained at 48000 Hz, but config.data.sample_rate is 44100" in said
     # Of another discriminator, the model alone.
     state, _, said = _take_over(micro_config, tmp_path / "saved", discriminator={"mpd_channels": (3,)})
     _assert_same(state.params, trained.params)
-    assert "discriminator_params does not fit, and starts afresh" in said
+    assert "discriminator_params does not fit, and keeps its initial value" in said
 
 
 @pytest.mark.parametrize("kind", ["workdir", "saved model"])
@@ -119,10 +119,8 @@ def test_a_discriminator_of_other_arguments_starts_afresh_though_its_arrays_fit(
     state, fresh, said = _take_over(micro_config, path, discriminator={key: here})
     _assert_same(state.discriminator_params, fresh.discriminator_params)
     _assert_same(state.discriminator_opt_state, fresh.discriminator_opt_state)
-    assert (
-        f"its discriminator is not that of config.discriminator:\n  discriminator.{key}: {there} there, {here}" in said
-    )
-    assert "discriminator_params does not fit, and starts afresh" in said
+    assert f"its discriminator differs from config.discriminator:\n  discriminator.{key}: {there} there, {here}" in said
+    assert "discriminator_params does not fit, and keeps its initial value" in said
     assert np.any(state.params["encoder"]["input_conv"]["v"])
 
 
@@ -151,7 +149,7 @@ def test_a_discriminator_of_ones_own_is_compared_too(micro_config, trained_run, 
     micro_config.discriminator = ml_collections.ConfigDict(section)
     state, fresh, said = _take_over(micro_config, tmp_path / "saved")
     _assert_same(state.discriminator_params, params if said_of_it is None else fresh.discriminator_params)
-    assert ("discriminator_params does not fit, and starts afresh" in said) == (said_of_it is not None)
+    assert ("discriminator_params does not fit, and keeps its initial value" in said) == (said_of_it is not None)
     assert (said_of_it or "") in said
 
 
@@ -162,7 +160,7 @@ def test_weights_alone(micro_config, trained_run, tmp_path):
     _assert_same(state, trained)
     best = Checkpoints(workdir / "checkpoints", read_only=True).best()[0]
     state, _, said = _take_over(micro_config, workdir, init_weights_only=True)
-    assert f"taken over from {workdir} (checkpoint {best}): the step and the optimizers are reset" in said
+    assert f"restored from {workdir} (checkpoint {best}): the step and the optimizers are reset" in said
     _assert_same(state.params, load_model(workdir)[1]["params"])
     kept = load_training_state(workdir, step=best)["discriminator_params"]
     _assert_same(state.discriminator_params, kept)
@@ -232,7 +230,7 @@ def test_another_architecture_is_refused_before_anything_is_compiled(
     with pytest.raises(CheckpointError) as refused:
         train.train(micro_config, tmp_path / "new")
     said = str(refused.value)
-    assert said.startswith(f"config.init_from={path}: its model is not that of config.model:\n")
+    assert said.startswith(f"config.init_from={path}: its model differs from config.model:\n")
     assert f"\n  model.latent_dim: {there[0]} there, 5 here\n" in said
     assert f"\n  model.dilations: {there[1]} there, (1, 2) here\nto start from it, give --config.model." in said
     assert f" --config.model.dilations='{there[1]}'" in said
@@ -255,7 +253,7 @@ def test_a_finished_run_is_refused_before_the_data_is_looked_at(
     monkeypatch.setattr(build, "build_recipe", lambda _: pytest.fail("it traces the networks"))
     micro_config.init_from = str(paths[kind])
     said = (
-        f"^config.init_from={paths[kind]} is at step 2 already; raise config.num_steps=2 .* --config.init_weights_only$"
+        f"^config.init_from={paths[kind]} is already at step 2; raise config.num_steps=2 .* --config.init_weights_only$"
     )
     with pytest.raises(ConfigError, match=said):
         train.train(micro_config, tmp_path / "new")

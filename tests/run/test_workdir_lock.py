@@ -114,7 +114,7 @@ def test_a_workdir_that_was_deleted_or_taken_is_noticed(tmp_path, monkeypatch):
     lock.acquire()
     shutil.rmtree(tmp_path / "run")
     lock._thread.join(10)
-    with pytest.raises(TrainingError, match="run was deleted or moved while this run was writing to it"):
+    with pytest.raises(TrainingError, match=r"run \(or its .*\) was deleted or moved while this run was writing to it"):
         lock.check()
     lock.release()
     lock = WorkdirLock(tmp_path / "run")

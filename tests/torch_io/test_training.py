@@ -406,6 +406,6 @@ def test_a_key_given_once_is_not_kept_in_silence(micro_config, tmp_path):
     write_json(tmp_path / "config.json", config.to_dict())
     lines = warm_start.adopt_settings(again, {"init_from"}, tmp_path)
     assert again.kl.weight == 0.5
-    assert f"settings of the run in {tmp_path}, since {again.init_from} cannot be read again" in lines[0]
+    assert f"settings of the run in {tmp_path}, since {again.init_from} can no longer be read" in lines[0]
     with pytest.raises(CheckpointError, match="there is no such file"):
         warm_start.adopt_settings(again, {"init_from"}, tmp_path / "another workdir")

@@ -111,7 +111,7 @@ def test_what_the_run_is_to_begin_with(small, tmp_path):
     looker = doctor._Looker(small, tmp_path / "run", None)
     assert looker.claim() == f"{tmp_path / 'run'} is new; the run begins with {tmp_path / 'm'}"
     small.model.latent_dim = 5
-    with pytest.raises(CheckpointError, match="(?s)m: its model is not that of config.model.*latent_dim: 4 there, 5 h"):
+    with pytest.raises(CheckpointError, match="(?s)m: its model differs from config.model.*latent_dim: 4 there, 5 h"):
         looker.claim()
 
 

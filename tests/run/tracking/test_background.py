@@ -66,13 +66,13 @@ def test_a_server_that_goes_and_comes_back(monkeypatch):
     for step in range(1, 40):
         writer.scalars({}, step)
     _until(lambda: not writer._waiting)
-    assert said == ["warning: it takes no records: connection refused; training continues without it"]
+    assert said == ["warning: it accepts no records: connection refused; training continues without it"]
     server.gone = False
     time.sleep(0.5)
     writer.scalars({}, 40)
     _until(lambda: len(said) == 2)
     writer.close(False)
-    assert said[1:] == ["it takes records again; 39 were lost"]
+    assert said[1:] == ["it accepts records again; 39 were lost"]
     assert server.got == [("scalars", {}, 0), ("scalars", {}, 40), ("close", False)]
 
 
@@ -105,7 +105,7 @@ def test_a_service_that_cannot_be_reached_at_all():
     for step in range(5):
         writer.scalars({}, step)
     writer.close(True)
-    assert said[0] == "warning: it takes no records: no route; training continues without it"
+    assert said[0] == "warning: it accepts no records: no route; training continues without it"
     assert said[-1] == "warning: 5 records of this run did not reach it"
 
 

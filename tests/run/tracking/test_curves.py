@@ -54,7 +54,7 @@ def test_a_chart_names_its_scale_and_its_ticks_are_round():
 
 def test_one_number_none_and_those_that_are_none():
     assert "<circle" in curves.chart("x", {"a": ([3], [0.0])})
-    assert "no number" in curves.chart("x", {"a": ([], [])})
+    assert "no values" in curves.chart("x", {"a": ([], [])})
     (points,) = _points(curves.chart("x", {"a": ([0, 1, 2], [1.0, np.nan, np.inf]), "b": ([0, 2], [1.0, 1.0])}))
     assert len(points) == 2
     assert "&lt;b&gt;" in curves.chart("<b>", {"<b>": ([0], [1.0])})

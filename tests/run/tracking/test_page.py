@@ -97,7 +97,7 @@ def test_a_run_that_is_on_and_files_that_are_damaged(tmp_path):
 
 
 def test_what_is_no_run_is_said(tmp_path):
-    with pytest.raises(DataError, match="nowhere is not there"):
+    with pytest.raises(DataError, match="nowhere does not exist"):
         history.read(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="nothing was recorded"):
+    with pytest.raises(DataError, match="has no record of a run"):
         history.read(tmp_path)
