@@ -40,7 +40,7 @@ def encode(arrays: dict[str, np.ndarray], dtype: str, *, model: str, key: str, f
     with np.errstate(over="ignore"):
         kept = {name: np.ascontiguousarray(array).astype(DTYPES[dtype]) for name, array in arrays.items()}
     if not all(np.isfinite(array.astype(np.float32)).all() for array in kept.values()):
-        raise DataError(f"its latents hold values that are no finite {dtype}")
+        raise DataError(f"its latents contain values that are not finite in {dtype}")
     described = {"format": _FORMAT, "model": model, "key": key, "first_frame": first_frame}
     # One entry, since safetensors writes several in no fixed order.
     content = safetensors.numpy.save(kept, {LATENTS_KEY: json.dumps(described)})
@@ -68,5 +68,5 @@ def decode(content: bytes, *, model: str, key: str, first_frame: int) -> dict[st
         raise DataError(f"a record is damaged ({type(error).__name__}: {error})") from error
     expected = {"format": _FORMAT, "model": model, "key": key, "first_frame": first_frame}
     if described != expected:
-        raise DataError(f"a record is of {described}, not of {expected}")
+        raise DataError(f"a record belongs to {described}, not to {expected}")
     return arrays

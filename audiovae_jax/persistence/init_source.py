@@ -62,9 +62,9 @@ def describe(path: str) -> Described:
     checkpoints = Checkpoints(place.checkpoints, read_only=True)
     step = checkpoints.newest_described() if place.step is None else place.step
     if step is None:
-        raise CheckpointError(" holds no checkpoint whose description can be read", path=path)
+        raise CheckpointError(" contains no checkpoint with a readable description", path=path)
     config = checkpoints.config(step)
-    with as_checkpoint_error(": its config describes no model", path):
+    with as_checkpoint_error(": its config does not describe a model", path):
         discriminator = dict(config["discriminator"]) if config["use_adversarial"] else None
         return Described(dict(config["model"]), config["data"]["sample_rate"], discriminator, step)
 

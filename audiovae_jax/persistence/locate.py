@@ -57,7 +57,7 @@ def locate(path: str | Path | BucketPath) -> Place:
     If a folder is just being replaced, this waits for its replacement.
 
     Raises:
-      CheckpointError: the path cannot be looked into, or the URL cannot be reached.
+      CheckpointError: the path cannot be read, or the URL cannot be reached.
     """
     opened = opened_path(path)
     try:
@@ -76,16 +76,17 @@ def locate_model(path: str | Path | BucketPath) -> Place:
     if place.kind is Kind.NOTHING:
         raise CheckpointError(": there is no such file or folder", path=path)
     if place.kind is Kind.LATENTS:
-        raise CheckpointError(" holds latents; give the model that encoded them", path=path)
+        raise CheckpointError(" contains latents; give the model that encoded them", path=path)
     if place.kind is Kind.OTHER:
         raise CheckpointError(
-            " holds no checkpoint; give a training workdir, one of its checkpoints/<step>, or a saved model", path=path
+            " contains no checkpoint; give a training workdir, one of its checkpoints/<step>, or a saved model",
+            path=path,
         )
     return place
 
 
 def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
-    """Return a user's path as a `Path` or `BucketPath`, once a replacement of it has ended.
+    """Return a user's path as a `Path` or `BucketPath`, after any replacement in progress.
 
     Raises:
       CheckpointError: the path is a URL that cannot be reached.

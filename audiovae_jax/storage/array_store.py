@@ -76,7 +76,7 @@ def shapes_of(described: dict[str, str]) -> dict[str, str]:
 def require_same(expected: dict[str, str], described: dict[str, str], where: Any):
     """Raise CheckpointError with the array's name if names, shapes or dtypes differ."""
     for name, ours, theirs in differences(expected, shapes_of(described)):
-        raise CheckpointError(f" is of another configuration: {name} is {theirs} there and {ours} here", path=where)
+        raise CheckpointError(f" does not match this configuration: {name} is {theirs} there, {ours} here", path=where)
 
 
 def require_checksums(tree: PyTree, described: dict[str, str], where: Any):

@@ -75,7 +75,8 @@ def test_one_file_in_and_an_audio_name_out_means_that_file(folder):
     options = {"extensions": (".wav",), "suffix": ".wav", "file_suffixes": (".flac",)}
     (job,) = file_jobs.plan([str(folder / "single.wav")], str(folder / "one.flac"), **options)
     assert job.target == folder / "one.flac"
-    with pytest.raises(DataError, match="one.flac is one file's name, and there are several to make; give a folder"):
+    expected = "one.flac is the name of one file, but there are several outputs; give a folder"
+    with pytest.raises(DataError, match=expected):
         file_jobs.plan([str(folder / "in"), str(folder / "single.wav")], str(folder / "one.flac"), **options)
     (folder / "album.flac").mkdir()
     (job,) = file_jobs.plan([str(folder / "single.wav")], str(folder / "album.flac"), **options)
@@ -101,7 +102,7 @@ def test_names_that_are_no_text_do_not_stop_the_rest(folder, capsys):
         pytest.skip("this file system takes names of valid text alone")
     jobs = _plan(folder, "in")
     file_jobs.run(jobs, _copy)
-    assert "3 made" in capsys.readouterr().out
+    assert "3 written" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"\\udcff.wav would overwrite itself"):
         file_jobs.plan([str(jobs[-1].source)], str(folder / "in"), extensions=(".wav",), suffix=".wav")
 
@@ -118,7 +119,7 @@ def test_files_of_one_name_get_names_of_their_own(folder, capsys):
         file_jobs.run(jobs, _copy)
     said = capsys.readouterr()
     assert "other/a.flac: " in said.out + said.err
-    assert "in/a.flac makes" in said.out + said.err
+    assert "in/a.flac has the same output" in said.out + said.err
     assert (folder / "out" / "a.flac.wav").read_text() == "another"
 
 

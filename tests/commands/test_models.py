@@ -74,7 +74,7 @@ def test_both_conversions_print_their_reports(folder, monkeypatch, capsys):
     models.IMPORT_TORCH.main(source, "imported")
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines if line}
-    assert rows["tensor"].split() == ["tensor", "type", "became"]
+    assert rows["tensor"].split() == ["tensor", "type", "imported", "as"]
     assert rows["encoder.blocks.0.downsample.1.bias"].split()[1] == "float32[2]"
     assert rows["loss_calculator.global_step"].split(maxsplit=3)[2:] == [
         "-",
@@ -88,14 +88,14 @@ def test_both_conversions_print_their_reports(folder, monkeypatch, capsys):
     models.EXPORT_TORCH.main("m", "m.safetensors")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("m.safetensors: ")
-    assert lines[-1] == "not in the file: the sample rate, which is not known (--sample_rate says it)"
+    assert lines[-1] == "not in the file: the sample rate, which is unknown (give --sample_rate when loading)"
 
 
 def test_a_model_is_described_in_one_line_per_value(folder, monkeypatch, capsys):
     monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(json=False, step=None))
     models.INSPECT_MODEL.main("m")
     rows = dict(re.split(r" {2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert (rows["path"], rows["kind"], rows["sample rate (Hz)"]) == ("m", "saved model", "not known")
+    assert (rows["path"], rows["kind"], rows["sample rate (Hz)"]) == ("m", "saved model", "unknown")
     assert rows["metadata"] == "none"
     assert rows["config"].startswith("in_channels=2, base_channels=2, ")
 

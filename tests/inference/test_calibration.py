@@ -151,13 +151,13 @@ def test_a_given_sample_rate_is_written(tmp_path, data):
         warnings.simplefilter("error")
         assert Codec.load(tmp_path / "n").sample_rate == 48000
     assert json.loads((tmp_path / "n" / "model.json").read_text())["sample_rate"] == 48000
-    with pytest.raises(CheckpointError, match="is of 48000 Hz, not sample_rate=8000"):
+    with pytest.raises(CheckpointError, match="its sample rate is 48000 Hz, not sample_rate=8000"):
         calibrate(str(tmp_path / "n"), str(data), str(tmp_path / "n"), sample_rate=8000)
 
 
 def test_data_that_cannot_calibrate_is_refused(tmp_path, data):
     _saved(tmp_path / "m")
-    with pytest.raises(DataError, match="holds no audio file"):
+    with pytest.raises(DataError, match="contains no audio file"):
         calibrate(str(tmp_path / "m"), str(tmp_path / "m"), str(tmp_path / "n"))
     soundfile.write(tmp_path / "silence.wav", np.zeros((4000, 2)), 8000)
     with pytest.raises(DataError, match="0 latent frames are too few"):

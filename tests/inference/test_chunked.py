@@ -115,7 +115,7 @@ def test_lengths_take_a_few_compiled_shapes(model):
 def test_signals_that_32_bits_cannot_count_are_refused(model):
     model, variables = model
     chunked = ChunkedModel(model, variables)
-    with pytest.raises(DataError, match="are too many to count in 32 bits; cut into pieces of at most"):
+    with pytest.raises(DataError, match="are too many for 32-bit positions; give at most"):
         next(chunked.encode([np.zeros((1, 1, model.in_channels), np.float32)], 2**31))
 
 

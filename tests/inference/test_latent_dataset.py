@@ -123,7 +123,7 @@ def test_samples_are_the_codecs_and_follow_the_seed(codec, catalog, music, tmp_p
     dataset = LatentDataset(tmp_path / "one")
     direct = codec.encode(music / "a.wav", key=track_key(5, "a.wav"))
     np.testing.assert_array_equal(dataset.latents("a.wav").z, direct.z)
-    with pytest.raises(DataError, match="holds samples, and no posterior"):
+    with pytest.raises(DataError, match="contains samples, but no posterior"):
         dataset.posterior("a.wav")
     with pytest.raises(DataError, match="seed: 5 there, 6 now differ"):
         latent_writer.write(codec, catalog, tmp_path / "one", LatentFormat("samples", seed=6, **SMALL), say=_quiet)
@@ -146,7 +146,7 @@ def test_a_stretch_is_that_of_the_whole(encoded):
     for first, frames in ((0, 627), (626, 1), (-1, 2), (0, 0)):
         with pytest.raises(DataError, match="a.wav has 626 frames"):
             dataset.read("a.wav", first, frames)
-    with pytest.raises(DataError, match="holds no track 'nothing'"):
+    with pytest.raises(DataError, match="has no track 'nothing'"):
         dataset.read("nothing")
 
 
@@ -216,7 +216,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(codec, catalog, encoded, tmp
         with pytest.raises(_KilledError):
             latent_writer.write(codec, catalog, target, LatentFormat(**SMALL), num_threads=1, say=_quiet)
     assert not (target / "index.json").exists()
-    with pytest.raises(DataError, match=r"holds no index.json: encode_dataset makes it"):
+    with pytest.raises(DataError, match=r"contains no index.json; encode_dataset writes it"):
         LatentDataset(target)
     (target / ".shard-00001.1.tmp.arrayrecord").write_bytes(b"left by a killed run")
     latent_writer.write(codec, catalog, target, LatentFormat(**SMALL), num_threads=1, say=_quiet)
@@ -275,7 +275,7 @@ def test_damage_is_found_and_named(encoded, tmp_path):
     with pytest.raises(DataError, match=f"{track.key}: .*record 0 is damaged"):
         LatentDataset(target).read(track)
     path.write_bytes(content[:-1])
-    with pytest.raises(DataError, match="is not there, or has not its"):
+    with pytest.raises(DataError, match="is missing, or its size is not"):
         LatentDataset(target)
     (target / "index.json").write_text("{}")
     with pytest.raises(DataError, match="index.json is damaged"):
@@ -374,9 +374,9 @@ def test_each_side_gives_its_own_tracks_each_as_often_as_it_is_long(encoded, cat
         frames = {track.key: track.frames for track in dataset.side(side)}
         for key in keys:  # 5 standard deviations of 2000 draws
             assert abs(drawn.count(key) / 2000 - frames[key] / sum(frames.values())) < 0.06
-    with pytest.raises(DataError, match=r"no track has 5000 frames: there are \d, the longest of \d+"):
+    with pytest.raises(DataError, match=r"no track has 5000 frames: the longest of \d tracks has \d+"):
         dataset.crops(5000)
-    with pytest.raises(DataError, match="side='test' is none of train, validation"):
+    with pytest.raises(DataError, match="side='test' must be one of train, validation"):
         dataset.side("test")
 
 

@@ -138,7 +138,8 @@ def test_a_full_disk_is_said_and_leaves_what_is_whole(store, tmp_path, full_disk
         store.save(big, step=2, config={}, data={}, metrics={"total_loss": 1.0})
         store.wait()
 
-    with full_disk(200_000), pytest.raises(CheckpointError, match=r"was not written to .*: File too large; .*whole: 1"):
+    expected = r"was not written to .*: File too large; .*intact checkpoints: 1"
+    with full_disk(200_000), pytest.raises(CheckpointError, match=expected):
         save()
     store.close()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]

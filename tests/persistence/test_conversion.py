@@ -86,7 +86,7 @@ def test_a_model_is_exported_though_what_lies_beside_it_is_damaged(tmp_path, tra
     save_model(model, variables, tmp_path / "m", sample_rate=48000, optimizer_state=state.opt_state)
     shutil.rmtree(tmp_path / "m" / "optimizer")
     made = conversion.export_torch(str(tmp_path / "m"), str(tmp_path / "x.safetensors"))
-    assert made.left_out[0].startswith("what lies beside the model, which cannot be read (")
+    assert made.left_out[0].startswith("the training state, which cannot be read (")
     jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path / "x.safetensors")[1], variables)
 
 
@@ -99,10 +99,10 @@ def test_what_a_format_cannot_hold_is_listed(tmp_path, trained_run, name):
     whole["discriminator"] = build.build_discriminator(config)
     save_model(model.clone(dtype="bfloat16"), variables, tmp_path / "m", **whole)
     assert conversion.export_torch(str(tmp_path / "m"), str(tmp_path / name)).left_out == (
-        "the optimizer's state, which comes along from a workdir",
+        "the optimizer's state, which is only exported from a workdir",
         "the discriminator",
-        "that the model computes in bfloat16 (--dtype=bfloat16 says it)",
-        "the sample rate, which is not known (--sample_rate says it)",
+        "the model's dtype bfloat16 (give --dtype=bfloat16 when loading)",
+        "the sample rate, which is unknown (give --sample_rate when loading)",
     )
     save_model(model, variables, tmp_path / "m", sample_rate=48000)
     assert conversion.export_torch(str(tmp_path / "m"), str(tmp_path / name)).left_out == ()

@@ -72,8 +72,8 @@ def test_a_pipe_is_not_opened(tmp_path):
     ("name", "message"),
     [
         ("nowhere", "nowhere: there is no such file or folder"),
-        ("songs", "songs holds no checkpoint; give a training workdir, one of"),
-        ("latents.safetensors", "latents.safetensors holds latents; give the model that encoded them"),
+        ("songs", "songs contains no checkpoint; give a training workdir, one of"),
+        ("latents.safetensors", "latents.safetensors contains latents; give the model that encoded them"),
     ],
 )
 def test_a_path_without_a_model_is_refused_with_the_path_as_a_field(folder, name, message):

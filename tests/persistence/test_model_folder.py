@@ -46,7 +46,8 @@ def _with_more(tree):
         ),
         (
             lambda _: random_variables(AudioVAE(**{**SMALL, "latent_dim": 4})),
-            r"is float32\[4\] in the variables and float32\[3\] in the model; give the model that the variables are of",
+            r"is float32\[4\] in the variables and float32\[3\] in the model; "
+            "give the model that the variables belong to",
         ),
         (
             lambda v: {"params": v["params"]},
@@ -62,7 +63,7 @@ def _with_more(tree):
             r"params/encoder/surplus is float32\[3\] in the variables and absent in the model; .*no other arrays",
         ),
         (lambda v: {**v, "latent_statistics": {}}, r"latent_mean is absent in the variables and float32\[3\] in the"),
-        (lambda v: {**v, "params": {**v["params"], "encoder": 1.0}}, "not all of it are arrays"),
+        (lambda v: {**v, "params": {**v["params"], "encoder": 1.0}}, "its trees contain other values than arrays"),
     ],
 )
 def test_what_would_not_be_loaded_is_not_written(tmp_path, change, reason):

@@ -67,7 +67,7 @@ def test_a_saved_model_is_replaced_whole_and_nothing_else_is_overwritten(tmp_pat
     changed = jax.tree.map(lambda x: x + 1, variables)
     save_model(model, changed, tmp_path / "m")
     _require_equal(load_model(tmp_path / "m")[1], changed)
-    with pytest.raises(CheckpointError, match="epoch, global_step and metadata must be what JSON can hold"):
+    with pytest.raises(CheckpointError, match="epoch, global_step and metadata must be JSON values"):
         save_model(model, variables, tmp_path / "m", metadata={"f": object()})
     _require_equal(load_model(tmp_path / "m")[1], changed)
     (tmp_path / "other").mkdir()
@@ -161,11 +161,11 @@ def test_damage_is_named(tmp_path, whole):
     edited = damaged(rewrite(sign=False, config={**config, "dilations": [1, 2]}))
     assert "model.json does not match its checksum: it is damaged, or was edited" in edited
     assert "has format 99; this version reads format 1, install a newer one" in damaged(rewrite(format=99))
-    assert "its config makes no AudioVAE (ValueError: latent_dim=0" in damaged(
+    assert "its config is not valid for AudioVAE (ValueError: latent_dim=0" in damaged(
         rewrite(config={**config, "latent_dim": 0})
     )
-    assert "its config makes no AudioVAE" in damaged(rewrite(config=[1]))
-    assert "is of another configuration: latent_statistics/latent_mean" in damaged(
+    assert "its config is not valid for AudioVAE" in damaged(rewrite(config=[1]))
+    assert "does not match its config: latent_statistics/latent_mean" in damaged(
         rewrite(config={**config, "latent_dim": 4})
     )
     name = "params/encoder/input_conv/bias"
@@ -202,14 +202,14 @@ def test_torch_files_are_models_too(name):
     model, variables = load_model(GOLDEN / name)
     model.apply(variables, jnp.zeros((1, 64, 2)), deterministic=True)
     assert saved_model.open_model(GOLDEN / name).sample_rate == (44100 if name == "lightning.ckpt" else None)
-    with pytest.raises(CheckpointError, match="is one model, so there is no step=3 to choose"):
+    with pytest.raises(CheckpointError, match="is a single model without steps, so step=3 cannot be used"):
         load_model(GOLDEN / name, step=3)
 
 
 def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="nothing: there is no such file or folder"):
         load_model(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint"):
         load_model(tmp_path)
 
 
@@ -233,7 +233,7 @@ def test_training_states_come_back(tmp_path, whole):
     assert loaded["discriminator"] == discriminator
     _require_equal(loaded["discriminator_params"], params)
     assert load_training_state(tmp_path / "m")["optimizer_state"] is None
-    with pytest.raises(CheckpointError, match="the optimizer's state is of another transform"):
+    with pytest.raises(CheckpointError, match="the optimizer's state belongs to another transform"):
         load_training_state(tmp_path / "m", optax.sgd(1e-3, momentum=0.9))
 
 
@@ -308,7 +308,7 @@ def test_what_has_a_discriminator_of_ones_own_is_described_where_that_is_not(tmp
     monkeypatch.delitem(sys.modules, "my_parts")
     described = inspection.inspect_model(tmp_path / "m")
     assert described["parameters"] > 0
-    assert described["discriminator"].startswith("my_parts.Mine, 3 parameters; not to be used here: ")
+    assert described["discriminator"].startswith("my_parts.Mine, 3 parameters; cannot be loaded: ")
     assert "there is no module 'my_parts'; put its folder on PYTHONPATH" in described["discriminator"]
 
 
@@ -322,4 +322,4 @@ def test_a_run_with_a_discriminator_of_ones_own_is_described_elsewhere(tmp_path,
     described = inspection.inspect_model(tmp_path / "run")
     assert (described["step"], described["sample rate (Hz)"], described["metadata"]) == (7, 44100, {"total_loss": 1.0})
     count = sum(leaf.size for leaf in jax.tree.leaves(state.discriminator_params))
-    assert described["discriminator"].startswith(f"my_parts.Mine, {count:,} parameters; not to be used here: ")
+    assert described["discriminator"].startswith(f"my_parts.Mine, {count:,} parameters; cannot be loaded: ")

@@ -145,7 +145,7 @@ def _train_while(config, workdir, monkeypatch, fill, free):
 
 def _assert_went_on(workdir, said, state, reason):
     assert len(said) == 1
-    assert f"checkpoints: {reason}; those that are there whole: none" in said[0]
+    assert f"checkpoints: {reason}; intact checkpoints: none" in said[0]
     assert "(failure 1 of config.max_failed_saves=10 in a row; training continues; next attempt in 0 s)" in said[0]
     store = Checkpoints(workdir / "checkpoints", read_only=True)
     assert store.steps()[-1] == 4
@@ -170,7 +170,7 @@ def test_what_a_full_disk_cuts_off_is_told_between_two_steps_and_leaves_nothing(
         while not said:
             tested.check()
             assert time.monotonic() < deadline
-    assert "checkpoints: File too large; those that are there whole: 1 (failure 1 of" in said[0]
+    assert "checkpoints: File too large; intact checkpoints: 1 (failure 1 of" in said[0]
     assert store.steps() == [1]
     assert tested.is_due_again()
     tested.save(state, step=3, **described)

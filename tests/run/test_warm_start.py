@@ -266,7 +266,7 @@ def test_a_finished_run_is_refused_before_the_data_is_looked_at(
 
 def test_what_is_nothing_to_go_on_from_is_named(micro_config, tmp_path):
     micro_config.init_from = str(tmp_path)
-    with pytest.raises(CheckpointError, match=f"config.init_from={tmp_path} holds no checkpoint; give a training"):
+    with pytest.raises(CheckpointError, match=f"config.init_from={tmp_path} contains no checkpoint; give a training"):
         warm_start.require_same_model(micro_config)
     micro_config.init_from = str(tmp_path / "nothing.pt")
     for read in (warm_start.require_same_model, lambda config: warm_start.adopt_settings(config, (), tmp_path)):

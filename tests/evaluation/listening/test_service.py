@@ -307,7 +307,7 @@ def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(des
     refused("metadata is damaged", length=10**400)
     refused("metadata is damaged", text="[" * 100_000)
     refused("holds a batch", batch=3, z=true.z.repeat(3, axis=0))
-    refused("are of 5 channels, which this model of 2 does not give", channels=5)
+    refused("have 5 channels, but this model decodes to 2", channels=5)
     refused("does not fit this model", z=true.z.repeat(2, axis=0))
     refused("does not fit this model", z=true.z.repeat(2, axis=2))
     refused("frames", z=true.z.repeat(2, axis=1))
