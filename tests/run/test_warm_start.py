@@ -208,7 +208,7 @@ def test_weights_alone_of_a_torch_file(micro_config):
         assert config[key] == micro_config[key], key
     state, fresh, said = _take_over(config, LIGHTNING)
     assert int(state.step) == 0
-    assert "taken over: the step and the optimizers are reset; params, latent_statistics, discriminator_params" in said
+    assert "restored: the step and the optimizers are reset; params, latent_statistics, discriminator_params" in said
     _assert_same(state.opt_state, fresh.opt_state)
     assert np.abs(state.discriminator_params["mpd"]["discriminators_0"]["conv_post"]["bias"]).max() > 0
 

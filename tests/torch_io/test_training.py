@@ -99,7 +99,7 @@ def test_both_moments_counts_and_weights_are_taken_over(micro_config):
                 expected = optimizer["state"][number[layout.torch_key(path)]][name]
                 np.testing.assert_array_equal(array, layout.from_torch(path, expected, array.shape))
             assert float(optax.tree.norm(tree)) > 0
-    taken = "taken over: step 3, params, latent_statistics, discriminator_params, opt_state, discriminator_opt_state"
+    taken = "restored: step 3, params, latent_statistics, discriminator_params, opt_state, discriminator_opt_state"
     assert taken in notes
 
 
@@ -147,7 +147,7 @@ def test_a_run_goes_on_from_a_lightning_checkpoint(micro_config, tmp_path, capsy
     assert int(state.step) == 6
     assert int(optax.tree.get(state.opt_state, "count")) == 6
     said = capsys.readouterr().out
-    assert f"{gone}: taken over: step 3" in said
+    assert f"{gone}: restored: step 3" in said
     # The same command goes on in the same workdir, from its own checkpoint, and without the file.
     again = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
     again.init_from, again.num_steps = str(gone), 6
@@ -165,8 +165,8 @@ def test_bare_weights_start_at_step_0_with_fresh_optimizers(micro_config, tmp_pa
     _, state, notes = _state(config, tmp_path / "bare.pt")
     assert int(state.step) == 0
     assert int(optax.tree.get(state.opt_state, "count")) == 0
-    assert "opt_state starts afresh: there is none in it that fits" in notes
-    assert "there is no discriminator in it; ours starts afresh" in notes
+    assert "opt_state keeps its initial value: there are no moments that fit" in notes
+    assert "it contains no discriminator; ours keeps its initial values" in notes
 
 
 def test_a_frozen_encoder_takes_the_decoders_moments(micro_config):
@@ -220,7 +220,7 @@ def test_without_loops_and_optimizers_an_adversarial_step_is_halved(tmp_path, ch
     assert imported.step == 3
     assert any("3 batches were seen" in note for note in imported.notes)
     checkpoint["global_step"] = 2**40
-    with pytest.raises(CheckpointError, match="its global_step is 1099511627776, which is no count of steps"):
+    with pytest.raises(CheckpointError, match="its global_step is 1099511627776, which is not a valid number of steps"):
         _read(tmp_path, checkpoint)
 
 
@@ -231,11 +231,11 @@ def test_schedules_that_are_not_ours_are_said(tmp_path, checkpoint):
     checkpoint["lr_schedulers"][0] |= {"last_epoch": 40}
     imported = _read(tmp_path, checkpoint)
     assert "num_steps" not in imported.overrides
-    assert any("its schedule counts 40 at batch 3, epochs perhaps" in note for note in imported.notes)
+    assert any("its schedule is at 40 at batch 3, perhaps in epochs" in note for note in imported.notes)
     checkpoint["lr_schedulers"] = [{"gamma": 0.99, "base_lrs": [1e-3], "last_epoch": 3}]
     imported = _read(tmp_path, checkpoint)
     assert imported.overrides["optimizer.learning_rate"] == 1e-3
-    assert any("the schedule of its optimizer is no cosine" in note for note in imported.notes)
+    assert any("the schedule of its optimizer is not a cosine" in note for note in imported.notes)
 
 
 def test_rates_are_found_in_hyperparameters_where_there_is_no_optimizer(tmp_path, checkpoint):
@@ -254,7 +254,7 @@ def test_a_discriminator_of_another_kind_leaves_the_model_usable(micro_config, t
     del checkpoint["optimizer_states"][1]
     write_checkpoint(tmp_path / "x.ckpt", checkpoint)
     imported = training.read_training(tmp_path / "x.ckpt")
-    assert any("the discriminator's arguments cannot be told" in note for note in imported.notes)
+    assert any("the discriminator's arguments cannot be inferred" in note for note in imported.notes)
     section = {
         "_target_": "audiovae_jax.discriminators.MultiPeriodDiscriminator",
         "periods": (2,),
@@ -270,7 +270,7 @@ def test_a_discriminator_of_another_kind_leaves_the_model_usable(micro_config, t
 def test_another_architecture_is_refused(micro_config):
     config, _ = _adopted(micro_config, LIGHTNING)
     config.model.latent_dim = 5
-    with pytest.raises(CheckpointError, match="its model has latent_dim=3, config.model.latent_dim is 5"):
+    with pytest.raises(CheckpointError, match="its model has latent_dim=3, but config.model.latent_dim is 5"):
         _state(config, LIGHTNING)
 
 
@@ -314,7 +314,7 @@ def test_moments_of_folded_weights_start_afresh(micro_config, tmp_path, checkpoi
     config, _ = _adopted(micro_config, tmp_path / "x.ckpt")
     _, state, notes = _state(config, tmp_path / "x.ckpt")
     assert int(optax.tree.get(state.opt_state, "count")) == 0
-    assert "opt_state starts afresh: its moments are of folded weights" in notes
+    assert "opt_state keeps its initial value: the moments belong to folded weights" in notes
 
 
 def _continue_here(config, path, audio, steps, monkeypatch):

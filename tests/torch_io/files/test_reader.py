@@ -104,7 +104,7 @@ def test_what_is_written_is_read_here_and_by_torch(tmp_path):
     read = read_checkpoint(path)
     assert fuzz_torch_files.same(read, {**values, "transposed": np.ascontiguousarray(array.T)})
     assert np.shares_memory(read["a"], read["again"])
-    with pytest.raises(TypeError, match=r"nested.list\[0\] is a object, which has no place in a checkpoint"):
+    with pytest.raises(TypeError, match=r"nested.list\[0\] is a object, which a checkpoint cannot contain"):
         write_checkpoint(path, {"nested": {"list": [object()]}})
     assert fuzz_torch_files.same(read_checkpoint(path), read)
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
