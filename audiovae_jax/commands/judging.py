@@ -58,7 +58,7 @@ def _evaluate(*given):
     taken = {name for name, _ in names} & {baseline.name for baseline in baselines}
     if taken:
         raise ConfigError(
-            f"a model and a baseline are both called {taken.pop()!r}; give the model a name, as in ours=PATH"
+            f"a model and a baseline both have the name {taken.pop()!r}; give the model a name, as in ours=PATH"
         )
     root = given[-1]
     tracks, skipped, timeout = _tracks(root, out)

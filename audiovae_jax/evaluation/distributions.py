@@ -33,7 +33,7 @@ def load(name: str) -> Embedding:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"--embedding={name}: {error}") from error
     if not callable(found):
-        raise ConfigError(f"--embedding={name} is no function")
+        raise ConfigError(f"--embedding={name} is not a function")
     return found
 
 
@@ -54,7 +54,7 @@ def embed(embedding: Embedding, audio: AudioStream) -> np.ndarray:
         except Exception as error:  # the user's code may raise anything
             raise DataError(f"{audio.name}: the embedding failed: {type(error).__name__}: {error}") from error
         if made.ndim != 2 or not np.isfinite(made).all():
-            raise DataError(f"{audio.name}: the embedding gave {made.shape}; give finite numbers [n, dimensions]")
+            raise DataError(f"{audio.name}: the embedding has shape {made.shape}; it must be finite [n, dimensions]")
         found.append(made)
 
     for block in audio.blocks():

@@ -80,11 +80,11 @@ def test_mistakes_are_told_before_the_work(tmp_path, values):
     with pytest.raises(ConfigError, match="--out=.* is a file"):
         judging._evaluate("model", "songs")
     values.out = str(tmp_path / "out")
-    with pytest.raises(ConfigError, match="two models are called 'm'"):
+    with pytest.raises(ConfigError, match="two models have the name 'm'"):
         judging._evaluate("a/m", "b/m", "songs")
     values.embedding = "nowhere:embed"
     with pytest.raises(ConfigError, match="nowhere"):
         judging._evaluate("m", "songs")
     values.embedding, values.baselines = None, ["opus24"]
-    with pytest.raises(ConfigError, match="a model and a baseline are both called 'opus24'"):
+    with pytest.raises(ConfigError, match="a model and a baseline both have the name 'opus24'"):
         judging._evaluate("opus24=m", "songs")

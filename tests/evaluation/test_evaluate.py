@@ -108,7 +108,7 @@ def test_the_page_asks_for_nothing_and_is_bounded(tracks, tmp_path, monkeypatch)
 
 def test_nothing_to_judge_is_an_error_with_reasons(tracks, tmp_path):
     mono = [track for track in tracks if track.key == "mono.wav"]
-    with pytest.raises(DataError, match="no file could be judged:\n  mono.wav: picky: mono is not for it"):
+    with pytest.raises(DataError, match="no file could be evaluated:\n  mono.wav: picky: mono is not for it"):
         evaluate.evaluate([Picky("picky", 0.9)], mono, tmp_path / "out", title="t")
 
 

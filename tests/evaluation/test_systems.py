@@ -60,13 +60,13 @@ def test_names_of_codecs_and_models(monkeypatch, tmp_path):
     monkeypatch.setattr(systems.soundfile, "available_subtypes", lambda format: {})
     found, missing = systems.baselines(["opus24"])
     assert not found
-    assert "neither an ffmpeg with libopus nor a libsndfile with it is here; it is left out" in missing[0]
+    assert "there is neither an ffmpeg nor a libsndfile with libopus; this system is left out" in missing[0]
     (tmp_path / "epoch=9.ckpt").touch()
     monkeypatch.chdir(tmp_path)
     assert systems.named_models(["runs/tiny", "ours=b/model.pt", "epoch=9.ckpt"]) == [
         ("tiny", "runs/tiny"), ("ours", "b/model.pt"), ("epoch=9", "epoch=9.ckpt"),
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match="two models are called 'tiny'"):
+    with pytest.raises(ConfigError, match="two models have the name 'tiny'"):
         systems.named_models(["runs/tiny", "other/tiny"])
 
 

@@ -133,7 +133,7 @@ def test_latents_that_are_no_numbers_are_refused(stereo):
 def test_a_failure_with_a_file_names_it(stereo, tmp_path):
     soundfile.write(tmp_path / "six.wav", _noise(3000, 6), 8000)
     for use in (stereo.encode, lambda path: stereo.reconstruct_file(path, tmp_path / "out.wav")):
-        with pytest.raises(DataError, match="six.wav: the audio has 6 channels and the model takes 2"):
+        with pytest.raises(DataError, match="six.wav: the audio has 6 channels, but the model needs 2"):
             use(tmp_path / "six.wav")
 
 

@@ -166,7 +166,7 @@ def find_devices(target: Target) -> list[Any]:
             found = topologies.get_topology_desc(target.name, "tpu")
     except Exception as error:  # plugins raise exceptions of many types
         reason = str(error).splitlines()[0]
-        raise PlanError(f"--target={target.name} is not known to the compiler that is installed: {reason}") from error
+        raise PlanError(f"--target={target.name} is not supported by the installed compiler: {reason}") from error
     return list(found.devices)
 
 

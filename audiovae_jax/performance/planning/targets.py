@@ -101,9 +101,9 @@ def parse(names: list[str]) -> list[Target]:
     """
     targets = [_parse(name.strip().lower()) for name in names if name.strip()]
     if not targets:
-        raise ConfigError(f"--target names nothing to plan for; give for instance {_example()}")
+        raise ConfigError(f"--target is empty; give for example {_example()}")
     if len({target.name for target in targets}) < len(targets):
-        raise ConfigError(f"--target={','.join(names)} names one target twice")
+        raise ConfigError(f"--target={','.join(names)} contains a target twice")
     return targets
 
 
@@ -130,7 +130,7 @@ def _parse(name):
     if kind != CPU and kind not in ACCELERATORS:
         known = [*ACCELERATORS, CPU, HERE]
         raise ConfigError(
-            f"--target={name}: there is no target {kind!r}{did_you_mean(kind, known)}; there are {', '.join(known)}"
+            f"--target={name}: there is no target {kind!r}{did_you_mean(kind, known)}; choose from {', '.join(known)}"
         )
     platform = CPU if kind == CPU else ACCELERATORS[kind].platform
     if not colon and platform != "tpu":

@@ -90,12 +90,12 @@ class Worker:
             if self._memory_bytes is not None and held > self._memory_bytes:
                 raise PlanError(
                     f"{self._target.name}: compiling took more than {self._memory_bytes / 1e9:.1f} GB of this "
-                    "machine's memory and was stopped; give it more with --host_memory, or plan on a larger machine"
+                    "machine's memory and was stopped; raise --host_memory, or plan on a larger machine"
                 )
             if time.monotonic() > deadline:
                 raise PlanError(
                     f"{self._target.name}: compiling took more than {self._seconds / 60:g} minutes and was stopped; "
-                    "give it more with --minutes"
+                    "raise --minutes"
                 )
         try:
             answer, peak = self._connection.recv()

@@ -251,7 +251,7 @@ def test_a_gradio_that_the_guard_does_not_wrap_is_not_started(root, monkeypatch)
     launch = gradio.Blocks.launch
     monkeypatch.setattr(gradio.Blocks, "launch", lambda self, app_kwargs, **options: launch(self, **options))
     with (
-        pytest.raises(ConfigError, match="cannot be guarded"),
+        pytest.raises(ConfigError, match="cannot be secured"),
         server.running(Models(str(root / "models"), Codec.load)),
     ):
         pass
@@ -421,7 +421,7 @@ def test_what_was_made_goes_with_the_one_who_asked(page, root, tmp_path):
 def test_an_address_that_is_taken_and_a_gradio_that_is_missing(page, root, monkeypatch):
     models = Models(str(root / "models"), Codec.load)
     port = int(page[0].rsplit(":", 1)[1])
-    with pytest.raises(ConfigError, match=f"--port={port} cannot be had"), server.running(models, port=port):
+    with pytest.raises(ConfigError, match=f"--port={port} is not available"), server.running(models, port=port):
         pass
     with pytest.raises(ConfigError, match="--host=300.0.0.1 .*cannot be"), server.running(models, host="300.0.0.1"):
         pass
@@ -463,7 +463,7 @@ def test_one_visitor_does_not_take_all_places_of_the_queue(root):
             assert [join("a")[0] for _ in range(2)] == [200, 200]
             status, text = join("a")
             assert status == 503
-            assert "requests of yours wait already" in text
+            assert "of your requests are waiting already" in text
             assert join("a", models, [])[0] == 200  # which takes no model
             assert [join(f"b{i}")[0] for i in range(7)] == [200] * 6 + [503]
             assert ask(f"{url}/gradio_api/call/encode", {"data": ["one", file, False]})[0] == 503

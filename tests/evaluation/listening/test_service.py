@@ -134,7 +134,7 @@ def test_both_ends_of_an_interpolation_are_the_files_themselves(desk, upload):
         ("empty.wav", b"", "^empty.wav: the file is empty"),
         ("nan.wav", np.full((3000, 2), np.nan, np.float32), "^nan.wav: .*holds NaN or infinite samples"),
         ("late.wav", np.r_[noise(5, 300_000), [[np.inf, 0]], noise(6, 300_000)], "^late.wav: .*NaN or infinite"),
-        ("three.wav", noise(7, 100, 3), "three.wav.* has 3 channels and the model takes 2"),
+        ("three.wav", noise(7, 100, 3), "three.wav.* has 3 channels, but the model needs 2"),
         ("bad.safetensors", b"nonsense", "not audio|cannot be read"),
     ],
 )
@@ -154,24 +154,24 @@ def test_a_bad_file_gives_a_message(desk, upload, name, content, why):
 def test_requests_that_make_no_sense_give_a_message(desk, upload):
     song = upload("song.wav", noise(8))
     for turns, why in [
-        ({"3": 1.0}, "no latent channel '3'; they go from 0 to 2"),
+        ({"3": 1.0}, "no latent channel '3'; channels are 0 to 2"),
         ({"-1": 1.0}, "no latent channel"),
         ({"x": 1.0}, "no latent channel"),
         ({"0": "1"}, "must be a number from -4 to 4"),
         ({"0": float("nan")}, "must be a number"),
-        ({"0": 5}, "is 5, and must be from -4 to 4"),
+        ({"0": 5}, "is 5, but must be from -4 to 4"),
         ({"0": 10**400}, "must be a number"),
         ({"00": 1.0}, "no latent channel '00'"),
         ({" 0": 1.0}, "no latent channel"),
         ({"0": 1.0, "1": 1.0, "2": 1.0, "3": 1.0}, "there are 4 turns for 3 latent channels"),
-        ([1.0], "turns must be channels and numbers"),
+        ([1.0], "turns must map channels to numbers"),
     ]:
         with pytest.raises(DataError, match=why):
             desk.turn_channels("a", "one", song, turns, False, nothing)
     for position in (-0.1, 1.1, float("nan"), None, "half", True):
         with pytest.raises(DataError, match="the position"):
             desk.interpolate("a", "one", song, song, position, False, nothing)
-    with pytest.raises(DataError, match="song.wav is no file of latents"):
+    with pytest.raises(DataError, match="song.wav is not a file of latents"):
         desk.decode("a", "one", song, nothing)
     latents = upload("l.safetensors", desk.encode("a", "one", song, False, nothing).read_bytes())
     with pytest.raises(CheckpointError, match="^l.safetensors were encoded by another model"):
@@ -300,13 +300,13 @@ def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(des
                 ask()
 
     for rate in (1, 999, 10**9):
-        refused("forged.safetensors: its sample rate is none of sound", sample_rate=rate)
+        refused("forged.safetensors: its sample rate must be from", sample_rate=rate)
     refused("too much", length=12 * 3600 * RATE + 1)
     refused("too much", channels=17)
     refused("too much", length=2**39, sample_rate=10**7)
     refused("metadata is damaged", length=10**400)
     refused("metadata is damaged", text="[" * 100_000)
-    refused("holds a batch", batch=3, z=true.z.repeat(3, axis=0))
+    refused("contains a batch", batch=3, z=true.z.repeat(3, axis=0))
     refused("have 5 channels, but this model decodes to 2", channels=5)
     refused("does not fit this model", z=true.z.repeat(2, axis=0))
     refused("does not fit this model", z=true.z.repeat(2, axis=2))
@@ -320,7 +320,7 @@ def test_what_lies_between_two_files_is_no_more_than_a_file_may_be(desk, upload,
     desk.interpolate("a", "one", first, second, 0.5, False, nothing)
     ends = [Latents.load(desk.encode("a", "one", file, False, nothing)) for file in (first, second)]
     monkeypatch.setattr(listening, "_MAX_VALUES", 5999)
-    with pytest.raises(DataError, match="^what lies between the two: .* too much"):
+    with pytest.raises(DataError, match="^the interpolation: .* too much"):
         latent_edits.interpolate(desk.models.codec("one"), *ends, 0.5)
 
 

@@ -91,7 +91,7 @@ def test_a_file_that_is_missing_is_named_by_its_control(tmp_path):
     visitors = Sessions(tmp_path)
     assert visitors.uploaded(str(tmp_path / "song.wav")) == tmp_path / "song.wav"
     for gone in (tmp_path / "other.wav", tmp_path):
-        with pytest.raises(DataError, match='"Audio" is gone; upload it again'):
+        with pytest.raises(DataError, match='"Audio" was removed; upload it again'):
             visitors.uploaded(str(gone))
     for nothing in (None, ""):
         with pytest.raises(DataError, match="upload one, or record"):

@@ -56,7 +56,7 @@ def test_a_plan_for_cpus(small):
     assert entry["flops"] > 1e6
     assert entry["host_peak_bytes"] > 1e8
     lines = "\n".join(table.plan_lines(report))
-    assert "3 a device, 6 in all" in lines
+    assert "3 per device, 6 in total" in lines
     assert "3 or more (compiled: 3)" in lines
     assert any("compiling for 3 items a device" in text for text in said)
 
@@ -66,7 +66,7 @@ def test_what_goes_wrong_is_one_targets(small):
     greedy = plan.plan(small, targets.parse(["cpu:2"]), plan.Limits(1, 1_000_000, 600), lambda text: None)
     assert "took more than 0.0 GB of this machine's memory" in greedy["targets"]["cpu:2"]["error"]
     assert any(line.startswith("error: cpu:2") for line in table.plan_lines(greedy))
-    with pytest.raises(PlanError, match=r"took more than 0\.001\S* minutes and was stopped; give it more"):
+    with pytest.raises(PlanError, match=r"took more than 0\.001\S* minutes and was stopped; raise"):
         Worker(small, targets.parse(["cpu:2"])[0], None, 0.1)
 
 

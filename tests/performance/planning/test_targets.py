@@ -23,13 +23,13 @@ def test_shapes_are_hosts_by_gpus_or_a_topology():
         ("h200:2x8x1", "the shape of h200 is hosts x devices, as h200:2x8"),
         ("h200:0", "must have a shape of whole numbers"),
         ("cpu:2x4", "the shape of cpu is devices, as cpu:8"),
-        ("", "names nothing to plan for"),
+        ("", "--target is empty"),
     ],
 )
 def test_a_target_that_makes_no_sense_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         targets.parse([given])
-    with pytest.raises(ConfigError, match="names one target twice"):
+    with pytest.raises(ConfigError, match="contains a target twice"):
         targets.parse(["cpu:8", "cpu:8"])
 
 
