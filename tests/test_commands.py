@@ -1,4 +1,4 @@
-"""The commands on files, as a user gives them."""
+"""The commands on files."""
 
 import json
 from pathlib import Path
@@ -55,7 +55,7 @@ def test_files_through_a_model_by_every_command(tmp_path):
     described = json.loads(run("inspect_model", "m", "--json"))
     assert described["metadata"]["calibration_frames"] == 2 * 376
     assert (described["sample rate (Hz)"], described["hop (samples)"]) == (8000, 8)
-    # The latents are of the model before its calibration.
+    # The latents belong to the model before its calibration.
     assert "were encoded by another model" in run("decode", "m", "latents", "again", status=1)
     run("export_torch", "m", "m.pt")
     run("import_torch", "m.pt", "back")

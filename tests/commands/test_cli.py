@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _run(*lines, platform="cpu"):
-    """Each command line's `(status, output, modules imported so far)`, one after the other in a fresh process."""
+    """Each command line's `(status, output, modules imported so far)`, run one after the other in a new process."""
     program = (
         "import contextlib, io, sys\n"
         "from audiovae_jax.commands import cli\n"

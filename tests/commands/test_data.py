@@ -1,4 +1,4 @@
-"""`check_data`, as a user gives it."""
+"""The command `check_data`."""
 
 import json
 

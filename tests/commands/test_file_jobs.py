@@ -1,4 +1,4 @@
-"""Many files: structure kept, what is there skipped, one bad file not in the way of the rest."""
+"""Many files: the structure is kept, existing outputs are skipped, and a bad file does not stop the others."""
 
 import os
 import subprocess
@@ -68,7 +68,7 @@ def test_what_was_made_is_no_input_the_next_time(folder):
     assert [job.target for job in _plan(folder, "in", output="in/out")] == [job.target for job in jobs]
     with pytest.raises(DataError, match="in is both input and output"):
         _plan(folder, "in", output="in")
-    assert len(_plan(folder, "in", output="in", suffix=".safetensors")) == 4  # these are no audio
+    assert len(_plan(folder, "in", output="in", suffix=".safetensors")) == 4  # these are not audio
 
 
 def test_one_file_in_and_an_audio_name_out_means_that_file(folder):
@@ -113,7 +113,7 @@ def test_files_of_one_name_get_names_of_their_own(folder, capsys):
     (folder / "other" / "a.flac").write_text("a third")
     made = sorted(str(job.target.relative_to(folder)) for job in _plan(folder, "in"))
     assert made == ["out/a.flac.wav", "out/a.wav.wav", "out/deeper/b.wav"]
-    # What would be one file even so fails alone.
+    # A file whose output is still ambiguous fails alone.
     jobs = _plan(folder, "in", "other")
     with pytest.raises(DataError, match="1 of 4 files failed"):
         file_jobs.run(jobs, _copy)

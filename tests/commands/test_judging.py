@@ -1,4 +1,4 @@
-"""`evaluate`, as a user gives it."""
+"""The command `evaluate`."""
 
 import json
 from pathlib import Path

@@ -7,7 +7,7 @@ from audiovae_jax.errors import ConfigError
 
 @pytest.fixture
 def migrate_config(tmp_path, monkeypatch):
-    """The command in a folder with the old tree in it, with flags as keywords."""
+    """Run the command in a folder that contains the old tree, with flags as keywords."""
     monkeypatch.chdir(tmp_path)
     bundled_configs.offer()
     old_configs.write(tmp_path / "old")

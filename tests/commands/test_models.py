@@ -1,4 +1,4 @@
-"""The commands on one model, as a user gives them."""
+"""The commands on one model."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from audiovae_jax.persistence import saved_model
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with songs and a model whose sample rate is not known; it is the current one."""
+    """A folder with songs and a model of unknown sample rate. It is the working directory."""
     (tmp_path / "songs").mkdir()
     rng = np.random.default_rng(0)
     for i in range(10):

@@ -7,7 +7,7 @@ from audiovae_jax.run.tracking.json_lines import JsonLines
 
 @pytest.fixture
 def report(tmp_path, monkeypatch):
-    """The command in a folder with two runs, with flags as keywords."""
+    """Run the command in a folder with two runs, with flags as keywords."""
     monkeypatch.chdir(tmp_path)
     bundled_configs.offer()
     for name in ("one", "two"):

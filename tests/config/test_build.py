@@ -1,4 +1,4 @@
-"""Parts of a user's own, named by a dotted path: the contract and its errors."""
+"""Custom parts, named by a dotted path: the contract and its errors."""
 
 import ml_collections
 import pytest

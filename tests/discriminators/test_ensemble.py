@@ -76,7 +76,7 @@ def test_sub_discriminators_are_computed_in_turn_unless_their_feature_maps_are_k
     logits, feature_maps = output(ensemble, jnp.zeros((1, 8192, 2)))
     assert len(waited) == len(logits) - 1 == 17
     shapes = [x.shape for x in jax.tree.leaves(logits)]
-    assert waited == shapes[:-1]  # for the one before
+    assert waited == shapes[:-1]  # each waits for the logits before it
     output(ensemble, jnp.zeros((1, 8192, 2)), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), feature_maps))
     assert not waited
     output(band, jnp.zeros((1, 8192, 1)))

@@ -1,4 +1,4 @@
-"""Checkpoints of two processes: damage that one finds counts for both, and a disk that is full is full for both."""
+"""Checkpoints of two processes: damage that one finds, or a full disk of one, counts for both."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Which processes join, and what is said when they cannot."""
+"""Which processes join, and the errors if they cannot."""
 
 import os
 import subprocess
@@ -73,8 +73,8 @@ def test_a_pod_of_an_indexed_job_is_told_what_it_lacks(monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "own"),
     [
-        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, True),  # a process a host takes all that is there
-        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, False),  # a process a device
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, True),  # one process per host uses all devices
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, False),  # one process per device
         ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "CUDA_VISIBLE_DEVICES": "5"}, True),  # --gpus-per-task=1
         ({"SLURM_STEP_TASKS_PER_NODE": "2,1", "CUDA_VISIBLE_DEVICES": "0,1"}, False),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
@@ -131,14 +131,14 @@ def test_who_does_not_come_is_missed_with_a_clear_line():
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["slurm", "ompi"])
 def test_what_a_launcher_sets_is_enough(cluster):
-    """Two processes with a launcher's variables find each other without a flag."""
+    """Two processes with a launcher's variables join without flags."""
     code = (
         "from audiovae_jax.commands import process\n"
         "from audiovae_jax.distributed import launch\n"
         "import jax\n"
         "with launch.joined(end=process.end): print(jax.process_index(), jax.process_count(), jax.device_count())"
     )
-    job = str(free_port())  # jax makes the port of it
+    job = str(free_port())  # jax derives the port from it
     processes = []
     for i in range(2):
         if cluster == "slurm":

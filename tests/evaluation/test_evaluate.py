@@ -19,7 +19,7 @@ RATE = 16000
 
 
 class Gain:
-    """A system whose numbers are known: it makes everything quieter."""
+    """A system with known metrics: it lowers the level."""
 
     def __init__(self, name, gain):
         self.name, self.gain, self.description = name, gain, f"times {gain} <b>"
@@ -31,7 +31,7 @@ class Gain:
 
 
 class Picky(Gain):
-    """A system that takes no mono."""
+    """A system that rejects mono."""
 
     def reconstruct(self, source, target, progress):
         if source.channels == 1:

@@ -43,7 +43,7 @@ def test_codecs_give_audio_of_the_same_length_in_its_place(name, rate, tool, tmp
     lags = np.arange(-30, 31)
     inner = slice(4000, 40_000)
     errors = [np.square(np.roll(decoded, -lag, axis=0)[inner] - audio[inner]).sum() for lag in lags]
-    assert abs(lags[np.argmin(errors)]) <= 2  # no delay is left; at few bits the phase is not kept to the sample
+    assert abs(lags[np.argmin(errors)]) <= 2  # no delay remains; at low rates the phase is not exact to the sample
     assert 10 * np.log10(np.square(audio[inner]).sum() / min(errors)) > 10
     assert made.columns["bits_per_second"] == pytest.approx(
         1000 * int(name.removeprefix("mp3_").removeprefix("opus")), rel=0.7

@@ -1,4 +1,4 @@
-"""Chunked inference is one pass, whatever the chunks; receptive fields are what gradients say."""
+"""Chunked inference equals a single pass for any chunks; receptive fields agree with gradients."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def model(request):
 
 @pytest.mark.slow
 def test_contexts_are_what_gradients_say(model):
-    """No frame is missing, and the encoder's is less than a hop too wide."""
+    """No frame is missing, and the encoder's context is less than a hop too wide."""
     model, variables = model
     hop, frame = model.hop_length, 20
     audio = jax.random.normal(jax.random.key(2), (1, 41 * hop, model.in_channels))

@@ -1,4 +1,4 @@
-"""The codec: any shape, rate and channels in, the same out; files, latents on disk, and clear refusals."""
+"""The codec: shapes, rates and channels are restored; files, latents on disk, and clear errors."""
 
 import dataclasses
 import os

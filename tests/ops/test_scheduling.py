@@ -9,7 +9,7 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XL
 
 
 def _branches(x, in_turn):
-    """Six that read the same, with arrays of a MB each on the way to one number; XLA fuses no transforms."""
+    """Six branches that read the same input, each with arrays of a MB. XLA fuses no transforms."""
     sums = []
     for i in range(6):
         given = scheduling.after(x, sums[-1]) if in_turn and sums else x

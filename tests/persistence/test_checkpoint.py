@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(store, tmp_path):
     assert restored.step == 1
     assert len(restored.damaged) == 1
     assert "checkpoints/2 is damaged" in restored.damaged[0]
-    # A run that resumes from step 1 comes by step 2 again, and nothing was thrown away.
+    # A run that resumes from step 1 reaches step 2 again, and nothing was deleted.
     _save(store, 2, value=3.0, loss=2.0)
     assert _restore(store).state.params["a"][0, 0] == 3.0
     assert (tmp_path / "damaged_checkpoints" / "2" / "state").is_dir()

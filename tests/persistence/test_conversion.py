@@ -1,4 +1,4 @@
-"""The two commands between torch's files and saved models."""
+"""The two commands that convert between torch's files and saved models."""
 
 import functools
 import shutil
@@ -114,7 +114,7 @@ def test_what_a_format_cannot_hold_is_listed(tmp_path, trained_run, name):
 
 @pytest.mark.slow
 def test_a_run_of_ours_goes_on_in_torch(tmp_path, trained_run):
-    """Weights, AdamW's state and the schedule of a workdir, as torch.optim takes them."""
+    """torch.optim loads the weights, AdamW's state and the schedule of a workdir."""
     workdir, _, state = trained_run
     conversion.export_torch(str(workdir), str(tmp_path / "x.pt"), step=2)
     written = read_checkpoint(tmp_path / "x.pt")

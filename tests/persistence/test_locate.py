@@ -1,4 +1,4 @@
-"""What lies at a path: one answer, on disk and in a bucket."""
+"""The kind of a path: one answer, on disk and in a bucket."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ MODEL = AudioVAE(base_channels=2, channel_mults=(1,), strides=(2,), latent_dim=3
 
 @pytest.fixture
 def folder(trained_run, tmp_path):
-    """One of each kind."""
+    """A folder with one path of each kind."""
     root = tmp_path / "all"
     save_model(MODEL, random_variables(MODEL), root / "saved")
     shutil.copytree(trained_run[0] / "checkpoints", root / "run" / "checkpoints")

@@ -1,4 +1,4 @@
-"""How a saved model is stored: what its reader would refuse is not written, and what is replaced is read whole."""
+"""Storage of a saved model: invalid models are not written, and a replaced model is read consistently."""
 
 import concurrent.futures
 import shutil
@@ -20,7 +20,7 @@ MODEL = AudioVAE(**SMALL, dtype="float32")
 
 
 def alternative(number: int) -> dict:
-    """Variables that are all over the one number."""
+    """Variables that all have the same value."""
     return jax.tree.map(lambda x: np.full(x.shape, 1 + number, np.float32), MODEL.shapes())
 
 
@@ -77,7 +77,7 @@ def test_what_would_not_be_loaded_is_not_written(tmp_path, change, reason):
 
 @pytest.mark.slow
 def test_a_model_that_is_replaced_is_loaded_whole(tmp_path):
-    """As by someone who listens to a model while a script goes on saving it."""
+    """As by a user who listens to a model while a script saves it again and again."""
     path = str(tmp_path / "m")
     save_model(MODEL, alternative(0), path, global_step=0)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -128,8 +128,8 @@ def test_a_model_in_a_bucket_is_written_and_replaced(bucket, tmp_path, monkeypat
     before = set((bucket / "models" / "m").files())
     save_model(MODEL, changed, url)
     assert _same(load_model(url)[1], changed)
-    assert before & set((bucket / "models" / "m").files()) == {"model.json"}  # the arrays of before are gone
-    # As it was copied to a disk.
+    assert before & set((bucket / "models" / "m").files()) == {"model.json"}  # the previous arrays are removed
+    # The same model, copied to a disk.
     (bucket / "models" / "m").download(tmp_path / "copy")
     assert _same(load_model(tmp_path / "copy")[1], changed)
 
@@ -150,7 +150,7 @@ def test_an_upload_that_fails_keeps_what_was_in_the_bucket(bucket, monkeypatch):
             save_model(MODEL, variables, url)
     with pytest.raises(CheckpointError):
         load_model(url)
-    save_model(MODEL, variables, url)  # over what the first has left
+    save_model(MODEL, variables, url)  # over the leftovers of the first
     with monkeypatch.context() as patch:
         patch.setattr(bucket_path.BucketPath, "upload_file", cut_off)
         with pytest.raises(CheckpointError, match="m was not written: the line is cut"):

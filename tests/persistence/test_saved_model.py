@@ -1,4 +1,4 @@
-"""Saved models: whole, readable, checked, and never half written."""
+"""Saved models: complete, readable, verified, and written atomically."""
 
 import json
 import shutil
@@ -109,7 +109,7 @@ def test_a_discriminator_is_described_by_its_name_and_arguments(tmp_path, whole)
 
 
 def _flip_each(folder, load, expected):
-    """Flip a bit of each large file in turn: what is loaded must be refused or equal; the messages of refusals."""
+    """Flip a bit of each large file, one at a time. Loading must fail or be equal. Return the error messages."""
     refused = []
     files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: -p.stat().st_size)
     for path in files[:6]:
@@ -117,7 +117,7 @@ def _flip_each(folder, load, expected):
         middle = len(data) // 2
         path.write_bytes(data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :] if data else b"\0")
         try:
-            _require_equal(load(), expected)  # Orbax keeps files that hold nothing
+            _require_equal(load(), expected)  # Orbax keeps files without contents
         except CheckpointError as error:
             refused.append(str(error))
         path.write_bytes(data)
@@ -284,7 +284,7 @@ def test_a_best_checkpoint_that_is_damaged_is_passed_over_and_named(tmp_path, tr
     folder = tmp_path / "run" / "checkpoints"
     shutil.rmtree(folder / "1")
     best = checkpoint.Checkpoints(folder, read_only=True).best()[0]
-    shutil.copytree(folder / "2", folder / "5")  # a whole one besides
+    shutil.copytree(folder / "2", folder / "5")  # an intact one next to it
     (folder / str(best) / "run" / "metadata").write_text("{")
     with pytest.warns(UserWarning, match=rf"skipped .*{best} is damaged: JSONDecodeError.*; checkpoint 5 is used"):
         _, variables = load_model(tmp_path / "run")

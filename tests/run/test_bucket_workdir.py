@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, micro_config, tra
     workdir = bucket / "run"
     workdir.upload(on_disk)
     files = workdir.files()
-    # Nothing is left to do; then with the newest checkpoint damaged.
+    # First with no steps left, then with a damaged newest checkpoint.
     _assert_same_state(train.train(micro_config, workdir), state)
     path = workdir / "checkpoints" / "2" / "run" / "metadata"
     damaged = path.read_text().replace('"step": 2', '"step": 3')
@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, micro_config, tra
 @pytest.mark.slow
 def test_models_are_loaded_by_their_url(bucket, trained_run, tmp_path):
     on_disk, _, state = trained_run
-    (bucket / "run").upload(on_disk)  # as `aws s3 sync` puts it there
+    (bucket / "run").upload(on_disk)  # as `aws s3 sync` writes it
     model, variables = load_model(f"{bucket}/run", step=2)
     _assert_same_state(variables, state.variables)
     codec = Codec.load(f"{bucket}/run/checkpoints/2")
@@ -143,7 +143,7 @@ def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(s3_server, monkeyp
     store.save(state, step=1, config={}, data={}, metrics={"total_loss": 1.0})
     store.wait()
     proxy.cut()
-    # What is there can not be told either, and that is said in place of it.
+    # The checkpoints cannot be listed either, which the message says.
     with pytest.raises(CheckpointError, match=r"no answer for 0.5 s"):
         store.save(state, step=2, config={}, data={}, metrics={"total_loss": 1.0})
     with pytest.raises(CheckpointError, match=r"checkpoints/1 cannot be read: not reached"):
@@ -168,7 +168,7 @@ def test_the_lock_holds_in_a_bucket(bucket, monkeypatch):
         first.require_held()
     first.release()
     assert (workdir / "run.lock").exists()
-    # A run on another host is dead when it has been silent.
+    # A run on another host counts as dead after some time without a heartbeat.
     (workdir / "run.lock").write_text(json.dumps({**holder, "system": "elsewhere"}))
     with pytest.raises(ConfigError, match=r"wait 60 s or delete s3://.*/run/run.lock"):
         second.acquire()
@@ -261,7 +261,7 @@ def _command(workdir):
 
 @pytest.mark.slow
 def test_a_killed_run_in_a_bucket_goes_on_to_the_bits_of_one_on_disk(bucket, tmp_path):
-    """Killed thrice: while the first checkpoint is on its way, after it, and later."""
+    """Killed three times: during the upload of the first checkpoint, after it, and later."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     workdir = bucket / "run"
     for until in ("checkpoints/20/", "checkpoints/20/commit_success.txt", "checkpoints/40/"):

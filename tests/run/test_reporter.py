@@ -51,7 +51,7 @@ def test_steps_per_second_are_of_what_is_between_but_for_compiling(tmp_path, mon
     assert reporter.steps_per_second == 2.0
     reporter.rewind(5, first_step=5)
     reporter.step(10, {})
-    assert "perf/steps_per_second" not in recorded[-1][1]  # the steps between were not made now
+    assert "perf/steps_per_second" not in recorded[-1][1]  # the steps in between belong to an earlier session
     reporter.close()
 
 
@@ -116,13 +116,13 @@ def test_events_on_a_full_disk_are_left_out_until_there_is_space(tmp_path, full_
 
 def test_what_was_flushed_is_on_disk(tmp_path, monkeypatch):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for first_step in (0, 2):  # the second hides what the first wrote from step 2 on
+    for first_step in (0, 2):  # the second session hides the first one's records from step 2 on
         monkeypatch.setattr(os, "getpid", lambda first_step=first_step: 1000 + first_step)
         again = _reporter(tmp_path, first_step=first_step)
         for step in range(first_step, 4):
             again.scalars(step, {"x": float(first_step)})
         again.flush()
-        time.sleep(1.1)  # files are ordered by their second
+        time.sleep(1.1)  # files are ordered by their time in seconds
     events = event_accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("x")] == [(0, 0), (1, 0), (2, 2), (3, 2)]

@@ -1,4 +1,4 @@
-"""Numeric safety: what a run does about updates that are not finite."""
+"""Numeric safety: how a run reacts to updates that are not finite."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ AUDIO = np.zeros((2, 8, 1), np.float32)
 
 
 class Records:
-    """Those of a run, with NaN in the batches of some steps of some orders."""
+    """A run's records, with NaN in the batches of given steps and orders."""
 
     def __init__(self, records, batch_size, bad, order=0):
         self._records, self._batch_size, self._bad, self._order = records, batch_size, bad, order
@@ -47,7 +47,7 @@ class Records:
 
 
 def _plant(monkeypatch, bad):
-    """NaN in the batches of these `(order, step)`."""
+    """Put NaN into the batches of these `(order, step)`."""
     real = pipeline.open_data
 
     def open_data(config, *, batch_size, **options):
@@ -113,7 +113,7 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
     store = Checkpoints(tmp_path / "whole" / "checkpoints", read_only=True)
     assert store.steps()[-1] == 8
     assert store._run(8)["data"]["order"] == 1
-    # Killed at each batch in turn, and gone on with.
+    # Killed at each batch, one after the other, and resumed.
     real = Loop.next_batch
     for stop_at in (7, 12):
         calls = []
@@ -148,7 +148,7 @@ def test_a_run_that_cannot_go_on_ends_with_a_report(micro_config, tmp_path, monk
         train.train(config, tmp_path / "at once")
     real = Validation.validate
 
-    def validate(self, state, at):  # a loss that overflows in training alone
+    def validate(self, state, at):  # a loss that overflows only in training
         monkeypatch.setattr(self._session.safety, "require_finite_validation", lambda step, loss: None)
         return real(self, state, at)
 
@@ -192,7 +192,7 @@ def _see(safety, step, g=0.0, d=None):
 
 def test_each_networks_row_is_its_own(tmp_path):
     safety = _safety(tmp_path, [])
-    # The discriminator is due at every other step alone; the generator's updates in between do not end its row.
+    # The discriminator is due only at every other step. The generator's updates in between do not reset its count.
     for step in range(1, 6):
         counts = _see(safety, step, d=float(step % 2))
         if step < 5:

@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be written: said at once, tried again, fatal when it goes on."""
+"""A failed checkpoint is reported at once, retried, and fatal after several failures."""
 
 import contextlib
 import subprocess
@@ -19,7 +19,7 @@ from audiovae_jax.training.state import TrainState
 
 
 class _Store:
-    """Checkpoints whose writes fail in the background, as often as told."""
+    """Checkpoints whose writes fail in the background, a given number of times."""
 
     def __init__(self, failures):
         self.failures, self.saved, self._error = failures, [], None
@@ -121,7 +121,10 @@ def _fill(folder):
 
 
 def _train_while(config, workdir, monkeypatch, fill, free):
-    """A run whose disk is full from step 2's checkpoint until it says so; `(what it said, its final state)`."""
+    """Train with a disk that is full from step 2's checkpoint until the first message.
+
+    Returns `(messages, final state)`.
+    """
     save, say, said = Loop.save, Reporter.say, []
 
     def filled(self, state, done, metrics):
@@ -176,7 +179,8 @@ def test_what_a_full_disk_cuts_off_is_told_between_two_steps_and_leaves_nothing(
     tested.save(state, step=3, **described)
     tested.finish()
     store.close()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name != "1"] == ["3"]  # 1 is the best
+    # Step 1 is the best.
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name != "1"] == ["3"]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How a run begins: what it says of its data, and what it resumes from."""
+"""The start of a run: the description of its data, and resuming."""
 
 import jax
 import numpy as np

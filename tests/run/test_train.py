@@ -1,4 +1,4 @@
-"""The loop, whole runs in miniature."""
+"""The training loop: small but complete runs."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_a_start_that_failed_does_not_claim_the_workdir(micro_config, tmp_path):
 
 @pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_caught_before_it_is_saved(micro_config, tmp_path, monkeypatch):
-    # Finite as a value, not as a gradient: the loss does not show it, the next checkpoint would.
+    # The value is finite, but not the gradient. The loss does not show it, but the next checkpoint would.
     def root(*, prediction, target):
         return jnp.sqrt(jnp.sum(jnp.abs(prediction - prediction)))
 
@@ -112,7 +112,7 @@ def test_events_hold_the_documented_names(trained_run):
 def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
     micro_config.num_steps = 3
     micro_config.optimizer.final_learning_rate = 0.0
-    micro_config.adversarial.warmup_steps = 1  # ends at the checkpoint
+    micro_config.adversarial.warmup_steps = 1  # stops at the checkpoint
     micro_config.discriminator_update_every = 2
     whole = train.train(micro_config, tmp_path / "whole")
     # The same run, stopped after step 1's checkpoint, as the third batch is fetched.
@@ -142,7 +142,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
 
 
 def test_two_runs_on_one_workdir_are_told_apart(micro_config, trained_run, tmp_path):
-    """The second is refused before it has touched anything, a checkpoint in the making above all."""
+    """The second run fails before it changes anything, in particular a checkpoint being written."""
     workdir = shutil.copytree(trained_run[0], tmp_path / "run")
     unfinished = workdir / "checkpoints" / "9.orbax-checkpoint-tmp"
     unfinished.mkdir()
@@ -202,7 +202,7 @@ def test_the_best_is_one_that_is_on_disk(micro_config, tmp_path, monkeypatch, ca
     store = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
     assert store.best() == (2, 5.0)
     assert store.metrics(4)["best_total_loss"] == 5.0
-    # A fine-tune that only worsens: where it came from is the best, and is kept.
+    # A fine-tuning run that only gets worse: its initial model is the best, and is kept.
     next_config = ml_collections.ConfigDict(micro_config)
     next_config.num_steps, next_config.init_from = 6, str(tmp_path / "run")
     losses_by_step |= {5: 7.0, 6: 8.0}
@@ -243,7 +243,7 @@ def test_every_step_of_a_resumed_run_is_seen_once(micro_config, tmp_path, monkey
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             train.train(micro_config, tmp_path)
-        time.sleep(1.1)  # event files are told apart, and ordered, by their second
+        time.sleep(1.1)  # event files are distinguished and ordered by their time in seconds
     train.train(micro_config, tmp_path)
     events = event_accumulator.EventAccumulator(str(tmp_path))
     events.Reload()

@@ -1,4 +1,4 @@
-"""What a run goes on from: workdirs, saved models, torch's files; all of it, or the weights alone."""
+"""Warm starts from workdirs, saved models and torch files: complete, or only the weights."""
 
 import functools
 import shutil
@@ -27,7 +27,7 @@ LIGHTNING = GOLDEN / "lightning.ckpt"
 
 
 class OwnDiscriminator(nn.Module):
-    """A user's; `power` changes what it computes, and no shape."""
+    """A custom discriminator; `power` changes its output, but no shape."""
 
     power: float = 1.0
     remat: bool = False
@@ -52,7 +52,7 @@ _known = {}
 
 
 def _traced(config):
-    """The recipe and the shapes of a state; tracing takes a second, and tests have the same networks."""
+    """Return the recipe and the shapes of a state. Cached, since tracing takes a second."""
     key = config.model.to_json() + config.discriminator.to_json()
     if key not in _known:
         recipe = build.build_recipe(config)
@@ -62,7 +62,7 @@ def _traced(config):
 
 
 def _take_over(config, path, **changes):
-    """`(state, its fresh state of zeros, what was said)`."""
+    """Return `(state, the fresh state of zeros, the messages)`."""
     config.init_from = str(path)
     config.update(changes)
     recipe, shapes = _traced(config)
@@ -98,9 +98,9 @@ def test_what_a_saved_model_has_besides_is_taken_too(micro_config, trained_run, 
     _assert_same((state.params, state.opt_state), (trained.params, trained.opt_state))
     _assert_same(state.discriminator_params, trained.discriminator_params)
     _assert_same(state.discriminator_opt_state, fresh.discriminator_opt_state)
-    assert int(state.step) == 0  # it does not say
+    assert int(state.step) == 0  # it contains no step
     assert "saved was trained at 48000 Hz, but config.data.sample_rate is 44100" in said
-    # Of another discriminator, the model alone.
+    # From a run with another discriminator, only the model is restored.
     state, _, said = _take_over(micro_config, tmp_path / "saved", discriminator={"mpd_channels": (3,)})
     _assert_same(state.params, trained.params)
     assert "discriminator_params does not fit, and keeps its initial value" in said
@@ -234,7 +234,7 @@ def test_another_architecture_is_refused_before_anything_is_compiled(
     assert f"\n  model.latent_dim: {there[0]} there, 5 here\n" in said
     assert f"\n  model.dilations: {there[1]} there, (1, 2) here\nto start from it, give --config.model." in said
     assert f" --config.model.dilations='{there[1]}'" in said
-    assert ("model.kernel_size" in said) == (kind == "torch file")  # which is alike in the others
+    assert ("model.kernel_size" in said) == (kind == "torch file")  # which is equal in the others
     assert not (tmp_path / "new" / "config.json").exists()
 
 
@@ -292,6 +292,6 @@ def test_a_fine_tune_that_only_worsens_keeps_what_it_began_with(
     store = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
     assert (store.steps(), store.best()[0]) == ([0, 3], 0)
     _assert_same(load_model(tmp_path / "run")[1], load_model(calibrated)[1])
-    # The same command goes on in its workdir, without what it began with.
+    # The same command resumes in its workdir, without the file that it started from.
     shutil.rmtree(calibrated)
     _assert_same(train.train(micro_config, tmp_path / "run"), state)

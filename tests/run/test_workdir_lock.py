@@ -1,4 +1,4 @@
-"""One run a workdir: the second is refused, a dead one's is taken over, and loss is noticed."""
+"""One run per workdir: a second run fails, a dead run's lock is taken over, and a lost lock is detected."""
 
 import json
 import os
@@ -24,7 +24,7 @@ time.sleep(60)
 
 @pytest.fixture
 def other(tmp_path):
-    """A process that holds the workdir."""
+    """A process that holds the lock of the workdir."""
     process = subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True, cwd=os.getcwd()
     )
@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_read_counts_by_its_age(tmp_path):
 
 
 def test_the_quicker_of_two_that_take_over_keeps_it(tmp_path, monkeypatch):
-    """Both find the first dead; the second comes to move its file when the other's stands there already."""
+    """Both find the first run dead. The second moves the lock file when it is already the other's new one."""
     (tmp_path / "run.lock").write_text("{}")
     os.utime(tmp_path / "run.lock", (1, 1))
     winner, loser = WorkdirLock(tmp_path), WorkdirLock(tmp_path)

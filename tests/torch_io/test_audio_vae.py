@@ -1,4 +1,4 @@
-"""Models of torch's files: every form that they come in, and every way they can be wrong."""
+"""Models in torch files: every form, and every kind of error."""
 
 import json
 
@@ -405,7 +405,7 @@ def test_torch_loads_what_is_exported_strictly_and_computes_the_same(tmp_path):
         reconstruction, *_ = theirs(torch.tensor(np.moveaxis(np.asarray(audio), -1, 1)))
     ours = applied(model, variables, audio, deterministic=True).reconstruction
     np.testing.assert_allclose(channel_last(reconstruction.numpy()), ours, atol=1e-5)
-    # And back: what torch saves of it is what went out.
+    # And back: what torch saves equals the exported file.
     torch.save({"state_dict": theirs.state_dict(), "model_config": loaded["model_config"]}, tmp_path / "y.pt")
     _, again = import_audio_vae(tmp_path / "y.pt")
     jax.tree.map(np.testing.assert_array_equal, again, variables)

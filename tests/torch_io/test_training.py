@@ -1,4 +1,4 @@
-"""Runs of the PyTorch system that go on here: moments, steps, settings, and torch beside us."""
+"""Resuming runs of the PyTorch system: moments, steps, settings, and a comparison with torch."""
 
 import functools
 import shutil
@@ -30,7 +30,7 @@ LIGHTNING = GOLDEN / "lightning.ckpt"
 
 @pytest.fixture
 def checkpoint():
-    """A Lightning checkpoint that can be written again: without Lightning's own objects."""
+    """A Lightning checkpoint without Lightning's own objects, so that it can be written again."""
     read = read_checkpoint(LIGHTNING)
     for name in ("optimizer", "scheduler"):
         del read["hyper_parameters"][name]
@@ -148,7 +148,7 @@ def test_a_run_goes_on_from_a_lightning_checkpoint(micro_config, tmp_path, capsy
     assert int(optax.tree.get(state.opt_state, "count")) == 6
     said = capsys.readouterr().out
     assert f"{gone}: restored: step 3" in said
-    # The same command goes on in the same workdir, from its own checkpoint, and without the file.
+    # The same command resumes in the same workdir, from its own checkpoint and without the file.
     again = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
     again.init_from, again.num_steps = str(gone), 6
     gone.unlink()
@@ -284,7 +284,7 @@ def test_optimizers_that_are_not_adamw_are_said_and_left(tmp_path, checkpoint):
     assert imported.discriminator_moments.step == 3
     assert any(said in note for note in imported.notes)
     state["state"][3]["exp_avg"] = exp_avg
-    # Two groups: which parameter has which number is not told, unless they are named.
+    # With two groups, the numbers of parameters are ambiguous unless the groups have names.
     group, numbers = state["param_groups"][0], state["param_groups"][0]["params"]
     halves = [numbers[::2], numbers[1::2]]
     keys = [k for k in checkpoint["state_dict"] if k.startswith("model.")]
@@ -300,7 +300,7 @@ def test_optimizers_that_are_not_adamw_are_said_and_left(tmp_path, checkpoint):
 
 
 def test_moments_of_folded_weights_start_afresh(micro_config, tmp_path, checkpoint):
-    """The optimizer was over the folded weights, so its moments are not those of gain and direction."""
+    """The optimizer's parameters were the folded weights, so its moments do not fit gain and direction."""
     weights = checkpoint["state_dict"]
     state = checkpoint["optimizer_states"][0]
     keys = [k for k in weights if k.startswith("model.")]
@@ -359,7 +359,7 @@ def _check_against_torch(config, path, model_config, discriminator_config, lengt
             (o.learning_rate, o.final_learning_rate) for o in (config.optimizer, config.discriminator_optimizer)
         ),
     )
-    theirs.load(torch.load(path, weights_only=False))  # a file of our own making, or the reference's
+    theirs.load(torch.load(path, weights_only=False))  # our file, or the reference's
     before = {k: v.clone() for k, v in theirs.model.state_dict().items()}
     for batch in audio:
         theirs.step(torch.tensor(batch))
@@ -394,13 +394,13 @@ def test_five_steps_on_are_torchs_five_steps(micro_config, monkeypatch):
 def test_a_key_given_once_is_not_kept_in_silence(micro_config, tmp_path):
     config, _ = _adopted(micro_config, LIGHTNING)
     theirs = config.kl.weight
-    config.kl.weight = 0.5  # by hand, in the first command
+    config.kl.weight = 0.5  # given in the first command
     write_json(tmp_path / "config.json", config.to_dict())
     again = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
     again.init_from = str(LIGHTNING)
     warm_start.adopt_settings(again, {"init_from"}, tmp_path)
     assert again.kl.weight == theirs
-    # Without the file there is only the workdir to ask, and that is said.
+    # Without the file, the settings come from the workdir, which the message says.
     again.init_from = str(tmp_path / "gone.ckpt")
     config.init_from = again.init_from
     write_json(tmp_path / "config.json", config.to_dict())

@@ -1,4 +1,4 @@
-"""The short way through a discriminator against the one that any module takes."""
+"""The joint pass of our discriminators, compared with the separate passes of any module."""
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ _SMALL = {"n_ffts": (64, 32), "msd_scales": (1, 2), "mpd_periods": (2, 3), "mpd_
 
 
 class _Any(nn.Module):
-    """Calls another, as a user's own discriminator may."""
+    """Calls another discriminator, as a custom one may."""
 
     inner: nn.Module
 

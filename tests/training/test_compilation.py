@@ -1,4 +1,4 @@
-"""The cache of what was compiled, and the memory that compiling took."""
+"""The cache of compiled programs, and the memory of compiling."""
 
 import ctypes
 import gc
@@ -14,7 +14,7 @@ _SHORTEST = "jax_persistent_cache_min_compile_time_secs"
 
 @pytest.fixture
 def cache_dir(monkeypatch):
-    """The setting, put back afterwards."""
+    """The setting, restored afterwards."""
     monkeypatch.delenv(_SHORTEST.upper(), raising=False)
     before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", _SHORTEST)}
     yield lambda: jax.config.jax_compilation_cache_dir

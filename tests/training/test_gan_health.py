@@ -1,4 +1,4 @@
-"""The judging of figures; that they are right is tested beside `diagnosis`."""
+"""Warnings from given statistics; the statistics are tested with `diagnosis`."""
 
 import dataclasses
 
@@ -70,7 +70,7 @@ def test_a_warning_is_said_once_when_its_sign_stays_and_again_after_it_was_gone(
     assert metrics[f"health/{name}"] == 1
     assert said == [f"warning: step 7: {warnings[0]}"]
     assert "; try " in said[0]
-    health.look(8, WELL)  # one good look is no recovery
+    health.look(8, WELL)  # one good check is not a recovery
     assert health.look(9, ill)[1] == []
     for step in range(CONSECUTIVE_CHECKS):
         metrics, _ = health.look(step, WELL)

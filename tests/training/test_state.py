@@ -26,7 +26,7 @@ def test_a_state_holds_both_networks_and_their_optimizers(micro_config):
         (state.params, state.opt_state),
         (state.discriminator_params, state.discriminator_opt_state),
     ):
-        # Two moments a parameter, and a count.
+        # Two moments per parameter, and a count.
         assert count_parameters(opt_state) == 2 * count_parameters(params) + 1
 
 
@@ -78,7 +78,7 @@ _TABLE = jnp.arange(1.0, 3.0)
 
 
 class _Own(Discriminator):
-    """With initialisers of its own: from the audio it is first given, numbers, arrays that others hold too."""
+    """Has custom initialisers: from the first audio, from numbers, and from shared arrays."""
 
     @nn.compact
     def discriminate(self, audio, known_maps=None):
@@ -92,7 +92,7 @@ class _Own(Discriminator):
 
 def test_any_module_is_created():
     recipe = make_recipe()
-    # Layers that are computed again for the gradient have their parameters within.
+    # Layers that are recomputed for the gradient contain their parameters.
     remat = dataclasses.replace(recipe, model=recipe.model.clone(remat=True))
     for changed in (remat, dataclasses.replace(recipe, discriminator=_Own())):
         devices = mesh.make_mesh(jax.devices()[:1])

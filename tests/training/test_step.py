@@ -1,4 +1,4 @@
-"""The step: who is updated when, and the same numbers on any number of devices."""
+"""The step: which network is updated when, and equal results on any number of devices."""
 
 import dataclasses
 import functools
@@ -198,7 +198,7 @@ def test_a_users_loss_may_loop():
 
 
 def _after_a_step(recipe, audio, devices=4, adversarial=True):
-    """`(state before, state after, metrics)` of a step on `audio`."""
+    """Return `(state before, state after, metrics)` of a step on `audio`."""
     devices = mesh.make_mesh(jax.devices()[:devices])
     per_device = functools.partial(step.train_step, recipe=recipe, adversarial=adversarial)
     state = initial_state(recipe, devices)
@@ -210,7 +210,7 @@ def _after_a_step(recipe, audio, devices=4, adversarial=True):
 
 
 def _parts(state):
-    """What the generator's update changes, and what the discriminator's does."""
+    """Return the parts that the generator's update changes, and those of the discriminator's."""
     return (state.params, state.opt_state), (state.discriminator_params, state.discriminator_opt_state)
 
 
@@ -255,7 +255,7 @@ def test_a_loss_that_overflows_bfloat16_is_skipped_though_its_gradient_is_not():
 
 
 class _RootedDiscriminator(nn.Module):
-    """Its parameter `root` has no finite gradient at 0."""
+    """A discriminator whose parameter `root` has no finite gradient at 0."""
 
     @nn.compact
     def __call__(self, audio):
@@ -273,7 +273,7 @@ def test_a_discriminators_gradient_that_is_not_finite_skips_it_alone():
 
 
 class _ForgivingDiscriminator(SmallDiscriminator):
-    """Sees numbers where there are none, so that its own loss is finite."""
+    """Replaces values that are not finite, so that its own loss is finite."""
 
     @nn.compact
     def __call__(self, audio):

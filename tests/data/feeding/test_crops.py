@@ -118,7 +118,7 @@ def test_validation_crops_are_fixed_and_cover_the_files(audio_folder):
 
 @dataclasses.dataclass(frozen=True)
 class _Ramp:
-    """Audio whose samples tell the file and the place."""
+    """Audio whose samples encode the file and the position."""
 
     number: int
     frames: int
@@ -134,7 +134,7 @@ class _Ramp:
 
 
 def _stretches(seconds, count, length=5000, parts=1):
-    """`[(file, first sample)]` of samples of files that are so long."""
+    """Return `[(file, first sample)]` of samples of files of these lengths."""
     ramps = [_Ramp(i, 1000 * s) for i, s in enumerate(seconds)]
     tracks = [Track(f"{ramp.name}@{i}", Excerpt(ramp, 0, ramp.frames - i)) for ramp in ramps for i in range(parts)]
     crop = CropFormat(length, 1000, 1, peak_normalize=False)

@@ -60,7 +60,7 @@ def test_a_crop_does_not_depend_on_what_was_found_bad_before(tmp_path):
     for i in range(8):
         audio = 0.5 * rng.uniform(-1, 1, (5 * 8000, 2))
         if i % 2:
-            audio[3 * 8000 : 4 * 8000] = np.nan  # where no look at beginning, middle and end finds it
+            audio[3 * 8000 : 4 * 8000] = np.nan  # where probing the beginning, middle and end does not find it
         soundfile.write(tmp_path / f"{i}.wav", audio, 8000, subtype="FLOAT")
     found = folder.scan(str(tmp_path), probing.Options(channels=2), 0.1)
     crop = CropFormat(1000, 8000, 2)
@@ -85,7 +85,7 @@ def test_one_bad_file_that_is_most_of_the_audio_does_not_end_a_run(tmp_path):
 
 
 def _break(folder):
-    """Thirty of a thousand files, broken in eight ways; five of them only once they are in use."""
+    """Break thirty of a thousand files in eight ways, five of them only during the run."""
     rng = np.random.default_rng(0)
     good = 0.5 * rng.uniform(-1, 1, (2048, 2))
     for i in range(970):
@@ -128,7 +128,7 @@ def test_three_in_a_hundred_bad_files_do_not_end_a_run(tmp_path, micro_config):
     assert data.health.bad_files == 27
     data.health.list_in(tmp_path / "bad.jsonl")
     for path in later:
-        path.unlink()  # vanished
+        path.unlink()  # deleted
     whole = [data.train[i] for i in range(1500)]
     assert 27 < data.health.bad_files <= 30
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
@@ -156,7 +156,8 @@ def test_augmentations_are_the_crops_own_and_off_by_default():
     assert -12 <= min(gains) < -11
     assert -1 < max(gains) <= 1e-5
     both = augmented(gain_db=(-12.0, 0.0), polarity_probability=1.0)
-    np.testing.assert_array_equal(both[3], -louder[3])  # one does not move the other's number
+    # Neither change affects the other's random number.
+    np.testing.assert_array_equal(both[3], -louder[3])
     half = augmented(polarity_probability=0.5)
     assert 20 < sum((half[i] == -plain[i]).all() for i in range(60)) < 40
 

@@ -13,7 +13,7 @@ from audiovae_jax.errors import ConfigError, DataError, RootError
 
 
 class Numbers:
-    """Record i is [[i]]."""
+    """Records with record `i` equal to `[[i]]`."""
 
     def __getitem__(self, index):
         return np.full((1, 1), index)
@@ -50,7 +50,7 @@ def test_a_fixed_batch_repeats(micro_config):
 
 @pytest.fixture
 def roots(tmp_path):
-    """Folders of so many short files each: `one` of 4, `two` of 3, `three, four` of 2, and `one/held` of 2."""
+    """Folders of short files: `one` of 4, `two` of 3, `three, four` of 2, and `one/held` of 2."""
     rng = np.random.default_rng(0)
     for name, count in (("one", 4), ("two", 3), ("three, four", 2), ("one/held", 2)):
         (tmp_path / name).mkdir()
@@ -60,7 +60,7 @@ def roots(tmp_path):
 
 
 def _opened(config, **keys):
-    """The names of the files on each side, relative to what `keys` name as DIR."""
+    """Return the names of the files on each side, relative to the folder that `keys` call DIR."""
     folder = keys.pop("folder")
     config.data.index = False
     for key, value in keys.items():
@@ -74,7 +74,7 @@ def _opened(config, **keys):
 def test_several_roots_are_drawn_from_as_one(micro_config, roots):
     train, validation, found = _opened(micro_config, folder=roots, root=f"{roots}/one/held, {roots}/two")
     assert len(set(train) | set(validation)) == len(train) + len(validation) == 5
-    # Each root is split as it would be alone.
+    # Each root is split in the same way as on its own.
     alone = _opened(micro_config, folder=roots, root=f"{roots}/two")
     assert [name for name in validation if name.startswith("two/")] == alone[1]
     assert found.fingerprint != alone[2].fingerprint

@@ -19,7 +19,7 @@ def _look(config, root, limit=100, seconds=0.05):
 
 @pytest.fixture
 def mixed_folder(audio_folder):
-    """Three good files (two of 44.1 kHz stereo, one of 22.05 kHz mono), one silent for half its time, and bad ones."""
+    """Three good files (two of 44.1 kHz stereo, one of 22.05 kHz mono), one that is half silent, and bad ones."""
     audio = 0.3 * np.random.default_rng(1).standard_normal((44100, 2))
     audio[:22050] = 0
     soundfile.write(audio_folder / "half.wav", audio, 44100)
@@ -73,7 +73,7 @@ def test_training_would_refuse_what_is_refused_here(micro_config, mixed_folder):
     micro_config.data.max_bad_share = 0.1
     found = _look(micro_config, mixed_folder)
     assert "3 of 7 files cannot be used, more than data.max_bad_share=0.1" in found.refusal
-    # One that looks well at its beginning, middle and end, and is damaged elsewhere.
+    # A file that is intact at its beginning, middle and end, but damaged elsewhere.
     for path in mixed_folder.glob("*.wav"):
         path.unlink()
     audio = np.full((44100, 2), 0.1, np.float32)
@@ -123,7 +123,7 @@ def test_a_page_needs_no_other_file_and_escapes_names(micro_config, mixed_folder
     assert "&lt;script&gt;.wav" in content
     assert "<title>Data set: \\udcff&lt;i&gt;$x$</title>" in content
     assert "<td>&lt;b&gt;\\udcff</td>" in content
-    assert content.count("<svg") == 5  # all but the end of spectra, which is the same
+    assert content.count("<svg") == 5  # all but the bandwidth, which is the same
     assert "http" not in content.replace("http-equiv", "")
     page.write(found, tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
@@ -156,7 +156,7 @@ def test_files_that_are_alike_have_no_histogram_and_no_bars_of_characters(micro_
 
 
 def test_plots_of_next_to_nothing(micro_config, audio_folder):
-    """One track, and none that could be listened to, or silence alone."""
+    """With one track, with no measured track, and with only silence."""
     found = _look(micro_config, audio_folder, seconds=0)
     silent = dataclasses.replace(found.measured[0], silence=1.0, band_hz=0.0, loudness_lufs=None)
     silent = dataclasses.replace(found, measured=(silent,))

@@ -1,4 +1,4 @@
-"""Only what the page needs is answered."""
+"""The guard answers only requests that the page needs."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from audiovae_jax.evaluation.listening.guard import Guard
 
 @pytest.fixture
 def ask(tmp_path):
-    """Asks a guard before an application that answers 200 with what it was sent."""
+    """Returns a function that sends a request to a guard. The guarded application answers 200 with its input."""
 
     async def app(scope, receive, send):
         body, more = b"", True

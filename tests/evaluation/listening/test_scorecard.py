@@ -1,4 +1,4 @@
-"""Metrics in groups: all of them, each once, with what is better."""
+"""Metrics in groups: each appears once, with its better direction."""
 
 import collections
 import math

@@ -1,4 +1,4 @@
-"""What visitors ask for: the numbers and files of the commands, and messages for what cannot be."""
+"""The page's operations: the numbers and files of the commands, and messages for errors."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,7 @@ def desk(root, tmp_path):
 
 @pytest.fixture
 def upload(desk, tmp_path):
-    """Puts a file where gradio would: in a folder that is called after its content."""
+    """Returns a function that writes a file where gradio would: in a folder named by its content."""
 
     def put(name, content):
         path = tmp_path / name
@@ -314,7 +314,7 @@ def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(des
 
 
 def test_what_lies_between_two_files_is_no_more_than_a_file_may_be(desk, upload, monkeypatch):
-    # One long, one wide: neither is too much, and what is as long and as wide is.
+    # One file is long and one has many channels. Each is accepted, but not a file that is both.
     first, second = upload("long.wav", noise(23, 3000, 1)), upload("wide.wav", noise(24, 3000, 2))
     monkeypatch.setattr(listening, "_MAX_VALUES", 6000)
     desk.interpolate("a", "one", first, second, 0.5, False, nothing)
@@ -365,7 +365,7 @@ def test_the_work_of_one_who_left_stops_and_leaves_nothing(desk, upload):
 
 @pytest.mark.slow
 def test_audio_is_read_in_pieces(desk, root, upload, monkeypatch):
-    """Of a file of many blocks, nothing as long as the file is put together but its latents."""
+    """For a file of many blocks, only the latents are held in memory as a whole."""
     monkeypatch.setattr(stream, "BLOCK", 4096)
     desk = Desk(Models(str(root), lambda path: Codec.load(path, chunk_length=4096)), desk.sessions)
     largest, plain = [], np.concatenate

@@ -1,4 +1,4 @@
-"""A visitor's files are the visitor's, and gone when the visitor is."""
+"""A visitor's files are private, and removed when the visitor leaves."""
 
 import os
 from pathlib import Path

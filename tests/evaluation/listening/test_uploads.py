@@ -1,4 +1,4 @@
-"""Uploads are files, no longer than they may be, and come while there is room."""
+"""Uploads are files within the size limit, accepted while there is disk space."""
 
 import asyncio
 import shutil
@@ -21,7 +21,7 @@ def part(content, disposition='form-data; name="files"; filename="a.wav"', extra
 
 
 def read(made, body, headers=FORM, size=10_000, breaks=False):
-    """What is read of a request: its refusal, or its bytes and the exception that ends them."""
+    """Return a request's refusal, or its bytes and the exception that ends them."""
     pieces = [body[i : i + size] for i in range(0, len(body), size)]
     messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     messages[-1]["more_body"] = breaks
@@ -94,7 +94,7 @@ def test_an_upload_that_is_broken_off_is_an_error(made):
 def test_there_is_room_for_so_much_and_no_more(made, tmp_path, monkeypatch):
     each = MOST + (1 << 16)
     (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "result.wav").write_bytes(b"x" * 40 * each)  # no upload
+    (tmp_path / "made" / "result.wav").write_bytes(b"x" * 40 * each)  # not an upload
     for i in range(15):
         assert read(made, part(b"x"))[1] is None, i
         (tmp_path / f"{i}.wav").write_bytes(b"x" * each)

@@ -1,4 +1,4 @@
-"""The commands on a run in miniature: that they measure the right thing, not how fast it is."""
+"""The commands on a small run. Tests check what is measured, not how fast it is."""
 
 import importlib.util
 import json

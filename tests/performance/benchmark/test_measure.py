@@ -53,7 +53,7 @@ print(measure.peak_memory())
 
 
 def test_peak_memory_is_that_since_the_reset():
-    # In a process of its own: here, what other tests have left may go at any time.
+    # In its own process, since memory of other tests may be freed here at any time.
     run = subprocess.run([sys.executable, "-c", _PEAKS], capture_output=True, text=True, check=True, cwd=ROOT)
     before, peak, after = map(int, run.stdout.split())
     if after == peak:

@@ -1,4 +1,4 @@
-"""A healthy set-up, and broken ones as users have them."""
+"""A healthy set-up, and broken ones."""
 
 import json
 import os

@@ -10,7 +10,7 @@ from audiovae_jax.run.tracking.writer import Writer
 
 
 class Server(Writer):
-    """A service that can be gone, or slow."""
+    """A service that can be unreachable or slow."""
 
     def __init__(self):
         self.got, self.gone, self.held = [], False, threading.Event()
@@ -47,7 +47,7 @@ def test_records_come_in_order_and_the_end_is_waited_for():
     writer = Background("it", lambda: server, said.append)
     values = {"x": 0.0}
     for step in range(50):
-        values["x"] = float(step)  # what was given is what is recorded
+        values["x"] = float(step)  # records equal the given values
         writer.scalars(values, step)
     writer.audio("a", np.zeros((3, 1)), 50, 8000)
     writer.text("kind", "ignored by this server", 50)

@@ -6,7 +6,7 @@ from audiovae_jax.run.tracking import curves
 
 
 def _points(svg):
-    """The points of every curve, in the order of the series."""
+    """Return the points of every curve, in the order of the series."""
     return [
         np.array(re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", path), float)
         for path in re.findall(r'd="([^"]*)" style="fill: none; stroke: var\(--series', svg)
@@ -35,7 +35,7 @@ def test_values_of_many_sizes_are_drawn_by_their_logarithm():
 
 
 def _ticks(chart):
-    """The numbers beside the vertical axis, which end where the drawing begins."""
+    """Return the numbers beside the vertical axis, which end where the drawing begins."""
     return [float(text) for text in re.findall(r"text-anchor: end[^>]*>([^<]*)<", chart.replace("\N{MINUS SIGN}", "-"))]
 
 

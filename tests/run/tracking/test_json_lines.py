@@ -13,7 +13,7 @@ def _steps(workdir):
 
 
 def test_a_run_that_goes_on_has_each_step_once(tmp_path):
-    for first, last in ((0, 6), (4, 8)):  # killed after 6, gone on from the checkpoint of 3
+    for first, last in ((0, 6), (4, 8)):  # killed after step 6, resumed from the checkpoint of step 3
         lines = JsonLines(tmp_path, first, pytest.fail)
         for step in range(first, last):
             lines.scalars({"x": first}, step)

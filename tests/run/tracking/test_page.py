@@ -44,12 +44,12 @@ def test_several_runs_on_one_page(tmp_path):
     assert "<b>0.001</b>" in text
     assert "<b>0.002</b>" in text
     assert "<script>alert" not in text
-    # Nothing is asked of anyone.
+    # The page makes no requests.
     assert not re.search(r"(src|href)=\"(?!data:)|https?://|@import|url\(", text)
 
 
 def _rows(text):
-    """The cells of every row of every table."""
+    """Return the cells of every row of every table."""
     return [re.findall("<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", text)]
 
 

@@ -103,7 +103,7 @@ def test_mlflow_holds_a_run_and_goes_on_with_it(micro_config, trained_run, tmp_p
     save_model(model, variables, tmp_path / "model")
     said = []
     for first, num_threads, finished in ((0, 1, False), (3, 2, True)):
-        micro_config.data.num_threads = num_threads  # which may differ when a run goes on
+        micro_config.data.num_threads = num_threads  # which may differ when a run is resumed
         writers = recorder.open_writers(micro_config, workdir, first, said.append)
         for step in range(first, first + 3):
             writers.scalars({"train/x": float(step), "train/nan": float("nan")}, step)

@@ -1,4 +1,4 @@
-"""The reader: true to torch.load, deaf to what a file wants executed, and never silently wrong."""
+"""The reader: equal to torch.load, without executing files, and never silently wrong."""
 
 import collections
 import contextlib
@@ -150,7 +150,7 @@ def extensions():
 
 
 def test_no_exploit_is_executed(tmp_path, extensions):
-    """Each is alive: Python's unpickler runs it. Ours gives an inert value or a CheckpointError, in every place."""
+    """Each exploit works in Python's unpickler. Our reader returns an inert value or raises CheckpointError."""
     marker = tmp_path / "marker"
     (tmp_path / "marker.py").write_text(f"open({str(marker)!r}, 'w').close()")
     executed = []
@@ -168,7 +168,7 @@ def test_no_exploit_is_executed(tmp_path, extensions):
     assert not executed
     dead = []
     for name in sorted(found.keys() - set(exploits.NOT_PYTHONS)):
-        with contextlib.suppress(Exception):  # some fail after they have done their deed
+        with contextlib.suppress(Exception):  # some fail after the exploit has run
             _Unpickler(io.BytesIO(b"\x80\x04" + found[name] + b".")).load()
         deadline = time.monotonic() + 5
         while not marker.exists() and time.monotonic() < deadline:
@@ -195,7 +195,7 @@ def test_bombs_are_refused_within_bounded_memory(tmp_path, write):
         before, begin = _peak_memory(), time.process_time()
         with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
             read_checkpoint(path)
-        # Without their bounds these take minutes to hours, and all memory.
+        # Without the reader's bounds these take minutes to hours, and all memory.
         assert time.process_time() - begin < 30, name
         assert _peak_memory() - before < 400 << 20, name
 
@@ -269,7 +269,7 @@ def test_zip_files_that_torch_does_not_write_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["lightning.ckpt", "save_model.pt"])
 def test_damaged_files_are_refused_or_read_as_they_were(name):
-    """Bounded; `tests/fuzz_torch_files.py` does more of it."""
+    """A short version; `tests/fuzz_torch_files.py` runs a longer one."""
     path = GOLDEN / name
     data = path.read_bytes()
     outcomes = fuzz_torch_files.fuzz(path, fuzz_torch_files.flips(data, 200))
@@ -280,7 +280,7 @@ def test_damaged_files_are_refused_or_read_as_they_were(name):
 
 
 def test_the_older_format_is_cut_and_flipped_without_another_error():
-    # It has no checksums, so that a flip of a weight, or of a name, is read as it is.
+    # The format has no checksums, so flipped bits of weights or names are not detected.
     path = GOLDEN / "bare_legacy.pt"
     data = path.read_bytes()
     outcomes = fuzz_torch_files.fuzz(path, fuzz_torch_files.flips(data, 200))

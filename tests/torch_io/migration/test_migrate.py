@@ -58,7 +58,7 @@ def test_the_published_tree(tmp_path):
 def test_a_migrated_config_trains(tmp_path):
     made, config = _migrated(tmp_path, old_configs.PUBLISHED, *old_configs.SMALL, "datamodule.root=null")
     assert _has(made.statements, "config.num_steps = 2")
-    config.data.source = "auto"  # the built-in music
+    config.data.source = "auto"  # the built-in generator
     state = train.train(config, tmp_path / "run")
     assert int(state.step) == 2
 
@@ -169,7 +169,7 @@ def test_losses_of_every_form(tmp_path):
     assert set(config.losses) == {"sum_and_difference", "wave", "ratio", "mel"}
     assert config.losses.wave.to_dict() == {"_target_": "audiovae_jax.losses.waveform_l1", "weight": 0.5}
     assert config.losses.sum_and_difference.fft_sizes == (2048, 1024, 512, 256)
-    assert config.losses.sum_and_difference.w_sc == 1.0  # the class's own default, not base.py's
+    assert config.losses.sum_and_difference.w_sc == 1.0  # the class's default, not base.py's
     assert config.losses.mel.n_mels == (64, 128, 256)
     assert _has(made.dropped, "mine=src.mine.MyLoss", "it is a torch class")
     assert _has(made.dropped, "ratio.reduction=sum")
