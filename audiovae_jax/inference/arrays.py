@@ -66,4 +66,4 @@ def as_floats(values: Any, what: str, wanted: str) -> np.ndarray:
 def require_finite(array: np.ndarray, what: str):
     """Raise DataError unless all values are finite."""
     if not np.isfinite(array).all():
-        raise DataError(f"{what} must be finite, and within the range of float32")
+        raise DataError(f"{what} must not contain NaN or infinite values, or values too large for float32")

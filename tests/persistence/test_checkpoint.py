@@ -161,7 +161,7 @@ def test_a_state_of_another_shape_is_refused(store):
     target = jax.eval_shape(_state)
     target = target.replace(params={**target.params, "a": jax.ShapeDtypeStruct((7,), jnp.float32)})
     with pytest.raises(
-        CheckpointError, match=r"another configuration: params/a is float32\[64, 64\] there and float32\[7\] here"
+        CheckpointError, match=r"this configuration: params/a is float32\[64, 64\] there, float32\[7\] here"
     ):
         store.restore(target, mesh.replicated(mesh.make_mesh()))
 

@@ -68,7 +68,7 @@ def test_the_commands_there_and_back(tmp_path):
 def test_the_sample_rate_survives_and_what_is_left_out_is_said(tmp_path, trained_run, name):
     workdir, _, _ = trained_run
     made = conversion.export_torch(str(workdir), str(tmp_path / name), step=2)
-    assert ("the optimizer's state, which a .pt file holds" in made.left_out) == (name == "x.safetensors")
+    assert ("the optimizer's state, which needs a .pt file" in made.left_out) == (name == "x.safetensors")
     assert made.optimizer_step == (2 if name == "x.pt" else None)
     assert "the discriminator and its optimizer's state" in made.left_out
     assert open_model(tmp_path / name).sample_rate == 44100

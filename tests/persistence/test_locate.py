@@ -52,7 +52,7 @@ def _expected(root):
 def test_each_kind_on_disk(folder):
     for name, place in _expected(folder).items():
         assert locate(str(folder / name)) == place, name
-    with pytest.raises(CheckpointError, match=r"https://a/b: of URLs, those of s3:// and gs:// can"):
+    with pytest.raises(CheckpointError, match=r"https://a/b: only s3:// and gs:// URLs can"):
         locate("https://a/b")
 
 

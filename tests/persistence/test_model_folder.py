@@ -51,7 +51,7 @@ def _with_more(tree):
         ),
         (
             lambda v: {"params": v["params"]},
-            "the variables have no collection 'latent_statistics'; give all",
+            "the variables have no collection 'latent_statistics'; give those",
         ),
         (
             lambda v: {"latent_statistics": v["latent_statistics"]},
@@ -181,7 +181,7 @@ def test_a_url_that_cannot_be_written_to_is_refused_before_anything_is_done(buck
     for url, reason in (
         (f"{bucket}/songs", "exists and is not a saved model"),
         ("s3://there-is-no-such-bucket/m", "cannot be written"),
-        ("https://example.org/m", "cannot be written: of URLs, those of s3:// and gs://"),
+        ("https://example.org/m", "cannot be written: only s3:// and gs:// URLs"),
         (Path("s3://bucket/m"), "cannot be written: it is a URL"),
     ):
         with pytest.raises(CheckpointError, match=reason):

@@ -106,7 +106,7 @@ def test_models_are_loaded_by_their_url(bucket, trained_run, tmp_path):
         assert ("discriminator_params" in found.parts) == (name != "saved")
     with pytest.raises(CheckpointError, match="s3://.*/nothing: there is no such file or folder"):
         load_model(f"{bucket}/nothing")
-    with pytest.raises(CheckpointError, match="http://x/run: of URLs, those of s3:// and gs://"):
+    with pytest.raises(CheckpointError, match="http://x/run: only s3:// and gs:// URLs"):
         load_model("http://x/run")
 
 

@@ -78,7 +78,7 @@ def test_a_bad_batch_is_skipped_told_and_kept(micro_config, tmp_path, monkeypatc
     assert "warning: step 3: the update of the generator was skipped; not finite: train/total_g_loss nan, " in printed
     assert "a.wav at 8.00 s, a.wav at 9.00 s, a.wav at 10.00 s, a.wav at 11.00 s" in printed
     assert "4 of them contain NaN or infinite samples" in printed
-    assert "warning: updates that were skipped: 1 of the generator; their batches are in" in printed
+    assert "warning: skipped updates: 1 of the generator; their batches are in" in printed
     described = json.loads((tmp_path / "bad_batches" / "step_00000003.json").read_text())
     assert (described["step"], described["order"]) == (3, 0)
     assert described["metrics"]["train/total_g_loss"] == "nan"
@@ -144,7 +144,7 @@ def test_a_run_that_cannot_go_on_ends_with_a_report(micro_config, tmp_path, monk
     config = _config(micro_config, 20)
     config.losses.overflowing = ml_collections.ConfigDict(section)
     config.safety.max_skipped, config.safety.max_rollbacks = 2, 1
-    with pytest.raises(TrainingError, match="val/total_loss became inf at step 0, before anything was trained"):
+    with pytest.raises(TrainingError, match="val/total_loss became inf at step 0, before the first update"):
         train.train(config, tmp_path / "at once")
     real = Validation.validate
 
@@ -250,7 +250,7 @@ def test_the_report_names_the_last_update_the_files_and_a_remedy(tmp_path):
 def test_a_validation_that_is_not_finite_goes_back_unless_nothing_was_trained(tmp_path):
     safety = _safety(tmp_path, [])
     safety.require_finite_validation(0, 1.0)
-    with pytest.raises(TrainingError, match="val/total_loss became nan at step 0, before anything was trained"):
+    with pytest.raises(TrainingError, match="val/total_loss became nan at step 0, before the first update"):
         safety.require_finite_validation(0, math.nan)
     _see(safety, 1)
     with pytest.raises(RollBack, match="val/total_loss became inf at step 1"):

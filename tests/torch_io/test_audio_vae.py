@@ -101,7 +101,7 @@ def test_what_shapes_tell_is_inferred_and_said(tmp_path, state_dict):
     (message,) = [str(w.message) for w in warned]
     for part in (
         "Checkpoint does not contain 'model_config'; inferred from its tensors: in_channels=2, base_channels=2",
-        "channel_mults=(1, 2), strides=(2, 4), latent_dim=3, kernel_size=5, dilations=(1, 3) (the field's",
+        "channel_mults=(1, 2), strides=(2, 4), latent_dim=3, kernel_size=5, dilations=(1, 3) (the usual ones",
     ):
         assert part in message
     assert {key: getattr(model, key) for key in names.MICRO_MODEL} == names.MICRO_MODEL
@@ -141,15 +141,15 @@ def _spoil(state_dict):
 WRONG = {
     "renamed": (
         _rename,
-        r"missing: encoder.input_conv.bias\n  surplus: encoder.input_convolution.bias\nstrict=False takes",
+        r"missing: encoder.input_conv.bias\n  surplus: encoder.input_convolution.bias\nstrict=False imports",
     ),
     "missing": (_remove, "missing: decoder.blocks.1.upsample.0.alpha"),
     "surplus": (_add, "surplus: decoder.extra.weight"),
     "transposed": (
         _transpose,
-        r"its model_config says channel_mults=\(1, 2\), but its tensors are of channel_mults=\(1, 1\)",
+        r"its model_config has channel_mults=\(1, 2\), but its tensors have channel_mults=\(1, 1\)",
     ),
-    "dtype": (_cast, "unusable: encoder.input_conv.bias has dtype int64; a floating-point one is expected"),
+    "dtype": (_cast, "unusable: encoder.input_conv.bias has dtype int64; it must be floating point"),
     "not a number": (_spoil, "unusable: encoder.input_conv.bias has 1 NaN or infinite values"),
 }
 
@@ -215,7 +215,7 @@ def test_claims_far_beyond_what_is_stored_are_refused(tmp_path, state_dict):
     ("change", "message"),
     [
         ({"latent_std": np.ones((1, 3, 1), np.int64)}, "unusable: latent_std has dtype int64"),
-        ({"latent_std": -np.ones((1, 3, 1), np.float32)}, "unusable: latent_std has values that are not above zero"),
+        ({"latent_std": -np.ones((1, 3, 1), np.float32)}, "unusable: latent_std has values that are not positive"),
         ({"latent_mean": np.ones((3, 1), np.float32)}, r"latent_mean has shape \(3, 1\); here it is \(1, 3, 1\)"),
         ({"decoder.window": np.ones(3, np.float32)}, "surplus: decoder.window"),
     ],
@@ -269,7 +269,7 @@ def test_not_strict_takes_what_fits_and_says_what_does_not(tmp_path, state_dict)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3}, "there is no state dict in it; it holds epoch"),
+        ({"epoch": 3}, "it contains no state dict, only epoch"),
         ({"state_dict": 3}, "its state_dict is a int, not a dict"),
         ({"state_dict": {"resnet.weight": np.zeros(3, np.float32)}}, "there is no AudioVAE in it: .* only with resnet"),
         ({"state_dict": {"encoder.x": 3}}, "the state dict's 'encoder.x' is a int, not a tensor"),

@@ -28,7 +28,7 @@ from audiovae_jax.errors import ConfigError
 from audiovae_jax.evaluation.listening import server
 from audiovae_jax.evaluation.listening.models import Models
 
-pytest.importorskip("gradio", reason="the page needs gradio, which the extra ui brings")
+pytest.importorskip("gradio", reason="the page needs gradio, from the extra ui")
 gradio_client = pytest.importorskip("gradio_client", reason="comes with gradio")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")  # of pandas, which gradio uses
 

@@ -95,7 +95,7 @@ def test_latents_are_encoded_once_and_decoded_as_the_command_does(desk, root, up
     audio = desk.decode("a", "one", again, nothing)
     Codec.load(root / "one").decode_file(kept, tmp_path / "expected.wav")
     np.testing.assert_array_equal(samples(audio), samples(tmp_path / "expected.wav"))
-    with pytest.raises(DataError, match="server's log tells"):  # another visitor has none yet
+    with pytest.raises(DataError, match="is in the server's log"):  # another visitor has none yet
         desk.encode("b", "one", song, False, nothing)
 
 

@@ -94,7 +94,7 @@ def test_a_file_that_is_missing_is_named_by_its_control(tmp_path):
         with pytest.raises(DataError, match='"Audio" was removed; upload it again'):
             visitors.uploaded(str(gone))
     for nothing in (None, ""):
-        with pytest.raises(DataError, match="upload one, or record"):
+        with pytest.raises(DataError, match="upload or record one"):
             visitors.uploaded(nothing)
 
 

@@ -8,7 +8,7 @@ import pytest
 from audiovae_jax.evaluation.listening import uploads
 from audiovae_jax.evaluation.listening.uploads import Uploads
 
-formparsers = pytest.importorskip("starlette.formparsers", reason="comes with gradio, which the extra ui brings")
+formparsers = pytest.importorskip("starlette.formparsers", reason="comes with gradio, from the extra ui")
 pytest.importorskip("python_multipart", reason="comes with gradio")
 
 MOST = 100_000
@@ -83,7 +83,7 @@ def test_what_is_no_file_is_refused_before_it_is_handed_on(made, disposition, ex
 def test_what_is_no_form_is_refused(made):
     for kind in ("", "application/json", "multipart/form-data", "text/plain; boundary=here"):
         assert read(made, part(b"x"), {b"content-type": kind})[0] == 400, kind
-    assert "no form" in read(made, b"nonsense, and more of it")[1]
+    assert "not a valid form" in read(made, b"nonsense, and more of it")[1]
 
 
 def test_an_upload_that_is_broken_off_is_an_error(made):

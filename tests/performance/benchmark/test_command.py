@@ -166,7 +166,7 @@ def test_what_cannot_work_is_told_before_anything_is_measured(micro_config, monk
     ("subcommand", "against", "message"),
     [
         ("setp", [], "there is no benchmark 'setp'; did you mean 'step'?"),
-        ("data", ["torch"], "data is compared with --against=whole"),
+        ("data", ["torch"], "data can only be compared with --against=whole"),
         ("step", ["numpy"], "--against=numpy: there are torch, torch_compile, oobleck"),
         ("step", ["oobleck"], "is for the codec"),
     ],

@@ -125,7 +125,7 @@ def test_the_command(tmp_path):
     ]  # fmt: skip
     done = command_line.run("plan", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Planned by XLA, of one device and step; nothing was run." in done.stdout
+    assert "Planned by XLA, for one device and one step; nothing was run." in done.stdout
     found = json.loads((tmp_path / "plan.json").read_text())["targets"]
     assert list(found) == ["cpu:2", "here"]
     for entry in found.values():

@@ -67,7 +67,7 @@ def test_a_full_disk_is_said_once_and_tried_again(tmp_path, full_disk, monkeypat
         for step in range(100):
             lines.scalars({"x": 1.0}, step)
     assert len(said) == 1
-    assert "metrics.jsonl is not written for now" in said[0]
+    assert "writing metrics.jsonl failed, and is retried later" in said[0]
     lines.scalars({"x": 1.0}, 100)
     lines.close(True)
     assert said[1:] == ["metrics.jsonl is written again"]

@@ -62,17 +62,17 @@ def test_choices_are_changed_by_experiments_files_and_the_command_line(tmp_path)
     ("files", "overrides", "says"),
     [
         ({"m.yaml": "defaults: [db: mysq]", "db/mysql.yaml": ""}, (), "did you mean 'mysql'?; there are mysql"),
-        ({"m.yaml": "defaults:\n  - db: ???"}, (), "db is left open"),
+        ({"m.yaml": "defaults:\n  - db: ???"}, (), "db has no value"),
         ({"m.yaml": "defaults: [a]", "a.yaml": "defaults: [m]"}, (), "circle: m.yaml -> a.yaml -> m.yaml"),
         ({"m.yaml": "defaults: {a: b}"}, (), "defaults must be a list"),
         ({"m.yaml": "defaults: [{a: 1, b: 2}]"}, (), "is neither a config's name"),
         ({"m.yaml": "defaults: [db: ../../secret]", "db/a.yaml": ""}, (), "there is no db/../../secret.yaml"),
         ({"m.yaml": "a: 1"}, ("nothing",), "is neither a file nor KEY=VALUE"),
-        ({"m.yaml": "a: [1"}, (), "m.yaml, line 1: not YAML"),
-        ({"m.yaml": "a: 1\na: 2"}, (), "m.yaml, line 2: not YAML that can be read: the key 'a' is there twice"),
+        ({"m.yaml": "a: [1"}, (), "m.yaml, line 1: invalid YAML"),
+        ({"m.yaml": "a: 1\na: 2"}, (), "m.yaml, line 2: invalid YAML: the key 'a' occurs twice"),
         ({"m.yaml": "a: !!python/object/apply:os.system ['touch x']"}, (), "could not determine a constructor"),
-        ({"m.yaml": "- 1"}, (), "holds a list"),
-        ({"m.yaml": "defaults: [db: '${nothing}']"}, (), "no choice is known of the group 'nothing'"),
+        ({"m.yaml": "- 1"}, (), "contains a list"),
+        ({"m.yaml": "defaults: [db: '${nothing}']"}, (), "the group 'nothing' has no choice"),
     ],
 )
 def test_what_cannot_be_followed_is_said(tmp_path, monkeypatch, files, overrides, says):

@@ -186,7 +186,7 @@ def test_what_is_unknown_is_listed_and_nothing_is_lost(tmp_path):
     )  # fmt: skip
     assert made.statements == ()
     for parts in (
-        ("odd=1", "nothing here is like it"), ("seed=${nothing.here}", "what the given files do not define"),
+        ("odd=1", "there is no counterpart"), ("seed=${nothing.here}", "a key that the given files do not define"),
         ("model.strange.deep=[1]",), ("kl_weight=heavy", "not a number"), ("callbacks.mine=src.Mine",),
         ("optimizer._target_=torch.optim.SGD", "AdamW"), ("discriminator._target_=", "write it in flax"),
     ):  # fmt: skip
