@@ -68,7 +68,7 @@ def _base():
     # Where metrics are logged, in addition to metrics.jsonl in the workdir (audiovae_jax/run/tracking/README.md).
     config.logging = ml_collections.ConfigDict()
     config.logging.writers = ("tensorboard",)  # also "mlflow" and "wandb" (offline), if installed
-    # A server or store. Unset: MLFLOW_TRACKING_URI, or mlflow.db beside the workdir if that is unset too.
+    # A server or store. Unset: MLFLOW_TRACKING_URI, or mlflow.db next to the workdir if that is unset too.
     config.logging.mlflow_uri = config_dict.placeholder(str)
     config.logging.mlflow_experiment = "audiovae_jax"
     config.logging.wandb_project = "audiovae_jax"
@@ -88,7 +88,7 @@ def _base():
     config.model.latent_dim = 64
     config.model.kernel_size = 7  # of the residual units, odd
     config.model.dilations = (1, 3, 9)  # of the residual units in each block
-    config.model.encoder_frozen = False  # True trains the decoder alone
+    config.model.encoder_frozen = False  # True trains only the decoder
     # True stores only activations between blocks and recomputes the others for the gradient. This takes less
     # memory and more time (audiovae_jax/performance/benchmark/README.md).
     config.model.remat = False

@@ -37,7 +37,7 @@ class Command:
     Attributes:
       name: the name that users type; `cli.COMMANDS` has its summary.
       details: text for `--help`, after the summary.
-      main: function that takes the positional arguments and reads the flags.
+      main: function of the positional arguments; it reads the flags itself.
       positional: names of the positional arguments. A name that ends in "..." stands for one or more arguments. A name
         in brackets is optional.
       define_flags: function that defines the command's flags.
@@ -122,7 +122,7 @@ def whole_numbers(flag: str, values: list[str] | None) -> tuple[int, ...] | None
     try:
         return None if values is None else tuple(int(value) for value in values)
     except ValueError:
-        raise ConfigError(f"--{flag}={','.join(values)} must be whole numbers between commas") from None
+        raise ConfigError(f"--{flag}={','.join(values)} must be integers separated by commas") from None
 
 
 def _positional(argv, command):

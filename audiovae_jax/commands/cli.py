@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A command: the module in this package that holds it, and a one-line summary."""
+    """A command: the module in this package that contains it, and a one-line summary."""
 
     module: str
     summary: str
@@ -26,7 +26,7 @@ COMMANDS = {
     "encode_dataset": Entry("latents", "Encode a data set to shards of latents, for training on them."),
     "inspect_model": Entry("models", "Describe a model: architecture, size, sample rate, training."),
     "calibrate_latents": Entry("models", "Set a model's latent statistics, for latents of mean 0 and variance 1."),
-    "export_stablehlo": Entry("models", "Export encoder and decoder for serving with JAX alone."),
+    "export_stablehlo": Entry("models", "Export encoder and decoder for serving with only JAX."),
     "import_torch": Entry("models", "Convert a PyTorch file to a saved model, with a report on each tensor."),
     "export_torch": Entry("models", "Write a model to a file for the PyTorch system."),
     "make_shards": Entry("data", "Convert a data set to shards, for fast reading of crops."),

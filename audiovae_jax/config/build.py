@@ -113,7 +113,7 @@ def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for argument in ("prediction", "target"):
             if argument not in parameters and not takes_any:
-                raise ConfigError(f"{where}: {target} must take the keyword arguments prediction and target")
+                raise ConfigError(f"{where}: {target} must accept the keyword arguments prediction and target")
 
         def run(audio, fn=fn):
             return fn(prediction=audio, target=audio)

@@ -37,7 +37,7 @@ class Discriminator(nn.Module):
     def discriminate(self, audio, known_maps: list[list] | None = None) -> Output:
         """Return the same as `__call__`, possibly as `Interleaved` arrays.
 
-        An `Interleaved` array holds several logits of one shape.
+        An `Interleaved` array contains several logits of one shape.
 
         Args:
           audio: `[B, T, C]`.

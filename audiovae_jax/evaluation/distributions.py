@@ -19,7 +19,7 @@ _MAX_PAIRED = 5000  # embeddings per set that KAD compares; larger sets are subs
 def load(name: str) -> Embedding:
     """Import the embedding function that `module:function` names.
 
-    The module is imported from Python's path, which includes the current folder. The function takes audio `[T, C]`
+    The module is imported from Python's path, which includes the current folder. The function accepts audio `[T, C]`
     float32 and its sample rate in Hz. It returns embeddings `[n, dimensions]`.
 
     Raises:

@@ -85,7 +85,7 @@ class ChunkedModel:
         Args:
           blocks: consecutive `[n, lanes, in_channels]`, `length` samples in total.
           length: samples of the signal. Its end is zero-padded to the decoded length of `frames_of(length)` frames.
-          key: key to sample `z`; None takes the mean. The noise depends only on the key, the lane and the frame, not
+          key: key to sample `z`; None for the mean. The noise depends only on the key, the lane and the frame, not
             on the windows.
 
         Yields:

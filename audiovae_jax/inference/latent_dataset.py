@@ -140,7 +140,7 @@ class LatentDataset:
         """Read `(mean, logvar)` of a range of a track, each as `read` returns it.
 
         Raises:
-          DataError: the data set holds samples, or `read` would raise.
+          DataError: the data set contains samples, or `read` would raise.
         """
         if self._what == "samples":
             raise DataError(f"{self._name} contains samples, but no posterior; encode it with --what=posterior")
@@ -205,10 +205,10 @@ class LatentDataset:
           seed: seed of the crops and of posterior samples.
           start_step: step at which to start. The batch of a step does not depend on it.
           side: "train" or "validation".
-          sample: sample the posterior for each crop; otherwise its mean is taken. Stored samples are unchanged.
+          sample: sample the posterior for each crop; otherwise its mean is used. Stored samples are unchanged.
           cover_ends: draw a track's first and last frames as often as those in its middle, see `LatentCrops`.
           num_threads: number of reading threads.
-          prefetch_batches: maximum number of batches to hold ready.
+          prefetch_batches: maximum number of batches to read ahead.
           process_index, process_count: index of this host, and number of hosts.
 
         Yields:
@@ -286,7 +286,7 @@ class LatentCrops:
       tracks: tracks of the data set to draw from. Tracks shorter than a crop are left out.
       frames: frames of a crop.
       seed: seed of the random crops.
-      sample: sample the posterior instead of taking its mean.
+      sample: sample the posterior instead of using its mean.
       cover_ends: draw the first and last frames of a track as often as those in its middle.
 
     Raises:

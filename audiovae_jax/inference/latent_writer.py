@@ -2,7 +2,7 @@
 
 A stopped run can be resumed.
 
-The folder holds the shards `shard-00000.arrayrecord` and so on. For each shard, a `.json` file lists its tracks and
+The folder contains the shards `shard-00000.arrayrecord` and so on. For each shard, a `.json` file lists its tracks and
 the positions of its records. `index.json` lists all tracks, and is written once all shards exist. The tracks of a
 shard depend only on the data set and the settings, so hosts and resumed runs agree without communication.
 """

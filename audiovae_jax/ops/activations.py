@@ -2,7 +2,7 @@
 
 Snake computes a cheap sine, and stores one array for its gradient.
 
-XLA's sine is exact over the whole range of floats, which costs more than the convolution beside it. Snake needs only
+XLA's sine is exact over the whole range of floats, which costs more than the adjacent convolution. Snake needs only
 `sin(u)^2` and `sin(2u)`, which have period pi. They are computed from the nearest multiple of pi, subtracted in three
 parts for float32 accuracy, and two short polynomials.
 """
@@ -63,7 +63,7 @@ def _backward(residuals, g):
     inverse = 1 / (alpha + _EPS)
     s, c = _sin_cos(_reduced(alpha * u))
     dx = g * (1 + alpha * inverse * (2 * s * c))
-    # Written as u * (2 * s * c) - s * s * inverse, XLA for GPUs would compute and keep the sine alone.
+    # Written as u * (2 * s * c) - s * s * inverse, XLA for GPUs would compute and store only the sine.
     dalpha = column_sum(g * s * (2 * u * c - s * inverse) * inverse)
     return dx.astype(x.dtype).reshape(shape), dalpha
 

@@ -1,7 +1,7 @@
 """Convolution along columns with a quarter of the multiplications, in float32 for CPUs.
 
 A bilinear algorithm (Winograd, "Arithmetic Complexity of Computations", 1980) computes `outputs` values of a
-correlation with `taps` taps as `C @ ((A @ x) * (B @ w))`. It takes as many products as A has rows, in place of
+correlation with `taps` taps as `C @ ((A @ x) * (B @ w))`. It needs as many products as A has rows, instead of
 `outputs * taps`. Summed over channels and row taps, nearly all of the work is one matrix product per row of A.
 
 The interpolation points are those of the discrete Fourier transform, whose rounding errors are small. Each complex

@@ -1,6 +1,6 @@
 """Checkpoints of a run, stored with Orbax and verified by a checksum per array.
 
-A checkpoint holds the train state and a JSON item. The JSON item has the config, the data position, the validation
+A checkpoint contains the train state and a JSON item. The JSON item has the config, the data position, the validation
 metrics and the checksums. The most recent checkpoints and the best one by `total_loss` are kept. Restoring falls back
 to the newest intact checkpoint.
 """
@@ -29,7 +29,7 @@ from audiovae_jax.storage.checksum import json_checksum
 from audiovae_jax.training.state import TrainState
 
 BEST_METRIC = "total_loss"
-# The collections that `model.apply` takes.
+# The variable collections of `model.apply`.
 VARIABLES = ("params", "latent_statistics")
 _FORMAT = 3
 _RUN_FILE = "run/metadata"
@@ -131,7 +131,7 @@ class Checkpoints:
             # Orbax would split replicated arrays over devices, with an operation per device and array.
             state = jax.tree.map(lambda array: array.addressable_data(0), state)
         elif in_bucket and agreement.is_first():
-            # Orbax rejects arrays that only one process holds. Copy them, since the state's memory may be donated.
+            # Orbax rejects arrays of a single process. Copy them, since the state's memory may be donated.
             state = jax.tree.map(lambda array: np.array(array.addressable_data(0)), state)
         there = agreement.of_first(self.steps())
         is_new = self._writer is None

@@ -108,7 +108,7 @@ def import_torch(
 def export_torch(source: str, target: str, *, step: int | None = None) -> Exported:
     """Write a model to a `.pt` or `.safetensors` file of the PyTorch system.
 
-    If the source is a training workdir, a `.pt` file also holds the states of the optimizer and the schedule.
+    If the source is a training workdir, a `.pt` file also contains the states of the optimizer and the schedule.
 
     Args:
       source: any path that `load_model` accepts.

@@ -104,7 +104,7 @@ def load_model(
 
 @dataclasses.dataclass
 class LoadedModel:
-    """A model with the information that its file holds.
+    """A model with the information in its file.
 
     Attributes:
       model, variables: the model; arrays are numpy's or JAX's.

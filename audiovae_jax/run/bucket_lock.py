@@ -81,7 +81,7 @@ class BucketLock(WorkdirLock):
             self._beats += 1
             # Spaces change the version, so that a run that has read the previous one cannot replace it.
             text = json.dumps(dataclasses.asdict(holder)) + " " * (self._beats % 60)
-            with contextlib.suppress(FileExistsError):  # the next look finds out who holds the lock
+            with contextlib.suppress(FileExistsError):  # the next check detects a lost lock
                 self._object.replace(text, version)
 
     def _look(self):

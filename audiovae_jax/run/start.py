@@ -43,7 +43,7 @@ class Start(NamedTuple):
       state: the train state, replicated on every device.
       step: the number of steps done.
       metrics: validation metrics of the checkpoint; None if training does not start from a checkpoint of this run.
-      position: the position in the data that the checkpoint holds; empty without one.
+      position: the checkpoint's position in the data; empty without a checkpoint.
     """
 
     state: TrainState
@@ -269,7 +269,7 @@ def initial_state(
 ) -> Start:
     """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
-    Progress is reported to `say`, line by line. `reader` has read a torch file at `config.init_from` before.
+    Progress is reported to `say`, line by line. `reader` has already read a torch file at `config.init_from`.
 
     Raises:
       CheckpointError: there are checkpoints, but none is intact.

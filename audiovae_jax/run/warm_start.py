@@ -70,7 +70,7 @@ def adopt_settings(
 
     The settings are architectures, learning rates and loss weights. Keys given on the command line keep their value.
     With `init_weights_only`, only the keys that describe the networks are set. Nothing is copied from our own runs
-    and models. A resumed run whose torch file is no longer readable takes the settings from its workdir.
+    and models. A resumed run whose torch file is no longer readable uses the settings of its workdir.
 
     Args:
       config: the config to change in place.
@@ -192,7 +192,7 @@ def take_over(
     Args:
       config: a config whose `init_from` is one of our workdirs, a checkpoint in it, a saved model, or a torch,
         Lightning or safetensors file. With `init_weights_only`, the step and the optimizers stay as in `fresh`. A
-        workdir's best checkpoint is then used in place of its newest.
+        workdir's best checkpoint is then used instead of its newest.
       recipe: the recipe of the new run.
       fresh: the initial state of the new run.
       sharding: where to put the arrays.

@@ -232,7 +232,7 @@ class WorkdirLock:
             try:
                 self._touch()
             except OSError:
-                continue  # the next look finds out whether the file exists
+                continue  # the next check detects a missing file
 
     def _touch(self):
         os.utime(self._path)

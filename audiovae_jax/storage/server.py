@@ -91,7 +91,7 @@ def persistently(
     Args:
       request: a function that may raise any exception of its backend.
       seconds: time limit for starting another attempt.
-      ends: takes an error and the pause in seconds before the next attempt. Returns whether to stop retrying.
+      ends: function of an error and the pause in seconds before the next attempt. Returns whether to stop retrying.
 
     Raises:
       AwayError: the time limit is reached.

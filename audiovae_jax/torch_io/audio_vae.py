@@ -43,7 +43,7 @@ class ImportedAudioVAE:
       sample_rate: in Hz, if Lightning's `hyper_parameters` or the metadata have it.
       epoch: as the file counts it.
       global_step: number of batches seen; see `batches_seen`.
-      metadata: saved with the model. Values that JSON cannot hold are strings.
+      metadata: saved with the model. Values that JSON cannot represent are strings.
     """
 
     model: AudioVAE
@@ -80,8 +80,8 @@ def import_audio_vae(
       `(model, variables)`.
 
     Raises:
-      CheckpointError: the file cannot be read, or does not hold a complete model. The message lists the keys that are
-        missing, surplus or of another shape.
+      CheckpointError: the file cannot be read, or does not contain a complete model. The message lists the keys that
+        are missing, surplus or of another shape.
     """
     imported = read_audio_vae(path, dilations=dilations, strict=strict)
     for note in imported.notes:
@@ -193,7 +193,7 @@ def model_state_dict(checkpoint: dict, lines: list[Line] | None = None) -> dict[
       lines: gets an entry for each tensor of another part, if given.
 
     Raises:
-      CheckpointError: it holds no model.
+      CheckpointError: it contains no model.
     """
     tensors = state_dict.unwrapped(find_state_dict(checkpoint))
     if any(key.startswith("encoder.") for key in tensors):

@@ -24,7 +24,7 @@ def import_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module
     """Import the parameters of a discriminator of the PyTorch system.
 
     Args:
-      state_dict: as `read_checkpoint` returns it. Either of the discriminator alone, or with keys under
+      state_dict: as `read_checkpoint` returns it, of the discriminator only, or with keys under
         `discriminator.`, as in a Lightning checkpoint. Windows and filterbanks in it are compared, not imported.
       discriminator: `EnCodecDiscriminator`, or the single part that the weights belong to.
 

@@ -45,7 +45,7 @@ def export_audio_vae(
       sample_rate: in Hz. It is saved in the metadata, because the torch system has no field for it.
 
     Raises:
-      CheckpointError: the suffix is unknown, or the file cannot hold or be written with these values.
+      CheckpointError: the suffix is unknown, or the file cannot contain these values or be written.
     """
     path = Path(path)
     require_target(path)

@@ -157,7 +157,7 @@ def with_moments(opt_state: PyTree, params: PyTree, moments: Moments) -> PyTree 
         surplus = [key for key in filled.problems["surplus"] if not key.startswith(kept)]
         if surplus or filled.problems["unusable"] or any("folded" in line.note for line in filled.lines):
             return None
-        # A parameter that never had a gradient has no moments, which stand for zeros.
+        # A parameter that never had a gradient has no moments, so they are zero.
         moved = jax.tree.map(jnp.asarray, filled.params)
         zeros = flax.traverse_util.flatten_dict(jax.tree.map(jnp.zeros_like, params))
         trees.append(flax.traverse_util.unflatten_dict(zeros | flax.traverse_util.flatten_dict(moved)))
@@ -333,7 +333,7 @@ def _parameter_names(groups, numbers, parameters, states):
 def _fits(state, parameter):
     """Whether a parameter's optimizer state is AdamW's and has its shape.
 
-    A parameter that never had a gradient has no state, which fits.
+    A parameter that never had a gradient has no state, which is valid.
     """
     if state is None:
         return True

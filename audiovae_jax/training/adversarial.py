@@ -19,7 +19,7 @@ class AdversarialPass(NamedTuple):
       generator: the result of `AdversarialLossCalculator.generator_losses`.
       discriminator: the result of `AdversarialLossCalculator.discriminator_losses`.
       audio_gradient: the gradient of the generator's total with respect to the generated audio.
-      params_gradient: the gradient of the discriminator's loss; takes an array to be scheduled after.
+      params_gradient: the gradient of the discriminator's loss; its argument is an array to be scheduled after.
     """
 
     generator: dict[str, jax.Array]

@@ -38,7 +38,7 @@ def compiled(function: jax.stages.Wrapped, *args) -> jax.stages.Compiled:
 def sparing():
     """A context for tracing and compiling that saves time and memory.
 
-    Python's garbage collector is paused: its passes over the objects of a trace take a quarter of the tracing time.
+    Python's garbage collector is paused: its passes over the objects of a trace need a quarter of the tracing time.
     Afterwards malloc returns freed memory to the system: 2.7 GB after compiling the step of `configs/base.py`, 1 GB
     after loading it from the cache.
     """

@@ -10,7 +10,7 @@ Call them in a test::
     def test_my_loss():
         contract.check_loss(my_loss)
 
-Each check raises `AssertionError`, whose message says which rule is broken, or `TypeError` for outputs of a wrong type.
+Each check raises `AssertionError`, whose message names the broken rule, or `TypeError` for outputs of a wrong type.
 """
 
 import functools

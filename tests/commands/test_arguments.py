@@ -32,7 +32,7 @@ def test_a_bare_name_is_a_config_that_comes_with_the_package():
 def test_numbers_between_commas():
     assert arguments.whole_numbers("dilations", ["1", "3"]) == (1, 3)
     assert arguments.whole_numbers("dilations", None) is None
-    with pytest.raises(ConfigError, match="--dilations=1,x must be whole numbers between commas"):
+    with pytest.raises(ConfigError, match="--dilations=1,x must be integers separated by commas"):
         arguments.whole_numbers("dilations", ["1", "x"])
 
 

@@ -96,7 +96,7 @@ def test_a_discriminator_that_breaks_the_contract_is_refused(micro_config, parts
         ("my_loss", {"powr": 1}, "has no argument 'powr'; did you mean 'power'"),
         ("my_loss", {"power": "two"}, "trying own_parts_for_test.my_loss on a batch failed: TypeError"),
         ("per_item", {}, r"must return one floating-point scalar, but it returned shape \(4,\)"),
-        ("wrong_names", {}, "must take the keyword arguments prediction and target"),
+        ("wrong_names", {}, "must accept the keyword arguments prediction and target"),
     ],
 )
 def test_a_loss_that_breaks_the_contract_is_refused(micro_config, parts, name, keys, message):

@@ -46,12 +46,12 @@ def latents_of(
 
 
 def require_latents(codec: Codec, path: Path):
-    """Check that an uploaded file holds this model's latents of one file.
+    """Check that an uploaded file contains this model's latents of one file.
 
     Only the header is read.
 
     Raises:
-      DataError: the file is unusable, holds a batch, or is too large.
+      DataError: the file is unusable, contains a batch, or is too large.
       CheckpointError: the latents were encoded by another model.
     """
     latents = Latents.describe(path)
@@ -122,7 +122,7 @@ def turn(latents: Latents, turns: Mapping[Any, Any]) -> Latents:
         index = channels.get(str(channel))  # only the canonical spelling, so that no channel is given twice
         if index is None:
             raise DataError(f"there is no latent channel {str(channel)[:50]!r}; channels are 0 to {width - 1}")
-        z[..., index] += np.float32(number(amount, f"the turn of channel {index}", -MAX_TURN, MAX_TURN) * spread[index])
+        z[..., index] += np.float32(number(amount, f"turns[{index}]", -MAX_TURN, MAX_TURN) * spread[index])
     return dataclasses.replace(latents, z=z)
 
 

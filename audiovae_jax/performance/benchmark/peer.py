@@ -1,4 +1,4 @@
-"""Another system to compare with, in a process of its own."""
+"""Another system to compare with, in its own process."""
 
 import contextlib
 import importlib.util

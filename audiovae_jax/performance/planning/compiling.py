@@ -99,7 +99,7 @@ class StepCompiler:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the train state, which is what a checkpoint holds."""
+        """Bytes of the train state, as in a checkpoint."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._state))
 
     def compile(self, batch_per_device: int) -> Compiled | None:

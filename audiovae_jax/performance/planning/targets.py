@@ -14,7 +14,7 @@ from audiovae_jax.errors import ConfigError
 from audiovae_jax.performance.planning.accelerators import ACCELERATORS, Accelerator
 
 HERE, CPU = "here", "cpu"
-# The variable for the fraction of a GPU's memory that JAX takes, and its default.
+# The variable for the fraction of a GPU's memory that JAX allocates, and its default.
 _FRACTION, _DEFAULT_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75
 _PLUGINS = {
     "cuda": ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"),
@@ -52,7 +52,7 @@ class Target:
 
     @property
     def usable_bytes(self) -> int | None:
-        """Memory of a device that a run gets; None for this machine's devices."""
+        """Memory of a device that a run can use; None for this machine's devices."""
         if self.accelerator is None:
             return None
         share = memory_fraction() if self.platform == "cuda" else 1.0
@@ -108,7 +108,7 @@ def parse(names: list[str]) -> list[Target]:
 
 
 def memory_fraction() -> float:
-    """The fraction of a GPU's memory that JAX takes.
+    """The fraction of a GPU's memory that JAX allocates.
 
     Raises:
       ConfigError: the environment variable is not a number above 0 and at most 1.

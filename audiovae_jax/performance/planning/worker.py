@@ -25,7 +25,7 @@ _POLLS_PER_SECOND = 4
 class Worker:
     """Compiles a config's step for a target in its own process; a context manager.
 
-    A process has one set of platforms and flags for its whole life. A compiler that takes too much memory or time must
+    A process has one set of platforms and flags for its whole life. A compiler that needs too much memory or time must
     be stopped from outside.
 
     Args:

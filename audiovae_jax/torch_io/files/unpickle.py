@@ -1,8 +1,8 @@
 """A pickle interpreter that calls nothing that a file names.
 
-Python's unpickler imports and calls what the file says. This one interprets protocols 2 to 5 (PEP 307, 3154, 574) with
-a table of our builders. Every other global becomes an inert `Placeholder`. Opcodes that torch's files do not use are
-refused, as are files that would exceed a budget of objects.
+Python's unpickler imports and calls everything that the file names. This one interprets protocols 2 to 5 (PEP 307,
+3154, 574) with a table of our builders. Every other global becomes an inert `Placeholder`. Opcodes that torch's files
+do not use are refused, as are files that would exceed a budget of objects.
 """
 
 import dataclasses

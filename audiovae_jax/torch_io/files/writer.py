@@ -1,8 +1,8 @@
 """`write_checkpoint`: writes a file that `torch.load` reads, without torch.
 
 The format is the zip of torch 1.6 and later, with pickle protocol 2. Storages are aligned as torch aligns them, so
-`torch.load(mmap=True)` works too. The file holds tensors and plain values only, so `torch.load(weights_only=True)`, the
-default, accepts it.
+`torch.load(mmap=True)` works too. The file contains only tensors and plain values, so `torch.load(weights_only=True)`,
+the default, accepts it.
 """
 
 import pickle

@@ -175,8 +175,8 @@ class _Composer:
     def _locate(self, group, option):
         """Find an option's file; None if there is none.
 
-        The places are the group, the folder beside it and the root. Hydra only searches the group. The PyTorch system's
-        documentation uses the other two places.
+        The places are the group, the folder next to it and the root. Hydra only searches the group. The PyTorch
+        system's documentation uses the other two places.
         """
         for folder in (group, group.rpartition("/")[0], ""):
             found = self._file(_under(folder, option))

@@ -15,7 +15,7 @@ _MAX_VALUES = 100_000  # per tree; nested references to lists can expand to bill
 
 
 class Unresolved(str):
-    """The original text of a value that cannot be resolved from the files alone."""
+    """The original text of a value that cannot be resolved from the files."""
 
 
 def resolve(values: dict[str, Any]) -> dict[str, Any]:

@@ -279,7 +279,7 @@ def _mlflow(section: Section, found: Findings):
         if (value := section.text(key)) is not None:
             found.settings[f"logging.{new}"] = value
     section.drop({
-        "save_dir": "without a tracking_uri, runs are recorded in mlflow.db beside their workdirs",
+        "save_dir": "without a tracking_uri, runs are recorded in mlflow.db next to their workdirs",
         "artifact_location": "the server's default is used",
         "run_name": "a run has its workdir's name",
         "run_id": "a workdir belongs to one run, which is resumed in it",
