@@ -64,7 +64,7 @@ def test_packages_say_what_lives_there_and_stay_small():
     assert len([entry for entry in PACKAGE.iterdir() if entry.name != "__pycache__"]) <= MAX_ENTRIES
 
 
-def test_a_wheel_holds_every_package_and_the_configs():
+def test_a_wheel_contains_every_package_and_the_configs():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     packages = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
     assert set(listed) == {"audiovae_jax.configs", *packages}

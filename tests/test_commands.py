@@ -80,7 +80,7 @@ def test_help_lists_the_flags_and_ends_with_status_0(name, flag, tmp_path):
     assert ("--config" in listed) == (name == "train")
 
 
-def test_scripts_holds_training_alone():
+def test_scripts_contains_only_training():
     assert [path.name for path in (ROOT / "scripts").glob("*.py")] == ["train.py"]
 
 

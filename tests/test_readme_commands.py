@@ -131,7 +131,7 @@ def test_the_commands_of_all_pages_are_found():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_works_as_it_stands(workplace, page):
+def test_every_command_runs_unchanged(workplace, page):
     environment = command_line.environment()
     seen = [] if page == "README.md" else _commands(ROOT / "README.md")
     # With the default structure. Only `report` needs a whole run, which uses a micro model.

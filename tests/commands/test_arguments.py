@@ -57,7 +57,7 @@ def test_a_command_that_does_not_write_to_a_bucket_refuses_its_url_before_any_wo
             arguments._positional([command.name, *given], command)
 
 
-def test_a_forgotten_model_is_told(tmp_path):
+def test_a_missing_model_is_an_error_with_the_usage(tmp_path):
     command = Command("look", lambda: None, positional=("MODEL", "IN...", "OUT"))
     with pytest.raises(
         ConfigError, match=r"^no model was given; usage: look MODEL IN... OUT .flags. \(--help lists them\)$"
@@ -90,7 +90,7 @@ def test_a_forgotten_model_is_told(tmp_path):
         ("--seed", "--seed needs a value: --seed=VALUE"),
     ],
 )
-def test_a_flag_that_cannot_be_is_told_in_plain_words(monkeypatch, given, says):
+def test_an_invalid_flag_gives_a_readable_error(monkeypatch, given, says):
     own = flags.FlagValues()
     flags.DEFINE_integer("seed", None, "", flag_values=own)
     flags.DEFINE_float("share", None, "", 0, 1, flag_values=own)

@@ -35,7 +35,7 @@ def _run(*lines, platform="cpu"):
     return [eval(line) for line in done.stdout.splitlines()]
 
 
-def test_every_command_takes_model_inputs_and_output_in_this_order():
+def test_every_command_has_model_inputs_and_output_in_this_order():
     order = [
         ("STEP|CODEC|DATA|COMPILE|MEMORY",),
         ("MODEL", "MODEL_OR_FOLDER"),

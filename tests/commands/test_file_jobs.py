@@ -38,7 +38,7 @@ def test_the_structure_is_kept(folder):
     assert job.target == folder / "other.wav"
 
 
-def test_what_is_there_is_skipped_unless_told(folder, capsys):
+def test_existing_outputs_are_skipped_by_default(folder, capsys):
     jobs = _plan(folder, "in")
     file_jobs.run(jobs[:1], _copy)
     file_jobs.run(jobs, _copy)
@@ -85,7 +85,7 @@ def test_one_file_in_and_an_audio_name_out_means_that_file(folder):
         _plan(folder, "single.wav", output="in/notes.txt")
 
 
-def test_a_failure_names_its_file_and_the_rest_goes_on(folder, capsys):
+def test_a_failure_names_its_file_and_the_others_continue(folder, capsys):
     def process(source, target, progress):
         raise DataError("the audio has 6 channels")
 
@@ -123,7 +123,7 @@ def test_files_of_one_name_get_names_of_their_own(folder, capsys):
     assert (folder / "out" / "a.flac.wav").read_text() == "another"
 
 
-def test_what_a_killed_program_has_left_is_removed(folder):
+def test_leftovers_of_a_killed_program_are_removed(folder):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     (folder / "out").mkdir()

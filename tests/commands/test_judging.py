@@ -74,7 +74,7 @@ def test_a_side_of_the_split_a_file_and_what_is_neither(audio_folder, tmp_path, 
         judging._tracks(str(tmp_path / "text.wav"), out)
 
 
-def test_mistakes_are_told_before_the_work(tmp_path, values):
+def test_mistakes_are_errors_before_the_work(tmp_path, values):
     values.out = str(tmp_path / "file")
     Path(values.out).touch()
     with pytest.raises(ConfigError, match="--out=.* is a file"):

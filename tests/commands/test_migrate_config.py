@@ -23,7 +23,7 @@ def migrate_config(tmp_path, monkeypatch):
     return run
 
 
-def test_an_old_tree_is_told_of_and_written(migrate_config, tmp_path, capsys):
+def test_an_old_tree_is_described_and_written(migrate_config, tmp_path, capsys):
     migrate_config("old/train.yaml", "trainer.max_epochs=5", "~logger")
     told = capsys.readouterr().out
     assert "read: 15\n  old/train.yaml" in told
@@ -49,6 +49,6 @@ def test_an_old_tree_is_told_of_and_written(migrate_config, tmp_path, capsys):
         (("old/train.yaml", "model=audio_va"), None, "did you mean 'audio_vae'"),
     ],
 )
-def test_what_cannot_be_is_said(migrate_config, given, output, says):
+def test_invalid_arguments_are_errors(migrate_config, given, output, says):
     with pytest.raises(ConfigError, match=says):
         migrate_config(*given, output=output)

@@ -37,7 +37,7 @@ def _calibrate(monkeypatch, *paths, **values):
 
 
 @pytest.mark.slow
-def test_calibration_tells_what_was_measured_and_on_what(folder, monkeypatch, capsys):
+def test_calibration_reports_its_measurements_and_their_files(folder, monkeypatch, capsys):
     (folder / "songs" / "empty.wav").touch()
     _calibrate(monkeypatch, "m", "songs", "n")
     lines = capsys.readouterr().out.splitlines()

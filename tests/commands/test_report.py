@@ -38,7 +38,7 @@ def test_one_page_of_two_runs(report, tmp_path, capsys):
     assert (tmp_path / "one" / "report.html").is_file()
 
 
-def test_what_cannot_be_is_said(report):
+def test_invalid_arguments_are_errors(report):
     with pytest.raises(ConfigError, match="must end in .html"):
         report("one", out="page.pdf")
     with pytest.raises(DataError, match="three does not exist"):

@@ -115,7 +115,7 @@ def test_the_model_is_tried_too(micro_config):
         build.build_recipe(micro_config)
 
 
-def test_a_loss_cannot_take_the_name_of_a_metric(micro_config):
+def test_a_loss_cannot_have_the_name_of_a_metric(micro_config):
     micro_config.losses.kl_loss = _section(_target_="audiovae_jax.losses.waveform_l1", weight=1.0)
     with pytest.raises(ConfigError, match="config.losses.kl_loss: this name is taken by one of the run's own metrics"):
         build.build_recipe(micro_config)

@@ -132,7 +132,7 @@ def test_differences_name_what_matters():
     assert configuration.differences(old, new) == ["model.latent_dim: 64 -> 9", "num_steps: 1000000 -> 5"]
 
 
-def test_a_config_of_before_says_what_was_done_then():
+def test_an_older_config_reproduces_its_run():
     new = configuration.plain(_changed())
     old = configuration.plain(_changed())
     for section, key in (

@@ -81,7 +81,7 @@ def _each(groups, call):
     return results
 
 
-def test_they_wait_for_each_other_and_hear_what_the_first_tells(processes):
+def test_they_wait_for_each_other_and_receive_the_first_ones_value(processes):
     groups = processes(3)
     assert _each(groups, lambda g: g.meet("place", same={"a": [1, 2]}, tell=g.index + 7)) == [7, 7, 7]
 
@@ -231,7 +231,7 @@ def test_a_process_that_does_not_come_out_is_ended(processes, monkeypatch):
     assert "a.wav: cannot be read" in str(reported[0])
 
 
-def test_alone_it_stops_when_asked():
+def test_a_single_process_stops_when_asked():
     with Group() as group:
         assert group.meet("place", tell=3) == 3
         assert group.stop_reason() is None

@@ -19,7 +19,7 @@ SLURM = {
 OMPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
 
 
-def test_a_plain_process_is_alone():
+def test_a_plain_process_joins_nothing():
     assert launch._detected({}) is None
 
 
@@ -31,7 +31,7 @@ def test_a_plain_process_is_alone():
         {"SLURM_STEP_NODELIST": None, "SLURM_STEP_NUM_TASKS": None},  # a batch script outside of srun
     ],
 )
-def test_one_task_of_slurm_is_alone(changes):
+def test_one_task_of_slurm_joins_nothing(changes):
     environment = {key: value for key, value in (SLURM | changes).items() if value is not None}
     assert launch._detected(environment) is None
 
@@ -60,7 +60,7 @@ def test_tpu_hosts_join(monkeypatch):
     assert launch._detected({"TPU_SKIP_MDS_QUERY": "1"}) is None
 
 
-def test_a_pod_of_an_indexed_job_is_told_what_it_lacks(monkeypatch):
+def test_a_pod_of_an_indexed_job_gets_a_warning(monkeypatch):
     environment = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(UserWarning, match=r"install jax\[k8s\]"):
@@ -82,7 +82,7 @@ def test_a_pod_of_an_indexed_job_is_told_what_it_lacks(monkeypatch):
         ({}, False),
     ],
 )
-def test_which_tasks_take_all_the_devices_that_they_see(environment, own):
+def test_tasks_that_use_all_visible_devices(environment, own):
     assert launch._sees_its_own_devices(environment) == own
 
 
@@ -100,7 +100,7 @@ def test_flags_that_do_not_go_together(arguments, message):
         launch._arguments(*arguments)
 
 
-def test_one_process_is_alone_whatever_started_it(monkeypatch):
+def test_one_process_joins_nothing_under_any_launcher(monkeypatch):
     for key, value in SLURM.items():
         monkeypatch.setenv(key, value)
     assert launch._arguments(None, 1, None) is None
@@ -130,7 +130,7 @@ def test_who_does_not_come_is_missed_with_a_clear_line():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["slurm", "ompi"])
-def test_what_a_launcher_sets_is_enough(cluster):
+def test_a_launchers_variables_are_sufficient(cluster):
     """Two processes with a launcher's variables join without flags."""
     code = (
         "from audiovae_jax.commands import process\n"

@@ -29,7 +29,7 @@ def test_times(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "90", "1.5h", "50m11h", "soon"])
-def test_what_is_no_time(text):
+def test_invalid_durations(text):
     with pytest.raises(ConfigError, match=f"--stop_after={text} must be a time as 11h50m"):
         stopping.seconds(text)
 
@@ -88,7 +88,7 @@ def test_a_second_interrupt_ends_it_at_once():
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(micro_config, tmp_path, monkeypatch, capsys):
+def test_a_stopped_run_resumes_as_if_uninterrupted(micro_config, tmp_path, monkeypatch, capsys):
     """The bits, validations and best checkpoint are equal. The checkpoint in between has no loss."""
     micro_config.use_adversarial = False
     micro_config.num_steps, micro_config.validate_every, micro_config.checkpoint_every = 5, 2, 2

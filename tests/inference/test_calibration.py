@@ -20,7 +20,7 @@ from audiovae_jax.persistence.checkpoint import Checkpoints
 CONFIG = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3, "dilations": (1,)}
 
 
-def test_moments_of_blocks_are_those_of_the_whole():
+def test_moments_of_blocks_equal_those_of_all_values():
     """Far from zero, where a sum of squares loses all precision."""
     values = 1e6 + np.random.default_rng(0).standard_normal((1000, 3)) * [1e-3, 1, 10]
     moments = RunningMoments(3)

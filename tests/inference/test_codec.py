@@ -41,7 +41,7 @@ def _noise(*shape):
     ("shape", "sample_rate"),
     [((500,), None), ((501, 1), 4000), ((502, 2), 11025), ((2, 503, 2), 11025), ((2, 503, 1), None), ((1,), 11025)],
 )
-def test_what_comes_back_has_the_shape_of_what_came_in(stereo, shape, sample_rate):
+def test_decoded_audio_has_the_shape_of_the_input(stereo, shape, sample_rate):
     audio = _noise(*shape)
     latents = stereo.encode(jnp.asarray(audio), sample_rate)
     assert latents.sample_rate == (sample_rate or 8000)
@@ -69,7 +69,7 @@ def test_mono_goes_through_a_stereo_model_as_two_equal_channels(stereo):
     np.testing.assert_allclose(stereo.reconstruct(audio), twice.mean(axis=1, keepdims=True), atol=1e-6)
 
 
-def test_a_mono_model_takes_each_channel_by_itself(mono):
+def test_a_mono_model_encodes_each_channel_separately(mono):
     audio = _noise(400, 2)
     both = mono.reconstruct(audio)
     for channel in range(2):
@@ -137,13 +137,13 @@ def test_a_failure_with_a_file_names_it(stereo, tmp_path):
             use(tmp_path / "six.wav")
 
 
-def test_a_mono_model_takes_surround_channel_by_channel_or_mixed(mono):
+def test_a_mono_model_encodes_surround_channel_by_channel_or_mixed(mono):
     audio = _noise(400, 6)
     assert mono.reconstruct(audio).shape == (400, 6)
     np.testing.assert_allclose(mono.reconstruct(audio)[:, 4], mono.reconstruct(audio[:, 4]), atol=1e-6)
 
 
-def test_sampling_takes_a_key(stereo):
+def test_sampling_needs_a_key(stereo):
     audio = _noise(400, 2)
     mean = stereo.encode(audio).z
     np.testing.assert_array_equal(mean, stereo.encode(audio).z)
@@ -233,14 +233,14 @@ def test_latents_that_would_not_be_read_again_are_not_written(stereo, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(stereo, tmp_path, full_disk):
+def test_a_full_disk_is_an_error_and_leaves_nothing(stereo, tmp_path, full_disk):
     latents = stereo.encode(_noise(100_000, 2))
     with full_disk(50_000), pytest.raises(DataError, match=r"x.safetensors was not written: .*File too large"):
         latents.save(tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_latents_of_another_model_are_refused_unless_told(stereo):
+def test_latents_of_another_model_are_refused_unless_allowed(stereo):
     model, variables = _model()
     other = Codec(model, jax.tree.map(lambda x: 1.01 * x, variables), sample_rate=8000)
     latents = other.encode(_noise(300, 2))
@@ -256,7 +256,7 @@ def test_latents_of_another_model_are_refused_unless_told(stereo):
     assert Codec(*_model(), sample_rate=8000).fingerprint == stereo.fingerprint
 
 
-def test_files_that_hold_no_latents_are_refused(tmp_path):
+def test_files_without_latents_are_refused(tmp_path):
     with pytest.raises(DataError, match="there is no such file"):
         Latents.load(tmp_path / "x.safetensors")
     (tmp_path / "x.safetensors").write_bytes(b"nonsense" * 10)
@@ -327,7 +327,7 @@ def test_silence_is_audio(stereo, tmp_path):
     assert stereo.reconstruct(tmp_path / "in.wav").shape == (3000, 2)
 
 
-def test_loading_tells_the_rate_or_says_that_it_was_assumed(tmp_path):
+def test_loading_reads_the_rate_or_warns_of_an_assumed_one(tmp_path):
     model, variables = _model()
     save_model(model, variables, tmp_path / "m", sample_rate=8000)
     assert Codec.load(tmp_path / "m").sample_rate == 8000

@@ -161,7 +161,7 @@ def test_any_reader_of_both_formats_takes_a_record(encoded):
     np.testing.assert_array_equal(tensors["logvar"], logvar)
 
 
-def test_a_track_that_cannot_be_read_is_left_out_and_said(codec, catalog, encoded, tmp_path):
+def test_an_unreadable_track_is_left_out_and_reported(codec, catalog, encoded, tmp_path):
     said = []
     latent_writer.write(codec, catalog, tmp_path / "again", LatentFormat(**SMALL), num_threads=1, say=said.append)
     (left_out,) = [line for line in said if "left out" in line]
@@ -254,7 +254,7 @@ def test_a_folder_of_something_else_is_refused_with_what_differs(codec, catalog,
         shards.scan(str(encoded), probing.Options(channels=2))
 
 
-def test_a_full_disk_is_said_and_leaves_what_is_whole(codec, catalog, encoded, tmp_path, full_disk):
+def test_a_full_disk_is_an_error_and_leaves_intact_files(codec, catalog, encoded, tmp_path, full_disk):
     target = tmp_path / "latents"
     with full_disk(8000), pytest.raises(DataError, match=r"too large.*run the same command to resume"):
         latent_writer.write(codec, catalog, target, LatentFormat(**SMALL), num_threads=1, say=_quiet)

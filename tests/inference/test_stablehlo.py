@@ -68,7 +68,7 @@ def test_the_pages_block_runs_an_export_without_the_library_as_the_module(tmp_pa
         np.testing.assert_allclose(decoded, expected, atol=atol)
 
 
-def test_what_cannot_be_exported_leaves_nothing(tmp_path):
+def test_a_failed_export_leaves_nothing(tmp_path):
     model = AudioVAE(**SMALL)
     codec = Codec(model, random_variables(model), sample_rate=8000)
     (tmp_path / "served").mkdir()

@@ -28,7 +28,7 @@ def test_twice_the_signal_has_closed_form_distances():
 
 
 @pytest.mark.parametrize("name", ["multi_resolution_stft", "sum_and_difference_stft", "mid_side_stft"])
-def test_ffts_alone_have_hops_of_a_quarter_and_windows_of_the_whole(name):
+def test_ffts_default_to_hops_of_a_quarter_and_full_windows(name):
     loss, given = getattr(losses, name), {"prediction": _audio(1), "target": _audio(2)}
     for sizes in ((256,), (512, 256, 128)):
         hops = tuple(size // 4 for size in sizes)

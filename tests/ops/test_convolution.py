@@ -72,7 +72,7 @@ def test_conv1d(length, taps, stride, dilation, padding, groups):
 
 
 @pytest.mark.parametrize(("taps", "stride", "dilation", "padding"), [(7, 1, 9, 27), (4, 1, 3, 4), (6, 3, 1, 1)])
-def test_forms_take_a_length_that_is_not_known_yet(taps, stride, dilation, padding):
+def test_forms_accept_a_symbolic_length(taps, stride, dilation, padding):
     """As in an export for any length, which contains every platform's form."""
     kernel, bias = _random(taps, 4, 6), _random(6)
     window = conv_forms.Window((stride,), (dilation,), (padding,))

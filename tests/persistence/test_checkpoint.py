@@ -130,7 +130,7 @@ def test_a_changed_description_is_damage(store, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_disk_is_said_and_leaves_what_is_whole(store, tmp_path, full_disk):
+def test_a_full_disk_is_an_error_and_leaves_intact_files(store, tmp_path, full_disk):
     _save(store, 1)
     big = _state().replace(params={"a": jnp.asarray(np.random.default_rng(0).standard_normal(500_000))})
 
@@ -166,7 +166,7 @@ def test_a_state_of_another_shape_is_refused(store):
         store.restore(target, mesh.replicated(mesh.make_mesh()))
 
 
-def test_json_is_written_whole(tmp_path):
+def test_json_is_written_atomically(tmp_path):
     bucket_path.write_json(tmp_path / "new" / "a.json", {"b": 1})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": 1}
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.json"]

@@ -65,7 +65,7 @@ def test_the_commands_there_and_back(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
-def test_the_sample_rate_survives_and_what_is_left_out_is_said(tmp_path, trained_run, name):
+def test_the_sample_rate_survives_and_omitted_parts_are_reported(tmp_path, trained_run, name):
     workdir, _, _ = trained_run
     made = conversion.export_torch(str(workdir), str(tmp_path / name), step=2)
     assert ("the optimizer's state, which needs a .pt file" in made.left_out) == (name == "x.safetensors")
@@ -80,7 +80,7 @@ def test_the_sample_rate_survives_and_what_is_left_out_is_said(tmp_path, trained
         assert Codec.load(tmp_path / "n").sample_rate == 48000
 
 
-def test_a_model_is_exported_though_what_lies_beside_it_is_damaged(tmp_path, trained_run):
+def test_a_model_is_exported_even_if_its_training_state_is_damaged(tmp_path, trained_run):
     workdir, _, state = trained_run
     model, variables = load_model(workdir)
     save_model(model, variables, tmp_path / "m", sample_rate=48000, optimizer_state=state.opt_state)
@@ -113,7 +113,7 @@ def test_what_a_format_cannot_hold_is_listed(tmp_path, trained_run, name):
 
 
 @pytest.mark.slow
-def test_a_run_of_ours_goes_on_in_torch(tmp_path, trained_run):
+def test_our_run_resumes_in_torch(tmp_path, trained_run):
     """torch.optim loads the weights, AdamW's state and the schedule of a workdir."""
     workdir, _, state = trained_run
     conversion.export_torch(str(workdir), str(tmp_path / "x.pt"), step=2)

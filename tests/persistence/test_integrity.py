@@ -117,7 +117,7 @@ def _try_all(checkpoints, tmp_path, counts, seed=0):
     return {what: dict(counts) for what, counts in outcomes.items()}
 
 
-def test_whatever_is_damaged_a_run_goes_on_from_what_was_written(tmp_path):
+def test_a_run_resumes_from_written_values_after_any_damage(tmp_path):
     checkpoints = _write(tmp_path / "whole" / "checkpoints", _small_state())
     _try_all(checkpoints, tmp_path, {"flip": 4, "truncation": 4, "deletion": 4})
 
@@ -138,7 +138,7 @@ def test_200_flips_50_truncations_20_deletions(of_a_run, trained_run, tmp_path):
     assert outcomes["deletion of the newest's values"] == {"fell back": counts["deletion"] // 4}
 
 
-def test_what_was_set_aside_before_stays(tmp_path):
+def test_earlier_set_aside_checkpoints_are_kept(tmp_path):
     folder, states = _write(tmp_path / "checkpoints", _small_state())
     for content in (b"first", b"second", b"third"):
         (folder / "40" / "run" / "metadata").write_bytes(content)

@@ -66,7 +66,7 @@ def _with_more(tree):
         (lambda v: {**v, "params": {**v["params"], "encoder": 1.0}}, "its trees contain other values than arrays"),
     ],
 )
-def test_what_would_not_be_loaded_is_not_written(tmp_path, change, reason):
+def test_invalid_models_are_not_written(tmp_path, change, reason):
     variables = random_variables(MODEL)
     save_model(MODEL, variables, tmp_path / "m")
     with pytest.raises(CheckpointError, match=f"m was not written: .*{reason}"):
@@ -76,7 +76,7 @@ def test_what_would_not_be_loaded_is_not_written(tmp_path, change, reason):
 
 
 @pytest.mark.slow
-def test_a_model_that_is_replaced_is_loaded_whole(tmp_path):
+def test_a_model_that_is_being_replaced_is_loaded_consistently(tmp_path):
     """As by a user who listens to a model while a script saves it again and again."""
     path = str(tmp_path / "m")
     save_model(MODEL, alternative(0), path, global_step=0)

@@ -61,7 +61,7 @@ def test_a_loaded_model_equals_the_one_that_was_saved(tmp_path, dtype):
     assert load_model(tmp_path / "m")[0] == model
 
 
-def test_a_saved_model_is_replaced_whole_and_nothing_else_is_overwritten(tmp_path, whole):
+def test_a_saved_model_is_replaced_atomically_and_nothing_else_is_overwritten(tmp_path, whole):
     model, variables = whole
     save_model(model, variables, tmp_path / "m")
     changed = jax.tree.map(lambda x: x + 1, variables)
@@ -206,7 +206,7 @@ def test_torch_files_are_models_too(name):
         load_model(GOLDEN / name, step=3)
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_files_without_a_model_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="nothing: there is no such file or folder"):
         load_model(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match="contains no checkpoint"):
@@ -254,7 +254,7 @@ def test_training_states_of_workdirs_and_torch_files(trained_run):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
-def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, whole, full_disk):
+def test_a_full_disk_is_an_error_and_leaves_existing_files(tmp_path, whole, full_disk):
     model, variables = whole
     save_model(model, variables, tmp_path / "m")
     big = [jnp.asarray(np.random.default_rng(0).standard_normal(500_000), jnp.float32)]
@@ -294,7 +294,7 @@ def test_a_best_checkpoint_that_is_damaged_is_passed_over_and_named(tmp_path, tr
         load_model(tmp_path / "run")
 
 
-def test_what_has_a_discriminator_of_ones_own_is_described_where_that_is_not(tmp_path, whole, monkeypatch):
+def test_a_model_is_described_without_its_custom_discriminator(tmp_path, whole, monkeypatch):
     (tmp_path / "my_parts.py").write_text(
         "from audiovae_jax import EnCodecDiscriminator\n\n\nclass Mine(EnCodecDiscriminator):\n    pass\n"
     )

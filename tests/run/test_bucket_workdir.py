@@ -54,7 +54,7 @@ def test_a_run_in_a_bucket_leaves_what_one_on_disk_does(bucket, micro_config, tr
     assert there._run(2) == here._run(2)
 
 
-def test_numbers_in_a_bucket_go_on_where_they_stopped(bucket):
+def test_metrics_in_a_bucket_continue_where_they_stopped(bucket):
     for first, last in ((0, 4), (2, 6)):
         lines = JsonLines(bucket / "run", first, pytest.fail)
         for step in range(first, last):
@@ -110,7 +110,7 @@ def test_models_are_loaded_by_their_url(bucket, trained_run, tmp_path):
         load_model("http://x/run")
 
 
-def test_a_checkpoint_that_was_not_put_there_whole_is_none(bucket, trained_run):
+def test_an_incompletely_copied_checkpoint_is_ignored(bucket, trained_run):
     on_disk, _, _ = trained_run
     workdir = bucket / "run"
     workdir.upload(on_disk)
@@ -133,7 +133,7 @@ def test_only_the_last_and_the_best_stay_in_the_bucket(bucket):
     assert {name.split("/")[0] for name in (bucket / "checkpoints").files()} == {"1", "3", "4"}
 
 
-def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(s3_server, monkeypatch, bucket):
+def test_an_unreachable_bucket_loses_a_checkpoint_with_a_warning(s3_server, monkeypatch, bucket):
     proxy = s3.Proxy(s3_server.port)
     s3.use(monkeypatch, proxy.port)
     bucket_path._filesystem.cache_clear()
@@ -155,7 +155,7 @@ def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(s3_server, monkeyp
     assert not (bucket / "damaged_checkpoints").exists()
 
 
-def test_the_lock_holds_in_a_bucket(bucket, monkeypatch):
+def test_the_lock_works_in_a_bucket(bucket, monkeypatch):
     workdir = bucket / "run"
     first, second = BucketLock(workdir), BucketLock(workdir)
     assert first.acquire() is None
@@ -179,7 +179,7 @@ def test_the_lock_holds_in_a_bucket(bucket, monkeypatch):
     assert workdir.files() == {}
 
 
-def test_the_quicker_of_two_that_take_over_keeps_it_in_a_bucket(bucket, monkeypatch):
+def test_the_faster_of_two_takeovers_wins_in_a_bucket(bucket, monkeypatch):
     workdir = bucket / "run"
     (workdir / "run.lock").write_text("{}")
     monkeypatch.setattr(workdir_lock, "_STALE", -1.0)
@@ -220,7 +220,7 @@ def test_the_heartbeat_is_felt_in_a_bucket(bucket, monkeypatch):
         ("https://host/run", "only s3:// and gs:// URLs can be written to"),
     ],
 )
-def test_a_workdir_that_cannot_be_is_said_at_once(bucket, micro_config, workdir, message):
+def test_an_invalid_workdir_is_an_immediate_error(bucket, micro_config, workdir, message):
     with pytest.raises(ConfigError, match=f"--workdir={workdir}.*{message}"):
         train.train(micro_config, workdir)
 
@@ -260,7 +260,7 @@ def _command(workdir):
 
 
 @pytest.mark.slow
-def test_a_killed_run_in_a_bucket_goes_on_to_the_bits_of_one_on_disk(bucket, tmp_path):
+def test_a_killed_run_in_a_bucket_resumes_to_the_bits_of_one_on_disk(bucket, tmp_path):
     """Killed three times: during the upload of the first checkpoint, after it, and later."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     workdir = bucket / "run"

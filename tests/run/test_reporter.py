@@ -17,7 +17,7 @@ def _reporter(workdir, **options):
     return Reporter(workdir, **options)
 
 
-def test_scalars_are_events_now_and_then_and_the_bar_goes_on(tmp_path, capsys):
+def test_scalars_are_events_at_intervals_and_the_bar_advances(tmp_path, capsys):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     reporter = _reporter(tmp_path)
     for step in range(1, 31):
@@ -90,7 +90,7 @@ def test_other_hosts_write_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_what_takes_long_is_announced_and_timed():
+def test_long_steps_are_announced_and_timed():
     said = []
     with module.timed("compiling", said.append):
         assert said == ["compiling ..."]
@@ -114,7 +114,7 @@ def test_events_on_a_full_disk_are_left_out_until_there_is_space(tmp_path, full_
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_was_flushed_is_on_disk(tmp_path, monkeypatch):
+def test_flushed_records_are_on_disk(tmp_path, monkeypatch):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for first_step in (0, 2):  # the second session hides the first one's records from step 2 on
         monkeypatch.setattr(os, "getpid", lambda first_step=first_step: 1000 + first_step)

@@ -68,7 +68,7 @@ def _assert_same_state(a, b):
 
 
 @pytest.mark.slow
-def test_a_bad_batch_is_skipped_told_and_kept(micro_config, tmp_path, monkeypatch, capsys):
+def test_a_bad_batch_is_skipped_reported_and_saved(micro_config, tmp_path, monkeypatch, capsys):
     _plant(monkeypatch, {(0, 3)})
     state = train.train(_config(micro_config, 5), tmp_path)
     assert state.step == 5
@@ -133,7 +133,7 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
 
 
 @pytest.mark.slow
-def test_a_run_that_cannot_go_on_ends_with_a_report(micro_config, tmp_path, monkeypatch, capsys):
+def test_a_run_that_cannot_continue_ends_with_a_report(micro_config, tmp_path, monkeypatch, capsys):
     def overflowing(*, prediction, target):
         import jax.numpy as jnp
 
@@ -217,7 +217,7 @@ def test_a_checkpoint_waits_for_an_update_that_was_made(tmp_path):
     assert not safety.may_save(False)
 
 
-def test_counts_go_on_from_a_checkpoint(tmp_path):
+def test_counts_continue_from_a_checkpoint(tmp_path):
     safety = _safety(tmp_path, [])
     for step in (1, 2):
         _see(safety, step, g=1.0)
@@ -257,7 +257,7 @@ def test_a_validation_that_is_not_finite_goes_back_unless_nothing_was_trained(tm
         safety.require_finite_validation(1, math.inf)
 
 
-def test_only_the_first_steps_audio_is_kept_and_rows_beyond_a_few_are_not_said(tmp_path):
+def test_only_the_first_steps_audio_is_saved_and_few_rows_are_reported(tmp_path):
     said = []
     safety = _safety(tmp_path, said, max_skipped=10)
     for step in range(1, 6):

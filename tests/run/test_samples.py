@@ -50,7 +50,7 @@ def test_the_generators_music_is_as_long_as_it_is_wanted(micro_config, everywher
     assert sample.name == "the built-in generator"
 
 
-def test_the_title_says_step_file_and_how_near_it_is():
+def test_the_title_has_step_file_and_ratios():
     original = np.random.default_rng(0).standard_normal((4000, 2)).astype(np.float32)
     noise = np.random.default_rng(1).standard_normal((4000, 2)).astype(np.float32)
     title = Sample("songs/a.wav at 1.00 s", original, original + 0.1 * noise).title(12000)

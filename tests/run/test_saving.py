@@ -44,7 +44,7 @@ def at_once(monkeypatch):
     monkeypatch.setattr(saving, "_FIRST_PAUSE", 0.0)
 
 
-def test_a_failure_is_said_at_once_and_tried_again_later(monkeypatch):
+def test_a_failure_is_reported_at_once_and_retried_later(monkeypatch):
     said, clock = [], [100.0]
     monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
     store = _Store(failures=2)
@@ -72,7 +72,7 @@ def test_a_failure_is_said_at_once_and_tried_again_later(monkeypatch):
     assert not tested.is_due_again()
 
 
-def test_failures_in_a_row_are_counted_anew_after_one_that_is_written():
+def test_a_successful_save_resets_the_count_of_failures():
     store = _Store(failures=1)
     tested = Saving(store, 2, lambda text: None)
     for step in range(6):
@@ -159,7 +159,7 @@ def _assert_went_on(workdir, said, state, reason):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_what_a_full_disk_cuts_off_is_told_between_two_steps_and_leaves_nothing(at_once, tmp_path, full_disk):
+def test_a_save_on_a_full_disk_is_reported_between_steps_and_leaves_nothing(at_once, tmp_path, full_disk):
     params = {"a": jnp.asarray(np.random.default_rng(0).standard_normal(500_000))}
     state = TrainState(step=jnp.int32(0), params=params, latent_statistics={}, opt_state=())
     described, said = {"config": {}, "data": {}, "metrics": {"total_loss": 1.0}}, []

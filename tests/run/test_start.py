@@ -13,7 +13,7 @@ from audiovae_jax.run import start
 
 
 @pytest.mark.parametrize(("files", "share"), [(9, "11%"), (12, "25%"), (30, "10%")])
-def test_the_share_that_validates_is_said_as_it_is(micro_config, tmp_path, files, share):
+def test_the_actual_share_of_validation_files_is_reported(micro_config, tmp_path, files, share):
     rng = np.random.default_rng(0)
     for i in range(files):
         soundfile.write(tmp_path / f"{i}.wav", 0.3 * rng.standard_normal((4410, 2)), 44100)

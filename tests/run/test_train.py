@@ -58,7 +58,7 @@ def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsy
 
 
 @pytest.mark.slow
-def test_the_same_command_on_a_finished_run_says_done_again(trained_run, tmp_path, capsys):
+def test_the_same_command_on_a_finished_run_reports_done_again(trained_run, tmp_path, capsys):
     finished, config, state = trained_run
     workdir = shutil.copytree(finished, tmp_path / "run")
     _assert_same_state(train.train(config, workdir), state)
@@ -100,7 +100,7 @@ def test_a_gradient_that_is_not_finite_is_caught_before_it_is_saved(micro_config
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_events_hold_the_documented_names(trained_run):
+def test_events_have_the_documented_names(trained_run):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = event_accumulator.EventAccumulator(str(trained_run[0]))
     events.Reload()
@@ -109,7 +109,7 @@ def test_events_hold_the_documented_names(trained_run):
     assert {f"train/{name}" for name in wanted.split()} | {"val/total_loss"} <= names
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_bits(micro_config, tmp_path):
     micro_config.num_steps = 3
     micro_config.optimizer.final_learning_rate = 0.0
     micro_config.adversarial.warmup_steps = 1  # stops at the checkpoint
@@ -141,7 +141,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
     assert metrics[0] == metrics[1]
 
 
-def test_two_runs_on_one_workdir_are_told_apart(micro_config, trained_run, tmp_path):
+def test_a_second_run_on_one_workdir_fails(micro_config, trained_run, tmp_path):
     """The second run fails before it changes anything, in particular a checkpoint being written."""
     workdir = shutil.copytree(trained_run[0], tmp_path / "run")
     unfinished = workdir / "checkpoints" / "9.orbax-checkpoint-tmp"
@@ -260,7 +260,7 @@ def test_another_config_is_refused_in_the_same_workdir(micro_config, trained_run
 
 
 @pytest.mark.slow
-def test_init_from_goes_on_in_a_new_workdir(micro_config, trained_run, tmp_path, capsys):
+def test_init_from_resumes_in_a_new_workdir(micro_config, trained_run, tmp_path, capsys):
     workdir, _, first = trained_run
     micro_config.num_steps = 4
     micro_config.init_from = str(workdir)
@@ -307,7 +307,7 @@ def _command(workdir, *flags):
 
 
 @pytest.mark.slow
-def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
+def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(_command(tmp_path / "cut"), env=environment, stdout=log, stderr=log)
@@ -352,7 +352,7 @@ def test_the_command_ends_with_one_clear_line(tmp_path, flag, message):
 
 
 @pytest.mark.slow
-def test_the_command_takes_the_old_flat_keys(tmp_path):
+def test_the_command_accepts_the_old_flat_keys(tmp_path):
     flags = ("--config.adversarial_warmup_steps=7", "--config.num_steps=1")
     result = subprocess.run(_command(tmp_path, *flags), capture_output=True, text=True, check=True)
     assert "config.adversarial_warmup_steps is deprecated; use config.adversarial.warmup_steps" in result.stderr

@@ -77,7 +77,7 @@ def _assert_same(tree, other):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
 
 
-def test_a_calibrated_model_is_gone_on_from(micro_config, trained_run, calibrated):
+def test_a_run_starts_from_a_calibrated_model(micro_config, trained_run, calibrated):
     state, fresh, said = _take_over(micro_config, calibrated)
     _assert_same(state.params, trained_run[2].params)
     np.testing.assert_array_equal(state.latent_statistics["latent_mean"], np.arange(4))
@@ -88,7 +88,7 @@ def test_a_calibrated_model_is_gone_on_from(micro_config, trained_run, calibrate
     assert f"restored from {calibrated}: step 2; params, latent_statistics" in said
 
 
-def test_what_a_saved_model_has_besides_is_taken_too(micro_config, trained_run, tmp_path):
+def test_optional_parts_of_a_saved_model_are_restored_too(micro_config, trained_run, tmp_path):
     workdir, _, trained = trained_run
     model, variables = load_model(workdir, step=2)
     more = {"optimizer_state": trained.opt_state, "discriminator": build.build_discriminator(micro_config)}
@@ -108,7 +108,7 @@ def test_what_a_saved_model_has_besides_is_taken_too(micro_config, trained_run, 
 
 @pytest.mark.parametrize("kind", ["workdir", "saved model"])
 @pytest.mark.parametrize(("key", "there", "here"), [("n_ffts", (64,), (128,)), ("mpd_periods", (2,), (3,))])
-def test_a_discriminator_of_other_arguments_starts_afresh_though_its_arrays_fit(
+def test_a_discriminator_of_other_arguments_is_not_restored_even_if_its_arrays_fit(
     micro_config, trained_run, tmp_path, kind, key, there, here
 ):
     path, _, trained = trained_run
@@ -153,7 +153,7 @@ def test_a_discriminator_of_ones_own_is_compared_too(micro_config, trained_run, 
     assert (said_of_it or "") in said
 
 
-def test_weights_alone(micro_config, trained_run, tmp_path):
+def test_only_weights(micro_config, trained_run, tmp_path):
     workdir, _, trained = trained_run
     state, fresh, said = _take_over(micro_config, workdir)
     assert int(state.step) == 2
@@ -198,7 +198,7 @@ def test_a_checkpoint_that_is_out_of_reach_is_not_passed_over(micro_config, trai
         _take_over(micro_config, trained_run[0])
 
 
-def test_weights_alone_of_a_torch_file(micro_config):
+def test_only_weights_of_a_torch_file(micro_config):
     config = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
     config.init_from, config.init_weights_only = str(LIGHTNING), True
     lines = "\n".join(warm_start.adopt_settings(config, {"init_from"}, warm_start.Path("none")))
@@ -264,7 +264,7 @@ def test_a_finished_run_is_refused_before_the_data_is_looked_at(
     warm_start.require_same_model(micro_config)
 
 
-def test_what_is_nothing_to_go_on_from_is_named(micro_config, tmp_path):
+def test_an_unusable_source_is_an_error_with_its_path(micro_config, tmp_path):
     micro_config.init_from = str(tmp_path)
     with pytest.raises(CheckpointError, match=f"config.init_from={tmp_path} contains no checkpoint; give a training"):
         warm_start.require_same_model(micro_config)

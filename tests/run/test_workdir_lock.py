@@ -88,7 +88,7 @@ def test_a_file_that_cannot_be_read_counts_by_its_age(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_quicker_of_two_that_take_over_keeps_it(tmp_path, monkeypatch):
+def test_the_faster_of_two_takeovers_wins(tmp_path, monkeypatch):
     """Both find the first run dead. The second moves the lock file when it is already the other's new one."""
     (tmp_path / "run.lock").write_text("{}")
     os.utime(tmp_path / "run.lock", (1, 1))
@@ -136,7 +136,7 @@ def test_the_heartbeat_is_felt(tmp_path, monkeypatch):
     lock.release()
 
 
-def test_where_nothing_can_be_written_is_said_at_once(tmp_path):
+def test_an_unwritable_workdir_is_an_immediate_error(tmp_path):
     (tmp_path / "file").touch()
     for path in ("/proc/nope", str(tmp_path / "file" / "run"), str(tmp_path / "file")):
         with pytest.raises(ConfigError, match=r"--workdir=.* cannot be written to \(.*\); give another"):

@@ -18,7 +18,7 @@ def test_a_name_as_long_as_can_be_is_written(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_what_fails_leaves_what_was_there(tmp_path):
+def test_a_failure_keeps_existing_files(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
@@ -65,7 +65,7 @@ def test_temporary_names_are_known_again(tmp_path):
         assert not atomic.is_temporary(name)
 
 
-def test_what_cannot_be_written_is_known_before(tmp_path):
+def test_an_unwritable_output_is_an_early_error(tmp_path):
     atomic.require_writable(tmp_path / "not" / "there" / "yet")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()

@@ -95,7 +95,7 @@ def test_other_floating_types_become_float32(tmp_path, state_dict):
     _require_equal(variables, {key: value.astype(np.float32) for key, value in half.items()})
 
 
-def test_what_shapes_tell_is_inferred_and_said(tmp_path, state_dict):
+def test_the_architecture_is_inferred_from_shapes_with_a_warning(tmp_path, state_dict):
     with pytest.warns(UserWarning, match="inferred") as warned:
         model, variables = _import(tmp_path, state_dict)
     (message,) = [str(w.message) for w in warned]
@@ -180,7 +180,7 @@ def test_a_config_that_disagrees_with_the_tensors_is_refused(tmp_path, state_dic
         _import(tmp_path, {"state_dict": state_dict, "model_config": {**names.MICRO_MODEL, "dilations": (1, 0)}})
 
 
-def test_dilations_are_looked_for_given_or_said_to_be_assumed(tmp_path, state_dict):
+def test_dilations_are_read_given_or_assumed_with_a_warning(tmp_path, state_dict):
     config = {key: value for key, value in names.MICRO_MODEL.items() if key != "dilations"}
     content = {"state_dict": state_dict, "model_config": config | {"_target_": "src.model.AudioVAE"}}
     with pytest.warns(UserWarning, match=r"its model_config has no dilations: \(1, 3\) \(the usual ones"):
@@ -241,7 +241,7 @@ def test_statistics_that_disagree_are_refused(tmp_path, state_dict):
         _import(tmp_path, content)
 
 
-def test_not_strict_takes_what_fits_and_says_what_does_not(tmp_path, state_dict):
+def test_not_strict_imports_what_fits_and_reports_the_rest(tmp_path, state_dict):
     _remove(state_dict)
     _add(state_dict)
     _cast(state_dict)
@@ -276,7 +276,7 @@ def test_not_strict_takes_what_fits_and_says_what_does_not(tmp_path, state_dict)
         ({"state_dict": {"encoder.x": np.zeros(3, np.float32)}}, "has no weight of encoder.input_conv"),
     ],
 )
-def test_what_is_no_model_is_refused(tmp_path, content, message):
+def test_files_without_a_model_are_refused(tmp_path, content, message):
     with pytest.raises(CheckpointError, match=message):
         _import(tmp_path, content)
 
@@ -335,7 +335,7 @@ def test_kernels_without_weight_norm_are_exported_with_it(tmp_path):
     )
 
 
-def test_what_cannot_be_exported_leaves_no_file(tmp_path):
+def test_a_failed_export_leaves_no_file(tmp_path):
     model, variables = _model()
     with pytest.raises(CheckpointError, match=r"x.bin: the name must end in .pt or .safetensors"):
         export_audio_vae(model, variables, tmp_path / "x.bin")

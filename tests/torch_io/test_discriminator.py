@@ -38,7 +38,7 @@ def test_weights_of_another_spectrogram_are_refused():
         import_discriminator(state, other)
 
 
-def test_a_part_of_the_ensemble_is_imported_alone():
+def test_a_single_part_of_the_ensemble_is_imported():
     state = read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"]
     prefix = "discriminator.msstft."
     alone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

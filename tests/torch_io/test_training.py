@@ -58,7 +58,7 @@ def _state(config, path):
     return recipe, training.train_state(training.read_training(path), recipe, fresh, notes), notes
 
 
-def test_the_steps_are_batches_and_the_halving_is_said():
+def test_steps_are_batches_and_the_halving_is_reported():
     imported = training.read_training(LIGHTNING)
     assert imported.step == 3
     assert any("global_step=6 counts the updates of both optimizers; 3 batches were seen" in n for n in imported.notes)
@@ -139,7 +139,7 @@ def test_hyperparameters_are_found_in_sections_and_in_objects(tmp_path, checkpoi
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_a_lightning_checkpoint(micro_config, tmp_path, capsys):
+def test_a_run_resumes_from_a_lightning_checkpoint(micro_config, tmp_path, capsys):
     gone = tmp_path / "old.ckpt"
     shutil.copy(LIGHTNING, gone)
     config, _ = _adopted(micro_config, gone)
@@ -169,7 +169,7 @@ def test_bare_weights_start_at_step_0_with_fresh_optimizers(micro_config, tmp_pa
     assert "it contains no discriminator; ours keeps its initial values" in notes
 
 
-def test_a_frozen_encoder_takes_the_decoders_moments(micro_config):
+def test_a_frozen_encoder_restores_the_decoders_moments(micro_config):
     config, _ = _adopted(micro_config, LIGHTNING)
     config.model.encoder_frozen = True
     _, state, _ = _state(config, LIGHTNING)
@@ -224,7 +224,7 @@ def test_without_loops_and_optimizers_an_adversarial_step_is_halved(tmp_path, ch
         _read(tmp_path, checkpoint)
 
 
-def test_schedules_that_are_not_ours_are_said(tmp_path, checkpoint):
+def test_other_schedules_are_reported(tmp_path, checkpoint):
     checkpoint["lr_schedulers"][0] |= {"T_max": 50, "last_epoch": 1, "_step_count": 2}
     imported = _read(tmp_path, checkpoint)
     assert imported.step == 3
@@ -274,7 +274,7 @@ def test_another_architecture_is_refused(micro_config):
         _state(config, LIGHTNING)
 
 
-def test_optimizers_that_are_not_adamw_are_said_and_left(tmp_path, checkpoint):
+def test_optimizers_other_than_adamw_are_reported_and_ignored(tmp_path, checkpoint):
     state = checkpoint["optimizer_states"][0]
     exp_avg = state["state"][3]["exp_avg"]
     state["state"][3]["exp_avg"] = np.zeros(7, np.float32)
@@ -299,7 +299,7 @@ def test_optimizers_that_are_not_adamw_are_said_and_left(tmp_path, checkpoint):
     assert any(said in note for note in _read(tmp_path, checkpoint).notes)
 
 
-def test_moments_of_folded_weights_start_afresh(micro_config, tmp_path, checkpoint):
+def test_moments_of_folded_weights_are_not_restored(micro_config, tmp_path, checkpoint):
     """The optimizer's parameters were the folded weights, so its moments do not fit gain and direction."""
     weights = checkpoint["state_dict"]
     state = checkpoint["optimizer_states"][0]

@@ -72,7 +72,7 @@ def test_remat_changes_neither_parameters_nor_gradients():
         np.testing.assert_allclose(ours, theirs, atol=1e-6 * max(1, float(jnp.abs(theirs).max())))
 
 
-def test_whoever_calls_it_in_another_way_is_called():
+def test_a_discriminator_called_in_another_way_is_called():
     discriminator = _Louder((2,), channels=(2, 4))
     assert not takes_known_maps(discriminator)
     real, fake = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 128, 2)), jnp.float32)

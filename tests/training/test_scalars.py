@@ -87,7 +87,7 @@ def test_numbers_that_are_arguments_give_what_constants_give():
     assert history == pytest.approx([0.0, 0.15, 0.3])
 
 
-def test_each_number_is_heeded():
+def test_each_number_has_an_effect():
     """One compiled step, given the numbers of another recipe, computes that recipe's step."""
     recipe, devices = _recipe(kl=KLTerm(weight=1e-3, warmup_steps=0)), mesh.make_mesh(jax.devices()[:1])
     train_step = program.map_step(recipe, devices, True)

@@ -17,7 +17,7 @@ from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.training.state import create_state, create_train_state, split_trainable
 
 
-def test_a_state_holds_both_networks_and_their_optimizers(micro_config):
+def test_a_state_contains_both_networks_and_their_optimizers(micro_config):
     recipe = build.build_recipe(micro_config)
     state = jax.eval_shape(functools.partial(create_train_state, recipe, build.example_shape(micro_config)))
     assert set(state.variables) == {"params", "latent_statistics"}
@@ -55,7 +55,7 @@ def test_it_is_what_one_program_draws(seed):
     assert_trees_equal(drawn, again)
 
 
-def test_another_seed_compiles_nothing_anew():
+def test_another_seed_recompiles_nothing():
     compiled = []
 
     def listen(name, *_, **__):
@@ -101,7 +101,7 @@ def test_any_module_is_created():
         assert_trees_close(jax.device_get(drawn), jax.device_get(expected), rtol=1e-5)
 
 
-def test_the_first_step_may_take_over_all_of_it():
+def test_the_first_step_may_reuse_all_of_its_memory():
     recipe = dataclasses.replace(make_recipe(), discriminator=_Own())
     state = create_state(recipe, mesh.make_mesh(jax.devices()[:1]), SHAPE)
     jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)(state)

@@ -148,7 +148,7 @@ def test_a_frozen_encoder_has_no_optimizer_state_and_does_not_move():
     assert not any("encoder" in path for path in paths)
 
 
-def test_noise_depends_on_seed_step_and_row_alone():
+def test_noise_depends_only_on_seed_step_and_row():
     model = make_recipe().model
 
     def noise(recipe, at, devices):
@@ -226,13 +226,13 @@ def test_one_bad_row_skips_both_updates_on_every_device(value):
     assert not np.isfinite(metrics["total_g_loss"])
 
 
-def test_a_whole_step_says_that_nothing_was_skipped():
+def test_a_complete_step_reports_no_skipped_update():
     _, history = run(make_recipe())
     assert not history[0]["g_skipped"]
     assert not history[0]["d_skipped"]
 
 
-def test_a_gradient_that_is_not_finite_skips_the_generator_alone():
+def test_a_gradient_that_is_not_finite_skips_only_the_generator():
     def root(*, prediction, target):  # 0 as a value
         return jnp.sqrt(jnp.sum(jnp.abs(prediction - prediction)))
 
@@ -264,7 +264,7 @@ class _RootedDiscriminator(nn.Module):
         return [nn.Conv(1, (3,))(x) + root], [[x]]
 
 
-def test_a_discriminators_gradient_that_is_not_finite_skips_it_alone():
+def test_a_discriminators_gradient_that_is_not_finite_skips_only_its_update():
     before, after, metrics = _after_a_step(make_recipe(discriminator=_RootedDiscriminator()), batch())
     assert np.isfinite(metrics["d_loss"])
     assert (metrics["g_skipped"], metrics["d_skipped"]) == (False, True)
@@ -312,7 +312,7 @@ def test_an_update_that_is_not_due_is_not_skipped():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adversarial", [False, True])
-def test_skipping_takes_no_collective_of_its_own(adversarial):
+def test_skipping_needs_no_collective_of_its_own(adversarial):
     recipe, devices = make_recipe(), mesh.make_mesh()
     state = initial_state(recipe, devices)
     train_step = mesh.map_devices(

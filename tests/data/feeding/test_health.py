@@ -18,7 +18,7 @@ def _random(tracks, crop=CROP):
     return RandomCrops(format=crop, tracks=tracks, health=Health(len(tracks), warn=str))
 
 
-def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path):
+def test_bad_files_are_listed_once_and_end_the_run_above_the_share(tmp_path):
     warned = []
     health = Health(10, [("a", "empty")], max_share=0.2, warn=warned.append)
     path = tmp_path / "bad_files.jsonl"
@@ -37,12 +37,12 @@ def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path):
         Health(10, [("a", ""), ("b", ""), ("c", "")], max_share=0.2).list_in(path)
 
 
-def test_a_bad_file_is_a_python_warning_unless_the_caller_takes_it():
+def test_a_bad_file_is_a_python_warning_without_a_callback():
     with pytest.warns(UserWarning, match="another crop is used instead of b: gone"):
         Health(10).replaced("b", "b: gone")
 
 
-def test_what_an_earlier_run_found_bad_counts_on(tmp_path):
+def test_bad_files_of_an_earlier_run_still_count(tmp_path):
     path = tmp_path / "bad_files.jsonl"
     first = Health(10, [("a", "empty")], names=("a", "b", "c"), warn=str)
     first.list_in(path)
@@ -162,7 +162,7 @@ def test_augmentations_are_the_crops_own_and_off_by_default():
     assert 20 < sum((half[i] == -plain[i]).all() for i in range(60)) < 40
 
 
-def test_quiet_crops_are_drawn_anew_and_short_files_are_filled_up_as_asked(tmp_path):
+def test_quiet_crops_are_drawn_again_and_short_files_are_padded(tmp_path):
     audio = np.zeros((44100, 2))
     audio[30000:31000] = 0.5
     soundfile.write(tmp_path / "mostly silent.wav", audio, 44100, subtype="FLOAT")

@@ -29,7 +29,7 @@ def mixed_folder(audio_folder):
     return audio_folder
 
 
-def test_what_a_folder_is_like(micro_config, mixed_folder):
+def test_the_survey_of_a_folder(micro_config, mixed_folder):
     micro_config.data.max_bad_share = 0.5
     found = _look(micro_config, mixed_folder)
     assert (found.total.tracks, found.train.tracks + found.validation.tracks, found.files) == (4, 4, 7)

@@ -87,7 +87,7 @@ def test_names_that_are_no_text_are_escaped(folder):
     assert list(find(str(folder / "caf\udce9"))) == ["caf\\udce9"]
 
 
-def test_what_cannot_be_read_is_passed_over(folder, monkeypatch):
+def test_unreadable_audio_is_skipped(folder, monkeypatch):
     (folder / "private" / "checkpoints").mkdir(parents=True)
     plain = {name: getattr(Path, name) for name in ("is_file", "iterdir")}
 
@@ -141,7 +141,7 @@ def test_the_last_two_are_kept_and_one_that_changed_is_loaded_again(folder):
     assert opened[4:] == ["two"]
 
 
-def test_a_model_that_appears_is_found_and_a_damaged_one_is_told_by_its_name(folder):
+def test_a_new_model_is_found_and_a_damaged_one_is_an_error_with_its_name(folder):
     models = Models(str(folder), Codec.load)
     shutil.copytree(folder / "one", folder / "three")
     assert "three" in models.names()

@@ -257,7 +257,7 @@ def test_a_gradio_that_the_guard_does_not_wrap_is_not_started(root, monkeypatch)
         pass
 
 
-def test_no_upload_is_converted_by_whatever_gradio_would_convert_it_by(page, root, monkeypatch):
+def test_no_upload_is_converted_by_gradio(page, root, monkeypatch):
     processing = pytest.importorskip("gradio.processing_utils")
     url, converted = page[0], []
     monkeypatch.setattr(processing.AudioSegment, "from_file", lambda *given, **options: converted.append(given))
@@ -350,7 +350,7 @@ def pressed(url, config, button, data, visitor):
     return done["output"]
 
 
-def test_what_the_buttons_show(page, root):
+def test_results_of_the_buttons(page, root):
     url, _ = page
     config = json.loads(ask(f"{url}/config")[1])
     (clip,) = pressed(url, config, "file_example", [], "buttons")["data"]
@@ -403,7 +403,7 @@ def test_two_at_once_get_each_their_own(page, root, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_made_goes_with_the_one_who_asked(page, root, tmp_path):
+def test_results_are_removed_with_their_session(page, root, tmp_path):
     before = set((page[1] / "made").glob("*"))
     visitor = gradio_client.Client(page[0], verbose=False, download_files=tmp_path, analytics_enabled=False)
     file = gradio_client.handle_file(root / "0.wav")
@@ -440,7 +440,7 @@ def test_variables_of_the_environment_open_nothing(root, monkeypatch):
     assert os.environ["GRADIO_ALLOWED_PATHS"] == "/"
 
 
-def test_one_visitor_does_not_take_all_places_of_the_queue(root):
+def test_one_visitor_cannot_fill_the_queue(root):
     free = threading.Event()
 
     def load(path):
@@ -474,7 +474,7 @@ def test_one_visitor_does_not_take_all_places_of_the_queue(root):
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no such locks here")
-def test_what_a_killed_server_has_left_is_removed_and_no_other_folder(root, tmp_path, monkeypatch):
+def test_only_leftovers_of_a_killed_server_are_removed(root, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     names = ("audiovae_served_dead", "audiovae_served_young", "audiovae_served_live", "other_dead")
     dead, young, live, other = (tmp_path / name for name in names)

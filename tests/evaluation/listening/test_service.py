@@ -241,7 +241,7 @@ def test_long_names_of_any_letters_have_room(desk, upload):
     assert desk.turn_channels("a", "one", files[0], {}, False, nothing)[0].name == "\u6b4c" * 26 + "-turned.wav"
 
 
-def test_what_fails_in_a_library_is_one_line_of_the_log(desk, upload, monkeypatch, caplog):
+def test_a_librarys_failure_is_one_line_of_the_log(desk, upload, monkeypatch, caplog):
     def fails(*given, **options):
         raise RuntimeError(f"secret of {desk.sessions.folder}\nand more")
 
@@ -313,7 +313,7 @@ def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(des
     refused("frames", z=true.z.repeat(2, axis=1))
 
 
-def test_what_lies_between_two_files_is_no_more_than_a_file_may_be(desk, upload, monkeypatch):
+def test_an_interpolation_has_the_limits_of_a_file(desk, upload, monkeypatch):
     # One file is long and one has many channels. Each is accepted, but not a file that is both.
     first, second = upload("long.wav", noise(23, 3000, 1)), upload("wide.wav", noise(24, 3000, 2))
     monkeypatch.setattr(listening, "_MAX_VALUES", 6000)
@@ -324,7 +324,7 @@ def test_what_lies_between_two_files_is_no_more_than_a_file_may_be(desk, upload,
         latent_edits.interpolate(desk.models.codec("one"), *ends, 0.5)
 
 
-def test_edits_in_parts_are_those_of_the_whole(desk, upload, monkeypatch):
+def test_edits_in_blocks_equal_edits_at_once(desk, upload, monkeypatch):
     kept = [desk.encode(who, "one", upload(f"{who}.wav", noise(25 + i)), False, nothing) for i, who in enumerate("ab")]
     a, b = map(Latents.load, kept)
     codec = desk.models.codec("one")
@@ -341,7 +341,7 @@ def test_other_channel_counts_are_mixed_where_that_is_asked_for(desk, upload):
     assert soundfile.info(made.difference).channels == 2
 
 
-def test_what_browsers_do_not_play_is_written_as_wav(desk, upload):
+def test_formats_that_browsers_cannot_play_are_written_as_wav(desk, upload):
     song = upload("song.aiff", noise(11))
     made = desk.reconstruct("a", "one", song, False, nothing)
     assert made.heard[0].path.suffix == ".wav"

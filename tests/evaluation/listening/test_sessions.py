@@ -26,7 +26,7 @@ def test_the_last_two_results_of_a_kind_are_kept(tmp_path):
     assert [folder.exists() for folder in (*made, other)] == [False, True, True, True]
 
 
-def test_whoever_leaves_is_forgotten_and_the_work_stops(tmp_path, monkeypatch):
+def test_a_visitor_who_leaves_is_forgotten_and_the_work_stops(tmp_path, monkeypatch):
     visitors = Sessions(tmp_path)
     session = visitors.session("a")
     folder, seen = session.fresh_folder("wav"), []
@@ -45,7 +45,7 @@ def test_whoever_leaves_is_forgotten_and_the_work_stops(tmp_path, monkeypatch):
     assert idle.is_gone
 
 
-def test_what_broken_uploads_have_left_is_removed_and_nothing_else(tmp_path):
+def test_only_leftovers_of_broken_uploads_are_removed(tmp_path):
     visitors = Sessions(tmp_path / "page")
     visitors.sweep()  # before there is a folder
     made = visitors.session("a").fresh_folder("wav")

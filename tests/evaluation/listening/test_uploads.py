@@ -74,13 +74,13 @@ def test_bytes_are_counted_whatever_the_headers_say(made):
      ('form-data; name="files"; filename="a.wav"', f"X: {'y' * 9000}\r\n")],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [13, 10_000])
-def test_what_is_no_file_is_refused_before_it_is_handed_on(made, disposition, extra, size):
+def test_values_that_are_not_files_are_refused_early(made, disposition, extra, size):
     seen, error = read(made, part(b"secret" * 5000, disposition, extra), size=size)
     assert error is not None
     assert b"secret" not in seen
 
 
-def test_what_is_no_form_is_refused(made):
+def test_invalid_forms_are_refused(made):
     for kind in ("", "application/json", "multipart/form-data", "text/plain; boundary=here"):
         assert read(made, part(b"x"), {b"content-type": kind})[0] == 400, kind
     assert "not a valid form" in read(made, b"nonsense, and more of it")[1]

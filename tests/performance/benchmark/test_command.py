@@ -29,7 +29,7 @@ def least_config(micro_config):
 
 
 @pytest.mark.slow
-def test_step_counts_the_compiled_work_and_tells_the_parts_apart(least_config, tmp_path):
+def test_step_counts_the_compiled_work_by_part(least_config, tmp_path):
     path = tmp_path / "step.json"
     options = {**OPTIONS, "against": PEERS, "profiled": True, "json_path": str(path)}
     report = command.run("step", least_config, **options)
@@ -129,7 +129,7 @@ def test_an_interrupted_measurement_leaves_no_process(monkeypatch, tmp_path):
     assert not multiprocessing.active_children()
 
 
-def test_another_system_that_ends_is_an_error_with_what_it_said(micro_config, monkeypatch, tmp_path):
+def test_another_system_that_ends_is_an_error_with_its_output(micro_config, monkeypatch, tmp_path):
     program = tmp_path / "peer.py"
     program.write_text(
         "import sys\n"
@@ -144,7 +144,7 @@ def test_another_system_that_ends_is_an_error_with_what_it_said(micro_config, mo
             other.run("step")
 
 
-def test_what_cannot_work_is_told_before_anything_is_measured(micro_config, monkeypatch, tmp_path):
+def test_invalid_settings_are_errors_before_measuring(micro_config, monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "ceilings", lambda *_: pytest.fail("it measured"))
     for path, message in (("no/such.json", "there is no folder"), ("", "must name a file")):
         with pytest.raises(ConfigError, match=message):
@@ -171,7 +171,7 @@ def test_what_cannot_work_is_told_before_anything_is_measured(micro_config, monk
         ("step", ["oobleck"], "is for the codec"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(micro_config, subcommand, against, message):
+def test_invalid_benchmarks_are_refused(micro_config, subcommand, against, message):
     with pytest.raises(ConfigError, match=message):
         command.run(subcommand, micro_config, **{**OPTIONS, "against": against})
 

@@ -17,7 +17,7 @@ def test_a_timing_is_summed_up_by_its_median_and_compared_pair_by_pair():
     assert ours.over(theirs) == 0.5  # of 0.5, 1 and 0.25
 
 
-def test_work_takes_turns_and_only_its_second_time_after_the_warmup_counts():
+def test_functions_alternate_and_only_second_runs_after_the_warmup_count():
     order = []
 
     def work(name):

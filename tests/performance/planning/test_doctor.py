@@ -104,7 +104,7 @@ def test_a_workdir_of_another_config(small, tmp_path):
     assert "kl.weight: 0.5 -> 0.0001" in checks["workdir"].result + checks["workdir"].remedy
 
 
-def test_what_the_run_is_to_begin_with(small, tmp_path):
+def test_the_start_of_a_run(small, tmp_path):
     model = AudioVAE(base_channels=4, channel_mults=(1,), strides=(8,), latent_dim=4, dilations=(1,))
     save_model(model, random_variables(model), tmp_path / "m")
     small.init_from = str(tmp_path / "m")

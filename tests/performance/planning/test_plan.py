@@ -61,7 +61,7 @@ def test_a_plan_for_cpus(small):
     assert any("compiling for 3 items a device" in text for text in said)
 
 
-def test_what_goes_wrong_is_one_targets(small):
+def test_a_failure_belongs_to_one_target(small):
     """A compile that needs too much memory or time is stopped and reported."""
     greedy = plan.plan(small, targets.parse(["cpu:2"]), plan.Limits(1, 1_000_000, 600), lambda text: None)
     assert "took more than 0.0 GB of this machine's memory" in greedy["targets"]["cpu:2"]["error"]

@@ -59,7 +59,7 @@ def test_a_gpus_description_has_its_own_figures():
     assert "memory_bandwidth: 4800000000000" in h200.accelerator.target_config
 
 
-def test_a_tpu_compiler_gives_back_what_it_frees_unless_the_user_has_said_how_to_allocate(monkeypatch):
+def test_a_tpu_compiler_returns_freed_memory_unless_the_user_configures_malloc(monkeypatch):
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     (target,) = targets.parse(["v5e:4x4"])
     assert target.environment["MALLOC_ARENA_MAX"] == "1"

@@ -92,7 +92,7 @@ def test_tensors_that_shared_a_storage_share_it_still():
         assert np.shares_memory(tensor, read["model_state_dict"][name])
 
 
-def test_what_is_written_is_read_here_and_by_torch(tmp_path):
+def test_written_files_are_read_here_and_by_torch(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     values = {
         "a": array, "transposed": array.T, "again": array, "scalar": np.array(3.0, np.float32), "none": None,
@@ -299,7 +299,7 @@ def test_the_older_format_is_cut_and_flipped_without_another_error():
         (b"\x08\0\0\0\0\0\0\0{nonsens", "safetensors header or data is damaged"),
     ],
 )
-def test_what_is_no_checkpoint_is_named(tmp_path, content, message):
+def test_other_files_are_named(tmp_path, content, message):
     path = tmp_path / "x.pt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as error:

@@ -12,7 +12,7 @@ def _compose(folder, files, *overrides, others=()):
     return hydra_tree.compose([main, *(folder / name for name in others)], list(overrides)).values
 
 
-def test_where_self_stands_says_what_counts_most(tmp_path):
+def test_the_position_of_self_sets_the_precedence(tmp_path):
     child = {"db/a.yaml": "x: 1\ny: 2"}
     assert _compose(tmp_path / "1", {"m.yaml": "defaults: [_self_, db: a]\ndb: {x: 0}", **child}) == {
         "db": {"x": 1, "y": 2}
@@ -75,7 +75,7 @@ def test_choices_are_changed_by_experiments_files_and_the_command_line(tmp_path)
         ({"m.yaml": "defaults: [db: '${nothing}']"}, (), "the group 'nothing' has no choice"),
     ],
 )
-def test_what_cannot_be_followed_is_said(tmp_path, monkeypatch, files, overrides, says):
+def test_invalid_trees_are_errors(tmp_path, monkeypatch, files, overrides, says):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as raised:
         _compose(tmp_path, files, *overrides)

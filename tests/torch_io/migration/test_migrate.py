@@ -63,7 +63,7 @@ def test_a_migrated_config_trains(tmp_path):
     assert int(state.step) == 2
 
 
-def test_groups_of_the_document_are_chosen_as_it_says(tmp_path):
+def test_groups_are_chosen_as_documented(tmp_path):
     _, config = _migrated(tmp_path, old_configs.PUBLISHED, "model.discriminator=discriminator/lightweight",
                           "model.adversarial_loss_calculator=adversarial/staged")  # fmt: skip
     assert (config.discriminator.stft_filters, config.discriminator.use_msd) == (16, False)
@@ -128,7 +128,7 @@ def test_epochs_become_steps_by_train_samples(tmp_path):
         assert not made.dropped
 
 
-def test_a_whole_other_discriminator_and_rate(tmp_path):
+def test_another_discriminator_and_rate(tmp_path):
     files = {
         "m.yaml": """
 datamodule: {_target_: src.dataset.GTZANDatamodule.GTZANDataModule, sample_rate: 22050, channels: 2}
@@ -177,7 +177,7 @@ def test_losses_of_every_form(tmp_path):
     build.build_losses(config)
 
 
-def test_what_is_unknown_is_listed_and_nothing_is_lost(tmp_path):
+def test_unknown_keys_are_listed_and_nothing_is_lost(tmp_path):
     made, _ = _migrated(
         tmp_path,
         {"m.yaml": "odd: 1\nseed: ${nothing.here}\nmodel:\n  strange: {deep: [1]}\n  kl_weight: heavy\n"
