@@ -69,7 +69,7 @@ def _require_used(subcommand):
 
 BENCHMARK = Command(
     name="benchmark",
-    details="The measured step, codec or data is that of --config. codec can also measure a trained MODEL.",
+    details="--config describes the measured step, codec or data. codec can also measure a trained MODEL.",
     main=_benchmark,
     positional=("step|codec|data|compile|memory", "[MODEL]"),
     define_flags=_flags,

@@ -47,10 +47,10 @@ COLUMNS: dict[str, Column] = {
         "mel, auraloss", -1, "auraloss 0.4 MelSTFTLoss(sample_rate) with its defaults: FFT 1024, 128 bands"
     ),
     "audiotools_stft": Column(
-        "STFT, audiotools", -1, "audiotools 0.7 MultiScaleSTFTLoss() with its defaults, that of DAC's table"
+        "STFT, audiotools", -1, "audiotools 0.7 MultiScaleSTFTLoss() with its defaults, as in DAC's table"
     ),
     "audiotools_mel": Column(
-        "mel, audiotools", -1, "audiotools 0.7 MelSpectrogramLoss() with its defaults, that of DAC's table"
+        "mel, audiotools", -1, "audiotools 0.7 MelSpectrogramLoss() with its defaults, as in DAC's table"
     ),
     "log1p_stft": Column("STFT, log1p", -1, "mean |log(1+X) - log(1+Y)| of magnitudes, FFTs of 2048 and 512"),
     "log1p_mel": Column("mel, log1p", -1, "log1p STFT on 150 and 80 mel bands"),

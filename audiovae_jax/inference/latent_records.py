@@ -17,7 +17,7 @@ import safetensors.numpy
 from audiovae_jax.errors import DataError
 from audiovae_jax.persistence.locate import LATENTS_KEY
 
-# Arrays of a record, by what is kept of the posterior.
+# Arrays of a record, by the stored form of the posterior.
 ARRAYS = {"posterior": ("mean", "logvar"), "samples": ("z",)}
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _FORMAT = 1

@@ -18,7 +18,7 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Calibrated latents, with what is needed to restore the audio's shape and rate.
+    """Calibrated latents, with everything needed to restore the audio's shape and rate.
 
     Attributes:
       z: `[lanes, frames, latent_dim]` float32. A lane is an item of a batch, or a channel that a mono model encodes

@@ -1,6 +1,6 @@
 """The layers of all networks: Snake and weight-normalised convolutions.
 
-Parameters and weight norm are float32; `dtype` is what the convolution computes in.
+Parameters and weight norm are float32. Convolutions compute in `dtype`.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Convolutions of channel-last signals, each in the fastest form for its platform (see `conv_forms`).
 
-Kernels are `[taps, in / groups, out]`, in 2-D `[rows, cols, in, out]`; a bias is `[out]`, or None for none.
+Kernels are `[taps, in / groups, out]`, in 2-D `[rows, cols, in, out]`; a bias is `[out]` or None.
 """
 
 import jax

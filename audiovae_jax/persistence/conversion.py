@@ -141,7 +141,7 @@ def export_torch(source: str, target: str, *, step: int | None = None) -> Export
 
 
 def _left_out(source, loaded, target):
-    """Describe what the model at `source` has and the file at `target` lacks."""
+    """Describe the parts of the model at `source` that the file at `target` lacks."""
     left_out = []
     try:
         there = training_state.beside(loaded, source)

@@ -129,7 +129,7 @@ def open_session(
     Args:
       config, workdir, stop_after: see `train`.
       group: the run's processes.
-      ending: receives what must be closed when the run ends.
+      ending: exit stack of everything to close at the end of the run.
       say: prints a line in the first process.
       reader: reads `config.init_from` if it is a torch file.
 
@@ -153,7 +153,7 @@ def open_session(
     token = group.meet("workdir", tell=lock.token)
     if not is_first:
         lock.require_shared(token)
-    # 3. Check what the run starts from, before the data is read, which may take minutes.
+    # 3. Check the source of the run's state before the data is read, which may take minutes.
     checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
     ending.callback(checkpoints.close)
     if config.init_from is not None and not checkpoints.steps():
@@ -164,14 +164,14 @@ def open_session(
     claim_workdir(config, workdir, checkpoints, write=is_first)
     if data.health is not None:
         data.health.list_in(workdir / (BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
-    group.meet("data", same={"what the audio is": data.fingerprint})
+    group.meet("data", same={"fingerprint of the audio": data.fingerprint})
     # 5. Restore or create the state.
     devices = mesh.make_mesh()
     say("\n".join(describe(config, recipe, data)))
     start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader)
     compilation.forget()
     group.meet("state", same={"checkpoint to resume from": start.step})
-    # 6. Open what reports, saves and guards the run.
+    # 6. Open the reporter, the checkpoint writer and the safety checks.
     reporter = Reporter(
         workdir,
         start_step=start.step,

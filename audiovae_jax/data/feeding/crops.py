@@ -52,7 +52,7 @@ class CropFormat:
 
 
 class Generated:
-    """The audio of a track that consists of generated music without end."""
+    """The audio of a track of unlimited generated music."""
 
     name = "the built-in generator"
     frames, sample_rate, channels = 3600 * 44100, 44100, 2

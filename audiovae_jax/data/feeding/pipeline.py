@@ -32,7 +32,7 @@ class Data:
     """A run's audio.
 
     Attributes:
-      train: training crops without end, `train[index] -> [T, C]`.
+      train: unlimited training crops, `train[index] -> [T, C]`.
       validation: fixed validation crops.
       samples: excerpts of validation audio for listening, each `[T, C]` of `sample_seconds`, padded with zeros. Once an
         excerpt was read, `samples.origin(index)` gives its length without padding. With `fixed_batch`, the training

@@ -46,7 +46,7 @@ def run(
       against: names of systems to compare with.
       repeats: measured rounds.
       warmup: rounds before them.
-      profiled: whether `step` reports where its time goes.
+      profiled: whether `step` reports the time of its parts.
       seconds: length of each signal of `codec`.
       json_path: file to write the report to, or None.
       signals: number of signals in a batch of `codec`.

@@ -76,7 +76,7 @@ class StepCompiler:
 
     Args:
       config: finalized.
-      target: what to compile for.
+      target: the devices to compile for.
 
     Raises:
       ConfigError: the config cannot work.

@@ -42,7 +42,7 @@ class Check:
       status: OK, DOUBTFUL (the run would start), FAILED (it would fail), or SKIPPED (an earlier check or an option
         prevents it).
       result: what was found.
-      remedy: what to do about it; empty if nothing.
+      remedy: the remedy; empty if none is needed.
     """
 
     name: str

@@ -37,7 +37,7 @@ def plan(config: ml_collections.ConfigDict, targets: list[Target], limits: Limit
 
     Args:
       config: finalized. If its batch cannot be split over a target's devices, one item per device is planned.
-      targets: what to compile for.
+      targets: the devices to compile for.
       limits: of the planning itself.
       say: called with a line of progress.
 

@@ -30,12 +30,12 @@ class Worker:
 
     Args:
       config: finalized.
-      target: what to compile for.
+      target: the devices to compile for.
       memory_bytes: maximum memory of the process on this machine; None for no limit.
       seconds: maximum time for each answer.
 
     Attributes:
-      devices: what is compiled for.
+      devices: the devices that are compiled for.
       state_bytes: of the train state.
       host_peak_bytes: peak memory of the process so far.
 
