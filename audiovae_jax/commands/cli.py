@@ -32,7 +32,9 @@ COMMANDS = {
     "make_shards": Entry("data", "Convert a data set to shards, for fast reading of crops."),
     "benchmark": Entry("benchmark", "Benchmark the step, the codec, the data, compiling or memory."),
     "check_data": Entry("data", "Report on a data set: contents, skipped files, reading speed."),
-    "evaluate": Entry("judging", "Evaluate models, with Opus and MP3 to compare: a table, and a page with audio."),
+    "evaluate": Entry(
+        "judging", "Evaluate models, and compare them with Opus and MP3: a table, and a page with audio."
+    ),
     "serve": Entry("judging", "Serve a page for listening to models and editing latents."),
     "convert_musdb18": Entry("data", "Convert MUSDB18 (.stem.mp4) to the layout of MUSDB18-HQ; needs ffmpeg."),
     "plan": Entry("planning", "Plan a run for other machines: memory, largest batch, traffic."),
@@ -71,7 +73,7 @@ def load(name: str):
 
 
 def _list():
-    yield f"{_program()} COMMAND, of\n"
+    yield f"{_program()} COMMAND, where COMMAND is one of\n"
     yield from (f"  {name.ljust(18)} {entry.summary}" for name, entry in COMMANDS.items())
     yield f"\n{_program()} COMMAND --help lists its arguments and flags."
 

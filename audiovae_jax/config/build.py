@@ -181,5 +181,5 @@ def _trace(fn, where, name, *args, check=lambda output: None):
 
 
 def discriminator_dtype(config: ml_collections.ConfigDict) -> str:
-    """Return the discriminator's dtype, or "of its own" if it has no such key."""
-    return config.discriminator.get("dtype", "of its own")
+    """Return the discriminator's dtype, or "with its own dtype" if it has no such key."""
+    return config.discriminator.get("dtype", "with its own dtype")

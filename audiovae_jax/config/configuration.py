@@ -245,7 +245,7 @@ def load_module(path: str | Path):
     except Exception as error:
         raise ConfigError(f"--config={path} failed: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config={path} has no function get_config; see configs/tiny.py for the form")
+        raise ConfigError(f"--config={path} has no function get_config; see configs/tiny.py for an example")
     return module
 
 

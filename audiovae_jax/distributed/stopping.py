@@ -22,7 +22,7 @@ def seconds(text: str) -> int:
       ConfigError: the text is not a duration.
     """
     if not re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", text) or not text:
-        raise ConfigError(f"--stop_after={text} must be a time as 11h50m, 90s or 1d")
+        raise ConfigError(f"--stop_after={text} must be a time such as 11h50m, 90s or 1d")
     return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))
 
 

@@ -31,8 +31,8 @@ def as_stream(audio: Any, sample_rate: int) -> tuple[AudioStream, dict[str, Any]
     sample_rate = whole_number(sample_rate, "sample_rate", DataError, most=MAX_RATE)
     if audio.ndim > 1 and audio.shape[-1] > _MAX_CHANNELS:
         raise DataError(
-            f"audio of shape {list(audio.shape)} has {audio.shape[-1]} channels; channels are the last axis: where "
-            "it is in PyTorch's order [..., C, T], transpose it with audio.swapaxes(-2, -1)"
+            f"audio of shape {list(audio.shape)} has {audio.shape[-1]} channels; the last axis must "
+            "be the channels; transpose PyTorch's order [..., C, T] with audio.swapaxes(-2, -1)"
         )
     require_finite(audio, "audio")
     shape = {"batch": len(audio) if audio.ndim == 3 else None, "flat": audio.ndim == 1}

@@ -111,7 +111,7 @@ class Codec:
             )
         notes = list(loaded.notes)
         if sample_rate is None and loaded.sample_rate is None:
-            notes.append(f"it lacks its sample rate; {_DEFAULT_RATE} Hz is assumed, sample_rate sets another")
+            notes.append(f"it contains no sample rate; {_DEFAULT_RATE} Hz is assumed, sample_rate sets another")
         for note in notes:
             warnings.warn(f"{path}: {note}", UserWarning, stacklevel=3)
         rate = sample_rate or loaded.sample_rate or _DEFAULT_RATE

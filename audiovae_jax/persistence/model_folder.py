@@ -139,7 +139,7 @@ def model_of(description: dict, path: Path | BucketPath) -> AudioVAE:
         model, different = _compared(description)
     for name, needed, there in different:
         raise CheckpointError(
-            f" does not match its config: {name} is {there} there, but {needed} by the config", path=path / DESCRIPTION
+            f" does not match its config: {name} is {there} there, but must be {needed}", path=path / DESCRIPTION
         )
     return model
 

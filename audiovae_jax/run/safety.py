@@ -147,7 +147,7 @@ class Safety:
         self._has_updated = self._holds_checkpoint = False
         return (
             f"warning: {reason}: rolling back to {back_to}, with the data in a different order "
-            f"(time {self.order} of at most {self._config.max_rollbacks})"
+            f"(rollback {self.order} of at most {self._config.max_rollbacks})"
         )
 
     def summary(self) -> str | None:

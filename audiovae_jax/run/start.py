@@ -311,7 +311,9 @@ def describe(config, recipe, data) -> list[str]:
             f"{count_parameters(shapes.discriminator_params):,} trainable parameters"
         )
         if config.adversarial.warmup_steps >= config.num_steps:
-            lines.append("warning: config.adversarial.warmup_steps is not below num_steps, so it is never used")
+            lines.append(
+                "warning: config.adversarial.warmup_steps is not below num_steps, so the discriminator is never used"
+            )
     seconds = config.data.crop_length / config.data.sample_rate
     lines.append(
         f"batch: {config.batch_size} crops of {config.data.crop_length} samples ({seconds:.2f} s) "

@@ -30,7 +30,7 @@ def test_times(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "90", "1.5h", "50m11h", "soon"])
 def test_invalid_durations(text):
-    with pytest.raises(ConfigError, match=f"--stop_after={text} must be a time as 11h50m"):
+    with pytest.raises(ConfigError, match=f"--stop_after={text} must be a time such as 11h50m"):
         stopping.seconds(text)
 
 

@@ -89,7 +89,7 @@ def test_channels_are_mixed_only_when_asked(stereo):
     ("audio", "message"),
     [
         (np.zeros((100, 2), np.int16), "audio is int16; give floats"),
-        (np.zeros((2, 44100), np.float32), "44100 channels; channels are the last axis.*transpose it"),
+        (np.zeros((2, 44100), np.float32), "44100 channels; the last axis must be the channels.*transpose it"),
         (np.zeros((1, 2, 44100), np.float32), r"audio of shape \[1, 2, 44100\] has 44100 .*, transpose it"),
         (np.full((100, 2), np.nan, np.float32), "NaN or infinite"),
         (np.zeros((0, 2), np.float32), r"must be \[T\], \[T, C\] or \[B, T, C\], not \[0, 2\]"),
@@ -333,7 +333,7 @@ def test_loading_reads_the_rate_or_warns_of_an_assumed_one(tmp_path):
     assert Codec.load(tmp_path / "m").sample_rate == 8000
     with pytest.raises(CheckpointError, match="m: its sample rate is 8000 Hz, not sample_rate=16000"):
         Codec.load(tmp_path / "m", sample_rate=16000)
-    with pytest.warns(UserWarning, match="lacks its sample rate; 44100 Hz is assumed"):
+    with pytest.warns(UserWarning, match="contains no sample rate; 44100 Hz is assumed"):
         assert Codec.load(GOLDEN / "save_model.pt").sample_rate == 44100
     assert Codec.load(GOLDEN / "save_model.pt", sample_rate=16000).sample_rate == 16000
     assert Codec.load(GOLDEN / "lightning.ckpt", dtype="bfloat16").reconstruct(_noise(300, 2)).dtype == np.float32

@@ -172,7 +172,7 @@ def test_damage_is_named(tmp_path, whole):
     arrays = {**description["arrays"]["model"], name: "float32[2] 00000000"}
     assert f"{name} does not match its checksum" in damaged(rewrite(arrays={"model": arrays}))
     del arrays[name]
-    assert f"{name} is absent there, but float32[2] by the config" in damaged(rewrite(arrays={"model": arrays}))
+    assert f"{name} is absent there, but must be float32[2]" in damaged(rewrite(arrays={"model": arrays}))
     for nonsense in ({}, [], {"model": []}, {"model": {name: 7}}):
         assert "arrays" in damaged(rewrite(arrays=nonsense))
 

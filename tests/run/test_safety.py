@@ -107,7 +107,7 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
     printed = capsys.readouterr().out
     assert (
         "warning: 3 updates of the generator in a row were skipped: rolling back to checkpoint 3, with the data in "
-        "a different order (time 1 of at most 3)"
+        "a different order (rollback 1 of at most 3)"
     ) in printed
     assert "skipped updates: 4 of the generator, and the run was rolled back once" in printed
     store = Checkpoints(tmp_path / "whole" / "checkpoints", read_only=True)

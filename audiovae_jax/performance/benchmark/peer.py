@@ -62,7 +62,7 @@ def check(system: str, kind: str, config: ml_collections.ConfigDict):
     for key, value in _FOLLOWED.items():
         found = configuration.flatten(config).get(key, value)
         if found != value:
-            raise ConfigError(f"the torch reference has only config.{key}={value!r}, not {found!r}")
+            raise ConfigError(f"the torch reference supports only config.{key}={value!r}, not {found!r}")
 
 
 def check_devices(config: ml_collections.ConfigDict, against: list[str]):

@@ -255,8 +255,8 @@ class _Looker:
         kept = self._config.checkpoints_kept + 1  # plus the best one
         needed, there = (kept + 1) * size, self._free(self._workdir)
         said = (
-            f"{table.size(there)} free; {kept} checkpoints of {table.size(size)} are kept, and one is "
-            "written before one is deleted"
+            f"{table.size(there)} free; {kept} checkpoints of {table.size(size)} are kept, and a new "
+            "one is written before an old one is deleted"
         )
         if needed > there:
             raise Finding(said, f"free {table.size(needed - there)} of disk space, or give another --workdir")

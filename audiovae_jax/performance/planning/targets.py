@@ -141,8 +141,8 @@ def _parse(name):
     if platform != "tpu":
         numbers = (1, *numbers) if len(numbers) == 1 else numbers
         if len(numbers) != 2 or (platform == CPU and numbers[0] != 1):
-            takes = "devices, as cpu:8" if platform == CPU else f"hosts x devices, as {kind}:2x8"
-            raise ConfigError(f"--target={name}: the shape of {kind} is {takes}")
+            takes = "devices, such as cpu:8" if platform == CPU else f"hosts x devices, such as {kind}:2x8"
+            raise ConfigError(f"--target={name}: the shape of {kind} must be {takes}")
     return Target(name, platform, numbers, ACCELERATORS.get(kind))
 
 

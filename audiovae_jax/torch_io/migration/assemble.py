@@ -39,7 +39,7 @@ def complete(found: Findings, reference: ml_collections.ConfigDict):
         if setting("adversarial.warmup_steps") < setting("kl.warmup_steps"):
             found.changed.append(
                 ("kl_warmup_steps", "steps were counted twice a batch while the discriminator trained, so the warm-up "
-                 "went by in fewer batches; config.kl.warmup_steps counts batches")
+                 "took fewer batches; config.kl.warmup_steps counts batches")
             )  # fmt: skip
 
 

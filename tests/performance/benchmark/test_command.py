@@ -180,7 +180,7 @@ def test_invalid_benchmarks_are_refused(micro_config, subcommand, against, messa
 def test_a_config_that_torch_cannot_follow_is_refused(micro_config):
     pytest.importorskip("torch")
     micro_config.kl.free_bits = 0.5
-    with pytest.raises(ConfigError, match=r"the torch reference has only config.kl.free_bits=0.0, not 0.5"):
+    with pytest.raises(ConfigError, match=r"the torch reference supports only config.kl.free_bits=0.0, not 0.5"):
         command.run("step", micro_config, **{**OPTIONS, "against": ["torch"]})
     micro_config.kl.free_bits = 0.0
     micro_config.losses.mine = {"_target_": "audiovae_jax.losses.si_sdr", "weight": 1.0}

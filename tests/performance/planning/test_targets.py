@@ -20,9 +20,9 @@ def test_shapes_are_hosts_by_gpus_or_a_topology():
     [
         ("h20:8", "there is no target 'h20'; did you mean 'h200'"),
         ("v5e", "must have a shape of whole numbers"),
-        ("h200:2x8x1", "the shape of h200 is hosts x devices, as h200:2x8"),
+        ("h200:2x8x1", "the shape of h200 must be hosts x devices, such as h200:2x8"),
         ("h200:0", "must have a shape of whole numbers"),
-        ("cpu:2x4", "the shape of cpu is devices, as cpu:8"),
+        ("cpu:2x4", "the shape of cpu must be devices, such as cpu:8"),
         ("", "--target is empty"),
     ],
 )
