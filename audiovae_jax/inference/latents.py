@@ -89,7 +89,7 @@ class Latents:
         """Read a file that `save` wrote.
 
         Raises:
-          DataError: the file is missing, damaged, or holds no latents.
+          DataError: the file is missing, damaged, or contains no latents.
         """
         return cls._read(path, lambda file: file.get_tensor("z"))
 
@@ -98,7 +98,7 @@ class Latents:
         """Read only the metadata; `z` is all 0, has the right shape and takes no memory.
 
         Raises:
-          DataError: the file is missing, damaged, or holds no latents.
+          DataError: the file is missing, damaged, or contains no latents.
         """
         return cls._read(path, lambda file: np.broadcast_to(np.float32(0), file.get_slice("z").get_shape()))
 

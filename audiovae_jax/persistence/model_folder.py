@@ -109,7 +109,7 @@ def settled(path: str | Path | BucketPath, read: Callable[[Path | BucketPath], _
     """Return `read(path)`, retried if the saved model is replaced during the read.
 
     Args:
-      path: a path that holds a model.
+      path: the path of a model.
       read: a function of a `Path` or `BucketPath`. It must fail if it has read parts of different models.
 
     Raises:

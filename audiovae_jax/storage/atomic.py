@@ -62,7 +62,7 @@ def beside(path: Path, ending: str, name: str | None = None) -> Path:
 
     Its name is `.<name>.<process>.<ending>`.
 
-    By default, the name is that of `path` without its suffix. For a folder, pass its full name: `.2` is no suffix in
+    By default, the name is that of `path` without its suffix. For a folder, pass its full name: `.2` is not a suffix in
     `Song v1.2`, and `Song v1.3` is another folder.
     """
     return path.with_name(_hidden(path.stem if name is None else name, f".{os.getpid()}.{ending}"))

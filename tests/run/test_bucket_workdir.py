@@ -143,7 +143,7 @@ def test_an_unreachable_bucket_loses_a_checkpoint_with_a_warning(s3_server, monk
     store.save(state, step=1, config={}, data={}, metrics={"total_loss": 1.0})
     store.wait()
     proxy.cut()
-    # The checkpoints cannot be listed either, which the message says.
+    # The checkpoints cannot be listed either. The message reports this.
     with pytest.raises(CheckpointError, match=r"no answer for 0.5 s"):
         store.save(state, step=2, config={}, data={}, metrics={"total_loss": 1.0})
     with pytest.raises(CheckpointError, match=r"checkpoints/1 cannot be read: not reached"):

@@ -400,7 +400,7 @@ def test_a_key_given_once_is_not_kept_in_silence(micro_config, tmp_path):
     again.init_from = str(LIGHTNING)
     warm_start.adopt_settings(again, {"init_from"}, tmp_path)
     assert again.kl.weight == theirs
-    # Without the file, the settings come from the workdir, which the message says.
+    # Without the file, the settings come from the workdir. The message reports this.
     again.init_from = str(tmp_path / "gone.ckpt")
     config.init_from = again.init_from
     write_json(tmp_path / "config.json", config.to_dict())

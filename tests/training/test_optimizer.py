@@ -71,7 +71,7 @@ def test_an_update_is_adams_and_decays_every_parameter():
     optimizer = _optimizer(weight_decay=0.1)
     params = {"w": jnp.array([2.0, -4.0])}
     updates, _ = optimizer.update({"w": jnp.array([1.0, -3.0])}, optimizer.init(params), params, step=50)
-    # The first step of Adam is the gradient's sign, whatever its size.
+    # The first step of Adam is the gradient's sign, for any size.
     np.testing.assert_allclose(updates["w"], -5.5e-3 * (np.array([1.0, -1.0]) + 0.1 * np.array([2.0, -4.0])), rtol=1e-5)
 
 

@@ -159,7 +159,7 @@ def spread(tracks: Sequence[Track], limit: int) -> list[Track]:
 def grouped(skipped: Sequence[tuple[str, str]]) -> tuple[Skipped, ...]:
     """Group `(name, reason)` pairs by reason, the most frequent first.
 
-    Reasons that differ only in numbers are merged, with N in place of these numbers.
+    Reasons that differ only in numbers are merged, with N instead of these numbers.
     """
     groups: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
     for name, reason in skipped:
