@@ -89,8 +89,8 @@ def test_channels_are_mixed_only_when_asked(stereo):
     ("audio", "message"),
     [
         (np.zeros((100, 2), np.int16), "audio is int16; give floats"),
-        (np.zeros((2, 44100), np.float32), "44100 channels; the last axis must be the channels.*transpose it"),
-        (np.zeros((1, 2, 44100), np.float32), r"audio of shape \[1, 2, 44100\] has 44100 .*, transpose it"),
+        (np.zeros((2, 44100), np.float32), "44100 channels; the last axis must be the channels; transpose"),
+        (np.zeros((1, 2, 44100), np.float32), r"audio of shape \[1, 2, 44100\] has 44100 .*; transpose"),
         (np.full((100, 2), np.nan, np.float32), "NaN or infinite"),
         (np.zeros((0, 2), np.float32), r"must be \[T\], \[T, C\] or \[B, T, C\], not \[0, 2\]"),
         (np.zeros((1, 1, 100, 2), np.float32), r"must be \[T\], \[T, C\] or \[B, T, C\]"),

@@ -162,7 +162,7 @@ def test_a_run_that_cannot_continue_ends_with_a_report(micro_config, tmp_path, m
     )
     assert "at step 2: not finite: train/total_g_loss inf, " in report
     assert "train/overflowing inf" in report
-    assert "checkpoint: there is none" in report
+    assert "checkpoint: none" in report
     assert "try: another config.losses.overflowing; not finite, unlike other losses: overflowing" in report
     assert "rolling back to the beginning" in capsys.readouterr().out
     assert not (tmp_path / "run" / "checkpoints").exists()

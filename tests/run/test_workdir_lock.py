@@ -41,7 +41,9 @@ def _rewrite(path, **changes):
 
 def test_the_second_is_refused_with_the_firsts_host_process_and_start(tmp_path, other):
     lock = WorkdirLock(tmp_path / "run")
-    with pytest.raises(ConfigError, match=rf"in use by process {other.pid} on \S+, started 20\d\d-\S+ \(last sign"):
+    with pytest.raises(
+        ConfigError, match=rf"in use by process {other.pid} on \S+, started 20\d\d-\S+ \(last heartbeat"
+    ):
         lock.acquire()
     lock.release()
     assert (tmp_path / "run" / "run.lock").exists()

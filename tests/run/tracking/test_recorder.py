@@ -22,7 +22,7 @@ def test_names_that_are_none_are_refused(micro_config):
 def test_a_missing_writer_is_an_error_before_the_run(micro_config, monkeypatch):
     micro_config.logging.writers = ("mlflow",)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"not installed: pip install"):
+    with pytest.raises(ConfigError, match=r"not installed; pip install"):
         recorder.check(micro_config)
 
 
