@@ -167,7 +167,7 @@ def test_invalid_settings_are_errors_before_measuring(micro_config, monkeypatch,
     [
         ("setp", [], "there is no benchmark 'setp'; did you mean 'step'?"),
         ("data", ["torch"], "data can only be compared with --against=whole"),
-        ("step", ["numpy"], "--against=numpy: there are torch, torch_compile, oobleck"),
+        ("step", ["numpy"], "--against=numpy is unknown; choose from torch, torch_compile, oobleck"),
         ("step", ["oobleck"], "is for the codec"),
     ],
 )
