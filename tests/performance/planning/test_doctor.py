@@ -63,7 +63,7 @@ def test_no_data(small, tmp_path):
 def test_a_disk_that_is_too_small(small, tmp_path):
     checks = _examine(small, tmp_path / "run", free=lambda path: 1000)
     assert _failed(checks) == ["disk"]
-    assert checks["disk"].remedy.startswith("make ")
+    assert checks["disk"].remedy.startswith("free ")
     assert checks["checkpoint"].status == SKIPPED
 
 
