@@ -111,7 +111,7 @@ def _serves(line, folder, environment):
         if importlib.util.find_spec("gradio") is None:
             assert "pip install -e '.[ui]'" in said
             return
-        assert "serving " in said
+        assert "serves " in said
         process.terminate()
         assert process.wait(timeout=120) == 0
     finally:

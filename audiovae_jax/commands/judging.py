@@ -151,7 +151,7 @@ def _serve(path):
         _until_a_signal() as wait,
         server.running(models, host=values.host, port=values.port, max_upload_mb=values.max_upload_mb) as url,
     ):
-        print(f"serving {len(models.names())} models at {url}; Ctrl-C stops it", flush=True)
+        print(f"{url} serves {len(models.names())} models; Ctrl-C stops it", flush=True)
         if not server.is_loopback(values.host):
             print(f"anyone who can reach {values.host} can use the page: there is no password", flush=True)
         wait()
