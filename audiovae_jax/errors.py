@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each names the file or key, and what to do about it."""
+"""Errors that a user can fix. Each names the file or key, and a remedy."""
 
 import contextlib
 import math
@@ -13,13 +13,14 @@ import numpy as np
 class UserError(Exception):
     """Base of the errors below; scripts print it without a traceback.
 
-    The message is `KEY=PATH`, directly followed by the problem and then by `: DETAIL`, of those that are given.
+    The message is `KEY=PATH`, directly followed by the problem and then by `: DETAIL`. Parts that are not given are
+    left out.
 
     Args:
       problem: the problem and its remedy. After a path it begins with a space or a colon: " is damaged".
       path: the file, folder or URL with the problem.
       key: the config key that named the path.
-      detail: the reason in another library's words, which may contain any path.
+      detail: the reason as another library words it. It may contain any path.
 
     Attributes:
       problem, path, key, detail: see the arguments.
@@ -35,7 +36,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """A config key or value that cannot work."""
+    """A config key or value that is unknown, invalid, or incompatible with others."""
 
 
 class DataError(UserError):
@@ -58,7 +59,7 @@ class TrainingError(UserError):
 
 
 class PlanError(UserError):
-    """A program that could not be compiled for what it was to be planned for."""
+    """A program that could not be compiled for the planned target."""
 
 
 @contextlib.contextmanager
@@ -79,11 +80,11 @@ def as_checkpoint_error(problem: str, path: Any = None):
 
 @contextlib.contextmanager
 def naming(path: Any, key: str | None = None):
-    """A context whose checkpoint errors name `path`, unless they name one already.
+    """A context that adds `path` to checkpoint errors that name no path.
 
     Args:
       path: the file, folder or URL that the context works on.
-      key: the config key that gave it, which is named in any case.
+      key: the config key that gave the path. It is added to errors that name no key.
     """
     try:
         yield
@@ -95,21 +96,21 @@ def naming(path: Any, key: str | None = None):
 
 
 def printable(path: str | Path) -> str:
-    """A path as text that any terminal and file takes: bytes that are no UTF-8 are escaped."""
+    """Return a path as printable text; bytes that are not UTF-8 are escaped."""
     return str(path).encode(errors="backslashreplace").decode()
 
 
 def whole_number(value: Any, name: str, error: type[Exception], *, least: int = 1, most: int = 2**40 - 1) -> int:
-    """`value` as an int: Python's, numpy's or jax's integers, and floats that are whole.
+    """Return `value` as an int.
 
     Args:
-      value: the number.
-      name: what it is, for the error.
-      error: what to raise.
-      least, most: the range it must lie in.
+      value: an integer of Python, numpy or jax, or a float without a fractional part.
+      name: name of the value, for the error.
+      error: type of the error to raise.
+      least, most: the allowed range, both ends included.
 
     Raises:
-      error: it is none, or out of range.
+      error: the value is not an integer, or is out of range.
     """
     number = None
     if not isinstance(value, bool | str | bytes | np.bool_):
@@ -128,11 +129,11 @@ def whole_number(value: Any, name: str, error: type[Exception], *, least: int = 
 
 
 def require_range(name: str, value: float, *, above: float | None = None, below: float | None = None):
-    """Raise ValueError unless `value` is a finite number, at least 0, or above and below those given.
+    """Raise ValueError unless `value` is a finite number in range.
 
-    A traced one is taken: what it stands for was checked before it became an argument.
+    Without `above`, the value must be at least 0. Traced values pass: they were checked before they were traced.
     """
-    import jax  # not at import: commands that only read a file's header do without
+    import jax  # imported late, since commands that only read a file's header do not need it
 
     if isinstance(value, jax.core.Tracer):
         return

@@ -31,7 +31,7 @@ def get_config(names: str = "") -> ml_collections.ConfigDict:
         known = [m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]) if m.name != "base"]
         if name not in known:
             raise ConfigError(
-                f"there is no config {name!r} to mix in{did_you_mean(name, known)}; there are {', '.join(known)}"
+                f"there is no config {name!r} to add{did_you_mean(name, known)}; choose from {', '.join(known)}"
             )
         importlib.import_module(f"configs.{name}").override(config)
     return config
@@ -49,7 +49,7 @@ def _base():
     config.batch_size = 1
     config.seed = 0  # for parameters, latent noise and crops
     config.validate_every = 1000  # steps
-    config.checkpoint_every = 5000  # steps; each checkpoint is also validated, to find the best
+    config.checkpoint_every = 5000  # steps; each checkpoint is also validated, so that the best is known
     config.checkpoints_kept = 3  # the most recent ones; the best is kept in addition
     config.max_failed_saves = 10  # failed saves in a row before the run ends, e.g. on a full disk
     config.sample_every = 5000  # steps between samples: audio and spectrograms of fixed validation audio
@@ -68,7 +68,7 @@ def _base():
     # Where metrics are logged, in addition to metrics.jsonl in the workdir (audiovae_jax/run/tracking/README.md).
     config.logging = ml_collections.ConfigDict()
     config.logging.writers = ("tensorboard",)  # also "mlflow" and "wandb" (offline), if installed
-    # A server or store. Unset: MLFLOW_TRACKING_URI, or mlflow.db beside the workdir if that is unset too.
+    # A server or store. Unset: MLFLOW_TRACKING_URI, or mlflow.db next to the workdir if that is unset too.
     config.logging.mlflow_uri = config_dict.placeholder(str)
     config.logging.mlflow_experiment = "audiovae_jax"
     config.logging.wandb_project = "audiovae_jax"
@@ -88,7 +88,7 @@ def _base():
     config.model.latent_dim = 64
     config.model.kernel_size = 7  # of the residual units, odd
     config.model.dilations = (1, 3, 9)  # of the residual units in each block
-    config.model.encoder_frozen = False  # True trains the decoder alone
+    config.model.encoder_frozen = False  # True trains only the decoder
     # True stores only activations between blocks and recomputes the others for the gradient. This takes less
     # memory and more time (audiovae_jax/performance/benchmark/README.md).
     config.model.remat = False

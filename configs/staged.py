@@ -1,4 +1,4 @@
-"""The VAE alone for 20,000 steps, then with the discriminator.
+"""Only the VAE for 20,000 steps, then with the discriminator.
 
 The adversarial weight is low and the feature-matching weight is high.
 """

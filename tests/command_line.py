@@ -1,4 +1,4 @@
-"""Starting the package's commands as users do, in any folder."""
+"""Start the package's commands as users do, in any folder."""
 
 import os
 import re

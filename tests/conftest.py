@@ -11,22 +11,22 @@ import tempfile
 import time
 from pathlib import Path
 
-# Before jax starts: the tests are about numbers, not speed, so compiling is made cheap, and what one
-# test (or a process that it starts) has compiled serves the others.
+# Set before jax starts. The tests check numbers, not speed, so compiling is made cheap. Tests and the processes that
+# they start share compiled programs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    # A third less to compile; XLA ends a process whose flags it does not know, so one is asked first.
+    # Saves a third of the compile time. XLA aborts on unknown flags, so another process tries them first.
     sooner = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_cpu_use_fusion_emitters=false"}
     asked = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=sooner, capture_output=True)
     if asked.returncode == 0:
         os.environ["XLA_FLAGS"] = sooner["XLA_FLAGS"]
 if not _IS_WORKER:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="audiovae_jax_tests_")
-    # Set it to keep what one run has compiled for the next.
+    # Set it to reuse compiled programs in the next run.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.environ["XDG_CACHE_HOME"], "xla"))
-    # Processes that tests kill leave temporary files; pytest's own stay where they are looked for.
+    # Killed processes leave temporary files. pytest's own files stay in their usual folder.
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "tmp")
     os.mkdir(tempfile.tempdir)
@@ -48,7 +48,7 @@ from audiovae_jax.run import train
 from configs import base
 
 pytest_plugins = ["s3"]  # fixtures of a bucket
-process.drop_orbax_log_lines()  # as every command does: on a full disk, its lines would not fit either
+process.drop_orbax_log_lines()  # as in every command: on a full disk, its log lines would fail too
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -58,8 +58,8 @@ def pytest_sessionfinish():
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
-# The default structure with narrow layers: every dilation, the kernel of 7, and several of each kind of
-# sub-discriminator. Commands and the pages' blocks are tested with it, at least once each.
+# The default structure with narrow layers: every dilation, the kernel of 7, several sub-discriminators of each kind.
+# Each command and each page's blocks are tested with it at least once.
 SMALL_MODEL = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3}
 SMALL_DISCRIMINATOR = {
     "stft_filters": 1,
@@ -70,9 +70,9 @@ SMALL_DISCRIMINATOR = {
 }
 
 
-# Micro shapes, here and in other tests, have one block, a dilation of 1 or a single sub-discriminator. They are for
-# what does not depend on the architecture: files, checkpoints, resuming, logging, scheduling. What traces, lowers,
-# exports or plans a network needs the default structure (above) in at least one test.
+# Micro shapes, here and in other tests, have one block, a dilation of 1 or a single sub-discriminator. They test
+# features that do not depend on the architecture: files, checkpoints, resuming, logging, scheduling. Features that
+# trace, lower, export or plan a network need the default structure (above) in at least one test.
 def _micro_config():
     config = base.get_config()
     config.num_steps = 2
@@ -80,7 +80,7 @@ def _micro_config():
     config.validate_every = 1
     config.checkpoint_every = 1
     config.sample_every = 2
-    config.diagnose_every = 0  # which takes a third network to compile
+    config.diagnose_every = 0  # this compiles a third network
     config.optimizer.final_learning_rate = config.optimizer.learning_rate
     config.discriminator_optimizer.final_learning_rate = config.discriminator_optimizer.learning_rate
     config.model.base_channels = 4
@@ -106,15 +106,15 @@ def _micro_config():
 
 @pytest.fixture
 def micro_config() -> ml_collections.ConfigDict:
-    """A whole run in miniature, of every kind of part."""
+    """A config of a small run, with every kind of part."""
     return _micro_config()
 
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory):
-    """`(workdir, config, final state)` of the run in miniature, on four devices; to be read only.
+    """`(workdir, config, final state)` of the small run, on four devices; read-only.
 
-    The worker that comes first makes it, for all.
+    The first worker runs it for all workers.
     """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if _IS_WORKER else base) / "trained"
@@ -147,7 +147,7 @@ def audio_folder(tmp_path) -> Path:
 
 @pytest.fixture
 def full_disk():
-    """A context manager in which no file grows beyond a size, as on a disk that is full."""
+    """A context manager that limits the size of files, as a full disk does."""
     resource = pytest.importorskip("resource")
 
     @contextlib.contextmanager
@@ -163,7 +163,7 @@ def full_disk():
 
 
 def random_variables(model, seed: int = 0) -> dict:
-    """Variables of a model in which every parameter matters, without compiling its initialisation."""
+    """Random variables of a model, so that every parameter matters, without compiling its initialisation."""
     rng = np.random.default_rng(seed)
 
     def fill(path, shape):
@@ -180,18 +180,18 @@ def _jitted(method, options):
 
 
 def applied(module, variables, *args, **options):
-    """What `module.apply` returns, compiled as one: op by op, every operation is compiled alone."""
+    """Return `module.apply`'s result, compiled as one program instead of one per operation."""
     static = {name: options.pop(name) for name in ("deterministic", "method") if name in options}
     return _jitted(module.apply, tuple(static.items()))(variables, *args, **options)
 
 
 def initialised(module, audio, **options):
-    """Variables of a module from seed 0, compiled as one."""
+    """Return a module's variables from seed 0, compiled as one program."""
     return _jitted(module.init, tuple(options.items()))(jax.random.key(0), audio)
 
 
 def plannable(name: str) -> targets.Target:
-    """A target of plans, or a skip where the compiler for it is not installed."""
+    """Return a target of plans, or skip the test if its compiler is not installed."""
     (target,) = targets.parse([name])
     try:
         target.require_installed()

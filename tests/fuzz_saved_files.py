@@ -1,8 +1,8 @@
 """Damage every file of a workdir and a saved model, one at a time: `python tests/fuzz_saved_files.py [FLIPS [CUTS]]`.
 
-Each file is cut at some places, has single bits flipped, and is removed. Of what is read in spite of it every array
-and every number must be what it was; what cannot be read must be a CheckpointError that leaves the
-other checkpoints within reach.
+Each file is truncated at some places, has single bits flipped, and is removed. If a damaged file can still be read,
+every array and number must be unchanged. Otherwise reading must raise a CheckpointError, and the other checkpoints
+must stay readable.
 """
 
 import collections
@@ -39,7 +39,7 @@ def make_workdir(folder: Path):
 
 
 def make_saved_model(folder: Path):
-    """A small model with all that one can hold."""
+    """Write a small model with every optional part."""
     model = AudioVAE(**SMALL)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32), model.shapes())
@@ -47,14 +47,14 @@ def make_saved_model(folder: Path):
 
 
 def read_to_go_on(folder: Path):
-    """What a resumed run would get."""
+    """Read what a resumed run would restore."""
     store = Checkpoints(folder, read_only=True)
     restored = store.restore(jax.eval_shape(lambda: _state(1)), mesh.replicated(mesh.make_mesh()))
     return restored.step, restored.state, restored.config, restored.data, restored.metrics
 
 
 def read_to_use(folder: Path):
-    """The weights of the newest checkpoint that gives them."""
+    """Read the weights of the newest readable checkpoint."""
     store = Checkpoints(folder, read_only=True)
     for step in store.steps()[::-1]:
         try:
@@ -65,14 +65,14 @@ def read_to_use(folder: Path):
 
 
 def read_saved_model(folder: Path):
-    """All that `load_model` and `load_training_state` tell."""
+    """Read everything that `load_model` and `load_training_state` return."""
     loaded = open_model(folder)
     fields = (loaded.kind, loaded.sample_rate, loaded.epoch, loaded.global_step, loaded.metadata)
     return loaded.model, loaded.variables, fields
 
 
 def damages(data: bytes, flips: int, cuts: int, rng: random.Random):
-    """`(what, contents)` of a damaged file; None where it is gone."""
+    """Yield `(description, contents)` of damaged files; the contents are None if the file is removed."""
     yield "removed", None
     for _ in range(cuts):
         yield "cut", data[: rng.randrange(len(data))] if data else data
@@ -83,7 +83,7 @@ def damages(data: bytes, flips: int, cuts: int, rng: random.Random):
 
 
 def fuzz(folder: Path, read, flips: int, cuts: int) -> dict[str, collections.Counter]:
-    """Counts of what became of each kind of damage: "refused", "unchanged", "older", and what must not be."""
+    """Count the outcomes of each kind of damage: "refused", "unchanged", "older", and forbidden ones."""
     whole = read(folder)
     older = _read_without(folder, read)
     outcomes = collections.defaultdict(collections.Counter)
@@ -116,7 +116,7 @@ def _state(value):
 
 
 def _read_without(folder, read):
-    """What is read where the newest checkpoint is gone; of a saved model, nothing."""
+    """Read without the newest checkpoint; nothing for a saved model."""
     newest = folder / "2"
     if not newest.is_dir():
         return None
@@ -128,7 +128,7 @@ def _read_without(folder, read):
 
 
 def _same(a, b):
-    """Equal to the bit."""
+    """Return whether both are bit-identical."""
     leaves, structure = jax.tree.flatten(a)
     others, other = jax.tree.flatten(b)
     return structure == other and all(

@@ -1,6 +1,6 @@
 """Damage a torch file in many ways and read it each time: `python tests/fuzz_torch_files.py FILE [FLIPS [CUTS]]`.
 
-Of a file that is read in spite of its damage, every value must be what it was.
+If a damaged file can still be read, every value must be unchanged.
 """
 
 import collections
@@ -17,7 +17,7 @@ from audiovae_jax.torch_io.files.unpickle import Placeholder
 
 
 def same(a, b, depth=0):
-    """Whether two values of `read_checkpoint` are equal, to the bit; placeholders with all that they hold."""
+    """Return whether two values of `read_checkpoint` are bit-identical, with the contents of placeholders."""
     if isinstance(a, Placeholder) and isinstance(b, Placeholder) and depth < 20:
         return all(same(getattr(a, name), getattr(b, name), depth + 1) for name in Placeholder.__slots__)
     if isinstance(a, np.ndarray):
@@ -25,7 +25,7 @@ def same(a, b, depth=0):
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
-        # A placeholder as a key has no equal, but its place.
+        # Placeholders as keys are compared by position.
         return [str(k) for k in a] == [str(k) for k in b] and all(
             same(x, y, depth) for x, y in zip(a.values(), b.values(), strict=True)
         )
@@ -35,7 +35,7 @@ def same(a, b, depth=0):
 
 
 def flips(data, count, seed=0):
-    """Copies of `data` with one bit flipped: half of them anywhere, half where the structure is."""
+    """Yield copies of `data` with one bit flipped: half of them anywhere, half within the structure."""
     rng = np.random.default_rng(seed)
     # A zip's structure: the pickle at its beginning, the directory at its end.
     edges = np.concatenate([np.arange(min(len(data), 4096)), np.arange(max(0, len(data) - 32768), len(data))])
@@ -47,14 +47,14 @@ def flips(data, count, seed=0):
 
 
 def cuts(data, count, seed=0):
-    """Beginnings of `data`."""
+    """Yield truncated copies of `data`."""
     rng = np.random.default_rng(seed)
     for length in rng.choice(len(data), size=min(count, len(data)), replace=False):
         yield data[: int(length)]
 
 
 def fuzz(original: Path, damaged_files) -> collections.Counter:
-    """Counts of what became of each damaged file: "refused", "unchanged", and what must not be."""
+    """Count the outcomes of damaged files: "refused", "unchanged", and forbidden ones."""
     whole = read_checkpoint(original)
     outcomes = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What the golden files are of; needs no torch."""
+"""The configs of the golden files; needs no torch."""
 
 import json
 
@@ -60,7 +60,7 @@ def parametrized(key):
     return f"{stem}.parametrizations.weight.original{'gv'.index(leaf[-1])}"
 
 
-# A run small enough to keep its checkpoints in the repository.
+# A run small enough to store its checkpoints in the repository.
 MICRO_MODEL = {
     "in_channels": 2,
     "base_channels": 2,

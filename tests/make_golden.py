@@ -25,7 +25,7 @@ def _audio(seed, length=1000):
 
 
 def _randomize(module):
-    """Parameters away from their special initial values, so that each one matters."""
+    """Replace special initial values of parameters, so that each one matters."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -92,7 +92,7 @@ def _discriminator(module, real, fake):
     arrays |= {f"fake_logits_{i}": x for i, x in enumerate(fake_logits)}
     arrays["grad_fake"] = torch.autograd.grad(g_adv + 10 * fm, fake, retain_graph=True)[0]
     arrays["d_loss"] = ref.hinge_d(real_logits, fake_logits)
-    # Of the real half: in the sum with the other, the last layer's gradients cancel.
+    # Only the real half's loss. In the sum with the other half, the last layer's gradients cancel.
     half = sum(torch.relu(1 - logits).mean() for logits in real_logits) / len(real_logits)
     names = [name for name, _ in module.named_parameters()]
     for name, grad in zip(names, torch.autograd.grad(half, list(module.parameters())), strict=True):
@@ -121,7 +121,7 @@ def losses():
 
 
 def checkpoints():
-    """A run of three batches, as the system and Lightning save it, in both of torch's formats."""
+    """Save a run of three batches as the system and Lightning do, in both of torch's formats."""
     torch.manual_seed(0)
     model, discriminator = ref.AudioVAE(**MICRO_MODEL), ref.EnCodecDiscriminator(**MICRO_DISCRIMINATOR)
     model.latent_mean.data.normal_()

@@ -1,4 +1,4 @@
-"""One process of a run, as tests start it: what it saw at every step is written beside the workdir.
+"""One process of a run, as tests start it. It records each step's batch next to the workdir.
 
 `python process_worker.py TOLD`, a dict: `workdir`, `config`, `devices`, `join` and `train` (arguments of
 `launch.joined` and `train.train`), `record` (a file), and optionally `fail_at` (a step whose batch this
@@ -32,18 +32,18 @@ from audiovae_jax.training import compilation, program
 
 
 def hashes(rows):
-    """Of each row of a batch, `[b, T, C]`."""
+    """Return a hash of each row of a batch, `[b, T, C]`."""
     return [hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()[:16] for row in rows]
 
 
 def slow_to_compile(map_step, slow):
-    """`map_step` whose function, with the discriminator or without as `slow` says, takes minutes to compile."""
+    """Return a `map_step` that takes minutes to compile, with or without the discriminator as set by `slow`."""
 
     def compiled(lowered):
         print("worker: compiling", flush=True)
         end = time.monotonic() + 300
         while time.monotonic() < end:
-            ctypes.CDLL(None).sleep(300)  # in C, where Python interrupts nothing
+            ctypes.CDLL(None).sleep(300)  # in C, where Python cannot interrupt it
         return lowered.compile()
 
     def mapped(recipe, devices, adversarial):

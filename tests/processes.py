@@ -1,4 +1,4 @@
-"""Starting the processes of a run on this machine, and reading what they recorded."""
+"""Start the processes of a run on this machine, and read their records."""
 
 import json
 import os
@@ -25,7 +25,7 @@ class Run:
       folder: gets a log and a record of each, `<name>.<process>.log` and `.json`.
       config: of the run; `configs` gives some processes another.
       count, devices: processes, and devices of each.
-      each: what a single process is told besides, by its number.
+      each: further settings of single processes, by process number.
       train: arguments of `train.train`.
     """
 
@@ -72,7 +72,7 @@ class Run:
         return [process.wait(max(0, deadline - time.monotonic())) for process in self.processes]
 
     def wait_for(self, text: str, i: int = 0, timeout: float = 300):
-        """Wait until the log of process `i` has `text` in it."""
+        """Wait until the log of process `i` contains `text`."""
         deadline = time.monotonic() + timeout
         while text not in self.log(i):
             assert self.processes[i].poll() is None, self.log(i)
@@ -80,13 +80,13 @@ class Run:
             time.sleep(0.02)
 
     def finished(self) -> "Run":
-        """Wait, and require that all ended well."""
+        """Wait, and check that all processes succeeded."""
         statuses = self.wait()
         assert not any(statuses), [self.log(i) for i in range(len(statuses))]
         return self
 
     def global_batches(self) -> dict[str, list[str]]:
-        """By step, the hashes of the global batch's rows in their order."""
+        """Return the hashes of each global batch's rows in order, by step."""
         records = [self.record(i)["batches"] for i in range(len(self.processes))]
         return {step: [row for record in records for row in record[step]] for step in records[0]}
 

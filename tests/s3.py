@@ -1,4 +1,4 @@
-"""A real S3 server on this machine, and a proxy before it whose line can be slow or cut."""
+"""A real S3 server on this machine, and a proxy in front of it that can be slow or disconnected."""
 
 import contextlib
 import os
@@ -28,7 +28,7 @@ _KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEF
 
 
 class Server:
-    """A server in a process of its own; port 0 takes any."""
+    """A server in its own process; with port 0 on any free port."""
 
     def __init__(self, port: int = 0):
         self._process = subprocess.Popen(
@@ -41,7 +41,7 @@ class Server:
         self.port = int(line)
 
     def upload(self, folder: Path, bucket: str):
-        """Every file under `folder`, by its path under it."""
+        """Upload every file under `folder`, under its relative path."""
         import boto3
 
         client = boto3.client(
@@ -54,7 +54,7 @@ class Server:
                 client.put_object(Bucket=bucket, Key=path.relative_to(folder).as_posix(), Body=path.read_bytes())
 
     def require_keys(self, required: bool):
-        """Refuse, or again accept, keys that the server has not given out."""
+        """Start or stop to reject unknown keys."""
         import requests
 
         url = f"http://127.0.0.1:{self.port}/moto-api/reset-auth"
@@ -68,7 +68,7 @@ class Server:
 
 
 class Proxy:
-    """Passes connections on to a port, every request `delay` seconds late."""
+    """Forwards connections to a port, and delays every request by `delay` seconds."""
 
     def __init__(self, port: int, delay: float = 0.0):
         self._target, self.delay = port, delay
@@ -77,7 +77,7 @@ class Proxy:
         self.restore()
 
     def restore(self):
-        """Listen, on the same port as before."""
+        """Listen again on the same port."""
         self._listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
@@ -118,7 +118,7 @@ class Proxy:
 
 
 def use(monkeypatch, port: int):
-    """Let `s3://` mean the server at a port, and nothing of this machine's own settings."""
+    """Let `s3://` mean the server at a port, without this machine's settings."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)

@@ -1,4 +1,4 @@
-"""A step in miniature, shared by the tests of what it is made of."""
+"""A small training step, shared by the tests of its parts."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ def initial_state(recipe, devices=None):
 
 
 def run(recipe, steps=1, devices=1, adversarial=True):
-    """The final state and each step's metrics."""
+    """Return the final state and each step's metrics."""
     devices = mesh.make_mesh(jax.devices()[:devices])
     train_step, scalars = program.map_step(recipe, devices, adversarial), program.place_scalars(recipe, devices)
     state = initial_state(recipe, devices)

@@ -1,4 +1,4 @@
-"""The structure that the code keeps: imports only go down, and nothing stray lies at the top."""
+"""The structure of the code: imports only go down, and the top has no unexpected files."""
 
 import ast
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "audiovae_jax"
-# From low to high. A module may import from the rooms before its own, and from its own.
+# From low to high. A module may import from its own room and from those listed before it.
 WINGS = {
     "foundation": ["errors", "html", "storage", "distributed"],
     "core": ["ops", "models", "discriminators", "losses", "training", "config"],
@@ -21,7 +21,7 @@ WINGS = {
     "door": ["commands", "__main__"],
 }
 ROOMS = [room for rooms in WINGS.values() for room in rooms]
-MAX_FILES = 14  # of a package; one that passes it has become two
+MAX_FILES = 14  # of a package; split a package with more
 MAX_ENTRIES = 20  # of the top package
 
 
@@ -64,7 +64,7 @@ def test_packages_say_what_lives_there_and_stay_small():
     assert len([entry for entry in PACKAGE.iterdir() if entry.name != "__pycache__"]) <= MAX_ENTRIES
 
 
-def test_a_wheel_holds_every_package_and_the_configs():
+def test_a_wheel_contains_every_package_and_the_configs():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     packages = {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
     assert set(listed) == {"audiovae_jax.configs", *packages}

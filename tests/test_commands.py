@@ -1,4 +1,4 @@
-"""The commands on files, as a user gives them."""
+"""The commands on files."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_files_through_a_model_by_every_command(tmp_path):
 
     said = run("encode", "m", "songs", "latents", status=1)
     assert "bad.wav: not audio that can be read" in said
-    assert "2 made, 0 there already and skipped, 1 failed" in said
+    assert "2 written, 0 skipped (already there), 1 failed" in said
     (tmp_path / "songs" / "bad.wav").unlink()
     assert "2 made" in run("decode", "m", "latents", "out", "--format=flac")
     assert "1 made" in run("reconstruct", "m", "songs/a.wav", "direct.wav", "--chunk_length=100")
@@ -55,7 +55,7 @@ def test_files_through_a_model_by_every_command(tmp_path):
     described = json.loads(run("inspect_model", "m", "--json"))
     assert described["metadata"]["calibration_frames"] == 2 * 376
     assert (described["sample rate (Hz)"], described["hop (samples)"]) == (8000, 8)
-    # The latents are of the model before its calibration.
+    # The latents belong to the model before its calibration.
     assert "were encoded by another model" in run("decode", "m", "latents", "again", status=1)
     run("export_torch", "m", "m.pt")
     run("import_torch", "m.pt", "back")
@@ -80,7 +80,7 @@ def test_help_lists_the_flags_and_ends_with_status_0(name, flag, tmp_path):
     assert ("--config" in listed) == (name == "train")
 
 
-def test_scripts_holds_training_alone():
+def test_scripts_contains_only_training():
     assert [path.name for path in (ROOT / "scripts").glob("*.py")] == ["train.py"]
 
 
@@ -91,12 +91,14 @@ def test_commands_work_as_a_module_in_any_folder(tmp_path):
     assert all(name in said for name in cli.COMMANDS)
     assert "there is no command 'trian'; did you mean 'train'?" in _module("trian", cwd=tmp_path)[1]
     status, said = _module("train", "--config=tiny:no_adversarial", "--config.data.crop_length=500", cwd=tmp_path)
-    assert (status, "no multiple of the model's hop of 64" in said) == (1, True)
+    assert (status, "not a multiple of the model's hop of 64" in said) == (1, True)
     refused = _module("benchmark", "data", "--config=tiny", "--profile", cwd=tmp_path)[1]
-    assert "benchmark data makes no use of --profile; it takes --config, --json, --batch_size, --crop" in refused
+    assert "benchmark data has no flag --profile; its flags are --config, --json, --batch_size, --crop" in refused
     (tmp_path / "songs").mkdir()
     status, said = _module("encode", "songs", "latents", cwd=tmp_path)
-    forgotten = "error: no model was given: encode takes MODEL IN... OUT, and songs is none. --help tells more\n"
+    forgotten = (
+        "error: no model was given: songs is not a model; usage: encode MODEL IN... OUT [flags] (--help lists them)\n"
+    )
     assert (status, said) == (1, forgotten)
     status, said = _module("train", "--help", cwd=tmp_path)
     assert status == 0

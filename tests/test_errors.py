@@ -10,7 +10,7 @@ from audiovae_jax.errors import CheckpointError, ConfigError, DataError, naming,
 @pytest.mark.parametrize(
     "value", [48000, 48000.0, np.int64(48000), np.float32(48000), jnp.int32(48000), np.array(48000)]
 )
-def test_whole_numbers_of_any_type_are_taken(value):
+def test_integers_of_any_type_are_accepted(value):
     number = whole_number(value, "rate", DataError)
     assert (number, type(number)) == (48000, int)
 

@@ -1,4 +1,4 @@
-"""A little of the fuzz of saved files in every run; `python tests/fuzz_saved_files.py` does more of it."""
+"""A short fuzz test of saved files; `python tests/fuzz_saved_files.py` runs a longer one."""
 
 import fuzz_saved_files as fuzz
 import pytest

@@ -1,4 +1,4 @@
-"""Equal to the PyTorch system: numbers of the original (`original_*.npz`), and of a reference in torch."""
+"""Equality with the PyTorch system: values of the original (`original_*.npz`), and of a reference in torch."""
 
 import golden_configs as names
 import jax
@@ -21,15 +21,15 @@ def channel_first(x):
 
 
 def relative(actual, expected):
-    """The largest difference, as a share of the largest value."""
+    """Return the largest difference, relative to the largest value."""
     return float(np.abs(np.asarray(actual) - expected).max() / max(np.abs(expected).max(), 1e-12))
 
 
 def check_discriminator(discriminator, state_dict, io):
     """Relative errors of every output and gradient of a discriminator against a golden file.
 
-    The parameters' gradients are of the real half of `d_loss`: in the sum with the other half those of
-    the last layer cancel, all but their rounding.
+    The parameters' gradients are those of the real half of `d_loss`. In the sum with the other half, those of the last
+    layer cancel except for rounding.
     """
     real, fake = channel_last(io["real"]), channel_last(io["fake"])
     params = import_discriminator(state_dict, discriminator)
@@ -68,7 +68,7 @@ def check_discriminator(discriminator, state_dict, io):
 
 
 def arrange(logits, expected):
-    """Our logits in torch's layout: `[B, 1, ...]`, in the multi-period discriminator `[B, 1, T, period]`."""
+    """Return our logits in torch's layout: `[B, 1, ...]`, in the multi-period discriminator `[B, 1, T, period]`."""
     logits = channel_first(logits) if logits.ndim > 2 else np.asarray(logits)
     return logits if logits.shape == expected.shape else np.swapaxes(logits, -1, -2)
 
@@ -125,9 +125,9 @@ def test_the_losses_give_torchs_numbers_and_gradients(name):
 
 
 def check_loss(io, name, fn, options, bound):
-    """Value within 1e-5; gradient within `bound`, or as near as the same formula in float64 is.
+    """Check the value within 1e-5, and the gradient within `bound` or the error of the formula in float64.
 
-    Log-magnitudes divide by bins that are all rounding, the file's own: how it falls differs between machines.
+    Log-magnitudes divide by bins that contain only rounding, which differs between machines.
     """
     value, norm, head = _loss_and_gradient(io, fn, options, np.float32)
     assert relative(value, io[name]) < 1e-5
@@ -141,7 +141,7 @@ def check_loss(io, name, fn, options, bound):
 
 
 def _loss_and_gradient(io, fn, options, dtype):
-    """`(loss, norm of its gradient, the gradient's beginning)`."""
+    """Return `(loss, norm of its gradient, first values of the gradient)`."""
     prediction, target = (channel_last(io[side]).astype(dtype) for side in ("prediction", "target"))
     value, grad = jax.jit(jax.value_and_grad(lambda p: fn(prediction=p, target=target, **options)))(prediction)
     grad = channel_first(grad)

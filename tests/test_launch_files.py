@@ -1,4 +1,4 @@
-"""The launch files that stand beside the scripts: they parse, and what they start takes the flags they give."""
+"""The launch files next to the scripts: they parse, and their commands accept the given flags."""
 
 import re
 import shutil
@@ -47,7 +47,7 @@ def test_the_job_set_is_one():
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["google.com/tpu"] == 4
     assert container["command"][:4] == ["python", "-m", "audiovae_jax", "train"]
-    # The name by which GPU pods find the first one is made of these.
+    # GPU pods find the first one by a name that is built from these.
     assert (
         f"{job_set['metadata']['name']}-{workers['name']}-0-0.{job_set['metadata']['name']}:1234"
         in (LAUNCH / "gke_jobset.yaml").read_text()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def _modules_after(*statements):
-    """The modules that a fresh process holds after each of the statements."""
+    """Return the modules that a new process has loaded after each of the statements."""
     code = "import sys\n" + "".join(f"{statement}\nprint(*sys.modules)\n" for statement in statements)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     return [set(line.split()) for line in done.stdout.splitlines()]

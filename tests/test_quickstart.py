@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, with a few steps in place of 300."""
+"""The notebook runs from top to bottom, with a few steps instead of 300."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     display.Image = lambda path: Path(path).read_bytes()
     display.display = shown.append
     ipython = types.ModuleType("IPython")
-    ipython.version_info = (9, 0)  # which Matplotlib asks for
+    ipython.version_info = (9, 0)  # requested by Matplotlib
     monkeypatch.setitem(sys.modules, "IPython", ipython)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(sys, "path", list(sys.path))

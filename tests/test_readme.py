@@ -1,4 +1,4 @@
-"""The READMEs' Python runs as a reader pastes it: a page's blocks in order, in one fresh namespace."""
+"""The READMEs' Python code runs when pasted: the blocks of a page in order, in one new namespace."""
 
 import re
 import shutil
@@ -17,16 +17,16 @@ from audiovae_jax import AudioVAE, save_model
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 PACKAGE = ROOT / "audiovae_jax"
-_DISCRIMINATORS = {  # by page: a small ensemble of every part, and that of the golden file
+_DISCRIMINATORS = {  # by page: a small ensemble with every part, and the golden file's ensemble
     "README.md": SMALL_DISCRIMINATOR,
     "audiovae_jax/torch_io/README.md": names.MICRO_DISCRIMINATOR,
 }
-# Pages whose blocks run in other tests: of the data set, of the server, and as files of a user's own.
+# Pages whose blocks run in other tests: those of data sets, of the server, and of custom files.
 _ELSEWHERE = {f"audiovae_jax/{name}/README.md" for name in ("inference", "evaluation/listening", "config")}
 
 
 def _blocks(page):
-    """A page's Python blocks, with small widths: the published one takes minutes to initialise."""
+    """Return a page's Python blocks, with small widths, since the published model takes minutes to initialise."""
     small = {"latent_dim=64, base_channels=128": "latent_dim=3, base_channels=2"}
     if page in _DISCRIMINATORS:
         small["EnCodecDiscriminator()"] = f"EnCodecDiscriminator(**{_DISCRIMINATORS[page]})"
@@ -37,7 +37,7 @@ def _blocks(page):
 
 
 def _run(page):
-    """Runs a page's blocks one after the other; gives the namespace after each."""
+    """Run a page's blocks one after the other. Yield the namespace after each."""
     namespace = {}
     for block in _blocks(page):
         exec(block, namespace)
@@ -46,7 +46,7 @@ def _run(page):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """A folder that holds what the blocks read."""
+    """A folder with the files that the blocks read."""
     monkeypatch.chdir(tmp_path)
     for name in ("old.ckpt", "epoch=99.ckpt"):
         shutil.copy(GOLDEN / "lightning.ckpt", name)

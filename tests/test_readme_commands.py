@@ -1,4 +1,4 @@
-"""Every command of every README runs as it stands, with small models and files in place of a user's own."""
+"""Every command of every README runs unchanged, with small models and files."""
 
 import importlib.util
 import itertools
@@ -26,13 +26,13 @@ _MODEL = (
 )
 _MEL = "--config.losses.mel.fft_sizes=(1024,) --config.losses.mel.n_mels=(16,)"
 _TRAINING = "--config.num_steps=1 --config.sample_every=1 --config.data.num_samples=1 --config.diagnose_every=0"
-# These tests are about command lines: one sub-discriminator of two kinds compiles in a fifth of the time of all.
+# These tests check command lines. One sub-discriminator of two kinds compiles in a fifth of the time of all.
 _DISCRIMINATOR = (
     "--config.discriminator.stft_filters=1 --config.discriminator.n_ffts=(256,) --config.discriminator.use_msd=False "
     "--config.discriminator.mpd_periods=(2,) --config.discriminator.mpd_channels=(2,2)"
 )
 _NETWORKS = f"{_MODEL} {_MEL} {_DISCRIMINATOR}"
-SMALL = {  # what makes a command short
+SMALL = {  # flags that shorten a command
     "train": f"{_NETWORKS} {_TRAINING}",
     "train --config=my_config.py": f"{_MODEL} {_MEL} {_TRAINING}",
     "train --config=configs/mine.py": f"{_MODEL} {_TRAINING} {_DISCRIMINATOR}",
@@ -49,7 +49,7 @@ ELSEWHERE = "--config.data.root=songs --config.data.source=folder --config.loggi
 
 
 def _commands(page):
-    """`(how it is started, command, arguments)` of each line in a page's blocks that runs one."""
+    """Return `(launcher, command, arguments)` of each line in a page's blocks that runs a command."""
     blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(), flags=re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     found = [re.search(r"python (scripts/(train)\.py)(.*)|audiovae-jax (\w+)(.*)", line) for line in lines]
@@ -67,9 +67,9 @@ def _short(command, given):
     if "--config.init_from=runs/tiny" in given:  # a saved model of this shape
         return [*short.split(), *(f"--config.model.{key}={value}" for key, value in SMALL_MODEL.items())]
     if any("init_from" in part for part in given):
-        short = GOING_ON  # with the file's settings in place of the config's
+        short = GOING_ON  # with the file's settings instead of the config's
     if "--config=configs/mine.py" in given:
-        short += f" {ELSEWHERE}"  # than where the old config's data and server were
+        short += f" {ELSEWHERE}"  # other than the old config's data and server
     return short.split()
 
 
@@ -80,7 +80,7 @@ def _write_noise(path, seconds=0.5, rate=44100):
 
 @pytest.fixture
 def workplace(tmp_path, audio_folder, trained_run):
-    """A folder that holds what the pages' commands name."""
+    """A folder with the files that the pages' commands name."""
     model = AudioVAE(**SMALL_MODEL)
     save_model(model, random_variables(model), tmp_path / "MODEL", sample_rate=44100)
     for name in ("tiny", "other"):
@@ -102,7 +102,7 @@ def workplace(tmp_path, audio_folder, trained_run):
 
 
 def _serves(line, folder, environment):
-    """A command that goes on until it is stopped, or says what it needs."""
+    """Check a command that runs until it is stopped, or reports what it needs."""
     process = subprocess.Popen(
         line, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -111,7 +111,7 @@ def _serves(line, folder, environment):
         if importlib.util.find_spec("gradio") is None:
             assert "pip install -e '.[ui]'" in said
             return
-        assert "has the page" in said
+        assert "serves " in said
         process.terminate()
         assert process.wait(timeout=120) == 0
     finally:
@@ -131,10 +131,10 @@ def test_the_commands_of_all_pages_are_found():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_works_as_it_stands(workplace, page):
+def test_every_command_runs_unchanged(workplace, page):
     environment = command_line.environment()
     seen = [] if page == "README.md" else _commands(ROOT / "README.md")
-    # Of the default structure; `report` alone needs a whole run, whose model is a micro one.
+    # With the default structure. Only `report` needs a whole run, which uses a micro model.
     if all(command != "report" for _, command, _ in _commands(ROOT / page)):
         shutil.rmtree(workplace / "runs" / "tiny")
         shutil.copytree(workplace / "MODEL", workplace / "runs" / "tiny")
@@ -144,7 +144,7 @@ def test_every_command_works_as_it_stands(workplace, page):
         if any("mlflow" in part for part in given) and importlib.util.find_spec("mlflow") is None:
             continue
         given = [re.sub(r"^(.*?)/(path/to|data)/", rf"\1{workplace}/\2/", part) for part in given]
-        if command == "benchmark":  # what needs torch is compared in the benchmark's own tests
+        if command == "benchmark":  # comparisons with torch run in the benchmark's own tests
             given = [part for part in given if not part.startswith("--against")]
         workdir = [f"--workdir=work/{number}"] if command == "train" else []
         line = [*start, *given, *_short(command, given), *workdir]

@@ -1,7 +1,7 @@
-"""The PyTorch system, or diffusers' Oobleck, in a process of its own that does one piece of work per line it reads.
+"""The PyTorch system, or diffusers' Oobleck, in its own process. It does one piece of work per line of input.
 
-Started by `audiovae-jax benchmark`, with a job as JSON in its first argument. It answers each line on
-standard output with one of JSON: first what it is, then `{"seconds": ..., "peak_bytes": ...}`.
+`audiovae-jax benchmark` starts it, with a job as JSON in its first argument. It writes lines of JSON to standard
+output: first its description, then `{"seconds": ..., "peak_bytes": ...}` for each line of input.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ class AlternatingStep:
     """The system's training step: a pass for the generator, then one for the discriminator.
 
     As its loop does, each pass runs the discriminator on real and on generated audio. While one of the
-    two is trained, the other's parameters are held (Lightning's `toggle_optimizer`), and nothing is
-    recorded for the discriminator's view of real audio in the generator's pass.
+    two is trained, the other's parameters are frozen (Lightning's `toggle_optimizer`). The generator's
+    pass records no gradient for the discriminator on real audio.
     """
 
     def __init__(self, job, device):
@@ -140,14 +140,14 @@ def _codec(job, device, encode, decode):
     return {"encode": inferring(encode, audio), "decode": inferring(decode, latents)}
 
 
-# What only our configs have: the torch system's own defaults hold, or autocast decides.
+# Keys that only our configs have: the torch system uses its defaults, or autocast decides.
 _NOT_TORCH = (
     "_target_", "dtype", "encoder_frozen", "remat", "mel_stft_sample_rate", "mel_stft_f_min", "mel_stft_f_max"
 )  # fmt: skip
 
 
 def _reconstruction_loss(sections):
-    """The two losses that the system's config has; another one is refused."""
+    """Return the two losses of the system's config; others raise an error."""
     terms = []
     for name, section in sections.items():
         target = section["_target_"].rsplit(".", 1)[-1]
@@ -185,7 +185,7 @@ def _autocast(device, dtype):
 
 
 def peak_memory():
-    """Of this process, in bytes, as `audiovae_jax.performance.benchmark.measure` counts it; 0 where unknown."""
+    """Return this process's peak memory in bytes, as `performance.benchmark.measure` does; 0 if unknown."""
     with contextlib.suppress(OSError, StopIteration), open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
     return 0
@@ -193,7 +193,7 @@ def peak_memory():
 
 def main():
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
     warnings.simplefilter("ignore")
 
     def answer(**values):
@@ -201,7 +201,7 @@ def main():
 
     job = json.loads(sys.argv[1])
     device = torch.device("cuda" if torch.cuda.is_available() and job["gpu"] else "cpu")
-    torch.backends.cudnn.benchmark = True  # as XLA does, it may try which algorithm is fastest
+    torch.backends.cudnn.benchmark = True  # like XLA, it may search for the fastest algorithm
     work = {"step": step, "codec": codec, "oobleck": oobleck}[job["kind"]](job, device)
     answer(torch=torch.__version__, device=str(device), threads=torch.get_num_threads())
     for line in sys.stdin:

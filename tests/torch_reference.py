@@ -1,7 +1,6 @@
-"""The PyTorch system, written anew from its description: what ours is compared with, live.
+"""The PyTorch system, reimplemented from its description, to compare ours with at run time.
 
-Modules have the names that its checkpoints have, so their state dicts are interchangeable with its
-own. Audio is [B, C, T].
+Modules have the names of its checkpoints, so state dicts are interchangeable. Audio is [B, C, T].
 """
 
 import functools
@@ -17,7 +16,7 @@ from torch import nn
 
 def weight_norm(module):
     with warnings.catch_warnings():
-        # The checkpoints have this form's names, weight_g and weight_v.
+        # The checkpoints have the names of this form, weight_g and weight_v.
         warnings.filterwarnings("ignore", category=FutureWarning)
         return nn.utils.weight_norm(module)
 

@@ -1,4 +1,4 @@
-"""A training run of the PyTorch system, in the small: its step and its checkpoints. Audio is [B, C, T]."""
+"""A small training run of the PyTorch system: its step and its checkpoints. Audio is [B, C, T]."""
 
 import functools
 import math
@@ -10,8 +10,8 @@ import torch_reference as ref
 class Run:
     """The model and its discriminator with their optimizers.
 
-    Both gradients are taken at the parameters of before the step, and latent statistics stay as they
-    are: they cancel in the reconstruction, so that their gradient is rounding.
+    Both gradients are computed at the parameters before the step. Latent statistics are unchanged: they cancel in the
+    reconstruction, so their gradient is only rounding.
 
     Args:
       model, discriminator: modules of the reference.
@@ -36,7 +36,7 @@ class Run:
         ]
 
     def step(self, audio, eps=None):
-        """One batch; returns `(generator loss, discriminator loss)`."""
+        """Train on one batch; return `(generator loss, discriminator loss)`."""
         kl_weight, adversarial_weight, feature_matching_weight = self.weights
         fake, _, mean, logvar = self.model(audio, eps)
         real_logits, real_maps = self.discriminator(audio)
@@ -60,7 +60,7 @@ class Run:
         return g_loss.item(), d_loss.item()
 
     def load(self, checkpoint):
-        """Go on from a Lightning checkpoint, read by torch."""
+        """Resume from a Lightning checkpoint, read by torch."""
         for prefix, module in (("model.", self.model), ("discriminator.", self.discriminator)):
             state = checkpoint["state_dict"].items()
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state if k.startswith(prefix)})
@@ -69,7 +69,7 @@ class Run:
         self.done = checkpoint["global_step"] // 2
 
     def lightning_checkpoint(self, model_config):
-        """What Lightning would save, with the kinds of objects that it does."""
+        """Return the contents of a Lightning checkpoint, with the same kinds of objects."""
         state = {"model." + k: v for k, v in self.model.state_dict().items()}
         state["loss_calculator.global_step"] = torch.tensor(self.done)
         state |= {"discriminator." + k: v for k, v in self.discriminator.state_dict().items()}
@@ -107,7 +107,7 @@ class Run:
 
 
 def save_model_checkpoint(run, model_config):
-    """What the system's `save_model` writes, key by key."""
+    """Return the contents that the system's `save_model` writes, key by key."""
     return {
         "model_state_dict": run.model.state_dict(),
         "model_config": {k: list(v) if isinstance(v, tuple) else v for k, v in model_config.items()},

@@ -1,4 +1,4 @@
-"""What a command is, and how its flags and positional arguments are parsed."""
+"""The description of a command, and the parser of its flags and positional arguments."""
 
 import dataclasses
 import difflib
@@ -37,7 +37,7 @@ class Command:
     Attributes:
       name: the name that users type; `cli.COMMANDS` has its summary.
       details: text for `--help`, after the summary.
-      main: function that takes the positional arguments and reads the flags.
+      main: function of the positional arguments; it reads the flags itself.
       positional: names of the positional arguments. A name that ends in "..." stands for one or more arguments. A name
         in brackets is optional.
       define_flags: function that defines the command's flags.
@@ -76,7 +76,7 @@ def run(command: Command, summary: str):
 
 def define_config_flag():
     """Define `--config=FILE[:NAME,NAME]` and `--config.KEY=VALUE` for every key."""
-    what = "config file or name, and configs to mix in: base:lightweight,staged; --config.KEY=VALUE sets a key of it"
+    what = "config file or name, and configs to add: base:lightweight,staged; --config.KEY=VALUE sets a key"
     config_flags.DEFINE_config_file("config", None, what, flags.FLAGS)
     flags.FLAGS["config"].default_as_str = "'base'"  # `_parse` loads it, for readable errors on unknown keys
 
@@ -94,7 +94,7 @@ def read_config(workdir: Path | BucketPath, reader=None) -> ml_collections.Confi
       ConfigError: a key is unknown.
       CheckpointError: `init_from` cannot be read.
     """
-    from audiovae_jax.run import warm_start  # not at the top: it loads Orbax, which --help does not need
+    from audiovae_jax.run import warm_start  # imported late, since it loads Orbax, which --help does not need
 
     config = flags.FLAGS.config
     given = {key for _, key in configuration.override_keys(sys.argv)}
@@ -122,7 +122,7 @@ def whole_numbers(flag: str, values: list[str] | None) -> tuple[int, ...] | None
     try:
         return None if values is None else tuple(int(value) for value in values)
     except ValueError:
-        raise ConfigError(f"--{flag}={','.join(values)} must be whole numbers between commas") from None
+        raise ConfigError(f"--{flag}={','.join(values)} must be integers separated by commas") from None
 
 
 def _positional(argv, command):
@@ -130,15 +130,15 @@ def _positional(argv, command):
     open_ended = any(name.endswith("...") for name in names)
     needed = [name for name in names if not name.startswith("[")]
     if len(given) < len(needed) or (len(given) > len(names) and not open_ended):
-        takes = " ".join(names) or "no arguments but flags"
+        usage = f"usage: {' '.join([command.name, *names])} [flags] (--help lists them)"
         wants_model = needed[:1] in ([MODEL], [f"{MODEL}..."]) and len(given) < len(needed)
         if wants_model and not (given and _may_be_model(given[0].partition("=")[2] or given[0])):
-            found = f", and {printable(given[0])} is none" if given else ""
-            raise ConfigError(f"no model was given: {command.name} takes {takes}{found}. --help tells more")
-        raise ConfigError(f"{command.name} takes {takes}; {len(given)} were given. --help lists the flags")
+            found = f": {printable(given[0])} is not a model" if given else ""
+            raise ConfigError(f"no model was given{found}; {usage}")
+        raise ConfigError(f"{len(given)} argument{'' if len(given) == 1 else 's'} given; {usage}")
     if names[-1:] == ("OUT",) and server.is_url(given[-1]) and not command.bucket_output:
         raise ConfigError(
-            f"{given[-1]}: {command.name} writes to this machine; give a path here, and copy what it makes afterwards"
+            f"{given[-1]}: {command.name} writes to this machine only; give a local path, then copy the output"
         )
     return given
 
@@ -193,7 +193,7 @@ def _parsed(command, argv, config=None):
     except flags.UnrecognizedFlagError as error:
         name = error.flagname
         if name == "model" and command.positional[:1] in ((MODEL,), (f"{MODEL}...",)):
-            raise ConfigError(f"{command.name} takes the model first, without --model=") from None
+            raise ConfigError(f"give {command.name} the model as its first argument, without --model=") from None
         known = {flag.name: f"--{flag.name}" for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
         known |= {key: f"--config.{key}" for key in configuration.flatten(config or {})}
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -225,7 +225,8 @@ def _may_be_model(path: str) -> bool:
     """Return False only if there is certainly no model at `path`."""
     if server.is_url(path):
         return True
-    from audiovae_jax.persistence.locate import OURS, Kind, locate  # loads Orbax; only needed for an error
+    # Imported late, since it loads Orbax.
+    from audiovae_jax.persistence.locate import OURS, Kind, locate
 
     kind = locate(path).kind
     return kind in OURS or (kind is Kind.TORCH_FILE and Path(path).suffix.lower() not in EXTENSIONS)

@@ -24,14 +24,14 @@ _USED = {
 
 def _flags():
     arguments.define_config_flag()
-    flags.DEFINE_integer("batch_size", None, "items; by default the config's, and of codec one signal", lower_bound=1)
-    flags.DEFINE_integer("crop", None, "samples of an item; by default the config's", lower_bound=1)
-    flags.DEFINE_bool("adversarial", None, "with the discriminator; by default as the config says")
-    flags.DEFINE_float("seconds", 10.0, "of each signal that codec encodes and decodes", 0.1, 3600)
-    flags.DEFINE_list("against", [], "to time beside ours: torch, torch_compile, oobleck (codec), whole (data)")
+    flags.DEFINE_integer("batch_size", None, "items per batch; default the config's, for codec 1", lower_bound=1)
+    flags.DEFINE_integer("crop", None, "samples per item; default the config's", lower_bound=1)
+    flags.DEFINE_bool("adversarial", None, "whether to use the discriminator; default the config's")
+    flags.DEFINE_float("seconds", 10.0, "length of each signal for codec", 0.1, 3600)
+    flags.DEFINE_list("against", [], "systems to compare with: torch, torch_compile, oobleck (codec), whole (data)")
     flags.DEFINE_integer("repeats", 5, "measured rounds", lower_bound=1)
-    flags.DEFINE_integer("warmup", 1, "rounds before them", lower_bound=0)
-    flags.DEFINE_bool("profile", False, "step: where the time goes")
+    flags.DEFINE_integer("warmup", 1, "rounds before the measured ones", lower_bound=0)
+    flags.DEFINE_bool("profile", False, "for step, report the time of each part")
     flags.DEFINE_string("json", None, "file for the report as JSON")
 
 
@@ -63,13 +63,13 @@ def _benchmark(subcommand, model=None):
 def _require_used(subcommand):
     for flag in {flag for used in _USED.values() for flag in used} - set(_USED.get(subcommand, flags.FLAGS)):
         if flags.FLAGS[flag].present:
-            takes = ", ".join(f"--{name}" for name in _USED[subcommand])
-            raise ConfigError(f"benchmark {subcommand} makes no use of --{flag}; it takes --config, --json, {takes}")
+            used = ", ".join(f"--{name}" for name in _USED[subcommand])
+            raise ConfigError(f"benchmark {subcommand} has no flag --{flag}; its flags are --config, --json, {used}")
 
 
 BENCHMARK = Command(
     name="benchmark",
-    details="What is measured is built from --config, alone or beside other systems. codec takes a trained MODEL too.",
+    details="--config describes the measured step, codec or data. codec can also measure a trained MODEL.",
     main=_benchmark,
     positional=("step|codec|data|compile|memory", "[MODEL]"),
     define_flags=_flags,

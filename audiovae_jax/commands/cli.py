@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Entry(NamedTuple):
-    """A command: the module in this package that holds it, and a one-line summary."""
+    """A command: the module in this package that contains it, and a one-line summary."""
 
     module: str
     summary: str
@@ -26,13 +26,15 @@ COMMANDS = {
     "encode_dataset": Entry("latents", "Encode a data set to shards of latents, for training on them."),
     "inspect_model": Entry("models", "Describe a model: architecture, size, sample rate, training."),
     "calibrate_latents": Entry("models", "Set a model's latent statistics, for latents of mean 0 and variance 1."),
-    "export_stablehlo": Entry("models", "Export encoder and decoder for serving with JAX alone."),
+    "export_stablehlo": Entry("models", "Export encoder and decoder for serving with only JAX."),
     "import_torch": Entry("models", "Convert a PyTorch file to a saved model, with a report on each tensor."),
     "export_torch": Entry("models", "Write a model to a file for the PyTorch system."),
-    "make_shards": Entry("data", "Write a data set to shards, from which crops are read quickly."),
-    "benchmark": Entry("benchmark", "Measure the step, the codec, the data, compiling or memory."),
+    "make_shards": Entry("data", "Convert a data set to shards, for fast reading of crops."),
+    "benchmark": Entry("benchmark", "Benchmark the step, the codec, the data, compiling or memory."),
     "check_data": Entry("data", "Report on a data set: contents, skipped files, reading speed."),
-    "evaluate": Entry("judging", "Evaluate models beside Opus and MP3: a table, and a page with audio."),
+    "evaluate": Entry(
+        "judging", "Evaluate models, and compare them with Opus and MP3: a table, and a page with audio."
+    ),
     "serve": Entry("judging", "Serve a page for listening to models and editing latents."),
     "convert_musdb18": Entry("data", "Convert MUSDB18 (.stem.mp4) to the layout of MUSDB18-HQ; needs ffmpeg."),
     "plan": Entry("planning", "Plan a run for other machines: memory, largest batch, traffic."),
@@ -49,7 +51,7 @@ def main(name: str | None = None):
     if name is None and sys.argv[1:2] in ([], ["-h"], ["--help"]):
         print("\n".join(_list()))
         sys.exit(0 if sys.argv[1:] else 1)
-    # Not at the top: they import JAX, which takes seconds.
+    # Imported late, since they import JAX, which takes seconds.
     from audiovae_jax.commands import arguments, process
     from audiovae_jax.errors import UserError
 
@@ -71,7 +73,7 @@ def load(name: str):
 
 
 def _list():
-    yield f"{_program()} COMMAND, of\n"
+    yield f"{_program()} COMMAND, where COMMAND is one of\n"
     yield from (f"  {name.ljust(18)} {entry.summary}" for name, entry in COMMANDS.items())
     yield f"\n{_program()} COMMAND --help lists its arguments and flags."
 

@@ -17,17 +17,19 @@ from audiovae_jax.inference.codec import Codec
 def define_codec_flags():
     """Define the flags for loading and running a codec."""
     define_step()
-    flags.DEFINE_integer("sample_rate", None, "in Hz, where the model's file does not tell it", lower_bound=1)
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "what to compute in; by default the model's")
+    flags.DEFINE_integer("sample_rate", None, "in Hz, if the model's file does not contain it", lower_bound=1)
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "dtype of the convolutions; default the model's")
     flags.DEFINE_integer(
         "chunk_length", None, "samples computed at once; the result does not depend on it", lower_bound=1
     )
-    flags.DEFINE_integer("batch_size", None, "windows computed at once; by default by device", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", None, "windows computed at once; default 1 per device on CPU, 8 elsewhere", lower_bound=1
+    )
 
 
 def define_step():
     """Define `--step`."""
-    flags.DEFINE_integer("step", None, "of a workdir's checkpoint; by default the best by validation loss")
+    flags.DEFINE_integer("step", None, "checkpoint of a workdir; default the best by validation loss")
 
 
 def load(model: str) -> Codec:
@@ -45,13 +47,13 @@ def load(model: str) -> Codec:
 
 def _define(*, mix: bool = False, audio_format: bool = False, other_model: bool = False):
     define_codec_flags()
-    flags.DEFINE_bool("overwrite", False, "replace outputs that exist")
+    flags.DEFINE_bool("overwrite", False, "replace existing outputs")
     if mix:
         flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
     if audio_format:
-        flags.DEFINE_enum("format", "wav", ["wav", "flac"], "of the audio: 32-bit float wav, or 24-bit flac")
+        flags.DEFINE_enum("format", "wav", ["wav", "flac"], "output format: 32-bit float wav, or 24-bit flac")
     if other_model:
-        flags.DEFINE_bool("allow_other_model", False, "decode the latents of another model")
+        flags.DEFINE_bool("allow_other_model", False, "also decode latents of another model")
 
 
 def _plan_audio(paths: Sequence[str], extensions: Collection[str]) -> list[file_jobs.Job]:
@@ -75,10 +77,10 @@ def _plan_audio(paths: Sequence[str], extensions: Collection[str]) -> list[file_
 def _encode_flags():
     _define(mix=True)
     flags.DEFINE_integer(
-        "seed", None, "sample the latents, each file's by this and its name; by default they are means",
+        "seed", None, "sample the latents, seeded by this number and the file's name; default the means",
         lower_bound=0, upper_bound=2**32 - 1,
     )  # fmt: skip
-    flags.DEFINE_enum("storage_dtype", "float32", list(latent_records.DTYPES), "what latents are kept as")
+    flags.DEFINE_enum("storage_dtype", "float32", list(latent_records.DTYPES), "dtype of the stored latents")
 
 
 def _reconstruct(model, *paths):
@@ -115,11 +117,12 @@ def _run(jobs, model, method, **options):
 
 _FILES = (MODEL, "IN...", "OUT")
 _DETAILS = """\
-MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. IN are files, and folders whose
-structure is kept under OUT; a single file can be given the name of the file to make. What is there is skipped."""
+MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. IN are files or folders. OUT is a folder,
+which gets the structure of the input folders. For a single input file, OUT can also be the output file. Existing
+outputs are skipped."""
 RECONSTRUCT = Command(
     name="reconstruct",
-    details=f"{_DETAILS} A file of any length takes the same memory.",
+    details=f"{_DETAILS} Memory does not grow with the length of a file.",
     main=_reconstruct,
     positional=_FILES,
     define_flags=lambda: _define(mix=True, audio_format=True),

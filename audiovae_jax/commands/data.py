@@ -20,14 +20,20 @@ from audiovae_jax.storage import atomic
 
 
 def _shards_flags():
-    flags.DEFINE_float("record_seconds", 4.0, "of audio in a record: what a crop reads at least", lower_bound=0.1)
-    flags.DEFINE_integer("shard_megabytes", 1024, "of 16-bit audio in a shard, before FLAC", lower_bound=1)
+    flags.DEFINE_float(
+        "record_seconds", 4.0, "seconds of audio per record, the minimum that a crop reads", lower_bound=0.1
+    )
+    flags.DEFINE_integer(
+        "shard_megabytes", 1024, "MB of 16-bit audio per shard, before FLAC compression", lower_bound=1
+    )
     # The default is the value in configs/base.py.
-    flags.DEFINE_float("validation_fraction", None, "of the files, where the data set has no split of its own")
-    flags.DEFINE_float("mixture_share", None, "of MUSDB18's crops; the others are of a single stem")
-    flags.DEFINE_float("min_seconds", None, "shorter files are left out", lower_bound=0.0)
-    flags.DEFINE_string("source", None, "what the inputs are; auto recognises them")
-    flags.DEFINE_integer("num_threads", None, "that read and encode", lower_bound=1)
+    flags.DEFINE_float(
+        "validation_fraction", None, "fraction of the files to validate on, if the data set has no split"
+    )
+    flags.DEFINE_float("mixture_share", None, "fraction of MUSDB18 crops from mixtures; the others are single stems")
+    flags.DEFINE_float("min_seconds", None, "length in seconds below which files are left out", lower_bound=0.0)
+    flags.DEFINE_string("source", None, "type of the inputs; auto detects it")
+    flags.DEFINE_integer("num_threads", None, "threads that read and encode", lower_bound=1)
 
 
 def _make_shards(*paths):
@@ -61,7 +67,7 @@ def _make_shards(*paths):
 
 
 def _convert_flags():
-    flags.DEFINE_integer("num_workers", min(4, os.cpu_count() or 1), "songs that are converted at once", lower_bound=1)
+    flags.DEFINE_integer("num_workers", min(4, os.cpu_count() or 1), "songs converted at once", lower_bound=1)
 
 
 def _convert(root, out):
@@ -70,15 +76,15 @@ def _convert(root, out):
 
 def _check_flags():
     arguments.define_config_flag()
-    flags.DEFINE_string("workdir", None, "of the run that is planned; default runs/<config name>, as train has it")
-    flags.DEFINE_integer("limit", 500, "listen to no more tracks than this, spread evenly over all", lower_bound=1)
-    flags.DEFINE_float("seconds", 5.0, "to measure how fast crops are read; 0 leaves it out", 0, 3600)
+    flags.DEFINE_string("workdir", None, "workdir of the planned run; default runs/<config name>, as for train")
+    flags.DEFINE_integer("limit", 500, "maximum number of tracks to measure, spread evenly over all", lower_bound=1)
+    flags.DEFINE_float("seconds", 5.0, "seconds to measure the reading speed for; 0 skips it", 0, 3600)
     flags.DEFINE_string("json", None, "file for the report as JSON")
-    flags.DEFINE_string("page", None, "file for the report as a page of plots: .html, with tables, or .png")
+    flags.DEFINE_string("page", None, "file for the report as plots: .html (with tables) or .png")
 
 
 def _check(root=None):
-    from audiovae_jax.run import start  # not at the top: it loads Orbax, which --help does not need
+    from audiovae_jax.run import start  # imported late, since it loads Orbax, which --help does not need
 
     values = flags.FLAGS
     _require_writable(values.json, values.page)
@@ -88,7 +94,7 @@ def _check(root=None):
     config = arguments.read_config(workdir)
     configuration.check(config, device_count=1)
     if config.data.root is None and not config.data.mix:
-        raise ConfigError("there is nothing to look at: give a folder, a manifest or a URL, as check_data ROOT")
+        raise ConfigError("there is no data to check; give a folder, a manifest or a URL: check_data ROOT")
     data = start.open_data(config, workdir)
     found = survey.make(
         config.data,
@@ -108,7 +114,7 @@ def _check(root=None):
     except OSError as error:
         raise DataError(f"the report was not written: {error.strerror or error}") from error
     if found.refusal is not None:
-        raise DataError(f"training would refuse: {found.refusal}")
+        raise DataError(f"training would fail: {found.refusal}")
 
 
 def _require_writable(*paths):
@@ -133,7 +139,7 @@ def _plain(value):
 
 CHECK_DATA = Command(
     name="check_data",
-    details="ROOT takes the place of config.data.root. The status is 1 where training would refuse.",
+    details="ROOT replaces config.data.root. The exit status is 1 if training would fail.",
     main=_check,
     positional=("[ROOT]",),
     define_flags=_check_flags,
@@ -142,17 +148,17 @@ CHECK_DATA = Command(
 MAKE_SHARDS = Command(
     name="make_shards",
     details="""\
-ROOT is a folder, a manifest, tars, MUSDB18-HQ or GTZAN, here or behind a URL; OUT a folder of this machine, to be
-copied to a bucket as it is. Nothing of the audio is lost: what FLAC cannot hold exactly stays floating point.
-If it is stopped, run the same command to resume. Train with --config.data.root=OUT; the crops are those of ROOT, to the
-bit.""",
+ROOT is a folder, a manifest, tars, MUSDB18-HQ or GTZAN, on this machine or at a URL. OUT is a local folder, which can
+be copied to a bucket unchanged. No audio is lost: audio that FLAC cannot represent exactly is stored as floating point.
+After an interruption, run the same command to resume. Train with --config.data.root=OUT. The crops are bit-identical to
+those of ROOT.""",
     main=_make_shards,
     positional=("ROOT...", "OUT"),
     define_flags=_shards_flags,
 )
 CONVERT_MUSDB18 = Command(
     name="convert_musdb18",
-    details="IN holds train/ and test/ as they are shared; OUT gets a folder of five wav files for each song.",
+    details="IN contains train/ and test/ as published. OUT gets a folder of five wav files per song.",
     main=_convert,
     positional=("IN", "OUT"),
     define_flags=_convert_flags,

@@ -59,7 +59,7 @@ def plan(
             if not os.path.exists(paths[0]):
                 raise DataError(f"{printable(paths[0])}: there is no such file or folder")
             return [_safe(Job(paths[0], target))]
-        raise DataError(f"{printable(target)} is one file's name, and there are several to make; give a folder")
+        raise DataError(f"{printable(target)} is the name of one file, but there are several outputs; give a folder")
     if os.path.exists(target) and not os.path.isdir(target):
         raise DataError(f"{printable(target)} is a file; give a folder to write to")
     sources: dict[Path, list[tuple[Path, Path]]] = {}  # by their preferred output path
@@ -70,12 +70,12 @@ def plan(
         if path.is_dir():
             if suffix in extensions and _same(path, target):
                 raise DataError(
-                    f"{printable(path)} would be input and output at once, so that the next time what was made is "
-                    "taken for input; give another output folder"
+                    f"{printable(path)} is both input and output, so the next run would read these outputs as "
+                    "inputs; give another output folder"
                 )
             found = files.find(path, extensions, leave_out=[] if _same(path, target) else [target])
             if not found:
-                raise DataError(f"{printable(path)} holds no files of the kinds {', '.join(extensions)}")
+                raise DataError(f"{printable(path)} contains no {', '.join(extensions)} files")
         for source in found:
             relative = source.relative_to(path) if path.is_dir() else Path(source.name)
             sources.setdefault(relative.with_suffix(suffix), []).append((source, relative))
@@ -84,7 +84,7 @@ def plan(
         for source, relative in found:
             name = target / (made if len(found) == 1 else relative.with_name(relative.name + suffix))
             if name in makers:
-                other = f"{printable(makers[name])} makes {printable(name)} too; take them apart"
+                other = f"{printable(makers[name])} has the same output {printable(name)}; rename one of them"
                 jobs.append(Job(source, name, refused=other))
                 continue
             makers[name] = source
@@ -128,7 +128,7 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
     _remove_leftovers(jobs)  # files that were too recent at the start
     skipped = len(jobs) - len(waiting)
     made = len(waiting) - len(failed)
-    print(f"{made} made, {skipped} there already and skipped, {len(failed)} failed")
+    print(f"{made} written, {skipped} skipped (already there), {len(failed)} failed")
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} files failed; the reasons are above")
 

@@ -31,17 +31,19 @@ _MAX_MB = 1 << 20
 def _define():
     codec.define_codec_flags()
     flags.DEFINE_string("out", "evaluation", "folder for files.jsonl, files.csv, summary.json and report.html")
-    flags.DEFINE_list("baselines", ["opus24", "opus64", "mp3_128"], "codecs beside the models, by kbit/s; empty: none")
-    flags.DEFINE_enum("preset", None, list(PRESETS), "a published table to be measured like, and to stand beside")
-    flags.DEFINE_integer("measure_at", None, "Hz that all is resampled to, to be measured; by default no other", 1)
-    flags.DEFINE_enum("side", _ALL, [_ALL, "train", "validation"], "of ROOT's split")
-    flags.DEFINE_enum("source", sources.AUTO, list(sources.NAMES), "what ROOT is; auto recognises it")
-    what = "of the tracks, where ROOT has no split of its own; by default as in training"
+    flags.DEFINE_list("baselines", ["opus24", "opus64", "mp3_128"], "codecs to compare with, by kbit/s; empty for none")
+    flags.DEFINE_enum("preset", None, list(PRESETS), "published table to compare with, measured in the same way")
+    flags.DEFINE_integer("measure_at", None, "rate in Hz to resample to before measuring; default each file's own", 1)
+    flags.DEFINE_enum("side", _ALL, [_ALL, "train", "validation"], "side of ROOT's split")
+    flags.DEFINE_enum("source", sources.AUTO, list(sources.NAMES), "type of ROOT; auto detects it")
+    what = "fraction of the tracks to validate on, if ROOT has no split; default as in training"
     flags.DEFINE_float("validation_fraction", None, what, lower_bound=0.0, upper_bound=1.0)
-    flags.DEFINE_integer("limit", None, "judge no more tracks than this, spread evenly over all", lower_bound=1)
+    flags.DEFINE_integer("limit", None, "maximum number of tracks to evaluate, spread evenly over all", lower_bound=1)
     flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
-    flags.DEFINE_bool("visqol", False, "score by ViSQOL too, with visqol-python (the extra visqol); slow")
-    what = "module:function of your own, audio [T, C] and Hz to embeddings [n, dimensions]: adds FAD and KAD"
+    flags.DEFINE_bool(
+        "visqol", False, "also compute the ViSQOL score; slow, and needs visqol-python (the extra visqol)"
+    )
+    what = "your module:function from audio [T, C] and Hz to embeddings [n, dimensions]; adds FAD and KAD"
     flags.DEFINE_string("embedding", None, what)
 
 
@@ -56,7 +58,7 @@ def _evaluate(*given):
     taken = {name for name, _ in names} & {baseline.name for baseline in baselines}
     if taken:
         raise ConfigError(
-            f"a model and a baseline are both called {taken.pop()!r}; give the model a name, as in ours=PATH"
+            f"a model and a baseline both have the name {taken.pop()!r}; give the model a name, as in ours=PATH"
         )
     root = given[-1]
     tracks, skipped, timeout = _tracks(root, out)
@@ -71,7 +73,7 @@ def _evaluate(*given):
         notes=notes, skipped=skipped, read_timeout=timeout,
     )  # fmt: skip
     print("\n".join(_lines(result)))
-    print(f"{result['files']} files judged, {len(result['skipped'])} skipped; see {out / 'report.html'}")
+    print(f"{result['files']} files evaluated, {len(result['skipped'])} skipped; see {out / 'report.html'}")
 
 
 def _name(place):
@@ -101,7 +103,7 @@ def _tracks(root, out):
     chosen = catalog.train + catalog.validation if values.side == _ALL else sides[values.side]
     tracks = list({track.key: track for track in chosen}.values())
     if not tracks:
-        raise DataError(f"{root} has no tracks on the side {values.side}")
+        raise DataError(f"{root} has no tracks for --side={values.side}")
     print(f"{catalog.origin}: {len(tracks)} tracks", flush=True)
     return tracks, list(catalog.skipped), pipeline.read_timeout(data, catalog)
 
@@ -136,9 +138,9 @@ def _require_writable(out):
 
 def _define_serve():
     codec.define_codec_flags()
-    flags.DEFINE_string("host", "127.0.0.1", "address to listen on; by default no other machine reaches the page")
-    flags.DEFINE_integer("port", 7860, "of the page; 0 for one that is free", lower_bound=0, upper_bound=65535)
-    flags.DEFINE_integer("max_upload_mb", 1024, "of a file", lower_bound=1, upper_bound=_MAX_MB)
+    flags.DEFINE_string("host", "127.0.0.1", "address to listen on; by default only this machine can open the page")
+    flags.DEFINE_integer("port", 7860, "port of the page; 0 for a free one", lower_bound=0, upper_bound=65535)
+    flags.DEFINE_integer("max_upload_mb", 1024, "maximum size of a file", lower_bound=1, upper_bound=_MAX_MB)
 
 
 def _serve(path):
@@ -149,9 +151,9 @@ def _serve(path):
         _until_a_signal() as wait,
         server.running(models, host=values.host, port=values.port, max_upload_mb=values.max_upload_mb) as url,
     ):
-        print(f"{url} has the page, of {len(models.names())} models; Ctrl-C ends it", flush=True)
+        print(f"{url} serves {len(models.names())} models; Ctrl-C stops it", flush=True)
         if not server.is_loopback(values.host):
-            print(f"on {values.host}, whoever reaches this address may use it: there is no password", flush=True)
+            print(f"anyone who can reach {values.host} can use the page: there is no password", flush=True)
         wait()
         print("stopping", flush=True)
     # Python waits for all threads at exit, and a library's thread may never end. The page is closed, so exit anyway.
@@ -179,18 +181,18 @@ def _until_a_signal():
 EVALUATE = Command(
     name="evaluate",
     details="""\
-MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file; NAME=MODEL gives it a name. ROOT is a
-file, or whatever config.data.root takes: a folder, a manifest, shards, MUSDB18-HQ, GTZAN, or a URL.""",
+MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. NAME=MODEL gives it a name. ROOT is a file
+or a value of config.data.root: a folder, a manifest, shards, MUSDB18-HQ, GTZAN, or a URL.""",
     main=_evaluate,
     positional=("MODEL...", "ROOT"),
     define_flags=_define,
-    interrupted="files.jsonl has what was judged; the tables and the page were not made",
+    interrupted="files.jsonl has the results so far; the tables and the page were not written",
 )
 SERVE = Command(
     name="serve",
     details="""\
-MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file; or a folder, whose models are offered by
-name. The page needs gradio, which the extra ui brings: pip install -e '.[ui]'.""",
+MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. For a folder, the page offers all models
+in it by name. The page needs gradio, from the extra ui: pip install -e '.[ui]'.""",
     main=_serve,
     positional=("MODEL_OR_FOLDER",),
     define_flags=_define_serve,

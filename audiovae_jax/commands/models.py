@@ -35,7 +35,7 @@ def _description_lines(description):
     width = max(map(len, description))
     for name, value in description.items():
         if value in (None, {}, []):
-            value = "not known" if value is None else "none"
+            value = "unknown" if value is None else "none"
         elif isinstance(value, dict):
             value = ", ".join(f"{key}={item}" for key, item in value.items())
         elif isinstance(value, list):
@@ -48,9 +48,9 @@ def _description_lines(description):
 
 
 def _calibrate_flags():
-    flags.DEFINE_integer("limit", None, "use no more files than this", lower_bound=1)
-    flags.DEFINE_bool("verify", False, "measure the written model, on a tenth of the files that is held out for it")
-    flags.DEFINE_integer("sample_rate", None, "in Hz, where the model's file does not tell it", lower_bound=1)
+    flags.DEFINE_integer("limit", None, "maximum number of files to use", lower_bound=1)
+    flags.DEFINE_bool("verify", False, "hold out a tenth of the files, and measure the written model on them")
+    flags.DEFINE_integer("sample_rate", None, "in Hz, if the model's file does not contain it", lower_bound=1)
 
 
 def _calibrate(model, audio, target):
@@ -79,7 +79,7 @@ def _calibration_lines(made):
         more = f" and {len(names) - _NAMES_PER_LINE} more" if len(names) > _NAMES_PER_LINE else ""
         yield f"measured afterwards on {len(names)} other files: {', '.join(names[:_NAMES_PER_LINE])}{more}"
     elif made.after is not None:
-        yield "measured afterwards on the same files, which are too few to hold some out"
+        yield "measured afterwards on the same files, since there are too few to hold some out"
     yield "channel  " + "  ".join(f"mean {when}  variance {when}" for when in measured)
     for channel in range(len(made.before.mean)):
         cells = (
@@ -94,7 +94,7 @@ def _calibration_lines(made):
 
 def _export_flags():
     codec.define_codec_flags()
-    flags.DEFINE_list("platforms", list(stablehlo.PLATFORMS), "to lower for")
+    flags.DEFINE_list("platforms", list(stablehlo.PLATFORMS), "platforms to export for")
 
 
 def _export(model, target):
@@ -105,8 +105,8 @@ def _export(model, target):
 
 
 def _import_flags():
-    flags.DEFINE_list("dilations", None, "of the residual units, where MODEL has no model_config: 1,3,9")
-    flags.DEFINE_bool("strict", True, "--nostrict takes what fits and names what does not")
+    flags.DEFINE_list("dilations", None, "dilations of the residual units, if MODEL has no model_config; default 1,3,9")
+    flags.DEFINE_bool("strict", True, "--nostrict imports the tensors that fit, and lists the others")
 
 
 def _import(model, target):
@@ -120,13 +120,13 @@ def _import(model, target):
         print("note: a saved model does not keep optimizer states; train reads them from the file itself,")
         print(f"      with --config.init_from={model}")
     print(
-        f"round trip: {made.compared} tensors of the model written back from {target}, "
+        f"round trip: {made.compared} tensors of the model exported again from {target}, "
         f"largest difference {made.largest_difference:.3g}"
     )
 
 
 def _table(lines):
-    rows = [("tensor", "type", "became", "")]
+    rows = [("tensor", "type", "imported as", "")]
     for line in lines:
         note = line.note if line.became else f"ignored: {line.note}"
         rows.append((line.key, f"{line.dtype}{list(line.shape)}", line.became or "-", note))
@@ -134,7 +134,7 @@ def _table(lines):
     for *cells, note in rows:
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)), note]).rstrip()
     taken = sum(line.became is not None for line in lines)
-    yield f"{taken} tensors taken, {len(lines) - taken} ignored"
+    yield f"{taken} tensors imported, {len(lines) - taken} ignored"
 
 
 def _export_torch(model, target):
@@ -146,7 +146,7 @@ def _export_torch(model, target):
     if made.optimizer_step is not None:
         print(f"with the optimizer's state after step {made.optimizer_step}, for torch.optim.AdamW")
     if made.left_out:
-        print(f"not in it: {'; '.join(made.left_out)}")
+        print(f"not in the file: {'; '.join(made.left_out)}")
 
 
 INSPECT_MODEL = Command(
@@ -159,7 +159,7 @@ INSPECT_MODEL = Command(
 CALIBRATE_LATENTS = Command(
     name="calibrate_latents",
     details="""\
-IN is an audio file, or a folder of them. OUT is the saved model to make, here or in a bucket; it may be MODEL.""",
+IN is an audio file or a folder of them. OUT is the saved model to write, local or in a bucket. It may be MODEL.""",
     main=_calibrate,
     positional=(MODEL, "IN", "OUT"),
     bucket_output=True,
@@ -167,7 +167,7 @@ IN is an audio file, or a folder of them. OUT is the saved model to make, here o
 )
 EXPORT_STABLEHLO = Command(
     name="export_stablehlo",
-    details="OUT is a folder to make, with two `jax.export` artifacts, weights inside, and a description.",
+    details="OUT is a new folder. It gets two `jax.export` artifacts, which contain the weights, and a description.",
     main=_export,
     positional=(MODEL, "OUT"),
     define_flags=_export_flags,
@@ -175,8 +175,8 @@ EXPORT_STABLEHLO = Command(
 IMPORT_TORCH = Command(
     name="import_torch",
     details="""\
-MODEL is a `save_model` file, a Lightning checkpoint, a bare state dict or safetensors; OUT the folder to make, here or
-in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
+MODEL is a `save_model` file, a Lightning checkpoint, a bare state dict or safetensors. OUT is the folder to write,
+local or in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
     main=_import,
     positional=(MODEL, "OUT"),
     bucket_output=True,
@@ -185,7 +185,7 @@ in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
 EXPORT_TORCH = Command(
     name="export_torch",
     details="""\
-MODEL is a saved model, a training workdir, or a file that `import_torch` takes. OUT ends in .pt or
+MODEL is a saved model, a training workdir, or a file that `import_torch` can read. OUT ends in .pt or
 .safetensors.""",
     main=_export_torch,
     positional=(MODEL, "OUT"),

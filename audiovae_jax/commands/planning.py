@@ -18,11 +18,15 @@ from audiovae_jax.storage import atomic
 def _plan_flags():
     arguments.define_config_flag()
     flags.DEFINE_list(
-        "target", ["here"], "what to plan for: h200:2x8 (hosts x GPUs; h100), v5e:4x4 (a slice; v5p, v6e), cpu:8, here"
+        "target",
+        ["here"],
+        "devices to plan for: h200:2x8 (hosts x GPUs; h100), v5e:4x4 (a slice; v5p, v6e), cpu:8, here",
     )
-    flags.DEFINE_integer("compiles", 4, "most compiles a target, to find the largest batch; 1: no search", 1, 20)
-    flags.DEFINE_float("host_memory", None, "GB that compiling may take; by default nine tenths of what is free", 0.1)
-    flags.DEFINE_float("minutes", 60.0, "that a compile may take", 0.01)
+    flags.DEFINE_integer("compiles", 4, "maximum compiles per target to find the largest batch; 1 for no search", 1, 20)
+    flags.DEFINE_float(
+        "host_memory", None, "memory limit of compiling in GB; default nine tenths of the free memory", 0.1
+    )
+    flags.DEFINE_float("minutes", 60.0, "time limit of a compile", 0.01)
     flags.DEFINE_string("json", None, "file for the plan as JSON")
 
 
@@ -48,7 +52,7 @@ def _plan():
             raise PlanError(f"the plan was not written: {error.strerror or error}") from error
     failed = [name for name, entry in report["targets"].items() if "error" in entry]
     if failed:
-        raise PlanError(f"{', '.join(failed)} could not be planned, or not to the end; the reasons stand above")
+        raise PlanError(f"{', '.join(failed)} could not be planned, or not completely; the reasons are above")
 
 
 def _require_writable(path):
@@ -73,8 +77,8 @@ PLAN = Command(
 
 def _doctor_flags():
     arguments.define_config_flag()
-    flags.DEFINE_string("workdir", None, "of the run; default runs/<config name>, as train has it")
-    flags.DEFINE_bool("compile", True, "compile the step, for the memory that it takes; training finds it in the cache")
+    flags.DEFINE_string("workdir", None, "workdir of the run; default runs/<config name>, as for train")
+    flags.DEFINE_bool("compile", True, "compile the step to check its memory; training then reuses it from the cache")
     training.define_process_flags()
 
 
@@ -107,9 +111,9 @@ def _look():
 DOCTOR = Command(
     name="doctor",
     details="""\
-Run it as training is run, on every host. It also writes a checkpoint and reads it back. The status is 1 where
-training would fail.""",
+Run it on every host, like training. It also writes a checkpoint and reads it back. The exit status is 1 if training
+would fail.""",
     main=_doctor,
     define_flags=_doctor_flags,
-    interrupted="not everything was looked at",
+    interrupted="not all checks were made",
 )

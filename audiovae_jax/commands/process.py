@@ -102,7 +102,7 @@ def drop_orbax_log_lines():
 
 
 def _is_of_others(record):
-    """Return whether to keep a log record.
+    """Return whether a log record is not from Orbax, and is kept.
 
     Records from Orbax's code and about failed writes of arrays are dropped.
     """

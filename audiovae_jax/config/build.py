@@ -84,7 +84,7 @@ def build_discriminator(config: ml_collections.ConfigDict) -> nn.Module:
         variables = discriminator.init(key, audio)
         if set(variables) - {"params"}:
             raise TypeError(
-                f"{name} has variables {sorted(set(variables) - {'params'})}; only params are trained and kept, "
+                f"{name} has variables {sorted(set(variables) - {'params'})}; only params are trained and saved, "
                 "so a discriminator must be a function of its params and the audio"
             )
         return discriminator.apply(variables, audio)
@@ -106,14 +106,14 @@ def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
     for name, section in config.losses.items():
         where = f"config.losses.{name}"
         if name in RESERVED_METRICS:
-            raise ConfigError(f"{where}: the run's own metrics have that name; choose another")
+            raise ConfigError(f"{where}: this name is taken by one of the run's own metrics; choose another")
         fn = resolve.build(section, where, ignore=("weight",))
         target = section[resolve.TARGET]
         parameters = inspect.signature(fn).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for argument in ("prediction", "target"):
             if argument not in parameters and not takes_any:
-                raise ConfigError(f"{where}: {target} must take the keyword arguments prediction and target")
+                raise ConfigError(f"{where}: {target} must accept the keyword arguments prediction and target")
 
         def run(audio, fn=fn):
             return fn(prediction=audio, target=audio)
@@ -181,5 +181,5 @@ def _trace(fn, where, name, *args, check=lambda output: None):
 
 
 def discriminator_dtype(config: ml_collections.ConfigDict) -> str:
-    """Return the discriminator's dtype, or "of its own" if it has no such key."""
-    return config.discriminator.get("dtype", "of its own")
+    """Return the discriminator's dtype, or "with its own dtype" if it has no such key."""
+    return config.discriminator.get("dtype", "with its own dtype")

@@ -41,7 +41,7 @@ _LATER_KEYS = {
     "data.augment.swap_probability": 0.0, "data.val_root": None, "init_weights_only": False,
     "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
 }  # fmt: skip
-_MAX_SAMPLE_SECONDS = 300  # samples are held in memory and plotted in full
+_MAX_SAMPLE_SECONDS = 300  # samples are kept in memory and plotted completely
 # Sections whose keys are arguments of a callable. They are checked against its signature instead.
 _OPEN_SECTIONS = ("discriminator", "losses")
 _FFT_KEYS = ("fft_sizes", "n_fft", "n_ffts", "mel_stft_n_ffts")
@@ -97,14 +97,14 @@ def check(config: ml_collections.ConfigDict, device_count: int):
     crop = config.data.crop_length
     _require(
         crop % hop == 0 and crop > 0,
-        f"config.data.crop_length={crop} is no multiple of the model's hop of {hop} samples "
+        f"config.data.crop_length={crop} is not a multiple of the model's hop of {hop} samples "
         f"(the product of config.model.strides); use {_nearest_multiples(crop, hop)}",
     )
     mults = config.model.channel_mults
     _require(
         len(mults) == len(strides),
         f"config.model.channel_mults has {len(mults)} entries and config.model.strides {len(strides)}; "
-        "give each block one of both",
+        "give both one entry per block",
     )
     for section in ("losses", "discriminator") if config.use_adversarial else ("losses",):
         flat = flatten(config[section])
@@ -126,7 +126,7 @@ def check(config: ml_collections.ConfigDict, device_count: int):
     _require(
         config.model.in_channels == config.data.channels,
         f"config.model.in_channels={config.model.in_channels} but config.data.channels={config.data.channels}; "
-        "set both alike",
+        "set both to the same value",
     )
     _require(len(config.losses) > 0, "config.losses is empty; name at least one reconstruction loss")
     for name, loss in config.losses.items():
@@ -142,7 +142,7 @@ def check(config: ml_collections.ConfigDict, device_count: int):
         _require(name is None or name.strip() != "", f"config.{key} is empty; give a path, or leave the key out")
     _require(
         config.init_from is not None or not config.init_weights_only,
-        "config.init_weights_only is set, and config.init_from is not; name the model to begin with",
+        "config.init_weights_only is set without config.init_from; set init_from to the model to start from",
     )
     _require(0 <= config.seed < 2**32, f"config.seed={config.seed} must lie between 0 and {2**32 - 1}")
     _require(config.data.min_seconds >= 0, f"config.data.min_seconds={config.data.min_seconds} must not be negative")
@@ -163,7 +163,7 @@ def _check_data(data):
         _require(0 <= value <= 1, f"config.data.augment.{key}={value} must lie between 0 and 1")
     _require(
         1 / data.sample_rate <= data.sample_seconds <= _MAX_SAMPLE_SECONDS,
-        f"config.data.sample_seconds={data.sample_seconds} must lie between one sample and {_MAX_SAMPLE_SECONDS}",
+        f"config.data.sample_seconds={data.sample_seconds} must lie between one sample and {_MAX_SAMPLE_SECONDS} s",
     )
     for key in ("read_timeout", "retry_seconds", "cache_gigabytes"):
         _require(data[key] >= 0, f"config.data.{key}={data[key]} must not be negative")
@@ -178,11 +178,12 @@ def _check_data(data):
         f"config.data.mix={data.mix} must be pairs of a root and a weight above 0: (('DIR', 2.0), ('built-in', 1.0))",
     )
     _require(
-        data.root is None or not data.mix, "config.data.root and config.data.mix are both set; root would not be used"
+        data.root is None or not data.mix,
+        "config.data.root and config.data.mix are both set, and root would be ignored; set only one",
     )
     _require(
         data.val_root is None or data.root is not None or bool(data.mix),
-        "config.data.val_root is set, but nothing to train on; set config.data.root",
+        "config.data.val_root is set, but there is nothing to train on; set config.data.root",
     )
 
 
@@ -244,7 +245,7 @@ def load_module(path: str | Path):
     except Exception as error:
         raise ConfigError(f"--config={path} failed: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config={path} has no function get_config; see configs/tiny.py for the form")
+        raise ConfigError(f"--config={path} has no function get_config; see configs/tiny.py for an example")
     return module
 
 

@@ -52,7 +52,7 @@ def _section(config, name):
     known = names()
     if name not in known:
         near = did_you_mean(name, [*config.losses, *known])
-        raise ConfigError(f"config.losses has no {name!r}{near}; audiovae_jax.losses has {', '.join(known)}")
+        raise ConfigError(f"config.losses has no {name!r}{near}; audiovae_jax.losses contains {', '.join(known)}")
     section = ml_collections.ConfigDict({TARGET: f"{losses.__name__}.{name}"})
     if "sample_rate" in named_parameters(getattr(losses, name)) and has_key(config, "data.sample_rate"):
         section.sample_rate = config.data.get_ref("sample_rate")
@@ -66,6 +66,6 @@ def _default(section, where, option):
     options = {"weight": 1.0, **defaults}
     if option not in options:
         near = did_you_mean(option, options)
-        raise ConfigError(f"{where}: {target} has no option {option!r}{near}; it takes {', '.join(options)}")
+        raise ConfigError(f"{where}: {target} has no option {option!r}{near}; its options are {', '.join(options)}")
     default = options[option]
     return config_dict.placeholder(object) if default is None else default

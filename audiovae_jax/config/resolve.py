@@ -35,7 +35,7 @@ def resolve(name: str, where: str) -> Any:
         if error.name and (module_name == error.name or module_name.startswith(error.name + ".")):
             raise ConfigError(
                 f"{where}.{TARGET}={name!r}: there is no module {error.name!r}; "
-                "put its folder on PYTHONPATH, or start from the folder that holds it"
+                "put its folder on PYTHONPATH, or run from the folder that contains it"
             ) from error
         raise ConfigError(f"{where}.{TARGET}={name!r}: importing {module_name!r} failed: {error}") from error
     except Exception as error:
@@ -76,7 +76,7 @@ def build(section: Mapping, where: str, ignore: tuple[str, ...] = ()) -> Any:
     try:
         return target(**arguments)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {section[TARGET]} refuses its arguments: {error}") from error
+        raise ConfigError(f"{where}: {section[TARGET]} rejects its arguments: {error}") from error
 
 
 def dotted_name(cls: type) -> str:
@@ -123,7 +123,7 @@ def check_arguments(target, arguments: Mapping, where: str, complete: bool = Tru
         if key not in named and not open_ended:
             raise ConfigError(
                 f"{where}.{key}: {target.__module__}.{target.__qualname__} has no argument {key!r}"
-                f"{did_you_mean(key, named)} (it takes {', '.join(named)})"
+                f"{did_you_mean(key, named)} (its arguments are {', '.join(named)})"
             )
     if complete:
         for n, p in named.items():

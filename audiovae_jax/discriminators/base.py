@@ -37,7 +37,7 @@ class Discriminator(nn.Module):
     def discriminate(self, audio, known_maps: list[list] | None = None) -> Output:
         """Return the same as `__call__`, possibly as `Interleaved` arrays.
 
-        An `Interleaved` array holds several logits of one shape.
+        An `Interleaved` array contains several logits of one shape.
 
         Args:
           audio: `[B, T, C]`.
@@ -105,7 +105,7 @@ def split(output: Output) -> Output:
 def require_audio(audio, in_channels: int, name: str):
     """Raise ValueError unless `audio` is `[B, T, in_channels]`."""
     if audio.ndim != 3 or audio.shape[-1] != in_channels:
-        raise ValueError(f"{name} takes audio [B, T, {in_channels}], not {tuple(audio.shape)}")
+        raise ValueError(f"{name} needs audio [B, T, {in_channels}], not {tuple(audio.shape)}")
 
 
 def check_output(output: Any, name: str) -> Output:
@@ -125,7 +125,7 @@ def check_output(output: Any, name: str) -> Output:
     ):
         raise TypeError(f"{wanted}, but its feature_maps are {_describe(feature_maps)}")
     if not any(len(maps) for maps in feature_maps):
-        raise TypeError(f"{wanted}, but its feature_maps hold no array, so there is nothing to match")
+        raise TypeError(f"{wanted}, but its feature_maps contain no array, so there is nothing to match")
     return output
 
 

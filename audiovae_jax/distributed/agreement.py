@@ -32,7 +32,8 @@ def of_first(numbers: list[int]) -> list[int]:
 def any_reason(reason: str | None) -> str | None:
     """Return the reason of the lowest-numbered process that has one, or None.
 
-    Every process must call this, and all get the same reason. It names its process in all the others.
+    Every process must call this, and all get the same reason. In the other processes, the text also names that
+    process.
     """
     if jax.process_count() == 1:
         return reason

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax._src import distributed  # jax has no public name for its client; Orbax takes it from here too
+from jax._src import distributed  # jax has no public name for its client; Orbax uses it too
 
 from audiovae_jax import errors
 from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
@@ -90,7 +90,7 @@ class Group:
             if self.count == 1 or error is self._failure:
                 raise
             if self._failure is None and _is_of_a_collective(error):
-                self._await_news()  # the cause may be a lost process; report that in place of this error
+                self._await_news()  # the cause may be a lost process; report that instead of this error
             is_first = self._failure is None and self._publish(error)
             if is_first and not isinstance(error, UserError):
                 raise  # a bug: keep its traceback
@@ -126,7 +126,7 @@ class Group:
             ]
             if differing:
                 raise ConfigError(
-                    f"process {other} of {self.count} (on {host}) is of another run:{''.join(differing)}\n"
+                    f"process {other} of {self.count} (on {host}) belongs to another run:{''.join(differing)}\n"
                     "start all processes with the same command, code and data"
                 )
         self._set(f"meet/{name}/told", json.dumps(tell))

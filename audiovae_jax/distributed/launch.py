@@ -96,15 +96,15 @@ def _arguments(address, count, index):
     missing = [flag for flag, value in given.items() if value is None]
     if missing:
         raise ConfigError(
-            f"{' and '.join(missing)} not given, but {' and '.join(given.keys() - set(missing))}: give all three on "
-            "every host, or none where the cluster tells (SLURM, Open MPI, GKE, TPU VMs); --num_processes=1 alone "
-            "trains in this process alone"
+            f"{' and '.join(given.keys() - set(missing))} given without {' and '.join(missing)}: give all three on "
+            "every host, or none if the cluster is detected (SLURM, Open MPI, GKE, TPU VMs); "
+            "--num_processes=1 without the others trains in this process only"
         )
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ConfigError(f"--coordinator_address={address} must be HOST:PORT of the first process")
     if count < 1 or not 0 <= index < count:
-        raise ConfigError(f"--process_id={index} must lie between 0 and --num_processes={count} less one")
+        raise ConfigError(f"--process_id={index} must be from 0 to {count - 1} with --num_processes={count}")
     return _by_name(address, count, index)
 
 
@@ -124,7 +124,7 @@ _ONE_DEVICE_A_TASK = ("slurm", "ompi")
 def _detected(environment: Mapping[str, str]):
     """Like `_arguments`, from the cluster's environment variables.
 
-    jax detects the rest, except that a process is alone.
+    jax detects the rest, but not that a process runs alone.
     """
     if "SLURM_JOB_ID" in environment:
         # A batch script also sees its job's number of tasks, but is not one of them.
@@ -137,8 +137,8 @@ def _detected(environment: Mapping[str, str]):
         address = environment.get("JAX_COORDINATOR_ADDRESS")
         if address is None:
             raise ConfigError(
-                "Open MPI 5 does not tell where its first process is: "
-                "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT ... with the first host's name and a free port"
+                "Open MPI 5 does not publish the address of its first process; give it with "
+                "mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT ..., the first host's name and a free port"
             )
         return _by_name(address, int(environment["OMPI_COMM_WORLD_SIZE"]), int(environment["OMPI_COMM_WORLD_RANK"]))
     if _has_tpu(environment):
@@ -152,7 +152,7 @@ def _detected(environment: Mapping[str, str]):
             return {"cluster_detection_method": "k8s"}
         warnings.warn(
             "this is a pod of an indexed Job. To train across its pods give --coordinator_address, --num_processes "
-            "and --process_id, or install jax[k8s]; --num_processes=1 says that it trains alone",
+            "and --process_id, or install jax[k8s]. To train in this pod only, give --num_processes=1",
             UserWarning,
             stacklevel=2,
         )
@@ -198,13 +198,13 @@ def _silence(arguments, seconds):
     address, count = arguments.get("coordinator_address"), arguments.get("num_processes")
     if address is None:
         method = arguments["cluster_detection_method"]
-        return f"the processes of this run (found by {method}) did not all come within {seconds:.0f} s; {remedy}"
+        return f"not all processes of this run (detected by {method}) joined within {seconds:.0f} s; {remedy}"
     if arguments["process_id"] != 0 and not _answers(address):
         return (
-            f"nothing answered at --coordinator_address={address} for {seconds:.0f} s: process 0 does not run, or a "
-            f"firewall or another address keeps it from being reached; {remedy}"
+            f"no answer at --coordinator_address={address} for {seconds:.0f} s: process 0 is not running, the address "
+            f"is wrong, or a firewall blocks it; {remedy}"
         )
-    return f"of {count} processes, not all came to process 0 at {address} within {seconds:.0f} s; {remedy}"
+    return f"not all {count} processes joined process 0 at {address} within {seconds:.0f} s; {remedy}"
 
 
 def _answers(address):
@@ -220,7 +220,10 @@ def _failure(arguments, error):
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "Failed to start RPC server" in reason:
         address = arguments.get("coordinator_address", "its address")
-        return f"process 0 cannot listen at {address}: the port is in use, or the host is another; give a free port"
+        return (
+            f"process 0 cannot listen at {address}: the port is in use, or the address is another host's; "
+            "give a free port of this host"
+        )
     method = arguments["cluster_detection_method"]
-    how = "" if method == "deactivate" else f" (found by {method})"
+    how = "" if method == "deactivate" else f" (detected by {method})"
     return f"the processes of this run{how} could not join: {reason}"

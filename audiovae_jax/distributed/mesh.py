@@ -11,7 +11,7 @@ AXIS = "data"  # the mesh axis that a batch is split along
 def make_mesh(devices=None) -> Mesh:
     """Return a mesh of all devices (or those given) along the axis `data`.
 
-    The devices of a process are adjacent, so that it holds a contiguous block of the rows of a global batch.
+    The devices of a process are adjacent, so its rows of a global batch are contiguous.
     """
     devices = jax.devices() if devices is None else devices
     devices = sorted(devices, key=lambda device: (device.process_index, device.id))

@@ -22,7 +22,7 @@ def seconds(text: str) -> int:
       ConfigError: the text is not a duration.
     """
     if not re.fullmatch(r"(\d+d)?(\d+h)?(\d+m)?(\d+s)?", text) or not text:
-        raise ConfigError(f"--stop_after={text} must be a time as 11h50m, 90s or 1d")
+        raise ConfigError(f"--stop_after={text} must be a time such as 11h50m, 90s or 1d")
     return sum(int(number) * _UNITS[unit] for number, unit in re.findall(r"(\d+)([dhms])", text))
 
 
@@ -79,11 +79,11 @@ def _listen(ours, request, at_once):
     interrupted = False
     while heard := ours.recv(1):
         if heard[0] == signal.SIGTERM:
-            _say("SIGTERM: this step, then saving")
+            _say("SIGTERM: finishing this step, then saving")
             request("SIGTERM")
         elif heard[0] == signal.SIGINT and not interrupted:
             interrupted = True
-            _say("Ctrl-C: this step, then saving; a second one ends it at once")
+            _say("Ctrl-C: finishing this step, then saving; press it again to stop at once")
             request("Ctrl-C")
         elif heard[0] == signal.SIGINT:
             _say("interrupted; everything saved is complete; run the same command to resume")

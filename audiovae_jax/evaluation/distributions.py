@@ -19,7 +19,7 @@ _MAX_PAIRED = 5000  # embeddings per set that KAD compares; larger sets are subs
 def load(name: str) -> Embedding:
     """Import the embedding function that `module:function` names.
 
-    The module is imported from Python's path, which includes the current folder. The function takes audio `[T, C]`
+    The module is imported from Python's path, which includes the current folder. The function accepts audio `[T, C]`
     float32 and its sample rate in Hz. It returns embeddings `[n, dimensions]`.
 
     Raises:
@@ -33,7 +33,7 @@ def load(name: str) -> Embedding:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"--embedding={name}: {error}") from error
     if not callable(found):
-        raise ConfigError(f"--embedding={name} is no function")
+        raise ConfigError(f"--embedding={name} is not a function")
     return found
 
 
@@ -54,7 +54,7 @@ def embed(embedding: Embedding, audio: AudioStream) -> np.ndarray:
         except Exception as error:  # the user's code may raise anything
             raise DataError(f"{audio.name}: the embedding failed: {type(error).__name__}: {error}") from error
         if made.ndim != 2 or not np.isfinite(made).all():
-            raise DataError(f"{audio.name}: the embedding gave {made.shape}; give finite numbers [n, dimensions]")
+            raise DataError(f"{audio.name}: the embedding has shape {made.shape}; it must be finite [n, dimensions]")
         found.append(made)
 
     for block in audio.blocks():

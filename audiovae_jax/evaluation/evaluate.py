@@ -101,7 +101,7 @@ def evaluate(
                     bar.refresh()
             if not rows:
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in skipped[:10])
-                raise DataError(f"no file could be judged:\n{reasons}")
+                raise DataError(f"no file could be evaluated:\n{reasons}")
             listening = judge.listen(systems, tracks, rows)
         names = [system.name for system in systems]
         table = summarize(rows, names)
@@ -148,7 +148,7 @@ class _Judge:
     def judge(self, system, track, progress) -> tuple[dict[str, Any], dict | None]:
         """Return a row of the table, and the statistics of latent channels if any."""
         if not hasattr(track.audio, "read"):
-            raise DataError(f"{track.key} is generated, and no audio to judge; give files")
+            raise DataError(f"{track.key} is generated audio, which cannot be evaluated; give files")
         source = track_stream.open_track(track.audio, self._read_timeout)
         made = system.reconstruct(source, self._made, lambda share: progress(share / 2))
         reference, estimate = self._pair(source)
@@ -206,7 +206,7 @@ class _Judge:
                 system.reconstruct(source, self._made, lambda share: None)
                 _, estimate = self._pair(source, at_own_rate=True)
                 reconstructions[system.name] = _stretch(estimate, first, count)[:, :channels]
-            except UserError:  # it succeeded before, so its numbers are in the table
+            except UserError:  # the first reconstruction succeeded, so the table has its metrics
                 continue
         original = _stretch(source, first, count)
         original = audio_file.adapt_channels(original, channels)

@@ -36,7 +36,7 @@ class Column:
 
 COLUMNS: dict[str, Column] = {
     "si_sdr_db": Column("SI-SDR (dB)", 1, "Le Roux et al., 2019; zero-mean, per channel, then the mean over channels"),
-    "sdr_db": Column("SDR, BSS Eval (dB)", 1, "Vincent et al., 2006: a filter of 512 taps is forgiven, per channel"),
+    "sdr_db": Column("SDR, BSS Eval (dB)", 1, "Vincent et al., 2006: allows a filter of 512 taps; per channel"),
     "snr_db": Column("SNR (dB)", 1, "10 log10 of signal over error, per channel, then the mean over channels"),
     "mse": Column("MSE", -1, "mean squared error of samples; full scale is 1"),
     "l1": Column("L1", -1, "mean absolute error of samples"),
@@ -47,13 +47,13 @@ COLUMNS: dict[str, Column] = {
         "mel, auraloss", -1, "auraloss 0.4 MelSTFTLoss(sample_rate) with its defaults: FFT 1024, 128 bands"
     ),
     "audiotools_stft": Column(
-        "STFT, audiotools", -1, "audiotools 0.7 MultiScaleSTFTLoss() with its defaults, that of DAC's table"
+        "STFT, audiotools", -1, "audiotools 0.7 MultiScaleSTFTLoss() with its defaults, as in DAC's table"
     ),
     "audiotools_mel": Column(
-        "mel, audiotools", -1, "audiotools 0.7 MelSpectrogramLoss() with its defaults, that of DAC's table"
+        "mel, audiotools", -1, "audiotools 0.7 MelSpectrogramLoss() with its defaults, as in DAC's table"
     ),
     "log1p_stft": Column("STFT, log1p", -1, "mean |log(1+X) - log(1+Y)| of magnitudes, FFTs of 2048 and 512"),
-    "log1p_mel": Column("mel, log1p", -1, "the same of 150 and 80 mel bands"),
+    "log1p_mel": Column("mel, log1p", -1, "log1p STFT on 150 and 80 mel bands"),
     "log_spectral_db": Column(
         "log-spectral distance (dB)", -1, "Gray and Markel, 1976: RMS over bins, mean over frames; FFT 2048"
     ),
@@ -61,31 +61,33 @@ COLUMNS: dict[str, Column] = {
     "ear_mel": Column("mel, EAR_VAE", -1, "auraloss, A-weighted, 64 bands, FFTs 4096 to 512 with hops of a quarter"),
     "phase_coherence": Column("phase coherence", 1, "per channel, by EAR_VAE's evaluation script"),
     "interchannel_phase_coherence": Column(
-        "inter-channel phase coherence", 1, "of left to right, by EAR_VAE's evaluation script"
+        "inter-channel phase coherence", 1, "between left and right, by EAR_VAE's evaluation script"
     ),
     "mid_snr_db": Column("mid SNR (dB)", 1, "SNR of (L+R)/2"),
     "side_snr_db": Column("side SNR (dB)", 1, "SNR of (L-R)/2"),
     "stereo_correlation": Column("stereo correlation of the original", 0, "Pearson's, of left and right"),
-    "stereo_correlation_error": Column("stereo correlation, error", -1, "absolute difference of both correlations"),
+    "stereo_correlation_error": Column("stereo correlation, error", -1, "absolute difference of the two correlations"),
     "pan_error": Column("pan error", -1, "mean difference of bins' panning index (Avendano, 2003), by power; 0 to 2"),
     "loudness_lufs": Column("loudness of the original (LUFS)", 0, "integrated, ITU-R BS.1770-5"),
-    "loudness_difference_lu": Column("loudness difference (LU)", 0, "reconstruction less original"),
+    "loudness_difference_lu": Column("loudness difference (LU)", 0, "reconstruction minus original"),
     "true_peak_dbtp": Column("true peak of the original (dBTP)", 0, "ITU-R BS.1770-5, annex 2"),
-    "true_peak_difference_db": Column("true peak difference (dB)", 0, "reconstruction less original"),
+    "true_peak_difference_db": Column("true peak difference (dB)", 0, "reconstruction minus original"),
     "bandwidth_hz": Column("bandwidth of the original (Hz)", 0, "where four windows fall 90 dB below their peak"),
-    "bandwidth_kept": Column("bandwidth kept", 0, "that of the reconstruction over that of the original"),
+    "bandwidth_kept": Column("bandwidth kept", 0, "bandwidth of the reconstruction, divided by the original's"),
     "visqol": Column("ViSQOL, audio (MOS-LQO)", 1, "Chinen et al., 2020, by visqol-python: mono, 48 kHz; 1 to 5"),
-    "fad": Column("FAD", -1, "Kilgour et al., 2019, of the embeddings of all files, by the function that was given"),
-    "kad": Column("KAD", -1, "Chung et al., 2025, of the same; times 100, bandwidth by the originals"),
-    "kl_nats_per_frame": Column("KL (nats a frame)", 0, "of the posterior from the standard normal, over channels"),
-    "active_channels": Column("active latent channels", 0, "those whose mean has a variance above 0.01 (Burda, 2016)"),
-    "latent_mean_abs": Column("|mean| of latents", 0, "mean over channels of |mean| of calibrated latents; 0 if so"),
-    "latent_std": Column("deviation of latents", 0, "mean over channels, of calibrated latents; 1 if they are so"),
+    "fad": Column("FAD", -1, "Kilgour et al., 2019, on all files' embeddings by the given function"),
+    "kad": Column("KAD", -1, "Chung et al., 2025, on the same embeddings; times 100, bandwidth from the originals"),
+    "kl_nats_per_frame": Column(
+        "KL (nats a frame)", 0, "of the posterior from the standard normal, summed over channels"
+    ),
+    "active_channels": Column("active latent channels", 0, "with a variance of the mean above 0.01 (Burda, 2016)"),
+    "latent_mean_abs": Column("|mean| of latents", 0, "mean over channels of |mean|; 0 for calibrated latents"),
+    "latent_std": Column("deviation of latents", 0, "mean over channels; 1 for calibrated latents"),
     "bits_per_second": Column(
-        "bits a second", 0, "a model: KL / ln 2 over the time, what its latents tell; a codec: its file's size"
+        "bits a second", 0, "of a model, its latents' information: KL / ln 2 per second; of a codec, its file size"
     ),
     "realtime_factor": Column(
-        "real-time factor", -1, "seconds to encode, decode and write a second of audio; below 1 is faster than time"
+        "real-time factor", -1, "seconds to encode, decode and write a second of audio; faster than real time below 1"
     ),
 }
 

@@ -37,9 +37,9 @@ def _ear(si_sdr, stft, mel):
     return {"si_sdr_db": si_sdr, "ear_stft": stft, "ear_mel": mel}
 
 
-_OTHER_AUDIO = "the published rows are of other audio unless yours is the same: files differ more than systems do"
-_SI_SDR = "SI-SDR: theirs joins the channels of a file to one signal, ours is the mean over channels; the same for mono"
-_RESAMPLER = "files of another rate are resampled by libsoxr here, by other filters there"
+_OTHER_AUDIO = "the published rows are of other audio, unless yours is the same; files differ more than systems"
+_SI_SDR = "SI-SDR: theirs joins a file's channels to one signal, ours is the mean over channels; equal for mono"
+_RESAMPLER = "files of another rate are resampled by libsoxr here, but by other filters there"
 
 PRESETS: dict[str, Preset] = {
     "dac": Preset(
@@ -52,9 +52,9 @@ PRESETS: dict[str, Preset] = {
         differs=(
             _OTHER_AUDIO,
             _SI_SDR,
-            "ViSQOL: their script hands over reference and estimate in each other's place; here they are in order. It "
-            "is measured with --visqol alone",
-            "their script measures at 22,050 Hz too, which is not done here",
+            "ViSQOL: their script swaps reference and estimate, which is corrected here. It is measured only with "
+            "--visqol",
+            "their script also measures at 22,050 Hz, which is not done here",
             _RESAMPLER,
         ),
     ),
@@ -69,7 +69,7 @@ PRESETS: dict[str, Preset] = {
             "interchannel_phase_coherence": "inter-channel coherence",
         },
         distances=(*metrics.DISTANCES, *metrics.EAR_DISTANCES),
-        audio="Song Describer, 546 tracks; that these rows were made by that very script is not documented",
+        audio="Song Describer, 546 tracks; it is not documented whether that script made these rows",
         rows={
             "Stable Audio Open 1.0": _ear(6.7, 1.016, 0.612),
             "SAME-L": _ear(12.5, 0.986, 0.539),
@@ -96,8 +96,8 @@ PRESETS: dict[str, Preset] = {
         differs=(
             _OTHER_AUDIO,
             _SI_SDR,
-            "KVAE-Audio and DACVAE are mono; how MUSDB18-HQ's stereo was given to them is not documented",
-            "the arguments of their losses are not documented; audiotools' defaults are taken",
+            "KVAE-Audio and DACVAE are mono; it is not documented how they processed MUSDB18-HQ's stereo",
+            "the arguments of their losses are not documented; audiotools' defaults are used",
             "SDR and SNR of their script are not in this table, since their arguments are not documented",
             _RESAMPLER,
         ),

@@ -177,7 +177,11 @@ def _metrics(summary, systems):
             cells.append(cell)
         label = f"{_text(column.label)}{_arrow(name)}<small>{_text(column.definition)}</small>"
         rows.append([label, *cells])
-    others = f" Δ is the difference from {_text(systems[0])} on the files that both have." if len(systems) > 1 else ""
+    others = (
+        f" Δ is the difference from {_text(systems[0])} on the files that both systems have."
+        if len(systems) > 1
+        else ""
+    )
     return (
         "<h2>All metrics</h2><p>Means over files, with their 95 % bootstrap intervals. Higher is better at ↑, lower at "
         f"↓. Distances of different definitions are not comparable.{others}</p>"
@@ -216,8 +220,8 @@ def _published(summary, systems, preset):
     ]
     differs = "".join(f"<li>{_text(line)}</li>" for line in preset.differs)
     return (
-        f"<h2>Beside a published table</h2><p>{_text(preset.source)}. Its rows are of: {_text(preset.audio)}.</p>"
-        f"{table(rows, ['', *preset.columns.values()], numbers=True)}<p>What differs:</p><ul>{differs}</ul>"
+        f"<h2>Compared with a published table</h2><p>{_text(preset.source)}. Its audio: {_text(preset.audio)}.</p>"
+        f"{table(rows, ['', *preset.columns.values()], numbers=True)}<p>Differences:</p><ul>{differs}</ul>"
     )
 
 
@@ -256,7 +260,7 @@ def _strip(rows, systems, name):
 def _listening(listening):
     if not listening:
         return ""
-    hint = "Start another player of a file while one plays: it continues at the same place."
+    hint = "If another player of the same file is started, it continues at the same position."
     return f"<h2>Listen</h2><p>{hint}</p>{''.join(map(_card, listening))}"
 
 

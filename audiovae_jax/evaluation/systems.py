@@ -105,20 +105,20 @@ class LossyCodec:
         found = re.fullmatch(r"(opus|mp3)_?(\d+)", name)
         if not found or not 6 <= int(found[2]) <= _MAX_KBPS[found[1]]:
             raise ConfigError(
-                f"--baselines: {name!r} is none; opus24, opus64 and mp3_128 are, or other rates in kbit/s"
+                f"--baselines: unknown {name!r}; give for example opus24, opus64 or mp3_128 (rates in kbit/s)"
             )
         self.name, self._kind, self._kbps = name, found[1], int(found[2])
         encoder, self._suffix, self._format, self._subtype = _KINDS[self._kind]
         self._ffmpeg = _ffmpeg_with(encoder)
         if self._ffmpeg is None and self._subtype not in soundfile.available_subtypes(self._format):
-            raise MissingCodecError(f"{name}: neither an ffmpeg with {encoder} nor a libsndfile with it is here")
+            raise MissingCodecError(f"{name}: there is neither an ffmpeg nor a libsndfile with {encoder}")
         tool = "ffmpeg" if self._ffmpeg else f"libsndfile {soundfile.__libsndfile_version__}"
         self.description = f"{self._kind} at {self._kbps} kbit/s by {tool}"
 
     def reconstruct(self, source: AudioStream, target: Path, progress: Callable[[float], None]) -> Made:
         """Encode to a file next to the target, decode it, and write to `target`."""
         if source.channels > 2:
-            raise DataError(f"{source.name} has {source.channels} channels, and {self.name} is measured on one or two")
+            raise DataError(f"{source.name} has {source.channels} channels, but {self.name} is measured on one or two")
         start = time.perf_counter()
         rate = _OPUS_RATE if self._kind == "opus" or source.sample_rate not in _MP3_RATES else source.sample_rate
         input_path, coded = target.with_suffix(".input.wav"), target.with_suffix(self._suffix)
@@ -129,7 +129,7 @@ class LossyCodec:
             decoded = stream.open_file(coded)
             if decoded.sample_rate != rate or decoded.channels != source.channels:
                 raise DataError(
-                    f"{source.name}: {self.name} gave {decoded.sample_rate} Hz, {decoded.channels} channels"
+                    f"{source.name}: {self.name} returned {decoded.sample_rate} Hz, {decoded.channels} channels"
                 )
             stream.write(
                 _of_length(decoded.resampled(source.sample_rate), source.length),
@@ -151,7 +151,7 @@ class LossyCodec:
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
-            raise DataError(f"{self.name}: ffmpeg did not end in {_TIMEOUT:.0f} s") from error
+            raise DataError(f"{self.name}: ffmpeg did not finish within {_TIMEOUT:.0f} s") from error
         if done.returncode:
             raise DataError(f"{self.name}: ffmpeg failed: {done.stderr.strip()[-300:]}")
 
@@ -188,7 +188,7 @@ def baselines(names: list[str]) -> tuple[list[LossyCodec], list[str]]:
         try:
             found.append(LossyCodec(name))
         except MissingCodecError as error:
-            missing.append(f"{error}; it is left out")
+            missing.append(f"{error}; this system is left out")
     return found, missing
 
 
@@ -204,7 +204,7 @@ def named_models(given: list[str]) -> list[tuple[str, str]]:
         if not equals or "/" in name or Path(text).exists():
             name, path = Path(text).stem or text, text
         if name in dict(found):
-            raise ConfigError(f"two models are called {name!r}; give them names, as in ours={path}")
+            raise ConfigError(f"two models have the name {name!r}; give them names, as in ours={path}")
         found.append((name, path))
     return found
 

@@ -13,7 +13,7 @@ _MIN_SECONDS = 1.0  # shorter audio has too few of ViSQOL's patches
 class Visqol:
     """The mean opinion score that ViSQOL predicts, from 1 to 5 (Chinen et al., 2020).
 
-    ViSQOL compares whole signals, and is meant for five to ten seconds. Longer audio is scored in windows of ten
+    ViSQOL compares whole signals, and is designed for five to ten seconds. Longer audio is scored in windows of ten
     seconds, whose scores are averaged.
 
     Raises:

@@ -31,8 +31,8 @@ def as_stream(audio: Any, sample_rate: int) -> tuple[AudioStream, dict[str, Any]
     sample_rate = whole_number(sample_rate, "sample_rate", DataError, most=MAX_RATE)
     if audio.ndim > 1 and audio.shape[-1] > _MAX_CHANNELS:
         raise DataError(
-            f"audio of shape {list(audio.shape)} has {audio.shape[-1]} channels; channels are the last axis: where "
-            "it is [..., C, T], as PyTorch has it, transpose it, as audio.swapaxes(-2, -1) does"
+            f"audio of shape {list(audio.shape)} has {audio.shape[-1]} channels; the last axis must "
+            "be the channels; transpose PyTorch's order [..., C, T] with audio.swapaxes(-2, -1)"
         )
     require_finite(audio, "audio")
     shape = {"batch": len(audio) if audio.ndim == 3 else None, "flat": audio.ndim == 1}
@@ -51,12 +51,12 @@ def as_floats(values: Any, what: str, wanted: str) -> np.ndarray:
       wanted: description of a valid array, for the error.
 
     Raises:
-      DataError: the values are no array of floats.
+      DataError: the values are not an array of floats.
     """
     try:
         array = np.asarray(values)
     except ValueError as error:  # rows of different lengths
-        raise DataError(f"{what} cannot be made into one array: {error}") from error
+        raise DataError(f"{what} cannot be converted to one array: {error}") from error
     if not np.issubdtype(array.dtype, np.floating) and array.dtype.name != "bfloat16":
         raise DataError(f"{what} is {array.dtype}; give {wanted}")
     with np.errstate(over="ignore"):
@@ -66,4 +66,4 @@ def as_floats(values: Any, what: str, wanted: str) -> np.ndarray:
 def require_finite(array: np.ndarray, what: str):
     """Raise DataError unless all values are finite."""
     if not np.isfinite(array).all():
-        raise DataError(f"{what} holds NaN or infinite values, or values too large for float32")
+        raise DataError(f"{what} must not contain NaN or infinite values, or values too large for float32")

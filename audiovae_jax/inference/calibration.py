@@ -110,7 +110,7 @@ def calibrate(
     found = files.find(root, EXTENSIONS) if root.is_dir() else [root] if root.is_file() else []
     found = found[:limit]
     if not found:
-        raise DataError(f"{data_root} holds no audio file; looked for {' '.join(EXTENSIONS)} at any depth")
+        raise DataError(f"{data_root} contains no audio file; looked for {' '.join(EXTENSIONS)} at any depth")
     used, held_out = _split(found) if verify else (found, [])
     loaded = saved_model.open_model(path, training=True)
     codec = Codec.of(loaded, path, **options)
@@ -121,7 +121,7 @@ def calibrate(
     if len(constant):
         raise DataError(
             f"latent channels {', '.join(map(str, constant[:10]))} are constant over {data_root}; "
-            "they hold nothing, and cannot be scaled to unit variance"
+            "they carry no information, and cannot be scaled to unit variance"
         )
     old = {name: np.asarray(value, np.float64) for name, value in loaded.variables["latent_statistics"].items()}
     mean, std = (moments.mean - old["latent_mean"]) / old["latent_std"], moments.std / old["latent_std"]
@@ -154,7 +154,7 @@ def _verify(target, paths, options):
     codec = Codec.load(target, **options)
     moments, read, skipped = _measure(codec, paths, lambda posterior: posterior.z)
     if not moments.count:
-        raise DataError(f"{target} is written, and not verified: no file that was held out can be used")
+        raise DataError(f"{target} was written, but not verified: none of the held-out files can be used")
     return Spread(read, skipped, moments.count, moments.mean, moments.std)
 
 

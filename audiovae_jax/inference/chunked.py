@@ -85,7 +85,7 @@ class ChunkedModel:
         Args:
           blocks: consecutive `[n, lanes, in_channels]`, `length` samples in total.
           length: samples of the signal. Its end is zero-padded to the decoded length of `frames_of(length)` frames.
-          key: key to sample `z`; None takes the mean. The noise depends only on the key, the lane and the frame, not
+          key: key to sample `z`; None for the mean. The noise depends only on the key, the lane and the frame, not
             on the windows.
 
         Yields:
@@ -153,7 +153,7 @@ class ChunkedModel:
         if length * self.model.hop_length > _MAX_POSITION * hop:
             most = _MAX_POSITION * hop // self.model.hop_length
             unit = "latent frames" if hop == 1 else "samples at the model's rate"
-            raise DataError(f"{length:,} {unit} are too many to count in 32 bits; cut into pieces of at most {most:,}")
+            raise DataError(f"{length:,} {unit} are too many for 32-bit positions; give at most {most:,} at a time")
         sliding = Sliding(blocks)
         lanes = sliding.shape[0]
 
@@ -204,7 +204,7 @@ class Sliding:
         self._blocks = iter(blocks)
         first = next(self._blocks, None)
         if first is None:
-            raise ValueError("there are no blocks to look at")
+            raise ValueError("there are no blocks")
         self._held, self._begin = first, 0
 
     @property

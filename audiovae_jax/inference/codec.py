@@ -106,10 +106,12 @@ class Codec:
     ) -> "Codec":
         """Create a codec from a model that was opened from `path`; see `load`."""
         if None not in (sample_rate, loaded.sample_rate) and sample_rate != loaded.sample_rate:
-            raise CheckpointError(f" is of {loaded.sample_rate} Hz, not sample_rate={sample_rate}", path=path)
+            raise CheckpointError(
+                f": its sample rate is {loaded.sample_rate} Hz, not sample_rate={sample_rate}", path=path
+            )
         notes = list(loaded.notes)
         if sample_rate is None and loaded.sample_rate is None:
-            notes.append(f"it does not say its sample rate; {_DEFAULT_RATE} Hz is assumed, sample_rate sets another")
+            notes.append(f"it contains no sample rate; {_DEFAULT_RATE} Hz is assumed, sample_rate sets another")
         for note in notes:
             warnings.warn(f"{path}: {note}", UserWarning, stacklevel=3)
         rate = sample_rate or loaded.sample_rate or _DEFAULT_RATE
@@ -265,7 +267,7 @@ class Codec:
         latents = Latents.load(source)
         self.require(latents, printable(source), allow_other_model=allow_other_model)
         if latents.batch not in (None, 1):
-            raise DataError(f"{printable(source)} holds a batch of {latents.batch}; one audio file holds one")
+            raise DataError(f"{printable(source)} contains a batch of {latents.batch}, but must contain one item")
         blocks = stream.watched(self._decode(latents), latents.length, progress)
         stream.write_file(Path(target), blocks, latents.sample_rate, latents.channels, latents.length)
 
@@ -342,8 +344,8 @@ class Codec:
         if have not in (1, wanted) and wanted != 1:
             if not mix:
                 raise DataError(
-                    f"{source.name} has {have} channels and the model takes {wanted}; mix it down first, "
-                    "or ask for it (mix=True, --mix)"
+                    f"{source.name} has {have} channels, but the model needs {wanted}; convert it first, "
+                    "or mix its channels (mix=True, --mix)"
                 )
             source = source.map(lambda block: _adapted(block, have, wanted), batch * wanted)
             channels = wanted
@@ -381,11 +383,12 @@ class Codec:
     def _decode_array(self, z):
         if z.ndim in (2, 3) and z.shape[-2] == self.model.latent_dim != z.shape[-1]:
             raise DataError(
-                f"latents of shape {list(z.shape)} are as PyTorch has them; transpose them to [..., frames, "
-                f"{self.model.latent_dim}], as latents.swapaxes(-2, -1) does"
+                f"latents of shape {list(z.shape)} are in PyTorch's order; transpose them to [..., frames, "
+                f"{self.model.latent_dim}] with latents.swapaxes(-2, -1)"
             )
         if z.ndim not in (2, 3) or z.shape[-1] != self.model.latent_dim or 0 in z.shape:
-            raise DataError(f"latents must be [frames, {self.model.latent_dim}] or with a batch before, not {z.shape}")
+            width = self.model.latent_dim
+            raise DataError(f"latents must be [frames, {width}] or [B, frames, {width}], not {z.shape}")
         arrays.require_finite(z, "the latents")
         lanes = z[None] if z.ndim == 2 else z
         audio = np.concatenate(list(self._chunked.decode([np.moveaxis(lanes, 0, 1)], lanes.shape[1])))
@@ -417,11 +420,11 @@ class Codec:
             )
         if self.model.in_channels > 1 and latents.channels not in (1, self.model.in_channels):
             raise DataError(
-                f"{what} are of {latents.channels} channels, which this model of {self.model.in_channels} does not give"
+                f"{what} have {latents.channels} channels, but this model decodes to {self.model.in_channels}"
             )
         if frames != self._chunked.frames_of(length):
             raise DataError(
-                f"{what} have {frames} frames; {latents.length} samples take {self._chunked.frames_of(length)}"
+                f"{what} have {frames} frames, but {latents.length} samples need {self._chunked.frames_of(length)}"
             )
 
 

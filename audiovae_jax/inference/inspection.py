@@ -26,7 +26,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
         state = {"epoch": loaded.epoch, "global_step": loaded.global_step}
         there = training_state.beside(loaded, path)
         discriminator = (
-            f"{there.discriminator}, {there.discriminator_parameters:,} parameters; not to be used here: {error}"
+            f"{there.discriminator}, {there.discriminator_parameters:,} parameters; cannot be loaded: {error}"
         )
     model, variables = loaded.model, loaded.variables
     rate = loaded.sample_rate

@@ -91,7 +91,7 @@ class LatentDataset:
                 place = RemoteFile(place, size, access) if is_url else Path(place)
                 self._shards.append(Shard(place, f"{base}/{name}.json" if is_url else base / f"{name}.json"))
                 if not is_url and (not place.is_file() or place.stat().st_size != size):
-                    raise DataError(f"{printable(place)} is not there, or has not its {size} bytes; encode it again")
+                    raise DataError(f"{printable(place)} is missing, or its size is not {size} bytes; encode it again")
             self._model, self._what = content["model"], content["what"]
             self._record_frames, self._arrays = content["record_frames"], latent_records.ARRAYS[self._what]
         except (ValueError, KeyError, TypeError) as error:
@@ -103,7 +103,7 @@ class LatentDataset:
     def side(self, name: str) -> tuple[LatentTrack, ...]:
         """Return the tracks of "train" or "validation"."""
         if name not in SIDES:
-            raise DataError(f"side={name!r} is none of {', '.join(SIDES)}")
+            raise DataError(f"side={name!r} must be one of {', '.join(SIDES)}")
         return tuple(track for track in self.tracks if name in track.sides)
 
     def read(
@@ -140,10 +140,10 @@ class LatentDataset:
         """Read `(mean, logvar)` of a range of a track, each as `read` returns it.
 
         Raises:
-          DataError: the data set holds samples, or `read` would raise.
+          DataError: the data set contains samples, or `read` would raise.
         """
         if self._what == "samples":
-            raise DataError(f"{self._name} holds samples, and no posterior; encode it with --what=posterior")
+            raise DataError(f"{self._name} contains samples, but no posterior; encode it with --what=posterior")
         arrays = self._read(track, first_frame, frames)
         return arrays["mean"], arrays["logvar"]
 
@@ -205,10 +205,10 @@ class LatentDataset:
           seed: seed of the crops and of posterior samples.
           start_step: step at which to start. The batch of a step does not depend on it.
           side: "train" or "validation".
-          sample: sample the posterior for each crop; otherwise its mean is taken. Stored samples are unchanged.
+          sample: sample the posterior for each crop; otherwise its mean is used. Stored samples are unchanged.
           cover_ends: draw a track's first and last frames as often as those in its middle, see `LatentCrops`.
           num_threads: number of reading threads.
-          prefetch_batches: maximum number of batches to hold ready.
+          prefetch_batches: maximum number of batches to read ahead.
           process_index, process_count: index of this host, and number of hosts.
 
         Yields:
@@ -234,7 +234,7 @@ class LatentDataset:
         if isinstance(track, LatentTrack):
             return track
         if track not in self._by_key:
-            raise DataError(f"{self._name} holds no track {printable(track)!r}")
+            raise DataError(f"{self._name} has no track {printable(track)!r}")
         return self._by_key[track]
 
     def _read(self, track, first_frame, frames):
@@ -243,7 +243,7 @@ class LatentDataset:
         frames = track.frames - first_frame if frames is None else frames
         if first_frame < 0 or frames < 1 or first_frame + frames > track.frames:
             raise DataError(
-                f"{printable(track.key)} has {track.frames} frames, and not {frames} from frame {first_frame} on"
+                f"{printable(track.key)} has {track.frames} frames, too few for {frames} from frame {first_frame} on"
             )
         each = self._record_frames
         first, last = first_frame // each, (first_frame + frames - 1) // each
@@ -258,7 +258,7 @@ class LatentDataset:
                 for name, pieces in parts.items():
                     array = arrays.get(name)
                     if array is None or array.shape != (shape[0], held, shape[1]):
-                        raise DataError("its records hold other latents than the index says; encode it again")
+                        raise DataError("its records do not match the index; encode it again")
                     pieces.append(array[:, low:high])
         except remote.UnreachableError:
             raise
@@ -286,7 +286,7 @@ class LatentCrops:
       tracks: tracks of the data set to draw from. Tracks shorter than a crop are left out.
       frames: frames of a crop.
       seed: seed of the random crops.
-      sample: sample the posterior instead of taking its mean.
+      sample: sample the posterior instead of using its mean.
       cover_ends: draw the first and last frames of a track as often as those in its middle.
 
     Raises:
@@ -305,7 +305,7 @@ class LatentCrops:
         self.tracks = [track for track in tracks if track.frames >= frames > 0 and track.weight > 0]
         if not self.tracks:
             longest = max((track.frames for track in tracks), default=0)
-            raise DataError(f"no track has {frames} frames: there are {len(tracks)}, the longest of {longest}")
+            raise DataError(f"no track has {frames} frames: the longest of {len(tracks)} tracks has {longest}")
         self._dataset, self._frames, self._seed, self._sample = dataset, frames, seed, sample
         self._overlap = frames - 1 if cover_ends else 0  # frames of a crop that may lie outside the track
         self._ends = np.cumsum([track.frames * track.weight for track in self.tracks])
@@ -333,15 +333,15 @@ def _read_index(base, name, access):
         place = f"{base}/{shards.INDEX}" if isinstance(base, str) else base / shards.INDEX
         text = remote.read_bytes(place, access) if isinstance(base, str) else place.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{name} holds no {shards.INDEX}: encode_dataset makes it, once all shards are there") from None
+        raise DataError(f"{name} contains no {shards.INDEX}; encode_dataset writes it after all shards") from None
     except OSError as error:
         raise DataError(f"{name}: {error.strerror or error}") from error
     try:
         content = json.loads(text)
         if content["format"] != latent_writer.FORMAT:
-            raise DataError(f"{name} holds no latents: its {shards.INDEX} is of {content['format']}")
+            raise DataError(f"{name} contains no latents: the format of its {shards.INDEX} is {content['format']}")
         if content["version"] > latent_writer.VERSION:
-            raise DataError(f"{name}: its {shards.INDEX} is of a newer version of this program")
+            raise DataError(f"{name}: its {shards.INDEX} was written by a newer version of this program")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{name}: its {shards.INDEX} is damaged ({error!r}); encode it again") from error
     return content

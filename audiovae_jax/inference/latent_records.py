@@ -1,6 +1,6 @@
 """Records of latents: a checksum, then a safetensors file with a range of a track.
 
-The checksum is the CRC-32 of the file, four bytes in little endian. The file holds `mean` and `logvar`, or `z`, each
+The checksum is the CRC-32 of the file, four bytes in little endian. The file contains `mean` and `logvar`, or `z`, each
 `[lanes, frames, latent_dim]`. They are in calibrated units, as `Latents.z` and the input of `Codec.decode`. The
 metadata has one entry, `audiovae_latents`: JSON with `format`, `model` (the fingerprint), `key` (the track) and
 `first_frame`.
@@ -17,7 +17,7 @@ import safetensors.numpy
 from audiovae_jax.errors import DataError
 from audiovae_jax.persistence.locate import LATENTS_KEY
 
-# Arrays of a record, by what is kept of the posterior.
+# Arrays of a record, by the stored form of the posterior.
 ARRAYS = {"posterior": ("mean", "logvar"), "samples": ("z",)}
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _FORMAT = 1
@@ -40,7 +40,7 @@ def encode(arrays: dict[str, np.ndarray], dtype: str, *, model: str, key: str, f
     with np.errstate(over="ignore"):
         kept = {name: np.ascontiguousarray(array).astype(DTYPES[dtype]) for name, array in arrays.items()}
     if not all(np.isfinite(array.astype(np.float32)).all() for array in kept.values()):
-        raise DataError(f"its latents hold values that are no finite {dtype}")
+        raise DataError(f"its latents contain values that are not finite in {dtype}")
     described = {"format": _FORMAT, "model": model, "key": key, "first_frame": first_frame}
     # One entry, since safetensors writes several in no fixed order.
     content = safetensors.numpy.save(kept, {LATENTS_KEY: json.dumps(described)})
@@ -68,5 +68,5 @@ def decode(content: bytes, *, model: str, key: str, first_frame: int) -> dict[st
         raise DataError(f"a record is damaged ({type(error).__name__}: {error})") from error
     expected = {"format": _FORMAT, "model": model, "key": key, "first_frame": first_frame}
     if described != expected:
-        raise DataError(f"a record is of {described}, not of {expected}")
+        raise DataError(f"a record belongs to {described}, not to {expected}")
     return arrays

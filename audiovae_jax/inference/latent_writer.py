@@ -2,7 +2,7 @@
 
 A stopped run can be resumed.
 
-The folder holds the shards `shard-00000.arrayrecord` and so on. For each shard, a `.json` file lists its tracks and
+The folder contains the shards `shard-00000.arrayrecord` and so on. For each shard, a `.json` file lists its tracks and
 the positions of its records. `index.json` lists all tracks, and is written once all shards exist. The tracks of a
 shard depend only on the data set and the settings, so hosts and resumed runs agree without communication.
 """
@@ -60,9 +60,9 @@ class LatentFormat:
 
     def __post_init__(self):
         if self.what not in latent_records.ARRAYS:
-            raise DataError(f"what={self.what!r} is none of {', '.join(latent_records.ARRAYS)}")
+            raise DataError(f"what={self.what!r} must be one of {', '.join(latent_records.ARRAYS)}")
         if self.storage_dtype not in latent_records.DTYPES:
-            raise DataError(f"storage_dtype={self.storage_dtype!r} is none of {', '.join(latent_records.DTYPES)}")
+            raise DataError(f"storage_dtype={self.storage_dtype!r} must be one of {', '.join(latent_records.DTYPES)}")
         whole_number(self.seed, "seed", DataError, least=0, most=2**32 - 1)
         whole_number(self.record_frames, "record_frames", DataError)
         whole_number(self.shard_bytes, "shard_bytes", DataError)
@@ -130,8 +130,8 @@ def write(
     speed = f", {encoded / max(1e-9, time.monotonic() - started):.1f} times real time" if encoded else ""
     if done is None:
         say(
-            f"host {host_index} of {host_count} is done{speed}; {len(missing)} of {len(listings)} shards are not there "
-            f"yet, and whoever makes the last of them writes {shards.INDEX}"
+            f"host {host_index} of {host_count} is done{speed}; {len(missing)} of {len(listings)} shards are still "
+            f"missing, and the host that writes the last one writes {shards.INDEX}"
         )
         return False
     say(f"{done} in {printable(folder)}{speed}")

@@ -18,7 +18,7 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Calibrated latents, with what is needed to restore the audio's shape and rate.
+    """Calibrated latents, with everything needed to restore the audio's shape and rate.
 
     Attributes:
       z: `[lanes, frames, latent_dim]` float32. A lane is an item of a batch, or a channel that a mono model encodes
@@ -71,11 +71,11 @@ class Latents:
         described = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "z"}
         metadata = {LATENTS_KEY: json.dumps({"format": _FORMAT, **described})}
         if storage_dtype not in DTYPES:
-            raise DataError(f"storage_dtype={storage_dtype!r} is none of {', '.join(DTYPES)}")
+            raise DataError(f"storage_dtype={storage_dtype!r} must be one of {', '.join(DTYPES)}")
         with np.errstate(over="ignore"):
             z = np.ascontiguousarray(self.z).astype(DTYPES[storage_dtype])
         if not np.isfinite(z.astype(np.float32)).all():
-            raise DataError(f"{printable(path)} was not written: z holds values that are no finite {storage_dtype}")
+            raise DataError(f"{printable(path)} was not written: z has values that are not finite in {storage_dtype}")
         try:
             with atomic.replacing(path) as temporary:
                 safetensors.numpy.save_file({"z": z}, temporary, metadata=metadata)
@@ -89,7 +89,7 @@ class Latents:
         """Read a file that `save` wrote.
 
         Raises:
-          DataError: the file is missing, damaged, or holds no latents.
+          DataError: the file is missing, damaged, or contains no latents.
         """
         return cls._read(path, lambda file: file.get_tensor("z"))
 
@@ -98,7 +98,7 @@ class Latents:
         """Read only the metadata; `z` is all 0, has the right shape and takes no memory.
 
         Raises:
-          DataError: the file is missing, damaged, or holds no latents.
+          DataError: the file is missing, damaged, or contains no latents.
         """
         return cls._read(path, lambda file: np.broadcast_to(np.float32(0), file.get_slice("z").get_shape()))
 
@@ -117,11 +117,11 @@ class Latents:
             # The last three are raised for dtypes that numpy does not have.
             raise DataError(f"{name} cannot be read as latents: {error}") from error
         if text is None:
-            raise DataError(f"{name} holds no latents: it has no {LATENTS_KEY} in its metadata")
+            raise DataError(f"{name} contains no latents: its metadata has no {LATENTS_KEY}")
         try:
             described = json.loads(text)
             if described.pop("format") != _FORMAT:
-                raise DataError(f"it is of another format than this version reads ({_FORMAT})")
+                raise DataError(f"its format is not the one that this version reads ({_FORMAT})")
             latents = cls(z=z, **described)
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError, DataError) as error:
             raise DataError(f"{name}: its metadata is damaged ({type(error).__name__}: {error})") from error
@@ -136,7 +136,7 @@ class Latents:
                 "[lanes, frames, latent_dim])"
             )
         if not isinstance(self.model, str):
-            raise DataError(f"{otherwise} (model={self.model!r} is no fingerprint)")
+            raise DataError(f"{otherwise} (model={self.model!r} is not a fingerprint)")
 
 
 def require_model(latents: Latents, fingerprint: str, what: str):
@@ -144,5 +144,5 @@ def require_model(latents: Latents, fingerprint: str, what: str):
     if latents.model != fingerprint:
         raise CheckpointError(
             f"{what} were encoded by another model (fingerprint {latents.model}, this one is {fingerprint}); "
-            "decode them with that one, or say that this one will do (allow_other_model)"
+            "decode them with that model, or allow this one (allow_other_model)"
         )

@@ -25,7 +25,7 @@ MANIFEST = "export.json"
 def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...] = PLATFORMS) -> dict:
     """Export the encoder and decoder of a codec to a new folder.
 
-    The folder holds `encoder.jax_export`, `decoder.jax_export` and `export.json`.
+    The folder contains `encoder.jax_export`, `decoder.jax_export` and `export.json`.
 
     The encoder maps `[batch, hop * n, channels]` float32 to the calibrated mean `[batch, frames, latent_dim]`. The
     decoder maps this mean to `[batch, samples, channels]`.

@@ -1,1 +1,1 @@
-"""The audio VAE: its layers, how far it looks, and where a window of a signal lies."""
+"""The audio VAE: its layers, its receptive field, and windows of long signals."""

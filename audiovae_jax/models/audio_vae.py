@@ -1,7 +1,7 @@
 """The audio VAE: ResidualUnit -> EncoderBlock, DecoderBlock -> Encoder, Decoder -> AudioVAE.
 
 The convolutional autoencoder of SoundStream (Zeghidour et al., 2021) and DAC (Kumar et al., 2023),
-with a Gaussian latent in place of their quantiser. Audio is `[B, T, C]` in -1..1.
+with a Gaussian latent instead of their quantiser. Audio is `[B, T, C]` in -1..1.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ class ResidualUnit(nn.Module):
 class EncoderBlock(nn.Module):
     """A residual unit per dilation, then a downsampling by `stride`: `[B, T, C] -> [B, T / stride, features]`.
 
-    With a `span`, everything beyond the signal's ends stays zero. This holds for the modules below too.
+    With a `span`, everything beyond the signal's ends stays zero. The same applies to the modules below.
     """
 
     architecture: Architecture
@@ -207,8 +207,8 @@ class AudioVAE(nn.Module):
     def _check(self):
         if len(self.channel_mults) != len(self.strides):
             raise ValueError(
-                f"channel_mults has {len(self.channel_mults)} entries and strides {len(self.strides)}: "
-                "each block needs one of both"
+                f"channel_mults has {len(self.channel_mults)} entries and strides {len(self.strides)}; "
+                "give both one entry per block"
             )
         for name in ("in_channels", "base_channels", "latent_dim", "kernel_size", "channel_mults", "strides"):
             value = getattr(self, name)

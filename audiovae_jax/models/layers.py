@@ -1,6 +1,6 @@
 """The layers of all networks: Snake and weight-normalised convolutions.
 
-Parameters and weight norm are float32; `dtype` is what the convolution computes in.
+Parameters and weight norm are float32. Convolutions compute in `dtype`.
 """
 
 import functools
@@ -20,15 +20,15 @@ Dtype = Any
 
 
 def normalized_dtype(dtype: Dtype) -> np.dtype:
-    """`dtype` as numpy's, so that modules given "float32" and `jnp.float32` are equal.
+    """Return `dtype` as a numpy dtype, so that modules given "float32" and `jnp.float32` are equal.
 
     Raises:
-      ValueError: it names no type.
+      ValueError: `dtype` is not the name of a dtype.
     """
     try:
         return jnp.dtype(dtype)
     except TypeError:
-        raise ValueError(f"dtype={dtype!r} is no type to compute in; use float32 or bfloat16") from None
+        raise ValueError(f"dtype={dtype!r} is not a dtype; use float32 or bfloat16") from None
 
 
 class Snake(nn.Module):

@@ -7,15 +7,15 @@ from audiovae_jax.models.audio_vae import AudioVAE
 
 
 class Context(NamedTuple):
-    """Latent frames before and after its own that a result depends on."""
+    """Numbers of latent frames before and after a result's own frame that the result depends on."""
 
     before: int
     after: int
 
 
 def encoder_context(model: AudioVAE) -> Context:
-    """Frames of audio that the encoder needs around a latent frame's own `hop_length` samples."""
-    low = high = 0  # the positions that one latent frame depends on, layer by layer, down to samples
+    """Return the audio that the encoder needs around a frame's own samples, in frames."""
+    low = high = 0  # range of positions that one latent frame depends on, traced back layer by layer to samples
     low, high = low - 1, high + 1  # the final convolution of 3 taps
     for stride in reversed(model.strides):
         padding = stride // 2
@@ -27,7 +27,7 @@ def encoder_context(model: AudioVAE) -> Context:
 
 
 def decoder_context(model: AudioVAE) -> Context:
-    """Latent frames that the decoder needs around a frame to compute its `hop_length` samples."""
+    """Return the latent frames that the decoder needs around a frame to decode it."""
     low, high = 0, model.hop_length - 1
     low, high = low - 3, high + 3  # the final convolution of 7 taps
     for stride in model.strides:

@@ -20,16 +20,16 @@ class Span(NamedTuple):
     length: jax.Array
 
     def down(self, stride: int) -> "Span":
-        """The span after a downsampling by `stride`, of which `start` must be a multiple."""
+        """Return the span after a downsampling by `stride`, which must divide `start`."""
         return Span(self.start // stride, (self.length - stride % 2) // stride)
 
     def up(self, stride: int) -> "Span":
-        """The span after an upsampling by `stride`."""
+        """Return the span after an upsampling by `stride`."""
         return Span(self.start * stride, self.length * stride + stride % 2)
 
 
 def clear_outside(x, span: Span | None):
-    """Set `x: [B, T, C]` to zero beyond the signal's ends; returns it unchanged if there is no span."""
+    """Set `x: [B, T, C]` to zero beyond the signal's ends; return it unchanged without a span."""
     if span is None:
         return x
     position = span.start[:, None] + jnp.arange(x.shape[1], dtype=jnp.int32)

@@ -1,8 +1,8 @@
 """Activations as functions: Snake, and the leaky ReLU of discriminators.
 
-Snake has a cheap sine, and a gradient that keeps one array.
+Snake computes a cheap sine, and stores one array for its gradient.
 
-XLA's sine is exact over the whole range of floats, which costs more than the convolution beside it. Snake needs only
+XLA's sine is exact over the whole range of floats, which costs more than the adjacent convolution. Snake needs only
 `sin(u)^2` and `sin(2u)`, which have period pi. They are computed from the nearest multiple of pi, subtracted in three
 parts for float32 accuracy, and two short polynomials.
 """
@@ -34,9 +34,9 @@ def snake(x, alpha):
       alpha: `[C]` float32.
 
     Returns:
-      `[..., C]` of x's dtype. The squared sine is within 4e-7 of that of the float32 product `alpha * x` if the
-      product is below 1e4. Above, the error is that of rounding the product. Where float32 cannot represent the
-      phase, the squared sine is some number from 0 to 1.
+      `[..., C]` of x's dtype. For float32 products `alpha * x` below 1e4, the error of the squared sine is at most
+      4e-7. For larger ones, it is the error of rounding the product. If float32 cannot represent the phase, the
+      squared sine is an arbitrary number from 0 to 1.
 
     Only reverse mode can differentiate it.
     """
@@ -63,7 +63,7 @@ def _backward(residuals, g):
     inverse = 1 / (alpha + _EPS)
     s, c = _sin_cos(_reduced(alpha * u))
     dx = g * (1 + alpha * inverse * (2 * s * c))
-    # Written as u * (2 * s * c) - s * s * inverse, XLA for GPUs would compute and keep the sine alone.
+    # Written as u * (2 * s * c) - s * s * inverse, XLA for GPUs would compute and store only the sine.
     dalpha = column_sum(g * s * (2 * u * c - s * inverse) * inverse)
     return dx.astype(x.dtype).reshape(shape), dalpha
 
@@ -72,7 +72,7 @@ snake.defvjp(_forward_with_residuals, _backward)
 
 
 def _reduced(u):
-    """`u` less the nearest multiple of pi."""
+    """Return `u` minus the nearest multiple of pi."""
     n = jnp.round(u * np.float32(1 / np.pi))
     for part in _PI:
         u = u - n * part
@@ -108,7 +108,7 @@ def _leaky_relu_forward(x, slope):
 
 
 def _leaky_relu_backward(slope, y, g):
-    # A separate zero: XLA would merge it with the forward pass's, and keep that as a whole array.
+    # A separate zero. XLA would merge it with the forward pass's zero, and store that one as a full-size array.
     zero = lax.optimization_barrier(jnp.zeros((), y.dtype))
     return (jnp.where(y >= zero, g, slope * g),)
 
@@ -118,7 +118,7 @@ leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def known_leaky_relu(x, y, slope: float):
-    """`leaky_relu(x, slope)`, known to be `y`: computes only the gradient of x, not x."""
+    """Return `y`, the known result of `leaky_relu(x, slope)`; only the gradient of x is computed."""
     return y
 
 

@@ -1,7 +1,7 @@
 """Convolution along columns with a quarter of the multiplications, in float32 for CPUs.
 
 A bilinear algorithm (Winograd, "Arithmetic Complexity of Computations", 1980) computes `outputs` values of a
-correlation with `taps` taps as `C @ ((A @ x) * (B @ w))`. It takes as many products as A has rows, in place of
+correlation with `taps` taps as `C @ ((A @ x) * (B @ w))`. It needs as many products as A has rows, instead of
 `outputs * taps`. Summed over channels and row taps, nearly all of the work is one matrix product per row of A.
 
 The interpolation points are those of the discrete Fourier transform, whose rounding errors are small. Each complex
@@ -24,10 +24,10 @@ def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int
 
     Args:
       kernel: `[row taps, col taps, in, out]`, with at least as many row taps as `row_stride`.
-      row_stride: of the rows.
-      dilation: of the columns.
+      row_stride: stride of the rows.
+      dilation: dilation of the columns.
       padding: zeros on both sides of rows and of columns.
-      n_rows: rows of the output.
+      n_rows: number of rows of the output.
 
     Returns:
       `[B, n_rows, cols + 2 * padding[1] - dilation * (col taps - 1), out]`.

@@ -14,9 +14,9 @@ def column_sum(x):
     On CPUs this is a matrix product with ones. XLA would fuse the computation of x into a plain sum and repeat it,
     slowly, with every per-channel factor broadcast to a whole array.
 
-    The two halves of the rows are summed in the same order, then added, so that opposite halves cancel exactly. The
-    bias gradients of a discriminator that cannot tell real from generated audio, the halves of its batch, are such
-    sums. Adam would turn a rounding error there into a step of full size.
+    The two halves of the rows are summed in the same order, then added, so that opposite halves cancel exactly. Real
+    and generated audio are the halves of a discriminator's batch. While it cannot distinguish them, its bias
+    gradients are such sums. From a rounding error there, Adam would make a step of full size.
     """
     rows = math.prod(x.shape[:-1])
     parts = 2 if rows % 2 == 0 else 1

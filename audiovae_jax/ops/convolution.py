@@ -1,6 +1,6 @@
 """Convolutions of channel-last signals, each in the fastest form for its platform (see `conv_forms`).
 
-Kernels are `[taps, in / groups, out]`, in 2-D `[rows, cols, in, out]`; a bias is `[out]`, or None for none.
+Kernels are `[taps, in / groups, out]`, in 2-D `[rows, cols, in, out]`; a bias is `[out]` or None.
 """
 
 import jax
@@ -73,16 +73,16 @@ def conv2d(x, kernel, bias=None, *, stride=(1, 1), dilation=(1, 1), padding=(0, 
 
     Args:
       kernel: `[rows, cols, in, out]`.
-      stride, dilation, padding: of rows and columns; rows cannot be dilated, nor columns both
-        strided and dilated.
+      stride, dilation, padding: of rows and columns. Rows cannot be dilated. Columns can be strided or dilated, but
+        not both.
 
     Raises:
-      ValueError: the padded input is smaller than the kernel, rows are dilated, or columns are both.
+      ValueError: the padded input is smaller than the kernel, rows are dilated, or columns are strided and dilated.
     """
     if dilation[0] != 1:
         raise ValueError(f"dilation={dilation}: rows cannot be dilated")
     if stride[1] > 1 and dilation[1] > 1:
-        raise ValueError(f"stride={stride} and dilation={dilation}: columns cannot have both")
+        raise ValueError(f"stride={stride} and dilation={dilation}: columns cannot be strided and dilated")
     n_rows = conv_length(x.shape[1], kernel.shape[0], stride=stride[0], padding=padding[0])
     n_cols = conv_length(x.shape[2], kernel.shape[1], stride=stride[1], dilation=dilation[1], padding=padding[1])
     if min(n_rows, n_cols) < 1:

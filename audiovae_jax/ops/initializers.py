@@ -19,7 +19,7 @@ def uniform(key, shape, bound):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _draw(key, size):
-    # One dimension compiles fastest. jax's default generator makes number i from i alone, whatever the size.
+    # One dimension compiles fastest. jax's default generator computes number i from i only, for any size.
     return jax.random.uniform(key, (size,))
 
 

@@ -11,17 +11,17 @@ class Interleaved:
 
     Attributes:
       array: `[b * parts, ...]`.
-      parts: how many.
+      parts: number of interleaved arrays.
     """
 
     def __init__(self, array, parts: int):
         self.array, self.parts = array, parts
 
     def split(self) -> list:
-        """The arrays."""
+        """Return the `parts` arrays."""
         return [self.array[i :: self.parts] for i in range(self.parts)]
 
 
 def is_interleaved(x) -> bool:
-    """For `jax.tree.leaves(..., is_leaf=is_interleaved)`."""
+    """Return whether `x` is `Interleaved`, for `jax.tree.leaves(..., is_leaf=is_interleaved)`."""
     return isinstance(x, Interleaved)

@@ -17,7 +17,7 @@ def after(x: jax.Array, earlier: jax.Array) -> jax.Array:
     """
 
     def wait(x, earlier):
-        # The factor is always one, but XLA cannot know. It removes optimization barriers before it schedules.
+        # The factor is always one, but XLA cannot detect that. It removes optimization barriers before it schedules.
         bits = lax.bitcast_convert_type(earlier.reshape(-1)[0].astype(jnp.float32), jnp.int32)
         return x * (1 + jnp.minimum(jnp.maximum(bits, 0), 0)).astype(x.dtype)
 

@@ -32,7 +32,7 @@ def frame(x, frame_length: int, hop_length: int):
     *batch, length = x.shape
     n_frames = 1 + (length - frame_length) // hop_length
     if n_frames < 1:
-        raise ValueError(f"{length} samples do not hold a frame of {frame_length}")
+        raise ValueError(f"{length} samples are shorter than a frame of {frame_length}")
     hops_per_frame = -(-frame_length // hop_length)
     n_hops = n_frames - 1 + hops_per_frame
     pad = n_hops * hop_length - length
@@ -43,7 +43,7 @@ def frame(x, frame_length: int, hop_length: int):
 
 
 def stft(x, n_fft: int, hop_length: int | None = None, win_length: int | None = None):
-    """Centred, reflect-padded, unnormalised short-time Fourier transform, as `torch.stft`.
+    """Centred, reflect-padded, unnormalised short-time Fourier transform, like `torch.stft`.
 
     Args:
       x: `[..., T]` real signal, T > n_fft // 2.

@@ -1,6 +1,6 @@
 """Checkpoints of a run, stored with Orbax and verified by a checksum per array.
 
-A checkpoint holds the train state and a JSON item. The JSON item has the config, the data position, the validation
+A checkpoint contains the train state and a JSON item. The JSON item has the config, the data position, the validation
 metrics and the checksums. The most recent checkpoints and the best one by `total_loss` are kept. Restoring falls back
 to the newest intact checkpoint.
 """
@@ -29,7 +29,7 @@ from audiovae_jax.storage.checksum import json_checksum
 from audiovae_jax.training.state import TrainState
 
 BEST_METRIC = "total_loss"
-# The collections that `model.apply` takes.
+# The variable collections of `model.apply`.
 VARIABLES = ("params", "latent_statistics")
 _FORMAT = 3
 _RUN_FILE = "run/metadata"
@@ -81,7 +81,7 @@ class Checkpoints:
         self._folders = StepObjects(directory) if isinstance(directory, BucketPath) else StepFolders(directory)
         self._writer = None
         self._newest_loss: dict[int, float] = {}  # of the checkpoint being written
-        self._failed: set[int] = set()  # steps whose failed write may have left files
+        self._failed: set[int] = set()  # steps whose failed writes may have left files
         self._still_ours, self._kept = still_ours, kept
 
     def steps(self) -> list[int]:
@@ -89,7 +89,7 @@ class Checkpoints:
         try:
             return self._folders.steps()
         except OSError as error:
-            raise CheckpointError(f" cannot be looked into: {error.strerror or error}", path=self._directory) from error
+            raise CheckpointError(f" cannot be listed: {error.strerror or error}", path=self._directory) from error
 
     def best(self) -> tuple[int, float] | None:
         """Return `(step, loss)` of the lowest `total_loss`; None if no loss is known."""
@@ -131,7 +131,7 @@ class Checkpoints:
             # Orbax would split replicated arrays over devices, with an operation per device and array.
             state = jax.tree.map(lambda array: array.addressable_data(0), state)
         elif in_bucket and agreement.is_first():
-            # Orbax rejects arrays that only one process holds. Copy them, since the state's memory may be donated.
+            # Orbax rejects arrays of a single process. Copy them, since the state's memory may be donated.
             state = jax.tree.map(lambda array: np.array(array.addressable_data(0)), state)
         there = agreement.of_first(self.steps())
         is_new = self._writer is None
@@ -222,9 +222,9 @@ class Checkpoints:
                 self._set_aside([failed for failed, _ in damaged])
             state = mesh.replicate(restored.state, sharding)
             return dataclasses.replace(restored, state=state, damaged=tuple(reason for _, reason in damaged))
-        reasons = "\n".join(f"  {reason}" for _, reason in damaged) or f"  {self._directory} holds none"
+        reasons = "\n".join(f"  {reason}" for _, reason in damaged) or f"  {self._directory} contains none"
         raise CheckpointError(
-            f"no checkpoint could be restored:\n{reasons}\nrestore them from a copy, or start in another --workdir"
+            f"no checkpoint could be restored:\n{reasons}\nrestore one from a copy, or start in another --workdir"
         )
 
     def check(self):
@@ -273,7 +273,7 @@ class Checkpoints:
             kept = ", ".join(map(str, self.steps())) or "none"
             raise CheckpointError(
                 f"a checkpoint was not written to {self._directory}: {array_store.storage_reason(error)}; "
-                f"those that are there whole: {kept}"
+                f"intact checkpoints: {kept}"
             ) from error
 
     def _sweep(self):

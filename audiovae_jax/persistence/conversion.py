@@ -50,8 +50,8 @@ class Exported:
       tensors: number of tensors.
       parameters: number of their values, which include the latent statistics.
       optimizer_step: step of the optimizer's state; None if it was not written.
-      notes: what the reader should know about the states.
-      left_out: what the source has and the file lacks.
+      notes: remarks on the states.
+      left_out: parts of the source that the file does not contain.
     """
 
     model: AudioVAE
@@ -89,7 +89,7 @@ def import_torch(
             lines += [_prefixed(line, "discriminator") for line in filled.lines]
         except CheckpointError as error:
             discriminator = None
-            notes.append(f"the discriminator is not kept: {error}")
+            notes.append(f"the discriminator was not saved: {error}")
     saved_model.save_model(
         model.model,
         model.jax_variables(),
@@ -108,7 +108,7 @@ def import_torch(
 def export_torch(source: str, target: str, *, step: int | None = None) -> Exported:
     """Write a model to a `.pt` or `.safetensors` file of the PyTorch system.
 
-    If the source is a training workdir, a `.pt` file also holds the states of the optimizer and the schedule.
+    If the source is a training workdir, a `.pt` file also contains the states of the optimizer and the schedule.
 
     Args:
       source: any path that `load_model` accepts.
@@ -141,23 +141,23 @@ def export_torch(source: str, target: str, *, step: int | None = None) -> Export
 
 
 def _left_out(source, loaded, target):
-    """Describe what the model at `source` has and the file at `target` lacks."""
+    """Describe the parts of the model at `source` that the file at `target` lacks."""
     left_out = []
     try:
         there = training_state.beside(loaded, source)
     except CheckpointError as error:  # the model itself is intact
-        left_out.append(f"what lies beside the model, which cannot be read ({error})")
+        left_out.append(f"the training state, which cannot be read ({error})")
         there = training_state.Beside(optimizer=False)
     if there.optimizer and loaded.kind is Kind.CHECKPOINT:
-        left_out += ["the optimizer's state, which a .pt file holds"] if Path(target).suffix != ".pt" else []
+        left_out += ["the optimizer's state, which needs a .pt file"] if Path(target).suffix != ".pt" else []
     elif there.optimizer:
-        left_out.append("the optimizer's state, which comes along from a workdir")
+        left_out.append("the optimizer's state, which is only exported from a workdir")
     if there.discriminator:
         left_out.append("the discriminator" + (" and its optimizer's state" if loaded.kind is Kind.CHECKPOINT else ""))
     if (dtype := str(np.dtype(loaded.model.dtype))) != "float32":
-        left_out.append(f"that the model computes in {dtype} (--dtype={dtype} says it)")
+        left_out.append(f"the model's dtype {dtype} (give --dtype={dtype} when loading)")
     if loaded.sample_rate is None:
-        left_out.append("the sample rate, which is not known (--sample_rate says it)")
+        left_out.append("the sample rate, which is unknown (give --sample_rate when loading)")
     return left_out
 
 

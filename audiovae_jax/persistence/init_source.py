@@ -62,9 +62,9 @@ def describe(path: str) -> Described:
     checkpoints = Checkpoints(place.checkpoints, read_only=True)
     step = checkpoints.newest_described() if place.step is None else place.step
     if step is None:
-        raise CheckpointError(" holds no checkpoint whose description can be read", path=path)
+        raise CheckpointError(" contains no checkpoint with a readable description", path=path)
     config = checkpoints.config(step)
-    with as_checkpoint_error(": its config describes no model", path):
+    with as_checkpoint_error(": its config does not describe a model", path):
         discriminator = dict(config["discriminator"]) if config["use_adversarial"] else None
         return Described(dict(config["model"]), config["data"]["sample_rate"], discriminator, step)
 
@@ -77,8 +77,8 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
     Args:
       path: a workdir, one of its checkpoints, or a saved model.
       wanted: fields of `TrainState`. The model's own fields must exist.
-      best: take the best checkpoint of a workdir by validation loss, as `load_model` does. By default, the newest
-        intact one is taken.
+      best: use the best checkpoint of a workdir by validation loss, as `load_model` does. By default, the newest
+        intact one is used.
 
     Raises:
       CheckpointError: nothing intact was found.
@@ -106,12 +106,12 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
         if place.step is not None:
             raise error or CheckpointError(reason)
         reasons.append(reason)
-    raise CheckpointError(" holds no intact checkpoint", path=path, detail="\n".join(reasons) or None)
+    raise CheckpointError(" contains no intact checkpoint", path=path, detail="\n".join(reasons) or None)
 
 
 def _of_checkpoint(checkpoints, step, wanted):
     config = checkpoints.config(step)
-    with as_checkpoint_error(f"checkpoint {step}: its config does not say what it holds"):
+    with as_checkpoint_error(f"checkpoint {step}: its config does not describe its contents"):
         adversarial = config["use_adversarial"]
     names = tuple(name for name in wanted if adversarial or not name.startswith("discriminator_"))
     return Earlier(f"checkpoint {step}", step, checkpoints.parts(step, names))
@@ -121,7 +121,7 @@ def _of_saved_model(path, wanted):
     description = model_folder.read_description(path)
     names = {field: tree for field, tree in _IN_SAVED_MODELS.items() if field in wanted}
     trees = model_folder.read_trees(path, description, (model_folder.MODEL, *names.values()))
-    with as_checkpoint_error(" is no whole model", path):
+    with as_checkpoint_error(" is not a complete model", path):
         parts = {name: trees[model_folder.MODEL][name] for name in VARIABLES}
     parts |= {field: trees[tree] for field, tree in names.items() if tree in trees}
     return Earlier("", description["global_step"], parts)

@@ -1,4 +1,4 @@
-"""`locate`: what lies at a path or URL."""
+"""`locate`: the kind of model at a path or URL."""
 
 import dataclasses
 import enum
@@ -20,7 +20,7 @@ _LARGEST_HEADER = 100_000_000  # bytes, the limit of safetensors
 
 
 class Kind(enum.Enum):
-    """What lies at a path."""
+    """Kinds of paths."""
 
     NOTHING = "nothing"
     WORKDIR = "workdir"  # or its folder of checkpoints
@@ -36,11 +36,11 @@ OURS = (Kind.WORKDIR, Kind.CHECKPOINT, Kind.SAVED_MODEL)  # folders with a model
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A path and what lies there.
+    """A path and its kind.
 
     Attributes:
       path: to read from.
-      kind: what lies there.
+      kind: kind of the path.
       checkpoints: folder of the checkpoints of a `WORKDIR` or `CHECKPOINT`; else None.
       step: step of a `CHECKPOINT`; else None.
     """
@@ -52,12 +52,12 @@ class Place:
 
 
 def locate(path: str | Path | BucketPath) -> Place:
-    """Return what lies at a user's path or URL.
+    """Return the place, with its kind, of a user's path or URL.
 
     If a folder is just being replaced, this waits for its replacement.
 
     Raises:
-      CheckpointError: the path cannot be looked into, or the URL cannot be reached.
+      CheckpointError: the path cannot be read, or the URL cannot be reached.
     """
     opened = opened_path(path)
     try:
@@ -76,16 +76,17 @@ def locate_model(path: str | Path | BucketPath) -> Place:
     if place.kind is Kind.NOTHING:
         raise CheckpointError(": there is no such file or folder", path=path)
     if place.kind is Kind.LATENTS:
-        raise CheckpointError(" holds latents; give the model that encoded them", path=path)
+        raise CheckpointError(" contains latents; give the model that encoded them", path=path)
     if place.kind is Kind.OTHER:
         raise CheckpointError(
-            " holds no checkpoint; give a training workdir, one of its checkpoints/<step>, or a saved model", path=path
+            " contains no checkpoint; give a training workdir, one of its checkpoints/<step>, or a saved model",
+            path=path,
         )
     return place
 
 
 def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
-    """Return a user's path as a `Path` or `BucketPath`, once a replacement of it has ended.
+    """Return a user's path as a `Path` or `BucketPath`, after any replacement in progress.
 
     Raises:
       CheckpointError: the path is a URL that cannot be reached.

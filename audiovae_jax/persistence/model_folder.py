@@ -52,16 +52,16 @@ def write(path: str | Path | BucketPath, description: dict[str, Any], trees: dic
     """
     target = require_target(path)
     arrays_folder = f"arrays-{secrets.token_hex(8)}" if isinstance(target, BucketPath) else None
-    with as_checkpoint_error(" was not written: not all of it are arrays", path):
+    with as_checkpoint_error(" was not written: its trees contain other values than arrays", path):
         arrays = {name: array_store.describe(tree) for name, tree in trees.items()}
     description = {"format": _FORMAT, **description, "arrays": arrays}
     try:
         description = json.loads(json.dumps(description, allow_nan=False))  # JSON readers of other languages reject NaN
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f" was not written: epoch, global_step and metadata must be what JSON can hold ({error})", path=path
+            f" was not written: epoch, global_step and metadata must be JSON values ({error})", path=path
         ) from error
-    with as_checkpoint_error(" was not written: its config makes no AudioVAE", path):
+    with as_checkpoint_error(" was not written: its config is not valid for AudioVAE", path):
         _, different = _compared(description)
     for name, needed, given in different:
         raise CheckpointError(
@@ -109,7 +109,7 @@ def settled(path: str | Path | BucketPath, read: Callable[[Path | BucketPath], _
     """Return `read(path)`, retried if the saved model is replaced during the read.
 
     Args:
-      path: a path that holds a model.
+      path: the path of a model.
       read: a function of a `Path` or `BucketPath`. It must fail if it has read parts of different models.
 
     Raises:
@@ -133,13 +133,13 @@ def model_of(description: dict, path: Path | BucketPath) -> AudioVAE:
     """Return the model of the description that was read from `path`.
 
     Raises:
-      CheckpointError: its config makes no model, or its arrays do not match the model.
+      CheckpointError: its config is not valid, or its arrays do not match the model.
     """
-    with as_checkpoint_error(": its config makes no AudioVAE", path / DESCRIPTION):
+    with as_checkpoint_error(": its config is not valid for AudioVAE", path / DESCRIPTION):
         model, different = _compared(description)
     for name, needed, there in different:
         raise CheckpointError(
-            f" is of another configuration: {name} is {there} there and {needed} here", path=path / DESCRIPTION
+            f" does not match its config: {name} is {there} there, but must be {needed}", path=path / DESCRIPTION
         )
     return model
 
@@ -233,7 +233,7 @@ def _remedy(needed, given):
     dtype, _, shape = needed.partition("[")
     if shape and given.partition("[")[2] == shape:
         return f"convert the variables, as in jax.tree.map(lambda x: x.astype({dtype!r}), variables)"
-    return "give the model that the variables are of, and no other arrays"
+    return "give the model that the variables belong to, and no other arrays"
 
 
 def _tree_places(path, description):

@@ -52,7 +52,7 @@ def save_model(
       path: a folder to create or a saved model to replace, or its `s3://` or `gs://` URL.
       optimizer_state: an optax state, for `load_training_state`.
       epoch, global_step: the epoch and step of training.
-      metadata: values that JSON can hold.
+      metadata: JSON values.
       discriminator: a linen module, saved as its dotted name and arguments.
       discriminator_params: the discriminator's parameters.
       sample_rate: sample rate of the model's audio in Hz.
@@ -104,7 +104,7 @@ def load_model(
 
 @dataclasses.dataclass
 class LoadedModel:
-    """A model with the information that its file holds.
+    """A model with the information in its file.
 
     Attributes:
       model, variables: the model; arrays are numpy's or JAX's.
@@ -132,7 +132,7 @@ class LoadedModel:
 def save_loaded(loaded: LoadedModel, path: str | Path | BucketPath):
     """Write a `LoadedModel` with everything that was read with it; see `save_model`."""
     for name in sorted({*checkpoint.VARIABLES}.symmetric_difference(loaded.variables)):
-        have, remedy = ("no", "give all that model.init returns") if name in checkpoint.VARIABLES else ("a", "drop it")
+        have, remedy = ("no", "give those of model.init") if name in checkpoint.VARIABLES else ("a", "drop it")
         raise CheckpointError(f" was not written: the variables have {have} collection {name!r}; {remedy}", path=path)
     counts = {
         "sample_rate": (loaded.sample_rate, 1),
@@ -172,7 +172,7 @@ def _open(path, step, strict, training):
         return _open_checkpoint(place.checkpoints, place.step if step is None else step)
     if step is not None:
         raise CheckpointError(
-            f" is one model, so there is no step={step} to choose; give a training workdir", path=path
+            f" is a single model without steps, so step={step} cannot be used; give a training workdir", path=path
         )
     if place.kind is Kind.SAVED_MODEL:
         return _open_saved(place.path, training)
@@ -234,13 +234,13 @@ def _open_checkpoint(folder, step):
         loaded.notes += [f"skipped a checkpoint: {reason}; checkpoint {candidate} is used" for reason in passed_over]
         return loaded
     reasons = "\n".join(map(str, passed_over))
-    raise CheckpointError(" holds no intact checkpoint", path=folder, detail=reasons or None)
+    raise CheckpointError(" contains no intact checkpoint", path=folder, detail=reasons or None)
 
 
 def _open_step(checkpoints, folder, step):
     variables = checkpoints.parts(step, checkpoint.VARIABLES)
     try:
-        with as_checkpoint_error(": its config makes no model", folder / str(step)):
+        with as_checkpoint_error(": its config does not describe a model", folder / str(step)):
             config = ml_collections.ConfigDict(checkpoints.config(step), convert_dict=True)
             model, sample_rate = build.build_model(config), config.data.sample_rate
     except ConfigError as error:

@@ -136,7 +136,7 @@ class Uploads:
 
     def _upload(self, folder, target):
         if not self._still_ours():
-            raise OSError("the workdir is another run's by now")
+            raise OSError("the workdir now belongs to another run")
         (folder / _MARKER).unlink(missing_ok=True)
         target.remove_tree(first=_MARKER)
         target.upload(folder)

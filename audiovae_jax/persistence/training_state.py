@@ -115,7 +115,7 @@ def _torch_training_state(path, loaded, optimizer):
         trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
         filled = training.with_moments(optimizer.init(trainable), trainable, imported.moments)
         if filled is None:
-            raise CheckpointError(": its optimizer's moments are of folded weights, or of another network", path=path)
+            raise CheckpointError(": its optimizer's moments are for folded weights, or for another network", path=path)
         state["optimizer_state"] = filled
     if imported.discriminator is not None:
         arguments = imported.discriminator_arguments()
@@ -149,6 +149,6 @@ def _fill_optimizer(optimizer, loaded, tree, path):
     wanted, saved = array_store.named_leaves(state), array_store.named_leaves(tree)
     missing = sorted(wanted.keys() ^ saved.keys()) or sorted(wanted)
     raise CheckpointError(
-        f": the optimizer's state is of another transform; {missing[0]} and {len(missing) - 1} more arrays differ",
+        f": the optimizer's state belongs to another transform; {missing[0]} and {len(missing) - 1} more arrays differ",
         path=path,
     )

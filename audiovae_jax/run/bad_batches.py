@@ -83,7 +83,7 @@ class BadBatches:
         try:
             self._write(name, described, audio)
         except (OSError, soundfile.LibsndfileError) as error:
-            self._warn(f"warning: the batch of step {step} was not kept: {getattr(error, 'strerror', None) or error}")
+            self._warn(f"warning: the batch of step {step} was not saved: {getattr(error, 'strerror', None) or error}")
         return BadBatch(origins, not_finite)
 
     def _write(self, name, described, audio):
@@ -105,7 +105,7 @@ class BadBatches:
     def _steps(self, suffix):
         try:
             children = list(self.folder.iterdir())
-        except FileNotFoundError:  # a bucket has no empty folder
+        except FileNotFoundError:  # buckets have no empty folders
             return []
         return [child for child in children if child.name.startswith("step_") and child.suffix == suffix]
 

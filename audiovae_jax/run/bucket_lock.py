@@ -62,7 +62,9 @@ class BucketLock(WorkdirLock):
             self._require_dead(holder, self._silence())
             self._path.replace(text, version)
         except (FileNotFoundError, FileExistsError) as error:
-            raise ConfigError(f"--workdir={self._workdir} is being taken by another run at this moment") from error
+            raise ConfigError(
+                f"--workdir={self._workdir} is being locked by another run at this moment; use another"
+            ) from error
         return holder
 
     def _silence(self):
@@ -79,7 +81,7 @@ class BucketLock(WorkdirLock):
             self._beats += 1
             # Spaces change the version, so that a run that has read the previous one cannot replace it.
             text = json.dumps(dataclasses.asdict(holder)) + " " * (self._beats % 60)
-            with contextlib.suppress(FileExistsError):  # the next look finds out who holds the lock
+            with contextlib.suppress(FileExistsError):  # the next check detects a lost lock
                 self._object.replace(text, version)
 
     def _look(self):

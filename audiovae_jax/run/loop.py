@@ -136,7 +136,7 @@ class Loop:
         The checkpoint has no loss, because an uninterrupted run would not validate at this step.
         """
         if at == start_step:
-            saved = "nothing new to save" if self._session.checkpoints.steps() else "nothing to save yet"
+            saved = "no new steps to save" if self._session.checkpoints.steps() else "nothing to save yet"
             return f"stopped at step {at} after {reason}: {saved}"
         if self._saved_at != at:
             self.save(state, at, {})

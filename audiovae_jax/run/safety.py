@@ -1,4 +1,4 @@
-"""Numeric safety: counting skipped updates, rolling back, and failing at last.
+"""Numeric safety: counting skipped updates, rolling back, and finally failing.
 
 The training step skips an update if a loss or gradient is not finite. Decisions here depend only on metrics that are
 the same on every host, so all hosts decide the same.
@@ -126,8 +126,8 @@ class Safety:
         if self._has_updated:
             raise RollBack(what)
         raise TrainingError(
-            f"{what}, before anything was trained: {self._batches.folder.parent} cannot begin like this. Look whether "
-            "a loss of config.losses can be computed on the validation crops, silence among them, or try dtype float32"
+            f"{what}, before the first update: {self._batches.folder.parent} cannot start. Check that every loss of "
+            "config.losses is finite on the validation crops, which may contain silence, or try dtype float32"
         )
 
     def roll_back(self, reason: RollBack, newest_checkpoint: int | None) -> str:
@@ -147,7 +147,7 @@ class Safety:
         self._has_updated = self._holds_checkpoint = False
         return (
             f"warning: {reason}: rolling back to {back_to}, with the data in a different order "
-            f"(time {self.order} of at most {self._config.max_rollbacks})"
+            f"(rollback {self.order} of at most {self._config.max_rollbacks})"
         )
 
     def summary(self) -> str | None:
@@ -156,10 +156,10 @@ class Safety:
             return None
         counts = " and ".join(f"{count} of the {NETWORKS[name]}" for name, count in self._skipped.items() if count)
         back = f", and the run was rolled back {_times(self.order)}" if self.order else ""
-        return f"warning: updates that were skipped: {counts}{back}; their batches are in {self._batches.folder}"
+        return f"warning: skipped updates: {counts}{back}; their batches are in {self._batches.folder}"
 
     def _is_due(self, name, step, metrics):
-        if "train/d_skipped" not in metrics:  # the discriminator is not trained yet, or at all
+        if "train/d_skipped" not in metrics:  # the discriminator is not trained yet, or never
             return name == "g"
         every = {"g": self._recipe.generator_update_every, "d": self._recipe.discriminator_update_every}
         return (step - 1) % every[name] == 0
@@ -173,14 +173,14 @@ class Safety:
         crops = [str(origin) for origin in batch.origins if origin is not None]
         lines = [
             f"warning: step {step}: the update of the {of} was skipped; {_not_finite(metrics)}",
-            f"  its crops, kept in {self._batches.folder}: {_few(crops)}" if crops else "",
-            f"  {len(batch.not_finite)} of them hold NaN or infinite samples" if batch.not_finite else "",
-            "  so far the first host's; the other hosts' are in host_<number> there" if jax.process_count() > 1 else "",
+            f"  its crops, saved in {self._batches.folder}: {_few(crops)}" if crops else "",
+            f"  {len(batch.not_finite)} of them contain NaN or infinite samples" if batch.not_finite else "",
+            "  these are the first host's; the others' are in host_<number>/ there" if jax.process_count() > 1 else "",
         ]
         self._say("\n".join(filter(None, lines)))
 
     def _report(self, reason, newest_checkpoint):
-        lines = [f"training cannot continue: {reason}, and the run has been rolled back {_times(self.order)}"]
+        lines = [f"training cannot continue: {reason}, and the run was rolled back {_times(self.order)} already"]
         if self._last_skipped is not None:
             step, metrics = self._last_skipped
             lines.append(f"  at step {step}: {_not_finite(metrics)}")
@@ -190,28 +190,28 @@ class Safety:
         if self._files:
             often = [f"{file} ({count} crops)" for file, count in self._files.most_common(5)]
             lines.append(f"  crops since then: {', '.join(often)}; all are in {self._batches.folder}")
-        saved = "there is none" if newest_checkpoint is None else f"{newest_checkpoint}, finite throughout"
+        saved = "none" if newest_checkpoint is None else f"{newest_checkpoint}, with finite values only"
         lines += [f"  checkpoint: {saved}", *(f"try: {remedy}" for remedy in self._remedies())]
         return "\n".join(lines)
 
     def _remedies(self):
         if self._bad_audio:
-            yield "to mend the audio, which holds NaN or infinite samples: those crops' files, or what changes them"
+            yield "to fix the audio: those crops contain NaN or infinite samples, from their files or from processing"
             return
         metrics = self._last_skipped[1] if self._last_skipped else {}
         terms = [name for name, _, _ in self._recipe.losses.terms]
         wrong = [name for name in terms if not math.isfinite(metrics.get(f"train/{name}", 0.0))]
         if wrong and len(wrong) < len(terms):
-            yield f"another config.losses.{wrong[0]}, the only ones not finite being {', '.join(wrong)}"
+            yield f"another config.losses.{wrong[0]}; not finite, unlike other losses: {', '.join(wrong)}"
         elif not wrong and not math.isfinite(metrics.get("train/g_grad_norm", 0.0)):
-            yield "to find the loss that has a value but no finite gradient: a root or a logarithm at 0 needs a floor"
+            yield "to find the finite loss without a finite gradient: a root or a logarithm at 0 needs a floor"
         networks = {"model": self._recipe.model, "discriminator": self._recipe.discriminator}
         half = [name for name, network in networks.items() if str(getattr(network, "dtype", "")) == "bfloat16"]
         if half:
             yield " and ".join(f"config.{name}.dtype=float32" for name in half)
         of = "discriminator_optimizer" if self._in_a_row["d"] > self._in_a_row["g"] else "optimizer"
         yield f"a lower config.{of}.learning_rate, or a smaller clip_norm"
-        yield "in a new --workdir, with --config.init_from of this one, since it keeps its config"
+        yield "these in a new --workdir with --config.init_from of this one, since the config of a workdir is fixed"
 
 
 def _times(count):

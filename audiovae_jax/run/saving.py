@@ -68,7 +68,7 @@ class Saving:
             while not (hurried := is_hurried()) and self._again_at is not None and time.monotonic() < self._again_at:
                 time.sleep(min(1.0, max(0.0, self._again_at - time.monotonic())))
             if hurried or jax.process_count() > 1:
-                raise CheckpointError("the last checkpoint was not written, for the reason above")
+                raise CheckpointError("the last checkpoint was not written; the reason is above")
             state, described = self._last
             self.save(state, **described)
             self.settle()
@@ -89,7 +89,7 @@ class Saving:
         except CheckpointError as error:
             self._failures, self._failed = self._failures + 1, True
             if self._failures >= self._most_failures:
-                raise CheckpointError(f"{error}. Fix that, and run the same command to resume") from error
+                raise CheckpointError(f"{error}. Fix this, and run the same command to resume") from error
             pause = min(_FIRST_PAUSE * 2 ** (self._failures - 1), _MAX_PAUSE)
             again = "with the next checkpoint"
             if jax.process_count() == 1:

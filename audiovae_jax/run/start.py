@@ -43,7 +43,7 @@ class Start(NamedTuple):
       state: the train state, replicated on every device.
       step: the number of steps done.
       metrics: validation metrics of the checkpoint; None if training does not start from a checkpoint of this run.
-      position: the position in the data that the checkpoint holds; empty without one.
+      position: the checkpoint's position in the data; empty without a checkpoint.
     """
 
     state: TrainState
@@ -124,12 +124,12 @@ def open_session(
     say: Callable[[str], None],
     reader: warm_start.TorchReader,
 ) -> tuple[Session, Start]:
-    """Start or resume a run. The order of what follows matters.
+    """Start or resume a run. The order of the steps matters.
 
     Args:
       config, workdir, stop_after: see `train`.
       group: the run's processes.
-      ending: receives what must be closed when the run ends.
+      ending: exit stack of everything to close at the end of the run.
       say: prints a line in the first process.
       reader: reads `config.init_from` if it is a torch file.
 
@@ -153,7 +153,7 @@ def open_session(
     token = group.meet("workdir", tell=lock.token)
     if not is_first:
         lock.require_shared(token)
-    # 3. Check what the run starts from, before the data is read, which may take minutes.
+    # 3. Check the source of the run's state before the data is read, which may take minutes.
     checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
     ending.callback(checkpoints.close)
     if config.init_from is not None and not checkpoints.steps():
@@ -164,14 +164,14 @@ def open_session(
     claim_workdir(config, workdir, checkpoints, write=is_first)
     if data.health is not None:
         data.health.list_in(workdir / (BAD_FILES if is_first else f"bad_files.{jax.process_index()}.jsonl"))
-    group.meet("data", same={"what the audio is": data.fingerprint})
+    group.meet("data", same={"fingerprint of the audio": data.fingerprint})
     # 5. Restore or create the state.
     devices = mesh.make_mesh()
     say("\n".join(describe(config, recipe, data)))
     start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader)
     compilation.forget()
     group.meet("state", same={"checkpoint to resume from": start.step})
-    # 6. Open what reports, saves and guards the run.
+    # 6. Open the reporter, the checkpoint writer and the safety checks.
     reporter = Reporter(
         workdir,
         start_step=start.step,
@@ -247,7 +247,7 @@ def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath,
         changed = configuration.differences(previous, current)
         if changed:
             raise ConfigError(
-                f"--workdir={workdir} holds a run of another config:\n  "
+                f"--workdir={workdir} contains a run of another config:\n  "
                 + "\n  ".join(changed)
                 + f"\nuse another --workdir, and --config.init_from={workdir} there to start from this run"
             )
@@ -269,7 +269,7 @@ def initial_state(
 ) -> Start:
     """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
-    Progress is reported to `say`, line by line. `reader` has read a torch file at `config.init_from` before.
+    Progress is reported to `say`, line by line. `reader` has already read a torch file at `config.init_from`.
 
     Raises:
       CheckpointError: there are checkpoints, but none is intact.
@@ -283,8 +283,8 @@ def initial_state(
         say(f"resuming from step {restored.step}")
         if restored.data.get("fingerprint") != fingerprint:
             say(
-                "warning: the audio under config.data.root, or how it is split, is not what it was when this run was "
-                "stopped; crops from here on differ from those of a run left alone"
+                "warning: the audio under config.data.root or its split has changed since this run was stopped; from "
+                "here on, crops differ from those of an uninterrupted run"
             )
         return Start(restored.state, restored.step, restored.metrics, restored.data)
     with timed("drawing the initial parameters", say), compilation.sparing():
@@ -311,7 +311,9 @@ def describe(config, recipe, data) -> list[str]:
             f"{count_parameters(shapes.discriminator_params):,} trainable parameters"
         )
         if config.adversarial.warmup_steps >= config.num_steps:
-            lines.append("warning: config.adversarial.warmup_steps is not below num_steps: it will never take part")
+            lines.append(
+                "warning: config.adversarial.warmup_steps is not below num_steps, so the discriminator is never used"
+            )
     seconds = config.data.crop_length / config.data.sample_rate
     lines.append(
         f"batch: {config.batch_size} crops of {config.data.crop_length} samples ({seconds:.2f} s) "

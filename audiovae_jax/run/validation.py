@@ -1,4 +1,4 @@
-"""What a run measures between training steps: validation losses, diagnosis, samples."""
+"""Measurements between training steps: validation losses, diagnosis, samples."""
 
 import jax
 import numpy as np
@@ -85,7 +85,7 @@ class Validation:
         try:
             samples = wait_for(call, self._session.group, may_stop)
         except DataError as error:  # training does not need samples
-            self._reporter.say(f"warning: there are no samples of step {at}: {error}")
+            self._reporter.say(f"warning: the samples of step {at} were not made: {error}")
             return
         if samples is not None:
             self._reporter.samples(at, samples)

@@ -42,7 +42,7 @@ _NOT_COMPARED = ("dtype", "remat", "parent", "name")
 class TorchReader:
     """Reads the torch file at `config.init_from` once for all steps of a run's start.
 
-    Such a file can have hundreds of megabytes.
+    Such a file can be hundreds of megabytes large.
     """
 
     def __init__(self):
@@ -70,7 +70,7 @@ def adopt_settings(
 
     The settings are architectures, learning rates and loss weights. Keys given on the command line keep their value.
     With `init_weights_only`, only the keys that describe the networks are set. Nothing is copied from our own runs
-    and models. A resumed run whose torch file is no longer readable takes the settings from its workdir.
+    and models. A resumed run whose torch file is no longer readable uses the settings of its workdir.
 
     Args:
       config: the config to change in place.
@@ -97,7 +97,7 @@ def adopt_settings(
     except CheckpointError:
         if adopted is None:
             raise
-        overrides, origin = adopted, f"the run in {workdir}, since {path} cannot be read again"
+        overrides, origin = adopted, f"the run in {workdir}, since {path} can no longer be read"
     if adopted is not None:  # a resumed run restores its own arrays
         reader.forget()
     ensemble = _is_the_ensemble(config.discriminator)
@@ -118,14 +118,14 @@ def adopt_settings(
             values[name] = tuple(value) if isinstance(value, list) else value
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{path} has {key}={value!r}, which config.{key} does not take ({error}); give --config.{key}=..."
+                f"{path} has {key}={value!r}, which config.{key} does not accept ({error}); give --config.{key}=..."
             ) from error
         if before == value:
             agreeing.append(key)
         else:
             changed.append(f"  --config.{key}={value}  (the config had {before})")
-    lines = [f"settings of {origin}; to keep the config's, give the key on the command line:", *changed]
-    return [*lines, f"  and as the config has them: {', '.join(agreeing)}"] if agreeing else lines
+    lines = [f"settings of {origin}; to keep the config's value of a key, give it on the command line:", *changed]
+    return [*lines, f"  the same as in the config: {', '.join(agreeing)}"] if agreeing else lines
 
 
 def require_same_model(config: ml_collections.ConfigDict, reader: TorchReader | None = None):
@@ -156,7 +156,7 @@ def require_same_model(config: ml_collections.ConfigDict, reader: TorchReader | 
         lines = [f"  model.{key}: {there} there, {here} here" for key, (there, here) in other.items()]
         given = [f"--config.model.{key}={shlex.quote(str(there))}" for key, (there, _) in other.items()]
         raise CheckpointError(
-            f"config.init_from={path}: its model is not that of config.model:\n"
+            f"config.init_from={path}: its model differs from config.model:\n"
             + "\n".join(lines)
             + f"\nto start from it, give {' '.join(given)}"
         )
@@ -173,8 +173,8 @@ def require_steps_to_make(config: ml_collections.ConfigDict, step: int):
     """
     if step >= config.num_steps:
         raise ConfigError(
-            f"config.init_from={config.init_from} is at step {step} already; "
-            f"raise config.num_steps={config.num_steps} to resume, or start again with its weights alone: "
+            f"config.init_from={config.init_from} is already at step {step}; "
+            f"raise config.num_steps={config.num_steps} to resume, or start at step 0 with its weights: "
             "--config.init_weights_only"
         )
 
@@ -192,7 +192,7 @@ def take_over(
     Args:
       config: a config whose `init_from` is one of our workdirs, a checkpoint in it, a saved model, or a torch,
         Lightning or safetensors file. With `init_weights_only`, the step and the optimizers stay as in `fresh`. A
-        workdir's best checkpoint is then used in place of its newest.
+        workdir's best checkpoint is then used instead of its newest.
       recipe: the recipe of the new run.
       fresh: the initial state of the new run.
       sharding: where to put the arrays.
@@ -221,7 +221,7 @@ def _take_over_ours(config, recipe, fresh, sharding, say):
     described = init_source.describe(path)
     rate = described.sample_rate
     if rate is not None and rate != config.data.sample_rate:
-        say(f"warning: {path} is of {rate} Hz, and config.data.sample_rate is {config.data.sample_rate}")
+        say(f"warning: {path} was trained at {rate} Hz, but config.data.sample_rate is {config.data.sample_rate}")
     optional = ["discriminator_params"] if fresh.discriminator_params is not None else []
     if not weights_only:
         optional = ["opt_state", *optional, *(["discriminator_opt_state"] if optional else [])]
@@ -233,22 +233,22 @@ def _take_over_ours(config, recipe, fresh, sharding, say):
     for name in (*VARIABLES, *optional):
         parts[name] = array_store.like(getattr(fresh, name), found.parts[name]) if name in found.parts else None
     if parts["params"] is None or parts["latent_statistics"] is None:
-        raise CheckpointError("its arrays are not those of config.model, though its keys are")
+        raise CheckpointError("its arrays do not fit config.model, although the keys agree")
     other = _other_arguments(described.discriminator, recipe.discriminator)
     if other and parts.get("discriminator_params") is not None:
-        say("\n  ".join([f"config.init_from={path}: its discriminator is not that of config.discriminator:", *other]))
+        say("\n  ".join([f"config.init_from={path}: its discriminator differs from config.discriminator:", *other]))
         parts["discriminator_params"] = None
     if "discriminator_opt_state" in parts and parts["discriminator_params"] is None:
         parts["discriminator_opt_state"] = None  # its moments belong to other weights
     for name in optional:
         if parts[name] is None:
-            why = "does not fit" if name in found.parts else "is not in it"
-            say(f"config.init_from={path}: {name} {why}, and starts afresh")
+            why = "does not fit" if name in found.parts else "is missing"
+            say(f"config.init_from={path}: {name} {why}, and keeps its initial value")
     parts = {name: part for name, part in parts.items() if part is not None}
     what = ", ".join(name for name in parts if name != "step")
     of = f" ({found.origin})" if found.origin else ""
     counted = "the step and the optimizers are reset" if weights_only else f"step {step}"
-    say(f"taken over from {path}{of}: {counted}; {what}")
+    say(f"restored from {path}{of}: {counted}; {what}")
     return fresh.replace(**mesh.replicate(parts, sharding))
 
 

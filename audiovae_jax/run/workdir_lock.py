@@ -105,8 +105,8 @@ class WorkdirLock:
         while (holder := read_holder(self._path)) is None or holder.token != token:
             if time.monotonic() > deadline:
                 raise ConfigError(
-                    f"--workdir={self._workdir} is not the folder that process 0 has under that name; give one that "
-                    "all hosts share, as every host writes its part of a checkpoint"
+                    f"--workdir={self._workdir} is not the same folder as in process 0; give a folder that all hosts "
+                    "share, since every host writes its part of a checkpoint"
                 )
             time.sleep(0.1)
 
@@ -204,9 +204,9 @@ class WorkdirLock:
         if not _is_dead(holder, silent):
             who = "another run" if holder is None else str(holder)
             elsewhere = holder is None or holder.system != self._me.system or not holder.birth
-            remedy = f"; if that has ended, wait {_STALE:.0f} s or delete {self._path}" if elsewhere else ""
+            remedy = f"; if it has ended already, wait {_STALE:.0f} s or delete {self._path}" if elsewhere else ""
             raise ConfigError(
-                f"--workdir={self._workdir} is in use by {who} (last sign of life {max(0, silent):.0f} s ago); "
+                f"--workdir={self._workdir} is in use by {who} (last heartbeat {max(0, silent):.0f} s ago); "
                 f"use another --workdir, or stop that run first{remedy}"
             )
 
@@ -232,7 +232,7 @@ class WorkdirLock:
             try:
                 self._touch()
             except OSError:
-                continue  # the next look finds out whether the file exists
+                continue  # the next check detects a missing file
 
     def _touch(self):
         os.utime(self._path)
@@ -249,11 +249,11 @@ class WorkdirLock:
         """Store the reason if the lock is lost."""
         if gone:
             self._lost = (
-                f"{self._workdir} was deleted or moved while this run was writing to it, at least its {NAME}; "
-                "what came after its last checkpoint is lost"
+                f"{self._workdir} (or its {NAME}) was deleted or moved while this run was writing to it; "
+                "the steps after its last checkpoint are lost"
             )
         elif holder is not None and holder.token != self._me.token:
-            self._lost = f"{self._workdir} was taken over by {holder} while this run was silent; this one ends here"
+            self._lost = f"{self._workdir} was taken over by {holder} while this run sent no heartbeat; this run ends"
 
     def _remove_empty_folders(self):
         for folder in reversed(self._made):

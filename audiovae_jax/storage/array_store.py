@@ -76,7 +76,7 @@ def shapes_of(described: dict[str, str]) -> dict[str, str]:
 def require_same(expected: dict[str, str], described: dict[str, str], where: Any):
     """Raise CheckpointError with the array's name if names, shapes or dtypes differ."""
     for name, ours, theirs in differences(expected, shapes_of(described)):
-        raise CheckpointError(f" is of another configuration: {name} is {theirs} there and {ours} here", path=where)
+        raise CheckpointError(f" does not match this configuration: {name} is {theirs} there, {ours} here", path=where)
 
 
 def require_checksums(tree: PyTree, described: dict[str, str], where: Any):
@@ -128,7 +128,7 @@ def read_like(directory: Path, abstract: PyTree, where: Any) -> PyTree:
 
 
 def read_tree(directory: Path, described: dict[str, str], where: Any, parts: tuple[str, ...] | None = None) -> dict:
-    """Read a tree as nested dicts of numpy arrays, whatever devices wrote it.
+    """Read a tree as nested dicts of numpy arrays, written on any devices.
 
     Args:
       directory: a directory that `write_tree` or Orbax's standard handler wrote.
@@ -179,7 +179,7 @@ def storage_reason(error: Exception) -> str:
 
 
 def _reader(handler):
-    """Return a checkpointer for this process alone, so that others never wait for it."""
+    """Return a checkpointer for this process only, so that others never wait for it."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 _UNFINISHED = re.compile(r"\.(\d+)\.tmp(\.[^.]*)?$")
 _MOVED_ASIDE = re.compile(r"\.\d+\.old$")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path makes one slash of two
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # Path merges double slashes
 _SILENT = 60.0  # seconds without a write after which a file may be removed
 _MAX_SWAP = 1.0  # seconds between the two renames that replace a folder
 _MAX_NAME = 255  # bytes, on nearly every file system
@@ -62,7 +62,7 @@ def beside(path: Path, ending: str, name: str | None = None) -> Path:
 
     Its name is `.<name>.<process>.<ending>`.
 
-    By default, the name is that of `path` without its suffix. For a folder, pass its full name: `.2` is no suffix in
+    By default, the name is that of `path` without its suffix. For a folder, pass its full name: `.2` is not a suffix in
     `Song v1.2`, and `Song v1.3` is another folder.
     """
     return path.with_name(_hidden(path.stem if name is None else name, f".{os.getpid()}.{ending}"))

@@ -130,7 +130,7 @@ class BucketPath:
           FileExistsError: the object exists.
         """
         if self.exists():
-            raise FileExistsError(errno.EEXIST, "there is one already", self._url)
+            raise FileExistsError(errno.EEXIST, "it exists already", self._url)
         self._put_if(text, mode="create")
 
     def replace(self, text: str, version: str):
@@ -142,7 +142,7 @@ class BucketPath:
           FileExistsError: the object has another version.
         """
         if self.version() != version:
-            raise FileExistsError(errno.EEXIST, "there is another one already", self._url)
+            raise FileExistsError(errno.EEXIST, "it was changed meanwhile", self._url)
         self._put_if(text, **({"IfMatch": version} if self._url.startswith("s3://") else {}))
 
     def version(self) -> str:
@@ -238,12 +238,12 @@ class BucketPath:
             return FileNotFoundError(errno.ENOENT, server.explained(error, self._url), self._url)
         status, _ = server.status_of(error.__cause__ or error)
         if isinstance(error, FileExistsError) or status in (409, 412):
-            return FileExistsError(errno.EEXIST, "there is one already", self._url)
+            return FileExistsError(errno.EEXIST, "it exists already", self._url)
         if status == 501:
             return OSError(errno.ENOSYS, server.reason(error), self._url)
         if final:
             return OSError(errno.EIO, server.reason(error), self._url)
-        return ServerAwayError(errno.EIO, f"not reached for {self._patience:g} s ({server.reason(error)})", self._url)
+        return ServerAwayError(errno.EIO, f"no answer for {self._patience:g} s ({server.reason(error)})", self._url)
 
 
 def as_path(path: "str | os.PathLike | BucketPath") -> "Path | BucketPath":
@@ -259,7 +259,7 @@ def as_path(path: "str | os.PathLike | BucketPath") -> "Path | BucketPath":
     text = os.fspath(path) if not isinstance(path, Path) else ""
     if isinstance(text, str) and server.is_url(text):
         if not text.startswith(("s3://", "gs://")):
-            raise OSError(errno.EINVAL, "of URLs, those of s3:// and gs:// can be written to", text)
+            raise OSError(errno.EINVAL, "only s3:// and gs:// URLs can be written to", text)
         return BucketPath(text)
     return Path(text or path)
 

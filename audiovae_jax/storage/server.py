@@ -91,7 +91,7 @@ def persistently(
     Args:
       request: a function that may raise any exception of its backend.
       seconds: time limit for starting another attempt.
-      ends: takes an error and the pause in seconds before the next attempt. Returns whether to stop retrying.
+      ends: function of an error and the pause in seconds before the next attempt. Returns whether to stop retrying.
 
     Raises:
       AwayError: the time limit is reached.
@@ -136,7 +136,7 @@ def explained(error: Exception, url: str) -> str:
         remedy = _CREDENTIALS.get({"gcs": "gs", "s3a": "s3"}.get(scheme, scheme), "check the credentials")
         return f"access is refused ({reason(error)}); {remedy}"
     if status in (412, 416):
-        return "it has changed since it was looked at; start the run again"
+        return "it has changed since it was opened; start the run again"
     return reason(error)
 
 

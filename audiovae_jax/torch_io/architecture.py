@@ -41,7 +41,7 @@ def infer_audio_vae(state_dict: Mapping[str, np.ndarray]) -> dict:
         strides.append(taps // 2)
         if math.prod(strides) > _MAX_HOP:
             raise CheckpointError(
-                f"its strides {strides} make a hop of {math.prod(strides)} samples, which no AudioVAE has"
+                f"its strides {strides} give a hop of {math.prod(strides)} samples, which no AudioVAE has"
             )
     if not mults:
         raise CheckpointError("the state dict has no encoder.blocks.0.downsample.1, so it is not an AudioVAE's")
@@ -104,13 +104,13 @@ def infer_ensemble(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str
     if all(window is not None for window in windows):
         found["n_ffts"] = tuple(_fft_length(window.size) for window in windows)
     else:
-        notes.append(f"its {count} FFT lengths are not in it; config.discriminator.n_ffts is taken as it stands")
+        notes.append(f"it does not contain its {count} FFT lengths; those of config.discriminator.n_ffts are used")
     scales = _count(shapes, "msd.discriminators.{}.conv_post")
     found["use_msd"] = scales > 0
     if scales:
         found["in_channels"] = shapes.weight("msd.discriminators.0.convs.0", 3)[1]
         found["msd_scales"] = _SCALES[:scales] if scales <= len(_SCALES) else tuple(2**i for i in range(scales))
-        notes.append(f"its {scales} pooling factors leave no trace; {found['msd_scales']} is assumed")
+        notes.append(f"it does not contain its {scales} pooling factors; {found['msd_scales']} is assumed")
     periods = _count(shapes, "mpd.discriminators.{}.conv_post")
     found["use_mpd"] = periods > 0
     if periods:
@@ -118,11 +118,9 @@ def infer_ensemble(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str
         layers = _count(shapes, "mpd.discriminators.0.convs.{}")
         found["mpd_channels"] = tuple(shapes.weight(f"mpd.discriminators.0.convs.{i}", 4)[0] for i in range(layers))
         if periods > len(_PERIODS):
-            raise CheckpointError(
-                f"it has {periods} periods, which leave no trace; give config.discriminator.mpd_periods"
-            )
+            raise CheckpointError(f"it does not contain its {periods} periods; give config.discriminator.mpd_periods")
         found["mpd_periods"] = _PERIODS[:periods]
-        notes.append(f"its {periods} periods leave no trace; {found['mpd_periods']} is assumed")
+        notes.append(f"it does not contain its {periods} periods; {found['mpd_periods']} is assumed")
     mels = _count(shapes, "mel_stft.discriminators.{}.conv_post")
     found["use_mel_stft"] = mels > 0
     if mels:
@@ -135,13 +133,13 @@ def infer_ensemble(state_dict: Mapping[str, np.ndarray]) -> tuple[dict, list[str
             found["mel_stft_n_ffts"] = tuple(_fft_length(2 * (bank.shape[0] - 1)) for bank in banks)
             found["mel_stft_n_mels"] = tuple(bank.shape[1] for bank in banks)
         else:
-            notes.append("its mel filterbanks are not in it; config.discriminator.mel_stft_* is taken as it stands")
+            notes.append("it does not contain its mel filterbanks; config.discriminator.mel_stft_* is used")
     return found, notes
 
 
 def _fft_length(length):
     if not _FFT_LENGTHS[0] <= length <= _FFT_LENGTHS[1]:
-        raise CheckpointError(f"it has an FFT of {length} samples, which no discriminator of ours takes")
+        raise CheckpointError(f"it has an FFT of {length} samples, which no discriminator here supports")
     return length
 
 
@@ -164,7 +162,7 @@ class _Shapes:
     def weight(self, module, dimensions):
         tensor = self._find(module)
         if tensor is None:
-            raise CheckpointError(f"the state dict has no weight of {module}, so the network cannot be told from it")
+            raise CheckpointError(f"the state dict has no weight of {module}, so the network cannot be inferred")
         if tensor.ndim != dimensions or 0 in tensor.shape:
             raise CheckpointError(f"the weight of {module} has shape {tensor.shape}; {dimensions} axes are expected")
         return tensor.shape

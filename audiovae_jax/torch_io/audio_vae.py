@@ -43,7 +43,7 @@ class ImportedAudioVAE:
       sample_rate: in Hz, if Lightning's `hyper_parameters` or the metadata have it.
       epoch: as the file counts it.
       global_step: number of batches seen; see `batches_seen`.
-      metadata: saved with the model. Values that JSON cannot hold are strings.
+      metadata: saved with the model. Values that JSON cannot represent are strings.
     """
 
     model: AudioVAE
@@ -80,8 +80,8 @@ def import_audio_vae(
       `(model, variables)`.
 
     Raises:
-      CheckpointError: the file cannot be read, or does not hold a complete model. The message lists the keys that are
-        missing, surplus or of another shape.
+      CheckpointError: the file cannot be read, or does not contain a complete model. The message lists the keys that
+        are missing, surplus or of another shape.
     """
     imported = read_audio_vae(path, dilations=dilations, strict=strict)
     for note in imported.notes:
@@ -94,7 +94,7 @@ def read_audio_vae(
 ) -> ImportedAudioVAE:
     """Like `import_audio_vae`, and report what happened to each tensor."""
     checkpoint = reader.read_checkpoint(path, skip=TRAINING_KEYS)
-    with naming(path), as_checkpoint_error("it is not as the PyTorch system writes it"):
+    with naming(path), as_checkpoint_error("its contents are not those of a file of the PyTorch system"):
         return from_checkpoint(checkpoint, dilations=dilations, strict=strict)
 
 
@@ -122,7 +122,7 @@ def from_checkpoint(
     claimed = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     if claimed > 2 * stored + _SLACK:
         raise CheckpointError(
-            f"its tensors hold {stored:,} values; the model that they describe would have {claimed:,}"
+            f"its tensors have {stored:,} values, but the model that they describe would have {claimed:,}"
         )
     filled = state_dict.fill(shapes, tensors)
     params, problems = filled.params, filled.problems
@@ -140,13 +140,13 @@ def from_checkpoint(
     if account and strict:
         raise CheckpointError(
             f"the state dict does not fit the model ({spell_config(model)}):\n{account}\n"
-            "strict=False takes what fits and leaves the rest at its initial values"
+            "strict=False imports the tensors that fit, and keeps initial values for the others"
         )
     if account:
         for part in ("encoder", "decoder"):
             if part not in params:
-                raise CheckpointError(f"nothing would be left of the {part}:\n{account}")
-        notes.append(f"left out, at initial values where the model needs them:\n{account}")
+                raise CheckpointError(f"no tensor of the {part} fits:\n{account}")
+        notes.append(f"left out; missing parameters keep their initial values:\n{account}")
         params = _completed(model, params)
     variables = {"params": params, "latent_statistics": statistics}
     hyperparameters = checkpoint.get("hyper_parameters")
@@ -182,7 +182,7 @@ def find_state_dict(checkpoint: dict) -> dict:
     if bare and all(isinstance(value, np.ndarray) for value in bare.values()):
         return bare
     shown = ", ".join(map(str, list(checkpoint)[:10])) or "nothing"
-    raise CheckpointError(f"there is no state dict in it; it holds {shown}")
+    raise CheckpointError(f"it contains no state dict, only {shown}")
 
 
 def model_state_dict(checkpoint: dict, lines: list[Line] | None = None) -> dict[str, np.ndarray]:
@@ -193,7 +193,7 @@ def model_state_dict(checkpoint: dict, lines: list[Line] | None = None) -> dict[
       lines: gets an entry for each tensor of another part, if given.
 
     Raises:
-      CheckpointError: it holds no model.
+      CheckpointError: it contains no model.
     """
     tensors = state_dict.unwrapped(find_state_dict(checkpoint))
     if any(key.startswith("encoder.") for key in tensors):
@@ -231,7 +231,7 @@ def batches_seen(checkpoint: dict, notes: list[str], adversarial: bool, updates:
     if counted is None:
         return None
     if _count(counted) is None or counted >= 2**31:
-        raise CheckpointError(f"its global_step is {counted!r}, which is no count of steps")
+        raise CheckpointError(f"its global_step is {counted!r}, which is not a valid number of steps")
     total = checkpoint.get("loops")
     for key in ("fit_loop", "epoch_loop.batch_progress", "total"):
         total = total.get(key) if isinstance(total, dict) else None
@@ -276,7 +276,7 @@ def _other_parts(lines):
     """Notes on parts of the file that are unexpected and not the model's."""
     counts = collections.Counter(line.key.partition(".")[0] for line in lines)
     unknown = {part: count for part, count in counts.items() if part not in _KNOWN_PARTS}
-    return [f"left out {part} ({count} tensors), which is not the model's" for part, count in unknown.items()]
+    return [f"left out {part} ({count} tensors), which is not part of the model" for part, count in unknown.items()]
 
 
 def _build(checkpoint, tensors, dilations, notes):
@@ -298,7 +298,7 @@ def _build(checkpoint, tensors, dilations, notes):
         stated = _check_config(config, shown)
     if stated is not None and dilations is not None and tuple(dilations) != tuple(stated):
         raise CheckpointError(f"dilations={tuple(dilations)} were given, but its model_config has {tuple(stated)}")
-    source = "given" if dilations is not None else "the field's, since they leave no trace"
+    source = "given" if dilations is not None else "the usual ones, since shapes do not determine them"
     chosen = dilations or architecture.default_dilations(count) if stated is None else stated
     shown["dilations"] = architecture.check_dilations(chosen, count)
     if config is None:
@@ -312,7 +312,7 @@ def _build(checkpoint, tensors, dilations, notes):
     try:
         return AudioVAE(**shown, encoder_frozen=frozen)
     except ValueError as error:
-        raise CheckpointError(f"its tensors are of no AudioVAE: {error}") from None
+        raise CheckpointError(f"its tensors do not belong to an AudioVAE: {error}") from None
 
 
 def _check_config(given, shown):
@@ -330,7 +330,7 @@ def _check_config(given, shown):
         stated = given.get(key, value)
         stated = tuple(stated) if isinstance(stated, (list, tuple)) else stated
         if repr(stated) != repr(value):
-            raise CheckpointError(f"its model_config says {key}={stated!r}, but its tensors are of {key}={value}")
+            raise CheckpointError(f"its model_config has {key}={stated!r}, but its tensors have {key}={value}")
     dilations = given.get("dilations")
     return (dilations,) if isinstance(dilations, int) else dilations
 
@@ -359,7 +359,7 @@ def _statistics_fault(name, tensor, latent_dim):
         return f" has shape {tensor.shape}; here it is {(1, latent_dim, 1)}"
     fault = state_dict.fault_of(tensor)
     if not fault and name == "latent_std" and not (tensor > 0).all():
-        fault = "has values that are not above zero"
+        fault = "has values that are not positive"
     return f" {fault}" if fault else None
 
 

@@ -24,7 +24,7 @@ def import_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module
     """Import the parameters of a discriminator of the PyTorch system.
 
     Args:
-      state_dict: as `read_checkpoint` returns it. Either of the discriminator alone, or with keys under
+      state_dict: as `read_checkpoint` returns it, of the discriminator only, or with keys under
         `discriminator.`, as in a Lightning checkpoint. Windows and filterbanks in it are compared, not imported.
       discriminator: `EnCodecDiscriminator`, or the single part that the weights belong to.
 
@@ -42,7 +42,7 @@ def read_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module) 
     """Like `import_discriminator`, with numpy arrays, and report what happened to each tensor."""
     channels = getattr(discriminator, "in_channels", 1)
     audio = jax.ShapeDtypeStruct((1, _LENGTH, channels), jnp.float32)
-    with as_checkpoint_error(f"{type(discriminator).__name__} cannot be made"):
+    with as_checkpoint_error(f"{type(discriminator).__name__} cannot be created"):
         key = jax.eval_shape(lambda: jax.random.key(0))
         shapes = jax.eval_shape(discriminator.init, key, audio)["params"]
     tensors = discriminator_tensors(state_dict)
@@ -55,7 +55,7 @@ def read_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module) 
 
 
 def discriminator_tensors(state_dict: Mapping[str, Any]) -> dict:
-    """The discriminator's tensors of a state dict that may hold more."""
+    """The discriminator's tensors of a state dict that may contain others."""
     tensors = torch_state_dict.unwrapped(dict(state_dict))
     if not any(key.startswith(_PREFIX) for key in tensors):
         return tensors

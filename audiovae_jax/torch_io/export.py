@@ -45,7 +45,7 @@ def export_audio_vae(
       sample_rate: in Hz. It is saved in the metadata, because the torch system has no field for it.
 
     Raises:
-      CheckpointError: the suffix is unknown, or the file cannot hold or be written with these values.
+      CheckpointError: the suffix is unknown, or the file cannot contain these values or be written.
     """
     path = Path(path)
     require_target(path)
@@ -54,7 +54,7 @@ def export_audio_vae(
     for name, ours, theirs in array_store.differences(needed, given):
         raise CheckpointError(
             f"{path} was not written: {name} is {theirs} in the variables and {ours} in the model; give the model that "
-            "the variables are of"
+            "the variables belong to"
         )
     weights = audio_vae_state_dict(variables)
     config = {key: _listed(getattr(model, key)) for key in CONFIG_KEYS}
@@ -77,7 +77,7 @@ def export_audio_vae(
             writer.write_checkpoint(path, content)
         else:
             if optimizer_state is not None or scheduler_state is not None:
-                raise CheckpointError(": safetensors hold weights alone; export optimizer states to .pt", path=path)
+                raise CheckpointError(": safetensors contain only weights; export optimizer states to .pt", path=path)
             described = {"model_config": config, "encoder_frozen": model.encoder_frozen, **optional}
             _write_safetensors(path, weights, described)
     except (TypeError, ValueError, RecursionError) as error:
@@ -87,7 +87,7 @@ def export_audio_vae(
 
 
 def require_target(path: str | Path):
-    """Raise CheckpointError unless `export_audio_vae` can write to `path`, before much is computed for it."""
+    """Raise CheckpointError unless `export_audio_vae` can write to `path`. Call it before expensive work."""
     if Path(path).suffix not in (".pt", ".safetensors"):
         raise CheckpointError(": the name must end in .pt or .safetensors", path=path)
     try:

@@ -87,17 +87,17 @@ def optimizer_settings(section, optimizer, scheduler, step, notes):
         return found
     length, counted = scheduler.get("T_max"), scheduler.get("last_epoch")
     if not isinstance(length, int) or not _is_rate(scheduler.get("eta_min")):
-        notes.append(f"the schedule of its {section} is no cosine; here it is the config's")
+        notes.append(f"the schedule of its {section} is not a cosine; the config's schedule is used")
         return found
     found[f"{section}.final_learning_rate"] = float(scheduler["eta_min"])
     if section != "optimizer":
         return found
     if not isinstance(counted, int) or abs(counted - step) > 1:
-        notes.append(f"its schedule counts {counted} at batch {step}, epochs perhaps; config.num_steps stands")
+        notes.append(f"its schedule is at {counted} at batch {step}, perhaps in epochs; config.num_steps is kept")
     elif length <= step:
         notes.append(
-            f"its schedule of {length} steps is over; config.num_steps stands, and the learning rate follows "
-            "the config's cosine over that"
+            f"its schedule of {length} steps has ended; config.num_steps is kept, and the learning rate follows "
+            "the config's cosine over these steps"
         )
     else:
         found["num_steps"] = length

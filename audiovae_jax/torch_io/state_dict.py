@@ -116,14 +116,14 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray], constants: bool = Fa
             continue
         note = "" if described["dtype"] == "float32" else f"{described['dtype']} -> float32"
         if key in folded:
-            note = "; ".join(filter(None, (note, "folded: its norm" if path[-1] == "g" else "folded: as it is")))
+            note = "; ".join(filter(None, (note, "folded: its norm" if path[-1] == "g" else "folded: unchanged")))
         filled[path] = np.ascontiguousarray(array, np.float32)
         lines.append(Line(**described, became=where, note=note))
     for key in folded:
         del state_dict[key]
     for key, tensor in state_dict.items():
         constant = constants and layout.is_constant(key)
-        note = "a constant, computed here" if constant else "no parameter of that name here"
+        note = "a constant, computed here" if constant else "there is no parameter of that name here"
         lines.append(Line(key, tensor.shape, str(tensor.dtype), note=note))
         if not constant:
             problems["surplus"].append(key)
@@ -147,7 +147,7 @@ def fault_of(tensor: np.ndarray) -> str:
       An empty string if it can.
     """
     if not is_floating(tensor):
-        return f"has dtype {tensor.dtype}; a floating-point one is expected"
+        return f"has dtype {tensor.dtype}; it must be floating point"
     with np.errstate(over="ignore"):
         bad = tensor.size - np.count_nonzero(np.isfinite(np.asarray(tensor, np.float32)))
     return f"has {bad} NaN or infinite values" if bad else ""

@@ -72,7 +72,7 @@ def read_training(
 ) -> ImportedTraining:
     """Read a run from a Lightning checkpoint or a `save_model` file.
 
-    A file with weights alone is a run at its start.
+    A file that contains only weights is read as a run at its start.
 
     Args:
       path: the file.
@@ -83,7 +83,7 @@ def read_training(
       CheckpointError: the file cannot be read, or its parts do not fit together.
     """
     checkpoint = reader.read_checkpoint(path)
-    with naming(path), as_checkpoint_error("it is not as the PyTorch system writes it"):
+    with naming(path), as_checkpoint_error("its contents are not those of a file of the PyTorch system"):
         return _training(checkpoint, dilations, strict)
 
 
@@ -108,7 +108,9 @@ def train_state(
     for key in CONFIG_KEYS:
         theirs, ours = getattr(model.model, key), getattr(recipe.model, key)
         if theirs != ours:
-            raise CheckpointError(f"its model has {key}={theirs}, config.model.{key} is {ours}; give both the same")
+            raise CheckpointError(
+                f"its model has {key}={theirs}, but config.model.{key} is {ours}; set it to the file's"
+            )
     parts = {
         "step": jnp.asarray(0 if weights_only else imported.step, jnp.int32),
         **model.jax_variables(),
@@ -125,18 +127,18 @@ def train_state(
                 imported.discriminator_moments,
             )
         except CheckpointError as error:
-            notes.append(f"warning: the discriminator starts afresh: {error}")
+            notes.append(f"warning: the discriminator keeps its initial values: {error}")
     elif recipe.discriminator is not None:
-        notes.append("there is no discriminator in it; ours starts afresh")
+        notes.append("it contains no discriminator; ours keeps its initial values")
     for name, (opt_state, params, moments) in ({} if weights_only else optimizers).items():
         taken = None if moments is None else with_moments(opt_state, params, moments)
         if taken is not None:
             parts[name] = taken
         else:
-            why = "there is none in it that fits" if moments is None else "its moments are of folded weights"
-            notes.append(f"{name} starts afresh: {why}")
+            why = "there are no moments that fit" if moments is None else "the moments belong to folded weights"
+            notes.append(f"{name} keeps its initial value: {why}")
     counted = "the step and the optimizers are reset;" if weights_only else f"step {imported.step},"
-    notes.append(f"taken over: {counted} {', '.join(name for name in parts if name != 'step')}")
+    notes.append(f"restored: {counted} {', '.join(name for name in parts if name != 'step')}")
     return fresh.replace(**parts)
 
 
@@ -155,7 +157,7 @@ def with_moments(opt_state: PyTree, params: PyTree, moments: Moments) -> PyTree 
         surplus = [key for key in filled.problems["surplus"] if not key.startswith(kept)]
         if surplus or filled.problems["unusable"] or any("folded" in line.note for line in filled.lines):
             return None
-        # A parameter that never had a gradient has no moments, which stand for zeros.
+        # A parameter that never had a gradient has no moments, so they are zero.
         moved = jax.tree.map(jnp.asarray, filled.params)
         zeros = flax.traverse_util.flatten_dict(jax.tree.map(jnp.zeros_like, params))
         trees.append(flax.traverse_util.unflatten_dict(zeros | flax.traverse_util.flatten_dict(moved)))
@@ -250,7 +252,7 @@ def _training(checkpoint, dilations, strict):
             notes += [f"the discriminator: {note}" for note in assumed]
             overrides |= {f"discriminator.{key}": value for key, value in found.items()}
         except CheckpointError as error:
-            notes.append(f"the discriminator's arguments cannot be told: {error}")
+            notes.append(f"the discriminator's arguments cannot be inferred: {error}")
     return ImportedTraining(
         audio_vae=imported,
         step=step,
@@ -288,13 +290,13 @@ def _moments(optimizer, parameters, network, notes):
         numbers = [number for group in groups for number in group["params"]]
         names = _parameter_names(groups, numbers, parameters, states)
         if names is None:
-            raise ValueError(f"{len(numbers)} parameters in {len(groups)} groups there, {len(parameters)} tensors here")
+            raise ValueError(f"{len(numbers)} parameters in {len(groups)} groups, but {len(parameters)} tensors here")
         steps = {int(states[number]["step"]) for number in names if number in states}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         notes.append(f"the state of the {network}'s optimizer is not AdamW's over its parameters ({error})")
         return None
     if len(steps) > 1:
-        notes.append(f"parameters of the {network} were updated {min(steps)} to {max(steps)} times; the most is taken")
+        notes.append(f"parameters of the {network} were updated {min(steps)} to {max(steps)} times; the most is used")
     if any(group.get("amsgrad") for group in groups):
         notes.append(f"the AMSGrad maxima of the {network}'s optimizer are dropped: AdamW continues without them")
     if any(group.get("decoupled_weight_decay") is False and group.get("weight_decay") for group in groups):
@@ -331,7 +333,7 @@ def _parameter_names(groups, numbers, parameters, states):
 def _fits(state, parameter):
     """Whether a parameter's optimizer state is AdamW's and has its shape.
 
-    A parameter that never had a gradient has no state, which fits.
+    A parameter that never had a gradient has no state, which is valid.
     """
     if state is None:
         return True

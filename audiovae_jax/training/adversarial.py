@@ -16,10 +16,10 @@ class AdversarialPass(NamedTuple):
     """Losses, and functions that compute their gradients when called.
 
     Attributes:
-      generator: of `AdversarialLossCalculator.generator_losses`.
-      discriminator: of `AdversarialLossCalculator.discriminator_losses`.
+      generator: the result of `AdversarialLossCalculator.generator_losses`.
+      discriminator: the result of `AdversarialLossCalculator.discriminator_losses`.
       audio_gradient: the gradient of the generator's total with respect to the generated audio.
-      params_gradient: the gradient of the discriminator's loss; takes an array to be scheduled after.
+      params_gradient: the gradient of the discriminator's loss; its argument is an array to be scheduled after.
     """
 
     generator: dict[str, jax.Array]
@@ -58,7 +58,7 @@ def _loss_functions(losses):
 
 
 def _joint_pass(discriminator: Discriminator, generator_loss, discriminator_loss, params, real, fake):
-    """Real and fake as one batch: one forward and one backward pass are compiled, not two of each."""
+    """Run real and fake audio as one batch, in one forward and one backward pass."""
 
     def call(params, audio, known_maps=None):
         return discriminator.apply({"params": params}, audio, known_maps, method="discriminate")
@@ -94,7 +94,7 @@ def _second_half(x):
 
 
 def _separate_passes(discriminator, generator_loss, discriminator_loss, params, real, fake):
-    """Real and fake in a call each, for any linen module."""
+    """Run real and fake audio in separate calls, for any linen module."""
 
     @jax.jit  # traced once for both calls
     def call(params, audio):
@@ -114,7 +114,7 @@ def _separate_passes(discriminator, generator_loss, discriminator_loss, params, 
         return pull_back_fake(fake_cotangent)[1]
 
     def params_gradient(after):
-        # One pull-back after the other is faster on CPUs than XLA's own order, at the price of memory.
+        # One pull-back after the other is faster on CPUs than XLA's own order, but takes more memory.
         (of_real, real_maps), (of_fake, fake_maps) = cotangents
         of_real, _ = lax.optimization_barrier((of_real, after))
         from_real = pull_back_real((of_real, real_maps))[0]

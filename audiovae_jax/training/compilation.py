@@ -38,7 +38,7 @@ def compiled(function: jax.stages.Wrapped, *args) -> jax.stages.Compiled:
 def sparing():
     """A context for tracing and compiling that saves time and memory.
 
-    Python's garbage collector is paused: its passes over the objects of a trace take a quarter of the tracing time.
+    Python's garbage collector is paused: its passes over the objects of a trace need a quarter of the tracing time.
     Afterwards malloc returns freed memory to the system: 2.7 GB after compiling the step of `configs/base.py`, 1 GB
     after loading it from the cache.
     """
@@ -53,9 +53,9 @@ def sparing():
 
 
 def forget():
-    """Clear jax's caches of traced and compiled functions in this process, and frees their memory.
+    """Clear jax's caches of traced and compiled functions in this process, and free their memory.
 
-    Functions called again are traced again. After creating the state of `configs/tiny.py` this frees 0.19 GB.
+    The next call of each function traces it again. After creating the state of `configs/tiny.py` this frees 0.19 GB.
     """
     jax.clear_caches()
     gc.collect()

@@ -10,7 +10,7 @@ Call them in a test::
     def test_my_loss():
         contract.check_loss(my_loss)
 
-Each check raises `AssertionError`, whose message says which rule is broken, or `TypeError` for outputs of a wrong type.
+Each check raises `AssertionError`, whose message names the broken rule, or `TypeError` for outputs of a wrong type.
 """
 
 import functools
@@ -29,7 +29,7 @@ from audiovae_jax.training.adversarial import adversarial_pass, separate_passes
 def check_discriminator(discriminator: nn.Module, *, channels: int = 2, length: int = 8192):
     """Check the rules that training relies on.
 
-    1. `discriminator(audio: [B, T, C])` returns logits and feature maps, batch-first, and depends on nothing but its
+    1. `discriminator(audio: [B, T, C])` returns logits and feature maps, batch-first. They depend only on its
        parameters and the audio.
     2. Rows of a batch do not affect each other, because a batch is split over devices.
     3. Gradients are finite, for silence too. They reach the audio and every parameter.
@@ -61,7 +61,7 @@ def check_discriminator(discriminator: nn.Module, *, channels: int = 2, length: 
         return run(discriminator, AdversarialLossCalculator(), params, real, fake).audio_gradient()
 
     def real_loss(params, audio):
-        # Of the real half alone. Added to the other half's, the gradient of the last bias is 0.
+        # Only the real half's loss. In the sum with the generated half's, the gradient of the last bias is 0.
         logits, _ = discriminator.apply({"params": params}, audio)
         return sum(jnp.mean(nn.relu(1 - x)) for x in logits)
 
@@ -77,9 +77,7 @@ def check_discriminator(discriminator: nn.Module, *, channels: int = 2, length: 
     if takes_known_maps(discriminator):
         runs = (adversarial_pass, separate_passes)
         joint, apart = (jax.jit(functools.partial(audio_gradient, run))(fake) for run in runs)
-        _require(
-            _close([joint], [apart], 1e-4), f"{name}: with known feature maps, the gradient of the audio is another one"
-        )
+        _require(_close([joint], [apart], 1e-4), f"{name}: the gradient of the audio differs with known feature maps")
 
 
 def check_loss(loss: Callable, *, channels: int = 2, length: int = 8192):

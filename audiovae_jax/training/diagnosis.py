@@ -1,7 +1,7 @@
-"""Statistics of the latent and the discriminator that would make a training step slower.
+"""Statistics of the latent and the discriminator that are too slow for every training step.
 
-Like the steps, a pure function of one device under a mapped axis `data`. It takes one forward pass, one more of the
-decoder, and the gradient of each loss with respect to the reconstruction.
+Like the steps, this is a pure function of one device under a mapped axis `data`. It computes one forward pass, one
+more pass of the decoder, and the gradient of each loss with respect to the reconstruction.
 """
 
 import jax
@@ -21,7 +21,7 @@ def diagnose(state: TrainState, audio: jax.Array, *, recipe: Recipe, adversarial
     Args:
       state: the same on every device.
       audio: `[b, T, C]` of validation audio.
-      recipe: of the run.
+      recipe: the run's recipe.
       adversarial: whether the discriminator takes part.
 
     Returns:

@@ -144,7 +144,7 @@ SIGNS = (
         lambda f: (
             f"the discriminator is saturated: {f.saturated.sum()} of its {len(f.d_loss)} parts tell real from "
             f"generated audio at least {_CERTAIN:.0%} of the time, with a loss of {f.d_loss.mean():.3g}; "
-            "what they teach the generator is no longer where it could go"
+            "their gradient no longer shows the generator how to improve"
         ),
         "a lower config.discriminator_optimizer.learning_rate, a larger config.discriminator_update_every, "
         "a smaller discriminator, or a higher config.adversarial.feature_matching_weight",
@@ -153,11 +153,11 @@ SIGNS = (
         "feature_matching_silent",
         lambda f: f.feature_matching_gradient_share is not None and f.feature_matching_gradient_share < _SILENT,
         lambda f: (
-            f"feature matching is silent: {f.feature_matching_gradient_share:.2g} of the gradient at the decoder's "
-            f"output, {f.feature_matching_share:.2g} of the generator's loss"
+            f"feature matching has no effect: {f.feature_matching_gradient_share:.2g} of the gradient at the "
+            f"decoder's output, {f.feature_matching_share:.2g} of the generator's loss"
         ),
-        "a higher config.adversarial.feature_matching_weight; where that is not 0, whether the discriminator's "
-        "feature maps depend on the audio at all, or its learning rate has killed it",
+        "a higher config.adversarial.feature_matching_weight; if it is above 0 already, check that the "
+        "discriminator's feature maps depend on the audio, and that its learning rate is not too high",
     ),
 )
 

@@ -13,8 +13,8 @@ from audiovae_jax.errors import require_range
 class AdamW:
     """AdamW (Loshchilov and Hutter, 2019) with a linear warm-up and a cosine schedule over `num_steps`.
 
-    It is used like an optax transform, but `update` takes the training step as `step=`. The learning rate is a
-    function of the step, not of the number of updates. So a discriminator that starts late, or is updated every other
+    It is used like an optax transform, but `update` has the training step as an argument, `step=`. The learning rate is
+    a function of the step, not of the number of updates. So a discriminator that starts late, or is updated every other
     step, follows the same schedule as the generator. The schedule's numbers may be traced scalars.
 
     Attributes:

@@ -1,6 +1,6 @@
 """The training step, validation and diagnosis as jitted programs over a mesh.
 
-Training, the benchmark and the planner build them here. Each program takes the recipe's numbers as its last argument,
+Training, the benchmark and the planner build them here. The last argument of each program is the recipe's numbers,
 `scalars`, so that changing one compiles nothing. These are loss weights, warm-ups, learning rates, the length of the
 run and the seed. Everything else in a recipe is part of the program: Adam's decay rates, weight decay, clipping, free
 bits, update intervals.

@@ -41,7 +41,7 @@ class TrainState:
 
     @property
     def variables(self) -> dict:
-        """The variables that `model.apply` takes."""
+        """The variables for `model.apply`."""
         return {"params": self.params, "latent_statistics": self.latent_statistics}
 
 
@@ -85,7 +85,7 @@ def create_state(recipe, devices: Mesh, audio_shape: tuple[int, int, int]) -> Tr
     """Create the initial state on every device.
 
     It runs the traced program of `create_train_state` operation by operation, so that arrays of one shape share a
-    compiled program: 8 s in place of 29 s for `configs/base.py` on two cores.
+    compiled program: 8 s instead of 29 s for `configs/base.py` on two cores.
 
     Args:
       recipe: a `step.Recipe`.
@@ -103,13 +103,13 @@ def create_state(recipe, devices: Mesh, audio_shape: tuple[int, int, int]) -> Tr
 
 
 def _without_dead_code(program):
-    """Remove what the outputs do not depend on, such as activations of the networks."""
+    """Remove operations that no output depends on, such as activations of the networks."""
     needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     return core.ClosedJaxpr(needed, program.consts)
 
 
 def _copy(leaf, dtype):
-    """Return a copy for the first step to donate: the leaf may be a module's constant, or stand in two places."""
+    """Return a copy for the first step to donate: the leaf may be a module's constant, or occur twice."""
     if not isinstance(leaf, jax.Array):  # a literal of the program
         return jnp.asarray(leaf, dtype)
     return jax.device_put(leaf, may_alias=False)

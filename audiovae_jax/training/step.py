@@ -1,4 +1,4 @@
-"""The training and validation steps: pure functions of one device, meant for a mesh axis `data`.
+"""The training and validation steps: pure functions of one device, for a mesh axis `data`.
 
 One forward pass of the model and one of the discriminator, on real and generated audio, serve both updates. Each
 pass is pulled back once per loss that needs it.
@@ -219,7 +219,7 @@ def _is_finite(*arrays) -> jax.Array:
 
 
 def latent_noise(recipe, step, audio):
-    """Standard normal `[b, frames, latent_dim]`: a function of (seed, step, row of the global batch) alone."""
+    """Standard normal `[b, frames, latent_dim]`: a function of only (seed, step, row of the global batch)."""
     b, t, _ = audio.shape
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), 1), step)
     rows = lax.axis_index(AXIS) * b + jnp.arange(b)

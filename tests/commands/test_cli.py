@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def _run(*lines, platform="cpu"):
-    """Each command line's `(status, output, modules imported so far)`, one after the other in a fresh process."""
+    """Each command line's `(status, output, modules imported so far)`, run one after the other in a new process."""
     program = (
         "import contextlib, io, sys\n"
         "from audiovae_jax.commands import cli\n"
@@ -35,7 +35,7 @@ def _run(*lines, platform="cpu"):
     return [eval(line) for line in done.stdout.splitlines()]
 
 
-def test_every_command_takes_model_inputs_and_output_in_this_order():
+def test_every_command_has_model_inputs_and_output_in_this_order():
     order = [
         ("STEP|CODEC|DATA|COMPILE|MEMORY",),
         ("MODEL", "MODEL_OR_FOLDER"),

@@ -1,4 +1,4 @@
-"""`check_data`, as a user gives it."""
+"""The command `check_data`."""
 
 import json
 
@@ -17,12 +17,12 @@ def test_a_report_is_made_and_the_status_is_training_s(audio_folder, tmp_path):
     assert done.returncode == 1
     assert "files under audio: 3 tracks" in done.stdout
     assert "crops of 0.19 s a second with 2 threads" in done.stdout  # 8192 samples, as tiny has it
-    assert "error: training would refuse: 1 of 4 files cannot be used" in done.stderr
+    assert "error: training would fail: 1 of 4 files cannot be used" in done.stderr
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["skipped"][0]["examples"] == ["audio/bad.wav"]
     assert found["train"]["tracks"] + found["validation"]["tracks"] == 3
     assert len(found["measured"]) == 3
-    assert "training would refuse" in (tmp_path / "report.html").read_text()
+    assert "training would fail" in (tmp_path / "report.html").read_text()
 
 
 def test_a_file_that_turns_out_to_be_bad_is_a_warning_of_one_line(tmp_path):
@@ -37,4 +37,4 @@ def test_a_file_that_turns_out_to_be_bad_is_a_warning_of_one_line(tmp_path):
     config = ("--config=tiny", "--config.data.max_bad_share=1.0", "--config.data.index=False", "--seconds=0.1")
     done = command_line.run("check_data", "list.jsonl", *config, cwd=tmp_path)
     assert "Traceback" not in done.stderr
-    assert "warning: another crop is taken in place of audio/bad.wav: holds NaN or infinite samples\n" in done.stderr
+    assert "warning: another crop is used instead of audio/bad.wav: holds NaN or infinite samples\n" in done.stderr

@@ -1,4 +1,4 @@
-"""`encode`, as a user gives it."""
+"""The command `encode`."""
 
 import shutil
 import types

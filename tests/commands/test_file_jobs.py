@@ -1,4 +1,4 @@
-"""Many files: structure kept, what is there skipped, one bad file not in the way of the rest."""
+"""Many files: the structure is kept, existing outputs are skipped, and a bad file does not stop the others."""
 
 import os
 import subprocess
@@ -38,11 +38,11 @@ def test_the_structure_is_kept(folder):
     assert job.target == folder / "other.wav"
 
 
-def test_what_is_there_is_skipped_unless_told(folder, capsys):
+def test_existing_outputs_are_skipped_by_default(folder, capsys):
     jobs = _plan(folder, "in")
     file_jobs.run(jobs[:1], _copy)
     file_jobs.run(jobs, _copy)
-    assert "1 made, 1 there already and skipped, 0 failed" in capsys.readouterr().out
+    assert "1 written, 1 skipped (already there), 0 failed" in capsys.readouterr().out
     jobs[0].target.write_text("old")
     file_jobs.run(jobs, _copy, overwrite=True)
     assert jobs[0].target.read_text() == "in/a.wav"
@@ -66,16 +66,17 @@ def test_what_was_made_is_no_input_the_next_time(folder):
     jobs = _plan(folder, "in", output="in/out")
     file_jobs.run(jobs, _copy)
     assert [job.target for job in _plan(folder, "in", output="in/out")] == [job.target for job in jobs]
-    with pytest.raises(DataError, match="in would be input and output at once"):
+    with pytest.raises(DataError, match="in is both input and output"):
         _plan(folder, "in", output="in")
-    assert len(_plan(folder, "in", output="in", suffix=".safetensors")) == 4  # these are no audio
+    assert len(_plan(folder, "in", output="in", suffix=".safetensors")) == 4  # these are not audio
 
 
 def test_one_file_in_and_an_audio_name_out_means_that_file(folder):
     options = {"extensions": (".wav",), "suffix": ".wav", "file_suffixes": (".flac",)}
     (job,) = file_jobs.plan([str(folder / "single.wav")], str(folder / "one.flac"), **options)
     assert job.target == folder / "one.flac"
-    with pytest.raises(DataError, match="one.flac is one file's name, and there are several to make; give a folder"):
+    expected = "one.flac is the name of one file, but there are several outputs; give a folder"
+    with pytest.raises(DataError, match=expected):
         file_jobs.plan([str(folder / "in"), str(folder / "single.wav")], str(folder / "one.flac"), **options)
     (folder / "album.flac").mkdir()
     (job,) = file_jobs.plan([str(folder / "single.wav")], str(folder / "album.flac"), **options)
@@ -84,7 +85,7 @@ def test_one_file_in_and_an_audio_name_out_means_that_file(folder):
         _plan(folder, "single.wav", output="in/notes.txt")
 
 
-def test_a_failure_names_its_file_and_the_rest_goes_on(folder, capsys):
+def test_a_failure_names_its_file_and_the_others_continue(folder, capsys):
     def process(source, target, progress):
         raise DataError("the audio has 6 channels")
 
@@ -101,7 +102,7 @@ def test_names_that_are_no_text_do_not_stop_the_rest(folder, capsys):
         pytest.skip("this file system takes names of valid text alone")
     jobs = _plan(folder, "in")
     file_jobs.run(jobs, _copy)
-    assert "3 made" in capsys.readouterr().out
+    assert "3 written" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"\\udcff.wav would overwrite itself"):
         file_jobs.plan([str(jobs[-1].source)], str(folder / "in"), extensions=(".wav",), suffix=".wav")
 
@@ -112,17 +113,17 @@ def test_files_of_one_name_get_names_of_their_own(folder, capsys):
     (folder / "other" / "a.flac").write_text("a third")
     made = sorted(str(job.target.relative_to(folder)) for job in _plan(folder, "in"))
     assert made == ["out/a.flac.wav", "out/a.wav.wav", "out/deeper/b.wav"]
-    # What would be one file even so fails alone.
+    # A file whose output is still ambiguous fails alone.
     jobs = _plan(folder, "in", "other")
     with pytest.raises(DataError, match="1 of 4 files failed"):
         file_jobs.run(jobs, _copy)
     said = capsys.readouterr()
     assert "other/a.flac: " in said.out + said.err
-    assert "in/a.flac makes" in said.out + said.err
+    assert "in/a.flac has the same output" in said.out + said.err
     assert (folder / "out" / "a.flac.wav").read_text() == "another"
 
 
-def test_what_a_killed_program_has_left_is_removed(folder):
+def test_leftovers_of_a_killed_program_are_removed(folder):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     (folder / "out").mkdir()
@@ -151,7 +152,7 @@ def test_impossible_plans_are_refused(folder):
     with pytest.raises(DataError, match="nothing: there is no such file"):
         _plan(folder, "nothing")
     (folder / "empty").mkdir()
-    with pytest.raises(DataError, match=r"empty holds no files of the kinds .wav, .flac"):
+    with pytest.raises(DataError, match=r"empty contains no .wav, .flac files"):
         _plan(folder, "empty")
     with pytest.raises(DataError, match=r"single.wav would overwrite itself"):
         _plan(folder, "single.wav", output=".")

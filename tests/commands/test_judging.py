@@ -1,4 +1,4 @@
-"""`evaluate`, as a user gives it."""
+"""The command `evaluate`."""
 
 import json
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_two_models_beside_a_codec_on_a_folder_with_a_bad_file(audio_folder, tmp
     done = command_line.run("evaluate", *given, cwd=tmp_path)
     assert "Traceback" not in done.stderr
     assert done.returncode == 0, done.stderr
-    assert "2 files judged, 1 skipped; see judged/report.html" in done.stdout
+    assert "2 files evaluated, 1 skipped; see judged/report.html" in done.stdout
     found = json.loads((tmp_path / "judged" / "summary.json").read_text())
     assert [name for name in found["systems"] if not name.startswith("opus")] == ["one", "other"]
     assert found["skipped"][0][0].endswith("bad.wav")
@@ -74,17 +74,17 @@ def test_a_side_of_the_split_a_file_and_what_is_neither(audio_folder, tmp_path, 
         judging._tracks(str(tmp_path / "text.wav"), out)
 
 
-def test_mistakes_are_told_before_the_work(tmp_path, values):
+def test_mistakes_are_errors_before_the_work(tmp_path, values):
     values.out = str(tmp_path / "file")
     Path(values.out).touch()
     with pytest.raises(ConfigError, match="--out=.* is a file"):
         judging._evaluate("model", "songs")
     values.out = str(tmp_path / "out")
-    with pytest.raises(ConfigError, match="two models are called 'm'"):
+    with pytest.raises(ConfigError, match="two models have the name 'm'"):
         judging._evaluate("a/m", "b/m", "songs")
     values.embedding = "nowhere:embed"
     with pytest.raises(ConfigError, match="nowhere"):
         judging._evaluate("m", "songs")
     values.embedding, values.baselines = None, ["opus24"]
-    with pytest.raises(ConfigError, match="a model and a baseline are both called 'opus24'"):
+    with pytest.raises(ConfigError, match="a model and a baseline both have the name 'opus24'"):
         judging._evaluate("opus24=m", "songs")

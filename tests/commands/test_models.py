@@ -1,4 +1,4 @@
-"""The commands on one model, as a user gives them."""
+"""The commands on one model."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from audiovae_jax.persistence import saved_model
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with songs and a model whose sample rate is not known; it is the current one."""
+    """A folder with songs and a model of unknown sample rate. It is the working directory."""
     (tmp_path / "songs").mkdir()
     rng = np.random.default_rng(0)
     for i in range(10):
@@ -37,7 +37,7 @@ def _calibrate(monkeypatch, *paths, **values):
 
 
 @pytest.mark.slow
-def test_calibration_tells_what_was_measured_and_on_what(folder, monkeypatch, capsys):
+def test_calibration_reports_its_measurements_and_their_files(folder, monkeypatch, capsys):
     (folder / "songs" / "empty.wav").touch()
     _calibrate(monkeypatch, "m", "songs", "n")
     lines = capsys.readouterr().out.splitlines()
@@ -74,13 +74,13 @@ def test_both_conversions_print_their_reports(folder, monkeypatch, capsys):
     models.IMPORT_TORCH.main(source, "imported")
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines if line}
-    assert rows["tensor"].split() == ["tensor", "type", "became"]
+    assert rows["tensor"].split() == ["tensor", "type", "imported", "as"]
     assert rows["encoder.blocks.0.downsample.1.bias"].split()[1] == "float32[2]"
     assert rows["loss_calculator.global_step"].split(maxsplit=3)[2:] == [
         "-",
         "ignored: of another part, not of the model",
     ]
-    assert any(line.endswith(" ignored") and " tensors taken, " in line for line in lines)
+    assert any(line.endswith(" ignored") and " tensors imported, " in line for line in lines)
     assert any(line.startswith("config: in_channels=2, base_channels=2, channel_mults=(1, 2)") for line in lines)
     assert "note: global_step=6 counts the updates of both optimizers; 3 batches were seen" in lines
     assert f"      with --config.init_from={source}" in lines
@@ -88,14 +88,14 @@ def test_both_conversions_print_their_reports(folder, monkeypatch, capsys):
     models.EXPORT_TORCH.main("m", "m.safetensors")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("m.safetensors: ")
-    assert lines[-1] == "not in it: the sample rate, which is not known (--sample_rate says it)"
+    assert lines[-1] == "not in the file: the sample rate, which is unknown (give --sample_rate when loading)"
 
 
 def test_a_model_is_described_in_one_line_per_value(folder, monkeypatch, capsys):
     monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(json=False, step=None))
     models.INSPECT_MODEL.main("m")
     rows = dict(re.split(r" {2,}", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert (rows["path"], rows["kind"], rows["sample rate (Hz)"]) == ("m", "saved model", "not known")
+    assert (rows["path"], rows["kind"], rows["sample rate (Hz)"]) == ("m", "saved model", "unknown")
     assert rows["metadata"] == "none"
     assert rows["config"].startswith("in_channels=2, base_channels=2, ")
 

@@ -11,7 +11,7 @@ from audiovae_jax.commands import process
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_process_is_started_anew_once_with_its_arguments(tmp_path):
+def test_a_process_restarts_once_with_its_arguments(tmp_path):
     if not process._can_ask():
         pytest.skip("this system has no large pages to ask for")
     program = tmp_path / "program.py"
@@ -42,7 +42,7 @@ def test_a_process_is_started_anew_once_with_its_arguments(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "typed"), [(["-c", "{}"], ""), (["-"], "{}"), ([], "{}"), (["-i", "-c", "{}"], "")]
 )
-def test_a_process_that_its_command_line_would_not_give_again_is_left_alone(arguments, typed):
+def test_a_process_that_its_command_line_does_not_reproduce_is_not_restarted(arguments, typed):
     code = (
         "import os; from audiovae_jax.commands import process; print('started', flush=True); "
         "process.restart_with_huge_pages()"
@@ -58,14 +58,14 @@ def test_a_process_that_its_command_line_would_not_give_again_is_left_alone(argu
     assert done.stdout.split() == ["started"]
 
 
-def test_a_child_of_multiprocessing_is_left_alone(monkeypatch):
+def test_a_child_of_multiprocessing_is_not_restarted(monkeypatch):
     monkeypatch.setattr(sys.modules["__main__"], "__file__", __file__, raising=False)
     assert process._runs_a_script()
     monkeypatch.setattr(multiprocessing, "parent_process", multiprocessing.current_process)
     assert not process._runs_a_script()
 
 
-def test_it_leaves_alone_what_the_user_has_set_and_what_cannot_be_had(monkeypatch):
+def test_it_respects_the_users_settings_and_the_systems_limits(monkeypatch):
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it restarted the process"))
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0")
     process.restart_with_huge_pages()

@@ -7,7 +7,7 @@ from audiovae_jax.run.tracking.json_lines import JsonLines
 
 @pytest.fixture
 def report(tmp_path, monkeypatch):
-    """The command in a folder with two runs, with flags as keywords."""
+    """Run the command in a folder with two runs, with flags as keywords."""
     monkeypatch.chdir(tmp_path)
     bundled_configs.offer()
     for name in ("one", "two"):
@@ -38,10 +38,10 @@ def test_one_page_of_two_runs(report, tmp_path, capsys):
     assert (tmp_path / "one" / "report.html").is_file()
 
 
-def test_what_cannot_be_is_said(report):
+def test_invalid_arguments_are_errors(report):
     with pytest.raises(ConfigError, match="must end in .html"):
         report("one", out="page.pdf")
-    with pytest.raises(DataError, match="three is not there"):
+    with pytest.raises(DataError, match="three does not exist"):
         report("one", "three")
     with pytest.raises(ConfigError, match="copy metrics.jsonl, config.json and samples/"):
         report("s3://bucket/run")

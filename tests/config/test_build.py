@@ -1,4 +1,4 @@
-"""Parts of a user's own, named by a dotted path: the contract and its errors."""
+"""Custom parts, named by a dotted path: the contract and its errors."""
 
 import ml_collections
 import pytest
@@ -78,7 +78,7 @@ def test_a_users_discriminator_and_loss_are_built(micro_config, parts):
         ("Disc", {"width": "three"}, "trying own_parts_for_test.Disc on a batch failed: TypeError"),
         ("OneArray", {"width": 3}, r"must return \(logits: list of arrays.*but it returned one array of shape"),
         ("FlatMaps", {"width": 3}, r"its feature_maps are a list of 1 \(array\)"),
-        ("NoMaps", {"width": 3}, "hold no array, so there is nothing to match"),
+        ("NoMaps", {"width": 3}, "contain no array, so there is nothing to match"),
         ("Stateful", {"width": 3}, r"has variables \['batch_stats'\]"),
         ("NotAModule", {}, "a discriminator is a subclass of flax.linen.Module"),
     ],
@@ -96,7 +96,7 @@ def test_a_discriminator_that_breaks_the_contract_is_refused(micro_config, parts
         ("my_loss", {"powr": 1}, "has no argument 'powr'; did you mean 'power'"),
         ("my_loss", {"power": "two"}, "trying own_parts_for_test.my_loss on a batch failed: TypeError"),
         ("per_item", {}, r"must return one floating-point scalar, but it returned shape \(4,\)"),
-        ("wrong_names", {}, "must take the keyword arguments prediction and target"),
+        ("wrong_names", {}, "must accept the keyword arguments prediction and target"),
     ],
 )
 def test_a_loss_that_breaks_the_contract_is_refused(micro_config, parts, name, keys, message):
@@ -111,13 +111,13 @@ def test_the_model_is_tried_too(micro_config):
     with pytest.raises(ConfigError, match="config.model: trying AudioVAE on a batch failed: TypeError: .*"):
         build.build_recipe(micro_config)
     micro_config.model.dtype = "bf16"
-    with pytest.raises(ConfigError, match="config.model: .*dtype='bf16' is no type to compute in; use .*bfloat16"):
+    with pytest.raises(ConfigError, match="config.model: .*dtype='bf16' is not a dtype; use .*bfloat16"):
         build.build_recipe(micro_config)
 
 
-def test_a_loss_cannot_take_the_name_of_a_metric(micro_config):
+def test_a_loss_cannot_have_the_name_of_a_metric(micro_config):
     micro_config.losses.kl_loss = _section(_target_="audiovae_jax.losses.waveform_l1", weight=1.0)
-    with pytest.raises(ConfigError, match="config.losses.kl_loss: the run's own metrics have that name"):
+    with pytest.raises(ConfigError, match="config.losses.kl_loss: this name is taken by one of the run's own metrics"):
         build.build_recipe(micro_config)
 
 

@@ -32,7 +32,7 @@ def test_configs_mix_in_the_order_given():
     assert base.get_config("tiny,overfit").batch_size == base.get_config("overfit").batch_size
     assert base.get_config("mono,mono").data.channels == 1
     assert importlib.import_module("configs.mono").get_config("mono").data.channels == 1
-    with pytest.raises(ConfigError, match="no config 'lightwait' to mix in; did you mean 'lightweight'"):
+    with pytest.raises(ConfigError, match="no config 'lightwait' to add; did you mean 'lightweight'"):
         base.get_config("lightwait")
 
 
@@ -90,7 +90,7 @@ def _changed(**changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__crop_length": 33075}, "no multiple of the model's hop of 256 samples.*use 33024 or 33280"),
+        ({"data__crop_length": 33075}, "not a multiple of the model's hop of 256 samples.*use 33024 or 33280"),
         ({"batch_size": 6}, "batch_size=6 cannot be split over 4 devices; use 4 or 8"),
         ({"model__strides": (2, 4, 8)}, "channel_mults has 4 entries and config.model.strides 3"),
         ({"data__crop_length": 1024}, "has an FFT of 2048 samples, longer than config.data.crop_length=1024"),
@@ -101,7 +101,7 @@ def _changed(**changes):
         ({"data__sample_seconds": 1e-6}, "sample_seconds=1e-06 must lie between one sample and 300"),
         ({"data__sample_seconds": float("inf")}, "sample_seconds=inf must lie between one sample and 300"),
         ({"data__root": " "}, "data.root is empty; give a path, or leave the key out"),
-        ({"data__val_root": "/a"}, "val_root is set, but nothing to train on; set config.data.root"),
+        ({"data__val_root": "/a"}, "val_root is set, but there is nothing to train on; set config.data.root"),
         ({"data__val_root": ""}, "data.val_root is empty; give a path"),
         ({"init_from": ""}, "init_from is empty; give a path"),
         ({"data__min_seconds": -1.0}, "min_seconds=-1.0 must not be negative"),
@@ -132,7 +132,7 @@ def test_differences_name_what_matters():
     assert configuration.differences(old, new) == ["model.latent_dim: 64 -> 9", "num_steps: 1000000 -> 5"]
 
 
-def test_a_config_of_before_says_what_was_done_then():
+def test_an_older_config_reproduces_its_run():
     new = configuration.plain(_changed())
     old = configuration.plain(_changed())
     for section, key in (

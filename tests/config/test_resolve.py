@@ -27,15 +27,15 @@ def test_a_function_gets_its_options_bound_and_a_class_is_built():
             {"_target_": "audiovae_jax.losses.sum_and_difference_stft", "fft_size": (64,)},
             "has no argument 'fft_size'; did you mean 'fft_sizes'",
         ),
-        ({"_target_": "audiovae_jax.AdversarialLossCalculator", "warmup_steps": -1}, "refuses its arguments: warmup"),
+        ({"_target_": "audiovae_jax.AdversarialLossCalculator", "warmup_steps": -1}, "rejects its arguments: warmup"),
     ],
 )
-def test_what_is_wrong_is_named(section, message):
+def test_errors_name_the_problem(section, message):
     with pytest.raises(ConfigError, match=message):
         resolve.build(section, "losses.a")
 
 
-def test_a_module_that_fails_to_import_is_told_from_one_that_is_missing(tmp_path, monkeypatch):
+def test_a_module_that_fails_to_import_is_distinguished_from_a_missing_one(tmp_path, monkeypatch):
     (tmp_path / "broken_part.py").write_text("import a_missing_dependency\n")
     (tmp_path / "raising_part.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -29,7 +29,7 @@ def test_the_default_ensemble_has_torchs_parameter_count_and_order():
     assert all(x.shape[0] == 3 for x in jax.tree.leaves((logits, feature_maps)))
 
 
-def test_stereo_channels_are_judged_alone_by_the_same_weights():
+def test_stereo_channels_are_processed_separately_by_the_same_weights():
     discriminator = discriminators.MultiScaleSTFTDiscriminator(2, n_ffts=(64, 32))
     left, right = np.random.default_rng(0).standard_normal((2, 1, 256, 1)).astype(np.float32)
     stereo = jnp.concatenate([left, right], axis=-1)
@@ -51,7 +51,7 @@ def test_the_ensemble_is_its_parts():
 
 
 def test_wrong_channels_and_bands_are_named():
-    with pytest.raises(ValueError, match=r"takes audio \[B, T, 2\], not \(1, 64, 1\)"):
+    with pytest.raises(ValueError, match=r"needs audio \[B, T, 2\], not \(1, 64, 1\)"):
         _shapes(discriminators.MultiPeriodDiscriminator(), jnp.zeros((1, 64, 1)))
     band = discriminators.BandSplitDiscriminator(64, 16, ((0, 99),))
     with pytest.raises(ValueError, match="outside the 33 bins"):
@@ -76,7 +76,7 @@ def test_sub_discriminators_are_computed_in_turn_unless_their_feature_maps_are_k
     logits, feature_maps = output(ensemble, jnp.zeros((1, 8192, 2)))
     assert len(waited) == len(logits) - 1 == 17
     shapes = [x.shape for x in jax.tree.leaves(logits)]
-    assert waited == shapes[:-1]  # for the one before
+    assert waited == shapes[:-1]  # each waits for the logits before it
     output(ensemble, jnp.zeros((1, 8192, 2)), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), feature_maps))
     assert not waited
     output(band, jnp.zeros((1, 8192, 1)))

@@ -1,4 +1,4 @@
-"""Checkpoints of two processes: damage that one finds counts for both, and a disk that is full is full for both."""
+"""Checkpoints of two processes: damage that one finds, or a full disk of one, counts for both."""
 
 import os
 import socket
@@ -87,7 +87,7 @@ store.close()
     ("what", "said"),
     [
         ("damage", ["checkpoints/2 is damaged: here (process 1)", "checkpoints/2 is damaged: here"]),
-        ("full disk", ["checkpoints: File too large; those that are there whole: 1 (failure 1 of"] * 2),
+        ("full disk", ["checkpoints: File too large; intact checkpoints: 1 (failure 1 of"] * 2),
     ],
 )
 def test_two_processes_agree(what, said, tmp_path):

@@ -1,4 +1,4 @@
-"""Calls that nobody has to wait for."""
+"""Calls in background threads, which a run need not wait for."""
 
 import subprocess
 import sys

@@ -14,7 +14,7 @@ from audiovae_jax.errors import ConfigError, DataError, TrainingError
 
 
 class _Store:
-    """What `jax.distributed` has, in memory."""
+    """The key-value store of `jax.distributed`, in memory."""
 
     def __init__(self):
         self._values, self._lock = {}, threading.Lock()
@@ -41,8 +41,8 @@ class _Store:
 
 @pytest.fixture
 def processes(monkeypatch):
-    """Makes the groups of a run's processes, entered."""
-    jax.devices()  # which asks a client that is there
+    """Returns a function that makes and enters the groups of a run's processes."""
+    jax.devices()  # it uses a client that exists
     monkeypatch.setattr(module.distributed.global_state, "client", _Store())
     monkeypatch.setattr(module, "_runs", itertools.repeat(0))
     monkeypatch.setattr(module, "_PERIOD", 0.02)
@@ -64,7 +64,7 @@ def processes(monkeypatch):
 
 
 def _each(groups, call):
-    """What `call(group)` gives or raises, in a thread for each."""
+    """Return the result or the error of `call(group)` for each group, each in its own thread."""
     results = [None] * len(groups)
 
     def run(i):
@@ -81,7 +81,7 @@ def _each(groups, call):
     return results
 
 
-def test_they_wait_for_each_other_and_hear_what_the_first_tells(processes):
+def test_they_wait_for_each_other_and_receive_the_first_ones_value(processes):
     groups = processes(3)
     assert _each(groups, lambda g: g.meet("place", same={"a": [1, 2]}, tell=g.index + 7)) == [7, 7, 7]
 
@@ -113,7 +113,7 @@ def test_all_stop_at_one_step_that_none_has_passed(processes):
                 return reason
             if step == 5 and group.index == 1:
                 group.ask_to_stop("SIGTERM")
-            time.sleep(0.002 * (group.index + 1))  # none is at the step of another
+            time.sleep(0.002 * (group.index + 1))  # every process is at another step
         return None
 
     assert _each(groups, train) == ["SIGTERM (in process 1 of 3)"] * 3
@@ -194,8 +194,8 @@ def test_a_fault_of_the_program_keeps_its_traceback_where_it_is(processes):
 
 def test_silence_is_death_and_a_collective_that_fails_waits_for_that_news(processes):
     groups = processes(2, heartbeat_timeout=0.4)
-    time.sleep(0.2)  # both have been heard of
-    groups[1]._left.set()  # killed: it says no more, not even that it leaves
+    time.sleep(0.2)  # both have sent heartbeats
+    groups[1]._left.set()  # killed: it sends nothing more, not even a goodbye
 
     def train(group):
         with group.together():
@@ -216,7 +216,7 @@ def test_who_has_left_is_not_missed(processes):
 
 
 def test_a_process_that_does_not_come_out_is_ended(processes, monkeypatch):
-    """Its main thread waits for a collective that the failed one will not come to."""
+    """Its main thread waits for a collective operation that the failed process never joins."""
     ended = threading.Event()
     monkeypatch.setattr(module, "_GRACE", 0.2)
     monkeypatch.setattr(module.os, "_exit", lambda status: ended.set())
@@ -231,7 +231,7 @@ def test_a_process_that_does_not_come_out_is_ended(processes, monkeypatch):
     assert "a.wav: cannot be read" in str(reported[0])
 
 
-def test_alone_it_stops_when_asked():
+def test_a_single_process_stops_when_asked():
     with Group() as group:
         assert group.meet("place", tell=3) == 3
         assert group.stop_reason() is None

@@ -1,4 +1,4 @@
-"""Which processes join, and what is said when they cannot."""
+"""Which processes join, and the errors if they cannot."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ SLURM = {
 OMPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
 
 
-def test_a_plain_process_is_alone():
+def test_a_plain_process_joins_nothing():
     assert launch._detected({}) is None
 
 
@@ -31,7 +31,7 @@ def test_a_plain_process_is_alone():
         {"SLURM_STEP_NODELIST": None, "SLURM_STEP_NUM_TASKS": None},  # a batch script outside of srun
     ],
 )
-def test_one_task_of_slurm_is_alone(changes):
+def test_one_task_of_slurm_joins_nothing(changes):
     environment = {key: value for key, value in (SLURM | changes).items() if value is not None}
     assert launch._detected(environment) is None
 
@@ -60,7 +60,7 @@ def test_tpu_hosts_join(monkeypatch):
     assert launch._detected({"TPU_SKIP_MDS_QUERY": "1"}) is None
 
 
-def test_a_pod_of_an_indexed_job_is_told_what_it_lacks(monkeypatch):
+def test_a_pod_of_an_indexed_job_gets_a_warning(monkeypatch):
     environment = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(UserWarning, match=r"install jax\[k8s\]"):
@@ -73,8 +73,8 @@ def test_a_pod_of_an_indexed_job_is_told_what_it_lacks(monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "own"),
     [
-        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, True),  # a process a host takes all that is there
-        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, False),  # a process a device
+        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, True),  # one process per host uses all devices
+        ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, False),  # one process per device
         ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "CUDA_VISIBLE_DEVICES": "5"}, True),  # --gpus-per-task=1
         ({"SLURM_STEP_TASKS_PER_NODE": "2,1", "CUDA_VISIBLE_DEVICES": "0,1"}, False),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
@@ -82,17 +82,17 @@ def test_a_pod_of_an_indexed_job_is_told_what_it_lacks(monkeypatch):
         ({}, False),
     ],
 )
-def test_which_tasks_take_all_the_devices_that_they_see(environment, own):
+def test_tasks_that_use_all_visible_devices(environment, own):
     assert launch._sees_its_own_devices(environment) == own
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("a:1", None, None), "--num_processes and --process_id not given, but --coordinator_address: give all three"),
-        ((None, 2, None), "--coordinator_address and --process_id not given, but --num_processes"),
+        (("a:1", None, None), "--coordinator_address given without --num_processes and --process_id: give all three"),
+        ((None, 2, None), "--num_processes given without --coordinator_address and --process_id"),
         (("a", 2, 0), "--coordinator_address=a must be HOST:PORT"),
-        (("a:1", 2, 2), "--process_id=2 must lie between 0 and --num_processes=2 less one"),
+        (("a:1", 2, 2), "--process_id=2 must be from 0 to 1 with --num_processes=2"),
     ],
 )
 def test_flags_that_do_not_go_together(arguments, message):
@@ -100,7 +100,7 @@ def test_flags_that_do_not_go_together(arguments, message):
         launch._arguments(*arguments)
 
 
-def test_one_process_is_alone_whatever_started_it(monkeypatch):
+def test_one_process_joins_nothing_under_any_launcher(monkeypatch):
     for key, value in SLURM.items():
         monkeypatch.setenv(key, value)
     assert launch._arguments(None, 1, None) is None
@@ -122,23 +122,23 @@ def test_who_does_not_come_is_missed_with_a_clear_line():
     address = f"127.0.0.1:{free_port()}"
     ended = _join(address, 2, 1)
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
-    assert f"error: nothing answered at --coordinator_address={address} for 2 s" in ended.stderr
+    assert f"error: no answer at --coordinator_address={address} for 2 s" in ended.stderr
     ended = _join(address, 2, 0)
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
-    assert f"error: of 2 processes, not all came to process 0 at {address} within 2 s; start them all" in ended.stderr
+    assert f"error: not all 2 processes joined process 0 at {address} within 2 s; start them all" in ended.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", ["slurm", "ompi"])
-def test_what_a_launcher_sets_is_enough(cluster):
-    """Two processes with a launcher's variables find each other without a flag."""
+def test_a_launchers_variables_are_sufficient(cluster):
+    """Two processes with a launcher's variables join without flags."""
     code = (
         "from audiovae_jax.commands import process\n"
         "from audiovae_jax.distributed import launch\n"
         "import jax\n"
         "with launch.joined(end=process.end): print(jax.process_index(), jax.process_count(), jax.device_count())"
     )
-    job = str(free_port())  # jax makes the port of it
+    job = str(free_port())  # jax derives the port from it
     processes = []
     for i in range(2):
         if cluster == "slurm":

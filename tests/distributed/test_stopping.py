@@ -29,8 +29,8 @@ def test_times(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "90", "1.5h", "50m11h", "soon"])
-def test_what_is_no_time(text):
-    with pytest.raises(ConfigError, match=f"--stop_after={text} must be a time as 11h50m"):
+def test_invalid_durations(text):
+    with pytest.raises(ConfigError, match=f"--stop_after={text} must be a time such as 11h50m"):
         stopping.seconds(text)
 
 
@@ -49,7 +49,7 @@ def test_a_signal_asks_and_its_handlers_are_given_back(number, name, capfd):
         os.kill(os.getpid(), number)
         _wait(lambda: asked)
     assert asked == [name]
-    assert f"{name}: this step, then saving" in capfd.readouterr().err
+    assert f"{name}: finishing this step, then saving" in capfd.readouterr().err
     assert [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
 
@@ -62,7 +62,7 @@ def test_the_clock_asks():
 
 
 def test_a_second_interrupt_ends_it_at_once():
-    """While the main thread is in code that does not look for signals, as a compilation does not."""
+    """Also while the main thread runs code that does not check for signals, like a compilation."""
     code = (
         "import ctypes, os, signal\n"
         "from audiovae_jax.distributed import stopping\n"
@@ -78,7 +78,7 @@ def test_a_second_interrupt_ends_it_at_once():
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.stderr.readline() == "\n"
-    assert "a second one ends it at once" in process.stderr.readline()
+    assert "press it again to stop at once" in process.stderr.readline()
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
@@ -88,8 +88,8 @@ def test_a_second_interrupt_ends_it_at_once():
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(micro_config, tmp_path, monkeypatch, capsys):
-    """Bits, validations and the best; the checkpoint in between has no loss to be the best by."""
+def test_a_stopped_run_resumes_as_if_uninterrupted(micro_config, tmp_path, monkeypatch, capsys):
+    """The bits, validations and best checkpoint are equal. The checkpoint in between has no loss."""
     micro_config.use_adversarial = False
     micro_config.num_steps, micro_config.validate_every, micro_config.checkpoint_every = 5, 2, 2
     whole = train.train(micro_config, tmp_path / "whole")
@@ -120,7 +120,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(micro_config, tmp_path, mon
     stores = [Checkpoints(tmp_path / name / "checkpoints", read_only=True) for name in ("whole", "cut")]
     assert stores[0].metrics(5) == stores[1].metrics(5)
     assert stores[0].best() == stores[1].best()
-    # Asked before its first step, there is nothing new.
+    # Stopped before its first step, it has nothing new to save.
     monkeypatch.setattr(start.stopping, "requests", lambda ask, *_, **__: ask("SIGTERM") or contextlib.nullcontext())
     micro_config.validate_every = 1
     assert int(train.train(micro_config, tmp_path / "new").step) == 0
@@ -151,7 +151,7 @@ def test_a_run_with_nothing_to_save_does_not_wait_for_the_compiler(micro_config,
 
 @pytest.mark.slow
 def test_a_run_saves_while_the_step_with_discriminator_compiles(micro_config, tmp_path):
-    """It has made steps since its last checkpoint; resumed, it is as if it had not been stopped."""
+    """It has made steps since its last checkpoint. Resumed, it equals an uninterrupted run."""
     micro_config.num_steps, micro_config.adversarial.warmup_steps = 5, 3
     micro_config.validate_every = micro_config.checkpoint_every = 2
     whole = train.train(micro_config, tmp_path / "whole")
@@ -170,7 +170,7 @@ def test_a_run_saves_while_the_step_with_discriminator_compiles(micro_config, tm
 
 @pytest.mark.slow
 def test_the_command_does_not_wait_for_the_compiler(tmp_path):
-    """A model as users have it, and XLA itself."""
+    """With a model of realistic size, and XLA itself."""
     line = [sys.executable, "scripts/train.py", "--config=configs/tiny.py", f"--workdir={tmp_path / 'run'}"]
     line += ["--config.data.sample_seconds=0.1", "--config.data.num_samples=1", "--config.data.validation_crops=1"]
     environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}

@@ -67,7 +67,7 @@ def test_a_function_gets_windows_of_ten_seconds():
     audio = np.zeros((2500, 2), np.float32)
     assert distributions.embed(embedding, stream.of_array(audio, 100)).shape == (6, 3)
     assert seen == [((1000, 2), 100), ((1000, 2), 100), ((500, 2), 100)]
-    with pytest.raises(DataError, match="gave \\(3,\\); give finite numbers"):
+    with pytest.raises(DataError, match="has shape \\(3,\\); it must be finite"):
         distributions.embed(lambda audio, rate: np.ones(3), stream.of_array(audio, 100))
     with pytest.raises(DataError, match="the embedding failed: ZeroDivisionError"):
         distributions.embed(lambda audio, rate: 1 / 0, stream.of_array(audio, 100))

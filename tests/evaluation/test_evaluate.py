@@ -19,7 +19,7 @@ RATE = 16000
 
 
 class Gain:
-    """A system whose numbers are known: it makes everything quieter."""
+    """A system with known metrics: it lowers the level."""
 
     def __init__(self, name, gain):
         self.name, self.gain, self.description = name, gain, f"times {gain} <b>"
@@ -31,7 +31,7 @@ class Gain:
 
 
 class Picky(Gain):
-    """A system that takes no mono."""
+    """A system that rejects mono."""
 
     def reconstruct(self, source, target, progress):
         if source.channels == 1:
@@ -108,7 +108,7 @@ def test_the_page_asks_for_nothing_and_is_bounded(tracks, tmp_path, monkeypatch)
 
 def test_nothing_to_judge_is_an_error_with_reasons(tracks, tmp_path):
     mono = [track for track in tracks if track.key == "mono.wav"]
-    with pytest.raises(DataError, match="no file could be judged:\n  mono.wav: picky: mono is not for it"):
+    with pytest.raises(DataError, match="no file could be evaluated:\n  mono.wav: picky: mono is not for it"):
         evaluate.evaluate([Picky("picky", 0.9)], mono, tmp_path / "out", title="t")
 
 

@@ -11,7 +11,7 @@ RATE = 16000
 
 @pytest.fixture
 def written(tmp_path):
-    """Writes the page of two systems on three files; returns its text."""
+    """Write the page of two systems on three files, and return its text."""
 
     def write(systems=("ours", "<i>codec"), **options):
         rows = [

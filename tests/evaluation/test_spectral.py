@@ -30,7 +30,7 @@ def _magnitudes(audio, resolution, n_mels=None):
     return magnitudes if n_mels is None else librosa.filters.mel(sr=RATE, n_fft=n_fft, n_mels=n_mels) @ magnitudes
 
 
-def test_blocks_of_any_size_give_the_whole_signals_frames():
+def test_blocks_of_any_size_give_the_same_frames():
     frames = spectral.Frames((1024, 120, 600))
     parts, start = [], 0
     for size in (1, 300, 511, 2, 5000, 13, 20_000):
@@ -77,7 +77,7 @@ def test_equal_signals_have_no_distance_and_a_gain_has_its_own():
     assert found["log_spectral_db"] == pytest.approx(20 * np.log10(2), rel=1e-3)
 
 
-def test_what_is_too_short_or_has_empty_bands_has_no_value():
+def test_short_audio_and_empty_bands_have_no_value():
     found = _distances(REFERENCE[:600], ESTIMATE[:600])
     assert found["audiotools_stft"] is None
     distance = spectral.Distance("narrow", spectral.AURALOSS, ((256, 64, 256),), n_mels=(128,))

@@ -55,7 +55,7 @@ def test_phase_coherence():
         return measure.channels(), measure.between()
 
     assert coherence((LEFT, RIGHT), (0.1 * LEFT, 3 * RIGHT)) == pytest.approx((1, 1), abs=1e-6)
-    # A constant turn of phase in one channel is none within a channel, and a constant one between them.
+    # A constant phase shift of one channel leaves the coherence within and between channels at 1.
     assert coherence((LEFT, RIGHT), (-LEFT, RIGHT)) == pytest.approx((1, 1), abs=1e-6)
     within, between = coherence((LEFT, RIGHT), (RIGHT, RNG.standard_normal(20_000)))
     assert within < 0.15

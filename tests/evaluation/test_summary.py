@@ -27,7 +27,7 @@ def test_systems_are_compared_on_the_files_that_both_have():
     assert table["one"]["si_sdr_db"]["mean"] == 10.5
     two = table["two"]["si_sdr_db"]
     assert (two["files"], two["mean"], two["median"]) == (3, 10.0, 5.0)
-    # Each file differs by 2, which the files' own spread does not blur.
+    # Each file differs by 2, so the interval is narrow although the files differ.
     assert (two["less_first"], two["less_first_low"], two["less_first_high"]) == (2.0, 2.0, 2.0)
     assert "less_first" not in table["one"]["si_sdr_db"]
     assert "mse" not in table["one"]

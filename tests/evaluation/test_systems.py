@@ -43,7 +43,7 @@ def test_codecs_give_audio_of_the_same_length_in_its_place(name, rate, tool, tmp
     lags = np.arange(-30, 31)
     inner = slice(4000, 40_000)
     errors = [np.square(np.roll(decoded, -lag, axis=0)[inner] - audio[inner]).sum() for lag in lags]
-    assert abs(lags[np.argmin(errors)]) <= 2  # no delay is left; at few bits the phase is not kept to the sample
+    assert abs(lags[np.argmin(errors)]) <= 2  # no delay remains; at low rates the phase is not exact to the sample
     assert 10 * np.log10(np.square(audio[inner]).sum() / min(errors)) > 10
     assert made.columns["bits_per_second"] == pytest.approx(
         1000 * int(name.removeprefix("mp3_").removeprefix("opus")), rel=0.7
@@ -54,19 +54,19 @@ def test_codecs_give_audio_of_the_same_length_in_its_place(name, rate, tool, tmp
 
 def test_names_of_codecs_and_models(monkeypatch, tmp_path):
     for name in ("opus", "opus3", "opus900", "aac64"):
-        with pytest.raises(ConfigError, match="opus24, opus64 and mp3_128"):
+        with pytest.raises(ConfigError, match="opus24, opus64 or mp3_128"):
             systems.baselines([name])
     monkeypatch.setattr(systems.shutil, "which", lambda name: None)
     monkeypatch.setattr(systems.soundfile, "available_subtypes", lambda format: {})
     found, missing = systems.baselines(["opus24"])
     assert not found
-    assert "neither an ffmpeg with libopus nor a libsndfile with it is here; it is left out" in missing[0]
+    assert "there is neither an ffmpeg nor a libsndfile with libopus; this system is left out" in missing[0]
     (tmp_path / "epoch=9.ckpt").touch()
     monkeypatch.chdir(tmp_path)
     assert systems.named_models(["runs/tiny", "ours=b/model.pt", "epoch=9.ckpt"]) == [
         ("tiny", "runs/tiny"), ("ours", "b/model.pt"), ("epoch=9", "epoch=9.ckpt"),
     ]  # fmt: skip
-    with pytest.raises(ConfigError, match="two models are called 'tiny'"):
+    with pytest.raises(ConfigError, match="two models have the name 'tiny'"):
         systems.named_models(["runs/tiny", "other/tiny"])
 
 

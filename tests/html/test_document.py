@@ -14,7 +14,7 @@ def test_names_are_text_wherever_they_stand():
     assert 'data-label="&quot;&gt;&lt;script&gt;' in page
 
 
-def test_a_key_breaks_between_its_words_alone():
+def test_a_key_breaks_only_between_its_words():
     parts = document.breakable("optimizer.learning_rate<b>").split("<wbr>")
     assert parts == ["optimizer.", "learning_", "rate&lt;b&gt;"]
     assert document.breakable("_private.") == "_<wbr>private."

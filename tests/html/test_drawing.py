@@ -20,7 +20,7 @@ def test_a_drawing_asks_for_nothing_and_has_no_names_that_two_could_share():
     assert svg.count("<circle") == 1
 
 
-def test_a_drawing_takes_the_colours_of_its_page():
+def test_a_drawing_uses_the_colours_of_its_page():
     svg = _draw()
     assert "stroke: var(--series-0)" in svg
     assert "var(--muted)" in svg  # of the ticks' labels

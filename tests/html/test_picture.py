@@ -20,7 +20,7 @@ def test_a_tone_is_where_its_frequency_is_on_the_axis_and_as_loud_as_it_is(hertz
     assert -30 < levels.max() < -6  # a sine of -6 dB full scale, as a mean over its band
 
 
-def test_bands_hold_the_power_that_there_is():
+def test_bands_contain_the_total_power():
     noise = np.random.default_rng(0).standard_normal((8 * RATE, 1)).astype(np.float32)
     levels = picture.mel_levels(noise, RATE)
     # White noise is alike in all bands, wide and narrow ones.
@@ -54,6 +54,6 @@ def test_silence_and_short_signals_have_a_picture_too(tmp_path, samples):
 
 
 @pytest.mark.parametrize("name", ["$x_$.wav", "a$b_^c$.wav", "\\frac{$$.wav"])
-def test_a_title_may_hold_anything_that_a_files_name_does(tmp_path, name):
+def test_a_title_may_contain_any_characters_of_a_file_name(tmp_path, name):
     picture.draw(_tone(440), _tone(440), RATE, tmp_path / "x.png", title=f"step 3: {name}")
     assert (tmp_path / "x.png").stat().st_size > 10_000

@@ -20,8 +20,8 @@ from audiovae_jax.persistence.checkpoint import Checkpoints
 CONFIG = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3, "dilations": (1,)}
 
 
-def test_moments_of_blocks_are_those_of_the_whole():
-    """Far from zero, where the textbook's sum of squares has lost everything."""
+def test_moments_of_blocks_equal_those_of_all_values():
+    """Far from zero, where a sum of squares loses all precision."""
     values = 1e6 + np.random.default_rng(0).standard_normal((1000, 3)) * [1e-3, 1, 10]
     moments = RunningMoments(3)
     for block in np.split(values, [1, 10, 500]):
@@ -64,7 +64,7 @@ def test_calibrated_latents_have_zero_mean_and_unit_variance(tmp_path, data, cap
     assert made.before.files == (data / "a.wav", data / "deeper" / "b.wav")  # one of three could not be read
     assert "empty.wav: the file is empty" in made.before.skipped[0]
     assert (made.before.frames, made.hop_length) == (500, 8)
-    # Three files are too few to hold some out.
+    # With three files, none are held out.
     assert not made.held_out
     assert made.after.files == made.before.files
     np.testing.assert_allclose(made.after.mean, 0, atol=1e-5)
@@ -74,7 +74,7 @@ def test_calibrated_latents_have_zero_mean_and_unit_variance(tmp_path, data, cap
     z = np.concatenate([codec.encode(path).z[0] for path in (data / "a.wav", data / "deeper" / "b.wav")])
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=1e-5)
     np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-5)
-    # The audio is the same: the statistics cancel in it.
+    # The audio is equal, since the statistics cancel.
     again, calibrated = load_model(tmp_path / "m")
     audio = soundfile.read(data / "a.wav", dtype="float32")[0][None]
     np.testing.assert_allclose(
@@ -107,11 +107,11 @@ def test_the_written_model_is_measured_on_other_files(tmp_path):
     assert not np.allclose(made.after.std, 1, atol=1e-3)  # these are other files
     alone = calibrate(str(tmp_path / "m"), str(tmp_path / "songs"), str(tmp_path / "n"))
     assert len(alone.before.files) == 12
-    assert alone.after is None  # nothing is told that was not measured
+    assert alone.after is None  # only measured statistics are reported
 
 
 def test_the_model_that_was_measured_is_written(tmp_path, data, trained_run, monkeypatch):
-    """As of a run that goes on meanwhile, and has a better checkpoint before the audio is encoded."""
+    """Also if the run continues, and writes a better checkpoint before the audio is encoded."""
     workdir, config, state = trained_run
     folder = tmp_path / "run" / "checkpoints"
     shutil.copytree(workdir / "checkpoints", folder)
@@ -151,13 +151,13 @@ def test_a_given_sample_rate_is_written(tmp_path, data):
         warnings.simplefilter("error")
         assert Codec.load(tmp_path / "n").sample_rate == 48000
     assert json.loads((tmp_path / "n" / "model.json").read_text())["sample_rate"] == 48000
-    with pytest.raises(CheckpointError, match="is of 48000 Hz, not sample_rate=8000"):
+    with pytest.raises(CheckpointError, match="its sample rate is 48000 Hz, not sample_rate=8000"):
         calibrate(str(tmp_path / "n"), str(data), str(tmp_path / "n"), sample_rate=8000)
 
 
 def test_data_that_cannot_calibrate_is_refused(tmp_path, data):
     _saved(tmp_path / "m")
-    with pytest.raises(DataError, match="holds no audio file"):
+    with pytest.raises(DataError, match="contains no audio file"):
         calibrate(str(tmp_path / "m"), str(tmp_path / "m"), str(tmp_path / "n"))
     soundfile.write(tmp_path / "silence.wav", np.zeros((4000, 2)), 8000)
     with pytest.raises(DataError, match="0 latent frames are too few"):

@@ -1,4 +1,4 @@
-"""Chunked inference is one pass, whatever the chunks; receptive fields are what gradients say."""
+"""Chunked inference equals a single pass for any chunks; receptive fields agree with gradients."""
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ def model(request):
 
 @pytest.mark.slow
 def test_contexts_are_what_gradients_say(model):
-    """No frame is missing, and the encoder's is less than a hop too wide."""
+    """No frame is missing, and the encoder's context is less than a hop too wide."""
     model, variables = model
     hop, frame = model.hop_length, 20
     audio = jax.random.normal(jax.random.key(2), (1, 41 * hop, model.in_channels))
@@ -115,7 +115,7 @@ def test_lengths_take_a_few_compiled_shapes(model):
 def test_signals_that_32_bits_cannot_count_are_refused(model):
     model, variables = model
     chunked = ChunkedModel(model, variables)
-    with pytest.raises(DataError, match="are too many to count in 32 bits; cut into pieces of at most"):
+    with pytest.raises(DataError, match="are too many for 32-bit positions; give at most"):
         next(chunked.encode([np.zeros((1, 1, model.in_channels), np.float32)], 2**31))
 
 

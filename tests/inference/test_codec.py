@@ -1,4 +1,4 @@
-"""The codec: any shape, rate and channels in, the same out; files, latents on disk, and clear refusals."""
+"""The codec: shapes, rates and channels are restored; files, latents on disk, and clear errors."""
 
 import dataclasses
 import os
@@ -41,7 +41,7 @@ def _noise(*shape):
     ("shape", "sample_rate"),
     [((500,), None), ((501, 1), 4000), ((502, 2), 11025), ((2, 503, 2), 11025), ((2, 503, 1), None), ((1,), 11025)],
 )
-def test_what_comes_back_has_the_shape_of_what_came_in(stereo, shape, sample_rate):
+def test_decoded_audio_has_the_shape_of_the_input(stereo, shape, sample_rate):
     audio = _noise(*shape)
     latents = stereo.encode(jnp.asarray(audio), sample_rate)
     assert latents.sample_rate == (sample_rate or 8000)
@@ -69,7 +69,7 @@ def test_mono_goes_through_a_stereo_model_as_two_equal_channels(stereo):
     np.testing.assert_allclose(stereo.reconstruct(audio), twice.mean(axis=1, keepdims=True), atol=1e-6)
 
 
-def test_a_mono_model_takes_each_channel_by_itself(mono):
+def test_a_mono_model_encodes_each_channel_separately(mono):
     audio = _noise(400, 2)
     both = mono.reconstruct(audio)
     for channel in range(2):
@@ -79,7 +79,7 @@ def test_a_mono_model_takes_each_channel_by_itself(mono):
 
 
 def test_channels_are_mixed_only_when_asked(stereo):
-    with pytest.raises(DataError, match="the audio has 6 channels and the model takes 2; mix it down first"):
+    with pytest.raises(DataError, match="the audio has 6 channels, but the model needs 2; convert it first"):
         stereo.encode(_noise(400, 6))
     assert stereo.reconstruct(_noise(400, 6), mix=True).shape == (400, 2)
     assert stereo.reconstruct(_noise(3, 400, 6), mix=True).shape == (3, 400, 2)
@@ -89,14 +89,14 @@ def test_channels_are_mixed_only_when_asked(stereo):
     ("audio", "message"),
     [
         (np.zeros((100, 2), np.int16), "audio is int16; give floats"),
-        (np.zeros((2, 44100), np.float32), "44100 channels; channels are the last axis.*transpose it"),
-        (np.zeros((1, 2, 44100), np.float32), r"audio of shape \[1, 2, 44100\] has 44100 .*, transpose it"),
+        (np.zeros((2, 44100), np.float32), "44100 channels; the last axis must be the channels; transpose"),
+        (np.zeros((1, 2, 44100), np.float32), r"audio of shape \[1, 2, 44100\] has 44100 .*; transpose"),
         (np.full((100, 2), np.nan, np.float32), "NaN or infinite"),
         (np.zeros((0, 2), np.float32), r"must be \[T\], \[T, C\] or \[B, T, C\], not \[0, 2\]"),
         (np.zeros((1, 1, 100, 2), np.float32), r"must be \[T\], \[T, C\] or \[B, T, C\]"),
         ("nothing.wav", "nothing.wav: there is no such file"),
         (np.full((100, 2), 1e300), "NaN or infinite values, or values too large for float32"),
-        ([[0.0, 0.0], [0.0]], "audio cannot be made into one array"),
+        ([[0.0, 0.0], [0.0]], "audio cannot be converted to one array"),
     ],
 )
 def test_audio_that_cannot_be_used_is_refused(stereo, audio, message):
@@ -119,11 +119,11 @@ def test_numbers_that_cannot_be_are_refused(options):
 
 def test_latents_that_are_no_numbers_are_refused(stereo):
     for value in (np.nan, 1e300):
-        with pytest.raises(DataError, match="the latents holds NaN or infinite values"):
+        with pytest.raises(DataError, match="the latents must not contain NaN or infinite values"):
             stereo.decode(np.full((5, 3), value))
     latents = stereo.encode(_noise(100, 2))
     latents.z[0, 3] = np.inf
-    with pytest.raises(DataError, match="the latents holds NaN or infinite values"):
+    with pytest.raises(DataError, match="the latents must not contain NaN or infinite values"):
         stereo.decode(latents)
     for shape in ((0, 3), (2, 0, 3)):
         with pytest.raises(DataError, match="latents must be"):
@@ -133,17 +133,17 @@ def test_latents_that_are_no_numbers_are_refused(stereo):
 def test_a_failure_with_a_file_names_it(stereo, tmp_path):
     soundfile.write(tmp_path / "six.wav", _noise(3000, 6), 8000)
     for use in (stereo.encode, lambda path: stereo.reconstruct_file(path, tmp_path / "out.wav")):
-        with pytest.raises(DataError, match="six.wav: the audio has 6 channels and the model takes 2"):
+        with pytest.raises(DataError, match="six.wav: the audio has 6 channels, but the model needs 2"):
             use(tmp_path / "six.wav")
 
 
-def test_a_mono_model_takes_surround_channel_by_channel_or_mixed(mono):
+def test_a_mono_model_encodes_surround_channel_by_channel_or_mixed(mono):
     audio = _noise(400, 6)
     assert mono.reconstruct(audio).shape == (400, 6)
     np.testing.assert_allclose(mono.reconstruct(audio)[:, 4], mono.reconstruct(audio[:, 4]), atol=1e-6)
 
 
-def test_sampling_takes_a_key(stereo):
+def test_sampling_needs_a_key(stereo):
     audio = _noise(400, 2)
     mean = stereo.encode(audio).z
     np.testing.assert_array_equal(mean, stereo.encode(audio).z)
@@ -187,7 +187,7 @@ def _umask():
 
 def test_latents_in_torchs_order_are_refused_with_the_remedy(stereo):
     width = stereo.model.latent_dim
-    with pytest.raises(DataError, match=rf"\[1, {width}, 50\] are as PyTorch has them; transpose them"):
+    with pytest.raises(DataError, match=rf"\[1, {width}, 50\] are in PyTorch's order; transpose them"):
         stereo.decode(np.zeros((1, width, 50), np.float32))
 
 
@@ -199,7 +199,7 @@ def test_latents_kept_in_halves_are_rounded(stereo, tmp_path, dtype, share):
     assert again.z.dtype == np.float32
     np.testing.assert_allclose(again.z, latents.z, rtol=share, atol=1e-7)
     assert (tmp_path / "x.safetensors").stat().st_size < latents.z.nbytes + 600
-    with pytest.raises(DataError, match="storage_dtype='int8' is none of float32, float16, bfloat16"):
+    with pytest.raises(DataError, match="storage_dtype='int8' must be one of float32, float16, bfloat16"):
         latents.save(tmp_path / "x.safetensors", "int8")
 
 
@@ -233,14 +233,14 @@ def test_latents_that_would_not_be_read_again_are_not_written(stereo, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(stereo, tmp_path, full_disk):
+def test_a_full_disk_is_an_error_and_leaves_nothing(stereo, tmp_path, full_disk):
     latents = stereo.encode(_noise(100_000, 2))
     with full_disk(50_000), pytest.raises(DataError, match=r"x.safetensors was not written: .*File too large"):
         latents.save(tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_latents_of_another_model_are_refused_unless_told(stereo):
+def test_latents_of_another_model_are_refused_unless_allowed(stereo):
     model, variables = _model()
     other = Codec(model, jax.tree.map(lambda x: 1.01 * x, variables), sample_rate=8000)
     latents = other.encode(_noise(300, 2))
@@ -251,12 +251,12 @@ def test_latents_of_another_model_are_refused_unless_told(stereo):
     with pytest.raises(DataError, match="which does not fit this model"):
         stereo.decode(wide, allow_other_model=True)
     cut = dataclasses.replace(latents, z=latents.z[:, :-1], model=stereo.fingerprint)
-    with pytest.raises(DataError, match="have 37 frames; 300 samples take 38"):
+    with pytest.raises(DataError, match="have 37 frames, but 300 samples need 38"):
         stereo.decode(cut)
     assert Codec(*_model(), sample_rate=8000).fingerprint == stereo.fingerprint
 
 
-def test_files_that_hold_no_latents_are_refused(tmp_path):
+def test_files_without_latents_are_refused(tmp_path):
     with pytest.raises(DataError, match="there is no such file"):
         Latents.load(tmp_path / "x.safetensors")
     (tmp_path / "x.safetensors").write_bytes(b"nonsense" * 10)
@@ -265,7 +265,7 @@ def test_files_that_hold_no_latents_are_refused(tmp_path):
     import safetensors.numpy
 
     safetensors.numpy.save_file({"z": np.zeros((1, 2, 3), np.float32)}, tmp_path / "x.safetensors")
-    with pytest.raises(DataError, match="holds no latents"):
+    with pytest.raises(DataError, match="contains no latents"):
         Latents.load(tmp_path / "x.safetensors")
     bad = '{"format": 1, "model": "x", "hop_length": -8}'
     safetensors.numpy.save_file(
@@ -288,7 +288,7 @@ def test_latents_are_described_without_their_values(stereo, tmp_path):
 
 def test_latents_of_channels_that_the_model_does_not_give_are_refused(stereo):
     latents = stereo.encode(_noise(999, 2))
-    with pytest.raises(DataError, match="of 5 channels, which this model of 2 does not give"):
+    with pytest.raises(DataError, match="have 5 channels, but this model decodes to 2"):
         stereo.decode(dataclasses.replace(latents, channels=5))
 
 
@@ -327,13 +327,13 @@ def test_silence_is_audio(stereo, tmp_path):
     assert stereo.reconstruct(tmp_path / "in.wav").shape == (3000, 2)
 
 
-def test_loading_tells_the_rate_or_says_that_it_was_assumed(tmp_path):
+def test_loading_reads_the_rate_or_warns_of_an_assumed_one(tmp_path):
     model, variables = _model()
     save_model(model, variables, tmp_path / "m", sample_rate=8000)
     assert Codec.load(tmp_path / "m").sample_rate == 8000
-    with pytest.raises(CheckpointError, match="m is of 8000 Hz, not sample_rate=16000"):
+    with pytest.raises(CheckpointError, match="m: its sample rate is 8000 Hz, not sample_rate=16000"):
         Codec.load(tmp_path / "m", sample_rate=16000)
-    with pytest.warns(UserWarning, match="does not say its sample rate; 44100 Hz is assumed"):
+    with pytest.warns(UserWarning, match="contains no sample rate; 44100 Hz is assumed"):
         assert Codec.load(GOLDEN / "save_model.pt").sample_rate == 44100
     assert Codec.load(GOLDEN / "save_model.pt", sample_rate=16000).sample_rate == 16000
     assert Codec.load(GOLDEN / "lightning.ckpt", dtype="bfloat16").reconstruct(_noise(300, 2)).dtype == np.float32

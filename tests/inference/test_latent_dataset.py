@@ -1,4 +1,4 @@
-"""A data set's latents in shards: exact, the same however they were made, and fed back as a function of numbers."""
+"""A data set's latents in shards: exact, independent of how they were written, and read by index."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def codec():
 
 @pytest.fixture(scope="module")
 def music(tmp_path_factory):
-    """Six tracks of several lengths, rates and channels, one of them a file that cannot be read to its end."""
+    """Six tracks of several lengths, rates and channels. One file is damaged before its end."""
     root = tmp_path_factory.mktemp("music")
     (root / "deeper").mkdir()
     files = [("a.wav", 5003, 8000, 2), ("b.flac", 3001, 8000, 1), ("deeper/c.wav", 7000, 11025, 2)]
@@ -57,7 +57,7 @@ def music(tmp_path_factory):
         audio = 0.2 * np.random.default_rng(i).standard_normal((length, channels))
         soundfile.write(root / name, audio, rate, "FLOAT" if name.endswith("wav") else None)
     bad = np.zeros((20000, 2), np.float32)
-    bad[0], bad[7000] = 0.5, np.nan  # where no look at the file's beginning, middle and end finds it
+    bad[0], bad[7000] = 0.5, np.nan  # where probing the file's beginning, middle and end does not find it
     soundfile.write(root / "bad.wav", bad, 8000, "FLOAT")
     return root
 
@@ -69,7 +69,7 @@ def catalog(music):
 
 @pytest.fixture(scope="module")
 def encoded(codec, catalog, tmp_path_factory):
-    """A folder that was made in one go; to be read only."""
+    """A folder written without interruption; read-only."""
     target = tmp_path_factory.mktemp("encoded") / "latents"
     assert latent_writer.write(codec, catalog, target, LatentFormat(**SMALL), say=_quiet)
     return target
@@ -80,7 +80,7 @@ def _contents(root):
 
 
 def test_decoding_a_track_is_encoding_and_decoding_its_file(codec, music, encoded):
-    """To the bit: a record holds what one pass of the codec gives, whatever the cuts."""
+    """Bit-identical: records contain the result of a single pass of the codec, however they are cut."""
     dataset = LatentDataset(encoded)
     assert len(dataset) == 5
     for name in ("a.wav", "b.flac", "deeper/c.wav", "d.wav", "e.wav"):
@@ -123,7 +123,7 @@ def test_samples_are_the_codecs_and_follow_the_seed(codec, catalog, music, tmp_p
     dataset = LatentDataset(tmp_path / "one")
     direct = codec.encode(music / "a.wav", key=track_key(5, "a.wav"))
     np.testing.assert_array_equal(dataset.latents("a.wav").z, direct.z)
-    with pytest.raises(DataError, match="holds samples, and no posterior"):
+    with pytest.raises(DataError, match="contains samples, but no posterior"):
         dataset.posterior("a.wav")
     with pytest.raises(DataError, match="seed: 5 there, 6 now differ"):
         latent_writer.write(codec, catalog, tmp_path / "one", LatentFormat("samples", seed=6, **SMALL), say=_quiet)
@@ -146,7 +146,7 @@ def test_a_stretch_is_that_of_the_whole(encoded):
     for first, frames in ((0, 627), (626, 1), (-1, 2), (0, 0)):
         with pytest.raises(DataError, match="a.wav has 626 frames"):
             dataset.read("a.wav", first, frames)
-    with pytest.raises(DataError, match="holds no track 'nothing'"):
+    with pytest.raises(DataError, match="has no track 'nothing'"):
         dataset.read("nothing")
 
 
@@ -161,14 +161,14 @@ def test_any_reader_of_both_formats_takes_a_record(encoded):
     np.testing.assert_array_equal(tensors["logvar"], logvar)
 
 
-def test_a_track_that_cannot_be_read_is_left_out_and_said(codec, catalog, encoded, tmp_path):
+def test_an_unreadable_track_is_left_out_and_reported(codec, catalog, encoded, tmp_path):
     said = []
     latent_writer.write(codec, catalog, tmp_path / "again", LatentFormat(**SMALL), num_threads=1, say=said.append)
     (left_out,) = [line for line in said if "left out" in line]
     assert "bad.wav: holds NaN or infinite samples" in left_out
     assert "5 tracks, 0.00 hours" in said[-1]
     assert "times real time" in said[-1]
-    assert _contents(tmp_path / "again") == _contents(encoded)  # whatever the threads
+    assert _contents(tmp_path / "again") == _contents(encoded)  # for any number of threads
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes, which hang as a dead mount does")
@@ -181,7 +181,7 @@ def test_a_file_that_hangs_is_left_out(codec, music, tmp_path):
     said = []
     try:
         latent_writer.write(codec, catalog, tmp_path / "out", LatentFormat(**SMALL), read_timeout=0.3, say=said.append)
-    finally:  # whoever hangs there goes on
+    finally:  # releases the hanging readers
         os.close(os.open(tmp_path / "a.wav", os.O_RDWR | os.O_NONBLOCK))
     assert "a.wav: reading did not return within data.read_timeout=0.3 s" in said[0]
     assert said[-1].startswith("1 tracks")
@@ -216,7 +216,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(codec, catalog, encoded, tmp
         with pytest.raises(_KilledError):
             latent_writer.write(codec, catalog, target, LatentFormat(**SMALL), num_threads=1, say=_quiet)
     assert not (target / "index.json").exists()
-    with pytest.raises(DataError, match=r"holds no index.json: encode_dataset makes it"):
+    with pytest.raises(DataError, match=r"contains no index.json; encode_dataset writes it"):
         LatentDataset(target)
     (target / ".shard-00001.1.tmp.arrayrecord").write_bytes(b"left by a killed run")
     latent_writer.write(codec, catalog, target, LatentFormat(**SMALL), num_threads=1, say=_quiet)
@@ -254,7 +254,7 @@ def test_a_folder_of_something_else_is_refused_with_what_differs(codec, catalog,
         shards.scan(str(encoded), probing.Options(channels=2))
 
 
-def test_a_full_disk_is_said_and_leaves_what_is_whole(codec, catalog, encoded, tmp_path, full_disk):
+def test_a_full_disk_is_an_error_and_leaves_intact_files(codec, catalog, encoded, tmp_path, full_disk):
     target = tmp_path / "latents"
     with full_disk(8000), pytest.raises(DataError, match=r"too large.*run the same command to resume"):
         latent_writer.write(codec, catalog, target, LatentFormat(**SMALL), num_threads=1, say=_quiet)
@@ -275,7 +275,7 @@ def test_damage_is_found_and_named(encoded, tmp_path):
     with pytest.raises(DataError, match=f"{track.key}: .*record 0 is damaged"):
         LatentDataset(target).read(track)
     path.write_bytes(content[:-1])
-    with pytest.raises(DataError, match="is not there, or has not its"):
+    with pytest.raises(DataError, match="is missing, or its size is not"):
         LatentDataset(target)
     (target / "index.json").write_text("{}")
     with pytest.raises(DataError, match="index.json is damaged"):
@@ -329,7 +329,7 @@ def test_batches_are_a_function_of_seed_step_and_row(encoded):
 
 
 def _frequencies(track_frames, crop_frames, **options):
-    """How often each frame of a track is drawn, against a frame in its middle that is farthest from the ends."""
+    """Return how often each frame of a track is drawn, relative to a frame in its middle."""
     track = LatentTrack("a", ("train",), track_frames, 1, 8000, track_frames * 8, 2, 1.0, 0, 0)
     crops, counts = LatentCrops(None, [track], crop_frames, seed=0, **options), np.zeros(track_frames)
     for i in range(20_000):
@@ -374,9 +374,9 @@ def test_each_side_gives_its_own_tracks_each_as_often_as_it_is_long(encoded, cat
         frames = {track.key: track.frames for track in dataset.side(side)}
         for key in keys:  # 5 standard deviations of 2000 draws
             assert abs(drawn.count(key) / 2000 - frames[key] / sum(frames.values())) < 0.06
-    with pytest.raises(DataError, match=r"no track has 5000 frames: there are \d, the longest of \d+"):
+    with pytest.raises(DataError, match=r"no track has 5000 frames: the longest of \d tracks has \d+"):
         dataset.crops(5000)
-    with pytest.raises(DataError, match="side='test' is none of train, validation"):
+    with pytest.raises(DataError, match="side='test' must be one of train, validation"):
         dataset.side("test")
 
 
@@ -428,7 +428,7 @@ def test_the_readmes_example_runs(encoded, codec, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_it_makes_the_same(music, tmp_path):
-    """With SIGKILL, from outside, at moments drawn over the whole of the work."""
+    """With SIGKILL, from outside, at random moments of the whole run."""
     model = AudioVAE(**{**CONFIG, "latent_dim": 64})
     save_model(model, random_variables(model), tmp_path / "m", sample_rate=8000)
     many = tmp_path / "many"
@@ -437,7 +437,7 @@ def test_killed_at_any_moment_and_run_again_it_makes_the_same(music, tmp_path):
     environment = {**command_line.environment(), "XDG_CACHE_HOME": str(tmp_path / "cache")}
 
     def begun(target):
-        """The command, as soon as it makes shards."""
+        """Start the command, and wait until it writes shards."""
         started = command_line.line("encode_dataset", "m", many, target)
         started += ["--record_frames=20", "--shard_megabytes=1", "--chunk_length=400"]
         with open(tmp_path / "log", "w") as log:
@@ -455,7 +455,7 @@ def test_killed_at_any_moment_and_run_again_it_makes_the_same(music, tmp_path):
     def there():
         return len(list((tmp_path / "killed").glob("shard-*.json")))
 
-    for share in (0.0, 0.3, 0.6):  # of the shards, counted and not timed: the machine may be as slow as it likes
+    for share in (0.0, 0.3, 0.6):  # counted in shards instead of seconds, so that the machine's speed does not matter
         process = begun("killed")
         least = int(count * (share + moments.uniform(0.0, 0.2)))
         while process.poll() is None and there() < least:

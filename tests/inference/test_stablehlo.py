@@ -1,4 +1,4 @@
-"""Exported encoder and decoder run with JAX alone, and are the module."""
+"""Exported encoder and decoder run with only JAX, and equal the module."""
 
 import json
 import re
@@ -16,8 +16,8 @@ from audiovae_jax.inference.stablehlo import export_stablehlo
 
 PAGE = Path(__file__).resolve().parents[2] / "audiovae_jax" / "inference" / "README.md"
 SMALL = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3}
-ONE_BLOCK = {"channel_mults": (1,), "strides": (4,)}  # which is enough where another test has several
-# Runs a block in each folder, with the exported functions shown to what follows.
+ONE_BLOCK = {"channel_mults": (1,), "strides": (4,)}  # enough, since another test uses several
+# Runs a block in each folder. Later blocks see the exported functions.
 _IN_EACH_FOLDER = """
 import os, sys
 import numpy as np
@@ -68,7 +68,7 @@ def test_the_pages_block_runs_an_export_without_the_library_as_the_module(tmp_pa
         np.testing.assert_allclose(decoded, expected, atol=atol)
 
 
-def test_what_cannot_be_exported_leaves_nothing(tmp_path):
+def test_a_failed_export_leaves_nothing(tmp_path):
     model = AudioVAE(**SMALL)
     codec = Codec(model, random_variables(model), sample_rate=8000)
     (tmp_path / "served").mkdir()

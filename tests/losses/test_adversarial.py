@@ -59,7 +59,7 @@ def test_warm_up_skips_the_discriminator_for_an_int_and_zeroes_it_when_traced():
     assert calculator.is_active(10)
 
 
-def test_sub_discriminators_count_alike_whatever_their_size():
+def test_sub_discriminators_have_equal_weight_for_any_size():
     real, fake = [jnp.ones(3), jnp.ones(1000)], [jnp.zeros(3), 2 * jnp.ones(1000)]
     assert adversarial.discriminator_hinge(real, fake) == pytest.approx((1 + 3) / 2)
     assert adversarial.generator_hinge(fake) == pytest.approx(-1.0)

@@ -22,13 +22,13 @@ def test_twice_the_signal_has_closed_form_distances():
 
     assert loss(w_log_mag=1.0) == pytest.approx(np.log(2), rel=1e-3)
     assert loss(w_sc=1.0) == pytest.approx(1.0, rel=1e-3)
-    # Linear in the weights, and nothing is left when all are zero.
+    # The loss is linear in the weights, and zero if all are zero.
     assert loss(w_log_mag=3.0, w_sc=0.5) == pytest.approx(3 * np.log(2) + 0.5, rel=1e-3)
     assert loss() == 0.0
 
 
 @pytest.mark.parametrize("name", ["multi_resolution_stft", "sum_and_difference_stft", "mid_side_stft"])
-def test_ffts_alone_have_hops_of_a_quarter_and_windows_of_the_whole(name):
+def test_ffts_default_to_hops_of_a_quarter_and_full_windows(name):
     loss, given = getattr(losses, name), {"prediction": _audio(1), "target": _audio(2)}
     for sizes in ((256,), (512, 256, 128)):
         hops = tuple(size // 4 for size in sizes)
@@ -70,7 +70,7 @@ def test_mid_side_is_half_the_sum_and_difference():
     np.testing.assert_allclose(spectral.mid_side(x)[..., 0], (x[..., 0] + x[..., 1]) / 2, rtol=1e-6)
     np.testing.assert_allclose(spectral.mid_side(x)[..., 1], (x[..., 0] - x[..., 1]) / 2, rtol=1e-6)
     swapped = losses.mid_side_stft(prediction=x[..., ::-1], target=x, **STFT)
-    assert swapped == pytest.approx(0.0, abs=1e-5)  # magnitudes do not see the side's sign
+    assert swapped == pytest.approx(0.0, abs=1e-5)  # magnitudes ignore the side's sign
 
 
 def test_the_per_item_form_does_not_depend_on_the_split_and_the_batch_form_does():

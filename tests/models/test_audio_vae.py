@@ -154,5 +154,5 @@ def test_models_are_equal_however_their_type_is_given():
     models = {AudioVAE(**SMALL, dtype=dtype) for dtype in given} | {AudioVAE(**SMALL)}
     assert len(models) == 1
     assert AudioVAE(**SMALL, dtype="bfloat16") == AudioVAE(**SMALL, dtype=jnp.bfloat16) not in models
-    with pytest.raises(ValueError, match="dtype='bf16' is no type to compute in; use float32 or bfloat16"):
+    with pytest.raises(ValueError, match="dtype='bf16' is not a dtype; use float32 or bfloat16"):
         AudioVAE(dtype="bf16")

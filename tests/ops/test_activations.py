@@ -9,7 +9,7 @@ ALPHA = np.array([0.5, 1.0, 2.0, 7.3])
 
 
 def _reference(x, alpha):
-    """In float64, on the float32 product that the function sees."""
+    """Return the result in float64, from the float32 product that the function computes."""
     u = (x * alpha.astype(np.float32)).astype(np.float64)
     return x + np.sin(u) ** 2 / (alpha + 1e-8), u
 

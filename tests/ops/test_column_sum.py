@@ -26,7 +26,7 @@ def test_the_bias_has_the_gradient_of_a_plain_sum():
 
 
 @pytest.mark.parametrize("features", [1, 2, 4])
-def test_what_is_opposite_in_both_halves_is_nothing(features):
+def test_opposite_halves_cancel_exactly(features):
     half = np.random.default_rng(2).standard_normal((3, 511, features)).astype(np.float32)
     both = jnp.concatenate([half, -half])
     nothing = np.zeros(features, np.float32)

@@ -72,8 +72,8 @@ def test_conv1d(length, taps, stride, dilation, padding, groups):
 
 
 @pytest.mark.parametrize(("taps", "stride", "dilation", "padding"), [(7, 1, 9, 27), (4, 1, 3, 4), (6, 3, 1, 1)])
-def test_forms_take_a_length_that_is_not_known_yet(taps, stride, dilation, padding):
-    """As in an export that serves any length, with every platform's form in it."""
+def test_forms_accept_a_symbolic_length(taps, stride, dilation, padding):
+    """As in an export for any length, which contains every platform's form."""
     kernel, bias = _random(taps, 4, 6), _random(6)
     window = conv_forms.Window((stride,), (dilation,), (padding,))
     shape = jax.ShapeDtypeStruct(export.symbolic_shape("b, t, 4", constraints=["t >= 30"]), jnp.float32)
@@ -107,7 +107,7 @@ def test_conv_transpose1d(stride):
     _assert_same_with_gradients(ours, lambda x, kernel, bias: reference(x, kernel) + bias, x, kernel, bias)
 
 
-# The plain form, and the bilinear one where it serves: with rows as they are, and gathered.
+# The plain form, and the bilinear one where it applies: with separate rows, and with gathered rows.
 @pytest.mark.parametrize("channels", [(3, 5), (8, 6), (6, 8)])
 @pytest.mark.parametrize(
     ("stride", "dilation", "kernel"),

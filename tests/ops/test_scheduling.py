@@ -9,7 +9,7 @@ on_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere XL
 
 
 def _branches(x, in_turn):
-    """Six that read the same, with arrays of a MB each on the way to one number; XLA fuses no transforms."""
+    """Six branches that read the same input, each with arrays of a MB. XLA fuses no transforms."""
     sums = []
     for i in range(6):
         given = scheduling.after(x, sums[-1]) if in_turn and sums else x
@@ -19,7 +19,7 @@ def _branches(x, in_turn):
 
 
 @on_cpu
-def test_what_comes_after_is_not_begun_before():
+def test_later_work_is_not_started_early():
     x = jnp.linspace(-1.0, 1.0, 512)
     at_once, in_turn = (jax.jit(lambda x, wait=wait: _branches(x, wait)).lower(x).compile() for wait in (False, True))
     planned = [compiled.memory_analysis().temp_size_in_bytes for compiled in (at_once, in_turn)]
@@ -29,7 +29,7 @@ def test_what_comes_after_is_not_begun_before():
 
 @pytest.mark.parametrize("earlier", [1.0, -1.0, 0.0, np.inf, -np.inf, np.nan])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_waiting_changes_nothing_whatever_is_waited_for(earlier, dtype):
+def test_scheduling_changes_no_value(earlier, dtype):
     x = jnp.asarray([1.5, -2.0, 0.0, -0.0, jnp.inf, jnp.nan], dtype)
     earlier = jnp.full((2, 3), earlier, dtype)
     y = jax.jit(scheduling.after)(x, earlier)

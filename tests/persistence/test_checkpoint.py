@@ -74,7 +74,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(store, tmp_path):
     assert restored.step == 1
     assert len(restored.damaged) == 1
     assert "checkpoints/2 is damaged" in restored.damaged[0]
-    # A run that resumes from step 1 comes by step 2 again, and nothing was thrown away.
+    # A run that resumes from step 1 reaches step 2 again, and nothing was deleted.
     _save(store, 2, value=3.0, loss=2.0)
     assert _restore(store).state.params["a"][0, 0] == 3.0
     assert (tmp_path / "damaged_checkpoints" / "2" / "state").is_dir()
@@ -130,7 +130,7 @@ def test_a_changed_description_is_damage(store, tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_disk_is_said_and_leaves_what_is_whole(store, tmp_path, full_disk):
+def test_a_full_disk_is_an_error_and_leaves_intact_files(store, tmp_path, full_disk):
     _save(store, 1)
     big = _state().replace(params={"a": jnp.asarray(np.random.default_rng(0).standard_normal(500_000))})
 
@@ -138,7 +138,8 @@ def test_a_full_disk_is_said_and_leaves_what_is_whole(store, tmp_path, full_disk
         store.save(big, step=2, config={}, data={}, metrics={"total_loss": 1.0})
         store.wait()
 
-    with full_disk(200_000), pytest.raises(CheckpointError, match=r"was not written to .*: File too large; .*whole: 1"):
+    expected = r"was not written to .*: File too large; .*intact checkpoints: 1"
+    with full_disk(200_000), pytest.raises(CheckpointError, match=expected):
         save()
     store.close()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
@@ -160,12 +161,12 @@ def test_a_state_of_another_shape_is_refused(store):
     target = jax.eval_shape(_state)
     target = target.replace(params={**target.params, "a": jax.ShapeDtypeStruct((7,), jnp.float32)})
     with pytest.raises(
-        CheckpointError, match=r"another configuration: params/a is float32\[64, 64\] there and float32\[7\] here"
+        CheckpointError, match=r"this configuration: params/a is float32\[64, 64\] there, float32\[7\] here"
     ):
         store.restore(target, mesh.replicated(mesh.make_mesh()))
 
 
-def test_json_is_written_whole(tmp_path):
+def test_json_is_written_atomically(tmp_path):
     bucket_path.write_json(tmp_path / "new" / "a.json", {"b": 1})
     assert json.loads((tmp_path / "new" / "a.json").read_text()) == {"b": 1}
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.json"]

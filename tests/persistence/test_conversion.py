@@ -1,4 +1,4 @@
-"""The two commands between torch's files and saved models."""
+"""The two commands that convert between torch's files and saved models."""
 
 import functools
 import shutil
@@ -59,16 +59,16 @@ def test_the_commands_there_and_back(tmp_path):
     assert wrong.stderr.strip().splitlines()[-1].startswith(f"error: {GOLDEN / 'model.npz'} cannot be read")
     assert "Traceback" not in wrong.stderr
     few = run("export_torch", "m")
-    assert few.stderr.strip().endswith("export_torch takes MODEL OUT; 1 were given. --help lists the flags")
+    assert few.stderr.strip().endswith("1 argument given; usage: export_torch MODEL OUT [flags] (--help lists them)")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["back.safetensors", "m"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
-def test_the_sample_rate_survives_and_what_is_left_out_is_said(tmp_path, trained_run, name):
+def test_the_sample_rate_survives_and_omitted_parts_are_reported(tmp_path, trained_run, name):
     workdir, _, _ = trained_run
     made = conversion.export_torch(str(workdir), str(tmp_path / name), step=2)
-    assert ("the optimizer's state, which a .pt file holds" in made.left_out) == (name == "x.safetensors")
+    assert ("the optimizer's state, which needs a .pt file" in made.left_out) == (name == "x.safetensors")
     assert made.optimizer_step == (2 if name == "x.pt" else None)
     assert "the discriminator and its optimizer's state" in made.left_out
     assert open_model(tmp_path / name).sample_rate == 44100
@@ -80,13 +80,13 @@ def test_the_sample_rate_survives_and_what_is_left_out_is_said(tmp_path, trained
         assert Codec.load(tmp_path / "n").sample_rate == 48000
 
 
-def test_a_model_is_exported_though_what_lies_beside_it_is_damaged(tmp_path, trained_run):
+def test_a_model_is_exported_even_if_its_training_state_is_damaged(tmp_path, trained_run):
     workdir, _, state = trained_run
     model, variables = load_model(workdir)
     save_model(model, variables, tmp_path / "m", sample_rate=48000, optimizer_state=state.opt_state)
     shutil.rmtree(tmp_path / "m" / "optimizer")
     made = conversion.export_torch(str(tmp_path / "m"), str(tmp_path / "x.safetensors"))
-    assert made.left_out[0].startswith("what lies beside the model, which cannot be read (")
+    assert made.left_out[0].startswith("the training state, which cannot be read (")
     jax.tree.map(np.testing.assert_array_equal, load_model(tmp_path / "x.safetensors")[1], variables)
 
 
@@ -99,10 +99,10 @@ def test_what_a_format_cannot_hold_is_listed(tmp_path, trained_run, name):
     whole["discriminator"] = build.build_discriminator(config)
     save_model(model.clone(dtype="bfloat16"), variables, tmp_path / "m", **whole)
     assert conversion.export_torch(str(tmp_path / "m"), str(tmp_path / name)).left_out == (
-        "the optimizer's state, which comes along from a workdir",
+        "the optimizer's state, which is only exported from a workdir",
         "the discriminator",
-        "that the model computes in bfloat16 (--dtype=bfloat16 says it)",
-        "the sample rate, which is not known (--sample_rate says it)",
+        "the model's dtype bfloat16 (give --dtype=bfloat16 when loading)",
+        "the sample rate, which is unknown (give --sample_rate when loading)",
     )
     save_model(model, variables, tmp_path / "m", sample_rate=48000)
     assert conversion.export_torch(str(tmp_path / "m"), str(tmp_path / name)).left_out == ()
@@ -113,8 +113,8 @@ def test_what_a_format_cannot_hold_is_listed(tmp_path, trained_run, name):
 
 
 @pytest.mark.slow
-def test_a_run_of_ours_goes_on_in_torch(tmp_path, trained_run):
-    """Weights, AdamW's state and the schedule of a workdir, as torch.optim takes them."""
+def test_our_run_resumes_in_torch(tmp_path, trained_run):
+    """torch.optim loads the weights, AdamW's state and the schedule of a workdir."""
     workdir, _, state = trained_run
     conversion.export_torch(str(workdir), str(tmp_path / "x.pt"), step=2)
     written = read_checkpoint(tmp_path / "x.pt")

@@ -1,4 +1,4 @@
-"""A run's checkpoints on a disk that flips bits, cuts files and loses them: what is restored is what was written."""
+"""A run's checkpoints on a disk that flips bits, truncates and loses files. Restored values are the written ones."""
 
 import collections
 import random
@@ -27,7 +27,7 @@ def _small_state():
 
 
 def _write(folder, state):
-    """`(folder, {step: state})`: a state as of four steps, each with values of its own."""
+    """Return `(folder, {step: state})`: states of four steps, all with different values."""
     store, states = Checkpoints(folder), {}
     for step in _STEPS:
         states[step] = jax.tree.map(lambda x, step=step: _turned(x, step), state)
@@ -56,7 +56,7 @@ def _damage(path, what, rng, within=1):
 
 
 def _file_of_values(checkpoint):
-    """The largest file of arrays' values, which come first in it."""
+    """Return the largest file of array values, which begins with them."""
     files = (checkpoint / "state" / "ocdbt.process_0" / "d").iterdir()
     return max(files, key=lambda path: path.stat().st_size)
 
@@ -66,7 +66,7 @@ def _contents(folder):
 
 
 def _go_on(folder, states, step_of_damage):
-    """Restore as a run does, and write the next checkpoint; what became of it."""
+    """Restore as a run does, and write the next checkpoint. Return the outcome."""
     before = _contents(folder)
     store = Checkpoints(folder, kept=len(_STEPS) + 1)
     target = jax.eval_shape(lambda: states[_STEPS[0]])
@@ -99,7 +99,7 @@ def _try_all(checkpoints, tmp_path, counts, seed=0):
     for what, count in counts.items():
         for i in range(count):
             copy = shutil.copytree(folder, tmp_path / f"{what}{i}" / "checkpoints")
-            # The newest in half of the cases: an older one's damage must merely not spread.
+            # The newest checkpoint in half of the cases. Damage of an older one must not spread.
             step = _STEPS[-1] if i % 2 == 0 else rng.choice(_STEPS[:-1])
             files = sorted(path for path in (copy / str(step)).rglob("*") if path.is_file())
             # The arrays' values in half of the cases, as they fill the disk, and any file in the others: many of those
@@ -117,7 +117,7 @@ def _try_all(checkpoints, tmp_path, counts, seed=0):
     return {what: dict(counts) for what, counts in outcomes.items()}
 
 
-def test_whatever_is_damaged_a_run_goes_on_from_what_was_written(tmp_path):
+def test_a_run_resumes_from_written_values_after_any_damage(tmp_path):
     checkpoints = _write(tmp_path / "whole" / "checkpoints", _small_state())
     _try_all(checkpoints, tmp_path, {"flip": 4, "truncation": 4, "deletion": 4})
 
@@ -127,18 +127,18 @@ def test_whatever_is_damaged_a_run_goes_on_from_what_was_written(tmp_path):
 @pytest.mark.parametrize("of_a_run", [False, True], ids=["small", "of a run"])
 def test_200_flips_50_truncations_20_deletions(of_a_run, trained_run, tmp_path):
     checkpoints = _write(tmp_path / "whole" / "checkpoints", trained_run[2] if of_a_run else _small_state())
-    share = 5 if of_a_run else 1  # a run's state has 191 arrays, and takes seconds to go on from
+    share = 5 if of_a_run else 1  # a run's state has 191 arrays, and takes seconds to restore
     counts = {"flip": 200 // share, "truncation": 50 // share, "deletion": 20 // share}
     outcomes = _try_all(checkpoints, tmp_path, counts, seed=1)
     print(outcomes)
     assert sum(sum(found.values()) for found in outcomes.values()) == sum(counts.values())
-    # A run's many small arrays lie in several files, with what is written beside values and no longer read.
+    # A run's small arrays are in several files, next to data that is written but never read.
     flips = outcomes["flip of the newest's values"]
     assert flips["fell back"] >= counts["flip"] // 8 if of_a_run else flips == {"fell back": counts["flip"] // 4}
     assert outcomes["deletion of the newest's values"] == {"fell back": counts["deletion"] // 4}
 
 
-def test_what_was_set_aside_before_stays(tmp_path):
+def test_earlier_set_aside_checkpoints_are_kept(tmp_path):
     folder, states = _write(tmp_path / "checkpoints", _small_state())
     for content in (b"first", b"second", b"third"):
         (folder / "40" / "run" / "metadata").write_bytes(content)

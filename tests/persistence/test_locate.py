@@ -1,4 +1,4 @@
-"""What lies at a path: one answer, on disk and in a bucket."""
+"""The kind of a path: one answer, on disk and in a bucket."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ MODEL = AudioVAE(base_channels=2, channel_mults=(1,), strides=(2,), latent_dim=3
 
 @pytest.fixture
 def folder(trained_run, tmp_path):
-    """One of each kind."""
+    """A folder with one path of each kind."""
     root = tmp_path / "all"
     save_model(MODEL, random_variables(MODEL), root / "saved")
     shutil.copytree(trained_run[0] / "checkpoints", root / "run" / "checkpoints")
@@ -52,7 +52,7 @@ def _expected(root):
 def test_each_kind_on_disk(folder):
     for name, place in _expected(folder).items():
         assert locate(str(folder / name)) == place, name
-    with pytest.raises(CheckpointError, match=r"https://a/b: of URLs, those of s3:// and gs:// can"):
+    with pytest.raises(CheckpointError, match=r"https://a/b: only s3:// and gs:// URLs can"):
         locate("https://a/b")
 
 
@@ -72,8 +72,8 @@ def test_a_pipe_is_not_opened(tmp_path):
     ("name", "message"),
     [
         ("nowhere", "nowhere: there is no such file or folder"),
-        ("songs", "songs holds no checkpoint; give a training workdir, one of"),
-        ("latents.safetensors", "latents.safetensors holds latents; give the model that encoded them"),
+        ("songs", "songs contains no checkpoint; give a training workdir, one of"),
+        ("latents.safetensors", "latents.safetensors contains latents; give the model that encoded them"),
     ],
 )
 def test_a_path_without_a_model_is_refused_with_the_path_as_a_field(folder, name, message):

@@ -1,4 +1,4 @@
-"""How a saved model is stored: what its reader would refuse is not written, and what is replaced is read whole."""
+"""Storage of a saved model: invalid models are not written, and a replaced model is read consistently."""
 
 import concurrent.futures
 import shutil
@@ -20,7 +20,7 @@ MODEL = AudioVAE(**SMALL, dtype="float32")
 
 
 def alternative(number: int) -> dict:
-    """Variables that are all over the one number."""
+    """Variables that all have the same value."""
     return jax.tree.map(lambda x: np.full(x.shape, 1 + number, np.float32), MODEL.shapes())
 
 
@@ -46,11 +46,12 @@ def _with_more(tree):
         ),
         (
             lambda _: random_variables(AudioVAE(**{**SMALL, "latent_dim": 4})),
-            r"is float32\[4\] in the variables and float32\[3\] in the model; give the model that the variables are of",
+            r"is float32\[4\] in the variables and float32\[3\] in the model; "
+            "give the model that the variables belong to",
         ),
         (
             lambda v: {"params": v["params"]},
-            "the variables have no collection 'latent_statistics'; give all",
+            "the variables have no collection 'latent_statistics'; give those",
         ),
         (
             lambda v: {"latent_statistics": v["latent_statistics"]},
@@ -62,10 +63,10 @@ def _with_more(tree):
             r"params/encoder/surplus is float32\[3\] in the variables and absent in the model; .*no other arrays",
         ),
         (lambda v: {**v, "latent_statistics": {}}, r"latent_mean is absent in the variables and float32\[3\] in the"),
-        (lambda v: {**v, "params": {**v["params"], "encoder": 1.0}}, "not all of it are arrays"),
+        (lambda v: {**v, "params": {**v["params"], "encoder": 1.0}}, "its trees contain other values than arrays"),
     ],
 )
-def test_what_would_not_be_loaded_is_not_written(tmp_path, change, reason):
+def test_invalid_models_are_not_written(tmp_path, change, reason):
     variables = random_variables(MODEL)
     save_model(MODEL, variables, tmp_path / "m")
     with pytest.raises(CheckpointError, match=f"m was not written: .*{reason}"):
@@ -75,8 +76,8 @@ def test_what_would_not_be_loaded_is_not_written(tmp_path, change, reason):
 
 
 @pytest.mark.slow
-def test_a_model_that_is_replaced_is_loaded_whole(tmp_path):
-    """As by someone who listens to a model while a script goes on saving it."""
+def test_a_model_that_is_being_replaced_is_loaded_consistently(tmp_path):
+    """As by a user who listens to a model while a script saves it again and again."""
     path = str(tmp_path / "m")
     save_model(MODEL, alternative(0), path, global_step=0)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -127,8 +128,8 @@ def test_a_model_in_a_bucket_is_written_and_replaced(bucket, tmp_path, monkeypat
     before = set((bucket / "models" / "m").files())
     save_model(MODEL, changed, url)
     assert _same(load_model(url)[1], changed)
-    assert before & set((bucket / "models" / "m").files()) == {"model.json"}  # the arrays of before are gone
-    # As it was copied to a disk.
+    assert before & set((bucket / "models" / "m").files()) == {"model.json"}  # the previous arrays are removed
+    # The same model, copied to a disk.
     (bucket / "models" / "m").download(tmp_path / "copy")
     assert _same(load_model(tmp_path / "copy")[1], changed)
 
@@ -149,7 +150,7 @@ def test_an_upload_that_fails_keeps_what_was_in_the_bucket(bucket, monkeypatch):
             save_model(MODEL, variables, url)
     with pytest.raises(CheckpointError):
         load_model(url)
-    save_model(MODEL, variables, url)  # over what the first has left
+    save_model(MODEL, variables, url)  # over the leftovers of the first
     with monkeypatch.context() as patch:
         patch.setattr(bucket_path.BucketPath, "upload_file", cut_off)
         with pytest.raises(CheckpointError, match="m was not written: the line is cut"):
@@ -180,7 +181,7 @@ def test_a_url_that_cannot_be_written_to_is_refused_before_anything_is_done(buck
     for url, reason in (
         (f"{bucket}/songs", "exists and is not a saved model"),
         ("s3://there-is-no-such-bucket/m", "cannot be written"),
-        ("https://example.org/m", "cannot be written: of URLs, those of s3:// and gs://"),
+        ("https://example.org/m", "cannot be written: only s3:// and gs:// URLs"),
         (Path("s3://bucket/m"), "cannot be written: it is a URL"),
     ):
         with pytest.raises(CheckpointError, match=reason):

@@ -1,4 +1,4 @@
-"""Saved models: whole, readable, checked, and never half written."""
+"""Saved models: complete, readable, verified, and written atomically."""
 
 import json
 import shutil
@@ -61,13 +61,13 @@ def test_a_loaded_model_equals_the_one_that_was_saved(tmp_path, dtype):
     assert load_model(tmp_path / "m")[0] == model
 
 
-def test_a_saved_model_is_replaced_whole_and_nothing_else_is_overwritten(tmp_path, whole):
+def test_a_saved_model_is_replaced_atomically_and_nothing_else_is_overwritten(tmp_path, whole):
     model, variables = whole
     save_model(model, variables, tmp_path / "m")
     changed = jax.tree.map(lambda x: x + 1, variables)
     save_model(model, changed, tmp_path / "m")
     _require_equal(load_model(tmp_path / "m")[1], changed)
-    with pytest.raises(CheckpointError, match="epoch, global_step and metadata must be what JSON can hold"):
+    with pytest.raises(CheckpointError, match="epoch, global_step and metadata must be JSON values"):
         save_model(model, variables, tmp_path / "m", metadata={"f": object()})
     _require_equal(load_model(tmp_path / "m")[1], changed)
     (tmp_path / "other").mkdir()
@@ -109,7 +109,7 @@ def test_a_discriminator_is_described_by_its_name_and_arguments(tmp_path, whole)
 
 
 def _flip_each(folder, load, expected):
-    """Flip a bit of each large file in turn: what is loaded must be refused or equal; the messages of refusals."""
+    """Flip a bit of each large file, one at a time. Loading must fail or be equal. Return the error messages."""
     refused = []
     files = sorted((p for p in folder.rglob("*") if p.is_file()), key=lambda p: -p.stat().st_size)
     for path in files[:6]:
@@ -117,7 +117,7 @@ def _flip_each(folder, load, expected):
         middle = len(data) // 2
         path.write_bytes(data[:middle] + bytes([data[middle] ^ 4]) + data[middle + 1 :] if data else b"\0")
         try:
-            _require_equal(load(), expected)  # Orbax keeps files that hold nothing
+            _require_equal(load(), expected)  # Orbax keeps files without contents
         except CheckpointError as error:
             refused.append(str(error))
         path.write_bytes(data)
@@ -161,18 +161,18 @@ def test_damage_is_named(tmp_path, whole):
     edited = damaged(rewrite(sign=False, config={**config, "dilations": [1, 2]}))
     assert "model.json does not match its checksum: it is damaged, or was edited" in edited
     assert "has format 99; this version reads format 1, install a newer one" in damaged(rewrite(format=99))
-    assert "its config makes no AudioVAE (ValueError: latent_dim=0" in damaged(
+    assert "its config is not valid for AudioVAE (ValueError: latent_dim=0" in damaged(
         rewrite(config={**config, "latent_dim": 0})
     )
-    assert "its config makes no AudioVAE" in damaged(rewrite(config=[1]))
-    assert "is of another configuration: latent_statistics/latent_mean" in damaged(
+    assert "its config is not valid for AudioVAE" in damaged(rewrite(config=[1]))
+    assert "does not match its config: latent_statistics/latent_mean" in damaged(
         rewrite(config={**config, "latent_dim": 4})
     )
     name = "params/encoder/input_conv/bias"
     arrays = {**description["arrays"]["model"], name: "float32[2] 00000000"}
     assert f"{name} does not match its checksum" in damaged(rewrite(arrays={"model": arrays}))
     del arrays[name]
-    assert f"{name} is absent there and float32[2] here" in damaged(rewrite(arrays={"model": arrays}))
+    assert f"{name} is absent there, but must be float32[2]" in damaged(rewrite(arrays={"model": arrays}))
     for nonsense in ({}, [], {"model": []}, {"model": {name: 7}}):
         assert "arrays" in damaged(rewrite(arrays=nonsense))
 
@@ -202,14 +202,14 @@ def test_torch_files_are_models_too(name):
     model, variables = load_model(GOLDEN / name)
     model.apply(variables, jnp.zeros((1, 64, 2)), deterministic=True)
     assert saved_model.open_model(GOLDEN / name).sample_rate == (44100 if name == "lightning.ckpt" else None)
-    with pytest.raises(CheckpointError, match="is one model, so there is no step=3 to choose"):
+    with pytest.raises(CheckpointError, match="is a single model without steps, so step=3 cannot be used"):
         load_model(GOLDEN / name, step=3)
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_files_without_a_model_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="nothing: there is no such file or folder"):
         load_model(tmp_path / "nothing")
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="contains no checkpoint"):
         load_model(tmp_path)
 
 
@@ -233,7 +233,7 @@ def test_training_states_come_back(tmp_path, whole):
     assert loaded["discriminator"] == discriminator
     _require_equal(loaded["discriminator_params"], params)
     assert load_training_state(tmp_path / "m")["optimizer_state"] is None
-    with pytest.raises(CheckpointError, match="the optimizer's state is of another transform"):
+    with pytest.raises(CheckpointError, match="the optimizer's state belongs to another transform"):
         load_training_state(tmp_path / "m", optax.sgd(1e-3, momentum=0.9))
 
 
@@ -254,7 +254,7 @@ def test_training_states_of_workdirs_and_torch_files(trained_run):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
-def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path, whole, full_disk):
+def test_a_full_disk_is_an_error_and_leaves_existing_files(tmp_path, whole, full_disk):
     model, variables = whole
     save_model(model, variables, tmp_path / "m")
     big = [jnp.asarray(np.random.default_rng(0).standard_normal(500_000), jnp.float32)]
@@ -284,7 +284,7 @@ def test_a_best_checkpoint_that_is_damaged_is_passed_over_and_named(tmp_path, tr
     folder = tmp_path / "run" / "checkpoints"
     shutil.rmtree(folder / "1")
     best = checkpoint.Checkpoints(folder, read_only=True).best()[0]
-    shutil.copytree(folder / "2", folder / "5")  # a whole one besides
+    shutil.copytree(folder / "2", folder / "5")  # an intact one next to it
     (folder / str(best) / "run" / "metadata").write_text("{")
     with pytest.warns(UserWarning, match=rf"skipped .*{best} is damaged: JSONDecodeError.*; checkpoint 5 is used"):
         _, variables = load_model(tmp_path / "run")
@@ -294,7 +294,7 @@ def test_a_best_checkpoint_that_is_damaged_is_passed_over_and_named(tmp_path, tr
         load_model(tmp_path / "run")
 
 
-def test_what_has_a_discriminator_of_ones_own_is_described_where_that_is_not(tmp_path, whole, monkeypatch):
+def test_a_model_is_described_without_its_custom_discriminator(tmp_path, whole, monkeypatch):
     (tmp_path / "my_parts.py").write_text(
         "from audiovae_jax import EnCodecDiscriminator\n\n\nclass Mine(EnCodecDiscriminator):\n    pass\n"
     )
@@ -308,7 +308,7 @@ def test_what_has_a_discriminator_of_ones_own_is_described_where_that_is_not(tmp
     monkeypatch.delitem(sys.modules, "my_parts")
     described = inspection.inspect_model(tmp_path / "m")
     assert described["parameters"] > 0
-    assert described["discriminator"].startswith("my_parts.Mine, 3 parameters; not to be used here: ")
+    assert described["discriminator"].startswith("my_parts.Mine, 3 parameters; cannot be loaded: ")
     assert "there is no module 'my_parts'; put its folder on PYTHONPATH" in described["discriminator"]
 
 
@@ -322,4 +322,4 @@ def test_a_run_with_a_discriminator_of_ones_own_is_described_elsewhere(tmp_path,
     described = inspection.inspect_model(tmp_path / "run")
     assert (described["step"], described["sample rate (Hz)"], described["metadata"]) == (7, 44100, {"total_loss": 1.0})
     count = sum(leaf.size for leaf in jax.tree.leaves(state.discriminator_params))
-    assert described["discriminator"].startswith(f"my_parts.Mine, {count:,} parameters; not to be used here: ")
+    assert described["discriminator"].startswith(f"my_parts.Mine, {count:,} parameters; cannot be loaded: ")

@@ -54,7 +54,7 @@ def test_a_run_in_a_bucket_leaves_what_one_on_disk_does(bucket, micro_config, tr
     assert there._run(2) == here._run(2)
 
 
-def test_numbers_in_a_bucket_go_on_where_they_stopped(bucket):
+def test_metrics_in_a_bucket_continue_where_they_stopped(bucket):
     for first, last in ((0, 4), (2, 6)):
         lines = JsonLines(bucket / "run", first, pytest.fail)
         for step in range(first, last):
@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, micro_config, tra
     workdir = bucket / "run"
     workdir.upload(on_disk)
     files = workdir.files()
-    # Nothing is left to do; then with the newest checkpoint damaged.
+    # First with no steps left, then with a damaged newest checkpoint.
     _assert_same_state(train.train(micro_config, workdir), state)
     path = workdir / "checkpoints" / "2" / "run" / "metadata"
     damaged = path.read_text().replace('"step": 2', '"step": 3')
@@ -88,7 +88,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, micro_config, tra
 @pytest.mark.slow
 def test_models_are_loaded_by_their_url(bucket, trained_run, tmp_path):
     on_disk, _, state = trained_run
-    (bucket / "run").upload(on_disk)  # as `aws s3 sync` puts it there
+    (bucket / "run").upload(on_disk)  # as `aws s3 sync` writes it
     model, variables = load_model(f"{bucket}/run", step=2)
     _assert_same_state(variables, state.variables)
     codec = Codec.load(f"{bucket}/run/checkpoints/2")
@@ -106,11 +106,11 @@ def test_models_are_loaded_by_their_url(bucket, trained_run, tmp_path):
         assert ("discriminator_params" in found.parts) == (name != "saved")
     with pytest.raises(CheckpointError, match="s3://.*/nothing: there is no such file or folder"):
         load_model(f"{bucket}/nothing")
-    with pytest.raises(CheckpointError, match="http://x/run: of URLs, those of s3:// and gs://"):
+    with pytest.raises(CheckpointError, match="http://x/run: only s3:// and gs:// URLs"):
         load_model("http://x/run")
 
 
-def test_a_checkpoint_that_was_not_put_there_whole_is_none(bucket, trained_run):
+def test_an_incompletely_copied_checkpoint_is_ignored(bucket, trained_run):
     on_disk, _, _ = trained_run
     workdir = bucket / "run"
     workdir.upload(on_disk)
@@ -133,7 +133,7 @@ def test_only_the_last_and_the_best_stay_in_the_bucket(bucket):
     assert {name.split("/")[0] for name in (bucket / "checkpoints").files()} == {"1", "3", "4"}
 
 
-def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(s3_server, monkeypatch, bucket):
+def test_an_unreachable_bucket_loses_a_checkpoint_with_a_warning(s3_server, monkeypatch, bucket):
     proxy = s3.Proxy(s3_server.port)
     s3.use(monkeypatch, proxy.port)
     bucket_path._filesystem.cache_clear()
@@ -143,8 +143,8 @@ def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(s3_server, monkeyp
     store.save(state, step=1, config={}, data={}, metrics={"total_loss": 1.0})
     store.wait()
     proxy.cut()
-    # What is there can not be told either, and that is said in place of it.
-    with pytest.raises(CheckpointError, match=r"not reached for 0.5 s"):
+    # The checkpoints cannot be listed either. The message reports this.
+    with pytest.raises(CheckpointError, match=r"no answer for 0.5 s"):
         store.save(state, step=2, config={}, data={}, metrics={"total_loss": 1.0})
     with pytest.raises(CheckpointError, match=r"checkpoints/1 cannot be read: not reached"):
         store.restore(jax.eval_shape(lambda: state), mesh.replicated(mesh.make_mesh()), step=1)
@@ -155,7 +155,7 @@ def test_a_bucket_that_is_away_costs_a_checkpoint_and_says_so(s3_server, monkeyp
     assert not (bucket / "damaged_checkpoints").exists()
 
 
-def test_the_lock_holds_in_a_bucket(bucket, monkeypatch):
+def test_the_lock_works_in_a_bucket(bucket, monkeypatch):
     workdir = bucket / "run"
     first, second = BucketLock(workdir), BucketLock(workdir)
     assert first.acquire() is None
@@ -168,7 +168,7 @@ def test_the_lock_holds_in_a_bucket(bucket, monkeypatch):
         first.require_held()
     first.release()
     assert (workdir / "run.lock").exists()
-    # A run on another host is dead when it has been silent.
+    # A run on another host counts as dead after some time without a heartbeat.
     (workdir / "run.lock").write_text(json.dumps({**holder, "system": "elsewhere"}))
     with pytest.raises(ConfigError, match=r"wait 60 s or delete s3://.*/run/run.lock"):
         second.acquire()
@@ -179,7 +179,7 @@ def test_the_lock_holds_in_a_bucket(bucket, monkeypatch):
     assert workdir.files() == {}
 
 
-def test_the_quicker_of_two_that_take_over_keeps_it_in_a_bucket(bucket, monkeypatch):
+def test_the_faster_of_two_takeovers_wins_in_a_bucket(bucket, monkeypatch):
     workdir = bucket / "run"
     (workdir / "run.lock").write_text("{}")
     monkeypatch.setattr(workdir_lock, "_STALE", -1.0)
@@ -192,7 +192,7 @@ def test_the_quicker_of_two_that_take_over_keeps_it_in_a_bucket(bucket, monkeypa
         return 1.0
 
     monkeypatch.setattr(BucketLock, "_silence", late)
-    with pytest.raises(ConfigError, match="is being taken by another run at this moment"):
+    with pytest.raises(ConfigError, match="is being locked by another run at this moment"):
         loser.acquire()
     winner.require_held()
     winner.release()
@@ -208,7 +208,7 @@ def test_the_heartbeat_is_felt_in_a_bucket(bucket, monkeypatch):
         assert time.monotonic() < deadline
     (bucket / "run" / "run.lock").unlink()
     lock._thread.join(30)
-    with pytest.raises(TrainingError, match="run was deleted or moved while this run was writing to it"):
+    with pytest.raises(TrainingError, match=r"run \(or its .*\) was deleted or moved while this run was writing to it"):
         lock.check()
     lock.release()
 
@@ -217,10 +217,10 @@ def test_the_heartbeat_is_felt_in_a_bucket(bucket, monkeypatch):
     ("workdir", "message"),
     [
         ("s3://no-such-bucket/run", r"cannot be written to \(there is no such file or bucket .*; give another"),
-        ("https://host/run", "of URLs, those of s3:// and gs:// can be written to"),
+        ("https://host/run", "only s3:// and gs:// URLs can be written to"),
     ],
 )
-def test_a_workdir_that_cannot_be_is_said_at_once(bucket, micro_config, workdir, message):
+def test_an_invalid_workdir_is_an_immediate_error(bucket, micro_config, workdir, message):
     with pytest.raises(ConfigError, match=f"--workdir={workdir}.*{message}"):
         train.train(micro_config, workdir)
 
@@ -260,8 +260,8 @@ def _command(workdir):
 
 
 @pytest.mark.slow
-def test_a_killed_run_in_a_bucket_goes_on_to_the_bits_of_one_on_disk(bucket, tmp_path):
-    """Killed thrice: while the first checkpoint is on its way, after it, and later."""
+def test_a_killed_run_in_a_bucket_resumes_to_the_bits_of_one_on_disk(bucket, tmp_path):
+    """Killed three times: during the upload of the first checkpoint, after it, and later."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     workdir = bucket / "run"
     for until in ("checkpoints/20/", "checkpoints/20/commit_success.txt", "checkpoints/40/"):

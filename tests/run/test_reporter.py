@@ -17,7 +17,7 @@ def _reporter(workdir, **options):
     return Reporter(workdir, **options)
 
 
-def test_scalars_are_events_now_and_then_and_the_bar_goes_on(tmp_path, capsys):
+def test_scalars_are_events_at_intervals_and_the_bar_advances(tmp_path, capsys):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     reporter = _reporter(tmp_path)
     for step in range(1, 31):
@@ -51,7 +51,7 @@ def test_steps_per_second_are_of_what_is_between_but_for_compiling(tmp_path, mon
     assert reporter.steps_per_second == 2.0
     reporter.rewind(5, first_step=5)
     reporter.step(10, {})
-    assert "perf/steps_per_second" not in recorded[-1][1]  # the steps between were not made now
+    assert "perf/steps_per_second" not in recorded[-1][1]  # the steps in between belong to an earlier session
     reporter.close()
 
 
@@ -90,7 +90,7 @@ def test_other_hosts_write_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_what_takes_long_is_announced_and_timed():
+def test_long_steps_are_announced_and_timed():
     said = []
     with module.timed("compiling", said.append):
         assert said == ["compiling ..."]
@@ -109,20 +109,20 @@ def test_events_on_a_full_disk_are_left_out_until_there_is_space(tmp_path, full_
     reporter.close()
     printed = capsys.readouterr()
     printed = printed.out + printed.err
-    assert printed.count("warning: TensorBoard events are not written for now: File too large") == 1
+    assert printed.count("warning: writing TensorBoard events failed, and is retried later: File too large") == 1
     assert printed.count("TensorBoard events are written again") == 1
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_what_was_flushed_is_on_disk(tmp_path, monkeypatch):
+def test_flushed_records_are_on_disk(tmp_path, monkeypatch):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for first_step in (0, 2):  # the second hides what the first wrote from step 2 on
+    for first_step in (0, 2):  # the second session hides the first one's records from step 2 on
         monkeypatch.setattr(os, "getpid", lambda first_step=first_step: 1000 + first_step)
         again = _reporter(tmp_path, first_step=first_step)
         for step in range(first_step, 4):
             again.scalars(step, {"x": float(first_step)})
         again.flush()
-        time.sleep(1.1)  # files are ordered by their second
+        time.sleep(1.1)  # files are ordered by their time in seconds
     events = event_accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("x")] == [(0, 0), (1, 0), (2, 2), (3, 2)]

@@ -1,4 +1,4 @@
-"""Numeric safety: what a run does about updates that are not finite."""
+"""Numeric safety: how a run reacts to updates that are not finite."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ AUDIO = np.zeros((2, 8, 1), np.float32)
 
 
 class Records:
-    """Those of a run, with NaN in the batches of some steps of some orders."""
+    """A run's records, with NaN in the batches of given steps and orders."""
 
     def __init__(self, records, batch_size, bad, order=0):
         self._records, self._batch_size, self._bad, self._order = records, batch_size, bad, order
@@ -47,7 +47,7 @@ class Records:
 
 
 def _plant(monkeypatch, bad):
-    """NaN in the batches of these `(order, step)`."""
+    """Put NaN into the batches of these `(order, step)`."""
     real = pipeline.open_data
 
     def open_data(config, *, batch_size, **options):
@@ -68,7 +68,7 @@ def _assert_same_state(a, b):
 
 
 @pytest.mark.slow
-def test_a_bad_batch_is_skipped_told_and_kept(micro_config, tmp_path, monkeypatch, capsys):
+def test_a_bad_batch_is_skipped_reported_and_saved(micro_config, tmp_path, monkeypatch, capsys):
     _plant(monkeypatch, {(0, 3)})
     state = train.train(_config(micro_config, 5), tmp_path)
     assert state.step == 5
@@ -77,8 +77,8 @@ def test_a_bad_batch_is_skipped_told_and_kept(micro_config, tmp_path, monkeypatc
     printed = capsys.readouterr().out
     assert "warning: step 3: the update of the generator was skipped; not finite: train/total_g_loss nan, " in printed
     assert "a.wav at 8.00 s, a.wav at 9.00 s, a.wav at 10.00 s, a.wav at 11.00 s" in printed
-    assert "4 of them hold NaN or infinite samples" in printed
-    assert "warning: updates that were skipped: 1 of the generator; their batches are in" in printed
+    assert "4 of them contain NaN or infinite samples" in printed
+    assert "warning: skipped updates: 1 of the generator; their batches are in" in printed
     described = json.loads((tmp_path / "bad_batches" / "step_00000003.json").read_text())
     assert (described["step"], described["order"]) == (3, 0)
     assert described["metrics"]["train/total_g_loss"] == "nan"
@@ -107,13 +107,13 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
     printed = capsys.readouterr().out
     assert (
         "warning: 3 updates of the generator in a row were skipped: rolling back to checkpoint 3, with the data in "
-        "a different order (time 1 of at most 3)"
+        "a different order (rollback 1 of at most 3)"
     ) in printed
-    assert "updates that were skipped: 4 of the generator, and the run was rolled back once" in printed
+    assert "skipped updates: 4 of the generator, and the run was rolled back once" in printed
     store = Checkpoints(tmp_path / "whole" / "checkpoints", read_only=True)
     assert store.steps()[-1] == 8
     assert store._run(8)["data"]["order"] == 1
-    # Killed at each batch in turn, and gone on with.
+    # Killed at each batch, one after the other, and resumed.
     real = Loop.next_batch
     for stop_at in (7, 12):
         calls = []
@@ -133,7 +133,7 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
 
 
 @pytest.mark.slow
-def test_a_run_that_cannot_go_on_ends_with_a_report(micro_config, tmp_path, monkeypatch, capsys):
+def test_a_run_that_cannot_continue_ends_with_a_report(micro_config, tmp_path, monkeypatch, capsys):
     def overflowing(*, prediction, target):
         import jax.numpy as jnp
 
@@ -144,11 +144,11 @@ def test_a_run_that_cannot_go_on_ends_with_a_report(micro_config, tmp_path, monk
     config = _config(micro_config, 20)
     config.losses.overflowing = ml_collections.ConfigDict(section)
     config.safety.max_skipped, config.safety.max_rollbacks = 2, 1
-    with pytest.raises(TrainingError, match="val/total_loss became inf at step 0, before anything was trained"):
+    with pytest.raises(TrainingError, match="val/total_loss became inf at step 0, before the first update"):
         train.train(config, tmp_path / "at once")
     real = Validation.validate
 
-    def validate(self, state, at):  # a loss that overflows in training alone
+    def validate(self, state, at):  # a loss that overflows only in training
         monkeypatch.setattr(self._session.safety, "require_finite_validation", lambda step, loss: None)
         return real(self, state, at)
 
@@ -157,13 +157,13 @@ def test_a_run_that_cannot_go_on_ends_with_a_report(micro_config, tmp_path, monk
         train.train(config, tmp_path / "run")
     report = str(caught.value)
     assert (
-        "training cannot continue: 2 updates of the generator in a row were skipped, and the run has been rolled back"
+        "training cannot continue: 2 updates of the generator in a row were skipped, and the run was rolled back"
         in report
     )
     assert "at step 2: not finite: train/total_g_loss inf, " in report
     assert "train/overflowing inf" in report
-    assert "checkpoint: there is none" in report
-    assert "try: another config.losses.overflowing, the only ones not finite being overflowing" in report
+    assert "checkpoint: none" in report
+    assert "try: another config.losses.overflowing; not finite, unlike other losses: overflowing" in report
     assert "rolling back to the beginning" in capsys.readouterr().out
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert sorted(p.name for p in (tmp_path / "run" / "bad_batches").glob("*.json")) == [
@@ -192,7 +192,7 @@ def _see(safety, step, g=0.0, d=None):
 
 def test_each_networks_row_is_its_own(tmp_path):
     safety = _safety(tmp_path, [])
-    # The discriminator is due at every other step alone; the generator's updates in between do not end its row.
+    # The discriminator is due only at every other step. The generator's updates in between do not reset its count.
     for step in range(1, 6):
         counts = _see(safety, step, d=float(step % 2))
         if step < 5:
@@ -217,7 +217,7 @@ def test_a_checkpoint_waits_for_an_update_that_was_made(tmp_path):
     assert not safety.may_save(False)
 
 
-def test_counts_go_on_from_a_checkpoint(tmp_path):
+def test_counts_continue_from_a_checkpoint(tmp_path):
     safety = _safety(tmp_path, [])
     for step in (1, 2):
         _see(safety, step, g=1.0)
@@ -228,7 +228,7 @@ def test_counts_go_on_from_a_checkpoint(tmp_path):
         again.require_progress()
     again.roll_back(RollBack("why"), 0)
     assert again.position() == {"order": 1, "skipped": {"g": 3, "d": 0}, "skipped_in_a_row": {"g": 0, "d": 0}}
-    with pytest.raises(TrainingError, match="training cannot continue: why, and the run has been rolled back once"):
+    with pytest.raises(TrainingError, match="training cannot continue: why, and the run was rolled back once"):
         again.roll_back(RollBack("why"), 0)
 
 
@@ -243,21 +243,21 @@ def test_the_report_names_the_last_update_the_files_and_a_remedy(tmp_path):
     assert "at step 4: not finite: train/total_g_loss nan" in report
     assert "last update: step 1, train/total_g_loss 1" in report
     assert "a.wav (3 crops)" in report
-    assert "checkpoint: 0, finite throughout" in report
+    assert "checkpoint: 0, with finite values only" in report
     assert "try: a lower config.optimizer.learning_rate" in report
 
 
 def test_a_validation_that_is_not_finite_goes_back_unless_nothing_was_trained(tmp_path):
     safety = _safety(tmp_path, [])
     safety.require_finite_validation(0, 1.0)
-    with pytest.raises(TrainingError, match="val/total_loss became nan at step 0, before anything was trained"):
+    with pytest.raises(TrainingError, match="val/total_loss became nan at step 0, before the first update"):
         safety.require_finite_validation(0, math.nan)
     _see(safety, 1)
     with pytest.raises(RollBack, match="val/total_loss became inf at step 1"):
         safety.require_finite_validation(1, math.inf)
 
 
-def test_only_the_first_steps_audio_is_kept_and_rows_beyond_a_few_are_not_said(tmp_path):
+def test_only_the_first_steps_audio_is_saved_and_few_rows_are_reported(tmp_path):
     said = []
     safety = _safety(tmp_path, said, max_skipped=10)
     for step in range(1, 6):
@@ -277,5 +277,5 @@ def test_a_full_disk_costs_the_batch_and_not_the_run(tmp_path, full_disk):
     with full_disk(1000):
         kept = batches.keep(7, 1, {"train/g_skipped": 1.0}, np.full((1, 8000, 2), np.nan, np.float32), 0, _Named())
     assert kept.not_finite == (0,)
-    assert said == ["warning: the batch of step 7 was not kept: File too large"]
+    assert said == ["warning: the batch of step 7 was not saved: File too large"]
     assert (tmp_path / "bad_batches" / "host_2" / "step_00000007_order_1.json").exists()

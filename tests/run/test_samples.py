@@ -13,7 +13,7 @@ MODEL = AudioVAE(base_channels=4, channel_mults=(1,), strides=(8,), latent_dim=4
 
 @pytest.fixture
 def everywhere():
-    """Variables as a run has them: the same on every device."""
+    """Replicate variables over all devices, as in a run."""
     return jax.device_put(random_variables(MODEL), mesh.replicated(mesh.make_mesh()))
 
 
@@ -28,7 +28,7 @@ def test_a_sample_is_a_stretch_of_a_file_and_what_one_pass_makes_of_it(micro_con
     samples = _samples(micro_config, str(audio_folder), num_samples=2, sample_seconds=0.3)
     first, second = samples.reconstruct(everywhere)
     assert len(first.original) == len(first.reconstruction) == 13230
-    # Both are of the one validation file, at places of their own.
+    # Both are from the only validation file, at different positions.
     assert first.name.partition(" at ")[0] == second.name.partition(" at ")[0]
     assert np.abs(first.original - second.original).max() > 0.1
     whole = applied(MODEL, everywhere, first.original[None, : 13230 // 8 * 8], deterministic=True).reconstruction[0]
@@ -50,7 +50,7 @@ def test_the_generators_music_is_as_long_as_it_is_wanted(micro_config, everywher
     assert sample.name == "the built-in generator"
 
 
-def test_the_title_says_step_file_and_how_near_it_is():
+def test_the_title_has_step_file_and_ratios():
     original = np.random.default_rng(0).standard_normal((4000, 2)).astype(np.float32)
     noise = np.random.default_rng(1).standard_normal((4000, 2)).astype(np.float32)
     title = Sample("songs/a.wav at 1.00 s", original, original + 0.1 * noise).title(12000)

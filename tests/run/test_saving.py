@@ -1,4 +1,4 @@
-"""A checkpoint that cannot be written: said at once, tried again, fatal when it goes on."""
+"""A failed checkpoint is reported at once, retried, and fatal after several failures."""
 
 import contextlib
 import subprocess
@@ -19,7 +19,7 @@ from audiovae_jax.training.state import TrainState
 
 
 class _Store:
-    """Checkpoints whose writes fail in the background, as often as told."""
+    """Checkpoints whose writes fail in the background, a given number of times."""
 
     def __init__(self, failures):
         self.failures, self.saved, self._error = failures, [], None
@@ -44,7 +44,7 @@ def at_once(monkeypatch):
     monkeypatch.setattr(saving, "_FIRST_PAUSE", 0.0)
 
 
-def test_a_failure_is_said_at_once_and_tried_again_later(monkeypatch):
+def test_a_failure_is_reported_at_once_and_retried_later(monkeypatch):
     said, clock = [], [100.0]
     monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
     store = _Store(failures=2)
@@ -72,7 +72,7 @@ def test_a_failure_is_said_at_once_and_tried_again_later(monkeypatch):
     assert not tested.is_due_again()
 
 
-def test_failures_in_a_row_are_counted_anew_after_one_that_is_written():
+def test_a_successful_save_resets_the_count_of_failures():
     store = _Store(failures=1)
     tested = Saving(store, 2, lambda text: None)
     for step in range(6):
@@ -121,7 +121,10 @@ def _fill(folder):
 
 
 def _train_while(config, workdir, monkeypatch, fill, free):
-    """A run whose disk is full from step 2's checkpoint until it says so; `(what it said, its final state)`."""
+    """Train with a disk that is full from step 2's checkpoint until the first message.
+
+    Returns `(messages, final state)`.
+    """
     save, say, said = Loop.save, Reporter.say, []
 
     def filled(self, state, done, metrics):
@@ -145,7 +148,7 @@ def _train_while(config, workdir, monkeypatch, fill, free):
 
 def _assert_went_on(workdir, said, state, reason):
     assert len(said) == 1
-    assert f"checkpoints: {reason}; those that are there whole: none" in said[0]
+    assert f"checkpoints: {reason}; intact checkpoints: none" in said[0]
     assert "(failure 1 of config.max_failed_saves=10 in a row; training continues; next attempt in 0 s)" in said[0]
     store = Checkpoints(workdir / "checkpoints", read_only=True)
     assert store.steps()[-1] == 4
@@ -156,7 +159,7 @@ def _assert_went_on(workdir, said, state, reason):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_what_a_full_disk_cuts_off_is_told_between_two_steps_and_leaves_nothing(at_once, tmp_path, full_disk):
+def test_a_save_on_a_full_disk_is_reported_between_steps_and_leaves_nothing(at_once, tmp_path, full_disk):
     params = {"a": jnp.asarray(np.random.default_rng(0).standard_normal(500_000))}
     state = TrainState(step=jnp.int32(0), params=params, latent_statistics={}, opt_state=())
     described, said = {"config": {}, "data": {}, "metrics": {"total_loss": 1.0}}, []
@@ -170,13 +173,14 @@ def test_what_a_full_disk_cuts_off_is_told_between_two_steps_and_leaves_nothing(
         while not said:
             tested.check()
             assert time.monotonic() < deadline
-    assert "checkpoints: File too large; those that are there whole: 1 (failure 1 of" in said[0]
+    assert "checkpoints: File too large; intact checkpoints: 1 (failure 1 of" in said[0]
     assert store.steps() == [1]
     assert tested.is_due_again()
     tested.save(state, step=3, **described)
     tested.finish()
     store.close()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name != "1"] == ["3"]  # 1 is the best
+    # Step 1 is the best.
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.name != "1"] == ["3"]
 
 
 @pytest.mark.slow

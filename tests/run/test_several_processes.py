@@ -1,4 +1,4 @@
-"""Whole runs of two processes, for real, on loopback."""
+"""Whole runs of two real processes, on loopback."""
 
 import random
 import shutil
@@ -14,7 +14,7 @@ from audiovae_jax.run.workdir_lock import WorkdirLock
 
 
 def _config(micro_config, num_steps=12, **changes):
-    """No discriminator, to compile in half the time, and a rate at which rounding is not magnified."""
+    """A config without discriminator, to compile in half the time, and with a rate that does not amplify rounding."""
     config = ml_collections.ConfigDict(micro_config)
     config.use_adversarial = False
     config.num_steps, config.validate_every, config.checkpoint_every, config.sample_every = num_steps, 5, 10, 100
@@ -70,7 +70,7 @@ def test_processes_of_different_configs_are_refused(micro_config, tmp_path):
         assert run.wait() == [1, 1]
         for i in range(2):
             assert "error: process 1 of 2 (on " in run.log(i)
-            assert "is of another run:\n  validate_every: 5 in process 0, 7 there\n" in run.log(i)
+            assert "belongs to another run:\n  validate_every: 5 in process 0, 7 there\n" in run.log(i)
     assert not (tmp_path / "differ").exists()
 
 
@@ -79,7 +79,7 @@ def test_a_workdir_that_is_not_shared_is_refused(micro_config, tmp_path):
     each = {1: {"workdir": str(tmp_path / "elsewhere")}}
     with Run(tmp_path, "apart", micro_config, each=each) as run:
         assert run.wait() == [1, 1]
-        assert "is not the folder that process 0 has under that name" in run.log(0)
+        assert "is not the same folder as in process 0" in run.log(0)
 
 
 @pytest.mark.slow
@@ -93,7 +93,7 @@ def test_bad_data_in_one_process_ends_the_other(micro_config, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_are_one_run(micro_config, tmp_path):
-    """Two of two devices against one of four; stopped by a signal to one of them, and resumed."""
+    """Two processes of two devices against one of four; stopped by a signal to one of them, and resumed."""
     config = _config(micro_config)
     with Run(tmp_path, "one", config, count=1, devices=4) as one:
         one.finished()
@@ -121,7 +121,7 @@ def test_two_processes_are_one_run(micro_config, tmp_path):
 
 
 def _assert_near(run, whole):
-    """The losses of a run's steps are those of `whole`, to 1e-6 of themselves."""
+    """Check that the losses of a run's steps equal those of `whole` within 1e-6."""
     for step, metrics in run.record()["losses"].items():
         loss = float.fromhex(metrics["train/total_g_loss"])
         other = float.fromhex(whole.record()["losses"][step]["train/total_g_loss"])
@@ -145,7 +145,7 @@ def test_the_other_ends_when_one_is_killed(micro_config, tmp_path):
 
 @pytest.mark.slow
 def test_kills_at_any_moment_change_nothing(micro_config, tmp_path):
-    """Saves included: there is one after every step."""
+    """Also during saves, which happen after every step."""
     config = _config(micro_config, num_steps=60, checkpoint_every=1)
     with Run(tmp_path, "whole", config, count=1) as whole:
         whole.finished()
@@ -165,9 +165,9 @@ def test_two_processes_begin_with_the_weights_of_another_run(micro_config, train
     begun = tmp_path / "begun"
     shutil.copytree(trained_run[0], begun)
     best = Checkpoints(begun / "checkpoints", read_only=True).best()[0]
-    (begun / "checkpoints" / str(best) / "state" / "manifest.ocdbt").unlink()  # so that all pass over it
+    (begun / "checkpoints" / str(best) / "state" / "manifest.ocdbt").unlink()  # so that all processes skip it
     config = _config(micro_config, num_steps=2, init_from=str(begun), init_weights_only=True)
     with Run(tmp_path, "on", config, devices=1) as run:
         run.finished()
-        assert f"taken over from {begun} (checkpoint {3 - best}): the step and the optimizers are reset" in run.log(0)
+        assert f"restored from {begun} (checkpoint {3 - best}): the step and the optimizers are reset" in run.log(0)
     assert run.record()["digests"] == run.record(1)["digests"]

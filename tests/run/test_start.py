@@ -1,4 +1,4 @@
-"""How a run begins: what it says of its data, and what it resumes from."""
+"""The start of a run: the description of its data, and resuming."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from audiovae_jax.run import start
 
 
 @pytest.mark.parametrize(("files", "share"), [(9, "11%"), (12, "25%"), (30, "10%")])
-def test_the_share_that_validates_is_said_as_it_is(micro_config, tmp_path, files, share):
+def test_the_actual_share_of_validation_files_is_reported(micro_config, tmp_path, files, share):
     rng = np.random.default_rng(0)
     for i in range(files):
         soundfile.write(tmp_path / f"{i}.wav", 0.3 * rng.standard_normal((4410, 2)), 44100)
@@ -41,5 +41,5 @@ def test_a_run_whose_data_is_split_otherwise_resumes_with_a_warning(trained_run)
     assert (step, said) == (2, ["resuming from step 2"])
     state, step, _, _ = start.initial_state(*given, "another", said.append)
     assert step == 2
-    assert "warning: the audio under config.data.root, or how it is split, is not what it was" in said[-1]
+    assert "warning: the audio under config.data.root or its split has changed" in said[-1]
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), trained)

@@ -1,4 +1,4 @@
-"""The loop, whole runs in miniature."""
+"""The training loop: small but complete runs."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsy
 
 
 @pytest.mark.slow
-def test_the_same_command_on_a_finished_run_says_done_again(trained_run, tmp_path, capsys):
+def test_the_same_command_on_a_finished_run_reports_done_again(trained_run, tmp_path, capsys):
     finished, config, state = trained_run
     workdir = shutil.copytree(finished, tmp_path / "run")
     _assert_same_state(train.train(config, workdir), state)
@@ -68,7 +68,7 @@ def test_the_same_command_on_a_finished_run_says_done_again(trained_run, tmp_pat
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith(done)
     next_config = ml_collections.ConfigDict(config)
     next_config.init_from = str(workdir)
-    with pytest.raises(ConfigError, match=r"is at step 2 already; raise config.num_steps=2"):
+    with pytest.raises(ConfigError, match=r"is already at step 2; raise config.num_steps=2"):
         train.train(next_config, tmp_path / "next")
 
 
@@ -83,7 +83,7 @@ def test_a_start_that_failed_does_not_claim_the_workdir(micro_config, tmp_path):
 
 @pytest.mark.slow
 def test_a_gradient_that_is_not_finite_is_caught_before_it_is_saved(micro_config, tmp_path, monkeypatch):
-    # Finite as a value, not as a gradient: the loss does not show it, the next checkpoint would.
+    # The value is finite, but not the gradient. The loss does not show it, but the next checkpoint would.
     def root(*, prediction, target):
         return jnp.sqrt(jnp.sum(jnp.abs(prediction - prediction)))
 
@@ -100,7 +100,7 @@ def test_a_gradient_that_is_not_finite_is_caught_before_it_is_saved(micro_config
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_events_hold_the_documented_names(trained_run):
+def test_events_have_the_documented_names(trained_run):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = event_accumulator.EventAccumulator(str(trained_run[0]))
     events.Reload()
@@ -109,10 +109,10 @@ def test_events_hold_the_documented_names(trained_run):
     assert {f"train/{name}" for name in wanted.split()} | {"val/total_loss"} <= names
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_bits(micro_config, tmp_path):
     micro_config.num_steps = 3
     micro_config.optimizer.final_learning_rate = 0.0
-    micro_config.adversarial.warmup_steps = 1  # ends at the checkpoint
+    micro_config.adversarial.warmup_steps = 1  # stops at the checkpoint
     micro_config.discriminator_update_every = 2
     whole = train.train(micro_config, tmp_path / "whole")
     # The same run, stopped after step 1's checkpoint, as the third batch is fetched.
@@ -141,8 +141,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(micro_config, tmp_path):
     assert metrics[0] == metrics[1]
 
 
-def test_two_runs_on_one_workdir_are_told_apart(micro_config, trained_run, tmp_path):
-    """The second is refused before it has touched anything, a checkpoint in the making above all."""
+def test_a_second_run_on_one_workdir_fails(micro_config, trained_run, tmp_path):
+    """The second run fails before it changes anything, in particular a checkpoint being written."""
     workdir = shutil.copytree(trained_run[0], tmp_path / "run")
     unfinished = workdir / "checkpoints" / "9.orbax-checkpoint-tmp"
     unfinished.mkdir()
@@ -154,7 +154,7 @@ def test_two_runs_on_one_workdir_are_told_apart(micro_config, trained_run, tmp_p
     assert sorted(workdir.rglob("*")) == before
     lock.release()
     micro_config.kl.weight = 0.5
-    with pytest.raises(ConfigError, match="holds a run of another config"):
+    with pytest.raises(ConfigError, match="contains a run of another config"):
         train.train(micro_config, workdir)
     assert unfinished.is_dir()
 
@@ -164,7 +164,8 @@ def test_a_workdir_without_its_config_is_known_by_its_checkpoints(micro_config, 
     workdir = shutil.copytree(trained_run[0], tmp_path / "run")
     (workdir / "config.json").unlink()
     micro_config.kl.weight = 0.5
-    with pytest.raises(ConfigError, match=r"holds a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"):
+    differs = r"contains a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"
+    with pytest.raises(ConfigError, match=differs):
         train.train(micro_config, workdir)
     micro_config.kl.weight = 1e-4
     train.train(micro_config, workdir)
@@ -181,7 +182,7 @@ def test_a_workdir_that_is_deleted_meanwhile_is_an_error(micro_config, tmp_path,
         return real(self, state, at)
 
     monkeypatch.setattr(Validation, "validate", delete)
-    with pytest.raises(TrainingError, match="run was deleted or moved while this run was writing to it"):
+    with pytest.raises(TrainingError, match=r"run \(or its .*\) was deleted or moved while this run was writing to it"):
         train.train(micro_config, tmp_path / "run")
 
 
@@ -201,7 +202,7 @@ def test_the_best_is_one_that_is_on_disk(micro_config, tmp_path, monkeypatch, ca
     store = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
     assert store.best() == (2, 5.0)
     assert store.metrics(4)["best_total_loss"] == 5.0
-    # A fine-tune that only worsens: where it came from is the best, and is kept.
+    # A fine-tuning run that only gets worse: its initial model is the best, and is kept.
     next_config = ml_collections.ConfigDict(micro_config)
     next_config.num_steps, next_config.init_from = 6, str(tmp_path / "run")
     losses_by_step |= {5: 7.0, 6: 8.0}
@@ -242,7 +243,7 @@ def test_every_step_of_a_resumed_run_is_seen_once(micro_config, tmp_path, monkey
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             train.train(micro_config, tmp_path)
-        time.sleep(1.1)  # event files are told apart, and ordered, by their second
+        time.sleep(1.1)  # event files are distinguished and ordered by their time in seconds
     train.train(micro_config, tmp_path)
     events = event_accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
@@ -253,12 +254,13 @@ def test_every_step_of_a_resumed_run_is_seen_once(micro_config, tmp_path, monkey
 
 def test_another_config_is_refused_in_the_same_workdir(micro_config, trained_run):
     micro_config.kl.weight = 0.5
-    with pytest.raises(ConfigError, match=r"holds a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"):
+    differs = r"contains a run of another config:\n  kl.weight: 0.0001 -> 0.5\nuse another"
+    with pytest.raises(ConfigError, match=differs):
         train.train(micro_config, trained_run[0])
 
 
 @pytest.mark.slow
-def test_init_from_goes_on_in_a_new_workdir(micro_config, trained_run, tmp_path, capsys):
+def test_init_from_resumes_in_a_new_workdir(micro_config, trained_run, tmp_path, capsys):
     workdir, _, first = trained_run
     micro_config.num_steps = 4
     micro_config.init_from = str(workdir)
@@ -268,7 +270,7 @@ def test_init_from_goes_on_in_a_new_workdir(micro_config, trained_run, tmp_path,
     assert int(taken.opt_state[1].count) == int(first.opt_state[1].count) + 2
     out = capsys.readouterr()
     for name in ("discriminator_params", "discriminator_opt_state"):
-        assert f"{name} does not fit, and starts afresh" in out.out + out.err
+        assert f"{name} does not fit, and keeps its initial value" in out.out + out.err
 
 
 @pytest.mark.slow
@@ -278,7 +280,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(micro_config, tmp_pa
     micro_config.num_steps = 20
     micro_config.safety.max_rollbacks = 1
     advice = (
-        r"(?s)val/total_loss became .* at step 1, and the run has been rolled back once\n.*"
+        r"(?s)val/total_loss became .* at step 1, and the run was rolled back once\n.*"
         "try: a lower config.optimizer"
     )
     with pytest.raises(TrainingError, match=advice):
@@ -305,7 +307,7 @@ def _command(workdir, *flags):
 
 
 @pytest.mark.slow
-def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
+def test_a_killed_process_resumes_to_the_same_bits(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(_command(tmp_path / "cut"), env=environment, stdout=log, stderr=log)
@@ -338,7 +340,7 @@ def test_a_killed_process_goes_on_to_the_same_bits(tmp_path):
             marks=pytest.mark.slow,
         ),
         ("--config.data.root=/no/such/folder", "config.data.root=/no/such/folder: there is no such folder"),
-        pytest.param("--config.data.crop_length=500", "no multiple of the model's hop of 8", marks=pytest.mark.slow),
+        pytest.param("--config.data.crop_length=500", "not a multiple of the model's hop of 8", marks=pytest.mark.slow),
         pytest.param("--workdir=/proc/nope", "--workdir=/proc/nope cannot be written to (", marks=pytest.mark.slow),
     ],
 )
@@ -350,7 +352,7 @@ def test_the_command_ends_with_one_clear_line(tmp_path, flag, message):
 
 
 @pytest.mark.slow
-def test_the_command_takes_the_old_flat_keys(tmp_path):
+def test_the_command_accepts_the_old_flat_keys(tmp_path):
     flags = ("--config.adversarial_warmup_steps=7", "--config.num_steps=1")
     result = subprocess.run(_command(tmp_path, *flags), capture_output=True, text=True, check=True)
     assert "config.adversarial_warmup_steps is deprecated; use config.adversarial.warmup_steps" in result.stderr

@@ -1,4 +1,4 @@
-"""What a run goes on from: workdirs, saved models, torch's files; all of it, or the weights alone."""
+"""Warm starts from workdirs, saved models and torch files: complete, or only the weights."""
 
 import functools
 import shutil
@@ -27,7 +27,7 @@ LIGHTNING = GOLDEN / "lightning.ckpt"
 
 
 class OwnDiscriminator(nn.Module):
-    """A user's; `power` changes what it computes, and no shape."""
+    """A custom discriminator; `power` changes its output, but no shape."""
 
     power: float = 1.0
     remat: bool = False
@@ -52,7 +52,7 @@ _known = {}
 
 
 def _traced(config):
-    """The recipe and the shapes of a state; tracing takes a second, and tests have the same networks."""
+    """Return the recipe and the shapes of a state. Cached, since tracing takes a second."""
     key = config.model.to_json() + config.discriminator.to_json()
     if key not in _known:
         recipe = build.build_recipe(config)
@@ -62,7 +62,7 @@ def _traced(config):
 
 
 def _take_over(config, path, **changes):
-    """`(state, its fresh state of zeros, what was said)`."""
+    """Return `(state, the fresh state of zeros, the messages)`."""
     config.init_from = str(path)
     config.update(changes)
     recipe, shapes = _traced(config)
@@ -77,18 +77,18 @@ def _assert_same(tree, other):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y), err_msg=jax.tree_util.keystr(path))
 
 
-def test_a_calibrated_model_is_gone_on_from(micro_config, trained_run, calibrated):
+def test_a_run_starts_from_a_calibrated_model(micro_config, trained_run, calibrated):
     state, fresh, said = _take_over(micro_config, calibrated)
     _assert_same(state.params, trained_run[2].params)
     np.testing.assert_array_equal(state.latent_statistics["latent_mean"], np.arange(4))
     np.testing.assert_array_equal(state.latent_statistics["latent_std"], np.full(4, 2))
     assert int(state.step) == 2
     _assert_same(state.opt_state, fresh.opt_state)
-    assert f"config.init_from={calibrated}: opt_state is not in it, and starts afresh" in said
-    assert f"taken over from {calibrated}: step 2; params, latent_statistics" in said
+    assert f"config.init_from={calibrated}: opt_state is missing, and keeps its initial value" in said
+    assert f"restored from {calibrated}: step 2; params, latent_statistics" in said
 
 
-def test_what_a_saved_model_has_besides_is_taken_too(micro_config, trained_run, tmp_path):
+def test_optional_parts_of_a_saved_model_are_restored_too(micro_config, trained_run, tmp_path):
     workdir, _, trained = trained_run
     model, variables = load_model(workdir, step=2)
     more = {"optimizer_state": trained.opt_state, "discriminator": build.build_discriminator(micro_config)}
@@ -98,17 +98,17 @@ def test_what_a_saved_model_has_besides_is_taken_too(micro_config, trained_run, 
     _assert_same((state.params, state.opt_state), (trained.params, trained.opt_state))
     _assert_same(state.discriminator_params, trained.discriminator_params)
     _assert_same(state.discriminator_opt_state, fresh.discriminator_opt_state)
-    assert int(state.step) == 0  # it does not say
-    assert "saved is of 48000 Hz, and config.data.sample_rate is 44100" in said
-    # Of another discriminator, the model alone.
+    assert int(state.step) == 0  # it contains no step
+    assert "saved was trained at 48000 Hz, but config.data.sample_rate is 44100" in said
+    # From a run with another discriminator, only the model is restored.
     state, _, said = _take_over(micro_config, tmp_path / "saved", discriminator={"mpd_channels": (3,)})
     _assert_same(state.params, trained.params)
-    assert "discriminator_params does not fit, and starts afresh" in said
+    assert "discriminator_params does not fit, and keeps its initial value" in said
 
 
 @pytest.mark.parametrize("kind", ["workdir", "saved model"])
 @pytest.mark.parametrize(("key", "there", "here"), [("n_ffts", (64,), (128,)), ("mpd_periods", (2,), (3,))])
-def test_a_discriminator_of_other_arguments_starts_afresh_though_its_arrays_fit(
+def test_a_discriminator_of_other_arguments_is_not_restored_even_if_its_arrays_fit(
     micro_config, trained_run, tmp_path, kind, key, there, here
 ):
     path, _, trained = trained_run
@@ -119,10 +119,8 @@ def test_a_discriminator_of_other_arguments_starts_afresh_though_its_arrays_fit(
     state, fresh, said = _take_over(micro_config, path, discriminator={key: here})
     _assert_same(state.discriminator_params, fresh.discriminator_params)
     _assert_same(state.discriminator_opt_state, fresh.discriminator_opt_state)
-    assert (
-        f"its discriminator is not that of config.discriminator:\n  discriminator.{key}: {there} there, {here}" in said
-    )
-    assert "discriminator_params does not fit, and starts afresh" in said
+    assert f"its discriminator differs from config.discriminator:\n  discriminator.{key}: {there} there, {here}" in said
+    assert "discriminator_params does not fit, and keeps its initial value" in said
     assert np.any(state.params["encoder"]["input_conv"]["v"])
 
 
@@ -151,25 +149,25 @@ def test_a_discriminator_of_ones_own_is_compared_too(micro_config, trained_run, 
     micro_config.discriminator = ml_collections.ConfigDict(section)
     state, fresh, said = _take_over(micro_config, tmp_path / "saved")
     _assert_same(state.discriminator_params, params if said_of_it is None else fresh.discriminator_params)
-    assert ("discriminator_params does not fit, and starts afresh" in said) == (said_of_it is not None)
+    assert ("discriminator_params does not fit, and keeps its initial value" in said) == (said_of_it is not None)
     assert (said_of_it or "") in said
 
 
-def test_weights_alone(micro_config, trained_run, tmp_path):
+def test_only_weights(micro_config, trained_run, tmp_path):
     workdir, _, trained = trained_run
     state, fresh, said = _take_over(micro_config, workdir)
     assert int(state.step) == 2
     _assert_same(state, trained)
     best = Checkpoints(workdir / "checkpoints", read_only=True).best()[0]
     state, _, said = _take_over(micro_config, workdir, init_weights_only=True)
-    assert f"taken over from {workdir} (checkpoint {best}): the step and the optimizers are reset" in said
+    assert f"restored from {workdir} (checkpoint {best}): the step and the optimizers are reset" in said
     _assert_same(state.params, load_model(workdir)[1]["params"])
     kept = load_training_state(workdir, step=best)["discriminator_params"]
     _assert_same(state.discriminator_params, kept)
     assert int(state.step) == 0
     _assert_same((state.opt_state, state.discriminator_opt_state), (fresh.opt_state, fresh.discriminator_opt_state))
     micro_config.init_from = None
-    with pytest.raises(ConfigError, match="init_weights_only is set, and config.init_from is not"):
+    with pytest.raises(ConfigError, match="init_weights_only is set without config.init_from"):
         configuration.check(micro_config, 1)
 
 
@@ -200,7 +198,7 @@ def test_a_checkpoint_that_is_out_of_reach_is_not_passed_over(micro_config, trai
         _take_over(micro_config, trained_run[0])
 
 
-def test_weights_alone_of_a_torch_file(micro_config):
+def test_only_weights_of_a_torch_file(micro_config):
     config = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
     config.init_from, config.init_weights_only = str(LIGHTNING), True
     lines = "\n".join(warm_start.adopt_settings(config, {"init_from"}, warm_start.Path("none")))
@@ -210,7 +208,7 @@ def test_weights_alone_of_a_torch_file(micro_config):
         assert config[key] == micro_config[key], key
     state, fresh, said = _take_over(config, LIGHTNING)
     assert int(state.step) == 0
-    assert "taken over: the step and the optimizers are reset; params, latent_statistics, discriminator_params" in said
+    assert "restored: the step and the optimizers are reset; params, latent_statistics, discriminator_params" in said
     _assert_same(state.opt_state, fresh.opt_state)
     assert np.abs(state.discriminator_params["mpd"]["discriminators_0"]["conv_post"]["bias"]).max() > 0
 
@@ -232,11 +230,11 @@ def test_another_architecture_is_refused_before_anything_is_compiled(
     with pytest.raises(CheckpointError) as refused:
         train.train(micro_config, tmp_path / "new")
     said = str(refused.value)
-    assert said.startswith(f"config.init_from={path}: its model is not that of config.model:\n")
+    assert said.startswith(f"config.init_from={path}: its model differs from config.model:\n")
     assert f"\n  model.latent_dim: {there[0]} there, 5 here\n" in said
     assert f"\n  model.dilations: {there[1]} there, (1, 2) here\nto start from it, give --config.model." in said
     assert f" --config.model.dilations='{there[1]}'" in said
-    assert ("model.kernel_size" in said) == (kind == "torch file")  # which is alike in the others
+    assert ("model.kernel_size" in said) == (kind == "torch file")  # which is equal in the others
     assert not (tmp_path / "new" / "config.json").exists()
 
 
@@ -255,7 +253,7 @@ def test_a_finished_run_is_refused_before_the_data_is_looked_at(
     monkeypatch.setattr(build, "build_recipe", lambda _: pytest.fail("it traces the networks"))
     micro_config.init_from = str(paths[kind])
     said = (
-        f"^config.init_from={paths[kind]} is at step 2 already; raise config.num_steps=2 .* --config.init_weights_only$"
+        f"^config.init_from={paths[kind]} is already at step 2; raise config.num_steps=2 .* --config.init_weights_only$"
     )
     with pytest.raises(ConfigError, match=said):
         train.train(micro_config, tmp_path / "new")
@@ -266,9 +264,9 @@ def test_a_finished_run_is_refused_before_the_data_is_looked_at(
     warm_start.require_same_model(micro_config)
 
 
-def test_what_is_nothing_to_go_on_from_is_named(micro_config, tmp_path):
+def test_an_unusable_source_is_an_error_with_its_path(micro_config, tmp_path):
     micro_config.init_from = str(tmp_path)
-    with pytest.raises(CheckpointError, match=f"config.init_from={tmp_path} holds no checkpoint; give a training"):
+    with pytest.raises(CheckpointError, match=f"config.init_from={tmp_path} contains no checkpoint; give a training"):
         warm_start.require_same_model(micro_config)
     micro_config.init_from = str(tmp_path / "nothing.pt")
     for read in (warm_start.require_same_model, lambda config: warm_start.adopt_settings(config, (), tmp_path)):
@@ -294,6 +292,6 @@ def test_a_fine_tune_that_only_worsens_keeps_what_it_began_with(
     store = Checkpoints(tmp_path / "run" / "checkpoints", read_only=True)
     assert (store.steps(), store.best()[0]) == ([0, 3], 0)
     _assert_same(load_model(tmp_path / "run")[1], load_model(calibrated)[1])
-    # The same command goes on in its workdir, without what it began with.
+    # The same command resumes in its workdir, without the file that it started from.
     shutil.rmtree(calibrated)
     _assert_same(train.train(micro_config, tmp_path / "run"), state)

@@ -1,4 +1,4 @@
-"""One run a workdir: the second is refused, a dead one's is taken over, and loss is noticed."""
+"""One run per workdir: a second run fails, a dead run's lock is taken over, and a lost lock is detected."""
 
 import json
 import os
@@ -24,7 +24,7 @@ time.sleep(60)
 
 @pytest.fixture
 def other(tmp_path):
-    """A process that holds the workdir."""
+    """A process that holds the lock of the workdir."""
     process = subprocess.Popen(
         [sys.executable, "-c", _HOLD, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True, cwd=os.getcwd()
     )
@@ -41,7 +41,9 @@ def _rewrite(path, **changes):
 
 def test_the_second_is_refused_with_the_firsts_host_process_and_start(tmp_path, other):
     lock = WorkdirLock(tmp_path / "run")
-    with pytest.raises(ConfigError, match=rf"in use by process {other.pid} on \S+, started 20\d\d-\S+ \(last sign"):
+    with pytest.raises(
+        ConfigError, match=rf"in use by process {other.pid} on \S+, started 20\d\d-\S+ \(last heartbeat"
+    ):
         lock.acquire()
     lock.release()
     assert (tmp_path / "run" / "run.lock").exists()
@@ -88,8 +90,8 @@ def test_a_file_that_cannot_be_read_counts_by_its_age(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_quicker_of_two_that_take_over_keeps_it(tmp_path, monkeypatch):
-    """Both find the first dead; the second comes to move its file when the other's stands there already."""
+def test_the_faster_of_two_takeovers_wins(tmp_path, monkeypatch):
+    """Both find the first run dead. The second moves the lock file when it is already the other's new one."""
     (tmp_path / "run.lock").write_text("{}")
     os.utime(tmp_path / "run.lock", (1, 1))
     winner, loser = WorkdirLock(tmp_path), WorkdirLock(tmp_path)
@@ -114,7 +116,7 @@ def test_a_workdir_that_was_deleted_or_taken_is_noticed(tmp_path, monkeypatch):
     lock.acquire()
     shutil.rmtree(tmp_path / "run")
     lock._thread.join(10)
-    with pytest.raises(TrainingError, match="run was deleted or moved while this run was writing to it"):
+    with pytest.raises(TrainingError, match=r"run \(or its .*\) was deleted or moved while this run was writing to it"):
         lock.check()
     lock.release()
     lock = WorkdirLock(tmp_path / "run")
@@ -136,7 +138,7 @@ def test_the_heartbeat_is_felt(tmp_path, monkeypatch):
     lock.release()
 
 
-def test_where_nothing_can_be_written_is_said_at_once(tmp_path):
+def test_an_unwritable_workdir_is_an_immediate_error(tmp_path):
     (tmp_path / "file").touch()
     for path in ("/proc/nope", str(tmp_path / "file" / "run"), str(tmp_path / "file")):
         with pytest.raises(ConfigError, match=r"--workdir=.* cannot be written to \(.*\); give another"):

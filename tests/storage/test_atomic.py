@@ -18,7 +18,7 @@ def test_a_name_as_long_as_can_be_is_written(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_what_fails_leaves_what_was_there(tmp_path):
+def test_a_failure_keeps_existing_files(tmp_path):
     (tmp_path / "a.txt").write_text("old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").touch()
@@ -65,7 +65,7 @@ def test_temporary_names_are_known_again(tmp_path):
         assert not atomic.is_temporary(name)
 
 
-def test_what_cannot_be_written_is_known_before(tmp_path):
+def test_an_unwritable_output_is_an_early_error(tmp_path):
     atomic.require_writable(tmp_path / "not" / "there" / "yet")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
@@ -91,16 +91,16 @@ def test_a_url_is_no_path_of_this_machine(tmp_path, monkeypatch):
             with pytest.raises(OSError, match="is a URL, and a path on this machine is needed"):
                 write(Path(url))
     assert list(tmp_path.iterdir()) == []
-    write_file(tmp_path / "s3:" / "x.json")  # which is a folder's name if it is meant so
+    write_file(tmp_path / "s3:" / "x.json")  # also the name of a folder, if it is used as one
 
 
 def test_a_folder_that_is_being_replaced_is_waited_for(tmp_path):
-    folder = tmp_path / ("m" * 250)  # whose name is cut in that of the one aside
+    folder = tmp_path / ("m" * 250)  # whose name is shortened in the temporary one
     aside = atomic.beside(folder, "old", folder.name)
     aside.mkdir()
     threading.Timer(0.2, folder.mkdir).start()
     atomic.await_swap(folder)
     assert folder.is_dir()
     start = time.monotonic()
-    atomic.await_swap(tmp_path / "another")  # nothing of it is aside
+    atomic.await_swap(tmp_path / "another")  # no temporary folder remains
     assert time.monotonic() - start < 0.9

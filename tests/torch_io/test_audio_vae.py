@@ -1,4 +1,4 @@
-"""Models of torch's files: every form that they come in, and every way they can be wrong."""
+"""Models in torch files: every form, and every kind of error."""
 
 import json
 
@@ -95,13 +95,13 @@ def test_other_floating_types_become_float32(tmp_path, state_dict):
     _require_equal(variables, {key: value.astype(np.float32) for key, value in half.items()})
 
 
-def test_what_shapes_tell_is_inferred_and_said(tmp_path, state_dict):
+def test_the_architecture_is_inferred_from_shapes_with_a_warning(tmp_path, state_dict):
     with pytest.warns(UserWarning, match="inferred") as warned:
         model, variables = _import(tmp_path, state_dict)
     (message,) = [str(w.message) for w in warned]
     for part in (
         "Checkpoint does not contain 'model_config'; inferred from its tensors: in_channels=2, base_channels=2",
-        "channel_mults=(1, 2), strides=(2, 4), latent_dim=3, kernel_size=5, dilations=(1, 3) (the field's",
+        "channel_mults=(1, 2), strides=(2, 4), latent_dim=3, kernel_size=5, dilations=(1, 3) (the usual ones",
     ):
         assert part in message
     assert {key: getattr(model, key) for key in names.MICRO_MODEL} == names.MICRO_MODEL
@@ -141,15 +141,15 @@ def _spoil(state_dict):
 WRONG = {
     "renamed": (
         _rename,
-        r"missing: encoder.input_conv.bias\n  surplus: encoder.input_convolution.bias\nstrict=False takes",
+        r"missing: encoder.input_conv.bias\n  surplus: encoder.input_convolution.bias\nstrict=False imports",
     ),
     "missing": (_remove, "missing: decoder.blocks.1.upsample.0.alpha"),
     "surplus": (_add, "surplus: decoder.extra.weight"),
     "transposed": (
         _transpose,
-        r"its model_config says channel_mults=\(1, 2\), but its tensors are of channel_mults=\(1, 1\)",
+        r"its model_config has channel_mults=\(1, 2\), but its tensors have channel_mults=\(1, 1\)",
     ),
-    "dtype": (_cast, "unusable: encoder.input_conv.bias has dtype int64; a floating-point one is expected"),
+    "dtype": (_cast, "unusable: encoder.input_conv.bias has dtype int64; it must be floating point"),
     "not a number": (_spoil, "unusable: encoder.input_conv.bias has 1 NaN or infinite values"),
 }
 
@@ -172,9 +172,7 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(tmp_path, state_dict):
 
 def test_a_config_that_disagrees_with_the_tensors_is_refused(tmp_path, state_dict):
     config = {**names.MICRO_MODEL, "latent_dim": 4}
-    with pytest.raises(
-        CheckpointError, match="its model_config says latent_dim=4, but its tensors are of latent_dim=3"
-    ):
+    with pytest.raises(CheckpointError, match="its model_config has latent_dim=4, but its tensors have latent_dim=3"):
         _import(tmp_path, {"state_dict": state_dict, "model_config": config})
     with pytest.raises(CheckpointError, match="its model_config has unknown keys: depth"):
         _import(tmp_path, {"state_dict": state_dict, "model_config": {**names.MICRO_MODEL, "depth": 4}})
@@ -182,10 +180,10 @@ def test_a_config_that_disagrees_with_the_tensors_is_refused(tmp_path, state_dic
         _import(tmp_path, {"state_dict": state_dict, "model_config": {**names.MICRO_MODEL, "dilations": (1, 0)}})
 
 
-def test_dilations_are_looked_for_given_or_said_to_be_assumed(tmp_path, state_dict):
+def test_dilations_are_read_given_or_assumed_with_a_warning(tmp_path, state_dict):
     config = {key: value for key, value in names.MICRO_MODEL.items() if key != "dilations"}
     content = {"state_dict": state_dict, "model_config": config | {"_target_": "src.model.AudioVAE"}}
-    with pytest.warns(UserWarning, match=r"its model_config has no dilations: \(1, 3\) \(the field's"):
+    with pytest.warns(UserWarning, match=r"its model_config has no dilations: \(1, 3\) \(the usual ones"):
         _import(tmp_path, content)
     with pytest.warns(UserWarning, match=r"its model_config has no dilations: \(2, 5\) \(given\)"):
         assert _import(tmp_path, content, dilations=(2, 5))[0].dilations == (2, 5)
@@ -207,7 +205,9 @@ def test_claims_far_beyond_what_is_stored_are_refused(tmp_path, state_dict):
     wide = np.broadcast_to(np.float32(1), (4000, 2, 4))
     state_dict["encoder.blocks.0.downsample.1.weight_v"] = np.array(wide)
     state_dict["encoder.blocks.1.downsample.1.weight_v"] = np.array(np.broadcast_to(np.float32(1), (4000, 4, 8)))
-    with pytest.raises(CheckpointError, match=r"tensors hold [\d,]+ values; the model that they describe would have"):
+    with pytest.raises(
+        CheckpointError, match=r"tensors have [\d,]+ values, but the model that they describe would have"
+    ):
         _import(tmp_path, {"state_dict": state_dict}, strict=False)
 
 
@@ -215,7 +215,7 @@ def test_claims_far_beyond_what_is_stored_are_refused(tmp_path, state_dict):
     ("change", "message"),
     [
         ({"latent_std": np.ones((1, 3, 1), np.int64)}, "unusable: latent_std has dtype int64"),
-        ({"latent_std": -np.ones((1, 3, 1), np.float32)}, "unusable: latent_std has values that are not above zero"),
+        ({"latent_std": -np.ones((1, 3, 1), np.float32)}, "unusable: latent_std has values that are not positive"),
         ({"latent_mean": np.ones((3, 1), np.float32)}, r"latent_mean has shape \(3, 1\); here it is \(1, 3, 1\)"),
         ({"decoder.window": np.ones(3, np.float32)}, "surplus: decoder.window"),
     ],
@@ -241,7 +241,7 @@ def test_statistics_that_disagree_are_refused(tmp_path, state_dict):
         _import(tmp_path, content)
 
 
-def test_not_strict_takes_what_fits_and_says_what_does_not(tmp_path, state_dict):
+def test_not_strict_imports_what_fits_and_reports_the_rest(tmp_path, state_dict):
     _remove(state_dict)
     _add(state_dict)
     _cast(state_dict)
@@ -262,21 +262,21 @@ def test_not_strict_takes_what_fits_and_says_what_does_not(tmp_path, state_dict)
     )
     model.apply(variables, jnp.zeros((1, 64, 2)), deterministic=True)
     encoder = {key: value for key, value in state_dict.items() if key.startswith("encoder.")}
-    with pytest.raises(CheckpointError, match="nothing would be left of the decoder"):
+    with pytest.raises(CheckpointError, match="no tensor of the decoder fits"):
         _import(tmp_path, {"state_dict": encoder, "model_config": dict(names.MICRO_MODEL)}, strict=False)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"epoch": 3}, "there is no state dict in it; it holds epoch"),
+        ({"epoch": 3}, "it contains no state dict, only epoch"),
         ({"state_dict": 3}, "its state_dict is a int, not a dict"),
         ({"state_dict": {"resnet.weight": np.zeros(3, np.float32)}}, "there is no AudioVAE in it: .* only with resnet"),
         ({"state_dict": {"encoder.x": 3}}, "the state dict's 'encoder.x' is a int, not a tensor"),
         ({"state_dict": {"encoder.x": np.zeros(3, np.float32)}}, "has no weight of encoder.input_conv"),
     ],
 )
-def test_what_is_no_model_is_refused(tmp_path, content, message):
+def test_files_without_a_model_are_refused(tmp_path, content, message):
     with pytest.raises(CheckpointError, match=message):
         _import(tmp_path, content)
 
@@ -335,7 +335,7 @@ def test_kernels_without_weight_norm_are_exported_with_it(tmp_path):
     )
 
 
-def test_what_cannot_be_exported_leaves_no_file(tmp_path):
+def test_a_failed_export_leaves_no_file(tmp_path):
     model, variables = _model()
     with pytest.raises(CheckpointError, match=r"x.bin: the name must end in .pt or .safetensors"):
         export_audio_vae(model, variables, tmp_path / "x.bin")
@@ -347,7 +347,7 @@ def test_what_cannot_be_exported_leaves_no_file(tmp_path):
             CheckpointError, match=r"x.pt was not written: .* in the variables and .* in the model; give"
         ):
             export_audio_vae(model, wrong, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="safetensors hold weights alone"):
+    with pytest.raises(CheckpointError, match="safetensors contain only weights"):
         export_audio_vae(model, variables, tmp_path / "x.safetensors", optimizer_state={})
     with pytest.raises(CheckpointError, match=r"x.pt was not written: metadata.f is a object"):
         export_audio_vae(model, variables, tmp_path / "x.pt", metadata={"f": object()})
@@ -405,7 +405,7 @@ def test_torch_loads_what_is_exported_strictly_and_computes_the_same(tmp_path):
         reconstruction, *_ = theirs(torch.tensor(np.moveaxis(np.asarray(audio), -1, 1)))
     ours = applied(model, variables, audio, deterministic=True).reconstruction
     np.testing.assert_allclose(channel_last(reconstruction.numpy()), ours, atol=1e-5)
-    # And back: what torch saves of it is what went out.
+    # And back: what torch saves equals the exported file.
     torch.save({"state_dict": theirs.state_dict(), "model_config": loaded["model_config"]}, tmp_path / "y.pt")
     _, again = import_audio_vae(tmp_path / "y.pt")
     jax.tree.map(np.testing.assert_array_equal, again, variables)

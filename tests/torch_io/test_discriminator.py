@@ -1,4 +1,4 @@
-"""Discriminators of torch's files: their numbers, and what their shapes do not tell."""
+"""Discriminators in torch files: their outputs, and properties that shapes do not determine."""
 
 import golden_configs as names
 import jax
@@ -25,7 +25,7 @@ def test_the_discriminator_gives_torchs_numbers():
 
 
 def test_weights_of_another_spectrogram_are_refused():
-    """No shape tells of FFT lengths or mel bands; the constants beside the weights do."""
+    """Shapes do not determine FFT lengths or mel bands, but the constants next to the weights do."""
     state = read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"]
     other = EnCodecDiscriminator(**{**names.MICRO_DISCRIMINATOR, "n_ffts": (128,)})
     with pytest.raises(CheckpointError, match=r"msstft.discriminators.0.window of shape \(64,\) .* n_fft=128"):
@@ -38,7 +38,7 @@ def test_weights_of_another_spectrogram_are_refused():
         import_discriminator(state, other)
 
 
-def test_a_part_of_the_ensemble_is_imported_alone():
+def test_a_single_part_of_the_ensemble_is_imported():
     state = read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"]
     prefix = "discriminator.msstft."
     alone = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

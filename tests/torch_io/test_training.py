@@ -1,4 +1,4 @@
-"""Runs of the PyTorch system that go on here: moments, steps, settings, and torch beside us."""
+"""Resuming runs of the PyTorch system: moments, steps, settings, and a comparison with torch."""
 
 import functools
 import shutil
@@ -30,7 +30,7 @@ LIGHTNING = GOLDEN / "lightning.ckpt"
 
 @pytest.fixture
 def checkpoint():
-    """A Lightning checkpoint that can be written again: without Lightning's own objects."""
+    """A Lightning checkpoint without Lightning's own objects, so that it can be written again."""
     read = read_checkpoint(LIGHTNING)
     for name in ("optimizer", "scheduler"):
         del read["hyper_parameters"][name]
@@ -58,7 +58,7 @@ def _state(config, path):
     return recipe, training.train_state(training.read_training(path), recipe, fresh, notes), notes
 
 
-def test_the_steps_are_batches_and_the_halving_is_said():
+def test_steps_are_batches_and_the_halving_is_reported():
     imported = training.read_training(LIGHTNING)
     assert imported.step == 3
     assert any("global_step=6 counts the updates of both optimizers; 3 batches were seen" in n for n in imported.notes)
@@ -99,7 +99,7 @@ def test_both_moments_counts_and_weights_are_taken_over(micro_config):
                 expected = optimizer["state"][number[layout.torch_key(path)]][name]
                 np.testing.assert_array_equal(array, layout.from_torch(path, expected, array.shape))
             assert float(optax.tree.norm(tree)) > 0
-    taken = "taken over: step 3, params, latent_statistics, discriminator_params, opt_state, discriminator_opt_state"
+    taken = "restored: step 3, params, latent_statistics, discriminator_params, opt_state, discriminator_opt_state"
     assert taken in notes
 
 
@@ -139,7 +139,7 @@ def test_hyperparameters_are_found_in_sections_and_in_objects(tmp_path, checkpoi
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_a_lightning_checkpoint(micro_config, tmp_path, capsys):
+def test_a_run_resumes_from_a_lightning_checkpoint(micro_config, tmp_path, capsys):
     gone = tmp_path / "old.ckpt"
     shutil.copy(LIGHTNING, gone)
     config, _ = _adopted(micro_config, gone)
@@ -147,8 +147,8 @@ def test_a_run_goes_on_from_a_lightning_checkpoint(micro_config, tmp_path, capsy
     assert int(state.step) == 6
     assert int(optax.tree.get(state.opt_state, "count")) == 6
     said = capsys.readouterr().out
-    assert f"{gone}: taken over: step 3" in said
-    # The same command goes on in the same workdir, from its own checkpoint, and without the file.
+    assert f"{gone}: restored: step 3" in said
+    # The same command resumes in the same workdir, from its own checkpoint and without the file.
     again = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
     again.init_from, again.num_steps = str(gone), 6
     gone.unlink()
@@ -165,11 +165,11 @@ def test_bare_weights_start_at_step_0_with_fresh_optimizers(micro_config, tmp_pa
     _, state, notes = _state(config, tmp_path / "bare.pt")
     assert int(state.step) == 0
     assert int(optax.tree.get(state.opt_state, "count")) == 0
-    assert "opt_state starts afresh: there is none in it that fits" in notes
-    assert "there is no discriminator in it; ours starts afresh" in notes
+    assert "opt_state keeps its initial value: there are no moments that fit" in notes
+    assert "it contains no discriminator; ours keeps its initial values" in notes
 
 
-def test_a_frozen_encoder_takes_the_decoders_moments(micro_config):
+def test_a_frozen_encoder_restores_the_decoders_moments(micro_config):
     config, _ = _adopted(micro_config, LIGHTNING)
     config.model.encoder_frozen = True
     _, state, _ = _state(config, LIGHTNING)
@@ -220,22 +220,22 @@ def test_without_loops_and_optimizers_an_adversarial_step_is_halved(tmp_path, ch
     assert imported.step == 3
     assert any("3 batches were seen" in note for note in imported.notes)
     checkpoint["global_step"] = 2**40
-    with pytest.raises(CheckpointError, match="its global_step is 1099511627776, which is no count of steps"):
+    with pytest.raises(CheckpointError, match="its global_step is 1099511627776, which is not a valid number of steps"):
         _read(tmp_path, checkpoint)
 
 
-def test_schedules_that_are_not_ours_are_said(tmp_path, checkpoint):
+def test_other_schedules_are_reported(tmp_path, checkpoint):
     checkpoint["lr_schedulers"][0] |= {"T_max": 50, "last_epoch": 1, "_step_count": 2}
     imported = _read(tmp_path, checkpoint)
     assert imported.step == 3
     checkpoint["lr_schedulers"][0] |= {"last_epoch": 40}
     imported = _read(tmp_path, checkpoint)
     assert "num_steps" not in imported.overrides
-    assert any("its schedule counts 40 at batch 3, epochs perhaps" in note for note in imported.notes)
+    assert any("its schedule is at 40 at batch 3, perhaps in epochs" in note for note in imported.notes)
     checkpoint["lr_schedulers"] = [{"gamma": 0.99, "base_lrs": [1e-3], "last_epoch": 3}]
     imported = _read(tmp_path, checkpoint)
     assert imported.overrides["optimizer.learning_rate"] == 1e-3
-    assert any("the schedule of its optimizer is no cosine" in note for note in imported.notes)
+    assert any("the schedule of its optimizer is not a cosine" in note for note in imported.notes)
 
 
 def test_rates_are_found_in_hyperparameters_where_there_is_no_optimizer(tmp_path, checkpoint):
@@ -254,7 +254,7 @@ def test_a_discriminator_of_another_kind_leaves_the_model_usable(micro_config, t
     del checkpoint["optimizer_states"][1]
     write_checkpoint(tmp_path / "x.ckpt", checkpoint)
     imported = training.read_training(tmp_path / "x.ckpt")
-    assert any("the discriminator's arguments cannot be told" in note for note in imported.notes)
+    assert any("the discriminator's arguments cannot be inferred" in note for note in imported.notes)
     section = {
         "_target_": "audiovae_jax.discriminators.MultiPeriodDiscriminator",
         "periods": (2,),
@@ -270,11 +270,11 @@ def test_a_discriminator_of_another_kind_leaves_the_model_usable(micro_config, t
 def test_another_architecture_is_refused(micro_config):
     config, _ = _adopted(micro_config, LIGHTNING)
     config.model.latent_dim = 5
-    with pytest.raises(CheckpointError, match="its model has latent_dim=3, config.model.latent_dim is 5"):
+    with pytest.raises(CheckpointError, match="its model has latent_dim=3, but config.model.latent_dim is 5"):
         _state(config, LIGHTNING)
 
 
-def test_optimizers_that_are_not_adamw_are_said_and_left(tmp_path, checkpoint):
+def test_optimizers_other_than_adamw_are_reported_and_ignored(tmp_path, checkpoint):
     state = checkpoint["optimizer_states"][0]
     exp_avg = state["state"][3]["exp_avg"]
     state["state"][3]["exp_avg"] = np.zeros(7, np.float32)
@@ -284,7 +284,7 @@ def test_optimizers_that_are_not_adamw_are_said_and_left(tmp_path, checkpoint):
     assert imported.discriminator_moments.step == 3
     assert any(said in note for note in imported.notes)
     state["state"][3]["exp_avg"] = exp_avg
-    # Two groups: which parameter has which number is not told, unless they are named.
+    # With two groups, the numbers of parameters are ambiguous unless the groups have names.
     group, numbers = state["param_groups"][0], state["param_groups"][0]["params"]
     halves = [numbers[::2], numbers[1::2]]
     keys = [k for k in checkpoint["state_dict"] if k.startswith("model.")]
@@ -299,8 +299,8 @@ def test_optimizers_that_are_not_adamw_are_said_and_left(tmp_path, checkpoint):
     assert any(said in note for note in _read(tmp_path, checkpoint).notes)
 
 
-def test_moments_of_folded_weights_start_afresh(micro_config, tmp_path, checkpoint):
-    """The optimizer was over the folded weights, so its moments are not those of gain and direction."""
+def test_moments_of_folded_weights_are_not_restored(micro_config, tmp_path, checkpoint):
+    """The optimizer's parameters were the folded weights, so its moments do not fit gain and direction."""
     weights = checkpoint["state_dict"]
     state = checkpoint["optimizer_states"][0]
     keys = [k for k in weights if k.startswith("model.")]
@@ -314,7 +314,7 @@ def test_moments_of_folded_weights_start_afresh(micro_config, tmp_path, checkpoi
     config, _ = _adopted(micro_config, tmp_path / "x.ckpt")
     _, state, notes = _state(config, tmp_path / "x.ckpt")
     assert int(optax.tree.get(state.opt_state, "count")) == 0
-    assert "opt_state starts afresh: its moments are of folded weights" in notes
+    assert "opt_state keeps its initial value: the moments belong to folded weights" in notes
 
 
 def _continue_here(config, path, audio, steps, monkeypatch):
@@ -359,7 +359,7 @@ def _check_against_torch(config, path, model_config, discriminator_config, lengt
             (o.learning_rate, o.final_learning_rate) for o in (config.optimizer, config.discriminator_optimizer)
         ),
     )
-    theirs.load(torch.load(path, weights_only=False))  # a file of our own making, or the reference's
+    theirs.load(torch.load(path, weights_only=False))  # our file, or the reference's
     before = {k: v.clone() for k, v in theirs.model.state_dict().items()}
     for batch in audio:
         theirs.step(torch.tensor(batch))
@@ -394,18 +394,18 @@ def test_five_steps_on_are_torchs_five_steps(micro_config, monkeypatch):
 def test_a_key_given_once_is_not_kept_in_silence(micro_config, tmp_path):
     config, _ = _adopted(micro_config, LIGHTNING)
     theirs = config.kl.weight
-    config.kl.weight = 0.5  # by hand, in the first command
+    config.kl.weight = 0.5  # given in the first command
     write_json(tmp_path / "config.json", config.to_dict())
     again = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
     again.init_from = str(LIGHTNING)
     warm_start.adopt_settings(again, {"init_from"}, tmp_path)
     assert again.kl.weight == theirs
-    # Without the file there is only the workdir to ask, and that is said.
+    # Without the file, the settings come from the workdir. The message reports this.
     again.init_from = str(tmp_path / "gone.ckpt")
     config.init_from = again.init_from
     write_json(tmp_path / "config.json", config.to_dict())
     lines = warm_start.adopt_settings(again, {"init_from"}, tmp_path)
     assert again.kl.weight == 0.5
-    assert f"settings of the run in {tmp_path}, since {again.init_from} cannot be read again" in lines[0]
+    assert f"settings of the run in {tmp_path}, since {again.init_from} can no longer be read" in lines[0]
     with pytest.raises(CheckpointError, match="there is no such file"):
         warm_start.adopt_settings(again, {"init_from"}, tmp_path / "another workdir")

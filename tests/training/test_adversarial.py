@@ -1,4 +1,4 @@
-"""The short way through a discriminator against the one that any module takes."""
+"""The joint pass of our discriminators, compared with the separate passes of any module."""
 
 import flax.linen as nn
 import jax
@@ -14,7 +14,7 @@ _SMALL = {"n_ffts": (64, 32), "msd_scales": (1, 2), "mpd_periods": (2, 3), "mpd_
 
 
 class _Any(nn.Module):
-    """Calls another, as a user's own discriminator may."""
+    """Calls another discriminator, as a custom one may."""
 
     inner: nn.Module
 
@@ -72,7 +72,7 @@ def test_remat_changes_neither_parameters_nor_gradients():
         np.testing.assert_allclose(ours, theirs, atol=1e-6 * max(1, float(jnp.abs(theirs).max())))
 
 
-def test_whoever_calls_it_in_another_way_is_called():
+def test_a_discriminator_called_in_another_way_is_called():
     discriminator = _Louder((2,), channels=(2, 4))
     assert not takes_known_maps(discriminator)
     real, fake = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 128, 2)), jnp.float32)

@@ -1,4 +1,4 @@
-"""The cache of what was compiled, and the memory that compiling took."""
+"""The cache of compiled programs, and the memory of compiling."""
 
 import ctypes
 import gc
@@ -14,7 +14,7 @@ _SHORTEST = "jax_persistent_cache_min_compile_time_secs"
 
 @pytest.fixture
 def cache_dir(monkeypatch):
-    """The setting, put back afterwards."""
+    """The setting, restored afterwards."""
     monkeypatch.delenv(_SHORTEST.upper(), raising=False)
     before = {name: getattr(jax.config, name) for name in ("jax_compilation_cache_dir", _SHORTEST)}
     yield lambda: jax.config.jax_compilation_cache_dir
@@ -22,7 +22,7 @@ def cache_dir(monkeypatch):
         jax.config.update(name, value)
 
 
-def test_small_programs_are_kept_too_unless_told_otherwise(cache_dir, monkeypatch):
+def test_small_programs_are_cached_too_by_default(cache_dir, monkeypatch):
     for chosen, in_environment in ((3.0, False), (3.0, True), (1.0, True)):
         jax.config.update(_SHORTEST, chosen)
         if in_environment:
@@ -34,7 +34,7 @@ def test_small_programs_are_kept_too_unless_told_otherwise(cache_dir, monkeypatc
     assert getattr(jax.config, _SHORTEST) == 0.0
 
 
-def test_the_cache_is_in_the_users_folder_unless_told_otherwise(cache_dir, tmp_path, monkeypatch):
+def test_the_cache_is_in_the_users_folder_by_default(cache_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     jax.config.update("jax_compilation_cache_dir", "chosen")
     compilation.use_cache()
@@ -50,7 +50,7 @@ def test_memory_is_given_back_where_the_library_can(monkeypatch, library):
     assert compilation.compiled(jax.jit(lambda x: x + 1), jnp.zeros(()))(jnp.ones(())) == 2
 
 
-def test_the_collector_stands_still_meanwhile_and_is_as_before_afterwards():
+def test_the_garbage_collector_is_paused_and_restored():
     def function(x):
         assert not gc.isenabled()
         if x.ndim:
@@ -70,7 +70,7 @@ def test_the_collector_stands_still_meanwhile_and_is_as_before_afterwards():
         gc.enable()
 
 
-def test_what_is_forgotten_is_traced_anew():
+def test_cleared_functions_are_traced_again():
     traced = []
 
     @jax.jit

@@ -10,7 +10,7 @@ from audiovae_jax.training import contract
 
 
 class Judge(nn.Module):
-    """A discriminator of one's own, with a fault on request."""
+    """A custom discriminator, with a fault on request."""
 
     fault: str = ""
 
@@ -32,7 +32,7 @@ class Judge(nn.Module):
 
 
 class ForgetsKnownMaps(Discriminator):
-    """Judges half of the audio's scale in the pass with known feature maps."""
+    """Uses the audio at half its scale in the pass with known feature maps."""
 
     in_channels: int = 2
 

@@ -1,4 +1,4 @@
-"""The figures against what they are by definition."""
+"""The statistics, compared with their definitions."""
 
 import functools
 
@@ -21,7 +21,7 @@ ADAMW = {"learning_rate": 1e-3, "final_learning_rate": 1e-3, "b1": 0.9, "b2": 0.
 
 
 class TwoParts(nn.Module):
-    """A discriminator of one's own: one part sees the audio, the other's logits are set, its maps constant."""
+    """A custom discriminator. One part sees the audio. The other has fixed logits and constant maps."""
 
     @nn.compact
     def __call__(self, audio):
@@ -60,7 +60,7 @@ def test_the_figures_are_those_of_their_definitions():
     kl = -0.5 * (1 + posterior.logvar - posterior.mean**2 - np.exp(posterior.logvar))
     np.testing.assert_allclose(figures.kl_per_channel, kl.mean(axis=(0, 1)), rtol=1e-4)
     np.testing.assert_allclose(figures.variance_per_channel, np.var(posterior.mean, axis=(0, 1)), rtol=1e-3)
-    # The second part finds everything false, whatever it is.
+    # The second part classifies everything as generated.
     assert figures.d_real_acc[1] == 0
     assert figures.d_fake_acc[1] == 1
     assert figures.d_loss[1] == pytest.approx(3.0)

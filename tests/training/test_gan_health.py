@@ -1,4 +1,4 @@
-"""The judging of figures; that they are right is tested beside `diagnosis`."""
+"""Warnings from given statistics; the statistics are tested with `diagnosis`."""
 
 import dataclasses
 
@@ -57,7 +57,7 @@ def test_metrics_name_every_channel_and_every_part():
 
 
 @pytest.mark.parametrize("name", ILL)
-def test_a_warning_is_said_once_when_its_sign_stays_and_again_after_it_was_gone(name):
+def test_a_warning_is_given_once_per_period_of_its_sign(name):
     said = []
     health = GanHealth(said.append, 0)
     ill = dataclasses.replace(WELL, **ILL[name])
@@ -70,7 +70,7 @@ def test_a_warning_is_said_once_when_its_sign_stays_and_again_after_it_was_gone(
     assert metrics[f"health/{name}"] == 1
     assert said == [f"warning: step 7: {warnings[0]}"]
     assert "; try " in said[0]
-    health.look(8, WELL)  # one good look is no recovery
+    health.look(8, WELL)  # one good check is not a recovery
     assert health.look(9, ill)[1] == []
     for step in range(CONSECUTIVE_CHECKS):
         metrics, _ = health.look(step, WELL)
@@ -80,7 +80,7 @@ def test_a_warning_is_said_once_when_its_sign_stays_and_again_after_it_was_gone(
     assert len(said) == 2
 
 
-def test_a_run_that_does_well_is_told_nothing():
+def test_a_healthy_run_gets_no_warning():
     said = []
     health = GanHealth(said.append, 0)
     alone = dataclasses.replace(
@@ -103,7 +103,7 @@ def test_a_part_that_is_saturated_among_others_that_are_not_is_no_warning():
     assert not said
 
 
-def test_the_latent_is_not_judged_during_its_warm_up_nor_by_its_scale_alone():
+def test_the_latent_is_not_checked_during_its_warm_up_nor_only_by_its_scale():
     said = []
     health = GanHealth(said.append, 100)
     ill = dataclasses.replace(WELL, **ILL["posterior_collapsed"], **ILL["latent_ignored"])

@@ -34,7 +34,7 @@ def test_the_warm_up_of_a_network_that_joins_late_begins_with_it():
     late = _optimizer(warmup_steps=4, first_step=20)
     assert float(late.learning_rate_at(20)) == pytest.approx(0.25 * float(_optimizer().learning_rate_at(20)))
     assert float(late.learning_rate_at(30)) == float(_optimizer().learning_rate_at(30))
-    # A checkpoint of which it has been trained before, taken over into a run where it joins later.
+    # It was trained before in a checkpoint, and starts later in the run that is initialized from it.
     assert float(late.learning_rate_at(3)) == 0.0
 
 
@@ -61,7 +61,7 @@ def test_numbers_out_of_range_are_refused(change, message):
 
 
 def test_the_state_is_what_checkpoints_hold():
-    """Their arrays are known by their places in this tree."""
+    """Checkpoints identify arrays by their paths in this tree."""
     params = {"w": jnp.ones(2)}
     state = jax.tree_util.tree_leaves_with_path(_optimizer(warmup_steps=3).init(params))
     assert [jax.tree_util.keystr(path) for path, _ in state] == ["[1].count", "[1].mu['w']", "[1].nu['w']"]
@@ -71,7 +71,7 @@ def test_an_update_is_adams_and_decays_every_parameter():
     optimizer = _optimizer(weight_decay=0.1)
     params = {"w": jnp.array([2.0, -4.0])}
     updates, _ = optimizer.update({"w": jnp.array([1.0, -3.0])}, optimizer.init(params), params, step=50)
-    # The first step of Adam is the gradient's sign, whatever its size.
+    # The first step of Adam is the gradient's sign, for any size.
     np.testing.assert_allclose(updates["w"], -5.5e-3 * (np.array([1.0, -1.0]) + 0.1 * np.array([2.0, -4.0])), rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Numbers as arguments: what changes them, and what they change."""
+"""Numbers as arguments of the compiled programs."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ def _recipe(**changes):
 
 
 def _programs(recipe):
-    """What is compiled, and therefore cached, of everything that a run compiles."""
+    """Return all programs that a run compiles and caches, lowered, by name."""
     devices = mesh.make_mesh(jax.devices()[:2])
     state = program.abstract_state(recipe, devices, SHAPE)
     rows = program.abstract_batch(devices, (4, *SHAPE[1:]))
@@ -79,7 +79,7 @@ def test_numbers_that_are_arguments_give_what_constants_give():
     state, history = initial_state(recipe, devices), []
     for i in range(3):
         rows = mesh.place_batch(devices, batch(i))
-        # Both from one state: Adam multiplies a rounding of the step before.
+        # Both start from one state, since Adam amplifies rounding of the previous step.
         expected = constant(state, rows)
         state, metrics = train_step(state, rows, scalars)
         assert_trees_close(jax.device_get((state, metrics)), jax.device_get(expected), rtol=1e-5)
@@ -87,8 +87,8 @@ def test_numbers_that_are_arguments_give_what_constants_give():
     assert history == pytest.approx([0.0, 0.15, 0.3])
 
 
-def test_each_number_is_heeded():
-    """One compiled step, given the numbers of another recipe, does what that recipe says."""
+def test_each_number_has_an_effect():
+    """One compiled step, given the numbers of another recipe, computes that recipe's step."""
     recipe, devices = _recipe(kl=KLTerm(weight=1e-3, warmup_steps=0)), mesh.make_mesh(jax.devices()[:1])
     train_step = program.map_step(recipe, devices, True)
     rows = mesh.place_batch(devices, batch())

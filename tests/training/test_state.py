@@ -17,7 +17,7 @@ from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.training.state import create_state, create_train_state, split_trainable
 
 
-def test_a_state_holds_both_networks_and_their_optimizers(micro_config):
+def test_a_state_contains_both_networks_and_their_optimizers(micro_config):
     recipe = build.build_recipe(micro_config)
     state = jax.eval_shape(functools.partial(create_train_state, recipe, build.example_shape(micro_config)))
     assert set(state.variables) == {"params", "latent_statistics"}
@@ -26,7 +26,7 @@ def test_a_state_holds_both_networks_and_their_optimizers(micro_config):
         (state.params, state.opt_state),
         (state.discriminator_params, state.discriminator_opt_state),
     ):
-        # Two moments a parameter, and a count.
+        # Two moments per parameter, and a count.
         assert count_parameters(opt_state) == 2 * count_parameters(params) + 1
 
 
@@ -55,7 +55,7 @@ def test_it_is_what_one_program_draws(seed):
     assert_trees_equal(drawn, again)
 
 
-def test_another_seed_compiles_nothing_anew():
+def test_another_seed_recompiles_nothing():
     compiled = []
 
     def listen(name, *_, **__):
@@ -78,7 +78,7 @@ _TABLE = jnp.arange(1.0, 3.0)
 
 
 class _Own(Discriminator):
-    """With initialisers of its own: from the audio it is first given, numbers, arrays that others hold too."""
+    """Has custom initialisers: from the first audio, from numbers, and from shared arrays."""
 
     @nn.compact
     def discriminate(self, audio, known_maps=None):
@@ -92,7 +92,7 @@ class _Own(Discriminator):
 
 def test_any_module_is_created():
     recipe = make_recipe()
-    # Layers that are computed again for the gradient have their parameters within.
+    # Layers that are recomputed for the gradient contain their parameters.
     remat = dataclasses.replace(recipe, model=recipe.model.clone(remat=True))
     for changed in (remat, dataclasses.replace(recipe, discriminator=_Own())):
         devices = mesh.make_mesh(jax.devices()[:1])
@@ -101,7 +101,7 @@ def test_any_module_is_created():
         assert_trees_close(jax.device_get(drawn), jax.device_get(expected), rtol=1e-5)
 
 
-def test_the_first_step_may_take_over_all_of_it():
+def test_the_first_step_may_reuse_all_of_its_memory():
     recipe = dataclasses.replace(make_recipe(), discriminator=_Own())
     state = create_state(recipe, mesh.make_mesh(jax.devices()[:1]), SHAPE)
     jax.jit(lambda state: jax.tree.map(lambda x: x + x, state), donate_argnums=0)(state)

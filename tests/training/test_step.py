@@ -1,4 +1,4 @@
-"""The step: who is updated when, and the same numbers on any number of devices."""
+"""The step: which network is updated when, and equal results on any number of devices."""
 
 import dataclasses
 import functools
@@ -148,7 +148,7 @@ def test_a_frozen_encoder_has_no_optimizer_state_and_does_not_move():
     assert not any("encoder" in path for path in paths)
 
 
-def test_noise_depends_on_seed_step_and_row_alone():
+def test_noise_depends_only_on_seed_step_and_row():
     model = make_recipe().model
 
     def noise(recipe, at, devices):
@@ -198,7 +198,7 @@ def test_a_users_loss_may_loop():
 
 
 def _after_a_step(recipe, audio, devices=4, adversarial=True):
-    """`(state before, state after, metrics)` of a step on `audio`."""
+    """Return `(state before, state after, metrics)` of a step on `audio`."""
     devices = mesh.make_mesh(jax.devices()[:devices])
     per_device = functools.partial(step.train_step, recipe=recipe, adversarial=adversarial)
     state = initial_state(recipe, devices)
@@ -210,7 +210,7 @@ def _after_a_step(recipe, audio, devices=4, adversarial=True):
 
 
 def _parts(state):
-    """What the generator's update changes, and what the discriminator's does."""
+    """Return the parts that the generator's update changes, and those of the discriminator's."""
     return (state.params, state.opt_state), (state.discriminator_params, state.discriminator_opt_state)
 
 
@@ -226,13 +226,13 @@ def test_one_bad_row_skips_both_updates_on_every_device(value):
     assert not np.isfinite(metrics["total_g_loss"])
 
 
-def test_a_whole_step_says_that_nothing_was_skipped():
+def test_a_complete_step_reports_no_skipped_update():
     _, history = run(make_recipe())
     assert not history[0]["g_skipped"]
     assert not history[0]["d_skipped"]
 
 
-def test_a_gradient_that_is_not_finite_skips_the_generator_alone():
+def test_a_gradient_that_is_not_finite_skips_only_the_generator():
     def root(*, prediction, target):  # 0 as a value
         return jnp.sqrt(jnp.sum(jnp.abs(prediction - prediction)))
 
@@ -255,7 +255,7 @@ def test_a_loss_that_overflows_bfloat16_is_skipped_though_its_gradient_is_not():
 
 
 class _RootedDiscriminator(nn.Module):
-    """Its parameter `root` has no finite gradient at 0."""
+    """A discriminator whose parameter `root` has no finite gradient at 0."""
 
     @nn.compact
     def __call__(self, audio):
@@ -264,7 +264,7 @@ class _RootedDiscriminator(nn.Module):
         return [nn.Conv(1, (3,))(x) + root], [[x]]
 
 
-def test_a_discriminators_gradient_that_is_not_finite_skips_it_alone():
+def test_a_discriminators_gradient_that_is_not_finite_skips_only_its_update():
     before, after, metrics = _after_a_step(make_recipe(discriminator=_RootedDiscriminator()), batch())
     assert np.isfinite(metrics["d_loss"])
     assert (metrics["g_skipped"], metrics["d_skipped"]) == (False, True)
@@ -273,7 +273,7 @@ def test_a_discriminators_gradient_that_is_not_finite_skips_it_alone():
 
 
 class _ForgivingDiscriminator(SmallDiscriminator):
-    """Sees numbers where there are none, so that its own loss is finite."""
+    """Replaces values that are not finite, so that its own loss is finite."""
 
     @nn.compact
     def __call__(self, audio):
@@ -312,7 +312,7 @@ def test_an_update_that_is_not_due_is_not_skipped():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adversarial", [False, True])
-def test_skipping_takes_no_collective_of_its_own(adversarial):
+def test_skipping_needs_no_collective_of_its_own(adversarial):
     recipe, devices = make_recipe(), mesh.make_mesh()
     state = initial_state(recipe, devices)
     train_step = mesh.map_devices(

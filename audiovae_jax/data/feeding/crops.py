@@ -3,8 +3,8 @@
 A run's data therefore has no state to save. Random numbers come from counter-based generators keyed by the crop's
 index. A step's data is therefore independent of the number of threads and hosts.
 
-`Crops` holds what all crops have in common. A subclass says how a crop is drawn: `RandomCrops` for training,
-`FixedCrops` for validation, `SyntheticCrops` for a run without files.
+`Crops` is the base class. Its subclasses differ in how a crop is drawn: `RandomCrops` for training, `FixedCrops` for
+validation, `SyntheticCrops` for a run without files.
 """
 
 import abc
@@ -52,7 +52,7 @@ class CropFormat:
 
 
 class Generated:
-    """The audio of a track that consists of generated music without end."""
+    """The audio of a track of unlimited generated music."""
 
     name = "the built-in generator"
     frames, sample_rate, channels = 3600 * 44100, 44100, 2

@@ -95,7 +95,7 @@ class Health:
             if self._path is not None:
                 with contextlib.suppress(OSError):  # the warning below names the file too
                     self._add(name, reason)
-        self._warn(f"another crop is taken in place of {reason}")
+        self._warn(f"another crop is used instead of {reason}")
         self.require_few()
 
     def _add(self, name, reason):

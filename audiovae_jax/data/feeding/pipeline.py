@@ -32,7 +32,7 @@ class Data:
     """A run's audio.
 
     Attributes:
-      train: training crops without end, `train[index] -> [T, C]`.
+      train: unlimited training crops, `train[index] -> [T, C]`.
       validation: fixed validation crops.
       samples: excerpts of validation audio for listening, each `[T, C]` of `sample_seconds`, padded with zeros. Once an
         excerpt was read, `samples.origin(index)` gives its length without padding. With `fixed_batch`, the training
@@ -212,7 +212,7 @@ def _open(root, source, *, options, config, others):
 
 
 def _validated(others, held):
-    """Yield the other parts' validation tracks and all tracks of the held-out parts."""
+    """Yield all validation tracks: parts of training roots, and entire held-out roots."""
     yield from (track for other in others if other.fingerprint != _GENERATOR for track in other.validation)
     yield from (track for part in held for track in part.train + part.validation)
 
@@ -225,4 +225,6 @@ def _require_apart(roots, held_out):
             raise ConfigError(f"config.data: the root {root} is named twice; name it once, or give it a larger weight")
     for root in held_out:
         if sources.place(root) in trained_on:
-            raise ConfigError(f"config.data.val_root={root} is trained on too; give another folder, or leave it out")
+            raise ConfigError(
+                f"config.data.val_root={root} is also a training root; give another folder, or leave it out"
+            )

@@ -46,8 +46,9 @@ class StallMeter:
             if share > _WARNING_FRACTION and not self._is_reported:
                 self._is_reported = True
                 self._warn(
-                    f"warning: {share:.0%} of the time goes by waiting for data; raise config.data.num_threads (now "
-                    f"{self._num_threads}) and prefetch_batches with it, or make shards of it: audiovae-jax make_shards"
+                    f"warning: {share:.0%} of the time is spent waiting for data; raise config.data.num_threads (now "
+                    f"{self._num_threads}) and config.data.prefetch_batches, or convert the data to shards with "
+                    "audiovae-jax make_shards"
                 )
             self._restart()
         return batch

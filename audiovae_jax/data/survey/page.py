@@ -135,7 +135,7 @@ def _bars(title, hours):
 
 
 def _page(found):
-    refusal = f'<p class="refusal">training would refuse: {escaped(found.refusal)}</p>' if found.refusal else ""
+    refusal = f'<p class="refusal">training would fail: {escaped(found.refusal)}</p>' if found.refusal else ""
     doubts = "".join(f'<p class="warning">{escaped(doubt)}</p>' for doubt in found.doubts)
     panels = _panels(found)
     drawn = "".join(
@@ -147,7 +147,7 @@ def _page(found):
     rows = [[escaped(name), escaped(value)] for name, value in text.table(found, bars=False)]
     body = [refusal, doubts, facts(_headline(found))]
     body += [f'<h2>Distributions</h2><div class="grid">{drawn}</div>'] if drawn else []
-    body += [f"<h2>Alike in all tracks</h2>{facts(alike)}"] if alike else []
+    body += [f"<h2>The same in all tracks</h2>{facts(alike)}"] if alike else []
     body += [f"<h2>Details</h2>{table(rows)}", _outliers(found)]
     return document(f"Data set: {found.root}", "".join(body))
 

@@ -114,7 +114,7 @@ def make(config, data: Data, *, root: str, batch_size: int, limit: int, seconds:
       DataError: the data set has no files.
     """
     if data.catalog is None:
-        raise DataError("there are no files to look at: the config's data is the built-in generator")
+        raise DataError("there are no files to survey: the config's data is the built-in generator")
     reading = reading_failed = None
     try:
         # Measured first, since measuring tracks puts files into the operating system's cache.
@@ -159,7 +159,7 @@ def spread(tracks: Sequence[Track], limit: int) -> list[Track]:
 def grouped(skipped: Sequence[tuple[str, str]]) -> tuple[Skipped, ...]:
     """Group `(name, reason)` pairs by reason, the most frequent first.
 
-    Reasons that differ only in numbers are merged, with N in place of these numbers.
+    Reasons that differ only in numbers are merged, with N instead of these numbers.
     """
     groups: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
     for name, reason in skipped:
@@ -195,8 +195,8 @@ def _refusal(health, max_share, unreadable):
     reasons = "\n".join(f"  {_with_name(*entry)}" for entry in list(later.items())[:_EXAMPLES])
     return (
         f"{health.bad_files + len(later)} of {health.total} files cannot be used, more than "
-        f"data.max_bad_share={max_share:g} allows; {len(later)} of them look well at first, and would end the run "
-        f"once it comes to where they are damaged:\n{reasons}"
+        f"data.max_bad_share={max_share:g} allows; {len(later)} of them passed the first checks, and would end the run "
+        f"when it reads their damaged part:\n{reasons}"
     )
 
 
@@ -220,7 +220,9 @@ def _doubts(survey) -> Iterator[str]:
         yield from some(sum(map(belongs, measured)), len(measured), what, least)
 
     yield from of_all(
-        survey.sample_rates, lambda hz: hz < rate, f"less than {rate} Hz; resampled, so that their top is empty"
+        survey.sample_rates,
+        lambda hz: hz < rate,
+        f"less than {rate} Hz; resampled, so the highest frequencies are empty",
     )
     yield from of_all(
         survey.sample_rates, lambda hz: hz > rate, f"more than {rate} Hz; resampled crop by crop, which takes time"
@@ -229,11 +231,9 @@ def _doubts(survey) -> Iterator[str]:
         yield from of_all(
             survey.channel_counts, lambda n: n == 1, f"mono in a run of {channels} channels; copied to each"
         )
-        yield from of_measured(
-            lambda track: track.is_dual_mono, "channels that are all the same, so mono in truth", 0.0
-        )
+        yield from of_measured(lambda track: track.is_dual_mono, "identical channels, so the audio is mono", 0.0)
     short = sum(length < crop for length in survey.lengths)
-    yield from some(short, survey.total.tracks, f"shorter than a crop of {crop:.2f} s, and filled up")
+    yield from some(short, survey.total.tracks, f"shorter than a crop of {crop:.2f} s, and padded or repeated")
     if share > MUCH_SILENCE:
         yield f"{share:.0%} of the time is silence; with config.data.min_loudness_db such crops are drawn again"
     yield from of_measured(
@@ -241,14 +241,14 @@ def _doubts(survey) -> Iterator[str]:
     )
     yield from of_measured(
         lambda track: 0 < track.band_hz < band,
-        f"nothing above {band / 1000:.1f} kHz; with config.data.full_band_share they are balanced with the others",
+        f"nothing above {band / 1000:.1f} kHz; config.data.full_band_share sets the share of full-band crops",
     )
     yield from of_measured(
         lambda track: track.clips_per_minute > MANY_CLIPS, f"clipped more than {MANY_CLIPS:g} times a minute"
     )
     if survey.unreadable:
         first = _with_name(*survey.unreadable[0])
-        yield f"{len(survey.unreadable)} of the tracks looked well and could not be read; the first: {first}"
+        yield f"{len(survey.unreadable)} of the tracks passed the first checks, but are unreadable; the first: {first}"
 
 
 def _with_name(name, reason):

@@ -28,7 +28,7 @@ def table(found: Survey, *, bars: bool = True) -> Iterator[tuple[str, str]]:
       bars: whether to add a text histogram, which needs a monospaced font.
     """
     yield "data set", f"{found.origin}: {_amount(found.total)} (fingerprint {found.fingerprint})"
-    yield "split", f"to train on: {_amount(found.train)}\nto validate on: {_amount(found.validation)}"
+    yield "split", f"training: {_amount(found.train)}\nvalidation: {_amount(found.validation)}"
     yield "sample rates", _amounts(found.sample_rates, "{} Hz", found.sample_rate)
     yield "channels", _amounts(found.channel_counts, "{}", found.channels)
     if found.lengths:
@@ -62,8 +62,8 @@ def listened_to(found: Survey) -> str:
     if measured + len(found.unreadable) < found.total.tracks:
         which = f"{measured} of {counted(found.total.tracks)}, spread evenly over all (--limit)"
     return (
-        f"{which}; to {measures.STRETCHES} stretches of {measures.STRETCH_SECONDS:.0f} s of what is longer than "
-        f"{measures.WHOLE_SECONDS:.0f} s"
+        f"{which}; of tracks longer than {measures.WHOLE_SECONDS:.0f} s, {measures.STRETCHES} segments of "
+        f"{measures.STRETCH_SECONDS:.0f} s"
     )
 
 
@@ -79,7 +79,9 @@ def bands(found: Survey) -> list[tuple[float, float, int]]:
 
 def _loudness(measured):
     levels = [track.loudness_lufs for track in measured if track.loudness_lufs is not None]
-    return f"{_spread(levels, 'LUFS', 1)} (BS.1770, integrated)" if levels else "none: all is silent, or too short"
+    if not levels:
+        return "none: all tracks are silent or too short"
+    return f"{_spread(levels, 'LUFS', 1)} (BS.1770, integrated)"
 
 
 def _silence(found):
@@ -113,7 +115,7 @@ def _reading(found):
         f"{reading.threads} thread{'' if reading.threads == 1 else 's'}, "
         f"{reading.crops_per_second * found.crop_seconds:.0f} times real time (measured for {reading.seconds:.1f} s)\n"
         f"{reading.batch_size / reading.crops_per_second:.3f} s for a batch of {reading.batch_size}: "
-        "a step that takes less has to wait"
+        "a faster step waits for data"
     )
 
 
@@ -130,7 +132,7 @@ def _skipped(found):
 
 def _amounts(by, form, wanted):
     return "\n".join(
-        f"{form.format(key)}{'' if key == wanted else f', made into {wanted}'}: {_amount(amount)}"
+        f"{form.format(key)}{'' if key == wanted else f', converted to {wanted}'}: {_amount(amount)}"
         for key, amount in by.items()
     )
 

@@ -72,7 +72,7 @@ class Guard:
     def _refusal(self, scope, headers) -> tuple[int, str] | None:
         """Return `(status, text)` of a refusal, or None if the request is admitted."""
         if _is_foreign(scope, headers):
-            return 403, "this page does not answer to those of other sites"
+            return 403, "this page does not accept requests from other sites"
         if not (_READ if scope["method"] in ("GET", "HEAD") else _WRITTEN).fullmatch(scope["path"]):
             return 404, "not found"
         return None
@@ -119,9 +119,9 @@ async def _checked(receive) -> tuple[Callable, tuple[int, str] | None]:
     try:
         is_foreign = bool(body) and _names_url(json.loads(body))
     except (ValueError, RecursionError):
-        return receive, (400, "the request is no JSON")
+        return receive, (400, "the request is not JSON")
     if is_foreign:
-        return receive, (400, "files are uploaded here, and not fetched from elsewhere")
+        return receive, (400, "upload files; this page does not fetch URLs")
     given = False
 
     async def again():

@@ -46,20 +46,20 @@ def latents_of(
 
 
 def require_latents(codec: Codec, path: Path):
-    """Check that an uploaded file holds this model's latents of one file.
+    """Check that an uploaded file contains this model's latents of one file.
 
     Only the header is read.
 
     Raises:
-      DataError: the file is unusable, holds a batch, or is too large.
+      DataError: the file is unusable, contains a batch, or is too large.
       CheckpointError: the latents were encoded by another model.
     """
     latents = Latents.describe(path)
     if latents.batch not in (None, 1):
-        raise DataError(f"{path.name} holds a batch of latents; give those of one file")
+        raise DataError(f"{path.name} contains a batch of latents; give those of one file")
     require_bounded(codec, path.name, latents)
     if latents.model != codec.fingerprint:
-        raise CheckpointError(f'{path.name} were encoded by another model; choose that one under "Model"')
+        raise CheckpointError(f'{path.name} were encoded by another model; select that model under "Model"')
     codec.require(latents, path.name)
 
 
@@ -78,13 +78,13 @@ def interpolate(codec: Codec, first: Latents, second: Latents, position: float) 
     """
     position = number(position, "the position", 0.0, 1.0)
     if len(first.z) != len(second.z) and 1 not in (len(first.z), len(second.z)):
-        raise DataError(f"{len(first.z)} and {len(second.z)} channels have nothing between them")
+        raise DataError(f"files of {len(first.z)} and {len(second.z)} channels cannot be interpolated")
     length = min(first.length, second.length * first.sample_rate // second.sample_rate)
     if length < 1:
-        raise DataError("one of the two is too short")
+        raise DataError("one of the two files is too short")
     channels = max(first.channels, second.channels)
     described = dataclasses.replace(first, length=length, channels=channels, batch=None, flat=False)
-    require_bounded(codec, "what lies between the two", described)
+    require_bounded(codec, "the interpolation", described)
     frames = codec.frames_of(length, first.sample_rate)
     z = np.empty((max(len(first.z), len(second.z)), frames, first.z.shape[-1]), np.float32)
     for part in _parts(frames):
@@ -113,7 +113,7 @@ def turn(latents: Latents, turns: Mapping[Any, Any]) -> Latents:
       DataError: a channel does not exist, or an amount is invalid.
     """
     if not isinstance(turns, Mapping):
-        raise DataError('turns must be channels and numbers, as in {"3": 1.5}')
+        raise DataError('turns must map channels to numbers, as in {"3": 1.5}')
     width, z = latents.z.shape[-1], latents.z.copy()
     if len(turns) > width:
         raise DataError(f"there are {len(turns)} turns for {width} latent channels")
@@ -121,8 +121,8 @@ def turn(latents: Latents, turns: Mapping[Any, Any]) -> Latents:
     for channel, amount in turns.items():
         index = channels.get(str(channel))  # only the canonical spelling, so that no channel is given twice
         if index is None:
-            raise DataError(f"there is no latent channel {str(channel)[:50]!r}; they go from 0 to {width - 1}")
-        z[..., index] += np.float32(number(amount, f"the turn of channel {index}", -MAX_TURN, MAX_TURN) * spread[index])
+            raise DataError(f"there is no latent channel {str(channel)[:50]!r}; channels are 0 to {width - 1}")
+        z[..., index] += np.float32(number(amount, f"turns[{index}]", -MAX_TURN, MAX_TURN) * spread[index])
     return dataclasses.replace(latents, z=z)
 
 
@@ -151,7 +151,7 @@ def number(value: Any, what: str, low: float, high: float) -> float:
     if not is_number:
         raise DataError(f"{what} must be a number from {low:g} to {high:g}")
     if not low <= value <= high:
-        raise DataError(f"{what} is {value:g}, and must be from {low:g} to {high:g}")
+        raise DataError(f"{what} is {value:g}, but must be from {low:g} to {high:g}")
     return float(value)
 
 

@@ -76,7 +76,7 @@ def open_audio(codec: Codec, path: Path, *, mix: bool = False) -> AudioStream:
     require_bounded(codec, path.name, source)
     if not mix and wanted != 1 and source.channels not in (1, wanted):
         raise DataError(
-            f'{path.name} has {source.channels} channels and the model takes {wanted}; tick "{MIX}" to mix them'
+            f'{path.name} has {source.channels} channels, but the model needs {wanted}; tick "{MIX}" to mix them'
         )
     return source
 
@@ -95,13 +95,13 @@ def require_bounded(codec: Codec, name: str, audio: Any):
     rate, length, channels = audio.sample_rate, audio.length, audio.channels
     low, high = audio_file.RATES
     if not low <= rate <= high:
-        raise DataError(f"{name}: its sample rate is none of sound ({low} to {high} Hz)")
+        raise DataError(f"{name}: its sample rate must be from {low} to {high} Hz")
     computed = stream.resampled_length(length, rate, codec.sample_rate) * max(channels, codec.model.in_channels)
     is_long = length > _MAX_HOURS * 3600 * rate or max(length * channels, computed) > _MAX_VALUES
     if is_long or channels > _MAX_CHANNELS:
         hours, channels = min(length, 10**15) / rate / 3600, min(channels, 10**6)
         raise DataError(
-            f"{name}: {hours:.1f} hours of {channels} channels are too much for this page, which takes up to "
+            f"{name}: {hours:.1f} hours of {channels} channels are too much for this page, which accepts up to "
             f"{_MAX_HOURS} hours, {_MAX_CHANNELS} channels and {_MAX_VALUES} samples over all channels"
         )
 

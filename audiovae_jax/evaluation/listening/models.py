@@ -74,7 +74,7 @@ class Models:
         """
         path = self._found.get(name) if isinstance(name, str) else None
         if path is None:
-            raise DataError(f'there is no model {str(name)[:200]!r} here; choose one under "Model"')
+            raise DataError(f'there is no model {str(name)[:200]!r} here; select one under "Model"')
         with self._lock:  # so that concurrent requests load a model once
             key = (name, _changed(path))
             if key not in self._codecs:

@@ -23,13 +23,13 @@ _HEAVY = "model"  # name of the queue for requests that run a model
 _SLIDERS_SHOWN = 8  # the channels with the largest deviations; the others are collapsed
 _SLIDERS_IN_ROW = 4
 _EMPTY = {
-    "listen": "Choose a file, or take the example clip, and reconstruct it.",
-    "edit": "Load the latents of the file, audio or .safetensors: each channel gets a slider.",
-    "decode": "Move some sliders and decode: what was edited is compared with what was not.",
-    "between": "Choose a second file, and a position between the two.",
+    "listen": "Choose a file, or use the example clip, then reconstruct it.",
+    "edit": "Load the latents of the file (audio or .safetensors). Each channel gets a slider.",
+    "decode": "Move some sliders, then decode. The edited latents are compared with the original ones.",
+    "between": "Choose a second file and a position between the two.",
 }
 _ROOM = 90  # minimum height in pixels, so that progress is visible before the first result
-_HINT = "Each slider adds so many of the channel's standard deviations (SD). The channels that move most come first."
+_HINT = "Each slider adds standard deviations (SD) of its channel. Channels with the largest SD come first."
 
 
 def build(desk: Desk):
@@ -137,13 +137,13 @@ def build(desk: Desk):
         return f'<p class="empty">{_EMPTY[kind]}</p>'
 
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_FILES_KEPT) as page:
-        gr.Markdown("# Listen to a model\nHear, see and measure what a model makes of your audio.")
+        gr.Markdown("# Listen to a model\nHear, see and measure a model's reconstruction of your audio.")
         with gr.Row():
             with gr.Column(min_width=280):
                 model = gr.Dropdown(
                     names, value=names[0], label="Model", elem_id="model", interactive=True, allow_custom_value=True
                 )
-                mix = gr.Checkbox(False, label=MIX, info="For files of more channels than the model takes.")
+                mix = gr.Checkbox(False, label=MIX, info="For files whose number of channels differs from the model's.")
             with gr.Column(min_width=280):
                 file = file_input(FILE, "file", 0)
         with gr.Tab("Listen"):
@@ -264,7 +264,7 @@ def _share_queue(page):
             if own >= _WAITING_EACH or near >= _WAITING_ADDRESS:
                 return (
                     False,
-                    f"{own or near} requests of yours wait already; come again when they are done",
+                    f"{own or near} of your requests are waiting already; try again when they are done",
                     "queue_full",
                 )
         return await push(body=body, request=request, username=username)

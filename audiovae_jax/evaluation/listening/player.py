@@ -43,7 +43,7 @@ def player(heard: Sequence[Heard], caption: str, downloads: Mapping[str, Path], 
     return f"""<section class="result"><h3>{escaped(caption)}</h3>
 <audio-player data-seconds="{seconds:.6f}" tabindex="0" role="group" aria-label="{escaped(caption)}">
 <div class="transport"><button type="button" class="play" aria-label="Play or pause">{_PLAY}{_PAUSE}</button>
-<div class="switch" role="group" aria-label="What is heard">{switch}</div>
+<div class="switch" role="group" aria-label="Recording to play">{switch}</div>
 <span class="time"><output>{_clock(0)}</output> / {_clock(seconds)}</span>
 <button type="button" class="loop" hidden title="Remove the loop">Loop <span></span> ✕</button></div>
 <div class="lanes">{lanes}<div class="axis">{_times(seconds)}</div><div class="selection" hidden></div>

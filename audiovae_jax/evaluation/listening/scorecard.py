@@ -42,7 +42,7 @@ def scorecard(columns: Mapping[str, float | None]) -> str:
     return (
         f'<div class="scorecard"><div class="main">{main}</div><p class="note">↑ higher is better, ↓ lower is better; '
         f'without an arrow, neither.</p><div class="groups">{cards}</div>'
-        f"<details><summary>What the metrics are</summary><dl>{definitions}</dl></details></div>"
+        f"<details><summary>Definitions of the metrics</summary><dl>{definitions}</dl></details></div>"
     )
 
 

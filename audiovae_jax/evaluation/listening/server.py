@@ -30,7 +30,7 @@ def require_gradio():
         with _environment({}):
             import gradio  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"the page needs gradio ({error}); pip install -e '.[ui]' brings it") from error
+        raise ConfigError(f"the page needs gradio ({error}); pip install -e '.[ui]'") from error
 
 
 @contextlib.contextmanager
@@ -103,10 +103,10 @@ def _launch(desk, host, port, max_upload_mb):
             run_history=False, footer_links=["api"], **pages.look(gradio),
         )  # fmt: skip
     except OSError as error:
-        raise ConfigError(f"--host={host} --port={port} cannot be had ({error}); give another port") from error
+        raise ConfigError(f"--host={host} --port={port} is not available ({error}); give another port") from error
     if not isinstance(page.app.middleware_stack, TrustedHostMiddleware):
         page.close(verbose=False)
-        raise ConfigError(f"the page cannot be guarded with gradio {gradio.__version__}; pip install -e '.[ui]'")
+        raise ConfigError(f"the page cannot be secured with gradio {gradio.__version__}; pip install -e '.[ui]'")
     return page, url
 
 

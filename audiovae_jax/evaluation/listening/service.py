@@ -64,7 +64,7 @@ class Desk:
         with self._work(visitor, model, progress) as (session, codec, watched):
             path = self.sessions.uploaded(file)
             if path.suffix.lower() != latent_edits.SUFFIX:
-                raise DataError(f"{path.name} is no file of latents; those end in {latent_edits.SUFFIX}")
+                raise DataError(f"{path.name} is not a file of latents, which end in {latent_edits.SUFFIX}")
             latent_edits.require_latents(codec, path)
             audio = session.fresh_folder("decoded") / f"{path.stem}.wav"
             codec.decode_file(path, audio, progress=lambda share: watched(share, "decoding"))
@@ -162,7 +162,7 @@ class Desk:
             where = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {str(error)[:500]!r}, at {where.filename}:{where.lineno}"
             logging.getLogger(__name__).error("a request failed (%s)", text)
-            raise DataError("this failed for a reason that only the server's log tells") from error
+            raise DataError("the request failed; the reason is in the server's log") from error
 
     def _latents(
         self, session: Session, codec: Codec, file, mix, progress, kind="latents", control=FILE

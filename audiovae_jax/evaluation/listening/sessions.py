@@ -140,7 +140,7 @@ class Sessions:
           DataError: no path was given, or there is no such file.
         """
         if not path:
-            raise DataError(f'there is no file under "{control}" yet; upload one, or record, or take the example clip')
+            raise DataError(f'there is no file under "{control}" yet; upload or record one, or use the example clip')
         if not os.path.isfile(path):
-            raise DataError(f'the file under "{control}" is gone; upload it again')
+            raise DataError(f'the file under "{control}" was removed; upload it again')
         return Path(path)

@@ -44,9 +44,9 @@ class Uploads:
         try:
             boundary = _boundary(headers)
             if boundary is None:
-                yield receive, (400, "files are uploaded as a form (multipart/form-data)")
+                yield receive, (400, "upload files as a form (multipart/form-data)")
             elif not await asyncio.to_thread(self._has_room):
-                yield receive, (507, "there is no room for more files now; come again later")
+                yield receive, (507, "there is no space for more files now; try again later")
             else:
                 yield self._counted(receive, boundary), None
         finally:
@@ -117,7 +117,7 @@ class _Parts:
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise MultiPartException("the upload is no form that can be read") from error
+            raise MultiPartException("the upload is not a valid form") from error
 
     def _begin(self):
         self._disposition = self._name = self._text = b""
@@ -139,7 +139,7 @@ class _Parts:
 
         _, options = parse_options_header(self._disposition)
         if options.get(b"name") != b"files" or b"filename" not in options:
-            raise MultiPartException("files are uploaded here, and nothing else")
+            raise MultiPartException("only files can be uploaded")
 
 
 def _boundary(headers):

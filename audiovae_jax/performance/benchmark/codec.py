@@ -58,7 +58,7 @@ def run(
       variables: of the model; by default drawn from the config's seed.
 
     Returns:
-      A report with a dict each for `encode` and `decode`. It holds the time and `real_time_factor` (seconds of audio
+      A report with a dict each for `encode` and `decode`. It contains the time and `real_time_factor` (seconds of audio
       per second) of `ours` and of each peer, and `ratios` of our time to theirs.
     """
     model = build.build_model(config)

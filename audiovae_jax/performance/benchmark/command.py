@@ -46,19 +46,19 @@ def run(
       against: names of systems to compare with.
       repeats: measured rounds.
       warmup: rounds before them.
-      profiled: whether `step` reports where its time goes.
+      profiled: whether `step` reports the time of its parts.
       seconds: length of each signal of `codec`.
       json_path: file to write the report to, or None.
       signals: number of signals in a batch of `codec`.
-      model: a trained model for `codec`, as `load_model` takes it. `config` is changed to match.
+      model: a trained model for `codec`, any path that `load_model` accepts. `config` is changed to match.
 
     Raises:
-      ConfigError: the subcommand or system is unknown, or the values cannot work.
+      ConfigError: the subcommand or system is unknown, or a value is invalid.
     """
     if subcommand not in SUBCOMMANDS:
         raise ConfigError(
             f"there is no benchmark {subcommand!r}{did_you_mean(subcommand, SUBCOMMANDS)}; "
-            f"there are {', '.join(SUBCOMMANDS)}"
+            f"choose from {', '.join(SUBCOMMANDS)}"
         )
     variables = None
     if model is not None:
@@ -68,9 +68,9 @@ def run(
         codec.follow(config, loaded.model, loaded.sample_rate)
         variables = loaded.variables
     if against and subcommand == "compile":
-        raise ConfigError("compile has nothing to compare with; leave --against out")
+        raise ConfigError("compile cannot be compared with other systems; leave --against out")
     if subcommand == "data" and set(against) - {data.WHOLE}:
-        raise ConfigError(f"data is compared with --against={data.WHOLE}, which decodes whole files, and nothing else")
+        raise ConfigError(f"data can only be compared with --against={data.WHOLE}, which decodes whole files")
     for system in [] if subcommand == "data" else against:
         peer.check(system, "codec" if subcommand == "codec" else "step", config)
     if not math.isfinite(seconds):
@@ -105,7 +105,7 @@ def _require_writable(json_path):
         raise ConfigError(f"--json={json_path} must name a file")
     folder = Path(json_path).absolute().parent
     if not folder.is_dir():
-        raise ConfigError(f"--json={json_path}: there is no folder {folder}; make it first")
+        raise ConfigError(f"--json={json_path}: there is no folder {folder}; create it first")
     try:
         require_writable(json_path)
     except OSError as error:
@@ -132,7 +132,7 @@ def lines(report: dict) -> list[str]:
     for name, ratio in report.get("ratios", {}).items():
         shown.append(f"ours / {name}: {ratio:.3f}")
     if not report.get("profile", [None]):
-        shown.append("  XLA's profiler saw no operation here")
+        shown.append("  XLA's profiler recorded no operation")
     for entry in report.get("profile", []):
         if entry["share"] >= 0.005:  # smaller shares are noise
             shown.append(f"  {100 * entry['share']:5.1f} %  {entry['direction']:8}  {entry['part']}")

@@ -1,4 +1,4 @@
-"""Benchmarks that need a fresh process: the first step, and peak memory."""
+"""Benchmarks that need a new process: the first step, and peak memory."""
 
 import multiprocessing
 import shutil
@@ -23,8 +23,8 @@ def first_step(config: ml_collections.ConfigDict) -> dict:
     Cold is with an empty compilation cache, warm with a filled one.
 
     Returns:
-      A report with `cold` and `warm`. Each holds `seconds` in total, and the parts `importing`, `initialise`, `compile`
-      and `step`.
+      A report with `cold` and `warm`. Each contains `seconds` in total, and the parts `importing`, `initialise`,
+      `compile` and `step`.
     """
     report = {"benchmark": "compile"}
     report["what"] = f"first step, {'with' if config.use_adversarial else 'without'} discriminator"
@@ -69,7 +69,7 @@ def _in_fresh_process(fn, config, cache, *args):
     """Run `fn(config, *args)` in a new process.
 
     Returns:
-      `(report, machine)`. The report also holds the seconds of `importing`, and `seconds` in total.
+      `(report, machine)`. The report also contains the seconds of `importing`, and `seconds` in total.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -44,7 +44,7 @@ class Timing:
 def side_by_side(
     work: dict[str, Callable[[], float]], *, repeats: int, warmup: int, say: Callable[[str], None] = lambda text: None
 ) -> dict[str, Timing]:
-    """Time several functions in turn, for `repeats` rounds.
+    """Time several functions alternately, for `repeats` rounds.
 
     In each round a function runs twice, and the second run counts. This resembles training, where steps follow each
     other. In the first run, caches are cold and virtual machines may have reclaimed freed memory.
@@ -115,7 +115,7 @@ def ceilings(dtype) -> dict:
 def reset_peak_memory():
     """Reset the peak memory of the process, on Linux.
 
-    Elsewhere this does nothing, and the peak is that of the whole life of the process.
+    Elsewhere this does nothing, and the peak covers the whole life of the process.
     """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

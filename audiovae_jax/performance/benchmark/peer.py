@@ -1,4 +1,4 @@
-"""Another system to compare with, in a process of its own."""
+"""Another system to compare with, in its own process."""
 
 import contextlib
 import importlib.util
@@ -42,7 +42,7 @@ def check(system: str, kind: str, config: ml_collections.ConfigDict):
       ConfigError: it is not.
     """
     if system not in SYSTEMS:
-        raise ConfigError(f"--against={system}: there are {', '.join(SYSTEMS)}")
+        raise ConfigError(f"--against={system} is unknown; choose from {', '.join(SYSTEMS)}")
     other, _ = SYSTEMS[system]
     if other is not None and kind == "step":
         raise ConfigError(f"--against={system} is for the codec; for the step use torch or torch_compile")
@@ -62,7 +62,7 @@ def check(system: str, kind: str, config: ml_collections.ConfigDict):
     for key, value in _FOLLOWED.items():
         found = configuration.flatten(config).get(key, value)
         if found != value:
-            raise ConfigError(f"the torch reference has only config.{key}={value!r}, not {found!r}")
+            raise ConfigError(f"the torch reference supports only config.{key}={value!r}, not {found!r}")
 
 
 def check_devices(config: ml_collections.ConfigDict, against: list[str]):
@@ -76,7 +76,7 @@ def check_devices(config: ml_collections.ConfigDict, against: list[str]):
         raise ConfigError("benchmarks measure one process; start it without the others")
     # Several CPU devices are fine: they share the cores, as torch's threads do.
     if against and jax.device_count() > 1 and jax.devices()[0].platform != "cpu":
-        raise ConfigError(f"--against compares single devices, and there are {jax.device_count()}; hide all but one")
+        raise ConfigError(f"--against compares single devices, but there are {jax.device_count()}; hide all but one")
 
 
 class Peer:
@@ -126,7 +126,7 @@ class Peer:
         line = self._process.stdout.readline()
         if not line:
             self._said.seek(0)
-            said = self._said.read().strip().splitlines() or ["it said nothing"]
+            said = self._said.read().strip().splitlines() or ["it printed nothing"]
             raise ConfigError(f"--against={self._system} ended: {said[-1]}")
         return json.loads(line)
 

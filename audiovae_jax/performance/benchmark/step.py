@@ -91,7 +91,7 @@ def run(config: ml_collections.ConfigDict, *, against: list[str], repeats: int, 
         time to theirs, and `ratio`, the first of these.
     """
     if (config.generator_update_every, config.discriminator_update_every) != (1, 1):
-        raise ConfigError("steps that differ cannot be timed one by one; set config.*_update_every=1")
+        raise ConfigError("steps must all be equal to be timed; set config.*_update_every=1")
     report = {"benchmark": "step", "machine": measure.machine(), "what": _describe(config)}
     with contextlib.ExitStack() as stack:
         peers = {name: stack.enter_context(Peer(name, "step", config)) for name in against}

@@ -73,7 +73,7 @@ _HOPPER = {
     "network_bandwidth": 50e9,
 }
 _NETWORK = "NVLink 900 GB/s both ways; network of a DGX: one ConnectX-7 of 400 Gb/s a GPU"
-_LIBTPU = "memory as libtpu 0.0.42 gives it to programs"
+_LIBTPU = "memory available to programs by libtpu 0.0.42"
 ACCELERATORS = {
     accelerator.name: accelerator
     for accelerator in (

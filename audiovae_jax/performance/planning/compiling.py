@@ -76,7 +76,7 @@ class StepCompiler:
 
     Args:
       config: finalized.
-      target: what to compile for.
+      target: the devices to compile for.
 
     Raises:
       ConfigError: the config cannot work.
@@ -99,7 +99,7 @@ class StepCompiler:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of the train state, which is what a checkpoint holds."""
+        """Bytes of the train state, as in a checkpoint."""
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._state))
 
     def compile(self, batch_per_device: int) -> Compiled | None:
@@ -166,7 +166,7 @@ def find_devices(target: Target) -> list[Any]:
             found = topologies.get_topology_desc(target.name, "tpu")
     except Exception as error:  # plugins raise exceptions of many types
         reason = str(error).splitlines()[0]
-        raise PlanError(f"--target={target.name} is not known to the compiler that is installed: {reason}") from error
+        raise PlanError(f"--target={target.name} is not supported by the installed compiler: {reason}") from error
     return list(found.devices)
 
 

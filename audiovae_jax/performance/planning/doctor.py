@@ -42,7 +42,7 @@ class Check:
       status: OK, DOUBTFUL (the run would start), FAILED (it would fail), or SKIPPED (an earlier check or an option
         prevents it).
       result: what was found.
-      remedy: what to do about it; empty if nothing.
+      remedy: the remedy; empty if none is needed.
     """
 
     name: str
@@ -122,7 +122,7 @@ def lines(checks: list[Check]) -> list[str]:
         )
         rows += [(check.name, check.status, first), *(("", "", text) for text in rest)]
     failed = [check.name for check in checks if check.status == FAILED]
-    last = f"would fail: {', '.join(failed)}" if failed else "ready: nothing was found that would fail"
+    last = f"would fail: {', '.join(failed)}" if failed else "ready: no check failed"
     return [*table.columns(rows), "", last]
 
 
@@ -136,7 +136,7 @@ def _run(name, look):
         return Check(name, FAILED, " ".join(result.split()), " ".join(remedy.split()))
     except Exception as error:  # an unexpected error fails its check, and the other checks still run
         what = str(error).strip().split("\n")[0]
-        return Check(name, FAILED, f"{type(error).__name__}: {what}"[:300], "an error that was not foreseen; report it")
+        return Check(name, FAILED, f"{type(error).__name__}: {what}"[:300], "an unexpected error; please report it")
 
 
 class _Looker:
@@ -156,7 +156,7 @@ class _Looker:
         )
         unseen = [extra for extra, paths in _DEVICE_FILES.items() if any(Path(path).exists() for path in paths)]
         if device.platform == "cpu" and unseen:
-            remedy = f"JAX does not see it: pip install 'audiovae_jax[{unseen[0]}]', and look at JAX_PLATFORMS"
+            remedy = f"JAX does not see it: pip install 'audiovae_jax[{unseen[0]}]', and check JAX_PLATFORMS"
             raise Finding(f"{found}; there is an accelerator for {unseen[0]}", remedy, DOUBTFUL)
         return found
 
@@ -170,10 +170,10 @@ class _Looker:
                 if key.rpartition(".")[2].endswith("sample_rate") and rate != config.data.sample_rate:
                     raise Finding(
                         f"config.{section}.{key}={rate}, but config.data.sample_rate={config.data.sample_rate}",
-                        "set both alike, or what is weighed by frequency is weighed wrongly",
+                        "set both to the same value, or weights over frequency are wrong",
                     )
         return (
-            f"{config.batch_size // jax.device_count()} item(s) a device; hop {self._recipe.model.hop_length}, "
+            f"{config.batch_size // jax.device_count()} item(s) per device; hop {self._recipe.model.hop_length}, "
             f"crops of {config.data.crop_length} samples, {config.data.channels} channel(s), "
             f"{config.data.sample_rate} Hz"
         )
@@ -188,7 +188,7 @@ class _Looker:
         read = [data.train[index] for index in range(_CROPS)] + [data.validation[0]]
         speed = len(read) / (time.perf_counter() - began)
         if not all(np.isfinite(crop).all() for crop in read):
-            raise Finding("a crop holds values that are not finite", "look at the data with check_data")
+            raise Finding("a crop contains values that are not finite", "check the data with check_data")
         silent = sum(not crop.any() for crop in read)
         shown = f"{len(read)} crops read, {speed:.0f}/s by one thread" + (f", {silent} of them silent" * bool(silent))
         if data.catalog is None:
@@ -214,7 +214,7 @@ class _Looker:
             "checks": " ".join(check.name for check in checks if check.status in (FAILED, SKIPPED)),
         }
         if jax.process_count() == 1:
-            return "one, which agrees with itself"
+            return "one process, nothing to compare"
         digests = np.stack([_digest(text) for text in ours.values()])
         everyone = multihost_utils.process_allgather(digests)
         differ = {
@@ -225,7 +225,7 @@ class _Looker:
         if differ:
             listed = "; ".join(f"{name} of process {', '.join(map(str, who))}" for name, who in differ.items())
             raise Finding(
-                f"not as process 0 has it: {listed}", "give every process the same command, files and versions"
+                f"different from process 0: {listed}", "give every process the same command, files and versions"
             )
         return f"{len(everyone)} agree on config, data and versions"
 
@@ -235,16 +235,16 @@ class _Looker:
         batch = config.batch_size // jax.device_count()
         compiled = self._compiler.compile(batch)
         usable = self._compiler.devices.usable_bytes
-        remedy = "a smaller config.batch_size, config.model.remat=True or dtype bfloat16; plan says what fits"
+        remedy = "a smaller config.batch_size, config.model.remat=True or dtype bfloat16; see the command plan"
         if compiled is None:
-            raise Finding(f"{batch} item(s) a device do not fit: the compiler finds no room", remedy)
+            raise Finding(f"{batch} item(s) per device do not fit: the compiler ran out of device memory", remedy)
         planned = (
             f"planned: {table.size(compiled.temp_bytes)} of temporaries, {table.size(compiled.bytes_moved)} moved in a "
             f"step, collectives: {table.collectives([(each.op, each.bytes) for each in compiled.collectives])}"
         )
-        needed = f"{batch} item(s) a device take {table.size(compiled.peak_bytes)}"
+        needed = f"{batch} item(s) per device need {table.size(compiled.peak_bytes)}"
         if usable is None:
-            return f"{needed}; the device does not say what it has ({planned})"
+            return f"{needed}; the device does not report its memory ({planned})"
         if compiled.peak_bytes > usable:
             raise Finding(f"{needed} of {table.size(usable)} ({planned})", remedy)
         return f"{needed} of {table.size(usable)} ({planned})"
@@ -255,11 +255,11 @@ class _Looker:
         kept = self._config.checkpoints_kept + 1  # plus the best one
         needed, there = (kept + 1) * size, self._free(self._workdir)
         said = (
-            f"{table.size(there)} free; {kept} checkpoints of {table.size(size)} are kept, and one is "
-            "written before one goes"
+            f"{table.size(there)} free; {kept} checkpoints of {table.size(size)} are kept, and a new "
+            "one is written before an old one is deleted"
         )
         if needed > there:
-            raise Finding(said, f"make {table.size(needed - there)} of room, or give another --workdir")
+            raise Finding(said, f"free {table.size(needed - there)} of disk space, or give another --workdir")
         return said
 
     def checkpoint(self):
@@ -274,9 +274,7 @@ class _Looker:
             reason = error.strerror or str(error)
         folder = _same_everywhere(folder, parent)
         if folder is None:
-            raise Finding(
-                f"{parent} cannot be written to ({reason})", "give another --workdir, or mend its permissions"
-            )
+            raise Finding(f"{parent} cannot be written to ({reason})", "give another --workdir, or fix its permissions")
         try:
             return self._write_and_read(folder)
         finally:
@@ -296,7 +294,7 @@ class _Looker:
         if self._config.init_from is None:
             return said
         warm_start.require_same_model(self._config)
-        return f"{said}; the run begins with {self._config.init_from}"
+        return f"{said}; the run starts from {self._config.init_from}"
 
     def _write_and_read(self, folder):
         devices = mesh.make_mesh()
@@ -359,13 +357,13 @@ def _digest(text):
 
 def _require_folder(workdir):
     if not isinstance(workdir, Path):
-        raise Finding(f"{workdir} is a bucket, which this does not look at", "", SKIPPED)
+        raise Finding(f"{workdir} is a bucket, which is not checked", "", SKIPPED)
 
 
 def _existing(path):
     path = path.absolute()
     while not path.is_dir():
         if path.exists():
-            raise ConfigError(f"--workdir: {path} is no folder; give another")
+            raise ConfigError(f"--workdir: {path} is not a folder; give another")
         path = path.parent
     return path

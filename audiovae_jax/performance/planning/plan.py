@@ -37,7 +37,7 @@ def plan(config: ml_collections.ConfigDict, targets: list[Target], limits: Limit
 
     Args:
       config: finalized. If its batch cannot be split over a target's devices, one item per device is planned.
-      targets: what to compile for.
+      targets: the devices to compile for.
       limits: of the planning itself.
       say: called with a line of progress.
 
@@ -94,7 +94,7 @@ def _fill(entry, config, target, limits, say):
         }
         say(f"{devices.count} x {devices.kind}, {worker.state_bytes / 1e9:.2f} GB of state; tracing")
         if not splits:
-            say(f"config.batch_size={config.batch_size} cannot be split over {devices.count}; planning 1 item a device")
+            say(f"config.batch_size={config.batch_size} cannot be split over {devices.count}; planning 1 per device")
         known = {}
 
         def peak(size):
@@ -126,10 +126,10 @@ def _compile(worker, size, entry, say) -> Compiled | None:
     say(f"compiling for {size} item{'s' * (size > 1)} a device")
     compiled = worker.compile(size)
     if compiled is None:
-        say(f"{size} a device: the compiler finds no room")
+        say(f"{size} per device: the compiler ran out of device memory")
         entry["compiled"].append({"batch_per_device": size, "peak_bytes": None, "seconds": None})
         return None
-    say(f"{size} a device: peak {compiled.peak_bytes / 1e9:.2f} GB, compiled in {compiled.seconds:.0f} s")
+    say(f"{size} per device: peak {compiled.peak_bytes / 1e9:.2f} GB, compiled in {compiled.seconds:.0f} s")
     entry["compiled"].append(
         {"batch_per_device": size, "peak_bytes": compiled.peak_bytes, "temp_bytes": compiled.temp_bytes,
          "bytes_moved": compiled.bytes_moved, "seconds": compiled.seconds}

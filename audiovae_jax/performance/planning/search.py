@@ -22,7 +22,7 @@ def largest_batch(
     fits is proposed again, or when the next larger one is known not to fit.
 
     Args:
-      peak: compiles for a batch size and returns its peak in bytes, or None if the compiler finds no room.
+      peak: compiles for a batch size and returns its peak in bytes, or None if the compiler runs out of device memory.
       known: peaks by batch size, of earlier compiles. New ones are added.
       fixed_bytes: memory without any items: the state.
       usable_bytes: memory of a device.

@@ -5,9 +5,8 @@ import textwrap
 _WIDTH = 110
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _NOTE = (
-    "Planned by XLA, of one device and step; nothing was run. Times are bounds: what the published peaks and "
-    "bandwidths allow at most, each alone. A step is shorter than none of them, and longer than all where they do not "
-    "overlap."
+    "Planned by XLA, for one device and one step; nothing was run. Each time is a lower bound, from a published peak "
+    "rate or bandwidth alone. A step takes at least the largest of them, and longer if they do not overlap."
 )
 
 
@@ -66,21 +65,21 @@ def _cell(text, entry):
 
 def _batch(entry):
     planned = entry.get("figures_of_batch", entry["batch_per_device"])
-    instead = "" if planned == entry["batch_per_device"] else f" ({entry['batch_per_device']} have no room)"
-    return f"{planned} a device, {planned * entry['count']} in all{instead}"
+    instead = "" if planned == entry["batch_per_device"] else f" ({entry['batch_per_device']} do not fit)"
+    return f"{planned} per device, {planned * entry['count']} in total{instead}"
 
 
 def _memory(entry):
     usable = entry["usable_bytes"]
     there = f" of {size(usable)}" if usable else ""
-    return f"{size(entry['peak_bytes'])}{there}" + (", TOO MUCH" if usable and entry["peak_bytes"] > usable else "")
+    return f"{size(entry['peak_bytes'])}{there}" + (", does not fit" if usable and entry["peak_bytes"] > usable else "")
 
 
 def _largest(entry):
     if not entry["compiled"]:
         return ""
     tried = ", ".join(
-        f"{each['batch_per_device']}{'' if each['peak_bytes'] is not None else ' (no room)'}"
+        f"{each['batch_per_device']}{'' if each['peak_bytes'] is not None else ' (does not fit)'}"
         for each in entry["compiled"]
     )
     if entry["largest_batch_per_device"] is None:

@@ -14,7 +14,7 @@ from audiovae_jax.errors import ConfigError
 from audiovae_jax.performance.planning.accelerators import ACCELERATORS, Accelerator
 
 HERE, CPU = "here", "cpu"
-# The variable for the fraction of a GPU's memory that JAX takes, and its default.
+# The variable for the fraction of a GPU's memory that JAX allocates, and its default.
 _FRACTION, _DEFAULT_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75
 _PLUGINS = {
     "cuda": ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12"),
@@ -52,7 +52,7 @@ class Target:
 
     @property
     def usable_bytes(self) -> int | None:
-        """Memory of a device that a run gets; None for this machine's devices."""
+        """Memory of a device that a run can use; None for this machine's devices."""
         if self.accelerator is None:
             return None
         share = memory_fraction() if self.platform == "cuda" else 1.0
@@ -101,14 +101,14 @@ def parse(names: list[str]) -> list[Target]:
     """
     targets = [_parse(name.strip().lower()) for name in names if name.strip()]
     if not targets:
-        raise ConfigError(f"--target names nothing to plan for; give for instance {_example()}")
+        raise ConfigError(f"--target is empty; give for example {_example()}")
     if len({target.name for target in targets}) < len(targets):
-        raise ConfigError(f"--target={','.join(names)} names one target twice")
+        raise ConfigError(f"--target={','.join(names)} contains a target twice")
     return targets
 
 
 def memory_fraction() -> float:
-    """The fraction of a GPU's memory that JAX takes.
+    """The fraction of a GPU's memory that JAX allocates.
 
     Raises:
       ConfigError: the environment variable is not a number above 0 and at most 1.
@@ -130,7 +130,7 @@ def _parse(name):
     if kind != CPU and kind not in ACCELERATORS:
         known = [*ACCELERATORS, CPU, HERE]
         raise ConfigError(
-            f"--target={name}: there is no target {kind!r}{did_you_mean(kind, known)}; there are {', '.join(known)}"
+            f"--target={name}: there is no target {kind!r}{did_you_mean(kind, known)}; choose from {', '.join(known)}"
         )
     platform = CPU if kind == CPU else ACCELERATORS[kind].platform
     if not colon and platform != "tpu":
@@ -141,8 +141,8 @@ def _parse(name):
     if platform != "tpu":
         numbers = (1, *numbers) if len(numbers) == 1 else numbers
         if len(numbers) != 2 or (platform == CPU and numbers[0] != 1):
-            takes = "devices, as cpu:8" if platform == CPU else f"hosts x devices, as {kind}:2x8"
-            raise ConfigError(f"--target={name}: the shape of {kind} is {takes}")
+            takes = "devices, such as cpu:8" if platform == CPU else f"hosts x devices, such as {kind}:2x8"
+            raise ConfigError(f"--target={name}: the shape of {kind} must be {takes}")
     return Target(name, platform, numbers, ACCELERATORS.get(kind))
 
 

@@ -25,17 +25,17 @@ _POLLS_PER_SECOND = 4
 class Worker:
     """Compiles a config's step for a target in its own process; a context manager.
 
-    A process has one set of platforms and flags for its whole life. A compiler that takes too much memory or time must
+    A process has one set of platforms and flags for its whole life. A compiler that needs too much memory or time must
     be stopped from outside.
 
     Args:
       config: finalized.
-      target: what to compile for.
+      target: the devices to compile for.
       memory_bytes: maximum memory of the process on this machine; None for no limit.
       seconds: maximum time for each answer.
 
     Attributes:
-      devices: what is compiled for.
+      devices: the devices that are compiled for.
       state_bytes: of the train state.
       host_peak_bytes: peak memory of the process so far.
 
@@ -90,12 +90,12 @@ class Worker:
             if self._memory_bytes is not None and held > self._memory_bytes:
                 raise PlanError(
                     f"{self._target.name}: compiling took more than {self._memory_bytes / 1e9:.1f} GB of this "
-                    "machine's memory and was stopped; give it more with --host_memory, or plan on a larger machine"
+                    "machine's memory and was stopped; raise --host_memory, or plan on a larger machine"
                 )
             if time.monotonic() > deadline:
                 raise PlanError(
                     f"{self._target.name}: compiling took more than {self._seconds / 60:g} minutes and was stopped; "
-                    "give it more with --minutes"
+                    "raise --minutes"
                 )
         try:
             answer, peak = self._connection.recv()

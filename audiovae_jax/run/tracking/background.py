@@ -101,7 +101,7 @@ class Background(Writer):
     def _pass_on(self, record):
         method, *arguments = record
         counts = method not in ("flush", "restart", "close")
-        # The end of a run makes a last attempt even during a pause.
+        # At its end, a run makes a last attempt even during a pause.
         pausing = self._failed_at is not None and time.monotonic() - self._failed_at < self._pause
         if pausing and method != "close":
             self._lost += counts
@@ -116,11 +116,11 @@ class Background(Writer):
             self._failed_at = time.monotonic()
             self._pause = min(_AT_MOST, 2 * self._pause or _AGAIN_AFTER)
             if first:
-                self._warn(f"warning: {self._name} takes no records: {_reason(error)}; training continues without it")
+                self._warn(f"warning: {self._name} accepts no records: {_reason(error)}; training continues without it")
         else:
             if self._failed_at is not None and method != "close":
                 self._failed_at, self._pause = None, 0.0
-                self._warn(f"{self._name} takes records again; {self._lost} were lost")
+                self._warn(f"{self._name} accepts records again; {self._lost} were lost")
                 self._lost = 0
 
 

@@ -21,7 +21,7 @@ def chart(title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> st
     curves = {name: finite(*points) for name, points in series.items()}
     drawn = [values for _, values in curves.values() if len(values)]
     if not drawn:
-        return f"<figure><figcaption>{escaped(title)}: no number</figcaption></figure>"
+        return f"<figure><figcaption>{escaped(title)}: no values</figcaption></figure>"
     values = np.concatenate(drawn)
     scale = "log" if values.min() > 0 and values.max() / values.min() >= _LOGARITHMIC_FROM else "linear"
 

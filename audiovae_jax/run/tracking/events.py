@@ -107,7 +107,7 @@ class Events(Writer):
                 (self._bucket / file.name).upload_file(file)
             except OSError as error:
                 if not self._not_there:
-                    self._warn(f"warning: TensorBoard events wait for {self._bucket}: {error.strerror or error}")
+                    self._warn(f"warning: TensorBoard events are not yet in {self._bucket}: {error.strerror or error}")
                 self._not_there = True
                 return
             self._not_there = False
@@ -132,4 +132,4 @@ class Events(Writer):
         first = self._failed_at is None
         self._writer, self._failed_at = None, time.monotonic()
         if first:  # warn after changing the state, since warnings are recorded too
-            self._warn(f"warning: TensorBoard events are not written for now: {error.strerror or error}")
+            self._warn(f"warning: writing TensorBoard events failed, and is retried later: {error.strerror or error}")

@@ -47,7 +47,7 @@ def read(workdir: Path) -> History:
       DataError: the workdir does not exist, or has no record of a run.
     """
     if not workdir.is_dir():
-        raise DataError(f"{printable(workdir)} is not there; give the workdir of a run")
+        raise DataError(f"{printable(workdir)} does not exist; give the workdir of a run")
     path = workdir / json_lines.NAME
     numbers: dict[str, dict[int, float]] = {}
     remarks: list[tuple[int, str, str]] = []
@@ -58,7 +58,7 @@ def read(workdir: Path) -> History:
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
     if not numbers:
-        raise DataError(f"nothing was recorded in {printable(workdir)}: no number in {json_lines.NAME}")
+        raise DataError(f"{printable(workdir)} has no record of a run: there are no scalars in {json_lines.NAME}")
     try:
         config = json.loads((workdir / "config.json").read_text())
     except (OSError, ValueError):

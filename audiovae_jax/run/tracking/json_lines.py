@@ -107,7 +107,7 @@ class JsonLines(Writer):
             first = self._failed_at is None
             self._failed_at = time.monotonic()
             if first:  # warn after changing the state, since warnings are recorded too
-                self._warn(f"warning: {NAME} is not written for now: {error.strerror or error}")
+                self._warn(f"warning: writing {NAME} failed, and is retried later: {error.strerror or error}")
         else:
             if self._failed_at is not None:
                 self._failed_at = None

@@ -62,7 +62,7 @@ def warnings(run: History) -> list[str]:
             )
     said = [f"step {step}: {text}" for step, name, text in run.remarks]
     if len(said) > _LATEST:
-        found.append(f"the last {_LATEST} of {len(said)} remarks:")
+        found.append(f"the last {_LATEST} of {len(said)} warnings:")
     return found + said[-_LATEST:]
 
 
@@ -105,7 +105,7 @@ def _curves(runs, names):
     groups: dict[str, list[str]] = {}
     for metric in sorted({metric for run in runs for metric in run.scalars}):
         groups.setdefault(metric.rpartition("/")[0] or "others", []).append(metric)
-    made, constant = ["<h2>Curves over steps</h2><p>The number beside a run is its last.</p>"], []
+    made, constant = ["<h2>Curves over steps</h2><p>The number beside each run is its last value.</p>"], []
     for group in sorted(groups, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name)):
         charts = []
         for metric in groups[group]:
@@ -144,7 +144,7 @@ def _samples(runs, names, count):
     )
     if not numbers:
         return "<h2>Samples</h2><p>none</p>"
-    hint = "Start another player of a sample while one plays: it continues at the same place." if steps else ""
+    hint = "If another player of the same sample is started, it continues at the same position." if steps else ""
     made = [f"<h2>Samples</h2><p>{hint}</p>"]
     for number in numbers:
         rows = [["original", *(_player(run, max(run.samples, default=None), f"{number}_original") for run in runs)]]

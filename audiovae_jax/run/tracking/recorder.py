@@ -25,11 +25,11 @@ def check(config: ml_collections.ConfigDict):
     for name in config.logging.writers:
         if name not in NAMES:
             raise ConfigError(
-                f"config.logging.writers has {name!r}{did_you_mean(name, NAMES)}; there are {', '.join(NAMES)}"
+                f"config.logging.writers has {name!r}{did_you_mean(name, NAMES)}; choose from {', '.join(NAMES)}"
             )
         if name in _PACKAGES and importlib.util.find_spec(name) is None:
             raise ConfigError(
-                f"config.logging.writers names {name}, which is not installed: pip install -e '.[{name}]', "
+                f"config.logging.writers has {name}, which is not installed; pip install -e '.[{name}]', "
                 "or leave it out"
             )
 

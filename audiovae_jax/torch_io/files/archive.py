@@ -32,7 +32,7 @@ def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict:
 
     Args:
       path: a file of either format.
-      wanted: tells which top-level keys to read. Storages of the others are skipped.
+      wanted: returns whether to read a top-level key. Storages of the others are skipped.
 
     Raises:
       Refused: the file is damaged, hostile, or not of these formats.
@@ -48,7 +48,7 @@ def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict:
         else:
             raise Refused("it is neither a torch file nor safetensors")
         if not isinstance(value, dict):
-            raise Refused(f"it holds {_describe(value)}, not a dict; save the model's state_dict()")
+            raise Refused(f"it contains {_describe(value)}, not a dict; save the model's state_dict()")
         value = {key: item for key, item in value.items() if not isinstance(key, str) or wanted(key)}
         return _arrays(value, read)
 
@@ -90,7 +90,7 @@ def _open_zip(file, size):
         raise Refused("its members claim to be larger than the file")
     by_name = {member.filename: member for member in members}
     if len(by_name) != len(members):
-        raise Refused("two of its members have one name")
+        raise Refused("two of its members have the same name")
     roots = [name.removesuffix("data.pkl") for name in by_name if name.rpartition("/")[2] == "data.pkl"]
     if len(roots) != 1:
         raise Refused("it is a zip file, but not one of torch's: it has no data.pkl")
@@ -151,7 +151,7 @@ def _read_member(file, info, nbytes):
     if name.endswith("data.pkl") and info.file_size > _MAX_PICKLE:
         raise Refused(f"its pickle of {info.file_size:,} bytes is too large")
     if nbytes is not None and info.file_size != nbytes:
-        raise Refused(f"its member {name} has {info.file_size:,} bytes in place of {nbytes:,}")
+        raise Refused(f"its member {name} has {info.file_size:,} bytes instead of {nbytes:,}")
     file.seek(info.header_offset)
     header = file.read(_LOCAL_HEADER.size)
     if len(header) != _LOCAL_HEADER.size:
@@ -216,7 +216,7 @@ def _open_stream(file, size):
         raise Refused("its list of storages is damaged")
     keys = [str(key) for key in keys]
     if len(set(keys)) != len(keys):
-        raise Refused("two of its storages have one name")
+        raise Refused("two of its storages have the same name")
     offsets = {}
     for key in keys:
         file.seek(position)
@@ -239,7 +239,7 @@ def _open_stream(file, size):
             raise Refused(f"its storage {storage.key} is missing")
         start, nbytes = offsets[storage.key]
         if storage.nbytes > nbytes:
-            raise Refused(f"its storage {storage.key} has {nbytes:,} bytes in place of {storage.nbytes:,}")
+            raise Refused(f"its storage {storage.key} has {nbytes:,} bytes instead of {storage.nbytes:,}")
         file.seek(start)
         data = np.empty(nbytes, np.uint8)
         if file.readinto(data) != nbytes:

@@ -74,7 +74,7 @@ def _scalar(dtype, data):
 def _bytes(*args):
     # Protocol 2 pickles empty bytes like this.
     if args:
-        raise Refused("bytes are made of something")
+        raise Refused("bytes have unexpected arguments")
     return b""
 
 
@@ -87,7 +87,7 @@ def _encode(text, encoding="latin1"):
 
 def _bytearray(data=b""):
     if not isinstance(data, (bytes, bytearray)):  # a number would be a size to allocate
-        raise Refused("a bytearray is made of something else than bytes")
+        raise Refused("a bytearray is not made of bytes")
     return bytearray(data)
 
 
@@ -97,7 +97,7 @@ def _mapping(check_key, *args):
         entries = {}
     pairs = list(entries.items()) if isinstance(entries, dict) else entries
     if not isinstance(pairs, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
-        raise Refused("a dict is made of something else than pairs")
+        raise Refused("a dict is not made of pairs")
     return {check_key(key): value for key, value in pairs}
 
 
@@ -117,13 +117,13 @@ def _sequence(kind):
 
 def _values(values, kind):
     if not isinstance(values, (list, tuple, set, frozenset)):
-        raise Refused(f"a {kind.__name__} is made of something else than values")
+        raise Refused(f"a {kind.__name__} is not made of values")
     return values
 
 
 def _complex(real=0.0, imag=0.0):
     if not all(isinstance(part, (int, float)) for part in (real, imag)):
-        raise Refused("a complex number is made of something else than numbers")
+        raise Refused("a complex number is not made of numbers")
     return complex(real, imag)
 
 
@@ -199,7 +199,7 @@ class _Plainer:
                 return value
             return self(content, depth + 1)
         if isinstance(value, tensors.Storage):
-            raise Refused("it holds a storage that belongs to no tensor")
+            raise Refused("it contains a storage that belongs to no tensor")
         if not isinstance(value, (dict, list, tuple)):
             return value
         if id(value) in self._done:
@@ -207,7 +207,7 @@ class _Plainer:
             self._count(size)
             return result
         if id(value) in self._open or depth > _MAX_DEPTH:
-            raise Refused(f"a value holds itself, or is nested deeper than {_MAX_DEPTH}")
+            raise Refused(f"a value contains itself, or is nested deeper than {_MAX_DEPTH}")
         before = self.values
         self._count(1 + len(value))
         self._open.add(id(value))
@@ -223,7 +223,7 @@ class _Plainer:
         # A shared value counts at each use, because code that walks the result visits it each time.
         self.values += size
         if self.values > _MAX_VALUES:
-            raise Refused(f"it unfolds to more than {_MAX_VALUES:,} values")
+            raise Refused(f"it expands to more than {_MAX_VALUES:,} values")
 
 
 def plain(value: Any, array: Callable[[tensors.Tensor], np.ndarray]) -> Any:

@@ -128,7 +128,7 @@ def storage(parts: tuple) -> Storage | Placeholder:
         raise Refused("a persistent id is not that of a storage")
     _, kind, key, _, size, *view = parts
     if not isinstance(kind, Global) or kind.module not in ("torch", "torch.storage"):
-        raise Refused(f"{kind} is no type of storage")
+        raise Refused(f"{kind} is not a storage type")
     if kind.name not in _STORAGES:  # quantised, or newer than this table
         return Placeholder(kind, ())
     if isinstance(key, int):
@@ -182,7 +182,7 @@ def rebuild_tensor(source, offset, shape, strides, *rest, dtype=None) -> Tensor 
 def rebuild_tensor_v3(source, offset, shape, strides, requires_grad, hooks, dtype, *metadata) -> Tensor | Placeholder:
     """A `Tensor` of an untyped storage, for torch's `_rebuild_tensor_v3`."""
     if not isinstance(dtype, Global) or dtype.module != "torch":
-        raise Refused(f"{dtype} is no dtype")
+        raise Refused(f"{dtype} is not a dtype")
     if dtype.name not in _DTYPES:
         return Placeholder(dtype, ())
     named = np.dtype(_DTYPES[dtype.name])
@@ -220,5 +220,5 @@ def _is_count(value):
 
 def _unpack(values, count, what):
     if not isinstance(values, tuple) or len(values) != count:
-        raise Refused(f"{what} has not {count} parts")
+        raise Refused(f"{what} does not have {count} parts")
     return values

@@ -1,8 +1,8 @@
 """A pickle interpreter that calls nothing that a file names.
 
-Python's unpickler imports and calls what the file says. This one interprets protocols 2 to 5 (PEP 307, 3154, 574) with
-a table of our builders. Every other global becomes an inert `Placeholder`. Opcodes that torch's files do not use are
-refused, as are files that would exceed a budget of objects.
+Python's unpickler imports and calls everything that the file names. This one interprets protocols 2 to 5 (PEP 307,
+3154, 574) with a table of our builders. Every other global becomes an inert `Placeholder`. Opcodes that torch's files
+do not use are refused, as are files that would exceed a budget of objects.
 """
 
 import dataclasses
@@ -105,7 +105,7 @@ class _Machine:
 
     def run(self):
         if bytes(self._data[:1]) != pickle.PROTO:
-            raise Refused("it is no pickle of protocol 2 to 5")
+            raise Refused("it is not a pickle of protocol 2 to 5")
         for _ in range(_MAX_OPCODES):
             opcode = self._take(1)
             if opcode == pickle.STOP:
@@ -114,7 +114,7 @@ class _Machine:
                 return self._stack.pop()
             handler = _HANDLERS.get(opcode)
             if handler is None:
-                raise Refused(f"opcode {opcode!r} has no place in a checkpoint")
+                raise Refused(f"opcode {opcode!r} is not allowed in a checkpoint")
             handler(self)
         raise Refused(f"it has more than {_MAX_OPCODES:,} opcodes")
 
@@ -165,7 +165,7 @@ class _Machine:
     def _charge(self, count=1):
         self._objects += count
         if self._objects > _MAX_OBJECTS:
-            raise Refused(f"it makes more than {_MAX_OBJECTS:,} objects")
+            raise Refused(f"it creates more than {_MAX_OBJECTS:,} objects")
 
     def _push_new(self, value, size=0):
         self._charge(1 + size)
@@ -275,7 +275,7 @@ class _Machine:
     def _memoize(self, index):
         # Picklers number their memo consecutively. Arbitrary numbers could collide in a table.
         if index > len(self._memo):
-            raise Refused(f"value {index} is remembered after {len(self._memo)} others")
+            raise Refused(f"value {index} is stored in the memo after {len(self._memo)} others")
         self._memo[index : index + 1] = [self._top()]
 
     def _recall(self, form):
@@ -283,7 +283,7 @@ class _Machine:
 
     def _global(self, module, name):
         if not (isinstance(module, str) and isinstance(name, str)) or max(len(module), len(name)) > _MAX_NAME:
-            raise Refused("a class is named by something else than a name")
+            raise Refused("the name of a class is not a string")
         self._push_new(Global(module, name))
 
     def _stack_global(self):

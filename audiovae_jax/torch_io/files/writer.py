@@ -1,8 +1,8 @@
 """`write_checkpoint`: writes a file that `torch.load` reads, without torch.
 
 The format is the zip of torch 1.6 and later, with pickle protocol 2. Storages are aligned as torch aligns them, so
-`torch.load(mmap=True)` works too. The file holds tensors and plain values only, so `torch.load(weights_only=True)`, the
-default, accepts it.
+`torch.load(mmap=True)` works too. The file contains only tensors and plain values, so `torch.load(weights_only=True)`,
+the default, accepts it.
 """
 
 import pickle
@@ -32,7 +32,7 @@ def write_checkpoint(path: str | Path, value: dict[str, Any]):
         that occurs twice becomes two tensors of one storage.
 
     Raises:
-      TypeError: it holds a value of another type; the message gives its location.
+      TypeError: it contains a value of another type. The message gives its location.
     """
     storages: list[np.ndarray] = []
     data = _Pickler(storages).dump(value)
@@ -63,14 +63,14 @@ class _Pickler:
 
     def _write(self, value, where):
         if len(where) > _MAX_PATH:
-            raise TypeError(f"{where[:60]}... is nested too deeply for a checkpoint, or holds itself")
+            raise TypeError(f"{where[:60]}... is nested too deeply for a checkpoint, or contains itself")
         if isinstance(value, np.generic):
             value = value.item()
         for kind, write in _WRITERS.items():
             if isinstance(value, kind):
                 write(self, value, where)
                 return
-        raise TypeError(f"{where or 'the value'} is a {type(value).__name__}, which has no place in a checkpoint")
+        raise TypeError(f"{where or 'the value'} is a {type(value).__name__}, which a checkpoint cannot contain")
 
     def _sequence(self, value, where):
         self._out += pickle.EMPTY_LIST + pickle.MARK if isinstance(value, list) else pickle.MARK
@@ -91,7 +91,7 @@ class _Pickler:
         else:
             data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
             if len(data) > 255:
-                raise TypeError(f"{where} is an integer of {len(data)} bytes, which has no place in a checkpoint")
+                raise TypeError(f"{where} is an integer of {len(data)} bytes, which a checkpoint cannot contain")
             self._out += pickle.LONG1 + bytes([len(data)]) + data
 
     def _text(self, value, _):
@@ -104,7 +104,7 @@ class _Pickler:
     def _tensor(self, value, where):
         storage = tensors.storage_name(value.dtype)
         if storage is None:
-            raise TypeError(f"{where} has dtype {value.dtype}, which torch has no storage for")
+            raise TypeError(f"{where} has dtype {value.dtype}, for which torch has no storage")
         if id(value) not in self._keys:
             self._keys[id(value)] = len(self._storages)
             self._storages.append(value)

@@ -33,13 +33,13 @@ def complete(found: Findings, reference: ml_collections.ConfigDict):
     _crop(found, setting)
     if setting("use_adversarial"):
         found.changed.append(
-            ("model.use_adversarial", "feature matching reaches the generator now; it had no gradient, so its weight "
-             "may want to be lower")
+            ("model.use_adversarial", "feature matching had no gradient, but now reaches the generator; consider "
+             "a lower weight")
         )  # fmt: skip
         if setting("adversarial.warmup_steps") < setting("kl.warmup_steps"):
             found.changed.append(
                 ("kl_warmup_steps", "steps were counted twice a batch while the discriminator trained, so the warm-up "
-                 "went by in fewer batches; config.kl.warmup_steps counts batches")
+                 "took fewer batches; config.kl.warmup_steps counts batches")
             )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def _one_rate(found):
     key = found.facts.get("data_rate")
     key = key if key in rates else next(iter(rates))
     found.settings["data.sample_rate"] = rates[key]
-    _say_others(found, rates, key, "one sample rate holds for data, losses and discriminator")
+    _say_others(found, rates, key, "data, losses and discriminator share one sample rate")
 
 
 def _one_channel_count(found):
@@ -59,7 +59,7 @@ def _one_channel_count(found):
         return
     key = next((key for key in counts if key.endswith(".channels")), next(iter(counts)))
     found.settings["data.channels"] = counts[key]
-    _say_others(found, counts, key, "one count holds for data, model and discriminator")
+    _say_others(found, counts, key, "data, model and discriminator share one number of channels")
 
 
 def _say_others(found, given, key, reason):
@@ -79,7 +79,7 @@ def _counts(found, setting):
         adversarial = setting("use_adversarial") and setting("adversarial.warmup_steps") < steps
         lengths.append(int(steps) // (2 if adversarial else 1))
         if adversarial:
-            found.changed.append((key, f"two steps a batch were counted, of each network; it is {lengths[0]} batches"))
+            found.changed.append((key, f"a batch counted as two steps, one per network; now {lengths[0]} batches"))
     counts = (
         ("num_steps", facts.get("max_epochs")),
         ("validate_every", facts.get("check_val_every_n_epoch")),
@@ -91,7 +91,7 @@ def _counts(found, setting):
             continue
         if epoch is None:
             found.dropped.append(
-                (*fact, f"how long an epoch is, is not said; give train_samples=N, or set config.{new}")
+                (*fact, f"the length of an epoch is unknown; give train_samples=N, or set config.{new}")
             )
             continue
         found.changed.append(
@@ -111,7 +111,7 @@ def _counts(found, setting):
         elif epoch is not None:
             found.settings["validate_every"] = max(1, int(interval * epoch))
         else:
-            reason = "how long an epoch is, is not said; give train_samples=N, or set config.validate_every"
+            reason = "the length of an epoch is unknown; give train_samples=N, or set config.validate_every"
             found.dropped.append((key, interval, reason))
     if "checkpoint_steps" in facts:
         found.settings["checkpoint_every"] = facts["checkpoint_steps"][1]
@@ -131,11 +131,11 @@ def _batch_size(found):
     if unknown:
         values = ", ".join(f"{name}={_factor(found, name)}" for name in unknown)
         remedy = " ".join(f"trainer.{name}=N" for name in unknown)
-        found.changed.append((key, f"it counted the items of one device; {values} is no number to multiply it by; "
+        found.changed.append((key, f"it counted the items of one device; {values} is not a number to multiply by; "
                                    f"give {remedy}"))  # fmt: skip
     if total != size:
         product = " * ".join([f"{size:g}", *(f"{name}={count}" for name, count in counts.items() if count)])
-        found.changed.append((key, "it counted the items of one device; those of an update are "
+        found.changed.append((key, "it counted the items of one device; an update has "
                                    f"config.batch_size={total} ({product})"))  # fmt: skip
 
 
@@ -164,10 +164,10 @@ def _precision(found):
     if precision in _HALF + _BFLOAT:
         found.settings |= {"model.dtype": "bfloat16", "discriminator.dtype": "bfloat16"}
         if precision in _HALF:
-            found.changed.append((key, "bfloat16 in place of float16: convolutions compute in it, the rest in float32"))
+            found.changed.append((key, "bfloat16 instead of float16, for convolutions; the rest is float32"))
     elif not precision.startswith("32"):
         found.dropped.append(
-            (key, precision, "parameters, losses and STFTs are float32, convolutions that or bfloat16")
+            (key, precision, "parameters, losses and STFTs are float32; convolutions are float32 or bfloat16")
         )
 
 
@@ -183,7 +183,7 @@ def _crop(found, setting):
     crop = max(1, round(samples / hop)) * hop
     found.settings["data.crop_length"] = crop
     if crop != samples:
-        found.changed.append((key, f"{samples:g} samples are no multiple of the hop of {hop}, and were padded with "
+        found.changed.append((key, f"{samples:g} samples are not a multiple of the hop of {hop}, and were padded with "
                                    f"zeros inside the loss; crops are {crop} samples now"))  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from audiovae_jax.torch_io.migration.interpolation import Unresolved
 
 _HYDRA_OWN = ("_target_", "_partial_", "_recursive_", "_convert_")
-UNKNOWN = "nothing here is like it"
+UNKNOWN = "there is no counterpart"
 
 
 @dataclasses.dataclass
@@ -128,9 +128,9 @@ class Section:
         if value is None:
             return default
         if isinstance(value, Unresolved):
-            self._drop(name, value, "it refers to what the given files do not define")
+            self._drop(name, value, "it refers to a key that the given files do not define")
         elif value == "???":
-            self._drop(name, value, "it is left open")
+            self._drop(name, value, "it has no value (???)")
         elif not fits(value):
             self._drop(name, value, f"it is not {kind}")
         else:

@@ -78,7 +78,7 @@ def compose(files: list[Path], overrides: list[str]) -> Tree:
             break
         choices = composer.choices
     else:
-        raise ConfigError(f"{files[0]}: the defaults lists override one another without end")
+        raise ConfigError(f"{files[0]}: the defaults lists override one another in a cycle")
     for path, value in assignments:
         if "/".join(path) not in composer.chosen:
             _assign(values, path, value)
@@ -107,7 +107,7 @@ class _Composer:
         """Return the values of a config file and its defaults, nested under its package."""
         if file in self._within:
             chain = " -> ".join(_shown(path, self._root) for path in [*self._within, file])
-            raise ConfigError(f"the defaults lists go round in a circle: {chain}")
+            raise ConfigError(f"the defaults lists form a circle: {chain}")
         values, header = yaml_files.read(file)
         if file not in self.files:
             self.files.append(file)
@@ -175,8 +175,8 @@ class _Composer:
     def _locate(self, group, option):
         """Find an option's file; None if there is none.
 
-        The places are the group, the folder beside it and the root. Hydra only searches the group. The PyTorch system's
-        documentation uses the other two places.
+        The places are the group, the folder next to it and the root. Hydra only searches the group. The PyTorch
+        system's documentation uses the other two places.
         """
         for folder in (group, group.rpartition("/")[0], ""):
             found = self._file(_under(folder, option))
@@ -200,7 +200,7 @@ class _Composer:
         def chosen(match):
             known = self.choices.get(match[1]) or self.chosen.get(match[1])
             if not known:
-                raise ConfigError(f"{file}: defaults: {option}: no choice is known of the group {match[1]!r}")
+                raise ConfigError(f"{file}: defaults: {option}: the group {match[1]!r} has no choice")
             return known[0]
 
         return _CHOICE.sub(chosen, option)
@@ -231,7 +231,7 @@ def _parse_entry(raw, file) -> _Entry:
         return _Entry(None, (key,), package or None, optional, override)
     options = [] if options is None else options if isinstance(options, list) else [options]
     if "???" in options:
-        raise ConfigError(f"{file}: defaults: {key} is left open (???); choose one, as {key.lstrip('/')}=OPTION")
+        raise ConfigError(f"{file}: defaults: {key} has no value (???); choose one with {key.lstrip('/')}=OPTION")
     return _Entry(key, tuple(map(str, options)), package or None, optional, override)
 
 

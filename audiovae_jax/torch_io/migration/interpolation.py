@@ -15,7 +15,7 @@ _MAX_VALUES = 100_000  # per tree; nested references to lists can expand to bill
 
 
 class Unresolved(str):
-    """The original text of a value that cannot be resolved from the files alone."""
+    """The original text of a value that cannot be resolved from the files."""
 
 
 def resolve(values: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class _Resolver:
     def section(self, value, path):
         self._left -= 1
         if self._left < 0:
-            raise ConfigError(f"{'.'.join(path)} expands to more than {_MAX_VALUES} values; that is no config")
+            raise ConfigError(f"{'.'.join(path)} expands to more than {_MAX_VALUES} values, too many for a config")
         if isinstance(value, dict):
             return {key: self.section(entry, (*path, key)) for key, entry in value.items()}
         if isinstance(value, list):

@@ -40,7 +40,7 @@ _FLAGS = {
     "use_sum_and_difference": ("sum_and_difference_loss", "SumAndDifferenceSTFTLoss"),
     "use_lr_multiresolution": ("lr_multiresolution_loss", "LRMultiResolutionSTFTLoss"),
 }
-_PORT = "write it as a function of prediction and target, and name it by its dotted path (config/README.md)"
+_PORT = "write it as a function of prediction and target, and give its dotted path (config/README.md)"
 
 
 def take_losses(section: Section, found: Findings):
@@ -60,7 +60,7 @@ def take_losses(section: Section, found: Findings):
             found.dropped.append((section.key(name), value, _PORT))
     if found.losses == {}:
         found.losses = None
-        found.changed.append((section.key("*"), "none of its losses could be taken, so those of configs/base.py stand"))
+        found.changed.append((section.key("*"), "no loss could be converted, so those of configs/base.py are used"))
 
 
 def _take_loss(name, values, path, weight, found):
@@ -77,7 +77,7 @@ def _take_loss(name, values, path, weight, found):
     made["weight"] = section.number("weight", 1.0) if weight is None else weight
     section.ignore("weight")
     if made["weight"] != 1:
-        found.changed.append((f"{path}.weight", "a loss's weight was never read; it counts now"))
+        found.changed.append((f"{path}.weight", "the weight of a loss was ignored, and is used now"))
     if "fft_sizes" in defaults:
         defaults = {**defaults, "sample_rate": None}
     for option, default in defaults.items():
@@ -98,7 +98,7 @@ def _take_loss(name, values, path, weight, found):
     if function == "multi_scale_mel":
         made |= {"w_sc": section.number("w_sc", 1.0), "w_log_mag": section.number("w_log_mag", 1.0)}
         found.changed.append((path, "its spectral convergence was one ratio over the whole batch; it is one per item "
-                                    "now (convergence='batch' is the old number)"))  # fmt: skip
+                                    "now (convergence='batch' gives the old value)"))  # fmt: skip
     section.end(lambda option: "the loss has no such option here")
     found.losses[_name(name, found.losses)] = made
 

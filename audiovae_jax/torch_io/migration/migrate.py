@@ -46,7 +46,7 @@ def migrate(files: list[Path], overrides: list[str], reference: ml_collections.C
     found = Findings()
     sections.take(interpolation.resolve(tree.values), "", found)
     assemble.complete(found, reference)
-    missing = [f"{name}: it is optional, and not there" for name in tree.missing]
+    missing = [f"{name}: it is optional, and does not exist" for name in tree.missing]
     return Migration(
         files=tuple(tree.files),
         statements=tuple(assemble.statements(found, reference)),
@@ -73,7 +73,7 @@ def write(migration: Migration, path: Path, reference: ml_collections.ConfigDict
             configuration.check(configuration.finalize(config, reference), device_count=1)
     except ConfigError as error:
         raise ConfigError(
-            f"{error}\nnothing was written; give an old key another value on the command line, as KEY=VALUE"
+            f"{error}\nnothing was written; give an old key another value on the command line with KEY=VALUE"
         ) from error
     except OSError as error:
         raise ConfigError(f"{printable(path)} was not written: {error.strerror or error}") from error
@@ -83,12 +83,12 @@ def _source(migration):
     first, others = _line(printable(migration.files[0].name)), len(migration.files) - 1
     origin = first.translate(_PLAIN) + (f" and {others} files that belong to it" if others else "")
     remarks = []
-    for title, lines in (("No counterpart", migration.dropped), ("Taken, with a difference", migration.changed)):
+    for title, lines in (("No counterpart", migration.dropped), ("Converted, with another meaning", migration.changed)):
         if lines:
             remarks += [f"# {title}:", *(f"#   {line}" for line in lines)]
     body = migration.statements or ("pass",)
     lines = [
-        f'"""Made by migrate_config of {origin}."""',
+        f'"""Converted by migrate_config from {origin}."""',
         "",
         *(["import ml_collections", ""] if any("ml_collections." in line for line in body) else []),
         "from configs import base",

@@ -7,21 +7,21 @@ from audiovae_jax import discriminators
 from audiovae_jax.torch_io.migration import losses
 from audiovae_jax.torch_io.migration.findings import UNKNOWN, Findings, Section
 
-_STEPS = "the learning rate follows a cosine over config.num_steps, a step at a time"
-_PRINTED = "it is printed, and written to config.json in the workdir, at every start"
-_SAME = "a run is the same again for the same seed, always"
+_STEPS = "the learning rate follows a cosine over config.num_steps, updated every step"
+_PRINTED = "every start prints it, and writes it to config.json in the workdir"
+_SAME = "runs with the same seed are always identical"
 _SHARED = ("in_channels", "sample_rate")  # arguments that have one shared key in the new config, under `data`
 # Trainer keys that determine the items per update, in addition to the batch of one device.
 _FACTORS = {
-    "devices": "all devices that JAX sees take part; CUDA_VISIBLE_DEVICES chooses",
-    "num_nodes": "each host starts the same command",
-    "accumulate_grad_batches": "there is no accumulation; where a batch takes too much memory, set config.model.remat",
+    "devices": "a run uses all devices that JAX sees; select them with CUDA_VISIBLE_DEVICES",
+    "num_nodes": "start the same command on each host",
+    "accumulate_grad_batches": "there is no accumulation; if a batch needs too much memory, set config.model.remat",
 }
 # Keys, in any section, whose counterpart is not a config key.
 _REMARKS = {
     "experiment_name": "a run is its workdir: --workdir=runs/NAME",
     "run_name": "a run is its workdir: --workdir=runs/NAME",
-    "accelerator": "JAX takes what is there; JAX_PLATFORMS=cpu chooses",
+    "accelerator": "JAX uses the available devices; select others with JAX_PLATFORMS, e.g. cpu",
     "strategy": "a batch is split over all devices that JAX sees",
     **_FACTORS,
 }
@@ -29,28 +29,28 @@ _REMARKS = {
 _REASONS = {
     "print_config": _PRINTED,
     "log_hyperparameters": _PRINTED,
-    "run_test": "the last checkpoint is validated, as each is; audiovae-jax reconstruct tries the model on other files",
-    "return_metric": "the last line of a run tells the best val/total_loss",
+    "run_test": "every checkpoint is validated, the last too; try other files with audiovae-jax reconstruct",
+    "return_metric": "the last line of a run gives the best val/total_loss",
     "scheduler_interval": _STEPS,
     "scheduler_frequency": _STEPS,
     "gradient_clip_algorithm": "gradients are clipped by their global norm",
     "log_every_n_steps": "every tenth step is recorded",
-    "enable_progress_bar": "there is always one",
-    "enable_model_summary": "parameters are counted at every start",
-    "enable_checkpointing": "there are always checkpoints",
+    "enable_progress_bar": "there is always a progress bar",
+    "enable_model_summary": "every start prints the number of parameters",
+    "enable_checkpointing": "checkpoints are always written",
     "num_sanity_val_steps": "a run begins with a validation",
-    "limit_train_batches": "config.num_steps counts batches; set it lower for a trial",
-    "limit_val_batches": "config.data.validation_crops says how much is validated",
+    "limit_train_batches": "config.num_steps counts batches; lower it for a trial",
+    "limit_val_batches": "config.data.validation_crops sets the amount of validation data",
     "deterministic": _SAME,
     "benchmark": _SAME,
-    "min_epochs": "config.num_steps says how long a run is",
-    "max_time": "config.num_steps says how long a run is; a stopped run is resumed by the same command",
-    "pin_memory": "the next batch is put on the device while one is computed",
+    "min_epochs": "config.num_steps sets the length of a run",
+    "max_time": "config.num_steps sets the length of a run; resume a stopped run with the same command",
+    "pin_memory": "the next batch is copied to the device during a step",
     "persistent_workers": "threads read crops, not processes",
-    "prefetch_factor": "config.data.prefetch_batches says how many are held ready",
+    "prefetch_factor": "config.data.prefetch_batches sets the number of batches read ahead",
     "drop_last": "every batch is full",
-    "shuffle": "each crop is drawn by its number",
-    "download": "nothing is downloaded; give the folder",
+    "shuffle": "every crop is drawn at random, by its number",
+    "download": "nothing is downloaded; set config.data.root",
 }
 
 
@@ -82,8 +82,8 @@ def _plain(section: Section, found: Findings):
     for key in ("ckpt_path", "resume_from", "resume_from_checkpoint"):
         if (file := section.text(key)) is not None:
             found.settings["init_from"] = file
-            found.changed.append((section.key(key), "init_from starts from it in a new workdir; to resume in the same "
-                                                    "one, give the same command again"))  # fmt: skip
+            found.changed.append((section.key(key), "init_from starts from it in a new workdir; to resume in the "
+                                                    "same workdir, run the same command again"))  # fmt: skip
     flags = {"use_adversarial": "use_adversarial", "encoder_frozen": "model.encoder_frozen",
              "freeze_encoder": "model.encoder_frozen"}  # fmt: skip
     for old, new in flags.items():
@@ -164,7 +164,7 @@ def _discriminator(section: Section, found: Findings):
         elif section.target and parameter.default is not parameter.empty and not key.endswith(_SHARED):
             taken[key] = parameter.default
     if section.flag("use_log", True) is not True:
-        found.dropped.append((section.key("use_log"), False, "mel spectrograms are always taken as logarithms"))
+        found.dropped.append((section.key("use_log"), False, "mel spectrograms are always logarithmic"))
     if name == "EnCodecDiscriminator":
         found.settings |= {f"discriminator.{key}": value for key, value in taken.items()}
     else:
@@ -194,7 +194,7 @@ def _optimizer(section: Section, found: Findings):
             "eps": section.number("eps", 1e-8 if given else None)}  # fmt: skip
     found.settings |= {f"optimizer.{key}": value for key, value in made.items() if value is not None}
     if section.flag("amsgrad", False):
-        found.dropped.append((section.key("amsgrad"), True, "AdamW is without it"))
+        found.dropped.append((section.key("amsgrad"), True, "AdamW does not use it"))
     section.ignore("foreach", "fused", "capturable", "maximize", "differentiable")
 
 
@@ -257,7 +257,7 @@ def _model_checkpoint(section: Section, found: Findings):
         if (value := section.whole(key)) is not None:
             found.facts[fact] = (section.key(key), value)
     where = "checkpoints are in the workdir, by their step"
-    kept = "the last ones are kept, and the best by val/total_loss"
+    kept = "the most recent ones and the best by val/total_loss are kept"
     section.drop({"dirpath": where, "filename": where})
     for key, value in (("monitor", "val/total_loss"), ("mode", "min"), ("save_last", True)):
         if (given := section.whatever(key, value)) != value:
@@ -279,11 +279,11 @@ def _mlflow(section: Section, found: Findings):
         if (value := section.text(key)) is not None:
             found.settings[f"logging.{new}"] = value
     section.drop({
-        "save_dir": "without a tracking_uri, runs are recorded in mlflow.db beside their workdirs",
-        "artifact_location": "the server's own is used",
+        "save_dir": "without a tracking_uri, runs are recorded in mlflow.db next to their workdirs",
+        "artifact_location": "the server's default is used",
         "run_name": "a run has its workdir's name",
         "run_id": "a workdir belongs to one run, which is resumed in it",
-        "log_model": "the best model is an artifact, at the end",
+        "log_model": "the best model is logged as an artifact at the end",
         "prefix": "metrics have their own names",
     })  # fmt: skip
 
@@ -292,7 +292,7 @@ def _wandb(section: Section, found: Findings):
     found.settings["logging.writers"] = ("tensorboard", "wandb")
     if (project := section.text("project")) is not None:
         found.settings["logging.wandb_project"] = project
-    offline = "it is recorded in the workdir, and sent by `wandb sync`"
+    offline = "runs are recorded in the workdir, and uploaded by `wandb sync`"
     section.drop({
         "offline": offline,
         "entity": offline,
@@ -356,11 +356,11 @@ _CLASSES: dict[str, Callable[[Section, Findings], None]] = {
     "LearningRateMonitor": _elsewhere("the learning rate is recorded with the losses"),
     "RichProgressBar": _elsewhere("there is always a progress bar"),
     "TQDMProgressBar": _elsewhere("there is always a progress bar"),
-    "MLflowVAETrackerCallback": _elsewhere("with mlflow among config.logging.writers, the best model is an artifact"),
+    "MLflowVAETrackerCallback": _elsewhere("with mlflow in config.logging.writers, the best model is an artifact"),
     "MLFlowLogger": _mlflow,
     "WandbLogger": _wandb,
     "TensorBoardLogger": _elsewhere("TensorBoard events are in the workdir"),
-    "CSVLogger": _elsewhere("metrics.jsonl in the workdir has every number"),
+    "CSVLogger": _elsewhere("metrics.jsonl in the workdir contains all metrics"),
 }  # fmt: skip
 # Sections that are handled by name even if their class is unknown.
 _KINDS = ("optimizer", "scheduler", "datamodule", "trainer")
@@ -374,7 +374,7 @@ _NAMES: dict[str, Callable[[Section, Findings], None]] = {
     "scheduler": _scheduler,
     "datamodule": _data_module,
     "trainer": _trainer,
-    "paths": _elsewhere("a run's files are all in its workdir"),
-    "hydra": _because("there is no Hydra here"),
-    "model_saving_callback": _elsewhere("the best checkpoint is kept; save_model makes a model of it"),
+    "paths": _elsewhere("all files of a run are in its workdir"),
+    "hydra": _because("Hydra is not used"),
+    "model_saving_callback": _elsewhere("the best checkpoint is kept; save_model saves it as a model"),
 }

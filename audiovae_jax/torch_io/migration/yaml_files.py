@@ -27,10 +27,10 @@ class _Loader(yaml.SafeLoader):
             if key.tag.endswith(":merge"):
                 continue
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a string", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -52,17 +52,17 @@ def read(path: Path) -> tuple[dict[str, Any], str | None]:
     try:
         content = path.read_bytes()
         if len(content) > _LARGEST_FILE:
-            raise ConfigError(f"{path} has {len(content)} bytes; that is no config")
+            raise ConfigError(f"{path} has {len(content)} bytes, too many for a config")
         text = content.decode()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text in UTF-8: {error.reason} at byte {error.start}") from error
+        raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     values = parse(text, str(path))
     if values is None:
         values = {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}; a config is keys and their values")
+        raise ConfigError(f"{path} contains a {type(values).__name__} instead of keys with values")
     package = next(filter(None, map(_PACKAGE.match, _leading_comments(text))), None)
     return values, package[1] if package else None
 
@@ -83,9 +83,9 @@ def parse(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise ConfigError(f"{where}{place}: not YAML that can be read: {problem}") from error
+        raise ConfigError(f"{where}{place}: invalid YAML: {problem}") from error
     except (RecursionError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{where}: not YAML that can be read: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{where}: invalid YAML: {type(error).__name__}: {error}") from error
     return _copied(values, where, [_MAX_VALUES])
 
 
@@ -100,7 +100,7 @@ def _copied(value, where, left):
     """Copy a value without aliases, limited to `left[0]` values."""
     left[0] -= 1
     if left[0] < 0:
-        raise ConfigError(f"{where} stands for more than {_MAX_VALUES} values; that is no config")
+        raise ConfigError(f"{where} expands to more than {_MAX_VALUES} values, too many for a config")
     if isinstance(value, dict):
         return {str(key): _copied(entry, where, left) for key, entry in value.items()}
     if isinstance(value, list):

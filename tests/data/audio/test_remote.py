@@ -330,7 +330,7 @@ def test_a_file_that_is_another_by_now_is_replaced_and_said_so(proxy, server, tm
     # Its opening is known; whichever crop needs more than that is the first to fail, and there is no other file.
     with pytest.raises(DataError, match="known to be bad|changed since"):
         [data.train[i] for i in range(8)]
-    assert any("has changed since it was looked at" in text for text in warned)
+    assert any("has changed since it was opened" in text for text in warned)
     assert np.asarray(before).any()
 
 

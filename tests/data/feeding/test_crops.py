@@ -68,7 +68,7 @@ def test_bad_files_are_skipped_with_a_reason_and_nothing_usable_is_an_error(audi
         _scan(tmp_path / "missing")
 
 
-def test_crops_depend_on_seed_and_index_alone(audio_folder):
+def test_crops_depend_only_on_seed_and_index(audio_folder):
     files = _scan(audio_folder).train
     a, b = _random(files, 1), _random(files, 1)
     b[3]
@@ -118,7 +118,7 @@ def test_validation_crops_are_fixed_and_cover_the_files(audio_folder):
 
 @dataclasses.dataclass(frozen=True)
 class _Ramp:
-    """Audio whose samples tell the file and the place."""
+    """Audio whose samples encode the file and the position."""
 
     number: int
     frames: int
@@ -134,7 +134,7 @@ class _Ramp:
 
 
 def _stretches(seconds, count, length=5000, parts=1):
-    """`[(file, first sample)]` of samples of files that are so long."""
+    """Return `[(file, first sample)]` of samples of files of these lengths."""
     ramps = [_Ramp(i, 1000 * s) for i, s in enumerate(seconds)]
     tracks = [Track(f"{ramp.name}@{i}", Excerpt(ramp, 0, ramp.frames - i)) for ramp in ramps for i in range(parts)]
     crop = CropFormat(length, 1000, 1, peak_normalize=False)
@@ -156,7 +156,7 @@ def test_samples_of_one_file_do_not_overlap_where_it_is_long_enough(seconds):
     assert starts[-1] <= 1000 * seconds - 5000
 
 
-def test_samples_of_a_short_file_lie_as_far_apart_as_they_can():
+def test_samples_of_a_short_file_are_as_far_apart_as_possible():
     assert [start for _, start in _stretches([11], 4)] == [0, 2000, 4000, 6000]
 
 
@@ -206,7 +206,7 @@ def test_links_do_not_multiply_files(audio_folder):
     assert _scan(audio_folder, leave_out=(audio_folder / "deeper",)).fingerprint != whole.fingerprint
 
 
-def test_a_record_says_which_file_and_place_it_was_cut_from(audio_folder):
+def test_a_record_has_the_file_and_position_of_its_origin(audio_folder):
     crop = CropFormat(length=2048, sample_rate=44100, channels=2, peak_normalize=False)
     files = [track for track in _scan(audio_folder).train if track.audio.sample_rate == 44100]
     crops = _random(files, 1, crop)

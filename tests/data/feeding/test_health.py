@@ -18,7 +18,7 @@ def _random(tracks, crop=CROP):
     return RandomCrops(format=crop, tracks=tracks, health=Health(len(tracks), warn=str))
 
 
-def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path):
+def test_bad_files_are_listed_once_and_end_the_run_above_the_share(tmp_path):
     warned = []
     health = Health(10, [("a", "empty")], max_share=0.2, warn=warned.append)
     path = tmp_path / "bad_files.jsonl"
@@ -29,7 +29,7 @@ def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path):
         {"file": "a", "reason": "empty"},
         {"file": "b", "reason": "b: gone"},
     ]
-    assert warned == ["another crop is taken in place of b: gone"]
+    assert warned == ["another crop is used instead of b: gone"]
     assert (health.bad_files, health.replaced_crops) == (2, 3)
     with pytest.raises(DataError, match=r"3 of 10 files cannot be used, more than data.max_bad_share=0.2 allows"):
         health.replaced("c", "c: gone")
@@ -37,12 +37,12 @@ def test_what_is_bad_is_listed_once_and_ends_the_run_past_the_share(tmp_path):
         Health(10, [("a", ""), ("b", ""), ("c", "")], max_share=0.2).list_in(path)
 
 
-def test_a_bad_file_is_a_python_warning_unless_the_caller_takes_it():
-    with pytest.warns(UserWarning, match="another crop is taken in place of b: gone"):
+def test_a_bad_file_is_a_python_warning_without_a_callback():
+    with pytest.warns(UserWarning, match="another crop is used instead of b: gone"):
         Health(10).replaced("b", "b: gone")
 
 
-def test_what_an_earlier_run_found_bad_counts_on(tmp_path):
+def test_bad_files_of_an_earlier_run_still_count(tmp_path):
     path = tmp_path / "bad_files.jsonl"
     first = Health(10, [("a", "empty")], names=("a", "b", "c"), warn=str)
     first.list_in(path)
@@ -60,7 +60,7 @@ def test_a_crop_does_not_depend_on_what_was_found_bad_before(tmp_path):
     for i in range(8):
         audio = 0.5 * rng.uniform(-1, 1, (5 * 8000, 2))
         if i % 2:
-            audio[3 * 8000 : 4 * 8000] = np.nan  # where no look at beginning, middle and end finds it
+            audio[3 * 8000 : 4 * 8000] = np.nan  # where probing the beginning, middle and end does not find it
         soundfile.write(tmp_path / f"{i}.wav", audio, 8000, subtype="FLOAT")
     found = folder.scan(str(tmp_path), probing.Options(channels=2), 0.1)
     crop = CropFormat(1000, 8000, 2)
@@ -85,7 +85,7 @@ def test_one_bad_file_that_is_most_of_the_audio_does_not_end_a_run(tmp_path):
 
 
 def _break(folder):
-    """Thirty of a thousand files, broken in eight ways; five of them only once they are in use."""
+    """Break thirty of a thousand files in eight ways, five of them only during the run."""
     rng = np.random.default_rng(0)
     good = 0.5 * rng.uniform(-1, 1, (2048, 2))
     for i in range(970):
@@ -128,7 +128,7 @@ def test_three_in_a_hundred_bad_files_do_not_end_a_run(tmp_path, micro_config):
     assert data.health.bad_files == 27
     data.health.list_in(tmp_path / "bad.jsonl")
     for path in later:
-        path.unlink()  # vanished
+        path.unlink()  # deleted
     whole = [data.train[i] for i in range(1500)]
     assert 27 < data.health.bad_files <= 30
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
@@ -156,12 +156,13 @@ def test_augmentations_are_the_crops_own_and_off_by_default():
     assert -12 <= min(gains) < -11
     assert -1 < max(gains) <= 1e-5
     both = augmented(gain_db=(-12.0, 0.0), polarity_probability=1.0)
-    np.testing.assert_array_equal(both[3], -louder[3])  # one does not move the other's number
+    # Neither change affects the other's random number.
+    np.testing.assert_array_equal(both[3], -louder[3])
     half = augmented(polarity_probability=0.5)
     assert 20 < sum((half[i] == -plain[i]).all() for i in range(60)) < 40
 
 
-def test_quiet_crops_are_drawn_anew_and_short_files_are_filled_up_as_asked(tmp_path):
+def test_quiet_crops_are_drawn_again_and_short_files_are_padded(tmp_path):
     audio = np.zeros((44100, 2))
     audio[30000:31000] = 0.5
     soundfile.write(tmp_path / "mostly silent.wav", audio, 44100, subtype="FLOAT")

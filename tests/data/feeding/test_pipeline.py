@@ -13,7 +13,7 @@ from audiovae_jax.errors import ConfigError, DataError, RootError
 
 
 class Numbers:
-    """Record i is [[i]]."""
+    """Records with record `i` equal to `[[i]]`."""
 
     def __getitem__(self, index):
         return np.full((1, 1), index)
@@ -24,7 +24,7 @@ def _batches(**changes):
     return [batch[:, 0, 0].tolist() for batch in pipeline.batches(Numbers(), **options)]
 
 
-def test_step_by_step_every_record_once_whatever_the_threads():
+def test_every_record_once_in_order_for_any_number_of_threads():
     expected = [list(range(4 * step, 4 * step + 4)) for step in range(5)]
     assert _batches() == _batches(num_threads=8, prefetch_batches=8) == _batches(num_threads=1) == expected
 
@@ -50,7 +50,7 @@ def test_a_fixed_batch_repeats(micro_config):
 
 @pytest.fixture
 def roots(tmp_path):
-    """Folders of so many short files each: `one` of 4, `two` of 3, `three, four` of 2, and `one/held` of 2."""
+    """Folders of short files: `one` of 4, `two` of 3, `three, four` of 2, and `one/held` of 2."""
     rng = np.random.default_rng(0)
     for name, count in (("one", 4), ("two", 3), ("three, four", 2), ("one/held", 2)):
         (tmp_path / name).mkdir()
@@ -60,7 +60,7 @@ def roots(tmp_path):
 
 
 def _opened(config, **keys):
-    """The names of the files on each side, relative to what `keys` name as DIR."""
+    """Return the names of the files on each side, relative to the folder that `keys` call DIR."""
     folder = keys.pop("folder")
     config.data.index = False
     for key, value in keys.items():
@@ -74,7 +74,7 @@ def _opened(config, **keys):
 def test_several_roots_are_drawn_from_as_one(micro_config, roots):
     train, validation, found = _opened(micro_config, folder=roots, root=f"{roots}/one/held, {roots}/two")
     assert len(set(train) | set(validation)) == len(train) + len(validation) == 5
-    # Each root is split as it would be alone.
+    # Each root is split in the same way as on its own.
     alone = _opened(micro_config, folder=roots, root=f"{roots}/two")
     assert [name for name in validation if name.startswith("two/")] == alone[1]
     assert found.fingerprint != alone[2].fingerprint
@@ -86,7 +86,7 @@ def test_a_root_with_a_comma_in_its_name_is_one(micro_config, roots):
     assert sorted(train + validation) == ["three, four/0.wav", "three, four/1.wav"]
 
 
-def test_a_root_for_validation_is_all_of_it_and_leaves_the_others_whole(micro_config, roots):
+def test_a_validation_root_is_used_completely_and_others_are_not_split(micro_config, roots):
     keys = {"root": f"{roots}/one", "val_root": f"{roots}/two,{roots}/three, four"}
     with pytest.raises(
         DataError, match="config.data.val_root=.*/three: there is no such folder"
@@ -108,12 +108,12 @@ def test_an_error_names_the_key_of_the_root_and_leaves_its_path_as_it_is(micro_c
         assert raised.value.path == missing
 
 
-def test_what_is_validated_on_is_not_trained_on_where_it_lies_within(micro_config, roots):
+def test_a_validation_root_inside_a_training_root_is_not_trained_on(micro_config, roots):
     inside, outside = f"{roots}/one/held", f"{roots}/one"
     files = [f"one/{i}.wav" for i in range(4)], [f"one/held/{i}.wav" for i in range(2)]
     assert _opened(micro_config, folder=roots, root=outside, val_root=inside)[:2] == files
     assert _opened(micro_config, folder=roots, root=inside, val_root=outside)[:2] == files[::-1]
-    with pytest.raises(ConfigError, match=r"val_root=.*/one/ is trained on too; give another folder"):
+    with pytest.raises(ConfigError, match=r"val_root=.*/one/ is also a training root; give another folder"):
         _opened(micro_config, folder=roots, root=outside, val_root=f"{outside}/")
 
 
@@ -156,7 +156,7 @@ def test_nothing_that_is_validated_on_is_trained_on_however_it_is_reached(micro_
     assert not names[0] & names[1]
 
 
-def test_what_one_root_validates_on_no_other_trains_on(micro_config, roots):
+def test_validation_tracks_of_a_root_are_not_trained_on_by_another(micro_config, roots):
     for i in range(20):
         shutil.copy(roots / "one" / "0.wav", roots / "one" / "held" / f"more{i}.wav")
     train, validation, _ = _opened(micro_config, folder=roots, root=f"{roots}/one,{roots}/one/held")

@@ -39,7 +39,7 @@ def test_silence_is_counted_in_time():
     assert _measure(audio).silence == pytest.approx(0.75)
     audio[RATE:] *= 10 ** (20 / 20)
     assert _measure(audio).silence == 0.0
-    # A last block that is shorter counts as long as it is.
+    # A shorter last block counts with its own length.
     assert _measure(np.concatenate([_noise(0.05), np.zeros((100, 2), np.float32)])).silence == pytest.approx(0.2)
 
 

@@ -19,7 +19,7 @@ def _look(config, root, limit=100, seconds=0.05):
 
 @pytest.fixture
 def mixed_folder(audio_folder):
-    """Three good files (two of 44.1 kHz stereo, one of 22.05 kHz mono), one silent for half its time, and bad ones."""
+    """Three good files (two of 44.1 kHz stereo, one of 22.05 kHz mono), one that is half silent, and bad ones."""
     audio = 0.3 * np.random.default_rng(1).standard_normal((44100, 2))
     audio[:22050] = 0
     soundfile.write(audio_folder / "half.wav", audio, 44100)
@@ -29,7 +29,7 @@ def mixed_folder(audio_folder):
     return audio_folder
 
 
-def test_what_a_folder_is_like(micro_config, mixed_folder):
+def test_the_survey_of_a_folder(micro_config, mixed_folder):
     micro_config.data.max_bad_share = 0.5
     found = _look(micro_config, mixed_folder)
     assert (found.total.tracks, found.train.tracks + found.validation.tracks, found.files) == (4, 4, 7)
@@ -55,7 +55,7 @@ def test_what_a_folder_is_like(micro_config, mixed_folder):
         assert said in doubts
     assert "shorter than a crop" not in doubts
     said = "\n".join(text.lines(found))
-    assert "22050 Hz, made into 44100: 1 track, 0.0 min" in said
+    assert "22050 Hz, converted to 44100: 1 track, 0.0 min" in said
     assert "all 4 tracks" in said
     micro_config.data.crop_length = 32768
     assert "3 of 4 tracks (75%): shorter than a crop of 0.74 s" in "\n".join(_look(micro_config, mixed_folder).doubts)
@@ -73,7 +73,7 @@ def test_training_would_refuse_what_is_refused_here(micro_config, mixed_folder):
     micro_config.data.max_bad_share = 0.1
     found = _look(micro_config, mixed_folder)
     assert "3 of 7 files cannot be used, more than data.max_bad_share=0.1" in found.refusal
-    # One that looks well at its beginning, middle and end, and is damaged elsewhere.
+    # A file that is intact at its beginning, middle and end, but damaged elsewhere.
     for path in mixed_folder.glob("*.wav"):
         path.unlink()
     audio = np.full((44100, 2), 0.1, np.float32)
@@ -81,8 +81,8 @@ def test_training_would_refuse_what_is_refused_here(micro_config, mixed_folder):
     soundfile.write(mixed_folder / "holds_nan.wav", audio, 44100, subtype="FLOAT")
     found = _look(micro_config, mixed_folder, seconds=0)
     assert [name for name, _ in found.unreadable] == [str(mixed_folder / "holds_nan.wav")]
-    assert "1 of the tracks looked well and could not be read" in found.doubts[-1]
-    assert "1 of them look well at first, and would end the run" in found.refusal
+    assert "1 of the tracks passed the first checks, but are unreadable" in found.doubts[-1]
+    assert "1 of them passed the first checks, and would end the run" in found.refusal
     audio[3000:20000] = audio[25000:40000] = np.nan
     soundfile.write(mixed_folder / "holds_nan.wav", audio, 44100, subtype="FLOAT")
     found = _look(micro_config, mixed_folder, seconds=10.0)
@@ -123,7 +123,7 @@ def test_a_page_needs_no_other_file_and_escapes_names(micro_config, mixed_folder
     assert "&lt;script&gt;.wav" in content
     assert "<title>Data set: \\udcff&lt;i&gt;$x$</title>" in content
     assert "<td>&lt;b&gt;\\udcff</td>" in content
-    assert content.count("<svg") == 5  # all but the end of spectra, which is the same
+    assert content.count("<svg") == 5  # all but the bandwidth, which is the same
     assert "http" not in content.replace("http-equiv", "")
     page.write(found, tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
@@ -143,7 +143,7 @@ def test_files_that_are_alike_have_no_histogram_and_no_bars_of_characters(micro_
     content = (tmp_path / "alike.html").read_text()
     assert "<svg" not in content
     assert "##" not in content
-    facts = re.findall(r"<b>(.*?)</b><small>(.*?)</small>", content.split("Alike in all tracks")[1])
+    facts = re.findall(r"<b>(.*?)</b><small>(.*?)</small>", content.split("The same in all tracks")[1])
     assert ("15 s", f"2 tracks; a crop: {alike.crop_seconds:.3g} s") in facts
     assert ("44.1 kHz", "all tracks") in facts
     assert any(value == "21.9 to 22.05 kHz" for value, _ in facts)
@@ -156,11 +156,11 @@ def test_files_that_are_alike_have_no_histogram_and_no_bars_of_characters(micro_
 
 
 def test_plots_of_next_to_nothing(micro_config, audio_folder):
-    """One track, and none that could be listened to, or silence alone."""
+    """With one track, with no measured track, and with only silence."""
     found = _look(micro_config, audio_folder, seconds=0)
     silent = dataclasses.replace(found.measured[0], silence=1.0, band_hz=0.0, loudness_lufs=None)
     silent = dataclasses.replace(found, measured=(silent,))
     assert len(page.plots(silent).axes) == 6
-    assert "none: all is silent, or too short" in "\n".join(text.lines(silent))
+    assert "none: all tracks are silent or too short" in "\n".join(text.lines(silent))
     assert len(page.plots(dataclasses.replace(found, measured=(), lengths=(0.5,))).axes) == 6
     assert "listened to" in "\n".join(text.lines(dataclasses.replace(found, measured=())))

@@ -1,4 +1,4 @@
-"""Only what the page needs is answered."""
+"""The guard answers only requests that the page needs."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from audiovae_jax.evaluation.listening.guard import Guard
 
 @pytest.fixture
 def ask(tmp_path):
-    """Asks a guard before an application that answers 200 with what it was sent."""
+    """Returns a function that sends a request to a guard. The guarded application answers 200 with its input."""
 
     async def app(scope, receive, send):
         body, more = b"", True
@@ -57,7 +57,7 @@ def test_the_page_passes_and_may_load_nothing_from_elsewhere(ask):
      "/gradio_api/deep_link", "/custom_component/1/x/y/z", "/gradio_api/stream/a/1/2/playlist.m3u8", "/runs",
      "/gradio_api/dev/reload", "/login", "/gradio_api/file/etc/passwd", "/file=/etc/passwd", "//etc/passwd"],
 )  # fmt: skip
-def test_what_the_page_does_not_need_is_not_there(ask, path):
+def test_the_page_has_no_unneeded_endpoints(ask, path):
     assert ask("GET", path)[0] == 404
 
 
@@ -104,7 +104,7 @@ def test_links_to_the_page_itself_may_be_followed(ask):
         assert ask(method, path, b"", given)[0] == status
 
 
-def test_requests_are_handed_on_whole_and_long_ones_or_nonsense_are_not(ask):
+def test_valid_requests_are_passed_on_and_long_or_invalid_ones_are_not(ask):
     body = json.dumps({"data": ["a" * 200_000, {"path": "/tmp/page/a.wav"}]}).encode()
     assert ask("POST", "/gradio_api/queue/join", body)[:2] == (200, body)
     assert ask("POST", "/gradio_api/queue/join", b'"' + b"x" * (1 << 20) + b'"')[0] == 413

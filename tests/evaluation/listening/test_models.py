@@ -1,4 +1,4 @@
-"""Models are found by where they lie, known by name, and nothing else is one."""
+"""Models are found by their location and selected by name."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SMALL = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_d
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two saved models and a torch file, with what is none beside them."""
+    """Two saved models and a torch file, next to files that are not models."""
     root = tmp_path / "models"
     for seed, name in enumerate(("one", "deeper/two")):
         save_model(SMALL, random_variables(SMALL, seed), root / name, sample_rate=8000)
@@ -73,7 +73,7 @@ def test_parts_of_a_model_that_lead_out_of_the_folder_make_it_none(folder, tmp_p
 
 
 def test_names_that_are_no_text_are_escaped(folder):
-    shutil.copytree(folder / "one", folder / "caf\udce9")  # as the bytes of Latin-1 come
+    shutil.copytree(folder / "one", folder / "caf\udce9")  # bytes of Latin-1
     shutil.copy(GOLDEN / "lightning.ckpt", folder / "\udce9.ckpt")
     (folder / "\udce9.safetensors").write_bytes(b"nonsense")
     models = Models(str(folder), Codec.load)
@@ -81,19 +81,19 @@ def test_names_that_are_no_text_are_escaped(folder):
     assert [json.loads(json.dumps(name).encode()) for name in names] == names
     assert {"caf\\udce9", "\\udce9.ckpt", "\\udce9.safetensors"} < set(names)
     assert models.codec("\\udce9.ckpt").fingerprint == models.codec("old.ckpt").fingerprint
-    with pytest.raises(CheckpointError) as caught:  # Orbax opens no such name
+    with pytest.raises(CheckpointError) as caught:  # Orbax cannot open such a name
         models.codec("caf\\udce9")
     assert str(folder) not in str(caught.value)
     assert list(find(str(folder / "caf\udce9"))) == ["caf\\udce9"]
 
 
-def test_what_cannot_be_read_is_passed_over(folder, monkeypatch):
+def test_unreadable_audio_is_skipped(folder, monkeypatch):
     (folder / "private" / "checkpoints").mkdir(parents=True)
     plain = {name: getattr(Path, name) for name in ("is_file", "iterdir")}
 
     def refusing(name):
         def method(self):
-            if "private" in self.parts:  # as it is for those who are not root
+            if "private" in self.parts:  # as for users other than root
                 raise PermissionError(13, "Permission denied", str(self))
             return plain[name](self)
 
@@ -141,7 +141,7 @@ def test_the_last_two_are_kept_and_one_that_changed_is_loaded_again(folder):
     assert opened[4:] == ["two"]
 
 
-def test_a_model_that_appears_is_found_and_a_damaged_one_is_told_by_its_name(folder):
+def test_a_new_model_is_found_and_a_damaged_one_is_an_error_with_its_name(folder):
     models = Models(str(folder), Codec.load)
     shutil.copytree(folder / "one", folder / "three")
     assert "three" in models.names()

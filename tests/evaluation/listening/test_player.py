@@ -1,4 +1,4 @@
-"""The player's element: its recordings, and what it says of them."""
+"""The player's HTML: its recordings and their labels."""
 
 import re
 from pathlib import Path

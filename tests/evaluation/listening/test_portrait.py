@@ -1,4 +1,4 @@
-"""Pictures of signals: what is loud where, whatever blocks the signal comes in."""
+"""Pictures of signals: levels over time and frequency, independent of the blocks."""
 
 import base64
 import io

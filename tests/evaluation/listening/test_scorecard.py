@@ -1,4 +1,4 @@
-"""Metrics in groups: all of them, each once, with what is better."""
+"""Metrics in groups: each appears once, with its better direction."""
 
 import collections
 import math
@@ -35,7 +35,7 @@ def thread_pool():
         yield pool
 
 
-def test_three_are_large_and_arrows_tell_what_is_better():
+def test_three_metrics_are_large_and_arrows_show_the_better_direction():
     page = scorecard.scorecard({"si_sdr_db": 12.5, "audiotools_mel": 0.75, "auraloss_stft": 1.25, "side_snr_db": None,
                                 "loudness_lufs": -14.0, "bandwidth_kept": 1.0, "mid_snr_db": math.inf})  # fmt: skip
     main, groups = page.split('<div class="groups">')

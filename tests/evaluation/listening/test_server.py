@@ -1,4 +1,4 @@
-"""The page's server itself, on the loopback, as gradio's client and a hostile one see it."""
+"""The page's server on the loopback, used by gradio's client and by a hostile one."""
 
 import concurrent.futures
 import contextlib
@@ -28,9 +28,9 @@ from audiovae_jax.errors import ConfigError
 from audiovae_jax.evaluation.listening import server
 from audiovae_jax.evaluation.listening.models import Models
 
-pytest.importorskip("gradio", reason="the page needs gradio, which the extra ui brings")
+pytest.importorskip("gradio", reason="the page needs gradio, from the extra ui")
 gradio_client = pytest.importorskip("gradio_client", reason="comes with gradio")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")  # of pandas, which it uses
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:gradio")  # of pandas, which gradio uses
 
 RATE = 8000
 
@@ -67,7 +67,7 @@ def client(page, tmp_path):
 
 
 def ask(url, body=None, headers=None):
-    """`(status, text)` of a request without a client's manners."""
+    """Return `(status, text)` of a raw request."""
     given = {"Content-Type": "application/json"} | (headers or {})
     data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     try:
@@ -78,7 +78,7 @@ def ask(url, body=None, headers=None):
 
 
 def called(url, name, data):
-    """What a function of the page answers, without gradio's client: the stream of its events."""
+    """Return the stream of events of a page's function, without gradio's client."""
     status, text = ask(f"{url}/gradio_api/call/{name}", {"data": data, "session_hash": "raw"})
     if status != 200:
         return text
@@ -173,7 +173,7 @@ def test_no_path_outside_is_reached_through_the_api(page, root):
     file = {"path": song, "meta": {"_type": "gradio.FileData"}}
     for name in ("..", "../models/one", str(root / "models" / "one"), "one/../two", "", None, ["one"], {"a": 1}):
         assert "event: complete" not in called(url, "encode", [name, file, False]), name
-    assert "event: complete" in called(url, "encode", ["one", file, False])  # so the others could have
+    assert "event: complete" in called(url, "encode", ["one", file, False])  # so the other requests could have
 
 
 @pytest.mark.parametrize("foreign", ["http://127.0.0.1:1/a.wav", "https://example.org/a.wav", " http://a", "file:///a"])
@@ -211,7 +211,7 @@ def test_nothing_but_the_page_is_there(page):
     for path in ("process_recording", "component_server", "vibe-edit"):
         status, _ = ask(f"{url}/gradio_api/{path}", form, {"Content-Type": "multipart/form-data; boundary=b"})
         assert status == 404
-    assert set(Path(tempfile.gettempdir()).iterdir()) == before  # where gradio would put it, and not remove it
+    assert set(Path(tempfile.gettempdir()).iterdir()) == before  # where gradio would write it, and never remove it
     request = urllib.request.Request(f"{url}/gradio_api/queue/join", b"{}", method="PUT")
     with pytest.raises(urllib.error.HTTPError, match="405") as caught:
         urllib.request.urlopen(request, timeout=30)
@@ -251,13 +251,13 @@ def test_a_gradio_that_the_guard_does_not_wrap_is_not_started(root, monkeypatch)
     launch = gradio.Blocks.launch
     monkeypatch.setattr(gradio.Blocks, "launch", lambda self, app_kwargs, **options: launch(self, **options))
     with (
-        pytest.raises(ConfigError, match="cannot be guarded"),
+        pytest.raises(ConfigError, match="cannot be secured"),
         server.running(Models(str(root / "models"), Codec.load)),
     ):
         pass
 
 
-def test_no_upload_is_converted_by_whatever_gradio_would_convert_it_by(page, root, monkeypatch):
+def test_no_upload_is_converted_by_gradio(page, root, monkeypatch):
     processing = pytest.importorskip("gradio.processing_utils")
     url, converted = page[0], []
     monkeypatch.setattr(processing.AudioSegment, "from_file", lambda *given, **options: converted.append(given))
@@ -313,9 +313,9 @@ def test_an_upload_that_is_too_long_is_refused_and_leaves_nothing(page, root):
     assert ask_upload(url, root / "0.wav", b"x" * ((1 << 20) + 1)) == 413
     each = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.wav"\r\n\r\n' + b"x" * 900_000 + b"\r\n"
     several = {"Content-Type": "multipart/form-data; boundary=b"}
-    assert ask(f"{url}/gradio_api/upload", 2 * each + b"--b--\r\n", several)[0] == 413  # none of which is too long
+    assert ask(f"{url}/gradio_api/upload", 2 * each + b"--b--\r\n", several)[0] == 413  # each short enough
     text = each.replace(b'; filename="a.wav"', b"")
-    assert ask(f"{url}/gradio_api/upload", text + b"--b--\r\n", several)[0] == 400  # it would be held in memory
+    assert ask(f"{url}/gradio_api/upload", text + b"--b--\r\n", several)[0] == 400  # it would be kept in memory
     with contextlib.suppress(urllib.error.URLError, ConnectionError):  # an answer while this is still sending
         assert ask_upload(url, root / "0.wav", b"x" * (3 << 20)) == 413
     assert sorted(folder.rglob("*")) == before
@@ -337,7 +337,7 @@ def test_an_upload_that_is_too_long_is_refused_and_leaves_nothing(page, root):
 
 
 def pressed(url, config, button, data, visitor):
-    """The data that a button's handler answers."""
+    """Return the data that a button's handler returns."""
     (target,) = (part["id"] for part in config["components"] if part["props"].get("elem_id") == button)
     (handler,) = (one["id"] for one in config["dependencies"] if [target, "click"] in map(list, one["targets"]))
     status, text = ask(
@@ -350,7 +350,7 @@ def pressed(url, config, button, data, visitor):
     return done["output"]
 
 
-def test_what_the_buttons_show(page, root):
+def test_results_of_the_buttons(page, root):
     url, _ = page
     config = json.loads(ask(f"{url}/config")[1])
     (clip,) = pressed(url, config, "file_example", [], "buttons")["data"]
@@ -403,7 +403,7 @@ def test_two_at_once_get_each_their_own(page, root, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_was_made_goes_with_the_one_who_asked(page, root, tmp_path):
+def test_results_are_removed_with_their_session(page, root, tmp_path):
     before = set((page[1] / "made").glob("*"))
     visitor = gradio_client.Client(page[0], verbose=False, download_files=tmp_path, analytics_enabled=False)
     file = gradio_client.handle_file(root / "0.wav")
@@ -421,7 +421,7 @@ def test_what_was_made_goes_with_the_one_who_asked(page, root, tmp_path):
 def test_an_address_that_is_taken_and_a_gradio_that_is_missing(page, root, monkeypatch):
     models = Models(str(root / "models"), Codec.load)
     port = int(page[0].rsplit(":", 1)[1])
-    with pytest.raises(ConfigError, match=f"--port={port} cannot be had"), server.running(models, port=port):
+    with pytest.raises(ConfigError, match=f"--port={port} is not available"), server.running(models, port=port):
         pass
     with pytest.raises(ConfigError, match="--host=300.0.0.1 .*cannot be"), server.running(models, host="300.0.0.1"):
         pass
@@ -440,7 +440,7 @@ def test_variables_of_the_environment_open_nothing(root, monkeypatch):
     assert os.environ["GRADIO_ALLOWED_PATHS"] == "/"
 
 
-def test_one_visitor_does_not_take_all_places_of_the_queue(root):
+def test_one_visitor_cannot_fill_the_queue(root):
     free = threading.Event()
 
     def load(path):
@@ -459,12 +459,12 @@ def test_one_visitor_does_not_take_all_places_of_the_queue(root):
 
         try:
             assert join("a")[0] == 200
-            time.sleep(1)  # until it is worked on, and waits no more
+            time.sleep(1)  # until it runs, and no longer waits
             assert [join("a")[0] for _ in range(2)] == [200, 200]
             status, text = join("a")
             assert status == 503
-            assert "requests of yours wait already" in text
-            assert join("a", models, [])[0] == 200  # which takes no model
+            assert "of your requests are waiting already" in text
+            assert join("a", models, [])[0] == 200  # which needs no model
             assert [join(f"b{i}")[0] for i in range(7)] == [200] * 6 + [503]
             assert ask(f"{url}/gradio_api/call/encode", {"data": ["one", file, False]})[0] == 503
         finally:
@@ -474,7 +474,7 @@ def test_one_visitor_does_not_take_all_places_of_the_queue(root):
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no such locks here")
-def test_what_a_killed_server_has_left_is_removed_and_no_other_folder(root, tmp_path, monkeypatch):
+def test_only_leftovers_of_a_killed_server_are_removed(root, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     names = ("audiovae_served_dead", "audiovae_served_young", "audiovae_served_live", "other_dead")
     dead, young, live, other = (tmp_path / name for name in names)
@@ -508,7 +508,7 @@ def test_what_a_killed_server_has_left_is_removed_and_no_other_folder(root, tmp_
 def test_the_command_ends_by_a_signal_and_leaves_nothing(root, tmp_path, stop):
     environment = {**command_line.environment(), "TMPDIR": str(tmp_path)}
     line = command_line.line("serve", root / "models", "--port=0")
-    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which the page heeds
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, which the page respects
     process = subprocess.Popen(line, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     signal.signal(signal.SIGHUP, ignored)
     try:
@@ -517,7 +517,7 @@ def test_the_command_ends_by_a_signal_and_leaves_nothing(root, tmp_path, stop):
         uploaded = ask_upload(url, root / "0.wav")
         assert uploaded.startswith(str(tmp_path / "audiovae_served_"))
         file = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
-        ask(f"{url}/gradio_api/call/reconstruct", {"data": ["one", file, False]})  # at work when the signal comes
+        ask(f"{url}/gradio_api/call/reconstruct", {"data": ["one", file, False]})  # busy when the signal arrives
         time.sleep(0.5)
         process.send_signal(stop)
         assert process.wait(timeout=60) == 0

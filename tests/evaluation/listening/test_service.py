@@ -1,4 +1,4 @@
-"""What visitors ask for: the numbers and files of the commands, and messages for what cannot be."""
+"""The page's operations: the numbers and files of the commands, and messages for errors."""
 
 import dataclasses
 import hashlib
@@ -43,7 +43,7 @@ def desk(root, tmp_path):
 
 @pytest.fixture
 def upload(desk, tmp_path):
-    """Puts a file where gradio would: in a folder that is called after its content."""
+    """Returns a function that writes a file where gradio would: in a folder named by its content."""
 
     def put(name, content):
         path = tmp_path / name
@@ -95,7 +95,7 @@ def test_latents_are_encoded_once_and_decoded_as_the_command_does(desk, root, up
     audio = desk.decode("a", "one", again, nothing)
     Codec.load(root / "one").decode_file(kept, tmp_path / "expected.wav")
     np.testing.assert_array_equal(samples(audio), samples(tmp_path / "expected.wav"))
-    with pytest.raises(DataError, match="server's log tells"):  # another visitor has none yet
+    with pytest.raises(DataError, match="is in the server's log"):  # another visitor has none yet
         desk.encode("b", "one", song, False, nothing)
 
 
@@ -134,7 +134,7 @@ def test_both_ends_of_an_interpolation_are_the_files_themselves(desk, upload):
         ("empty.wav", b"", "^empty.wav: the file is empty"),
         ("nan.wav", np.full((3000, 2), np.nan, np.float32), "^nan.wav: .*holds NaN or infinite samples"),
         ("late.wav", np.r_[noise(5, 300_000), [[np.inf, 0]], noise(6, 300_000)], "^late.wav: .*NaN or infinite"),
-        ("three.wav", noise(7, 100, 3), "three.wav.* has 3 channels and the model takes 2"),
+        ("three.wav", noise(7, 100, 3), "three.wav.* has 3 channels, but the model needs 2"),
         ("bad.safetensors", b"nonsense", "not audio|cannot be read"),
     ],
 )
@@ -154,24 +154,24 @@ def test_a_bad_file_gives_a_message(desk, upload, name, content, why):
 def test_requests_that_make_no_sense_give_a_message(desk, upload):
     song = upload("song.wav", noise(8))
     for turns, why in [
-        ({"3": 1.0}, "no latent channel '3'; they go from 0 to 2"),
+        ({"3": 1.0}, "no latent channel '3'; channels are 0 to 2"),
         ({"-1": 1.0}, "no latent channel"),
         ({"x": 1.0}, "no latent channel"),
         ({"0": "1"}, "must be a number from -4 to 4"),
         ({"0": float("nan")}, "must be a number"),
-        ({"0": 5}, "is 5, and must be from -4 to 4"),
+        ({"0": 5}, "is 5, but must be from -4 to 4"),
         ({"0": 10**400}, "must be a number"),
         ({"00": 1.0}, "no latent channel '00'"),
         ({" 0": 1.0}, "no latent channel"),
         ({"0": 1.0, "1": 1.0, "2": 1.0, "3": 1.0}, "there are 4 turns for 3 latent channels"),
-        ([1.0], "turns must be channels and numbers"),
+        ([1.0], "turns must map channels to numbers"),
     ]:
         with pytest.raises(DataError, match=why):
             desk.turn_channels("a", "one", song, turns, False, nothing)
     for position in (-0.1, 1.1, float("nan"), None, "half", True):
         with pytest.raises(DataError, match="the position"):
             desk.interpolate("a", "one", song, song, position, False, nothing)
-    with pytest.raises(DataError, match="song.wav is no file of latents"):
+    with pytest.raises(DataError, match="song.wav is not a file of latents"):
         desk.decode("a", "one", song, nothing)
     latents = upload("l.safetensors", desk.encode("a", "one", song, False, nothing).read_bytes())
     with pytest.raises(CheckpointError, match="^l.safetensors were encoded by another model"):
@@ -241,7 +241,7 @@ def test_long_names_of_any_letters_have_room(desk, upload):
     assert desk.turn_channels("a", "one", files[0], {}, False, nothing)[0].name == "\u6b4c" * 26 + "-turned.wav"
 
 
-def test_what_fails_in_a_library_is_one_line_of_the_log(desk, upload, monkeypatch, caplog):
+def test_a_librarys_failure_is_one_line_of_the_log(desk, upload, monkeypatch, caplog):
     def fails(*given, **options):
         raise RuntimeError(f"secret of {desk.sessions.folder}\nand more")
 
@@ -300,31 +300,31 @@ def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(des
                 ask()
 
     for rate in (1, 999, 10**9):
-        refused("forged.safetensors: its sample rate is none of sound", sample_rate=rate)
+        refused("forged.safetensors: its sample rate must be from", sample_rate=rate)
     refused("too much", length=12 * 3600 * RATE + 1)
     refused("too much", channels=17)
     refused("too much", length=2**39, sample_rate=10**7)
     refused("metadata is damaged", length=10**400)
     refused("metadata is damaged", text="[" * 100_000)
-    refused("holds a batch", batch=3, z=true.z.repeat(3, axis=0))
-    refused("are of 5 channels, which this model of 2 does not give", channels=5)
+    refused("contains a batch", batch=3, z=true.z.repeat(3, axis=0))
+    refused("have 5 channels, but this model decodes to 2", channels=5)
     refused("does not fit this model", z=true.z.repeat(2, axis=0))
     refused("does not fit this model", z=true.z.repeat(2, axis=2))
     refused("frames", z=true.z.repeat(2, axis=1))
 
 
-def test_what_lies_between_two_files_is_no_more_than_a_file_may_be(desk, upload, monkeypatch):
-    # One long, one wide: neither is too much, and what is as long and as wide is.
+def test_an_interpolation_has_the_limits_of_a_file(desk, upload, monkeypatch):
+    # One file is long and one has many channels. Each is accepted, but not a file that is both.
     first, second = upload("long.wav", noise(23, 3000, 1)), upload("wide.wav", noise(24, 3000, 2))
     monkeypatch.setattr(listening, "_MAX_VALUES", 6000)
     desk.interpolate("a", "one", first, second, 0.5, False, nothing)
     ends = [Latents.load(desk.encode("a", "one", file, False, nothing)) for file in (first, second)]
     monkeypatch.setattr(listening, "_MAX_VALUES", 5999)
-    with pytest.raises(DataError, match="^what lies between the two: .* too much"):
+    with pytest.raises(DataError, match="^the interpolation: .* too much"):
         latent_edits.interpolate(desk.models.codec("one"), *ends, 0.5)
 
 
-def test_edits_in_parts_are_those_of_the_whole(desk, upload, monkeypatch):
+def test_edits_in_blocks_equal_edits_at_once(desk, upload, monkeypatch):
     kept = [desk.encode(who, "one", upload(f"{who}.wav", noise(25 + i)), False, nothing) for i, who in enumerate("ab")]
     a, b = map(Latents.load, kept)
     codec = desk.models.codec("one")
@@ -341,7 +341,7 @@ def test_other_channel_counts_are_mixed_where_that_is_asked_for(desk, upload):
     assert soundfile.info(made.difference).channels == 2
 
 
-def test_what_browsers_do_not_play_is_written_as_wav(desk, upload):
+def test_formats_that_browsers_cannot_play_are_written_as_wav(desk, upload):
     song = upload("song.aiff", noise(11))
     made = desk.reconstruct("a", "one", song, False, nothing)
     assert made.heard[0].path.suffix == ".wav"
@@ -365,7 +365,7 @@ def test_the_work_of_one_who_left_stops_and_leaves_nothing(desk, upload):
 
 @pytest.mark.slow
 def test_audio_is_read_in_pieces(desk, root, upload, monkeypatch):
-    """Of a file of many blocks, nothing as long as the file is put together but its latents."""
+    """For a file of many blocks, only the latents are held in memory as a whole."""
     monkeypatch.setattr(stream, "BLOCK", 4096)
     desk = Desk(Models(str(root), lambda path: Codec.load(path, chunk_length=4096)), desk.sessions)
     largest, plain = [], np.concatenate

@@ -1,4 +1,4 @@
-"""A visitor's files are the visitor's, and gone when the visitor is."""
+"""A visitor's files are private, and removed when the visitor leaves."""
 
 import os
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_the_last_two_results_of_a_kind_are_kept(tmp_path):
     assert [folder.exists() for folder in (*made, other)] == [False, True, True, True]
 
 
-def test_whoever_leaves_is_forgotten_and_the_work_stops(tmp_path, monkeypatch):
+def test_a_visitor_who_leaves_is_forgotten_and_the_work_stops(tmp_path, monkeypatch):
     visitors = Sessions(tmp_path)
     session = visitors.session("a")
     folder, seen = session.fresh_folder("wav"), []
@@ -45,7 +45,7 @@ def test_whoever_leaves_is_forgotten_and_the_work_stops(tmp_path, monkeypatch):
     assert idle.is_gone
 
 
-def test_what_broken_uploads_have_left_is_removed_and_nothing_else(tmp_path):
+def test_only_leftovers_of_broken_uploads_are_removed(tmp_path):
     visitors = Sessions(tmp_path / "page")
     visitors.sweep()  # before there is a folder
     made = visitors.session("a").fresh_folder("wav")
@@ -91,10 +91,10 @@ def test_a_file_that_is_missing_is_named_by_its_control(tmp_path):
     visitors = Sessions(tmp_path)
     assert visitors.uploaded(str(tmp_path / "song.wav")) == tmp_path / "song.wav"
     for gone in (tmp_path / "other.wav", tmp_path):
-        with pytest.raises(DataError, match='"Audio" is gone; upload it again'):
+        with pytest.raises(DataError, match='"Audio" was removed; upload it again'):
             visitors.uploaded(str(gone))
     for nothing in (None, ""):
-        with pytest.raises(DataError, match="upload one, or record"):
+        with pytest.raises(DataError, match="upload or record one"):
             visitors.uploaded(nothing)
 
 

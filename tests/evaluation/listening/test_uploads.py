@@ -1,4 +1,4 @@
-"""Uploads are files, no longer than they may be, and come while there is room."""
+"""Uploads are files within the size limit, accepted while there is disk space."""
 
 import asyncio
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from audiovae_jax.evaluation.listening import uploads
 from audiovae_jax.evaluation.listening.uploads import Uploads
 
-formparsers = pytest.importorskip("starlette.formparsers", reason="comes with gradio, which the extra ui brings")
+formparsers = pytest.importorskip("starlette.formparsers", reason="comes with gradio, from the extra ui")
 pytest.importorskip("python_multipart", reason="comes with gradio")
 
 MOST = 100_000
@@ -21,7 +21,7 @@ def part(content, disposition='form-data; name="files"; filename="a.wav"', extra
 
 
 def read(made, body, headers=FORM, size=10_000, breaks=False):
-    """What is read of a request: its refusal, or its bytes and the exception that ends them."""
+    """Return a request's refusal, or its bytes and the exception that ends them."""
     pieces = [body[i : i + size] for i in range(0, len(body), size)]
     messages = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
     messages[-1]["more_body"] = breaks
@@ -74,16 +74,16 @@ def test_bytes_are_counted_whatever_the_headers_say(made):
      ('form-data; name="files"; filename="a.wav"', f"X: {'y' * 9000}\r\n")],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [13, 10_000])
-def test_what_is_no_file_is_refused_before_it_is_handed_on(made, disposition, extra, size):
+def test_values_that_are_not_files_are_refused_early(made, disposition, extra, size):
     seen, error = read(made, part(b"secret" * 5000, disposition, extra), size=size)
     assert error is not None
     assert b"secret" not in seen
 
 
-def test_what_is_no_form_is_refused(made):
+def test_invalid_forms_are_refused(made):
     for kind in ("", "application/json", "multipart/form-data", "text/plain; boundary=here"):
         assert read(made, part(b"x"), {b"content-type": kind})[0] == 400, kind
-    assert "no form" in read(made, b"nonsense, and more of it")[1]
+    assert "not a valid form" in read(made, b"nonsense, and more of it")[1]
 
 
 def test_an_upload_that_is_broken_off_is_an_error(made):
@@ -94,7 +94,7 @@ def test_an_upload_that_is_broken_off_is_an_error(made):
 def test_there_is_room_for_so_much_and_no_more(made, tmp_path, monkeypatch):
     each = MOST + (1 << 16)
     (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "result.wav").write_bytes(b"x" * 40 * each)  # no upload
+    (tmp_path / "made" / "result.wav").write_bytes(b"x" * 40 * each)  # not an upload
     for i in range(15):
         assert read(made, part(b"x"))[1] is None, i
         (tmp_path / f"{i}.wav").write_bytes(b"x" * each)

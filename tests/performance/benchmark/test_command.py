@@ -1,4 +1,4 @@
-"""The commands on a run in miniature: that they measure the right thing, not how fast it is."""
+"""The commands on a small run. Tests check what is measured, not how fast it is."""
 
 import importlib.util
 import json
@@ -29,7 +29,7 @@ def least_config(micro_config):
 
 
 @pytest.mark.slow
-def test_step_counts_the_compiled_work_and_tells_the_parts_apart(least_config, tmp_path):
+def test_step_counts_the_compiled_work_by_part(least_config, tmp_path):
     path = tmp_path / "step.json"
     options = {**OPTIONS, "against": PEERS, "profiled": True, "json_path": str(path)}
     report = command.run("step", least_config, **options)
@@ -129,7 +129,7 @@ def test_an_interrupted_measurement_leaves_no_process(monkeypatch, tmp_path):
     assert not multiprocessing.active_children()
 
 
-def test_another_system_that_ends_is_an_error_with_what_it_said(micro_config, monkeypatch, tmp_path):
+def test_another_system_that_ends_is_an_error_with_its_output(micro_config, monkeypatch, tmp_path):
     program = tmp_path / "peer.py"
     program.write_text(
         "import sys\n"
@@ -144,7 +144,7 @@ def test_another_system_that_ends_is_an_error_with_what_it_said(micro_config, mo
             other.run("step")
 
 
-def test_what_cannot_work_is_told_before_anything_is_measured(micro_config, monkeypatch, tmp_path):
+def test_invalid_settings_are_errors_before_measuring(micro_config, monkeypatch, tmp_path):
     monkeypatch.setattr(measure, "ceilings", lambda *_: pytest.fail("it measured"))
     for path, message in (("no/such.json", "there is no folder"), ("", "must name a file")):
         with pytest.raises(ConfigError, match=message):
@@ -158,7 +158,7 @@ def test_what_cannot_work_is_told_before_anything_is_measured(micro_config, monk
         with pytest.raises(ConfigError, match=r"cannot write to .* \(Permission denied\)"):
             command.run("step", micro_config, **{**OPTIONS, "json_path": str(tmp_path / "x.json")})
     micro_config.model.dtype = "float8"
-    with pytest.raises(ConfigError, match=r"config.model: .* dtype='float8' is no type to compute in"):
+    with pytest.raises(ConfigError, match=r"config.model: .* dtype='float8' is not a dtype"):
         command.run("step", micro_config, **OPTIONS)
 
 
@@ -166,12 +166,12 @@ def test_what_cannot_work_is_told_before_anything_is_measured(micro_config, monk
     ("subcommand", "against", "message"),
     [
         ("setp", [], "there is no benchmark 'setp'; did you mean 'step'?"),
-        ("data", ["torch"], "data is compared with --against=whole"),
-        ("step", ["numpy"], "--against=numpy: there are torch, torch_compile, oobleck"),
+        ("data", ["torch"], "data can only be compared with --against=whole"),
+        ("step", ["numpy"], "--against=numpy is unknown; choose from torch, torch_compile, oobleck"),
         ("step", ["oobleck"], "is for the codec"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(micro_config, subcommand, against, message):
+def test_invalid_benchmarks_are_refused(micro_config, subcommand, against, message):
     with pytest.raises(ConfigError, match=message):
         command.run(subcommand, micro_config, **{**OPTIONS, "against": against})
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_measured_is_refused(micro_config, subcommand, against, m
 def test_a_config_that_torch_cannot_follow_is_refused(micro_config):
     pytest.importorskip("torch")
     micro_config.kl.free_bits = 0.5
-    with pytest.raises(ConfigError, match=r"the torch reference has only config.kl.free_bits=0.0, not 0.5"):
+    with pytest.raises(ConfigError, match=r"the torch reference supports only config.kl.free_bits=0.0, not 0.5"):
         command.run("step", micro_config, **{**OPTIONS, "against": ["torch"]})
     micro_config.kl.free_bits = 0.0
     micro_config.losses.mine = {"_target_": "audiovae_jax.losses.si_sdr", "weight": 1.0}

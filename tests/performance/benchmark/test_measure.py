@@ -17,7 +17,7 @@ def test_a_timing_is_summed_up_by_its_median_and_compared_pair_by_pair():
     assert ours.over(theirs) == 0.5  # of 0.5, 1 and 0.25
 
 
-def test_work_takes_turns_and_only_its_second_time_after_the_warmup_counts():
+def test_functions_alternate_and_only_second_runs_after_the_warmup_count():
     order = []
 
     def work(name):
@@ -53,7 +53,7 @@ print(measure.peak_memory())
 
 
 def test_peak_memory_is_that_since_the_reset():
-    # In a process of its own: here, what other tests have left may go at any time.
+    # In its own process, since memory of other tests may be freed here at any time.
     run = subprocess.run([sys.executable, "-c", _PEAKS], capture_output=True, text=True, check=True, cwd=ROOT)
     before, peak, after = map(int, run.stdout.split())
     if after == peak:

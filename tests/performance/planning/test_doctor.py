@@ -1,4 +1,4 @@
-"""A healthy set-up, and broken ones as users have them."""
+"""A healthy set-up, and broken ones."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def test_a_healthy_machine(micro_config, tmp_path, audio_folder, whole):
     assert "hop 8, crops of 1024 samples, 2 channel(s), 44100 Hz" in found["config"]
     assert "checksums equal" in found["checkpoint"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audio"]  # nothing is left behind
-    assert doctor.lines(checks)[-1] == "ready: nothing was found that would fail"
+    assert doctor.lines(checks)[-1] == "ready: no check failed"
 
 
 def test_no_data(small, tmp_path):
@@ -63,7 +63,7 @@ def test_no_data(small, tmp_path):
 def test_a_disk_that_is_too_small(small, tmp_path):
     checks = _examine(small, tmp_path / "run", free=lambda path: 1000)
     assert _failed(checks) == ["disk"]
-    assert checks["disk"].remedy.startswith("make ")
+    assert checks["disk"].remedy.startswith("free ")
     assert checks["checkpoint"].status == SKIPPED
 
 
@@ -104,14 +104,14 @@ def test_a_workdir_of_another_config(small, tmp_path):
     assert "kl.weight: 0.5 -> 0.0001" in checks["workdir"].result + checks["workdir"].remedy
 
 
-def test_what_the_run_is_to_begin_with(small, tmp_path):
+def test_the_start_of_a_run(small, tmp_path):
     model = AudioVAE(base_channels=4, channel_mults=(1,), strides=(8,), latent_dim=4, dilations=(1,))
     save_model(model, random_variables(model), tmp_path / "m")
     small.init_from = str(tmp_path / "m")
     looker = doctor._Looker(small, tmp_path / "run", None)
-    assert looker.claim() == f"{tmp_path / 'run'} is new; the run begins with {tmp_path / 'm'}"
+    assert looker.claim() == f"{tmp_path / 'run'} is new; the run starts from {tmp_path / 'm'}"
     small.model.latent_dim = 5
-    with pytest.raises(CheckpointError, match="(?s)m: its model is not that of config.model.*latent_dim: 4 there, 5 h"):
+    with pytest.raises(CheckpointError, match="(?s)m: its model differs from config.model.*latent_dim: 4 there, 5 h"):
         looker.claim()
 
 
@@ -166,7 +166,7 @@ def test_two_processes(small, tmp_path, differ):
         checks = {name: rest for name, *rest in pickle.loads((tmp_path / f"checks{index}").read_bytes())}
         assert "4 x cpu (cpu), 2 process(es)" in checks["devices"][1]
         if differ:
-            assert checks["processes"] == [FAILED, "not as process 0 has it: config of process 1"]
+            assert checks["processes"] == [FAILED, "different from process 0: config of process 1"]
             assert checks["checkpoint"][0] == SKIPPED
         else:
             assert checks["processes"] == [OK, "2 agree on config, data and versions"]

@@ -1,4 +1,4 @@
-"""What XLA plans for a GPU of the forms that are there for its sake; skipped where its compiler is not installed."""
+"""XLA's plans for the GPU forms; skipped if its compiler is not installed."""
 
 import json
 import os
@@ -69,13 +69,13 @@ def _planned(*arguments):
 
 
 @pytest.mark.parametrize(("length", "width"), [(65536, 128), (32768, 128), (8192, 256)])  # the widest of base.py
-def test_a_units_gradient_keeps_its_signals_alone(length, width):
-    """Not the sine in float32, and nothing of a kernel's gradient is turned but itself."""
+def test_a_units_gradient_stores_only_its_signals(length, width):
+    """The float32 sine is not kept. Of the kernel's gradient, only the result is transposed."""
     found = _planned("unit", length, width, width, 7)
     assert found["temporaries"] < 2.1 * found["signal"]  # Snake's output, and its cotangent
     assert found["transposes"] <= 2  # the kernel, and its gradient
 
 
-def test_an_upsamplings_kernel_is_turned_once_for_all():
-    """And once more for cuDNN; so is its gradient, which weight norm reads more than once."""
+def test_an_upsamplings_kernel_is_transposed_once():
+    """And once more for cuDNN. The same holds for its gradient, which weight norm reads more than once."""
     assert _planned("upsampling", 2048, 512, 256, 8)["transposes"] <= 4

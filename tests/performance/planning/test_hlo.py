@@ -55,7 +55,7 @@ def test_traffic_is_what_the_entrys_instructions_read_and_write():
     assert hlo.entry_traffic(GPU) == start + copy + gemm
 
 
-def test_what_cannot_be_read_counts_nothing():
+def test_unreadable_audio_counts_nothing():
     assert hlo.collectives("") == []
     assert hlo.entry_traffic("ENTRY %main {\n  %x = token[] after-all()\n  junk = = (\n") == 0
 

@@ -1,4 +1,4 @@
-"""Plans, made by compiling in processes of their own."""
+"""Plans, compiled in separate processes."""
 
 import importlib.util
 import json
@@ -51,22 +51,22 @@ def test_a_plan_for_cpus(small):
     assert entry["argument_bytes"] == entry["checkpoint_bytes"] + 3 * 1024 * 2 * 4 + 4 * numbers
     (collective,) = entry["collectives"]
     assert collective["op"] == "all-reduce"
-    # The gradient, and a few scalars of metrics with it.
+    # The gradient, together with a few scalar metrics.
     assert 0 <= collective["bytes"] - 4 * count_parameters(state.params) < 200
     assert entry["flops"] > 1e6
     assert entry["host_peak_bytes"] > 1e8
     lines = "\n".join(table.plan_lines(report))
-    assert "3 a device, 6 in all" in lines
+    assert "3 per device, 6 in total" in lines
     assert "3 or more (compiled: 3)" in lines
     assert any("compiling for 3 items a device" in text for text in said)
 
 
-def test_what_goes_wrong_is_one_targets(small):
-    """A compile that takes too much of this machine, and one that takes too long, are stopped and told."""
+def test_a_failure_belongs_to_one_target(small):
+    """A compile that needs too much memory or time is stopped and reported."""
     greedy = plan.plan(small, targets.parse(["cpu:2"]), plan.Limits(1, 1_000_000, 600), lambda text: None)
     assert "took more than 0.0 GB of this machine's memory" in greedy["targets"]["cpu:2"]["error"]
     assert any(line.startswith("error: cpu:2") for line in table.plan_lines(greedy))
-    with pytest.raises(PlanError, match=r"took more than 0\.001\S* minutes and was stopped; give it more"):
+    with pytest.raises(PlanError, match=r"took more than 0\.001\S* minutes and was stopped; raise"):
         Worker(small, targets.parse(["cpu:2"])[0], None, 0.1)
 
 
@@ -74,7 +74,7 @@ def test_what_goes_wrong_is_one_targets(small):
 def test_a_config_that_cannot_work_is_the_users_error(small):
     small.data.crop_length = 1000
     small.model.strides = (7,)
-    with pytest.raises(ConfigError, match="no multiple of the model's hop of 7"):
+    with pytest.raises(ConfigError, match="not a multiple of the model's hop of 7"):
         plan.plan(small, targets.parse(["cpu:2"]), LIMITS, lambda text: None)
 
 
@@ -100,7 +100,7 @@ def test_the_plan_is_of_the_program_that_training_runs(micro_config, tmp_path, m
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["h200:2x4", "v5e:2x4"])
 def test_one_all_reduce_an_update(micro_config, name):
-    """Two hosts of GPUs, and a slice: what is summed crosses the network once for each optimizer."""
+    """For two hosts of GPUs and for a slice, sums cross the network once per optimizer."""
     with Worker(micro_config, plannable(name), None, 1200) as worker:
         assert (worker.devices.count, worker.devices.hosts) == (8, 2)
         compiled = worker.compile(1)
@@ -110,7 +110,7 @@ def test_one_all_reduce_an_update(micro_config, name):
         build.build_recipe(micro_config), mesh.make_mesh(), build.example_shape(micro_config)
     )
     parameters = count_parameters((state.params, state.discriminator_params))
-    # The gradients, a few scalars of metrics, and nothing else.
+    # Only the gradients and a few scalar metrics.
     assert 0 <= sum(collective.bytes for collective in compiled.collectives) / 4 - parameters < 50
 
 
@@ -125,7 +125,7 @@ def test_the_command(tmp_path):
     ]  # fmt: skip
     done = command_line.run("plan", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "Planned by XLA, of one device and step; nothing was run." in done.stdout
+    assert "Planned by XLA, for one device and one step; nothing was run." in done.stdout
     found = json.loads((tmp_path / "plan.json").read_text())["targets"]
     assert list(found) == ["cpu:2", "here"]
     for entry in found.values():

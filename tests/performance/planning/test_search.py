@@ -16,7 +16,7 @@ def _search(peak, first, limit, compiles=10, fixed=100):
     return largest, ended, tried
 
 
-def test_a_straight_line_takes_one_compile():
+def test_a_straight_line_needs_one_compile():
     assert _search(lambda b: 100 + 10 * b, 1, 505) == (40, True, [40])
 
 
@@ -46,7 +46,7 @@ def test_a_compiler_that_finds_no_room_has_no_peak():
     assert tried[0] == 32
 
 
-def test_a_search_that_must_end_says_so():
+def test_a_search_that_ends_early_is_reported():
     assert _search(lambda b: 100 + 10 * b, 1, 505, compiles=0) == (1, False, [])
 
 

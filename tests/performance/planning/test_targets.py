@@ -20,16 +20,16 @@ def test_shapes_are_hosts_by_gpus_or_a_topology():
     [
         ("h20:8", "there is no target 'h20'; did you mean 'h200'"),
         ("v5e", "must have a shape of whole numbers"),
-        ("h200:2x8x1", "the shape of h200 is hosts x devices, as h200:2x8"),
+        ("h200:2x8x1", "the shape of h200 must be hosts x devices, such as h200:2x8"),
         ("h200:0", "must have a shape of whole numbers"),
-        ("cpu:2x4", "the shape of cpu is devices, as cpu:8"),
-        ("", "names nothing to plan for"),
+        ("cpu:2x4", "the shape of cpu must be devices, such as cpu:8"),
+        ("", "--target is empty"),
     ],
 )
 def test_a_target_that_makes_no_sense_is_refused(given, message):
     with pytest.raises(ConfigError, match=message):
         targets.parse([given])
-    with pytest.raises(ConfigError, match="names one target twice"):
+    with pytest.raises(ConfigError, match="contains a target twice"):
         targets.parse(["cpu:8", "cpu:8"])
 
 
@@ -59,7 +59,7 @@ def test_a_gpus_description_has_its_own_figures():
     assert "memory_bandwidth: 4800000000000" in h200.accelerator.target_config
 
 
-def test_a_tpu_compiler_gives_back_what_it_frees_unless_the_user_has_said_how_to_allocate(monkeypatch):
+def test_a_tpu_compiler_returns_freed_memory_unless_the_user_configures_malloc(monkeypatch):
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     (target,) = targets.parse(["v5e:4x4"])
     assert target.environment["MALLOC_ARENA_MAX"] == "1"

@@ -10,7 +10,7 @@ from audiovae_jax.run.tracking.writer import Writer
 
 
 class Server(Writer):
-    """A service that can be gone, or slow."""
+    """A service that can be unreachable or slow."""
 
     def __init__(self):
         self.got, self.gone, self.held = [], False, threading.Event()
@@ -47,7 +47,7 @@ def test_records_come_in_order_and_the_end_is_waited_for():
     writer = Background("it", lambda: server, said.append)
     values = {"x": 0.0}
     for step in range(50):
-        values["x"] = float(step)  # what was given is what is recorded
+        values["x"] = float(step)  # records equal the given values
         writer.scalars(values, step)
     writer.audio("a", np.zeros((3, 1)), 50, 8000)
     writer.text("kind", "ignored by this server", 50)
@@ -66,13 +66,13 @@ def test_a_server_that_goes_and_comes_back(monkeypatch):
     for step in range(1, 40):
         writer.scalars({}, step)
     _until(lambda: not writer._waiting)
-    assert said == ["warning: it takes no records: connection refused; training continues without it"]
+    assert said == ["warning: it accepts no records: connection refused; training continues without it"]
     server.gone = False
     time.sleep(0.5)
     writer.scalars({}, 40)
     _until(lambda: len(said) == 2)
     writer.close(False)
-    assert said[1:] == ["it takes records again; 39 were lost"]
+    assert said[1:] == ["it accepts records again; 39 were lost"]
     assert server.got == [("scalars", {}, 0), ("scalars", {}, 40), ("close", False)]
 
 
@@ -105,7 +105,7 @@ def test_a_service_that_cannot_be_reached_at_all():
     for step in range(5):
         writer.scalars({}, step)
     writer.close(True)
-    assert said[0] == "warning: it takes no records: no route; training continues without it"
+    assert said[0] == "warning: it accepts no records: no route; training continues without it"
     assert said[-1] == "warning: 5 records of this run did not reach it"
 
 

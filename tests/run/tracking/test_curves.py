@@ -6,7 +6,7 @@ from audiovae_jax.run.tracking import curves
 
 
 def _points(svg):
-    """The points of every curve, in the order of the series."""
+    """Return the points of every curve, in the order of the series."""
     return [
         np.array(re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", path), float)
         for path in re.findall(r'd="([^"]*)" style="fill: none; stroke: var\(--series', svg)
@@ -35,7 +35,7 @@ def test_values_of_many_sizes_are_drawn_by_their_logarithm():
 
 
 def _ticks(chart):
-    """The numbers beside the vertical axis, which end where the drawing begins."""
+    """Return the numbers beside the vertical axis, which end where the drawing begins."""
     return [float(text) for text in re.findall(r"text-anchor: end[^>]*>([^<]*)<", chart.replace("\N{MINUS SIGN}", "-"))]
 
 
@@ -54,7 +54,7 @@ def test_a_chart_names_its_scale_and_its_ticks_are_round():
 
 def test_one_number_none_and_those_that_are_none():
     assert "<circle" in curves.chart("x", {"a": ([3], [0.0])})
-    assert "no number" in curves.chart("x", {"a": ([], [])})
+    assert "no values" in curves.chart("x", {"a": ([], [])})
     (points,) = _points(curves.chart("x", {"a": ([0, 1, 2], [1.0, np.nan, np.inf]), "b": ([0, 2], [1.0, 1.0])}))
     assert len(points) == 2
     assert "&lt;b&gt;" in curves.chart("<b>", {"<b>": ([0], [1.0])})

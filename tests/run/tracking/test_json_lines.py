@@ -12,8 +12,8 @@ def _steps(workdir):
     return [record["step"] for record in json_lines.read(workdir / json_lines.NAME)]
 
 
-def test_a_run_that_goes_on_has_each_step_once(tmp_path):
-    for first, last in ((0, 6), (4, 8)):  # killed after 6, gone on from the checkpoint of 3
+def test_a_resumed_run_has_each_step_once(tmp_path):
+    for first, last in ((0, 6), (4, 8)):  # killed after step 6, resumed from the checkpoint of step 3
         lines = JsonLines(tmp_path, first, pytest.fail)
         for step in range(first, last):
             lines.scalars({"x": first}, step)
@@ -23,7 +23,7 @@ def test_a_run_that_goes_on_has_each_step_once(tmp_path):
     assert values == [0, 0, 0, 0, 4, 4, 4, 4]
 
 
-def test_what_a_kill_cut_off_is_taken_away(tmp_path):
+def test_an_incomplete_line_of_a_killed_run_is_removed(tmp_path):
     lines = JsonLines(tmp_path, 0, pytest.fail)
     lines.scalars({"x": 1.0}, 0)
     lines.text("warning", "a word", 1)
@@ -59,7 +59,7 @@ def test_numbers_that_are_none_are_words(tmp_path):
     assert json.loads(line, parse_constant=pytest.fail)["scalars"] == {"a": "nan", "b": "inf", "c": "-inf"}
 
 
-def test_a_full_disk_is_said_once_and_tried_again(tmp_path, full_disk, monkeypatch):
+def test_a_full_disk_is_reported_once_and_retried(tmp_path, full_disk, monkeypatch):
     said = []
     monkeypatch.setattr(json_lines, "_AGAIN_AFTER", 0.0)
     lines = JsonLines(tmp_path, 0, said.append)
@@ -67,7 +67,7 @@ def test_a_full_disk_is_said_once_and_tried_again(tmp_path, full_disk, monkeypat
         for step in range(100):
             lines.scalars({"x": 1.0}, step)
     assert len(said) == 1
-    assert "metrics.jsonl is not written for now" in said[0]
+    assert "writing metrics.jsonl failed, and is retried later" in said[0]
     lines.scalars({"x": 1.0}, 100)
     lines.close(True)
     assert said[1:] == ["metrics.jsonl is written again"]

@@ -44,16 +44,16 @@ def test_several_runs_on_one_page(tmp_path):
     assert "<b>0.001</b>" in text
     assert "<b>0.002</b>" in text
     assert "<script>alert" not in text
-    # Nothing is asked of anyone.
+    # The page makes no requests.
     assert not re.search(r"(src|href)=\"(?!data:)|https?://|@import|url\(", text)
 
 
 def _rows(text):
-    """The cells of every row of every table."""
+    """Return the cells of every row of every table."""
     return [re.findall("<td[^>]*>(.*?)</td>", row) for row in re.findall("<tr>(.*?)</tr>", text)]
 
 
-def test_the_same_sample_of_two_runs_stands_side_by_side(tmp_path):
+def test_the_same_sample_of_two_runs_is_shown_side_by_side(tmp_path):
     runs = [history.read(_run(tmp_path / name)) for name in ("first", "second")]
     for run, sample in zip(runs, (b"first", b"second"), strict=True):
         for step, folder in run.samples.items():
@@ -74,7 +74,7 @@ def test_the_same_sample_of_two_runs_stands_side_by_side(tmp_path):
     assert heard["step 40"] == ["first reconstruction 40", "second reconstruction 40"]
 
 
-def test_what_never_changed_is_no_curve_but_a_folded_number(tmp_path):
+def test_constant_metrics_are_collapsed_numbers_instead_of_curves(tmp_path):
     runs = [history.read(_run(tmp_path / name, rate)) for name, rate in (("first", 1e-3), ("second", 2e-3))]
     page.write(runs, base.get_config().to_dict(), tmp_path / "report.html", sample_steps=1)
     text = (tmp_path / "report.html").read_text()
@@ -96,8 +96,8 @@ def test_a_run_that_is_on_and_files_that_are_damaged(tmp_path):
     assert "not there: No such file" in (tmp_path / "report.html").read_text()
 
 
-def test_what_is_no_run_is_said(tmp_path):
-    with pytest.raises(DataError, match="nowhere is not there"):
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="nowhere does not exist"):
         history.read(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="nothing was recorded"):
+    with pytest.raises(DataError, match="has no record of a run"):
         history.read(tmp_path)

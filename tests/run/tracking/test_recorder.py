@@ -19,10 +19,10 @@ def test_names_that_are_none_are_refused(micro_config):
         recorder.check(micro_config)
 
 
-def test_a_writer_that_is_not_installed_is_said_before_the_run(micro_config, monkeypatch):
+def test_a_missing_writer_is_an_error_before_the_run(micro_config, monkeypatch):
     micro_config.logging.writers = ("mlflow",)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"not installed: pip install"):
+    with pytest.raises(ConfigError, match=r"not installed; pip install"):
         recorder.check(micro_config)
 
 
@@ -45,7 +45,7 @@ def test_without_tensorboard_there_are_no_events(micro_config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [json_lines.NAME]
 
 
-def test_what_the_reporter_says_and_shows_is_recorded(tmp_path):
+def test_output_of_the_reporter_is_recorded(tmp_path):
     reporter = Reporter(
         tmp_path, start_step=0, first_step=0, num_steps=30, sample_rate=8000,
         writers=lambda warn: Writers([JsonLines(tmp_path, 0, warn)]),
@@ -60,7 +60,7 @@ def test_what_the_reporter_says_and_shows_is_recorded(tmp_path):
     assert run.scalars["train/x"][0].tolist() == [1, 10, 20]
 
 
-def test_a_disk_that_is_full_is_said_once_though_what_is_said_is_recorded(tmp_path, full_disk, capsys):
+def test_a_full_disk_gives_one_warning_even_though_warnings_are_recorded(tmp_path, full_disk, capsys):
     reporter = Reporter(
         tmp_path, start_step=0, first_step=0, num_steps=30, sample_rate=8000,
         writers=lambda warn: Writers([JsonLines(tmp_path, 0, warn)]),
@@ -70,7 +70,7 @@ def test_a_disk_that_is_full_is_said_once_though_what_is_said_is_recorded(tmp_pa
             reporter.scalars(step, {"train/x": 1.0})
     reporter.close()
     printed = capsys.readouterr()
-    assert (printed.out + printed.err).count("warning: metrics.jsonl is not written for now") == 1
+    assert (printed.out + printed.err).count("warning: writing metrics.jsonl failed, and is retried later") == 1
 
 
 def test_a_thread_that_has_to_say_something_at_the_end_may(tmp_path):
@@ -90,7 +90,7 @@ def test_a_thread_that_has_to_say_something_at_the_end_may(tmp_path):
 
 
 @pytest.mark.slow
-def test_mlflow_holds_a_run_and_goes_on_with_it(micro_config, trained_run, tmp_path):
+def test_mlflow_records_a_run_and_resumes_it(micro_config, trained_run, tmp_path):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy")
     from mlflow.tracking import MlflowClient
@@ -103,7 +103,7 @@ def test_mlflow_holds_a_run_and_goes_on_with_it(micro_config, trained_run, tmp_p
     save_model(model, variables, tmp_path / "model")
     said = []
     for first, num_threads, finished in ((0, 1, False), (3, 2, True)):
-        micro_config.data.num_threads = num_threads  # which may differ when a run goes on
+        micro_config.data.num_threads = num_threads  # which may differ when a run is resumed
         writers = recorder.open_writers(micro_config, workdir, first, said.append)
         for step in range(first, first + 3):
             writers.scalars({"train/x": float(step), "train/nan": float("nan")}, step)

@@ -1,4 +1,4 @@
-"""The reader: true to torch.load, deaf to what a file wants executed, and never silently wrong."""
+"""The reader: equal to torch.load, without executing files, and never silently wrong."""
 
 import collections
 import contextlib
@@ -92,7 +92,7 @@ def test_tensors_that_shared_a_storage_share_it_still():
         assert np.shares_memory(tensor, read["model_state_dict"][name])
 
 
-def test_what_is_written_is_read_here_and_by_torch(tmp_path):
+def test_written_files_are_read_here_and_by_torch(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
     values = {
         "a": array, "transposed": array.T, "again": array, "scalar": np.array(3.0, np.float32), "none": None,
@@ -104,7 +104,7 @@ def test_what_is_written_is_read_here_and_by_torch(tmp_path):
     read = read_checkpoint(path)
     assert fuzz_torch_files.same(read, {**values, "transposed": np.ascontiguousarray(array.T)})
     assert np.shares_memory(read["a"], read["again"])
-    with pytest.raises(TypeError, match=r"nested.list\[0\] is a object, which has no place in a checkpoint"):
+    with pytest.raises(TypeError, match=r"nested.list\[0\] is a object, which a checkpoint cannot contain"):
         write_checkpoint(path, {"nested": {"list": [object()]}})
     assert fuzz_torch_files.same(read_checkpoint(path), read)
     assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
@@ -150,7 +150,7 @@ def extensions():
 
 
 def test_no_exploit_is_executed(tmp_path, extensions):
-    """Each is alive: Python's unpickler runs it. Ours gives an inert value or a CheckpointError, in every place."""
+    """Each exploit works in Python's unpickler. Our reader returns an inert value or raises CheckpointError."""
     marker = tmp_path / "marker"
     (tmp_path / "marker.py").write_text(f"open({str(marker)!r}, 'w').close()")
     executed = []
@@ -168,7 +168,7 @@ def test_no_exploit_is_executed(tmp_path, extensions):
     assert not executed
     dead = []
     for name in sorted(found.keys() - set(exploits.NOT_PYTHONS)):
-        with contextlib.suppress(Exception):  # some fail after they have done their deed
+        with contextlib.suppress(Exception):  # some fail after the exploit has run
             _Unpickler(io.BytesIO(b"\x80\x04" + found[name] + b".")).load()
         deadline = time.monotonic() + 5
         while not marker.exists() and time.monotonic() < deadline:
@@ -195,7 +195,7 @@ def test_bombs_are_refused_within_bounded_memory(tmp_path, write):
         before, begin = _peak_memory(), time.process_time()
         with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
             read_checkpoint(path)
-        # Without their bounds these take minutes to hours, and all memory.
+        # Without the reader's bounds these take minutes to hours, and all memory.
         assert time.process_time() - begin < 30, name
         assert _peak_memory() - before < 400 << 20, name
 
@@ -269,7 +269,7 @@ def test_zip_files_that_torch_does_not_write_are_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["lightning.ckpt", "save_model.pt"])
 def test_damaged_files_are_refused_or_read_as_they_were(name):
-    """Bounded; `tests/fuzz_torch_files.py` does more of it."""
+    """A short version; `tests/fuzz_torch_files.py` runs a longer one."""
     path = GOLDEN / name
     data = path.read_bytes()
     outcomes = fuzz_torch_files.fuzz(path, fuzz_torch_files.flips(data, 200))
@@ -280,7 +280,7 @@ def test_damaged_files_are_refused_or_read_as_they_were(name):
 
 
 def test_the_older_format_is_cut_and_flipped_without_another_error():
-    # It has no checksums, so that a flip of a weight, or of a name, is read as it is.
+    # The format has no checksums, so flipped bits of weights or names are not detected.
     path = GOLDEN / "bare_legacy.pt"
     data = path.read_bytes()
     outcomes = fuzz_torch_files.fuzz(path, fuzz_torch_files.flips(data, 200))
@@ -299,7 +299,7 @@ def test_the_older_format_is_cut_and_flipped_without_another_error():
         (b"\x08\0\0\0\0\0\0\0{nonsens", "safetensors header or data is damaged"),
     ],
 )
-def test_what_is_no_checkpoint_is_named(tmp_path, content, message):
+def test_other_files_are_named(tmp_path, content, message):
     path = tmp_path / "x.pt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=message) as error:

@@ -1,4 +1,4 @@
-"""The guide's tables: every place that they name is there."""
+"""The guide's tables: everything that they name exists."""
 
 import importlib
 import re
@@ -15,7 +15,7 @@ from configs import base
 
 ROOT = Path(__file__).resolve().parents[3]
 GUIDE = ROOT / "audiovae_jax" / "torch_io" / "migration" / "README.md"
-# The chapters and sections of the document that the PyTorch system came with.
+# The chapters and sections of the PyTorch system's document.
 CHAPTERS = (
     "Overview of Improvements", "Discriminator Configuration", "Disable Specific Discriminators", "Change FFT Sizes",
     "Adjust Channel Capacity", "Using a Different Discriminator", "Adversarial Loss Calculator",
@@ -25,7 +25,7 @@ CHAPTERS = (
     "Example 1: Training with Custom Discriminator", "Example 2: Staged Adversarial Training",
     "Example 3: Extract Model for Inference", "Troubleshooting",
 )  # fmt: skip
-# Every key and class of the tables "Keys" and "Callbacks", with a value that is taken.
+# Every key and class of the tables "Keys" and "Callbacks", with a value that can be converted.
 EVERY = """
 experiment_name: stereo
 run_name: first
@@ -115,9 +115,9 @@ callbacks:
   MLflowVAETrackerCallback: {_target_: src.callbacks.MLflowVAETrackerCallback}
   model_saving_callback: {dirpath: saved}
 """
-# Sections all of whose keys the guide names by a star.
+# Sections whose keys the guide names by a star.
 STARRED = r"architecture|discriminator|adversarial_loss_calculator|loss_calculator\.\w+"
-# Read to say that any value but one has no counterpart.
+# Keys that are read only to report values other than one as having no counterpart.
 ONE_VALUE = {"amsgrad", "monitor", "mode", "save_last"}
 
 
@@ -134,7 +134,7 @@ def _anchors(path):
 
 
 def _places(text):
-    """The links, keys, symbols, commands and scripts that a cell names."""
+    """Return the links, keys, symbols, commands and scripts that a cell names."""
     yield from (("link", target) for target in re.findall(r"\]\(([^)]+)\)", text))
     yield from (("key", key) for key in re.findall(r"`config\.([\w.]+?)`", text))
     yield from (("symbol", name) for name in re.findall(r"`(audiovae_jax\.[\w.]+)`", text))
@@ -184,7 +184,7 @@ def test_every_place_is_there(heading):
 
 
 def _old_names(heading):
-    """The last parts of the keys and classes in a table's first column, and of those that have no counterpart."""
+    """Return the last parts of keys and classes in a table's first column, and of those without a counterpart."""
     names, without = set(), set()
     for old, new in _rows(heading):
         found = {name.removesuffix(".*").rpartition(".")[2] for name in re.findall(r"`([\w.*]+)`", old)}

@@ -12,7 +12,7 @@ def _compose(folder, files, *overrides, others=()):
     return hydra_tree.compose([main, *(folder / name for name in others)], list(overrides)).values
 
 
-def test_where_self_stands_says_what_counts_most(tmp_path):
+def test_the_position_of_self_sets_the_precedence(tmp_path):
     child = {"db/a.yaml": "x: 1\ny: 2"}
     assert _compose(tmp_path / "1", {"m.yaml": "defaults: [_self_, db: a]\ndb: {x: 0}", **child}) == {
         "db": {"x": 1, "y": 2}
@@ -62,20 +62,20 @@ def test_choices_are_changed_by_experiments_files_and_the_command_line(tmp_path)
     ("files", "overrides", "says"),
     [
         ({"m.yaml": "defaults: [db: mysq]", "db/mysql.yaml": ""}, (), "did you mean 'mysql'?; there are mysql"),
-        ({"m.yaml": "defaults:\n  - db: ???"}, (), "db is left open"),
+        ({"m.yaml": "defaults:\n  - db: ???"}, (), "db has no value"),
         ({"m.yaml": "defaults: [a]", "a.yaml": "defaults: [m]"}, (), "circle: m.yaml -> a.yaml -> m.yaml"),
         ({"m.yaml": "defaults: {a: b}"}, (), "defaults must be a list"),
         ({"m.yaml": "defaults: [{a: 1, b: 2}]"}, (), "is neither a config's name"),
         ({"m.yaml": "defaults: [db: ../../secret]", "db/a.yaml": ""}, (), "there is no db/../../secret.yaml"),
         ({"m.yaml": "a: 1"}, ("nothing",), "is neither a file nor KEY=VALUE"),
-        ({"m.yaml": "a: [1"}, (), "m.yaml, line 1: not YAML"),
-        ({"m.yaml": "a: 1\na: 2"}, (), "m.yaml, line 2: not YAML that can be read: the key 'a' is there twice"),
+        ({"m.yaml": "a: [1"}, (), "m.yaml, line 1: invalid YAML"),
+        ({"m.yaml": "a: 1\na: 2"}, (), "m.yaml, line 2: invalid YAML: the key 'a' occurs twice"),
         ({"m.yaml": "a: !!python/object/apply:os.system ['touch x']"}, (), "could not determine a constructor"),
-        ({"m.yaml": "- 1"}, (), "holds a list"),
-        ({"m.yaml": "defaults: [db: '${nothing}']"}, (), "no choice is known of the group 'nothing'"),
+        ({"m.yaml": "- 1"}, (), "contains a list"),
+        ({"m.yaml": "defaults: [db: '${nothing}']"}, (), "the group 'nothing' has no choice"),
     ],
 )
-def test_what_cannot_be_followed_is_said(tmp_path, monkeypatch, files, overrides, says):
+def test_invalid_trees_are_errors(tmp_path, monkeypatch, files, overrides, says):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as raised:
         _compose(tmp_path, files, *overrides)
@@ -88,16 +88,16 @@ def test_files_that_are_no_configs_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         yaml_files.read(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match="no text in UTF-8"):
+    with pytest.raises(ConfigError, match="not UTF-8 text"):
         yaml_files.read(path)
     laughs = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
         f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefg", "bcdefgh", strict=True)
     )
     path.write_text(laughs)
-    with pytest.raises(ConfigError, match="stands for more than"):
+    with pytest.raises(ConfigError, match="expands to more than"):
         yaml_files.read(path)
     path.write_text("a: [" * 5000)
-    with pytest.raises(ConfigError, match="not YAML"):
+    with pytest.raises(ConfigError, match="invalid YAML"):
         yaml_files.read(path)
 
 

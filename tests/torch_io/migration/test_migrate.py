@@ -58,12 +58,12 @@ def test_the_published_tree(tmp_path):
 def test_a_migrated_config_trains(tmp_path):
     made, config = _migrated(tmp_path, old_configs.PUBLISHED, *old_configs.SMALL, "datamodule.root=null")
     assert _has(made.statements, "config.num_steps = 2")
-    config.data.source = "auto"  # the built-in music
+    config.data.source = "auto"  # the built-in generator
     state = train.train(config, tmp_path / "run")
     assert int(state.step) == 2
 
 
-def test_groups_of_the_document_are_chosen_as_it_says(tmp_path):
+def test_groups_are_chosen_as_documented(tmp_path):
     _, config = _migrated(tmp_path, old_configs.PUBLISHED, "model.discriminator=discriminator/lightweight",
                           "model.adversarial_loss_calculator=adversarial/staged")  # fmt: skip
     assert (config.discriminator.stft_filters, config.discriminator.use_msd) == (16, False)
@@ -128,7 +128,7 @@ def test_epochs_become_steps_by_train_samples(tmp_path):
         assert not made.dropped
 
 
-def test_a_whole_other_discriminator_and_rate(tmp_path):
+def test_another_discriminator_and_rate(tmp_path):
     files = {
         "m.yaml": """
 datamodule: {_target_: src.dataset.GTZANDatamodule.GTZANDataModule, sample_rate: 22050, channels: 2}
@@ -169,7 +169,7 @@ def test_losses_of_every_form(tmp_path):
     assert set(config.losses) == {"sum_and_difference", "wave", "ratio", "mel"}
     assert config.losses.wave.to_dict() == {"_target_": "audiovae_jax.losses.waveform_l1", "weight": 0.5}
     assert config.losses.sum_and_difference.fft_sizes == (2048, 1024, 512, 256)
-    assert config.losses.sum_and_difference.w_sc == 1.0  # the class's own default, not base.py's
+    assert config.losses.sum_and_difference.w_sc == 1.0  # the class's default, not base.py's
     assert config.losses.mel.n_mels == (64, 128, 256)
     assert _has(made.dropped, "mine=src.mine.MyLoss", "it is a torch class")
     assert _has(made.dropped, "ratio.reduction=sum")
@@ -177,7 +177,7 @@ def test_losses_of_every_form(tmp_path):
     build.build_losses(config)
 
 
-def test_what_is_unknown_is_listed_and_nothing_is_lost(tmp_path):
+def test_unknown_keys_are_listed_and_nothing_is_lost(tmp_path):
     made, _ = _migrated(
         tmp_path,
         {"m.yaml": "odd: 1\nseed: ${nothing.here}\nmodel:\n  strange: {deep: [1]}\n  kl_weight: heavy\n"
@@ -186,7 +186,7 @@ def test_what_is_unknown_is_listed_and_nothing_is_lost(tmp_path):
     )  # fmt: skip
     assert made.statements == ()
     for parts in (
-        ("odd=1", "nothing here is like it"), ("seed=${nothing.here}", "what the given files do not define"),
+        ("odd=1", "there is no counterpart"), ("seed=${nothing.here}", "a key that the given files do not define"),
         ("model.strange.deep=[1]",), ("kl_weight=heavy", "not a number"), ("callbacks.mine=src.Mine",),
         ("optimizer._target_=torch.optim.SGD", "AdamW"), ("discriminator._target_=", "write it in flax"),
     ):  # fmt: skip
