@@ -73,6 +73,7 @@ def test_the_front_page(workplace):
     assert list(run) == []
 
 
+@pytest.mark.slow
 def test_saving_and_loading(workplace):
     (namespace,) = _run("audiovae_jax/persistence/README.md")
     state = namespace["state"]

@@ -21,7 +21,11 @@ CONFIGS = {
 LENGTHS = (1, 7, "hop-1", "hop", "hop+1", 1003)
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+# One model by default: each compiles many programs.
+MODELS = ["odd strides", *(pytest.param(name, marks=pytest.mark.slow) for name in list(CONFIGS)[1:])]
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request):
     model = AudioVAE(**CONFIGS[request.param])
     return model, random_variables(model)  # with biases and statistics that make every padding visible

@@ -108,7 +108,7 @@ def test_conv_transpose1d(stride):
 
 
 # The plain form, and the bilinear one where it applies: with separate rows, and with gathered rows.
-@pytest.mark.parametrize("channels", [(3, 5), (8, 6), (6, 8)])
+@pytest.mark.parametrize("channels", [(3, 5), (8, 6), pytest.param((6, 8), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("stride", "dilation", "kernel"),
     [

@@ -109,6 +109,7 @@ def test_events_have_the_documented_names(trained_run):
     assert {f"train/{name}" for name in wanted.split()} | {"val/total_loss"} <= names
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bits(micro_config, tmp_path):
     micro_config.num_steps = 3
     micro_config.optimizer.final_learning_rate = 0.0

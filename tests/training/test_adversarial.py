@@ -61,6 +61,7 @@ def test_together_is_apart(discriminator, channels):
         np.testing.assert_allclose(ours, theirs, atol=2e-6 * max(1, float(jnp.abs(theirs).max())))
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_parameters_nor_gradients():
     plain = discriminators.MultiScaleSTFTDiscriminator(2, n_ffts=(64,))
     saving = plain.clone(remat=True)
@@ -72,6 +73,7 @@ def test_remat_changes_neither_parameters_nor_gradients():
         np.testing.assert_allclose(ours, theirs, atol=1e-6 * max(1, float(jnp.abs(theirs).max())))
 
 
+@pytest.mark.slow
 def test_a_discriminator_called_in_another_way_is_called():
     discriminator = _Louder((2,), channels=(2, 4))
     assert not takes_known_maps(discriminator)

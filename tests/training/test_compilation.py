@@ -70,6 +70,7 @@ def test_the_garbage_collector_is_paused_and_restored():
         gc.enable()
 
 
+@pytest.mark.slow
 def test_cleared_functions_are_traced_again():
     traced = []
 

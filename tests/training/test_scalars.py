@@ -35,6 +35,7 @@ def _programs(recipe):
     }
 
 
+@pytest.mark.slow
 def test_a_recipe_with_other_numbers_is_the_same_program():
     recipe = _recipe()
     rates = {"num_steps": 7, "learning_rate": 2e-3, "final_learning_rate": 0.0, "warmup_steps": 5, "first_step": 3}
@@ -53,12 +54,13 @@ def test_a_recipe_with_other_numbers_is_the_same_program():
         assert lowered.as_text() == theirs[name].as_text(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
         {"losses": WeightedLosses((WEIGHTS[0], ("si_sdr", 0.0, losses.si_sdr)))},
         {"kl": KLTerm(weight=0.0, warmup_steps=10)},
-        pytest.param({"adversarial": AdversarialLossCalculator(feature_matching_weight=0.0)}, marks=pytest.mark.slow),
+        {"adversarial": AdversarialLossCalculator(feature_matching_weight=0.0)},
     ],
 )
 def test_a_weight_of_zero_is_another_program_and_costs_less(change):
@@ -87,6 +89,7 @@ def test_numbers_that_are_arguments_give_what_constants_give():
     assert history == pytest.approx([0.0, 0.15, 0.3])
 
 
+@pytest.mark.slow
 def test_each_number_has_an_effect():
     """One compiled step, given the numbers of another recipe, computes that recipe's step."""
     recipe, devices = _recipe(kl=KLTerm(weight=1e-3, warmup_steps=0)), mesh.make_mesh(jax.devices()[:1])

@@ -55,6 +55,7 @@ def test_it_is_what_one_program_draws(seed):
     assert_trees_equal(drawn, again)
 
 
+@pytest.mark.slow
 def test_another_seed_recompiles_nothing():
     compiled = []
 

@@ -39,6 +39,7 @@ def test_four_devices_give_the_numbers_of_one():
     assert changed(four.params, jax.device_get(initial_state(make_recipe())).params)
 
 
+@pytest.mark.slow
 def test_pmap_of_the_same_function_agrees():
     recipe = make_recipe()
     expected, history = run(recipe, devices=4)
@@ -107,6 +108,7 @@ def test_the_discriminator_is_bit_unchanged_and_absent_from_the_metrics_during_w
     assert state.step == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2])
 def test_update_intervals_are_honoured(steps):
     # Step 0 is divisible by both; step 1 by neither.
@@ -136,6 +138,7 @@ def test_feature_matching_reaches_the_generator():
     assert norm(20.0) == pytest.approx(2 * one, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_has_no_optimizer_state_and_does_not_move():
     recipe = make_recipe()
     recipe = dataclasses.replace(recipe, model=recipe.model.clone(encoder_frozen=True))
@@ -148,6 +151,7 @@ def test_a_frozen_encoder_has_no_optimizer_state_and_does_not_move():
     assert not any("encoder" in path for path in paths)
 
 
+@pytest.mark.slow
 def test_noise_depends_only_on_seed_step_and_row():
     model = make_recipe().model
 
@@ -169,6 +173,7 @@ def test_noise_depends_only_on_seed_step_and_row():
     assert np.abs(one[0] - one[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_validation_is_the_training_objective_with_the_final_kl_weight():
     recipe = make_recipe()
     devices = mesh.make_mesh(jax.devices()[:2])
@@ -214,6 +219,7 @@ def _parts(state):
     return (state.params, state.opt_state), (state.discriminator_params, state.discriminator_opt_state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_one_bad_row_skips_both_updates_on_every_device(value):
     audio = batch()
@@ -244,6 +250,7 @@ def test_a_gradient_that_is_not_finite_skips_only_the_generator():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
 
 
+@pytest.mark.slow
 def test_a_loss_that_overflows_bfloat16_is_skipped_though_its_gradient_is_not():
     def overflowing(*, prediction, target):
         return jnp.float32(jnp.bfloat16(3e38) * jnp.bfloat16(2)) + jnp.mean(prediction)
@@ -264,6 +271,7 @@ class _RootedDiscriminator(nn.Module):
         return [nn.Conv(1, (3,))(x) + root], [[x]]
 
 
+@pytest.mark.slow
 def test_a_discriminators_gradient_that_is_not_finite_skips_only_its_update():
     before, after, metrics = _after_a_step(make_recipe(discriminator=_RootedDiscriminator()), batch())
     assert np.isfinite(metrics["d_loss"])

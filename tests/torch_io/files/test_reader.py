@@ -184,7 +184,7 @@ def _peak_memory():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-@pytest.mark.parametrize("write", [exploits.in_zip, exploits.in_stream])
+@pytest.mark.parametrize("write", [exploits.in_zip, pytest.param(exploits.in_stream, marks=pytest.mark.slow)])
 def test_bombs_are_refused_within_bounded_memory(tmp_path, write):
     for name, opcodes in exploits.bombs().items():
         path = tmp_path / "bomb.pt"
