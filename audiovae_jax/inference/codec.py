@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from audiovae_jax.data.audio import audio_file, stream
+from audiovae_jax.data.audio import channels as layouts
 from audiovae_jax.data.audio.stream import AudioStream
 from audiovae_jax.errors import CheckpointError, DataError, printable, whole_number
 from audiovae_jax.inference import arrays
@@ -315,7 +316,8 @@ class Codec:
         def blocks():
             return self._audio(latents(), frames, lanes.length, source.sample_rate, source.length, channels)
 
-        return dataclasses.replace(source, channels=channels, blocks=blocks)
+        speakers = source.speakers if channels == source.channels else None
+        return dataclasses.replace(source, channels=channels, speakers=speakers, blocks=blocks)
 
     def stream(self, source: AudioStream, *, key: jax.Array | None = None, mix: bool = False) -> LatentStream:
         """Encode audio of any length as `encode` does, in bounded memory.
@@ -345,7 +347,10 @@ class Codec:
                     f"{source.name} has {have} channels and the model takes {wanted}; mix it down first, "
                     "or ask for it (mix=True, --mix)"
                 )
-            source = source.map(lambda block: _adapted(block, have, wanted), batch * wanted)
+            if source.speakers is None and have > 2:
+                warnings.warn(f"{source.name} has {layouts.assumed(have)}", UserWarning, stacklevel=2)
+            speakers = source.speakers
+            source = source.map(lambda block: _adapted(block, have, wanted, speakers), batch * wanted)
             channels = wanted
         source = source.resampled(self.sample_rate)
         if have == 1 and wanted > 1:
@@ -425,6 +430,6 @@ class Codec:
             )
 
 
-def _adapted(block, have, wanted):
-    items = audio_file.adapt_channels(block.reshape(-1, have), wanted)
+def _adapted(block, have, wanted, speakers):
+    items = audio_file.adapt_channels(block.reshape(-1, have), wanted, speakers)
     return items.reshape(len(block), -1)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from audiovae_jax.data.audio import channels as layouts
 from audiovae_jax.data.audio.remote import BLOCK, RemoteError, RemoteFile, UnreachableError
 from audiovae_jax.data.audio.section import Section
 from audiovae_jax.errors import DataError, printable
@@ -24,9 +25,6 @@ _MAX_OPENINGS = 8
 RATES = (1000, 10_000_000)  # Hz; the rate in a corrupt header is usually outside
 # Input samples read on both sides of a window before resampling, so that its edges are filtered with their neighbours.
 _RESAMPLE_CONTEXT = 1024
-# ITU-R BS.775: centre and surround at -3 dB, no LFE. WAV order is L R C LFE Ls Rs.
-_DOWNMIX_5_1 = np.array([[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]], np.float32)
-
 
 # The location of a file: on this machine, behind a URL, or in an archive.
 Place = Path | RemoteFile | Section
@@ -34,12 +32,16 @@ Place = Path | RemoteFile | Section
 
 @dataclasses.dataclass(frozen=True)
 class AudioFile:
-    """A readable audio file: `frames` samples per channel at `sample_rate` Hz."""
+    """A readable audio file: `frames` samples per channel at `sample_rate` Hz.
+
+    `speakers` are the names of its channels (see `channels.of_file`), None if they are not known.
+    """
 
     path: Place
     frames: int
     sample_rate: int
     channels: int
+    speakers: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -81,7 +83,7 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
         with _open(path) as f:
             if f.format == "RAW":  # libsndfile's guess, by name, for files without a header
                 raise DataError("not audio that can be read (it has no header)")
-            file = AudioFile(path, f.frames, f.samplerate, f.channels)
+            file = AudioFile(path, f.frames, f.samplerate, f.channels, layouts.of_file(f))
             require_use(file, min_seconds, channels)
             silent = not allow_silence
             for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):
@@ -112,7 +114,7 @@ def read_window(file, position: float, length: int, sample_rate: int, channels: 
     """Read a window `[length, channels]` float32, resampled, adapted and padded.
 
     Args:
-      file: an `AudioFile`, or another object with `frames`, `sample_rate` and `read`.
+      file: an `AudioFile`, or another object with `frames`, `sample_rate`, `speakers` and `read`.
       position: start of the window, from 0 (the file's beginning) to 1 (the last start where the window fits).
       length: samples at `sample_rate`.
       sample_rate: of the result, in Hz.
@@ -133,7 +135,7 @@ def read_window(file, position: float, length: int, sample_rate: int, channels: 
     stop = min(file.frames, start + needed + context)
     audio = file.read(start - before, stop - (start - before))
     try:
-        audio = adapt_channels(audio, channels)
+        audio = adapt_channels(audio, channels, file.speakers)
     except DataError as error:
         raise DataError(f"{file.name}: {error}") from None
     if context:
@@ -240,28 +242,32 @@ def _open(place):
             raise reader.error from error
 
 
-def adapt_channels(audio: np.ndarray, channels: int) -> np.ndarray:
+def adapt_channels(audio: np.ndarray, channels: int, speakers: tuple[str, ...] | None = None) -> np.ndarray:
     """Convert audio `[T, C]` to `[T, channels]`.
 
     - Mono is copied to every channel.
-    - 5.1 is mixed down to stereo by ITU-R BS.775.
-    - Other layouts keep their first channels.
+    - Surround is mixed down to stereo by ITU-R BS.775.
     - Mono output is the average of the stereo output.
+    - Several channels of more than two are the first ones in WAVE order.
+
+    Args:
+      audio: float32.
+      channels: of the result.
+      speakers: of `audio` (see `channels.of_file`). By default those of a WAVE file with as many channels.
 
     Raises:
       DataError: several channels would have to become more.
     """
-    if audio.shape[1] == channels:
-        return audio
-    if audio.shape[1] == 1:
+    if audio.shape[1] == 1 < channels:
         return np.repeat(audio, channels, axis=1)
-    if audio.shape[1] == 6 and channels <= 2:
-        audio = audio @ _DOWNMIX_5_1
-    elif audio.shape[1] < channels:
+    if audio.shape[1] < channels:
         raise DataError(f"{audio.shape[1]} channels cannot be made into {channels}")
-    if channels == 1:
-        return audio[:, :2].mean(axis=1, keepdims=True)
-    return np.ascontiguousarray(audio[:, :channels])
+    if channels > 2:
+        audio = layouts.in_wave_order(audio, speakers)
+        return audio if audio.shape[1] == channels else np.ascontiguousarray(audio[:, :channels])
+    if audio.shape[1] > 2:
+        audio = np.ascontiguousarray(layouts.downmixed(audio, speakers))
+    return audio if audio.shape[1] == channels else audio.mean(axis=1, keepdims=True)
 
 
 def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import soundfile
 
 from audiovae_jax.data.audio import audio_file
+from audiovae_jax.data.audio import channels as layouts
 from audiovae_jax.errors import DataError, printable
 from audiovae_jax.storage import atomic
 
@@ -25,6 +26,7 @@ class AudioStream:
       channels: of its blocks.
       blocks: returns a new iterator of consecutive `[n, channels]` float32 blocks.
       name: a name for error messages.
+      speakers: names of its channels, which are in WAVE order (see `channels`); None if they are not known.
     """
 
     sample_rate: int
@@ -32,6 +34,7 @@ class AudioStream:
     channels: int
     blocks: Callable[[], Iterator[np.ndarray]]
     name: str = "the audio"
+    speakers: tuple[str, ...] | None = None
 
     def resampled(self, sample_rate: int) -> "AudioStream":
         """Return the stream at another sample rate; its length is rounded up."""
@@ -46,7 +49,13 @@ class AudioStream:
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], channels: int) -> "AudioStream":
         """Return the stream with `function` applied to every block."""
-        return dataclasses.replace(self, channels=channels, blocks=lambda: map(function, self.blocks()))
+        return dataclasses.replace(self, channels=channels, speakers=None, blocks=lambda: map(function, self.blocks()))
+
+    def adapted(self, channels: int) -> "AudioStream":
+        """Return the stream with other channels, see `audio_file.adapt_channels`."""
+        if channels == self.channels:
+            return self
+        return self.map(lambda block: audio_file.adapt_channels(block, channels, self.speakers), channels)
 
 
 def open_file(path: str | Path) -> AudioStream:
@@ -66,10 +75,22 @@ def open_file(path: str | Path) -> AudioStream:
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
 
-    def blocks():
-        return audio_file.read_blocks(file, BLOCK)
+    return of_audio(file, lambda: audio_file.read_blocks(file, BLOCK))
 
-    return AudioStream(file.sample_rate, file.frames, file.channels, blocks, f"{name}: the audio")
+
+def of_audio(audio, blocks: Callable[[], Iterator[np.ndarray]]) -> AudioStream:
+    """Make a stream of a file or a track from an iterator of its blocks.
+
+    Args:
+      audio: an `AudioFile`, or another object with the same attributes.
+      blocks: returns a new iterator of blocks with the channels of `audio`.
+    """
+
+    def ordered():
+        return (layouts.in_wave_order(block, audio.speakers) for block in blocks())
+
+    speakers = layouts.wave_speakers(audio.speakers)
+    return AudioStream(audio.sample_rate, audio.frames, audio.channels, ordered, f"{audio.name}: the audio", speakers)
 
 
 def of_array(audio: np.ndarray, sample_rate: int) -> AudioStream:
@@ -146,7 +167,7 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
 
     Args:
       path: ends in one of `SUFFIXES`.
-      blocks: consecutive `[n, channels]`, `length` samples in total.
+      blocks: consecutive `[n, channels]`, `length` samples in total. Surround is in WAVE order.
       sample_rate: in Hz.
       channels: of the blocks.
       length: in samples.
@@ -170,7 +191,7 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
             options = {"samplerate": sample_rate, "channels": channels, "subtype": subtype, "format": kind}
             with audio_file.open_sound(temporary, "w", **options) as file:
                 for block in blocks:
-                    file.write(block)
+                    file.write(layouts.in_vorbis_order(block) if kind == "OGG" else block)
                     written += len(block)
             if subtype in ("FLOAT", "PCM_24"):
                 with audio_file.open_sound(temporary) as file:

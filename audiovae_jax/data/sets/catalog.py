@@ -23,12 +23,14 @@ class Audio(Protocol):
       frames: samples per channel.
       sample_rate: in Hz.
       channels: of what `read` returns.
+      speakers: names of these channels (see `channels.of_file`), None if they are not known.
     """
 
     name: str
     frames: int
     sample_rate: int
     channels: int
+    speakers: tuple[str, ...] | None
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Read `[count, channels]` float32 from sample `start` on.
@@ -83,6 +85,10 @@ class Excerpt:
     @property
     def channels(self) -> int:
         return self.audio.channels
+
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        return self.audio.speakers
 
     def read(self, start: int, count: int) -> np.ndarray:
         return self.audio.read(self.start + start, count)

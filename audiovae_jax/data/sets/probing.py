@@ -18,7 +18,7 @@ from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
 
 _CHUNK = 256  # files per task that reads sizes and times
-_VERSION = 1  # of the index, so that results of older programs are not used
+_VERSION = 2  # of the index, so that results of older programs are not used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +110,11 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
     """
 
     def probe_place(i) -> tuple[bool, list | str]:
-        """Return `(is_lasting, result)`: `[frames, rate, channels]`, or a reason."""
+        """Return `(is_lasting, result)`: `[frames, rate, channels, speakers]`, or a reason."""
         place = places[i]
         try:
             file = deadline.within(options.timeout(str(place)), audio_file.probe, place)
-            return True, [file.frames, file.sample_rate, file.channels]
+            return True, [file.frames, file.sample_rate, file.channels, file.speakers]
         except OSError as error:
             return False, error.strerror or str(error)
         except deadline.TimedOutError as error:
@@ -129,7 +129,7 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
     subject = root if remote.is_url(root) else os.path.realpath(root)
     results = cached(subject, places, probe_place, options, f"looking at files under {root}")
     return [
-        result if isinstance(result, str) else _checked(AudioFile(place, *result), options)
+        result if isinstance(result, str) else _checked(_file(place, *result), options)
         for place, result in zip(places, results, strict=True)
     ]
 
@@ -194,6 +194,10 @@ def _odd(path):
     except UnicodeEncodeError:
         return True
     return False
+
+
+def _file(place, frames, sample_rate, channels, speakers):
+    return AudioFile(place, frames, sample_rate, channels, speakers and tuple(speakers))
 
 
 def _checked(file, options):

@@ -18,6 +18,7 @@ class Constant:
     sample_rate: int = 100
     channels: int = 1
     name: str = "constant"
+    speakers: tuple[str, ...] | None = None
 
     def read(self, start, count):
         assert 0 <= start <= start + count <= self.frames
