@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 
 from audiovae_jax.data.audio import channels as layouts
+from audiovae_jax.data.audio.levels import LOUD, Level, Meter
 from audiovae_jax.data.audio.remote import BLOCK, RemoteError, RemoteFile, UnreachableError
 from audiovae_jax.data.audio.section import Section
 from audiovae_jax.errors import DataError, printable
@@ -34,7 +35,9 @@ Place = Path | RemoteFile | Section
 class AudioFile:
     """A readable audio file: `frames` samples per channel at `sample_rate` Hz.
 
-    `speakers` are the names of its channels (see `channels.of_file`), None if they are not known.
+    Attributes:
+      speakers: names of its channels (see `channels.of_file`), None if they are not known.
+      level: of the probed samples if their peak is above `LOUD`, otherwise None.
     """
 
     path: Place
@@ -42,6 +45,7 @@ class AudioFile:
     sample_rate: int
     channels: int
     speakers: tuple[str, ...] | None = None
+    level: Level | None = None
 
     @property
     def name(self) -> str:
@@ -85,10 +89,11 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
                 raise DataError("not audio that can be read (it has no header)")
             file = AudioFile(path, f.frames, f.samplerate, f.channels, layouts.of_file(f))
             require_use(file, min_seconds, channels)
-            silent = not allow_silence
+            silent, meter = not allow_silence, Meter()
             for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):
                 block = _read(f, file, start, min(_PROBE_FRAMES, file.frames - start))
                 silent &= not block.any()
+                meter.add(block)
             if silent and _is_silent(f):
                 raise DataError("every sample is zero")
     except soundfile.LibsndfileError as error:
@@ -96,7 +101,7 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
             with open(path, "rb"):  # raises the operating system's error, which libsndfile does not report
                 pass
         raise DataError(_reason(error)) from error
-    return file
+    return dataclasses.replace(file, level=meter.level) if meter.level.peak > LOUD else file
 
 
 def require_use(file, min_seconds: float, channels: int):

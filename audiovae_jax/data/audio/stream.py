@@ -1,13 +1,14 @@
 """Streams of audio blocks: opening, resampling and writing files of any length."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from audiovae_jax.data.audio import audio_file
+from audiovae_jax.data.audio import audio_file, levels
 from audiovae_jax.data.audio import channels as layouts
 from audiovae_jax.errors import DataError, printable
 from audiovae_jax.storage import atomic
@@ -59,7 +60,7 @@ class AudioStream:
 
 
 def open_file(path: str | Path) -> AudioStream:
-    """Open a file as a stream that is read on demand.
+    """Open a file as a stream that is read on demand, and warn if it is far above full scale.
 
     Raises:
       DataError: the file cannot be used. The message names it.
@@ -75,6 +76,8 @@ def open_file(path: str | Path) -> AudioStream:
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
 
+    if file.level is not None:
+        warnings.warn(f"{name} {levels.far_above(file.level)}", UserWarning, stacklevel=2)
     return of_audio(file, lambda: audio_file.read_blocks(file, BLOCK))
 
 

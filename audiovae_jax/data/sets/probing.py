@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 
 import tqdm
 
-from audiovae_jax.data.audio import audio_file, deadline, files, remote
+from audiovae_jax.data.audio import audio_file, deadline, files, levels, remote
 from audiovae_jax.data.audio.audio_file import AudioFile, Place
+from audiovae_jax.data.audio.levels import Level
 from audiovae_jax.errors import DataError, RootError
 from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
@@ -33,6 +35,7 @@ class Options:
       index_folder: folder of cached results; None to cache nothing.
       access: access to files behind URLs.
       leave_out: folders to skip, on this machine or behind URLs.
+      max_peak: louder files are rejected.
     """
 
     channels: int
@@ -42,6 +45,7 @@ class Options:
     index_folder: Path | None = None
     access: remote.Access = dataclasses.field(default_factory=remote.Access)
     leave_out: tuple[Path | BucketPath | str, ...] = ()
+    max_peak: float = math.inf
 
     def timeout(self, name: str) -> float:
         """Return the seconds after which a read of the file `name` times out; 0 for no timeout."""
@@ -110,11 +114,11 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
     """
 
     def probe_place(i) -> tuple[bool, list | str]:
-        """Return `(is_lasting, result)`: `[frames, rate, channels, speakers]`, or a reason."""
+        """Return `(is_lasting, result)`: `[frames, rate, channels, speakers, level]`, or a reason."""
         place = places[i]
         try:
             file = deadline.within(options.timeout(str(place)), audio_file.probe, place)
-            return True, [file.frames, file.sample_rate, file.channels, file.speakers]
+            return True, [file.frames, file.sample_rate, file.channels, file.speakers, file.level]
         except OSError as error:
             return False, error.strerror or str(error)
         except deadline.TimedOutError as error:
@@ -196,13 +200,15 @@ def _odd(path):
     return False
 
 
-def _file(place, frames, sample_rate, channels, speakers):
-    return AudioFile(place, frames, sample_rate, channels, speakers and tuple(speakers))
+def _file(place, frames, sample_rate, channels, speakers, level):
+    return AudioFile(place, frames, sample_rate, channels, speakers and tuple(speakers), level and Level(*level))
 
 
 def _checked(file, options):
     try:
         audio_file.require_use(file, options.min_seconds, options.channels)
+        if file.level is not None and file.level.peak > options.max_peak:
+            raise DataError(levels.far_above(file.level))
     except DataError as error:
         return str(error)
     return file
