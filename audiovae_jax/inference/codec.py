@@ -13,6 +13,7 @@ import numpy as np
 
 from audiovae_jax.data.audio import audio_file, stream
 from audiovae_jax.data.audio import channels as layouts
+from audiovae_jax.data.audio.levels import Level
 from audiovae_jax.data.audio.stream import AudioStream
 from audiovae_jax.errors import CheckpointError, DataError, printable, whole_number
 from audiovae_jax.inference import arrays
@@ -256,8 +257,18 @@ class Codec:
         *,
         allow_other_model: bool = False,
         progress: Callable[[float], None] | None = None,
-    ):
+        peak: str | None = None,
+    ) -> Level:
         """Decode a file of latents to an audio file; the audio is streamed to disk.
+
+        Args:
+          source, target: paths.
+          allow_other_model: see `decode`.
+          progress: called with the fraction that is done.
+          peak: what to do with samples above full scale, see `stream.write_file`.
+
+        Returns:
+          The level of the decoded audio.
 
         Raises:
           CheckpointError: the latents are of another model.
@@ -268,7 +279,7 @@ class Codec:
         if latents.batch not in (None, 1):
             raise DataError(f"{printable(source)} holds a batch of {latents.batch}; one audio file holds one")
         blocks = stream.watched(self._decode(latents), latents.length, progress)
-        stream.write_file(Path(target), blocks, latents.sample_rate, latents.channels, latents.length)
+        return stream.write_file(Path(target), blocks, latents.sample_rate, latents.channels, latents.length, peak=peak)
 
     def reconstruct_file(
         self,
@@ -278,14 +289,24 @@ class Codec:
         key: jax.Array | None = None,
         mix: bool = False,
         progress: Callable[[float], None] | None = None,
-    ):
+        peak: str | None = None,
+    ) -> Level:
         """Encode and decode an audio file to another, in bounded memory.
+
+        Args:
+          source, target: paths.
+          key, mix: see `encode`.
+          progress: called with the fraction that is done.
+          peak: what to do with samples above full scale, see `stream.write_file`.
+
+        Returns:
+          The level of the decoded audio.
 
         Raises:
           DataError: the audio cannot be used, or the file cannot be written.
         """
         made = self.reconstruct_stream(stream.open_file(source), key=key, mix=mix)
-        stream.write(made, Path(target), progress)
+        return stream.write(made, Path(target), progress, peak=peak)
 
     def reconstruct_stream(
         self,

@@ -21,7 +21,7 @@ class Level(NamedTuple):
     over: float
 
     def __str__(self) -> str:
-        return f"{20 * math.log10(self.peak):+.1f} dBFS, with {self.over:.2%} of the samples above full scale"
+        return f"{20 * math.log10(self.peak):+.1f} dBFS, with {100 * self.over:.3g}% of the samples above full scale"
 
 
 def far_above(level: Level) -> str:

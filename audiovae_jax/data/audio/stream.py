@@ -1,6 +1,8 @@
 """Streams of audio blocks: opening, resampling and writing files of any length."""
 
 import dataclasses
+import math
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ import soundfile
 
 from audiovae_jax.data.audio import audio_file, levels
 from audiovae_jax.data.audio import channels as layouts
+from audiovae_jax.data.audio.levels import Level, Meter
 from audiovae_jax.errors import DataError, printable
 from audiovae_jax.storage import atomic
 
@@ -157,13 +160,23 @@ def watched(
             progress(done / length)
 
 
-def write(audio: AudioStream, path: Path, progress: Callable[[float], None] | None = None):
+def write(
+    audio: AudioStream, path: Path, progress: Callable[[float], None] | None = None, *, peak: str | None = None
+) -> Level:
     """Write a stream with `write_file`, and report the fraction done to `progress`."""
     blocks = watched(audio.blocks(), audio.length, progress)
-    write_file(path, blocks, audio.sample_rate, audio.channels, audio.length)
+    return write_file(path, blocks, audio.sample_rate, audio.channels, audio.length, peak=peak)
 
 
-def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, channels: int, length: int):
+def write_file(
+    path: Path,
+    blocks: Iterable[np.ndarray],
+    sample_rate: int,
+    channels: int,
+    length: int,
+    *,
+    peak: str | None = None,
+) -> Level:
     """Write blocks atomically to a file of the format that its suffix names.
 
     A WAV beyond the 4 GiB limit of its header is written as RF64 (EBU Tech 3306), with the same suffix.
@@ -174,6 +187,12 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
       sample_rate: in Hz.
       channels: of the blocks.
       length: in samples.
+      peak: what to do with samples above full scale, one of `PEAKS`. "clip" clips them. "scale" divides the whole file
+        by its peak, with a copy of the audio on disk until the peak is known. "keep" needs a format of floats. By
+        default, formats of floats keep them, FLAC clips them, and lossy formats encode them for players to clip.
+
+    Returns:
+      The level of the blocks.
 
     Raises:
       DataError: the format is unknown or cannot hold the audio, or the file cannot be written.
@@ -188,12 +207,14 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
         kind = "RF64"
     if subtype == "VORBIS" and sample_rate > _LARGEST_VORBIS_RATE:  # libsndfile cannot
         raise DataError(f"{name}: Vorbis takes no more than {_LARGEST_VORBIS_RATE} Hz, not {sample_rate}; use .flac")
-    written = 0
+    if peak == "keep" and not holds_floats(path):
+        raise DataError(f"{name}: {path.suffix} does not keep samples above full scale; use .wav, or scale them")
+    written, meter = 0, Meter()
     try:
         with atomic.replacing(path) as temporary:
             options = {"samplerate": sample_rate, "channels": channels, "subtype": subtype, "format": kind}
             with audio_file.open_sound(temporary, "w", **options) as file:
-                for block in blocks:
+                for block in _leveled(blocks, peak, meter, path.parent):
                     file.write(layouts.in_vorbis_order(block) if kind == "OGG" else block)
                     written += len(block)
             if subtype in ("FLOAT", "PCM_24"):
@@ -208,8 +229,34 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
         raise DataError(f"{name} was not written: the disk is full, or a limit on file sizes was reached") from error
     except OSError as error:
         raise DataError(f"{name} was not written: {error.strerror or error}") from error
+    return meter.level
 
 
+def holds_floats(path: Path) -> bool:
+    """Return whether the format that the suffix names keeps samples above full scale."""
+    return _KINDS[path.suffix.lower()][1] == "FLOAT"
+
+
+def _leveled(blocks, peak, meter, folder):
+    """Iterate over the blocks with `peak` applied, and add them to `meter`."""
+    if peak != "scale":
+        for block in blocks:
+            meter.add(block)
+            yield np.clip(block, -1, 1) if peak == "clip" else block
+        return
+    with tempfile.TemporaryFile(dir=folder) as copy:
+        shapes = []
+        for block in blocks:
+            meter.add(block)
+            copy.write(np.ascontiguousarray(block, np.float32))
+            shapes.append(block.shape)
+        copy.seek(0)
+        for shape in shapes:
+            block = np.frombuffer(copy.read(4 * math.prod(shape)), np.float32).reshape(shape)
+            yield block / np.float32(max(1.0, meter.level.peak))
+
+
+PEAKS = ("clip", "scale", "keep")
 # By suffix: libsndfile's format and subtype, and the bytes per sample if the header has a 32-bit size.
 # WAV and AIFF store float32. The other formats store the best subtype that they have.
 _KINDS = {

@@ -20,7 +20,7 @@ def test_the_level_of_blocks_is_that_of_the_whole():
     for block in ([[0.5, -2.0]], [[1.0, -1.0], [1.5, 0.0]], np.zeros((0, 2))):
         meter.add(np.asarray(block, np.float32))
     assert meter.level == (2.0, 2 / 6)
-    assert str(levels.Level(10.0, 0.25)) == "+20.0 dBFS, with 25.00% of the samples above full scale"
+    assert str(levels.Level(10.0, 0.25)) == "+20.0 dBFS, with 25% of the samples above full scale"
 
 
 @pytest.mark.parametrize(("scale", "is_loud"), [(1.0, False), (4.0, False), (20.0, True), (32767.0, True)])
