@@ -42,6 +42,8 @@ def test_files_through_a_model_by_every_command(tmp_path):
     assert soundfile.info(tmp_path / "direct.flac").format == "FLAC"
     contradiction = run("reconstruct", "m", "songs/a.wav", "x.flac", "--format=wav", status=1)
     assert "--format=wav and x.flac contradict each other" in contradiction
+    contradiction = run("reconstruct", "m", "songs/a.wav", "x.flac", "--peak=keep", status=1)
+    assert "--peak=keep needs a format of floats: make x.flac a .wav" in contradiction
     decoded, _ = soundfile.read(tmp_path / "out" / "a.flac")
     direct, rate = soundfile.read(tmp_path / "direct.wav")
     assert (decoded.shape, rate) == ((3001, 2), 8000)

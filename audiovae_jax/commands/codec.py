@@ -9,7 +9,7 @@ from audiovae_jax.commands import file_jobs
 from audiovae_jax.commands.arguments import MODEL, Command
 from audiovae_jax.data.audio import stream
 from audiovae_jax.data.audio.audio_file import EXTENSIONS
-from audiovae_jax.errors import ConfigError
+from audiovae_jax.errors import ConfigError, printable
 from audiovae_jax.inference import latent_records, latent_writer
 from audiovae_jax.inference.codec import Codec
 
@@ -52,6 +52,11 @@ def _define(*, mix: bool = False, audio_format: bool = False, other_model: bool 
         flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
     if audio_format:
         flags.DEFINE_enum("format", "wav", ["wav", "flac"], "output format: 32-bit float wav, or 24-bit flac")
+        flags.DEFINE_enum(
+            "peak", None, list(stream.PEAKS), "how to write audio above full scale: clip it, scale the whole file down "
+            "(which needs a temporary float copy in the output folder), or keep it in a wav or aiff; by default wav and "
+            "aiff keep it and other formats clip it",
+        )  # fmt: skip
     if other_model:
         flags.DEFINE_bool("allow_other_model", False, "also decode latents of another model")
 
@@ -62,7 +67,7 @@ def _plan_audio(paths: Sequence[str], extensions: Collection[str]) -> list[file_
     The format is `--format`, or the suffix of OUT if OUT is a file.
 
     Raises:
-      ConfigError: `--format` contradicts the suffix of OUT.
+      ConfigError: `--format` contradicts the suffix of OUT, or `--peak` the format.
       DataError: see `file_jobs.plan`.
     """
     flag = flags.FLAGS["format"]
@@ -71,6 +76,10 @@ def _plan_audio(paths: Sequence[str], extensions: Collection[str]) -> list[file_
     )
     if flag.present and jobs[0].target.suffix.lower() != f".{flag.value}":
         raise ConfigError(f"--format={flag.value} and {jobs[0].target} contradict each other; leave one out")
+    if flags.FLAGS.peak == "keep":
+        for job in jobs:
+            if not stream.holds_floats(job.target):
+                raise ConfigError(f"--peak=keep needs a format of floats: make {printable(job.target)} a .wav")
     return jobs
 
 
@@ -84,7 +93,9 @@ def _encode_flags():
 
 
 def _reconstruct(model, *paths):
-    _run(_plan_audio(paths, extensions=EXTENSIONS), model, Codec.reconstruct_file, mix=flags.FLAGS.mix)
+    values = flags.FLAGS
+    jobs = _plan_audio(paths, extensions=EXTENSIONS)
+    _run(jobs, model, _warning_of(Codec.reconstruct_file), mix=values.mix, peak=values.peak)
 
 
 def _encode(model, *paths):
@@ -103,14 +114,35 @@ def _encode(model, *paths):
 
 def _decode(model, *paths):
     jobs = _plan_audio(paths, extensions=(".safetensors",))
-    _run(jobs, model, Codec.decode_file, allow_other_model=flags.FLAGS.allow_other_model)
+    values = flags.FLAGS
+    method = _warning_of(Codec.decode_file)
+    _run(jobs, model, method, allow_other_model=values.allow_other_model, peak=values.peak)
+
+
+def _warning_of(method):
+    """Return `method`, which writes audio, with a warning about its peak as its result."""
+
+    def write(codec, source, target, *, peak, **options):
+        level = method(codec, source, target, peak=peak, **options)
+        is_kept = peak in (None, "keep") and stream.holds_floats(target)
+        if level.peak <= 1 or is_kept:
+            return None
+        if peak == "scale":
+            return f"its peak was {level}; the whole file was scaled down to full scale"
+        is_lossy = peak is None and target.suffix.lower() != ".flac"
+        return (
+            f"its peak was {level}, which {'players clip' if is_lossy else 'were clipped'}; --peak=scale scales the "
+            "whole file down, and a .wav keeps them"
+        )
+
+    return write
 
 
 def _run(jobs, model, method, **options):
     codec = load(model)
 
     def process(source, target, progress):
-        method(codec, source, target, progress=progress, **options)
+        return method(codec, source, target, progress=progress, **options)
 
     file_jobs.run(jobs, process, overwrite=flags.FLAGS.overwrite)
 

@@ -54,6 +54,8 @@ def _make_shards(*paths):
     found = parts[0] if len(parts) == 1 else catalog.joined(parts)
     seconds = sum(track.seconds for track in {track.key: track for track in (*found.train, *found.validation)}.values())
     print(f"{len(found.train)} to train on and {len(found.validation)} for validation, of {found.origin}")
+    for notice in catalog.notices((*found.train, *found.validation)):
+        print(f"warning: {notice}")
     written = shard_writer.write(
         found,
         Path(output),

@@ -92,13 +92,15 @@ def plan(
     return jobs
 
 
-def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]], None], *, overwrite: bool = False):
+def run(
+    jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]], str | None], *, overwrite: bool = False
+):
     """Run jobs with a progress bar.
 
     Args:
       jobs: jobs from `plan`.
       process: function of `(source, target, progress)`. It must write files atomically, and calls `progress` with the
-        finished fraction.
+        finished fraction. It may return a warning about the target, which is printed.
       overwrite: whether to write existing outputs again.
 
     Raises:
@@ -118,7 +120,9 @@ def run(jobs: list[Job], process: Callable[[Path, Path, Callable[[float], None]]
             try:
                 if job.refused:
                     raise DataError(job.refused)
-                process(job.source, job.target, progress)
+                warning = process(job.source, job.target, progress)
+                if warning:
+                    bar.write(f"warning: {printable(job.target)}: {warning}")
             except UserError as error:
                 failed.append(job)
                 message, source = str(error), printable(job.source)

@@ -13,7 +13,7 @@ from audiovae_jax.commands import bundled_configs, codec
 from audiovae_jax.commands.arguments import Command
 from audiovae_jax.data.audio import audio_file, remote
 from audiovae_jax.data.feeding import pipeline
-from audiovae_jax.data.sets import sources
+from audiovae_jax.data.sets import catalog, sources
 from audiovae_jax.data.sets.catalog import Track
 from audiovae_jax.errors import ConfigError, DataError, printable
 from audiovae_jax.evaluation import distributions, evaluate, systems
@@ -98,14 +98,15 @@ def _tracks(root, out):
     data.root, data.source, data.channels, data.min_seconds = root, values.source, 1, 0.0
     if values.validation_fraction is not None:
         data.validation_fraction = values.validation_fraction
-    catalog = pipeline.open_catalog(data, leave_out=[out])
-    sides = {"train": catalog.train, "validation": catalog.validation}
-    chosen = catalog.train + catalog.validation if values.side == _ALL else sides[values.side]
+    found = pipeline.open_catalog(data, leave_out=[out])
+    sides = {"train": found.train, "validation": found.validation}
+    chosen = found.train + found.validation if values.side == _ALL else sides[values.side]
     tracks = list({track.key: track for track in chosen}.values())
     if not tracks:
         raise DataError(f"{root} has no tracks for --side={values.side}")
-    print(f"{catalog.origin}: {len(tracks)} tracks", flush=True)
-    return tracks, list(catalog.skipped), pipeline.read_timeout(data, catalog)
+    lines = [f"{found.origin}: {len(tracks)} tracks", *(f"warning: {notice}" for notice in catalog.notices(tracks))]
+    print("\n".join(lines), flush=True)
+    return tracks, list(found.skipped), pipeline.read_timeout(data, found)
 
 
 def _lines(result):

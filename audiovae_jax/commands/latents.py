@@ -9,7 +9,7 @@ from audiovae_jax.commands import bundled_configs, codec
 from audiovae_jax.commands.arguments import MODEL, Command
 from audiovae_jax.data.audio import remote
 from audiovae_jax.data.feeding import pipeline
-from audiovae_jax.data.sets import sharding, sources
+from audiovae_jax.data.sets import catalog, sharding, sources
 from audiovae_jax.errors import ConfigError, DataError
 from audiovae_jax.inference import latent_records, latent_writer
 
@@ -62,11 +62,11 @@ def _encode_dataset(model, root, target):
     data.sample_rate = loaded.sample_rate
     if values.validation_fraction is not None:
         data.validation_fraction = values.validation_fraction
-    catalog = pipeline.open_catalog(data, leave_out=[folder])
-    print(catalog.origin)
+    found = pipeline.open_catalog(data, leave_out=[folder])
+    print("\n".join([found.origin, *(f"warning: {each}" for each in catalog.notices(found.train + found.validation))]))
     latent_writer.write(
-        loaded, catalog, folder, form, host_index=index, host_count=count, num_threads=values.num_threads,
-        read_timeout=pipeline.read_timeout(data, catalog),
+        loaded, found, folder, form, host_index=index, host_count=count, num_threads=values.num_threads,
+        read_timeout=pipeline.read_timeout(data, found),
     )  # fmt: skip
 
 

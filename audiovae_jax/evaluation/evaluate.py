@@ -205,11 +205,13 @@ class _Judge:
             try:
                 system.reconstruct(source, self._made, lambda share: None)
                 _, estimate = self._pair(source, at_own_rate=True)
-                reconstructions[system.name] = _stretch(estimate, first, count)[:, :channels]
+                speakers = source.speakers if estimate.channels == source.channels else None
+                estimate = audio_file.adapt_channels(_stretch(estimate, first, count), channels, speakers)
+                reconstructions[system.name] = estimate
             except UserError:  # the first reconstruction succeeded, so the table has its metrics
                 continue
         original = _stretch(source, first, count)
-        original = audio_file.adapt_channels(original, channels)
+        original = audio_file.adapt_channels(original, channels, source.speakers)
         self._made.unlink(missing_ok=True)
         return report.Listening(
             title, row["file"], row, first / source.sample_rate, source.sample_rate, original, reconstructions
@@ -221,9 +223,7 @@ class _Judge:
         Both are at the sample rate of measuring, or at their own rates if `at_own_rate`.
         """
         estimate = stream.open_file(self._made)
-        reference = source
-        if estimate.channels != source.channels:
-            reference = source.map(lambda block: audio_file.adapt_channels(block, estimate.channels), estimate.channels)
+        reference = source.adapted(estimate.channels)
         if self._rate is None or at_own_rate:
             return reference, estimate
         return reference.resampled(self._rate), estimate.resampled(self._rate)

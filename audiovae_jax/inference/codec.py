@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from audiovae_jax.data.audio import audio_file, stream
+from audiovae_jax.data.audio import channels as layouts
+from audiovae_jax.data.audio.levels import Level
 from audiovae_jax.data.audio.stream import AudioStream
 from audiovae_jax.errors import CheckpointError, DataError, printable, whole_number
 from audiovae_jax.inference import arrays
@@ -257,8 +259,18 @@ class Codec:
         *,
         allow_other_model: bool = False,
         progress: Callable[[float], None] | None = None,
-    ):
+        peak: str | None = None,
+    ) -> Level:
         """Decode a file of latents to an audio file; the audio is streamed to disk.
+
+        Args:
+          source, target: paths.
+          allow_other_model: see `decode`.
+          progress: called with the fraction that is done.
+          peak: what to do with samples above full scale, see `stream.write_file`.
+
+        Returns:
+          The level of the decoded audio.
 
         Raises:
           CheckpointError: the latents are of another model.
@@ -269,7 +281,7 @@ class Codec:
         if latents.batch not in (None, 1):
             raise DataError(f"{printable(source)} contains a batch of {latents.batch}, but must contain one item")
         blocks = stream.watched(self._decode(latents), latents.length, progress)
-        stream.write_file(Path(target), blocks, latents.sample_rate, latents.channels, latents.length)
+        return stream.write_file(Path(target), blocks, latents.sample_rate, latents.channels, latents.length, peak=peak)
 
     def reconstruct_file(
         self,
@@ -279,14 +291,24 @@ class Codec:
         key: jax.Array | None = None,
         mix: bool = False,
         progress: Callable[[float], None] | None = None,
-    ):
+        peak: str | None = None,
+    ) -> Level:
         """Encode and decode an audio file to another, in bounded memory.
+
+        Args:
+          source, target: paths.
+          key, mix: see `encode`.
+          progress: called with the fraction that is done.
+          peak: what to do with samples above full scale, see `stream.write_file`.
+
+        Returns:
+          The level of the decoded audio.
 
         Raises:
           DataError: the audio cannot be used, or the file cannot be written.
         """
         made = self.reconstruct_stream(stream.open_file(source), key=key, mix=mix)
-        stream.write(made, Path(target), progress)
+        return stream.write(made, Path(target), progress, peak=peak)
 
     def reconstruct_stream(
         self,
@@ -317,7 +339,8 @@ class Codec:
         def blocks():
             return self._audio(latents(), frames, lanes.length, source.sample_rate, source.length, channels)
 
-        return dataclasses.replace(source, channels=channels, blocks=blocks)
+        speakers = source.speakers if channels == source.channels else None
+        return dataclasses.replace(source, channels=channels, speakers=speakers, blocks=blocks)
 
     def stream(self, source: AudioStream, *, key: jax.Array | None = None, mix: bool = False) -> LatentStream:
         """Encode audio of any length as `encode` does, in bounded memory.
@@ -347,7 +370,10 @@ class Codec:
                     f"{source.name} has {have} channels, but the model needs {wanted}; convert it first, "
                     "or mix its channels (mix=True, --mix)"
                 )
-            source = source.map(lambda block: _adapted(block, have, wanted), batch * wanted)
+            if source.speakers is None and have > 2:
+                warnings.warn(f"{source.name} has {layouts.assumed(have)}", UserWarning, stacklevel=2)
+            speakers = source.speakers
+            source = source.map(lambda block: _adapted(block, have, wanted, speakers), batch * wanted)
             channels = wanted
         source = source.resampled(self.sample_rate)
         if have == 1 and wanted > 1:
@@ -428,6 +454,6 @@ class Codec:
             )
 
 
-def _adapted(block, have, wanted):
-    items = audio_file.adapt_channels(block.reshape(-1, have), wanted)
+def _adapted(block, have, wanted, speakers):
+    items = audio_file.adapt_channels(block.reshape(-1, have), wanted, speakers)
     return items.reshape(len(block), -1)

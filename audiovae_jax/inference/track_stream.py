@@ -33,4 +33,4 @@ def open_track(audio: Audio, read_timeout: float = 0.0) -> AudioStream:
         except deadline.TimedOutError as error:
             raise DataError(f"{audio.name}: {error}") from error
 
-    return AudioStream(audio.sample_rate, audio.frames, audio.channels, blocks, f"{audio.name}: the audio")
+    return stream.of_audio(audio, blocks)

@@ -14,6 +14,7 @@ import ml_collections
 
 from audiovae_jax.config import build, configuration
 from audiovae_jax.data.feeding import pipeline
+from audiovae_jax.data.sets import catalog
 from audiovae_jax.distributed import agreement, mesh, stopping
 from audiovae_jax.distributed.group import Group
 from audiovae_jax.errors import ConfigError
@@ -331,6 +332,7 @@ def describe(config, recipe, data) -> list[str]:
     )
     if {track.key for track in found.train} & {track.key for track in found.validation}:
         lines.append("warning: there is one usable file, so training and validation share it")
+    lines += [f"warning: {notice}" for notice in catalog.notices((*found.train, *found.validation))]
     lines += [f"skipped {name}: {reason}" for name, reason in found.skipped[:_MAX_SKIPPED_LINES]]
     if len(found.skipped) > _MAX_SKIPPED_LINES:
         lines.append(f"and {len(found.skipped) - _MAX_SKIPPED_LINES} more; all are listed in {BAD_FILES}")

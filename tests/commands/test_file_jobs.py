@@ -48,6 +48,16 @@ def test_existing_outputs_are_skipped_by_default(folder, capsys):
     assert jobs[0].target.read_text() == "in/a.wav"
 
 
+def test_a_warning_names_its_target(folder, capsys):
+    def process(source, target, progress):
+        _copy(source, target, progress)
+        return "too loud" if source.name == "a.wav" else None
+
+    file_jobs.run(_plan(folder, "in"), process)
+    said = capsys.readouterr().out.splitlines()
+    assert [line for line in said if "warning" in line] == [f"warning: {folder}/out/a.wav: too loud"]
+
+
 def test_one_bad_file_does_not_stop_the_rest(folder, capsys):
     def process(source, target, progress):
         if source.name == "a.wav":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +136,20 @@ def test_a_failure_with_a_file_names_it(stereo, tmp_path):
     for use in (stereo.encode, lambda path: stereo.reconstruct_file(path, tmp_path / "out.wav")):
         with pytest.raises(DataError, match="six.wav: the audio has 6 channels, but the model needs 2"):
             use(tmp_path / "six.wav")
+
+
+def test_surround_is_mixed_by_the_speakers_of_its_file(stereo, tmp_path):
+    audio = np.zeros((400, 5), np.float32)
+    audio[:, 2] = _noise(400)  # the centre
+    soundfile.write(tmp_path / "a.flac", audio, 8000, subtype="PCM_24")
+    soundfile.write(tmp_path / "a.wav", audio, 8000, subtype="PCM_24")
+    both = np.repeat(soundfile.read(tmp_path / "a.wav", dtype="float32")[0][:, 2:3], 2, axis=1) * np.float32(0.5**0.5)
+    expected = stereo.reconstruct(both)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(stereo.decode(stereo.encode(tmp_path / "a.flac", mix=True)), expected, atol=1e-6)
+    with pytest.warns(UserWarning, match="a.wav: the audio has 5 channels and no channel map, read as 5.0"):
+        np.testing.assert_allclose(stereo.decode(stereo.encode(tmp_path / "a.wav", mix=True)), expected, atol=1e-6)
 
 
 def test_a_mono_model_encodes_surround_channel_by_channel_or_mixed(mono):

@@ -32,6 +32,19 @@ def test_the_actual_share_of_validation_files_is_reported(micro_config, tmp_path
     assert len(set(heard)) == validating
 
 
+def test_a_run_reports_loud_files_and_assumed_speakers_once(micro_config, audio_folder):
+    noise = np.random.default_rng(0).uniform(-20, 20, (22050, 6))
+    soundfile.write(audio_folder / "loud.wav", noise[:, :2], 44100, subtype="FLOAT")
+    soundfile.write(audio_folder / "surround.wav", 0.01 * noise, 44100)
+    micro_config.data.root, micro_config.data.index = str(audio_folder), False
+    micro_config.use_adversarial = False
+    data = pipeline.open_data(micro_config.data, batch_size=4, seed=0)
+    said = start.describe(micro_config, build.build_recipe(micro_config), data)
+    surround, loud = [line for line in said if line.startswith("warning: ")]
+    assert surround.startswith("warning: 1 file with 6 channels and no channel map, read as 5.1; the first: ")
+    assert loud.startswith(f"warning: 1 file far above full scale; the loudest: {audio_folder}/loud.wav peaks at +26.0")
+
+
 def test_a_run_whose_data_is_split_otherwise_resumes_with_a_warning(trained_run):
     workdir, config, trained = trained_run
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from audiovae_jax.data.audio import channels as layouts
 from audiovae_jax.data.audio import decoders
 from audiovae_jax.data.audio.decoders import Place
+from audiovae_jax.data.audio.levels import LOUD, Level, Meter
 from audiovae_jax.data.audio.remote import BLOCK, RemoteError, UnreachableError
 from audiovae_jax.errors import DataError, printable
 
@@ -22,8 +24,6 @@ _SILENCE_BLOCK = 1 << 20  # samples
 RATES = (1000, 10_000_000)  # Hz; the rate in a corrupt header is usually outside
 # Input samples read on both sides of a window before resampling, so that its edges are filtered with their neighbours.
 _RESAMPLE_CONTEXT = 1024
-# ITU-R BS.775: centre and surround at -3 dB, no LFE. WAV order is L R C LFE Ls Rs.
-_DOWNMIX_5_1 = np.array([[1, 0], [0, 1], [0.5**0.5, 0.5**0.5], [0, 0], [0.5**0.5, 0], [0, 0.5**0.5]], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,8 @@ class AudioFile:
       frames: samples per channel.
       sample_rate: in Hz.
       channels: number of channels.
+      speakers: names of its channels (see `channels.of_file`), None if they are not known.
+      level: of the probed samples if their peak is above `LOUD`, otherwise None.
       index: how it is decoded, found by `probe`; None for libsndfile alone.
     """
 
@@ -42,6 +44,8 @@ class AudioFile:
     frames: int
     sample_rate: int
     channels: int
+    speakers: tuple[str, ...] | None = None
+    level: Level | None = None
     index: decoders.Index = dataclasses.field(default=None, compare=False, repr=False)
 
     @property
@@ -55,6 +59,12 @@ class AudioFile:
     def to_json(self) -> dict:
         """Return the fields except the path, as JSON."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
+
+    @classmethod
+    def from_json(cls, path: Place, fields: dict) -> "AudioFile":
+        """Make a file at a path from the fields of `to_json`."""
+        speakers, level = fields["speakers"], fields["level"]
+        return cls(path, **fields | {"speakers": speakers and tuple(speakers), "level": level and Level(*level)})
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Read `[count, C]` float32 from sample `start` on.
@@ -97,29 +107,31 @@ def probe(
                 raise DataError("not audio that can be read (it has no header)")
             if decoder.damage and not allow_truncated:
                 raise DataError(decoder.damage)
-            file = AudioFile(path, decoder.frames, decoder.sample_rate, decoder.channels, decoder.index)
+            file = AudioFile(
+                path, decoder.frames, decoder.sample_rate, decoder.channels, decoder.speakers, index=decoder.index
+            )
             require_use(file, min_seconds, channels)
             try:
-                silent = _look(decoder, file)
+                level, silent = _look(decoder, file)
             except _Truncated as error:
                 file = _up_to_damage(decoder, file)
                 if not allow_truncated:
                     raise DataError(f"{error} (audio ends at {file.seconds:.2f} s)") from None
                 require_use(file, min_seconds, channels)
-                silent = _look(decoder, file)
+                level, silent = _look(decoder, file)
             if silent and not allow_silence and _is_silent(decoder, file):
                 raise DataError("every sample is zero")
     except soundfile.LibsndfileError as error:
         raise DataError(_reason(error)) from error
-    return file
+    return dataclasses.replace(file, level=level) if level.peak > LOUD else file
 
 
 def _look(decoder, file):
-    """Read the beginning, middle and end of a file, and return whether they are silent."""
-    silent = True
+    """Return `(level, is_silent)` of a file's beginning, middle and end."""
+    meter = Meter()
     for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):
-        silent &= not _read(decoder, file, start, min(_PROBE_FRAMES, file.frames - start)).any()
-    return silent
+        meter.add(_read(decoder, file, start, min(_PROBE_FRAMES, file.frames - start)))
+    return meter.level, meter.level.peak == 0
 
 
 def _up_to_damage(decoder, file):
@@ -142,7 +154,7 @@ def read_window(file, position: float, length: int, sample_rate: int, channels: 
     """Read a window `[length, channels]` float32, resampled, adapted and padded.
 
     Args:
-      file: an `AudioFile`, or another object with `frames`, `sample_rate` and `read`.
+      file: an `AudioFile`, or another object with `frames`, `sample_rate`, `speakers` and `read`.
       position: start of the window, from 0 (the file's beginning) to 1 (the last start where the window fits).
       length: samples at `sample_rate`.
       sample_rate: of the result, in Hz.
@@ -163,7 +175,7 @@ def read_window(file, position: float, length: int, sample_rate: int, channels: 
     stop = min(file.frames, start + needed + context)
     audio = file.read(start - before, stop - (start - before))
     try:
-        audio = adapt_channels(audio, channels)
+        audio = adapt_channels(audio, channels, file.speakers)
     except DataError as error:
         raise DataError(f"{file.name}: {error}") from None
     if context:
@@ -211,28 +223,32 @@ def read_blocks(file: AudioFile, size: int, start: int = 0, stop: int | None = N
         raise DataError(f"{file.name}: {error}") from error
 
 
-def adapt_channels(audio: np.ndarray, channels: int) -> np.ndarray:
+def adapt_channels(audio: np.ndarray, channels: int, speakers: tuple[str, ...] | None = None) -> np.ndarray:
     """Convert audio `[T, C]` to `[T, channels]`.
 
     - Mono is copied to every channel.
-    - 5.1 is mixed down to stereo by ITU-R BS.775.
-    - Other layouts keep their first channels.
+    - Surround is mixed down to stereo by ITU-R BS.775.
     - Mono output is the average of the stereo output.
+    - Several channels of more than two are the first ones in WAVE order.
+
+    Args:
+      audio: float32.
+      channels: of the result.
+      speakers: of `audio` (see `channels.of_file`). By default those of a WAVE file with as many channels.
 
     Raises:
       DataError: several channels would have to become more.
     """
-    if audio.shape[1] == channels:
-        return audio
-    if audio.shape[1] == 1:
+    if audio.shape[1] == 1 < channels:
         return np.repeat(audio, channels, axis=1)
-    if audio.shape[1] == 6 and channels <= 2:
-        audio = audio @ _DOWNMIX_5_1
-    elif audio.shape[1] < channels:
+    if audio.shape[1] < channels:
         raise DataError(f"{audio.shape[1]} channels cannot be made into {channels}")
-    if channels == 1:
-        return audio[:, :2].mean(axis=1, keepdims=True)
-    return np.ascontiguousarray(audio[:, :channels])
+    if channels > 2:
+        audio = layouts.in_wave_order(audio, speakers)
+        return audio if audio.shape[1] == channels else np.ascontiguousarray(audio[:, :channels])
+    if audio.shape[1] > 2:
+        audio = np.ascontiguousarray(layouts.downmixed(audio, speakers))
+    return audio if audio.shape[1] == channels else audio.mean(axis=1, keepdims=True)
 
 
 def resample(audio: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import soundfile
 
+from audiovae_jax.data.audio import channels
 from audiovae_jax.data.audio.remote import RemoteFile
 from audiovae_jax.data.audio.section import Section
 from audiovae_jax.data.formats import containers, mp3
@@ -31,6 +32,7 @@ class Decoder(Protocol):
       frames: samples per channel.
       sample_rate: in Hz.
       channels: number of channels.
+      speakers: names of the channels (see `channels.of_file`), or None.
       index: what `open_decoder` needs to open the file again without a scan.
       damage: what a scan found missing, or None.
     """
@@ -38,6 +40,7 @@ class Decoder(Protocol):
     frames: int
     sample_rate: int
     channels: int
+    speakers: tuple[str, ...] | None
     index: Index
     damage: str | None
 
@@ -139,7 +142,7 @@ class _Sound:
         self._sound = self._open()
         self.frames = self._sound.frames if frames is None else frames
         self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
-        self.format = self._sound.format
+        self.speakers, self.format = channels.of_file(self._sound), self._sound.format
         self._position = 0
 
     def read(self, start, count):
@@ -172,6 +175,8 @@ class _Parts:
     Raises:
       DataError: their rates or channels differ.
     """
+
+    speakers = None
 
     def __init__(self, file, parts: Sequence, index, damage=None):
         self.file, self.index, self.damage, self._parts = file, index, damage, parts

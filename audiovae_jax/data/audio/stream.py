@@ -1,13 +1,18 @@
 """Streams of audio blocks: opening, resampling and writing files of any length."""
 
 import dataclasses
+import math
+import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from audiovae_jax.data.audio import audio_file
+from audiovae_jax.data.audio import audio_file, levels
+from audiovae_jax.data.audio import channels as layouts
+from audiovae_jax.data.audio.levels import Level, Meter
 from audiovae_jax.data.formats import sound
 from audiovae_jax.errors import DataError, printable
 from audiovae_jax.storage import atomic
@@ -26,6 +31,7 @@ class AudioStream:
       channels: of its blocks.
       blocks: returns a new iterator of consecutive `[n, channels]` float32 blocks.
       name: a name for error messages.
+      speakers: names of its channels, which are in WAVE order (see `channels`); None if they are not known.
     """
 
     sample_rate: int
@@ -33,6 +39,7 @@ class AudioStream:
     channels: int
     blocks: Callable[[], Iterator[np.ndarray]]
     name: str = "the audio"
+    speakers: tuple[str, ...] | None = None
 
     def resampled(self, sample_rate: int) -> "AudioStream":
         """Return the stream at another sample rate; its length is rounded up."""
@@ -47,11 +54,17 @@ class AudioStream:
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], channels: int) -> "AudioStream":
         """Return the stream with `function` applied to every block."""
-        return dataclasses.replace(self, channels=channels, blocks=lambda: map(function, self.blocks()))
+        return dataclasses.replace(self, channels=channels, speakers=None, blocks=lambda: map(function, self.blocks()))
+
+    def adapted(self, channels: int) -> "AudioStream":
+        """Return the stream with other channels, see `audio_file.adapt_channels`."""
+        if channels == self.channels:
+            return self
+        return self.map(lambda block: audio_file.adapt_channels(block, channels, self.speakers), channels)
 
 
 def open_file(path: str | Path) -> AudioStream:
-    """Open a file as a stream that is read on demand.
+    """Open a file as a stream that is read on demand, and warn if it is far above full scale.
 
     Raises:
       DataError: the file cannot be used. The message names it.
@@ -67,10 +80,24 @@ def open_file(path: str | Path) -> AudioStream:
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
 
-    def blocks():
-        return audio_file.read_blocks(file, BLOCK)
+    if file.level is not None:
+        warnings.warn(f"{name} {levels.far_above(file.level)}", UserWarning, stacklevel=2)
+    return of_audio(file, lambda: audio_file.read_blocks(file, BLOCK))
 
-    return AudioStream(file.sample_rate, file.frames, file.channels, blocks, f"{name}: the audio")
+
+def of_audio(audio, blocks: Callable[[], Iterator[np.ndarray]]) -> AudioStream:
+    """Make a stream of a file or a track from an iterator of its blocks.
+
+    Args:
+      audio: an `AudioFile`, or another object with the same attributes.
+      blocks: returns a new iterator of blocks with the channels of `audio`.
+    """
+
+    def ordered():
+        return (layouts.in_wave_order(block, audio.speakers) for block in blocks())
+
+    speakers = layouts.wave_speakers(audio.speakers)
+    return AudioStream(audio.sample_rate, audio.frames, audio.channels, ordered, f"{audio.name}: the audio", speakers)
 
 
 def of_array(audio: np.ndarray, sample_rate: int) -> AudioStream:
@@ -134,23 +161,39 @@ def watched(
             progress(done / length)
 
 
-def write(audio: AudioStream, path: Path, progress: Callable[[float], None] | None = None):
+def write(
+    audio: AudioStream, path: Path, progress: Callable[[float], None] | None = None, *, peak: str | None = None
+) -> Level:
     """Write a stream with `write_file`, and report the fraction done to `progress`."""
     blocks = watched(audio.blocks(), audio.length, progress)
-    write_file(path, blocks, audio.sample_rate, audio.channels, audio.length)
+    return write_file(path, blocks, audio.sample_rate, audio.channels, audio.length, peak=peak)
 
 
-def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, channels: int, length: int):
+def write_file(
+    path: Path,
+    blocks: Iterable[np.ndarray],
+    sample_rate: int,
+    channels: int,
+    length: int,
+    *,
+    peak: str | None = None,
+) -> Level:
     """Write blocks atomically to a file of the format that its suffix names.
 
     A WAV beyond the 4 GiB limit of its header is written as RF64 (EBU Tech 3306), with the same suffix.
 
     Args:
       path: ends in one of `SUFFIXES`.
-      blocks: consecutive `[n, channels]`, `length` samples in total.
+      blocks: consecutive `[n, channels]`, `length` samples in total. Surround is in WAVE order.
       sample_rate: in Hz.
       channels: of the blocks.
       length: in samples.
+      peak: what to do with samples above full scale, one of `PEAKS`. "clip" clips them. "scale" divides the whole file
+        by its peak, with a copy of the audio on disk until the peak is known. "keep" needs a format of floats. By
+        default, formats of floats keep them, FLAC clips them, and lossy formats encode them for players to clip.
+
+    Returns:
+      The level of the blocks.
 
     Raises:
       DataError: the format is unknown or cannot hold the audio, or the file cannot be written.
@@ -165,13 +208,15 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
         kind = "RF64"
     if subtype == "VORBIS" and sample_rate > _LARGEST_VORBIS_RATE:  # libsndfile cannot
         raise DataError(f"{name}: Vorbis takes no more than {_LARGEST_VORBIS_RATE} Hz, not {sample_rate}; use .flac")
-    written = 0
+    if peak == "keep" and not holds_floats(path):
+        raise DataError(f"{name}: {path.suffix} does not keep samples above full scale; use .wav, or scale them")
+    written, meter = 0, Meter()
     try:
         with atomic.replacing(path) as temporary:
             options = {"samplerate": sample_rate, "channels": channels, "subtype": subtype, "format": kind}
             with sound.open_sound(temporary, "w", **options) as file:
-                for block in blocks:
-                    file.write(block)
+                for block in _leveled(blocks, peak, meter, path.parent):
+                    file.write(layouts.in_vorbis_order(block) if kind == "OGG" else block)
                     written += len(block)
             if subtype in ("FLOAT", "PCM_24"):
                 with sound.open_sound(temporary) as file:
@@ -185,8 +230,34 @@ def write_file(path: Path, blocks: Iterable[np.ndarray], sample_rate: int, chann
         raise DataError(f"{name} was not written: the disk is full, or a limit on file sizes was reached") from error
     except OSError as error:
         raise DataError(f"{name} was not written: {error.strerror or error}") from error
+    return meter.level
 
 
+def holds_floats(path: Path) -> bool:
+    """Return whether the format that the suffix names keeps samples above full scale."""
+    return _KINDS[path.suffix.lower()][1] == "FLOAT"
+
+
+def _leveled(blocks, peak, meter, folder):
+    """Iterate over the blocks with `peak` applied, and add them to `meter`."""
+    if peak != "scale":
+        for block in blocks:
+            meter.add(block)
+            yield np.clip(block, -1, 1) if peak == "clip" else block
+        return
+    with tempfile.TemporaryFile(dir=folder) as copy:
+        shapes = []
+        for block in blocks:
+            meter.add(block)
+            copy.write(np.ascontiguousarray(block, np.float32))
+            shapes.append(block.shape)
+        copy.seek(0)
+        for shape in shapes:
+            block = np.frombuffer(copy.read(4 * math.prod(shape)), np.float32).reshape(shape)
+            yield block / np.float32(max(1.0, meter.level.peak))
+
+
+PEAKS = ("clip", "scale", "keep")
 # By suffix: libsndfile's format and subtype, and the bytes per sample if the header has a 32-bit size.
 # WAV and AIFF store float32. The other formats store the best subtype that they have.
 _KINDS = {

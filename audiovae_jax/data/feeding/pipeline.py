@@ -7,6 +7,7 @@ row` is row `row` of step `step`, for any number of hosts and threads.
 import collections
 import dataclasses
 import functools
+import math
 import os
 import warnings
 from collections.abc import Callable, Collection, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from audiovae_jax.data.audio import block_cache, remote
+from audiovae_jax.data.audio import block_cache, levels, remote
 from audiovae_jax.data.feeding import crops
 from audiovae_jax.data.feeding.augment import Augment
 from audiovae_jax.data.feeding.crops import CropFormat, Crops
@@ -121,6 +122,8 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
         index_folder=index_folder() if config.index else None,
         access=remote.Access(config.retry_seconds, cache),
         leave_out=tuple(leave_out),
+        # Normalization corrects any scale. Without it, the loss of such a file would exceed that of all others.
+        max_peak=math.inf if config.peak_normalize else levels.INTEGERS,
     )
     roots = [root for root, _ in config.mix] if config.mix else sources.split_roots(config.root)
     held_out = sources.split_roots(config.val_root) if config.val_root is not None else []

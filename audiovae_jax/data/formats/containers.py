@@ -118,6 +118,8 @@ class ContainerDecoder:
                 raise DataError(f"{self._title} has no sound")
             stream = streams[0]
             self.sample_rate, self.channels = stream.rate, stream.channels
+            names = tuple(channel.name for channel in stream.layout.channels)
+            self.speakers = names if len(names) > 2 and all(names) else None
             self._declared = int((stream.duration or 0) * stream.time_base * stream.rate)
             self._blocks = self._decoded(stream, av.AudioResampler(format="fltp"))
         except self._error as error:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from audiovae_jax.data.audio import channels, levels
 from audiovae_jax.data.audio.remote import is_url
 from audiovae_jax.errors import DataError, RootError
 
@@ -23,12 +24,14 @@ class Audio(Protocol):
       frames: samples per channel.
       sample_rate: in Hz.
       channels: of what `read` returns.
+      speakers: names of these channels (see `channels.of_file`), None if they are not known.
     """
 
     name: str
     frames: int
     sample_rate: int
     channels: int
+    speakers: tuple[str, ...] | None
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Read `[count, channels]` float32 from sample `start` on.
@@ -83,6 +86,10 @@ class Excerpt:
     @property
     def channels(self) -> int:
         return self.audio.channels
+
+    @property
+    def speakers(self) -> tuple[str, ...] | None:
+        return self.audio.speakers
 
     def read(self, start: int, count: int) -> np.ndarray:
         return self.audio.read(self.start + start, count)
@@ -246,6 +253,36 @@ def without_validated(catalog: Catalog, validation: Iterable[Track]) -> Catalog:
     if not train:
         raise DataError(f"{catalog.origin}: nothing is left to train on, since all of it is validated on")
     return catalog if len(train) == len(catalog.train) else dataclasses.replace(catalog, train=train)
+
+
+def notices(tracks: Iterable[Track]) -> list[str]:
+    """Describe files that are far too loud, or whose speakers are assumed, in one line per kind."""
+    files = {}
+    for track in tracks:
+        audio = track.audio
+        while isinstance(audio, Excerpt):
+            audio = audio.audio
+        if hasattr(audio, "read"):  # the built-in generator has none
+            files[audio.name] = audio
+    unnamed, loud = collections.defaultdict(list), []
+    for name, audio in files.items():
+        if audio.channels > 2 and audio.speakers is None:
+            unnamed[audio.channels].append(name)
+        level = getattr(audio, "level", None)
+        if level is not None:
+            loud.append((level, name))
+    lines = [
+        f"{_counted(len(names))} with {channels.assumed(count)}; the first: {names[0]}"
+        for count, names in sorted(unnamed.items())
+    ]
+    if loud:
+        level, name = max(loud)
+        lines.append(f"{_counted(len(loud))} far above full scale; the loudest: {name} {levels.far_above(level)}")
+    return lines
+
+
+def _counted(files):
+    return f"{files} file{'' if files == 1 else 's'}"
 
 
 def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], root: str):

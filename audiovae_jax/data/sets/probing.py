@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import Any
 
 import tqdm
 
-from audiovae_jax.data.audio import audio_file, deadline, files, remote
+from audiovae_jax.data.audio import audio_file, deadline, files, levels, remote
 from audiovae_jax.data.audio.audio_file import AudioFile, Place
 from audiovae_jax.errors import DataError, RootError
 from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
 
 _CHUNK = 256  # files per task that reads sizes and times
-_VERSION = 2  # of the index, so that results of older programs are not used
+_VERSION = 3  # of the index, so that results of older programs are not used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Options:
       index_folder: folder of cached results; None to cache nothing.
       access: access to files behind URLs.
       leave_out: folders to skip, on this machine or behind URLs.
+      max_peak: louder files are rejected.
     """
 
     channels: int
@@ -42,6 +44,7 @@ class Options:
     index_folder: Path | None = None
     access: remote.Access = dataclasses.field(default_factory=remote.Access)
     leave_out: tuple[Path | BucketPath | str, ...] = ()
+    max_peak: float = math.inf
 
     def timeout(self, name: str) -> float:
         """Return the seconds after which a read of the file `name` times out; 0 for no timeout."""
@@ -129,7 +132,7 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
     subject = root if remote.is_url(root) else os.path.realpath(root)
     results = cached(subject, places, probe_place, options, f"looking at files under {root}")
     return [
-        result if isinstance(result, str) else _checked(AudioFile(place, **result), options)
+        result if isinstance(result, str) else _checked(AudioFile.from_json(place, result), options)
         for place, result in zip(places, results, strict=True)
     ]
 
@@ -199,6 +202,8 @@ def _odd(path):
 def _checked(file, options):
     try:
         audio_file.require_use(file, options.min_seconds, options.channels)
+        if file.level is not None and file.level.peak > options.max_peak:
+            raise DataError(levels.far_above(file.level))
     except DataError as error:
         return str(error)
     return file

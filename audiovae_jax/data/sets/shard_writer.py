@@ -129,6 +129,7 @@ def _write_shard(path, tracks, record_seconds):
                         "sample_rate": audio.sample_rate,
                         "channels": audio.channels,
                     }
+                    | ({"speakers": audio.speakers} if audio.speakers else {})
                 )
                 for record in records:
                     writer.write(record)

@@ -89,7 +89,7 @@ class ShardedAudio:
       key: of the track.
       first_record: index of its first record in the shard.
       record_frames: samples of every record but the last.
-      frames, sample_rate, channels: of the track.
+      frames, sample_rate, channels, speakers: of the track.
     """
 
     shard: Shard
@@ -99,6 +99,7 @@ class ShardedAudio:
     frames: int
     sample_rate: int
     channels: int
+    speakers: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -205,7 +206,7 @@ def scan(root: str, options: probing.Options) -> Catalog:
         for track in content["tracks"]:
             audio = ShardedAudio(
                 shards[track["shard"]], track["key"], track["first_record"], track["record_frames"],
-                track["frames"], track["sample_rate"], track["channels"],
+                track["frames"], track["sample_rate"], track["channels"], tuple(track.get("speakers", ())) or None,
             )  # fmt: skip
             tracks.append((Track(track["key"], audio, track["weight"]), track["sides"]))
         mark = content["fingerprint"]

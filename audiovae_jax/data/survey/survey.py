@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -9,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tqdm
 
+from audiovae_jax.data.audio import levels
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.feeding.pipeline import Data
-from audiovae_jax.data.sets import bandwidth
+from audiovae_jax.data.sets import bandwidth, catalog
 from audiovae_jax.data.sets.catalog import Track
 from audiovae_jax.data.survey import measures
 from audiovae_jax.data.survey.measures import Measures
@@ -74,6 +76,7 @@ class Survey:
       measured: measures of some tracks, spread evenly over the data set.
       unreadable: `(name, reason)` of tracks that passed probing but could not be read.
       reading: speed of reading; None if not measured.
+      notices: see `catalog.notices`.
       refusal: the reason why training would fail, or None.
       doubts: warnings to check before a run.
     """
@@ -96,6 +99,7 @@ class Survey:
     unreadable: tuple[tuple[str, str], ...]
     reading: Reading | None
     refusal: str | None
+    notices: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
 
@@ -145,6 +149,7 @@ def make(config, data: Data, *, root: str, batch_size: int, limit: int, seconds:
         unreadable=tuple(unreadable),
         reading=reading,
         refusal=reading_failed or _refusal(data.health, config.max_bad_share, unreadable),
+        notices=tuple(catalog.notices(tracks)),
     )
     return dataclasses.replace(survey, doubts=tuple(_doubts(survey)))
 
@@ -245,6 +250,12 @@ def _doubts(survey) -> Iterator[str]:
     )
     yield from of_measured(
         lambda track: track.clips_per_minute > MANY_CLIPS, f"clipped more than {MANY_CLIPS:g} times a minute"
+    )
+    yield from survey.notices
+    yield from of_measured(
+        lambda track: track.peak > levels.LOUD,
+        f"a peak above {20 * math.log10(levels.LOUD):+.0f} dBFS where they were listened to; scale them to -1..1",
+        0.0,
     )
     if survey.unreadable:
         first = _with_name(*survey.unreadable[0])

@@ -135,9 +135,7 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
     latents = folder / f"{name}.safetensors"
     codec.latents_of(blocks, source, made.channels).save(latents)
     del blocks[:]
-    estimate, reference = stream.open_file(reconstruction), source
-    if made.channels != source.channels:
-        reference = source.map(lambda block: audio_file.adapt_channels(block, made.channels), made.channels)
+    estimate, reference = stream.open_file(reconstruction), source.adapted(made.channels)
     difference = folder / f"{name}.difference.wav"
     portraits = _subtract(reference, estimate, difference, lambda share: progress(0.6 + 0.1 * share, "subtracting"))
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:

@@ -85,7 +85,7 @@ def _whole_files(tracks, config):
     def crop(number):
         rng = np.random.default_rng(number)
         audio = tracks[rng.integers(len(tracks))].audio
-        whole = audio_file.adapt_channels(audio.read(0, audio.frames), config.data.channels)
+        whole = audio_file.adapt_channels(audio.read(0, audio.frames), config.data.channels, audio.speakers)
         if audio.sample_rate != config.data.sample_rate:
             whole = audio_file.resample(whole, audio.sample_rate, config.data.sample_rate)
         start = int(rng.random() * max(0, len(whole) - config.data.crop_length))

@@ -1,5 +1,7 @@
 """Audio written from blocks: whole, countable, in the format that its name says."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import soundfile
@@ -110,3 +112,51 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, full_disk):
 def test_a_rate_that_vorbis_cannot_have_is_refused(tmp_path):
     with pytest.raises(DataError, match="Vorbis takes no more than 192000 Hz, not 300000"):
         stream.write_file(tmp_path / "a.ogg", _blocks(100)[1], 300_000, 2, 100)
+
+
+def _loud(length=4000, peak=1.6):
+    """Two channels with a peak of `peak`, and the share of samples above full scale."""
+    audio = peak * np.random.default_rng(0).uniform(-0.9, 0.9, (length, 2)).astype(np.float32)
+    audio[7] = peak, -peak / 2
+    return audio, (np.abs(audio) > 1).mean()
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".aiff"])
+@pytest.mark.parametrize("peak", [None, *stream.PEAKS])
+def test_samples_above_full_scale_are_kept_clipped_or_scaled(tmp_path, suffix, peak):
+    audio, over = _loud()
+    source = stream.of_array(audio, 44100)
+    path = tmp_path / f"a{suffix}"
+    if (suffix, peak) == (".flac", "keep"):
+        with pytest.raises(DataError, match=r"a.flac: .flac does not keep samples above full scale; use .wav"):
+            stream.write(source, path, peak=peak)
+        assert not list(tmp_path.iterdir())
+        return
+    level = stream.write(source, path, peak=peak)
+    assert (level.peak, level.over) == (np.float32(1.6), pytest.approx(over))
+    is_kept = peak in (None, "keep") and suffix != ".flac"
+    expected = audio / np.float32(1.6) if peak == "scale" else audio if is_kept else audio.clip(-1, 1)
+    read = soundfile.read(path, dtype="float32")[0]
+    np.testing.assert_allclose(read, expected, atol=2**-22 if suffix == ".flac" else 0)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_scaling_leaves_what_is_within_full_scale(tmp_path):
+    audio, blocks = _blocks(4000)
+    level = stream.write_file(tmp_path / "a.wav", blocks, 44100, 2, 4000, peak="scale")
+    np.testing.assert_array_equal(soundfile.read(tmp_path / "a.wav", dtype="float32")[0], audio)
+    assert level.over == 0
+
+
+def test_scaling_holds_one_block_in_memory(tmp_path):
+    def blocks():
+        for i in range(64):
+            yield np.full((1 << 14, 2), 2.0 if i == 63 else 0.5, np.float32)
+
+    tracemalloc.start()
+    stream.write_file(tmp_path / "a.wav", blocks(), 44100, 2, 64 << 14, peak="scale")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 8 * (8 << 14)  # of 64 blocks
+    read = soundfile.read(tmp_path / "a.wav", dtype="float32")[0]
+    assert (read[0, 0], read[-1, 0]) == (0.25, 1.0)

@@ -124,6 +124,7 @@ class _Ramp:
     frames: int
     sample_rate: int = 1000
     channels: int = 1
+    speakers: tuple[str, ...] | None = None
 
     @property
     def name(self):

@@ -142,4 +142,4 @@ def test_the_index_of_a_data_set_spares_the_scan(tmp_path, rng, monkeypatch):
     path.write_bytes(_encoded(rng))
     fields = audio_file.probe(path).to_json()
     monkeypatch.setattr(mp3, "scan", None)
-    assert audio_file.AudioFile(path, **fields).read(5000, 100).shape == (100, 2)
+    assert audio_file.AudioFile.from_json(path, fields).read(5000, 100).shape == (100, 2)

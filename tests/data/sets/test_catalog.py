@@ -18,6 +18,7 @@ class Constant:
     sample_rate: int = 100
     channels: int = 1
     name: str = "constant"
+    speakers: tuple[str, ...] | None = None
 
     def read(self, start, count):
         assert 0 <= start <= start + count <= self.frames
@@ -113,3 +114,15 @@ def test_an_excerpt_reads_where_it_lies():
 def test_the_fingerprint_tells_weights_apart():
     tracks = [Track("a", Constant(0.0, 100))]
     assert catalog.fingerprint(tracks) != catalog.fingerprint([dataclasses.replace(tracks[0], weight=2.0)])
+
+
+def test_notices_count_the_files_whose_speakers_are_assumed():
+    def track(name, channels, speakers=None):
+        return Track(name, Excerpt(Constant(0.0, 1000, channels=channels, name=name, speakers=speakers), 0, 100))
+
+    quad = ("FL", "FR", "BL", "BR")
+    tracks = [track("a", 2), track("b", 6), track("b", 6), track("c", 6), track("d", 5), track("e", 4, quad)]
+    assert catalog.notices(tracks) == [
+        "1 file with 5 channels and no channel map, read as 5.0; the first: d",
+        "2 files with 6 channels and no channel map, read as 5.1; the first: b",
+    ]

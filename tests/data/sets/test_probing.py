@@ -50,9 +50,9 @@ def test_the_index_serves_other_settings_and_damage_does_no_harm(audio_folder, t
         folder.scan(str(audio_folder), stricter, 0.1)
     (index,) = (tmp_path / "index").iterdir()
     for damage in (
-        '{"version": 1, "files": [',
-        '{"version": 1, "files": {"a": 3}}',
-        '{"version": 0, "files": {}}',
+        '{"version": 2, "files": [',
+        '{"version": 2, "files": {"a": 3}}',
+        '{"version": 1, "files": {}}',
         "[]",
     ):
         index.write_text(damage)
@@ -61,6 +61,17 @@ def test_the_index_serves_other_settings_and_damage_does_no_harm(audio_folder, t
     nowhere.touch()
     unwritable = probing.Options(channels=2, index_folder=nowhere / "index")
     assert folder.scan(str(audio_folder), unwritable, 0.1) == first
+
+
+def test_the_index_keeps_the_speakers(tmp_path, probes):
+    soundfile.write(tmp_path / "a.flac", np.full((4800, 5), 0.1), 48000)
+    soundfile.write(tmp_path / "b.wav", np.full((4800, 5), 0.1), 48000)
+    options = probing.Options(channels=2, index_folder=tmp_path / "index")
+    places = [tmp_path / "a.flac", tmp_path / "b.wav"]
+    first = probing.probe(str(tmp_path), places, options)
+    assert [file.speakers for file in first] == [("FL", "FR", "FC", "BL", "BR"), None]
+    assert probing.probe(str(tmp_path), places, options) == first
+    assert len(probes) == 2
 
 
 def test_a_file_that_changes_within_its_size_is_looked_at_again(audio_folder, tmp_path, probes):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from audiovae_jax.data.audio.audio_file import read_window
 from audiovae_jax.data.feeding.crops import CropFormat, FixedCrops, RandomCrops
 from audiovae_jax.data.feeding.health import Health
 from audiovae_jax.data.sets import folder, probing, shard_writer, sharding, shards, sources
@@ -52,6 +53,22 @@ def test_shards_give_the_crops_of_their_folder_to_the_bit(audio, made, micro_con
         ours, theirs = (kind(format=CROP, tracks=getattr(c, side), health=health, **changes) for c in (found, whole))
         for i in range(40):
             np.testing.assert_array_equal(ours[i], theirs[i])
+
+
+def test_shards_keep_the_speakers(tmp_path, micro_config):
+    root = tmp_path / "surround"
+    root.mkdir()
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, (20000, 6))
+    soundfile.write(root / "vorbis.ogg", noise, 44100)
+    soundfile.write(root / "wave.wav", noise, 44100)
+    whole = folder.scan(str(root), OPTIONS, 0.5)
+    shard_writer.write(whole, tmp_path / "shards", **SETTINGS)
+    found = sources.open_root(str(tmp_path / "shards"), "auto", OPTIONS, micro_config.data)
+    for ours, theirs in zip(found.train + found.validation, whole.train + whole.validation, strict=True):
+        assert ours.audio.speakers == theirs.audio.speakers
+        np.testing.assert_array_equal(*(read_window(each.audio, 0.5, 5000, 44100, 2) for each in (ours, theirs)))
+    index = json.loads((tmp_path / "shards" / "index.json").read_text())
+    assert {track["key"]: "speakers" in track for track in index["tracks"]} == {"vorbis.ogg": True, "wave.wav": False}
 
 
 def test_records_are_as_small_as_exactness_allows(made):

@@ -14,6 +14,7 @@ class InMemory:
     samples: np.ndarray
     name: str = "some.wav"
     sample_rate: int = RATE
+    speakers: tuple[str, ...] | None = None
 
     def __post_init__(self):
         self.frames, self.channels = self.samples.shape

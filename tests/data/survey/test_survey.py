@@ -69,6 +69,16 @@ def test_good_data_raises_no_doubt(micro_config, tmp_path):
     assert (found.doubts, found.skipped, found.reading) == ((), (), None)
 
 
+def test_assumed_speakers_and_levels_far_above_full_scale_are_doubts(micro_config, audio_folder):
+    noise = np.random.default_rng(0).uniform(-20, 20, (22050, 6))
+    soundfile.write(audio_folder / "loud.wav", noise[:, :2], 44100, subtype="FLOAT")
+    soundfile.write(audio_folder / "surround.wav", 0.01 * noise, 44100)
+    doubts = "\n".join(_look(micro_config, audio_folder, seconds=0).doubts)
+    assert "1 file with 6 channels and no channel map, read as 5.1; the first: " in doubts
+    assert f"1 file far above full scale; the loudest: {audio_folder}/loud.wav peaks at +26.0 dBFS" in doubts
+    assert "1 of 5 tracks (20%): a peak above +18 dBFS" in doubts
+
+
 def test_training_would_refuse_what_is_refused_here(micro_config, mixed_folder):
     micro_config.data.max_bad_share = 0.1
     found = _look(micro_config, mixed_folder)
