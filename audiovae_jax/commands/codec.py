@@ -53,8 +53,8 @@ def _define(*, mix: bool = False, audio_format: bool = False, other_model: bool 
     if audio_format:
         flags.DEFINE_enum("format", "wav", ["wav", "flac"], "output format: 32-bit float wav, or 24-bit flac")
         flags.DEFINE_enum(
-            "peak", None, list(stream.PEAKS), "how to write audio above full scale: clip it, scale the whole file down "
-            "(which needs a temporary float copy in the output folder), or keep it in a wav or aiff; by default wav and "
+            "peak", None, list(stream.PEAKS), "how to write audio above full scale: clip it, scale the whole file "
+            "down (needs a temporary float copy in the output folder), or keep it (wav, aiff); by default wav and "
             "aiff keep it and other formats clip it",
         )  # fmt: skip
     if other_model:
