@@ -45,12 +45,13 @@ def load(model: str) -> Codec:
     )
 
 
-def _define(*, mix: bool = False, audio_format: bool = False, other_model: bool = False):
+def _define(*, audio_in: bool = False, audio_out: bool = False, other_model: bool = False):
     define_codec_flags()
     flags.DEFINE_bool("overwrite", False, "replace existing outputs")
-    if mix:
+    if audio_in:
         flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
-    if audio_format:
+        flags.DEFINE_bool("allow_truncated", False, "use damaged files up to their damage")
+    if audio_out:
         flags.DEFINE_enum("format", "wav", ["wav", "flac"], "output format: 32-bit float wav, or 24-bit flac")
         flags.DEFINE_enum(
             "peak", None, list(stream.PEAKS), "how to write audio above full scale: clip it, scale the whole file "
@@ -84,7 +85,7 @@ def _plan_audio(paths: Sequence[str], extensions: Collection[str]) -> list[file_
 
 
 def _encode_flags():
-    _define(mix=True)
+    _define(audio_in=True)
     flags.DEFINE_integer(
         "seed", None, "sample the latents, seeded by this number and the file's name; default the means",
         lower_bound=0, upper_bound=2**32 - 1,
@@ -95,7 +96,7 @@ def _encode_flags():
 def _reconstruct(model, *paths):
     values = flags.FLAGS
     jobs = _plan_audio(paths, extensions=EXTENSIONS)
-    _run(jobs, model, _warning_of(Codec.reconstruct_file), mix=values.mix, peak=values.peak)
+    _run(jobs, model, _warning_of(Codec.reconstruct_file), peak=values.peak, **_reading())
 
 
 def _encode(model, *paths):
@@ -107,9 +108,14 @@ def _encode(model, *paths):
         if values.seed is not None:
             name = target.name if target == Path(paths[-1]) else target.relative_to(paths[-1]).as_posix()
             key = latent_writer.track_key(values.seed, name)
-        codec.encode_file(source, target, progress, mix=values.mix, key=key, storage_dtype=values.storage_dtype)
+        codec.encode_file(source, target, progress, key=key, storage_dtype=values.storage_dtype, **_reading())
 
     _run(jobs, model, encode)
+
+
+def _reading():
+    """Return the options for reading audio."""
+    return {"mix": flags.FLAGS.mix, "allow_truncated": flags.FLAGS.allow_truncated}
 
 
 def _decode(model, *paths):
@@ -157,7 +163,7 @@ RECONSTRUCT = Command(
     details=f"{_DETAILS} Memory does not grow with the length of a file.",
     main=_reconstruct,
     positional=_FILES,
-    define_flags=lambda: _define(mix=True, audio_format=True),
+    define_flags=lambda: _define(audio_in=True, audio_out=True),
 )
 ENCODE = Command(
     name="encode",
@@ -171,5 +177,5 @@ DECODE = Command(
     details=_DETAILS,
     main=_decode,
     positional=_FILES,
-    define_flags=lambda: _define(audio_format=True, other_model=True),
+    define_flags=lambda: _define(audio_out=True, other_model=True),
 )

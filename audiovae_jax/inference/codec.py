@@ -236,6 +236,7 @@ class Codec:
         progress: Callable[[float], None] | None = None,
         *,
         storage_dtype: str = "float32",
+        allow_truncated: bool = False,
         **options,
     ):
         """Encode an audio file to a `.safetensors` file of latents.
@@ -244,12 +245,13 @@ class Codec:
           source, target: paths.
           progress: called with the fraction that is done.
           storage_dtype: dtype of the file, see `Latents.save`.
+          allow_truncated: encode a damaged file up to its damage, with a warning.
           **options: `key` and `mix`, see `encode`.
 
         Raises:
           DataError: the audio cannot be used, or the file cannot be written.
         """
-        file = stream.open_file(source)
+        file = stream.open_file(source, allow_truncated)
         self._latents(file, {}, progress, **options).save(target, storage_dtype)
 
     def decode_file(
@@ -292,6 +294,7 @@ class Codec:
         mix: bool = False,
         progress: Callable[[float], None] | None = None,
         peak: str | None = None,
+        allow_truncated: bool = False,
     ) -> Level:
         """Encode and decode an audio file to another, in bounded memory.
 
@@ -300,6 +303,7 @@ class Codec:
           key, mix: see `encode`.
           progress: called with the fraction that is done.
           peak: what to do with samples above full scale, see `stream.write_file`.
+          allow_truncated: reconstruct a damaged file up to its damage, with a warning.
 
         Returns:
           The level of the decoded audio.
@@ -307,7 +311,7 @@ class Codec:
         Raises:
           DataError: the audio cannot be used, or the file cannot be written.
         """
-        made = self.reconstruct_stream(stream.open_file(source), key=key, mix=mix)
+        made = self.reconstruct_stream(stream.open_file(source, allow_truncated), key=key, mix=mix)
         return stream.write(made, Path(target), progress, peak=peak)
 
     def reconstruct_stream(

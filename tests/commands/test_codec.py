@@ -1,5 +1,6 @@
 """The flags of the commands that write audio."""
 
+import re
 import types
 
 import numpy as np
@@ -8,7 +9,7 @@ import soundfile
 from absl import flags
 
 from audiovae_jax.commands import codec
-from audiovae_jax.errors import ConfigError
+from audiovae_jax.errors import ConfigError, DataError
 from audiovae_jax.inference.codec import Codec
 
 
@@ -28,9 +29,10 @@ def reconstruct(tmp_path, monkeypatch):
         soundfile.write(tmp_path / "songs" / f"{name}.wav", peak * tone, 8000, subtype="FLOAT")
     monkeypatch.setattr(Codec, "reconstruct_stream", lambda self, source, **options: source)
 
-    def run(kind, peak=None, load=lambda model: object.__new__(Codec)):
+    def run(kind, peak=None, load=lambda model: object.__new__(Codec), allow_truncated=False):
         monkeypatch.setattr(codec, "load", load)
-        monkeypatch.setattr(flags, "FLAGS", _Flags(format=kind, peak=peak, mix=False, overwrite=True))
+        values = _Flags(format=kind, peak=peak, mix=False, overwrite=True, allow_truncated=allow_truncated)
+        monkeypatch.setattr(flags, "FLAGS", values)
         codec.RECONSTRUCT.main("model", str(tmp_path / "songs"), str(tmp_path / "out"))
         return {path.stem: soundfile.read(path)[0] for path in (tmp_path / "out").glob(f"*.{kind}")}
 
@@ -65,3 +67,15 @@ def test_integers_cannot_keep_what_is_above_full_scale(reconstruct):
 
     with pytest.raises(ConfigError, match=r"--peak=keep needs a format of floats: make .*out/loud.flac a .wav"):
         reconstruct("flac", "keep", load)
+
+
+def test_a_truncated_file_is_used_up_to_its_damage_if_allowed(reconstruct, tmp_path, capsys):
+    path = tmp_path / "songs" / "cut.flac"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (24000, 1)), 8000)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match="1 of 3 files failed"):
+        reconstruct("wav")
+    assert re.search(r"cut\.flac: truncated or damaged: audio ends at 1\.\d\d s of 3\.00 s", capsys.readouterr().out)
+    with pytest.warns(UserWarning, match=r"cut\.flac: truncated or damaged: .*; 1\.\d\d s are read"):
+        made = reconstruct("wav", allow_truncated=True)
+    assert 8000 < len(made["cut"]) < 16000

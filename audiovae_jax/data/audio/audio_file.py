@@ -38,6 +38,7 @@ class AudioFile:
       speakers: names of its channels (see `channels.of_file`), None if they are not known.
       level: of the probed samples if their peak is above `LOUD`, otherwise None.
       index: how it is decoded, found by `probe`; None for libsndfile alone.
+      damage: what is missing, if `probe` was told to allow it; otherwise None.
     """
 
     path: Place
@@ -47,6 +48,7 @@ class AudioFile:
     speakers: tuple[str, ...] | None = None
     level: Level | None = None
     index: decoders.Index = dataclasses.field(default=None, compare=False, repr=False)
+    damage: str | None = None
 
     @property
     def name(self) -> str:
@@ -105,20 +107,19 @@ def probe(
         with decoders.scan(path) as decoder:
             if getattr(decoder, "format", None) == "RAW":  # libsndfile's guess, by name, for files without a header
                 raise DataError("not audio that can be read (it has no header)")
-            if decoder.damage and not allow_truncated:
-                raise DataError(decoder.damage)
             file = AudioFile(
-                path, decoder.frames, decoder.sample_rate, decoder.channels, decoder.speakers, index=decoder.index
-            )
+                path, decoder.frames, decoder.sample_rate, decoder.channels, decoder.speakers,
+                index=decoder.index, damage=decoder.damage,
+            )  # fmt: skip
+            if allow_truncated:
+                file = _up_to_damage(file)
+            elif file.damage:
+                raise DataError(file.damage)
             require_use(file, min_seconds, channels)
             try:
                 level, silent = _look(decoder, file)
-            except _Truncated as error:
-                file = _up_to_damage(decoder, file)
-                if not allow_truncated:
-                    raise DataError(f"{error} (audio ends at {file.seconds:.2f} s)") from None
-                require_use(file, min_seconds, channels)
-                level, silent = _look(decoder, file)
+            except _UndecodableError as error:
+                raise DataError(_up_to_damage(file).damage or str(error)) from None
             if silent and not allow_silence and _is_silent(decoder, file):
                 raise DataError("every sample is zero")
     except soundfile.LibsndfileError as error:
@@ -134,9 +135,14 @@ def _look(decoder, file):
     return meter.level, meter.level.peak == 0
 
 
-def _up_to_damage(decoder, file):
-    frames = decoders.count(decoder)
-    return dataclasses.replace(file, frames=frames, index={**(file.index or {}), "frames": frames})
+def _up_to_damage(file):
+    """Return the file with the samples that can be decoded, and its damage."""
+    frames = decoders.count(file.path, file.index)
+    if frames == file.frames:
+        return file
+    ends, seconds = frames / file.sample_rate, file.seconds
+    damage = file.damage or f"truncated or damaged: audio ends at {ends:.2f} s of {seconds:.2f} s"
+    return dataclasses.replace(file, frames=frames, index={**(file.index or {}), "frames": frames}, damage=damage)
 
 
 def require_use(file, min_seconds: float, channels: int):
@@ -271,18 +277,20 @@ def _read(decoder, file, start, frames):
     try:
         block = decoder.read(start, frames)
     except soundfile.LibsndfileError as error:
-        raise _Truncated(
+        raise _UndecodableError(
             f"damaged or truncated: reading at sample {start} of {file.frames} failed "
             f"({error.error_string.rstrip('.')})"
         ) from error
     if len(block) < frames:
-        raise _Truncated(f"truncated: the header promises {file.frames} samples, but none follow {start + len(block)}")
+        raise _UndecodableError(
+            f"truncated: the header promises {file.frames} samples, but none follow {start + len(block)}"
+        )
     if not np.isfinite(block).all():
         raise DataError("holds NaN or infinite samples")
     return block
 
 
-class _Truncated(DataError):
+class _UndecodableError(DataError):
     """Samples cannot be decoded."""
 
 

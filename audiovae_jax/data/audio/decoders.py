@@ -23,6 +23,7 @@ Index = dict[str, Any] | None
 _MPEG_SUFFIXES = (".mp3", ".mp2", ".mp1", ".mpga")
 _MAX_FRAMES = 1 << 50  # a larger number of samples means that it is not known
 _BLOCK = 1 << 18  # samples
+_UNKNOWN = 1 << 62  # a position beyond every file
 
 
 class Decoder(Protocol):
@@ -101,7 +102,7 @@ def _scanned(place, file):
         return _Parts(file, found.parts, {"mp3": [mp3.to_json(part) for part in found.parts]}, found.damage)
     sound = _Sound(place, file)
     if sound.frames > _MAX_FRAMES:
-        sound.frames = count(sound)
+        sound.frames = count(place, None)
         sound.index = {"frames": sound.frames}
     return sound
 
@@ -118,17 +119,27 @@ def _indexed(place, file, index):
             return _Sound(place, file)
 
 
-def count(decoder: Decoder, start: int = 0, size: int = _BLOCK) -> int:
-    """Return the number of samples that can be decoded one after another, in blocks of `size`."""
-    while start < decoder.frames:
-        try:
-            block = decoder.read(start, min(size, decoder.frames - start))
-        except (soundfile.LibsndfileError, DataError):
-            return start if size == 1 else count(decoder, start, max(1, size // 64))
-        if len(block) == 0:
-            break
-        start += len(block)
-    return start
+def count(place: Place, index: Index) -> int:
+    """Return the number of samples that can be decoded from the beginning on."""
+    with open_decoder(place, index) as decoder:
+        done, failed = _count(decoder, 0, _BLOCK)
+    while failed > 1:  # a decoder that has failed cannot go on, so look closer with another
+        smaller = max(1, failed // 64)
+        with open_decoder(place, index) as decoder:
+            done, failed = _count(decoder, done, smaller)
+    return done
+
+
+def _count(decoder, start, size):
+    """Count samples in blocks of `size` from sample `start` on; return `(samples, size of the block that failed)`."""
+    try:
+        for first in range(0, start, _BLOCK):  # without a seek, which damage may prevent
+            decoder.read(first, min(_BLOCK, start - first))
+        while start < decoder.frames and len(block := decoder.read(start, min(size, decoder.frames - start))):
+            start += len(block)
+    except (soundfile.LibsndfileError, DataError):
+        return start, size
+    return start, 0
 
 
 class _Sound:
@@ -146,10 +157,12 @@ class _Sound:
         self._position = 0
 
     def read(self, start, count):
-        if self._sound.seekable():
-            self._sound.seek(start)
-        else:
-            self._skip_to(start)
+        if start != self._position:
+            if self._sound.seekable():
+                self._sound.seek(start)
+            else:
+                self._skip_to(start)
+        self._position = _UNKNOWN  # if reading fails
         block = self._sound.read(count, dtype="float32", always_2d=True)
         self._position = start + len(block)
         return block

@@ -63,8 +63,12 @@ class AudioStream:
         return self.map(lambda block: audio_file.adapt_channels(block, channels, self.speakers), channels)
 
 
-def open_file(path: str | Path) -> AudioStream:
+def open_file(path: str | Path, allow_truncated: bool = False) -> AudioStream:
     """Open a file as a stream that is read on demand, and warn if it is far above full scale.
+
+    Args:
+      path: the file.
+      allow_truncated: read a damaged file up to its damage, with a warning that names the second.
 
     Raises:
       DataError: the file cannot be used. The message names it.
@@ -72,7 +76,7 @@ def open_file(path: str | Path) -> AudioStream:
     path = Path(path)
     name = printable(path)
     try:
-        file = audio_file.probe(path, allow_silence=True)
+        file = audio_file.probe(path, allow_silence=True, allow_truncated=allow_truncated)
     except FileNotFoundError:
         raise DataError(f"{name}: there is no such file") from None
     except OSError as error:
@@ -80,6 +84,8 @@ def open_file(path: str | Path) -> AudioStream:
     except DataError as error:
         raise DataError(f"{name}: {error}") from None
 
+    if file.damage is not None:
+        warnings.warn(f"{name}: {file.damage}; {file.seconds:.2f} s are read", UserWarning, stacklevel=2)
     if file.level is not None:
         warnings.warn(f"{name} {levels.far_above(file.level)}", UserWarning, stacklevel=2)
     return of_audio(file, lambda: audio_file.read_blocks(file, BLOCK))
