@@ -13,7 +13,7 @@ PACKAGE = ROOT / "audiovae_jax"
 WINGS = {
     "foundation": ["errors", "html", "storage", "distributed"],
     "core": ["ops", "models", "discriminators", "losses", "training", "config"],
-    "data": ["data/audio", "data/sets", "data/feeding", "data/survey"],
+    "data": ["data/formats", "data/audio", "data/sets", "data/feeding", "data/survey"],
     "disk": ["torch_io/files", "torch_io", "torch_io/migration", "persistence"],
     "use": ["inference", "evaluation", "evaluation/listening"],
     "run": ["run/tracking", "run"],

@@ -14,9 +14,20 @@ import soundfile
 
 from audiovae_jax.data.audio.remote import BLOCK, RemoteError, RemoteFile, UnreachableError
 from audiovae_jax.data.audio.section import Section
+from audiovae_jax.data.formats import magic
 from audiovae_jax.errors import DataError, printable
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
+# Names of files that libsndfile reads. It recognises the format by the content.
+EXTENSIONS = (
+    ".wav", ".wave", ".bwf", ".rf64", ".bw64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga",
+    ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".sph",
+)  # fmt: skip
+# Names of audio that libsndfile does not read, and of video.
+CONTAINER_EXTENSIONS = (
+    ".m4a", ".m4b", ".m4r", ".aac", ".adts", ".alac", ".wma", ".asf", ".ac3", ".eac3", ".dts", ".amr", ".mka", ".weba",
+    ".ape", ".wv", ".tta", ".tak", ".shn", ".mpc", ".dsf", ".dff", ".ra", ".spx",
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".mpg", ".mpeg", ".3gp", ".3g2", ".ogv",
+)  # fmt: skip
 
 _UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
 _PROBE_FRAMES = 2048
@@ -80,7 +91,7 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
     try:
         with _open(path) as f:
             if f.format == "RAW":  # libsndfile's guess, by name, for files without a header
-                raise DataError("not audio that can be read (it has no header)")
+                raise DataError(_no_audio(path, "it has no header"))
             file = AudioFile(path, f.frames, f.samplerate, f.channels)
             require_use(file, min_seconds, channels)
             silent = not allow_silence
@@ -93,7 +104,7 @@ def probe(path: Place, min_seconds: float = 0.0, channels: int = 1, allow_silenc
         if status is not None:
             with open(path, "rb"):  # raises the operating system's error, which libsndfile does not report
                 pass
-        raise DataError(_reason(error)) from error
+        raise DataError(_no_audio(path, error.error_string.rstrip("."))) from error
     return file
 
 
@@ -298,6 +309,13 @@ def _read(f, file, start, frames):
 
 def _reason(error: soundfile.LibsndfileError):
     return f"not audio that can be read ({error.error_string.rstrip('.')})"
+
+
+def _no_audio(place, reason):
+    """Return a reason that names the file's actual content, if its first bytes tell it."""
+    with contextlib.closing(open(place, "rb") if isinstance(place, Path) else place.open()) as reader:
+        content = magic.content(reader.read(magic.SIZE))
+    return f"not audio that can be read ({reason})" + ("" if content is None else f": it is {content}")
 
 
 def _is_silent(f):

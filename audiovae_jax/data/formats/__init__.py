@@ -1,0 +1,1 @@
+"""What files hold by their bytes, without decoding them."""
