@@ -9,6 +9,7 @@ from audiovae_jax.data.survey.survey import Amount, Survey
 
 _BAR = 30  # characters
 _BANDS = 8
+_GROUPS = 10  # of duplicates that are listed
 
 
 def lines(found: Survey) -> Iterator[str]:
@@ -34,6 +35,10 @@ def table(found: Survey, *, bars: bool = True) -> Iterator[tuple[str, str]]:
     if found.lengths:
         yield "lengths", _spread(found.lengths, "s", 2)
     yield "skipped", _skipped(found)
+    if found.ignored:
+        yield "left out", "\n".join(_entries(found.ignored))
+    if found.compared > 1:
+        yield "duplicates", _duplicates(found)
     yield "listened to", listened_to(found)
     if found.measured:
         yield "loudness", _loudness(found.measured)
@@ -121,11 +126,27 @@ def _skipped(found):
     if not found.skipped:
         return f"none of {found.files} files"
     total = sum(entry.files for entry in found.skipped)
-    lines = [f"{total} of {found.files} files"]
-    for entry in found.skipped:
+    return "\n".join([f"{total} of {found.files} files", *_entries(found.skipped)])
+
+
+def _entries(skipped):
+    for entry in skipped:
         more = ", ..." if entry.files > len(entry.examples) else ""
-        lines.append(f"{entry.files:5d}  {entry.reason}: {', '.join(entry.examples)}{more}")
-    return "\n".join(lines)
+        yield f"{entry.files:5d}  {entry.reason}: {', '.join(entry.examples)}{more}"
+
+
+def _duplicates(found):
+    groups = found.duplicates
+    which = "all tracks" if found.compared == found.total.tracks else f"{counted(found.compared)} (--limit)"
+    if not groups:
+        return f"none among {which}"
+    leaks = sum(group.is_leak for group in groups)
+    lines = [f"{len(groups)} recordings are there more than once among {which}; {leaks} of them in both splits"]
+    for group in groups[:_GROUPS]:
+        sides = [f"{side}: {', '.join(names)}" for side, names in (("train", group.train),
+                 ("validation", group.validation)) if names]  # fmt: skip
+        lines.append(f"{'copies' if group.is_exact else 'encodings'}; {'; '.join(sides)}")
+    return "\n".join([*lines, "..."] if len(groups) > _GROUPS else lines)
 
 
 def _amounts(by, form, wanted):
