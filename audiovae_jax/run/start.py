@@ -169,11 +169,8 @@ def open_session(
     group.meet("data", same={"what the audio is": data.fingerprint})
     # 5. Restore or create the state.
     devices = mesh.make_mesh()
-    say("\n".join(describe(config, recipe, data)))
-    if is_first and data.catalog is not None:
-        leak = duplicates.leak(data.catalog, pipeline.probing_options(config.data))
-        if leak is not None:
-            say(f"warning: {leak}")
+    if is_first:
+        say("\n".join(describe(config, recipe, data)))
     start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader)
     compilation.forget()
     group.meet("state", same={"checkpoint to resume from": start.step})
@@ -335,6 +332,9 @@ def describe(config, recipe, data) -> list[str]:
     )
     if {track.key for track in found.train} & {track.key for track in found.validation}:
         lines.append("warning: there is one usable file, so training and validation share it")
+    leak = duplicates.leak(found, pipeline.probing_options(config.data))
+    if leak is not None:
+        lines.append(f"warning: {leak}")
     lines += [f"left out: {line}" for line in catalog.summary(found.ignored)]
     lines += [f"skipped {name}: {reason}" for name, reason in found.skipped[:_MAX_SKIPPED_LINES]]
     if len(found.skipped) > _MAX_SKIPPED_LINES:

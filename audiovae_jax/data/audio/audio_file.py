@@ -19,8 +19,8 @@ from audiovae_jax.errors import DataError, printable
 
 # Names of files that libsndfile reads. It recognises the format by the content.
 EXTENSIONS = (
-    ".wav", ".wave", ".bwf", ".rf64", ".bw64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga",
-    ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".voc", ".sph",
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc", ".au", ".snd",
+    ".wave", ".bwf", ".rf64", ".bw64", ".w64", ".caf", ".voc", ".sph",
 )  # fmt: skip
 # Names of audio that libsndfile does not read, and of video.
 CONTAINER_EXTENSIONS = (

@@ -9,7 +9,7 @@ from audiovae_jax.data.survey.survey import Amount, Survey
 
 _BAR = 30  # characters
 _BANDS = 8
-_GROUPS = 10  # of duplicates that are listed
+_GROUPS, _NAMES = 10, 3  # of duplicates that are listed, and names in each split
 
 
 def lines(found: Survey) -> Iterator[str]:
@@ -141,12 +141,17 @@ def _duplicates(found):
     if not groups:
         return f"none among {which}"
     leaks = sum(group.is_leak for group in groups)
-    lines = [f"{len(groups)} recordings are there more than once among {which}; {leaks} of them in both splits"]
+    lines = [f"recordings found more than once among {which}: {len(groups)}, in both splits: {leaks}"]
     for group in groups[:_GROUPS]:
-        sides = [f"{side}: {', '.join(names)}" for side, names in (("train", group.train),
-                 ("validation", group.validation)) if names]  # fmt: skip
-        lines.append(f"{'copies' if group.is_exact else 'encodings'}; {'; '.join(sides)}")
+        kind = "copies" if group.is_exact else "encodings"
+        lines.append("; ".join([kind, *_side("train", group.train), *_side("validation", group.validation)]))
     return "\n".join([*lines, "..."] if len(groups) > _GROUPS else lines)
+
+
+def _side(side, names):
+    if names:
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        yield f"{side}: {', '.join(names[:_NAMES])}{more}"
 
 
 def _amounts(by, form, wanted):

@@ -108,7 +108,8 @@ def test_other_encodings_are_found_and_named_in_the_report(tmp_path, micro_confi
     data = pipeline.open_data(micro_config.data, batch_size=2, seed=0)
     made = survey.make(micro_config.data, data, root="list", batch_size=2, limit=10, seconds=0)
     said = "\n".join(text.lines(made))
-    assert "2 recordings are there more than once among all tracks; 1 of them in both splits" in said
+    assert "recordings found more than once among all tracks: 2, in both splits: 1" in said
+    assert "encodings; train: " in said
     (doubt,) = [doubt for doubt in made.doubts if "trained on too" in doubt]
     assert "1 of 1 validation tracks are trained on too" in doubt
     assert "0.mp3 is " in doubt
