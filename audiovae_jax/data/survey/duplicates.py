@@ -20,7 +20,7 @@ from audiovae_jax.data.survey import acoustic
 from audiovae_jax.data.survey.acoustic import Fingerprint
 from audiovae_jax.errors import DataError, printable
 
-_WINDOWS, _WINDOW_SECONDS = 5, 0.5  # that are hashed, of longer tracks
+_WINDOWS, _WINDOW_SECONDS = 5, 0.2  # that are hashed, of longer tracks
 
 
 @dataclasses.dataclass(frozen=True)

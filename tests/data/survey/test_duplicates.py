@@ -87,10 +87,11 @@ def test_a_leak_is_looked_for_in_files_of_one_length_and_once(tmp_path, reads):
     train = [_write(tmp_path / f"t{i}.wav", _noise(i, 1 + i / 10)) for i in range(5)]
     validation = [_write(tmp_path / "v.wav", _noise(9, 1.2)), _write(tmp_path / "w.wav", _noise(9, 3.0))]
     options = probing.Options(channels=1, num_threads=1, index_folder=tmp_path / "index")
-    for _ in range(2):
-        assert duplicates.leak(_catalog(train, validation), options) is None
-    assert sorted(set(reads)) == ["t2.wav", "v.wav"]
-    assert len(reads) == 2
+    assert duplicates.leak(_catalog(train, validation), options) is None
+    assert set(reads) == {"t2.wav", "v.wav"}
+    reads.clear()
+    assert duplicates.leak(_catalog(train, validation), options) is None
+    assert not reads
     _write(tmp_path / "v.wav", _noise(2, 1.2))
     assert "v.wav is " in duplicates.leak(_catalog(train, validation), options)
 
