@@ -15,6 +15,7 @@ import ml_collections
 from audiovae_jax.config import build, configuration
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.sets import catalog
+from audiovae_jax.data.survey import duplicates
 from audiovae_jax.distributed import agreement, mesh, stopping
 from audiovae_jax.distributed.group import Group
 from audiovae_jax.errors import ConfigError
@@ -168,7 +169,8 @@ def open_session(
     group.meet("data", same={"fingerprint of the audio": data.fingerprint})
     # 5. Restore or create the state.
     devices = mesh.make_mesh()
-    say("\n".join(describe(config, recipe, data)))
+    if is_first:
+        say("\n".join(describe(config, recipe, data)))
     start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader)
     compilation.forget()
     group.meet("state", same={"checkpoint to resume from": start.step})
@@ -333,6 +335,10 @@ def describe(config, recipe, data) -> list[str]:
     if {track.key for track in found.train} & {track.key for track in found.validation}:
         lines.append("warning: there is one usable file, so training and validation share it")
     lines += [f"warning: {notice}" for notice in catalog.notices((*found.train, *found.validation))]
+    leak = duplicates.leak(found, pipeline.probing_options(config.data))
+    if leak is not None:
+        lines.append(f"warning: {leak}")
+    lines += [f"left out: {line}" for line in catalog.summary(found.ignored)]
     lines += [f"skipped {name}: {reason}" for name, reason in found.skipped[:_MAX_SKIPPED_LINES]]
     if len(found.skipped) > _MAX_SKIPPED_LINES:
         lines.append(f"and {len(found.skipped) - _MAX_SKIPPED_LINES} more; all are listed in {BAD_FILES}")

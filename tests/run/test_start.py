@@ -45,6 +45,32 @@ def test_a_run_reports_loud_files_and_assumed_speakers_once(micro_config, audio_
     assert loud.startswith(f"warning: 1 file far above full scale; the loudest: {audio_folder}/loud.wav peaks at +26.0")
 
 
+def test_a_start_warns_of_copies_in_both_splits_and_names_what_is_left_out(micro_config, tmp_path):
+    rng = np.random.default_rng(0)
+    lines = []
+    for i in range(4):
+        soundfile.write(tmp_path / f"{i}.wav", 0.3 * rng.standard_normal((4410, 2)), 44100)
+        lines.append(f'{{"path": "{i}.wav", "split": "{"train" if i < 3 else "validation"}"}}')
+    micro_config.use_adversarial, micro_config.data.index = False, False
+    micro_config.data.root = str(tmp_path / "list.jsonl")
+
+    def described():
+        (tmp_path / "list.jsonl").write_text("\n".join(lines))
+        data = pipeline.open_data(micro_config.data, batch_size=4, seed=0)
+        return "\n".join(start.describe(micro_config, build.build_recipe(micro_config), data))
+
+    assert "warning" not in described()
+    samples, rate = soundfile.read(tmp_path / "1.wav", dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", samples, rate)
+    lines.append('{"path": "copy.flac", "split": "validation"}')
+    said = described()
+    assert "warning: 1 of 2 validation tracks are exact copies of training tracks" in said
+    assert f"the first: {tmp_path}/copy.flac is {tmp_path}/1.wav" in said
+    (tmp_path / "a.m4a").touch()
+    micro_config.data.root = str(tmp_path)
+    assert "left out: .m4a is not read; install the extra `ffmpeg`" in described()
+
+
 def test_a_run_whose_data_is_split_otherwise_resumes_with_a_warning(trained_run):
     workdir, config, trained = trained_run
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)

@@ -1,5 +1,6 @@
 """Audio files: probing, validation, and reading windows of them."""
 
+import contextlib
 import dataclasses
 import math
 import stat
@@ -14,9 +15,22 @@ from audiovae_jax.data.audio import decoders
 from audiovae_jax.data.audio.decoders import Place
 from audiovae_jax.data.audio.levels import LOUD, Level, Meter
 from audiovae_jax.data.audio.remote import BLOCK, RemoteError, UnreachableError
+from audiovae_jax.data.formats import containers, magic, mp3
 from audiovae_jax.errors import DataError, printable
 
-EXTENSIONS = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au")
+# Suffixes of the files that are looked for. The format is recognised by the content.
+EXTENSIONS = (
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc", ".au", ".snd",
+    ".wave", ".bwf", ".rf64", ".bw64", ".w64", ".caf", ".voc", ".sph",
+    *(containers.SUFFIXES if containers.is_installed() else ()),
+)  # fmt: skip
+# Suffixes of audio and video that are not read, which is reported.
+UNREAD_EXTENSIONS = tuple(
+    suffix for suffix in (
+        *containers.SUFFIXES, ".alac", ".dts", ".amr", ".tak", ".shn", ".mpc", ".dff", ".ra", ".spx", ".mpg", ".mpeg",
+        ".ogv",
+    ) if suffix not in EXTENSIONS
+)  # fmt: skip
 
 _UNCOMPRESSED = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU")
 _PROBE_FRAMES = 2048
@@ -106,7 +120,7 @@ def probe(
     try:
         with decoders.scan(path) as decoder:
             if getattr(decoder, "format", None) == "RAW":  # libsndfile's guess, by name, for files without a header
-                raise DataError("not audio that can be read (it has no header)")
+                raise DataError(_no_audio(path, "it has no header"))
             file = AudioFile(
                 path, decoder.frames, decoder.sample_rate, decoder.channels, decoder.speakers,
                 index=decoder.index, damage=decoder.damage,
@@ -123,7 +137,9 @@ def probe(
             if silent and not allow_silence and _is_silent(decoder, file):
                 raise DataError("every sample is zero")
     except soundfile.LibsndfileError as error:
-        raise DataError(_reason(error)) from error
+        raise DataError(_no_audio(path, error.error_string.rstrip("."))) from error
+    except mp3.NoFramesError as error:
+        raise DataError(_no_audio(path, str(error))) from error
     return dataclasses.replace(file, level=level) if level.peak > LOUD else file
 
 
@@ -296,6 +312,13 @@ class _UndecodableError(DataError):
 
 def _reason(error: soundfile.LibsndfileError):
     return f"not audio that can be read ({error.error_string.rstrip('.')})"
+
+
+def _no_audio(place, reason):
+    """Return a reason that names the file's actual content, if its first bytes tell it."""
+    with contextlib.closing(open(place, "rb") if isinstance(place, Path) else place.open()) as reader:
+        content = magic.content(reader.read(magic.SIZE))
+    return f"not audio that can be read ({reason})" + ("" if content is None else f": it is {content}")
 
 
 def _is_silent(decoder, file):

@@ -111,20 +111,7 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
     """
     if config.root is None and not config.mix:
         return None
-    cache = None
-    if config.cache is not None:
-        cache = block_cache.BlockCache(config.cache, int(config.cache_gigabytes * 1e9))
-    options = probing.Options(
-        channels=config.channels,
-        min_seconds=config.min_seconds,
-        num_threads=config.num_threads,
-        read_timeout=config.read_timeout,
-        index_folder=index_folder() if config.index else None,
-        access=remote.Access(config.retry_seconds, cache),
-        leave_out=tuple(leave_out),
-        # Normalization corrects any scale. Without it, the loss of such a file would exceed that of all others.
-        max_peak=math.inf if config.peak_normalize else levels.INTEGERS,
-    )
+    options = probing_options(config, leave_out)
     roots = [root for root, _ in config.mix] if config.mix else sources.split_roots(config.root)
     held_out = sources.split_roots(config.val_root) if config.val_root is not None else []
     _require_apart([root for root in roots if root != _GENERATOR], held_out)
@@ -155,6 +142,24 @@ def open_catalog(config, leave_out: Collection[Path | BucketPath] = ()) -> Catal
         )  # fmt: skip
         found = dataclasses.replace(found, train=train)
     return found
+
+
+def probing_options(config, leave_out: Collection[Path | BucketPath] = ()) -> probing.Options:
+    """Return the options of finding and probing files; see `open_catalog`."""
+    cache = None
+    if config.cache is not None:
+        cache = block_cache.BlockCache(config.cache, int(config.cache_gigabytes * 1e9))
+    return probing.Options(
+        channels=config.channels,
+        min_seconds=config.min_seconds,
+        num_threads=config.num_threads,
+        read_timeout=config.read_timeout,
+        index_folder=index_folder() if config.index else None,
+        access=remote.Access(config.retry_seconds, cache),
+        leave_out=tuple(leave_out),
+        # Normalization corrects any scale. Without it, the loss of such a file would exceed that of all others.
+        max_peak=math.inf if config.peak_normalize else levels.INTEGERS,
+    )
 
 
 def read_timeout(config, found: Catalog | None) -> float:

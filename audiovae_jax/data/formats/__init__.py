@@ -1,1 +1,1 @@
-"""What the bytes of audio formats say that decoders do not: lengths, parts, and damage."""
+"""Audio formats as bytes: lengths, parts, damage, and files that are not audio."""

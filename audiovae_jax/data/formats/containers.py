@@ -4,7 +4,7 @@ Decoders of these formats depend on everything that came before: AAC draws noise
 equals that slice of the whole only if the file is decoded from its beginning, which takes time.
 """
 
-import contextlib
+import importlib.util
 from typing import BinaryIO
 
 import numpy as np
@@ -27,11 +27,11 @@ _FORMATS = (
     (0, b"\x0b\x77", "ac3", "AC-3"),
 )
 SUFFIXES = (
-    *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".webm", ".mkv", ".mka", ".wma", ".wmv", ".asf"),
-    *(".avi", ".ape", ".wv", ".tta", ".dsf", ".flv", ".aac", ".ac3"),
-)
+    ".m4a", ".m4b", ".m4r", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".webm", ".weba", ".mkv", ".mka", ".wma", ".wmv",
+    ".asf", ".avi", ".ape", ".wv", ".tta", ".dsf", ".flv", ".aac", ".adts", ".ac3", ".eac3",
+)  # fmt: skip
 _TOLERANCE = 0.2  # seconds that an encoder's padding may be declared but not decoded
-_REMEDY = "install PyAV with pip install 'audiovae_jax[av]', or convert it to FLAC"
+REMEDY = "install PyAV with pip install 'audiovae-jax[av]', or convert it to FLAC"
 
 
 def recognise(start: bytes) -> tuple[str, str] | None:
@@ -44,11 +44,7 @@ def recognise(start: bytes) -> tuple[str, str] | None:
 
 def is_installed() -> bool:
     """Return whether PyAV can be imported."""
-    with contextlib.suppress(ImportError):
-        import av  # noqa: F401
-
-        return True
-    return False
+    return importlib.util.find_spec("av") is not None
 
 
 class ContainerDecoder:
@@ -70,7 +66,7 @@ class ContainerDecoder:
         try:
             import av
         except ImportError:
-            raise DataError(f"{title} is not read without PyAV; {_REMEDY}") from None
+            raise DataError(f"{title} is not read without PyAV; {REMEDY}") from None
         self.file, self._name, self._title, self._error = file, name, title, av.FFmpegError
         self._container = None
         self._start()

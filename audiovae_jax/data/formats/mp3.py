@@ -41,6 +41,10 @@ _BITRATES = {
 _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}  # Hz, by version
 
 
+class NoFramesError(DataError):
+    """A file without a frame of MPEG audio."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Header:
     """The header of a frame.
@@ -132,7 +136,7 @@ def scan(file: BinaryIO) -> Scan:
     Tags are skipped. The count in a Xing, Info or VBRI header is only used to detect truncation.
 
     Raises:
-      DataError: there are no frames.
+      NoFramesError: there are no frames.
     """
     source, runs = _Source(file), []
     for offset, header, gap in _walk(source, 0):
@@ -144,7 +148,7 @@ def scan(file: BinaryIO) -> Scan:
         runs[-1].add(offset, header, gap)
     runs = [run for run in runs if run.frames]
     if not runs:
-        raise DataError("not audio that can be read (no MPEG audio frames)")
+        raise NoFramesError("it has no frames of MPEG audio")
     damages = [damage for run in runs for damage in [run.damage()] if damage]
     return Scan(tuple(run.part() for run in runs), damages[0] if damages else None)
 

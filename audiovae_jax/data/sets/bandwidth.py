@@ -76,7 +76,7 @@ def balanced(
         except DataError:
             return False, 0.0
 
-    marks = [_place(audio) for audio in recorded]
+    marks = [place(audio) for audio in recorded]
     ends = iter(probing.cached(f"spectra of {origin}", marks, measured, options, "listening for full spectra"))
     full = [not hasattr(track.audio, "read") or next(ends) >= FULL_BAND * sample_rate / 2 for track in tracks]
     totals = {True: 0.0, False: 0.0}
@@ -97,10 +97,10 @@ class _Part:
     part: str
 
 
-def _place(audio):
+def place(audio: Audio) -> "Place | _Part":
     """Return a place whose `probing.identity` changes with the audio."""
     if isinstance(audio, Excerpt):
-        return _Part(_place(audio.audio), f"{audio.start}+{audio.frames}")
+        return _Part(place(audio.audio), f"{audio.start}+{audio.frames}")
     if isinstance(audio, ShardedAudio):
         return _Part(audio.shard.place, f"{audio.first_record}+{audio.frames}")
     return audio.path

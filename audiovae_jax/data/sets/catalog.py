@@ -49,11 +49,13 @@ class Track:
       key: its name in the data set, the same on every machine.
       audio: its samples.
       weight: how often a second of it is drawn, relative to a second of weight 1.
+      group: name that it shares with other tracks, which `by_hash` keeps on one side; None if it is on its own.
     """
 
     key: str
     audio: Audio
     weight: float = 1.0
+    group: str | None = None
 
     @property
     def seconds(self) -> float:
@@ -104,6 +106,8 @@ class Catalog:
       skipped: `(name, reason)` of the files that cannot be used.
       fingerprint: a hash that changes if tracks are added or removed, or change length, rate, channels or weight.
       origin: a description for messages, like `files under DIR`.
+      ignored: `(name, reason)` of what was left out, though its name or place may promise audio. Training does not
+        count it as unusable.
     """
 
     train: tuple[Track, ...]
@@ -111,35 +115,49 @@ class Catalog:
     skipped: tuple[tuple[str, str], ...]
     fingerprint: str
     origin: str
+    ignored: tuple[tuple[str, str], ...] = ()
 
 
 def by_hash(tracks: Sequence[Track], fraction: float) -> tuple[list[Track], list[Track]]:
     """`(train, validation)`: about `fraction` of the tracks validate, and of ten files or more at least three.
 
     The side depends on the hash of a track's key: it stays there when others come. Where too few would validate, the
-    tracks whose hashes come next do. At least one track is on each side; a single one is on both.
+    tracks whose hashes come next do. At least one track is on each side; a single one is on both. The tracks of a group
+    are on one side, by the hash of the group's name.
     """
-    order, _, count = _validating(tracks, fraction)
-    validation = {id(track) for track in order[:count]}
+    groups, _, count = _validating(tracks, fraction)
+    validation = {id(track) for group in groups[:count] for track in group}
     train = [track for track in tracks if id(track) not in validation] or list(tracks)
     return train, [track for track in tracks if id(track) in validation]
 
 
 def of_sides(
-    train: Sequence[Track], validation: Sequence[Track], skipped: Iterable[tuple[str, str]], origin: str
+    train: Sequence[Track],
+    validation: Sequence[Track],
+    skipped: Iterable[tuple[str, str]],
+    origin: str,
+    ignored: Iterable[tuple[str, str]] = (),
 ) -> Catalog:
     """Make a catalog of tracks whose split is given."""
-    return Catalog(tuple(train), tuple(validation), tuple(skipped), fingerprint([*train, *validation]), origin)
+    mark = fingerprint([*train, *validation])
+    return Catalog(tuple(train), tuple(validation), tuple(skipped), mark, origin, tuple(ignored))
 
 
-def split_by_hash(tracks: Sequence[Track], skipped: Iterable[tuple[str, str]], origin: str, fraction: float) -> Catalog:
+def split_by_hash(
+    tracks: Sequence[Track],
+    skipped: Iterable[tuple[str, str]],
+    origin: str,
+    fraction: float,
+    ignored: Iterable[tuple[str, str]] = (),
+) -> Catalog:
     """Make a catalog of tracks that `by_hash` splits."""
     train, validation = by_hash(tracks, fraction)
-    return Catalog(tuple(train), tuple(validation), tuple(skipped), fingerprint(tracks, fraction), origin)
+    mark = fingerprint(tracks, fraction)
+    return Catalog(tuple(train), tuple(validation), tuple(skipped), mark, origin, tuple(ignored))
 
 
 def fingerprint(tracks: Iterable[Track], fraction: float | None = None) -> str:
-    """Of the tracks' keys, lengths, rates, channels and weights.
+    """Of the tracks' keys, lengths, rates, channels, weights and groups.
 
     Args:
       tracks: all of them.
@@ -150,12 +168,13 @@ def fingerprint(tracks: Iterable[Track], fraction: float | None = None) -> str:
     lines = [
         f"{track.key} {track.audio.frames} {track.audio.sample_rate} {track.audio.channels}"
         + ("" if track.weight == 1.0 else f" {track.weight!r}")
+        + ("" if track.group is None else f" of {track.group}")
         for track in tracks
     ]
     if fraction is not None:
         # Runs from before there was a least number of files find that theirs are split in another way.
-        order, before, count = _validating(tracks, fraction)
-        lines += [f"{track.key} validates" for track in order[before:count]]
+        groups, before, count = _validating(tracks, fraction)
+        lines += [f"{track.key} validates" for group in groups[before:count] for track in group]
     return digest("\n".join(lines))
 
 
@@ -165,12 +184,23 @@ def digest(text: str) -> str:
 
 
 def _validating(tracks, fraction):
-    """`(tracks by hash, how many validate by fraction alone, how many do)`."""
-    order = sorted(tracks, key=lambda track: _place(track.key))
-    most = max(1, len(tracks) - 1)
-    before = count = min(max(1, sum(_place(track.key) < fraction for track in tracks)), most)
-    if len({track.audio.name for track in tracks}) >= _MIN_FILES_FOR_THREE:
-        while len({track.audio.name for track in order[:count]}) < _MIN_VALIDATION_FILES:
+    """`(groups by hash, how many validate by fraction alone, how many do)`.
+
+    A group is a list of tracks. Those without a group are one each.
+    """
+    groups: dict[str | int, list[Track]] = {}
+    for i, track in enumerate(tracks):
+        groups.setdefault(i if track.group is None else track.group, []).append(track)
+    placed = sorted(((_place(of[0].group or of[0].key), of) for of in groups.values()), key=lambda pair: pair[0])
+    order = [group for _, group in placed]
+    most = max(1, len(order) - 1)
+    before = count = min(max(1, sum(place < fraction for place, _ in placed)), most)
+
+    def files(groups):
+        return len({track.audio.name for group in groups for track in group})
+
+    if files(order) >= _MIN_FILES_FOR_THREE:
+        while count < most and files(order[:count]) < _MIN_VALIDATION_FILES:
             count += 1
     return order, before, count
 
@@ -199,6 +229,7 @@ def mixed(parts: Sequence[tuple[Catalog, float]], crop_seconds: float) -> Catalo
         skipped=tuple(entry for catalog, _ in parts for entry in catalog.skipped),
         fingerprint=digest(marks),
         origin="; ".join(f"{weight / total:.0%} of crops from {catalog.origin}" for catalog, weight in parts),
+        ignored=tuple(entry for catalog, _ in parts for entry in catalog.ignored),
     )
 
 
@@ -210,8 +241,8 @@ def joined(parts: Sequence[Catalog]) -> Catalog:
         tuple(_within(i, track) for i, part in enumerate(parts) for track in getattr(part, side))
         for side in ("train", "validation")
     )
-    skipped = [entry for part in parts for entry in part.skipped]
-    return of_sides(train, validation, skipped, "; ".join(part.origin for part in parts))
+    skipped, ignored = ([entry for part in parts for entry in getattr(part, name)] for name in ("skipped", "ignored"))
+    return of_sides(train, validation, skipped, "; ".join(part.origin for part in parts), ignored)
 
 
 def all_to_train(catalog: Catalog) -> Catalog:
@@ -231,6 +262,7 @@ def validated_on(catalog: Catalog, other: Catalog) -> Catalog:
         skipped=catalog.skipped + whole.skipped,
         fingerprint=digest(marks),
         origin=f"{catalog.origin}, and validation of {whole.origin}",
+        ignored=catalog.ignored + whole.ignored,
     )
 
 
@@ -290,6 +322,14 @@ def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], 
     if not tracks:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in skipped[:10])
         raise RootError(root, f"holds no usable audio file:\n{reasons}")
+
+
+def summary(entries: Sequence[tuple[str, str]]) -> list[str]:
+    """Summarise `(name, reason)` pairs as one line per reason, with the number of names and the first."""
+    names = collections.defaultdict(list)
+    for name, reason in entries:
+        names[reason].append(name)
+    return [f"{reason}: {len(of)}, the first is {of[0]}" for reason, of in names.items()]
 
 
 def _span(audio):

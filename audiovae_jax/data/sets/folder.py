@@ -16,11 +16,13 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
       DataError: the folder does not exist, or contains no usable file.
     """
     found = probing.find(root, options)
-    if not found:
-        raise RootError(root, f"holds no audio file; looked for {' '.join(audio_file.EXTENSIONS)} at any depth")
-    tracks, skipped = usable(root, found, options)
+    if not found.files:
+        reasons = "".join(f"\n  {line}" for line in catalog.summary(found.ignored))
+        suffixes = " ".join(audio_file.EXTENSIONS)
+        raise RootError(root, f"holds no audio file; looked for {suffixes} at any depth{reasons}")
+    tracks, skipped = usable(root, found.files, options)
     catalog.require_tracks(tracks, skipped, root)
-    return catalog.split_by_hash(tracks, skipped, f"files under {root}", validation_fraction)
+    return catalog.split_by_hash(tracks, skipped, f"files under {root}", validation_fraction, found.ignored)
 
 
 def usable(root: str, found, options: probing.Options) -> tuple[list[Track], list[tuple[str, str]]]:

@@ -37,16 +37,16 @@ def scan(root: str, options: probing.Options) -> Catalog:
     if base is None:
         raise RootError(root, f"is no GTZAN: no {' or '.join(_FOLDERS)} with a folder per genre")
     found = probing.find_under(root, base, options)
-    tracks, skipped = folder.usable(root, found, options)
+    tracks, skipped = folder.usable(root, found.files, options)
     catalog.require_tracks(tracks, skipped, root)
     kept = {track.key: track for track in tracks}
     train, validation = [], []
-    for genre in sorted({key.partition("/")[0] for key, _ in found}):
+    for genre in sorted({key.partition("/")[0] for key, _ in found.files}):
         # Count unreadable files too, so that a corrupt file does not change the split of others.
-        names = [key for key, _ in found if key.partition("/")[0] == genre]
+        names = [key for key, _ in found.files if key.partition("/")[0] == genre]
         first, second = len(names) * 8 // 10, len(names) * 9 // 10
         train += [kept[name] for name in names[:first] if name in kept]
         validation += [kept[name] for name in names[first:second] if name in kept]
     if not train or not validation:
         raise RootError(root, "a genre needs ten files or so, to be split 80/10/10")
-    return catalog.of_sides(train, validation, skipped, f"files of GTZAN under {root}")
+    return catalog.of_sides(train, validation, skipped, f"files of GTZAN under {root}", found.ignored)

@@ -3,7 +3,7 @@
 import fnmatch
 from pathlib import Path
 
-from audiovae_jax.data.audio import remote
+from audiovae_jax.data.audio import files, remote
 from audiovae_jax.data.sets import catalog, folder, probing
 from audiovae_jax.data.sets.catalog import Catalog, Track
 from audiovae_jax.errors import RootError
@@ -26,20 +26,19 @@ VALIDATION_SONGS = (
     "Meaxic - Take A Step",
     "Traffic Experiment - Sirens",
 )
+_LAYOUTS = (("wav", "train/*/mixture.wav"), ("mp4", "train/*.stem.mp4"))
 
 
 def recognise(root: str, options: probing.Options) -> str | None:
     """Return `"wav"` for MUSDB18-HQ, `"mp4"` for MUSDB18 as published, else None."""
     if remote.is_url(root):
         names = [name for name, _ in remote.list_files(root, options.access)]
-        for kind, pattern in (("wav", "train/*/mixture.wav"), ("mp4", "train/*.stem.mp4")):
-            if fnmatch.filter(names, pattern):
-                return kind
-        return None
-    base = Path(remote.local_path(root))
-    if any((base / "train").glob("*/mixture.wav")):
-        return "wav"
-    return "mp4" if any((base / "train").glob("*.stem.mp4")) else None
+    else:
+        base = Path(remote.local_path(root))
+        found = (path for _, pattern in _LAYOUTS for path in base.glob(pattern))
+        names = [path.relative_to(base).as_posix() for path in found]
+    names = [name for name in names if files.hidden(name) is None]
+    return next((kind for kind, pattern in _LAYOUTS if fnmatch.filter(names, pattern)), None)
 
 
 def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
@@ -65,11 +64,9 @@ def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
     if kind is None:
         raise RootError(root, "is no MUSDB18-HQ: there is no train/SONG/mixture.wav")
     names = {"mixture", *STEMS}
-    found = [
-        (key, place) for key, place in probing.find_under(root, "train", options, (".wav",))
-        if key.count("/") == 1 and Path(key).stem in names
-    ]  # fmt: skip
-    tracks, skipped = folder.usable(root, found, options)
+    found = probing.find_under(root, "train", options, (".wav",))
+    parts = [(key, place) for key, place in found.files if key.count("/") == 1 and Path(key).stem in names]
+    tracks, skipped = folder.usable(root, parts, options)
     catalog.require_tracks(tracks, skipped, root)
     weights = {"mixture": mixture_share} | dict.fromkeys(STEMS, (1 - mixture_share) / len(STEMS))
     train, validation = [], []
@@ -83,7 +80,8 @@ def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
             train.append(Track(track.key, track.audio, weights[part]))
     if not train or not validation:
         raise RootError(root, "no song to train on" if not train else _no_validation())
-    return catalog.of_sides(train, validation, skipped, f"stems and mixtures of MUSDB18 under {root}")
+    origin = f"stems and mixtures of MUSDB18 under {root}"
+    return catalog.of_sides(train, validation, skipped, origin, found.ignored)
 
 
 def _no_validation():

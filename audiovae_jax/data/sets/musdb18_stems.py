@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tqdm
 
-from audiovae_jax.data.audio import audio_file
+from audiovae_jax.data.audio import audio_file, files
 from audiovae_jax.data.sets.musdb18 import STEMS
 from audiovae_jax.errors import DataError, UserError, printable
 from audiovae_jax.storage import atomic
@@ -85,8 +85,7 @@ def find(root: Path) -> dict[str, Path]:
         folder = root / subset
         names = sorted(os.listdir(folder)) if folder.is_dir() else []
         for name in names:
-            # Skip the `._NAME` files of macOS.
-            if name.endswith(SUFFIX) and not name.startswith(".") and name != SUFFIX:
+            if name.endswith(SUFFIX) and files.hidden(name) is None:
                 found[f"{subset}/{name.removesuffix(SUFFIX)}"] = folder / name
     if not found:
         looked_for = " or ".join(f"{subset}/SONG{SUFFIX}" for subset in SUBSETS)

@@ -19,7 +19,7 @@ from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
 
 _CHUNK = 256  # files per task that reads sizes and times
-_VERSION = 3  # of the index, so that results of older programs are not used
+_VERSION = 4  # of the index, so that results of older programs are not used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,28 +51,45 @@ class Options:
         return remote.read_timeout(self.read_timeout, self.access.retry_seconds, [name])
 
 
-def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS) -> list[tuple[str, Place]]:
-    """Return `(name under root, file)` of the audio files under a folder or URL.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The files under a root.
 
-    Files are found at any depth, and sorted.
+    Attributes:
+      files: `(name under the root, file)` of each file that is read, sorted.
+      ignored: `(name, reason)` of hidden files and folders, and of audio in a format that is not read.
+    """
+
+    files: list[tuple[str, Place]]
+    ignored: list[tuple[str, str]]
+
+
+def find(root: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS) -> Found:
+    """Find the audio files under a folder or URL, at any depth.
+
+    Hidden files and folders below the root are left out.
 
     Raises:
       DataError: the folder does not exist.
     """
     if remote.is_url(root):
         left_out = tuple(f"{folder}/" for folder in options.leave_out)
-        return [
+        listed = [
             (name, file)
             for name, file in remote.list_files(root, options.access)
-            if name.lower().endswith(tuple(extensions))
-            and not atomic.is_temporary(name.rpartition("/")[2])
-            and not file.url.startswith(left_out)
+            if not atomic.is_temporary(name.rpartition("/")[2]) and not file.url.startswith(left_out)
         ]
+        ignored = files.ignored((name for name, _ in listed), extensions)
+        return Found(
+            [(name, file) for name, file in listed if files.is_read(name, extensions)],
+            [(f"{root.rstrip('/')}/{name}", reason) for name, reason in ignored.items()],
+        )
     folder = Path(remote.local_path(root))
     if not folder.is_dir():
         raise RootError(root, "there is no such folder")
     left_out = [path for path in options.leave_out if isinstance(path, Path)]
-    return [(path.relative_to(folder).as_posix(), path) for path in files.find(folder, extensions, left_out)]
+    found, ignored = files.scan(folder, extensions, left_out)
+    return Found([(path.relative_to(folder).as_posix(), path) for path in found], ignored)
 
 
 def read(root: str, options: Options, name: str = "") -> bytes:
@@ -89,9 +106,7 @@ def read(root: str, options: Options, name: str = "") -> bytes:
         raise RootError(root, error.strerror or str(error)) from error
 
 
-def find_under(
-    root: str, folder: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS
-) -> list[tuple[str, Place]]:
+def find_under(root: str, folder: str, options: Options, extensions: Sequence[str] = audio_file.EXTENSIONS) -> Found:
     """Like `find`, for a folder under the root; names are relative to the folder."""
     if not folder:
         return find(root, options, extensions)
@@ -99,7 +114,10 @@ def find_under(
         return find(str(Path(remote.local_path(root)) / folder), options, extensions)
     start = f"{folder}/"
     found = find(root, options, extensions)
-    return [(name.removeprefix(start), place) for name, place in found if name.startswith(start)]
+    return Found(
+        [(name.removeprefix(start), place) for name, place in found.files if name.startswith(start)],
+        [(name, reason) for name, reason in found.ignored if name.startswith(f"{root.rstrip('/')}/{start}")],
+    )
 
 
 def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFile | str]:

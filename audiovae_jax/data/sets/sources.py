@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from audiovae_jax.data.audio import remote
+from audiovae_jax.data.audio import files, remote
 from audiovae_jax.data.sets import folder, gtzan, manifest, musdb18, probing, shards, webdataset
 from audiovae_jax.data.sets.catalog import Catalog
 from audiovae_jax.errors import ConfigError, RootError
@@ -25,7 +25,7 @@ _KINDS: dict[str, tuple[Callable, Callable]] = {
         lambda root, options, c: gtzan.scan(root, options),
     ),
     "webdataset": (
-        lambda root, options: bool(webdataset.archives(root, options)),
+        lambda root, options: bool(webdataset.archives(root, options).files),
         lambda root, options, c: webdataset.scan(root, options, c.validation_fraction),
     ),
     "folder": (
@@ -81,6 +81,8 @@ def open_root(root: str, source: str, options: probing.Options, config) -> Catal
         raise ConfigError(f"config.data.source={source!r} is none of {', '.join(NAMES)}")
     if remote.is_url(root):
         options.access.filesystem(root)  # so that errors about its scheme name the root, not a file under it
+    if root.lower().endswith(files.COMPRESSED_TARS):
+        raise RootError(root, files.why_unread(root))
     if source == AUTO:
         if not remote.is_url(root) and not Path(remote.local_path(root)).exists() and "{" not in root:
             raise RootError(root, "there is no such folder")

@@ -15,13 +15,15 @@ from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.feeding.pipeline import Data
 from audiovae_jax.data.sets import bandwidth, catalog
 from audiovae_jax.data.sets.catalog import Track
-from audiovae_jax.data.survey import measures
+from audiovae_jax.data.survey import duplicates, measures
+from audiovae_jax.data.survey.duplicates import Duplicates
 from audiovae_jax.data.survey.measures import Measures
 from audiovae_jax.errors import DataError
 
 MUCH_SILENCE = 0.2  # fraction of a track's or the data set's time
 REPORTED_FRACTION = 0.05  # fraction of the measured tracks above which a doubt is reported
 MANY_CLIPS = 10.0  # per minute
+_COMPARED = 20  # tracks that are compared with all others, for each one that is measured
 _EXAMPLES = 3
 
 
@@ -79,6 +81,9 @@ class Survey:
       notices: see `catalog.notices`.
       refusal: the reason why training would fail, or None.
       doubts: warnings to check before a run.
+      ignored: what was left out without counting as unusable, such as hidden files.
+      duplicates: recordings that are there more than once, those in both splits first.
+      compared: number of tracks that were compared for duplicates.
     """
 
     root: str
@@ -101,6 +106,9 @@ class Survey:
     refusal: str | None
     notices: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    ignored: tuple[Skipped, ...] = ()
+    duplicates: tuple[Duplicates, ...] = ()
+    compared: int = 0
 
 
 def make(config, data: Data, *, root: str, batch_size: int, limit: int, seconds: float) -> Survey:
@@ -130,6 +138,7 @@ def make(config, data: Data, *, root: str, batch_size: int, limit: int, seconds:
     measured, unreadable = _measure(
         spread(tracks, limit), config.num_threads, pipeline.read_timeout(config, data.catalog)
     )
+    found, compared = duplicates.find(data.catalog, pipeline.probing_options(config), _COMPARED * limit)
     survey = Survey(
         root=root,
         origin=data.catalog.origin,
@@ -150,6 +159,9 @@ def make(config, data: Data, *, root: str, batch_size: int, limit: int, seconds:
         reading=reading,
         refusal=reading_failed or _refusal(data.health, config.max_bad_share, unreadable),
         notices=tuple(catalog.notices(tracks)),
+        ignored=grouped(data.catalog.ignored),
+        duplicates=found,
+        compared=compared,
     )
     return dataclasses.replace(survey, doubts=tuple(_doubts(survey)))
 
@@ -257,6 +269,13 @@ def _doubts(survey) -> Iterator[str]:
         f"a peak above {20 * math.log10(levels.LOUD):+.0f} dBFS where they were listened to; scale them to -1..1",
         0.0,
     )
+    leaks = [group for group in survey.duplicates if group.is_leak]
+    if leaks:
+        count, first = sum(len(group.validation) for group in leaks), leaks[0]
+        yield (
+            f"{count} of {survey.validation.tracks} validation tracks are trained on too, as copies or in another "
+            f"encoding, so that validation is too good; the first: {first.validation[0]} is {first.train[0]}"
+        )
     if survey.unreadable:
         first = _with_name(*survey.unreadable[0])
         yield f"{len(survey.unreadable)} of the tracks passed the first checks, but are unreadable; the first: {first}"

@@ -9,6 +9,7 @@ from audiovae_jax.data.survey.survey import Amount, Survey
 
 _BAR = 30  # characters
 _BANDS = 8
+_GROUPS, _NAMES = 10, 3  # of duplicates that are listed, and names in each split
 
 
 def lines(found: Survey) -> Iterator[str]:
@@ -34,6 +35,10 @@ def table(found: Survey, *, bars: bool = True) -> Iterator[tuple[str, str]]:
     if found.lengths:
         yield "lengths", _spread(found.lengths, "s", 2)
     yield "skipped", _skipped(found)
+    if found.ignored:
+        yield "left out", "\n".join(_entries(found.ignored))
+    if found.compared > 1:
+        yield "duplicates", _duplicates(found)
     yield "listened to", listened_to(found)
     if found.measured:
         yield "loudness", _loudness(found.measured)
@@ -123,11 +128,32 @@ def _skipped(found):
     if not found.skipped:
         return f"none of {found.files} files"
     total = sum(entry.files for entry in found.skipped)
-    lines = [f"{total} of {found.files} files"]
-    for entry in found.skipped:
+    return "\n".join([f"{total} of {found.files} files", *_entries(found.skipped)])
+
+
+def _entries(skipped):
+    for entry in skipped:
         more = ", ..." if entry.files > len(entry.examples) else ""
-        lines.append(f"{entry.files:5d}  {entry.reason}: {', '.join(entry.examples)}{more}")
-    return "\n".join(lines)
+        yield f"{entry.files:5d}  {entry.reason}: {', '.join(entry.examples)}{more}"
+
+
+def _duplicates(found):
+    groups = found.duplicates
+    which = "all tracks" if found.compared == found.total.tracks else f"{counted(found.compared)} (--limit)"
+    if not groups:
+        return f"none among {which}"
+    leaks = sum(group.is_leak for group in groups)
+    lines = [f"recordings found more than once among {which}: {len(groups)}, in both splits: {leaks}"]
+    for group in groups[:_GROUPS]:
+        kind = "copies" if group.is_exact else "encodings"
+        lines.append("; ".join([kind, *_side("train", group.train), *_side("validation", group.validation)]))
+    return "\n".join([*lines, "..."] if len(groups) > _GROUPS else lines)
+
+
+def _side(side, names):
+    if names:
+        more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+        yield f"{side}: {', '.join(names[:_NAMES])}{more}"
 
 
 def _amounts(by, form, wanted):

@@ -3,6 +3,7 @@ import pytest
 import soundfile
 
 from audiovae_jax.data.audio import audio_file
+from audiovae_jax.data.formats import containers
 from audiovae_jax.errors import DataError
 
 
@@ -42,6 +43,32 @@ def test_a_short_file_is_padded_with_zeros(tmp_path):
     window = audio_file.read_window(audio_file.probe(tmp_path / "a.wav"), 0.5, 1000, 44100, 2)
     assert (window[441:] == 0).all()
     assert window[:441].any()
+
+
+# MPEG-1 Layer II, 44.1 kHz, stereo, 192 kbit/s: a header without CRC, and zeros, which are silence.
+_LAYER_2 = (b"\xff\xfd\xa0\x00" + bytes(622)) * 40
+_CONTAINERS = {
+    ".wav": "WAV", ".wave": "WAV", ".bwf": "WAV", ".rf64": "RF64", ".bw64": "RF64", ".w64": "W64", ".flac": "FLAC",
+    ".ogg": "OGG", ".oga": "OGG", ".opus": "OGG", ".mp3": "MP3", ".mpga": "MP3", ".aif": "AIFF", ".aiff": "AIFF",
+    ".aifc": "AIFF", ".au": "AU", ".snd": "AU", ".caf": "CAF", ".voc": "VOC", ".sph": "NIST",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in audio_file.EXTENSIONS if suffix not in containers.SUFFIXES])
+def test_every_suffix_that_is_looked_for_is_read(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".mp2":
+        path.write_bytes(_LAYER_2)
+    else:
+        audio = _tone(48000, 0.5)
+        soundfile.write(path, audio, 48000, format=_CONTAINERS[suffix])
+    file = audio_file.probe(path, allow_silence=True)
+    assert file.channels == 2
+    if suffix == ".mp2":
+        assert file.frames == pytest.approx(40 * 1152, abs=1152)
+    else:
+        assert file.frames == 24000
+        np.testing.assert_allclose(file.read(0, 24000)[12000:16000], audio[12000:16000], atol=0.05)
 
 
 def test_channels_are_adapted():

@@ -115,9 +115,7 @@ def test_the_same_crops_as_from_this_machines_disk(proxy, everything, root):
     ours, theirs = _open(f"s3://bucket/{root}"), _open(str(everything / root))
     _assert_same(ours, theirs)
     assert ours.health.bad_files == theirs.health.bad_files == (root == "list.jsonl")
-    assert len(theirs.catalog.train) + len(theirs.catalog.validation) == (
-        {"music": 6, "shards": 4, "list.jsonl": 2}.get(root, 5)
-    )
+    assert len(theirs.catalog.train) + len(theirs.catalog.validation) == ({"shards": 4, "list.jsonl": 2}.get(root, 5))
 
 
 def test_what_a_root_is_and_holds_is_one_listing(proxy, monkeypatch):

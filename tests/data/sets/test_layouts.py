@@ -154,3 +154,82 @@ def test_a_file_as_root_says_what_to_give(tmp_path, micro_config):
     micro_config.data.root = str(tmp_path / "a.wav")
     with pytest.raises(DataError, match=r"a.wav: is a file; give its folder, or a manifest"):
         pipeline.open_data(micro_config.data, batch_size=2, seed=0)
+
+
+def _add_intruders(root, folder):
+    """What macOS, Jupyter and file managers leave behind, with copies of audio among it."""
+    audio = next(path for path in sorted(folder.rglob("*.wav"))).read_bytes()
+    for name, content in (
+        ("._a.wav", b"\x00\x05\x16\x07"),
+        (".ipynb_checkpoints/a-checkpoint.wav", audio),
+        (".Trash-1000/files/a.wav", audio),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    (root / "__MACOSX" / "genres").mkdir(parents=True)
+    (root / "__MACOSX" / "genres" / "a.wav").write_bytes(audio)
+
+
+@pytest.mark.parametrize("behind_url", [False, True])
+def test_gtzan_is_split_as_ever_with_hidden_files_in_it(tmp_path, elsewhere, micro_config, behind_url):
+    root = tmp_path / "with_hidden_files"
+    for genre in ("blues", "rock"):
+        for i in range(20):
+            _write(root / "genres" / genre / f"{genre}.{i:05d}.wav", 0.1, channels=1)
+    clean = gtzan.scan(str(root), OPTIONS)
+    _add_intruders(root, root / "genres" / "blues")
+    place = elsewhere(root) if behind_url else str(root)
+    found = sources.open_root(place, "auto", OPTIONS, micro_config.data)
+    for side in ("train", "validation"):
+        assert [track.key for track in getattr(found, side)] == [track.key for track in getattr(clean, side)]
+    assert found.fingerprint == clean.fingerprint
+    assert not found.skipped
+    left_out = {name.removeprefix(f"{place}/genres/blues/") for name, _ in found.ignored}
+    assert left_out == {"._a.wav", ".ipynb_checkpoints", ".Trash-1000"}
+
+
+@pytest.mark.parametrize("behind_url", [False, True])
+def test_musdb_is_as_ever_with_hidden_files_in_it(musdb, elsewhere, micro_config, behind_url):
+    clean = sources.open_root(str(musdb), "auto", OPTIONS, micro_config.data)
+    _add_intruders(musdb, musdb / "train" / "Artist 1 - Song")
+    (musdb / "train" / "Artist 1 - Song" / "._vocals.wav").write_bytes(b"\x00\x05\x16\x07")
+    (musdb / "train" / ".ipynb_checkpoints").mkdir()
+    (musdb / "train" / ".ipynb_checkpoints" / "mixture.wav").write_bytes(b"RIFF")
+    place = elsewhere(musdb) if behind_url else str(musdb)
+    found = sources.open_root(place, "auto", OPTIONS, micro_config.data)
+    assert (found.fingerprint, found.skipped) == (clean.fingerprint, ())
+    assert [track.key for track in found.train] == [track.key for track in clean.train]
+
+
+def test_a_folder_of_hidden_stems_is_not_musdb(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "._A - B.stem.mp4").touch()
+    assert musdb18.recognise(str(tmp_path), OPTIONS) is None
+
+
+@pytest.mark.parametrize("behind_url", [False, True])
+def test_a_folder_ends_no_run_by_its_hidden_files(tmp_path, elsewhere, micro_config, behind_url):
+    root = tmp_path / "songs"
+    for name in "abcd":
+        _write(root / f"{name}.wav", 0.3)
+    clean = sources.open_root(str(root), "auto", OPTIONS, micro_config.data)
+    for name in "abcd":
+        (root / f"._{name}.wav").write_bytes(b"\x00\x05\x16\x07")
+    micro_config.data.root, micro_config.data.index = elsewhere(root) if behind_url else str(root), False
+    micro_config.data.max_bad_share = 0.0
+    data = pipeline.open_data(micro_config.data, batch_size=2, seed=0)
+    data.health.require_few()
+    assert data.fingerprint == clean.fingerprint
+    assert len(data.catalog.ignored) == 4
+
+
+def test_a_root_without_audio_that_is_read_says_what_it_has(tmp_path, micro_config):
+    for name in ("a.amr", "b.amr", "c.tgz", "d.jpg"):
+        (tmp_path / name).touch()
+    with pytest.raises(DataError) as caught:
+        sources.open_root(str(tmp_path), "auto", OPTIONS, micro_config.data)
+    assert ".amr is not read; convert it to FLAC" in str(caught.value)
+    assert "2, the first is" in str(caught.value)
+    assert ".tgz cannot be read at random positions" in str(caught.value)
+    with pytest.raises(DataError, match=r"part.tar.gz: .tar.gz cannot be read at random positions; unpack it"):
+        sources.open_root(str(tmp_path / "part.tar.gz"), "auto", OPTIONS, micro_config.data)

@@ -175,3 +175,18 @@ def test_plots_of_next_to_nothing(micro_config, audio_folder):
     assert "none: all tracks are silent or too short" in "\n".join(text.lines(silent))
     assert len(page.plots(dataclasses.replace(found, measured=(), lengths=(0.5,))).axes) == 6
     assert "listened to" in "\n".join(text.lines(dataclasses.replace(found, measured=())))
+
+
+def test_what_is_left_out_is_counted_by_reason_and_not_as_bad(micro_config, audio_folder):
+    for name in ("._a.wav", "deeper/._b.flac", ".ipynb_checkpoints/a.wav", "x.amr", "y.amr", "z.tar.gz", "cover.jpg"):
+        (audio_folder / name).parent.mkdir(exist_ok=True)
+        (audio_folder / name).write_bytes(b"\x00\x05\x16\x07")
+    micro_config.data.max_bad_share = 0.0
+    found = _look(micro_config, audio_folder, seconds=0)
+    assert (found.files, found.skipped, found.refusal) == (3, (), None)
+    counts = {entry.reason.split(" ")[0]: entry.files for entry in found.ignored}
+    assert counts == {"hidden": 3, ".amr": 2, ".tar.gz": 1}
+    said = "\n".join(text.lines(found))
+    assert "left out          3  hidden files and folders, such as those of macOS and Jupyter, are left out: " in said
+    assert "2  .amr is not read; convert it to FLAC" in said
+    assert "duplicates    none among all tracks" in said
