@@ -10,7 +10,8 @@ import soundfile
 
 from audiovae_jax.data.audio.remote import RemoteFile
 from audiovae_jax.data.audio.section import Section
-from audiovae_jax.data.formats import mp3
+from audiovae_jax.data.formats import caf, flac, mp3, wav
+from audiovae_jax.data.formats.reader import Pieces
 from audiovae_jax.data.formats.sound import open_sound
 from audiovae_jax.errors import DataError
 
@@ -87,17 +88,28 @@ def _opened(place) -> Iterator[BinaryIO]:
 
 
 def _scanned(place, file):
-    start = file.read(16)
+    begin, start = 0, file.read(16)
     if start.startswith(b"ID3"):  # a tag may precede any format
-        file.seek(mp3.tag_size(start))
+        begin = mp3.tag_size(start)
+        file.seek(begin)
         start = file.read(16)
-    if mp3.is_frame(start) or (place.suffix.lower() in _MPEG_SUFFIXES and start[:4] not in (b"RIFF", b"fLaC")):
+    name = start[:4]
+    if mp3.is_frame(start) or (place.suffix.lower() in _MPEG_SUFFIXES and name not in (b"RIFF", b"fLaC", b"OggS")):
         found = mp3.scan(file)
         return _Parts(file, found.parts, {"mp3": [mp3.to_json(part) for part in found.parts]}, found.damage)
+    pieces = None
+    if name in (b"RIFF", b"RF64", b"BW64"):
+        pieces = wav.repair(file, begin)
+    elif name == b"caff":
+        pieces = caf.repair(file)
+    if pieces:
+        return _indexed(place, file, {"pieces": pieces})
     sound = _Sound(place, file)
     if sound.frames > _MAX_FRAMES:
         sound.frames = count(sound)
         sound.index = {"frames": sound.frames}
+        if name == b"fLaC" and sound.frames:
+            return _indexed(place, file, {"pieces": flac.with_length(file, sound.frames, begin)})
     return sound
 
 
@@ -105,6 +117,8 @@ def _indexed(place, file, index):
     match index:
         case {"mp3": parts}:
             return _Parts(file, [mp3.from_json(part) for part in parts], index)
+        case {"pieces": pieces}:
+            return _Sound(None, Pieces(file, pieces), index.get("frames"), index)
         case {"frames": frames}:
             return _Sound(place, file, frames, index)
         case _:
@@ -139,17 +153,22 @@ class _Sound:
         self._position = 0
 
     def read(self, start, count):
-        if self._sound.seekable():
-            self._sound.seek(start)
-        else:
-            self._skip_to(start)
+        if start != self._position:
+            self._go_to(start)
+        self._position = None
         block = self._sound.read(count, dtype="float32", always_2d=True)
         self._position = start + len(block)
         return block
 
+    def _go_to(self, start):
+        if self._sound.seekable():
+            self._sound.seek(start)
+        else:
+            self._skip_to(start)
+
     def _skip_to(self, start):
         """Decode up to a sample, from the beginning if it has passed."""
-        if start < self._position:
+        if self._position is None or start < self._position:
             self._sound.close()
             self._sound, self._position = self._open(), 0
         while self._position < start:
