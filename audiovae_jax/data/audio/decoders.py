@@ -10,7 +10,7 @@ import soundfile
 
 from audiovae_jax.data.audio.remote import RemoteFile
 from audiovae_jax.data.audio.section import Section
-from audiovae_jax.data.formats import caf, flac, mp3, wav
+from audiovae_jax.data.formats import caf, flac, mp3, ogg, wav
 from audiovae_jax.data.formats.reader import Pieces
 from audiovae_jax.data.formats.sound import open_sound
 from audiovae_jax.errors import DataError
@@ -97,6 +97,10 @@ def _scanned(place, file):
     if mp3.is_frame(start) or (place.suffix.lower() in _MPEG_SUFFIXES and name not in (b"RIFF", b"fLaC", b"OggS")):
         found = mp3.scan(file)
         return _Parts(file, found.parts, {"mp3": [mp3.to_json(part) for part in found.parts]}, found.damage)
+    if name == b"OggS":
+        found = ogg.scan(file)
+        index = {"ogg": [ogg.to_json(link) for link in found.links]}
+        return _Parts(file, [ogg.LinkDecoder(link) for link in found.links], index, found.damage)
     pieces = None
     if name in (b"RIFF", b"RF64", b"BW64"):
         pieces = wav.repair(file, begin)
@@ -117,6 +121,8 @@ def _indexed(place, file, index):
     match index:
         case {"mp3": parts}:
             return _Parts(file, [mp3.from_json(part) for part in parts], index)
+        case {"ogg": links}:
+            return _Parts(file, [ogg.LinkDecoder(ogg.from_json(link)) for link in links], index)
         case {"pieces": pieces}:
             return _Sound(None, Pieces(file, pieces), index.get("frames"), index)
         case {"frames": frames}:
@@ -211,4 +217,5 @@ class _Parts:
         return np.concatenate(blocks) if blocks else np.zeros((0, self.channels), np.float32)
 
     def close(self):
-        pass
+        for part in self._parts:
+            getattr(part, "close", lambda: None)()
