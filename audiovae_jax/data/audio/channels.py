@@ -58,7 +58,7 @@ def of_file(file: soundfile.SoundFile) -> tuple[str, ...] | None:
     if file.channels <= 2:
         return None
     if file.subtype in ("VORBIS", "OPUS"):
-        return _VORBIS.get(file.channels)
+        return in_vorbis(file.channels)
     if file.format == "FLAC":
         return _STANDARD.get(file.channels)
     found = soundfile._ffi.new("int[]", file.channels)
@@ -68,6 +68,11 @@ def of_file(file: soundfile.SoundFile) -> tuple[str, ...] | None:
     speakers = tuple(_LIBSNDFILE[number] if number < len(_LIBSNDFILE) else None for number in found)
     # Masks with too few bits name the first channels only, and ambisonic channels are no speakers.
     return None if None in speakers else speakers
+
+
+def in_vorbis(channels: int) -> tuple[str, ...] | None:
+    """Return the speakers of Vorbis and Opus, in the file's order; None for mono and stereo."""
+    return _VORBIS.get(channels)
 
 
 def assumed(channels: int) -> str:

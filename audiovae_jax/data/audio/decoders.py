@@ -11,7 +11,8 @@ import soundfile
 from audiovae_jax.data.audio import channels
 from audiovae_jax.data.audio.remote import RemoteFile
 from audiovae_jax.data.audio.section import Section
-from audiovae_jax.data.formats import containers, mp3
+from audiovae_jax.data.formats import caf, containers, flac, mp3, ogg, wav
+from audiovae_jax.data.formats.reader import Pieces
 from audiovae_jax.data.formats.sound import open_sound
 from audiovae_jax.errors import DataError
 
@@ -23,7 +24,6 @@ Index = dict[str, Any] | None
 _MPEG_SUFFIXES = (".mp3", ".mp2", ".mp1", ".mpga")
 _MAX_FRAMES = 1 << 50  # a larger number of samples means that it is not known
 _BLOCK = 1 << 18  # samples
-_UNKNOWN = 1 << 62  # a position beyond every file
 
 
 class Decoder(Protocol):
@@ -91,19 +91,34 @@ def _opened(place) -> Iterator[BinaryIO]:
 
 
 def _scanned(place, file):
-    start = file.read(16)
+    begin, start = 0, file.read(16)
     if start.startswith(b"ID3"):  # a tag may precede any format
-        file.seek(mp3.tag_size(start))
+        begin = mp3.tag_size(start)
+        file.seek(begin)
         start = file.read(16)
     if container := containers.recognise(start):
         return containers.ContainerDecoder(file, *container)
-    if mp3.is_frame(start) or (place.suffix.lower() in _MPEG_SUFFIXES and start[:4] not in (b"RIFF", b"fLaC")):
+    name = start[:4]
+    if mp3.is_frame(start) or (place.suffix.lower() in _MPEG_SUFFIXES and name not in (b"RIFF", b"fLaC", b"OggS")):
         found = mp3.scan(file)
         return _Parts(file, found.parts, {"mp3": [mp3.to_json(part) for part in found.parts]}, found.damage)
+    if name == b"OggS":
+        found = ogg.scan(file)
+        index = {"ogg": [ogg.to_json(link) for link in found.links]}
+        return _ogg(file, found.links, index, found.damage)
+    pieces = None
+    if name in (b"RIFF", b"RF64", b"BW64"):
+        pieces = wav.repair(file, begin)
+    elif name == b"caff":
+        pieces = caf.repair(file)
+    if pieces:
+        return _indexed(place, file, {"pieces": pieces})
     sound = _Sound(place, file)
     if sound.frames > _MAX_FRAMES:
         sound.frames = count(place, None)
         sound.index = {"frames": sound.frames}
+        if name == b"fLaC" and sound.frames:
+            return _indexed(place, file, {"pieces": flac.with_length(file, sound.frames, begin)})
     return sound
 
 
@@ -113,10 +128,20 @@ def _indexed(place, file, index):
             return _Parts(file, [mp3.from_json(part) for part in parts], index)
         case {"container": [name, title, frames]}:
             return containers.ContainerDecoder(file, name, title, frames)
+        case {"ogg": links}:
+            return _ogg(file, [ogg.from_json(link) for link in links], index)
+        case {"pieces": pieces}:
+            return _Sound(None, Pieces(file, pieces), index.get("frames"), index)
         case {"frames": frames}:
             return _Sound(place, file, frames, index)
         case _:
             return _Sound(place, file)
+
+
+def _ogg(file, links, index, damage=None):
+    decoder = _Parts(file, [ogg.LinkDecoder(link) for link in links], index, damage)
+    decoder.speakers = channels.in_vorbis(decoder.channels)
+    return decoder
 
 
 def count(place: Place, index: Index) -> int:
@@ -158,18 +183,21 @@ class _Sound:
 
     def read(self, start, count):
         if start != self._position:
-            if self._sound.seekable():
-                self._sound.seek(start)
-            else:
-                self._skip_to(start)
-        self._position = _UNKNOWN  # if reading fails
+            self._go_to(start)
+        self._position = None  # if reading fails
         block = self._sound.read(count, dtype="float32", always_2d=True)
         self._position = start + len(block)
         return block
 
+    def _go_to(self, start):
+        if self._sound.seekable():
+            self._sound.seek(start)
+        else:
+            self._skip_to(start)
+
     def _skip_to(self, start):
         """Decode up to a sample, from the beginning if it has passed."""
-        if start < self._position:
+        if self._position is None or start < self._position:
             self._sound.close()
             self._sound, self._position = self._open(), 0
         while self._position < start:
@@ -214,4 +242,5 @@ class _Parts:
         return np.concatenate(blocks) if blocks else np.zeros((0, self.channels), np.float32)
 
     def close(self):
-        pass
+        for part in self._parts:
+            getattr(part, "close", lambda: None)()

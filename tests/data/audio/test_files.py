@@ -121,7 +121,8 @@ def test_names_of_a_listing_are_hidden_like_those_of_a_folder(intruded):
 
 @pytest.mark.parametrize(
     ("name", "remedy"),
-    [("a.amr", r"\.amr is not read; convert it to FLAC"), ("b.OGV", r"\.ogv is not read"), ("c.mpc", r"\.mpc"), ("shard.tar.gz", r"\.tar\.gz cannot be read at random .* decompress it to a \.tar"),
+    [("a.amr", r"\.amr is not read; convert it to FLAC"), ("b.OGV", r"\.ogv is not read"),
+     ("c.mpc", r"\.mpc"), ("shard.tar.gz", r"\.tar\.gz cannot be read at random .* decompress it to a \.tar"),
      ("shard.TGZ", r"\.tgz cannot")],
 )  # fmt: skip
 def test_audio_that_is_not_read_is_named_with_the_remedy(folder, name, remedy):
