@@ -13,7 +13,7 @@ from audiovae_jax.commands.arguments import Command
 from audiovae_jax.config import configuration
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.sets import catalog, musdb18_stems, shard_writer, sharding
-from audiovae_jax.data.survey import page, survey, text
+from audiovae_jax.data.survey import page, repair, survey, text
 from audiovae_jax.errors import ConfigError, DataError, printable
 from audiovae_jax.run import bucket_lock
 from audiovae_jax.storage import atomic
@@ -83,6 +83,7 @@ def _check_flags():
     flags.DEFINE_float("seconds", 5.0, "seconds to measure the reading speed for; 0 skips it", 0, 3600)
     flags.DEFINE_string("json", None, "file for the report as JSON")
     flags.DEFINE_string("page", None, "file for the report as plots: .html (with tables) or .png")
+    flags.DEFINE_string("fix", None, "folder for copies of the skipped files with the audio that can be decoded")
 
 
 def _check(root=None):
@@ -115,6 +116,9 @@ def _check(root=None):
             page.write(found, Path(values.page))
     except OSError as error:
         raise DataError(f"the report was not written: {error.strerror or error}") from error
+    if values.fix is not None:
+        for name, copy, note in repair.write(data.catalog.skipped, config.data.root or "", Path(values.fix)):
+            print(f"fixed: {printable(copy)} ({note})" if copy else f"not fixed: {name} ({note})")
     if found.refusal is not None:
         raise DataError(f"training would fail: {found.refusal}")
 

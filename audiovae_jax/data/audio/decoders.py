@@ -119,6 +119,8 @@ def _scanned(place, file):
         sound.index = {"frames": sound.frames}
         if name == b"fLaC" and sound.frames:
             return _indexed(place, file, {"pieces": flac.with_length(file, sound.frames, begin)})
+    if not sound.is_seekable:
+        sound.index = {"sequential": True}
     return sound
 
 
@@ -135,7 +137,7 @@ def _indexed(place, file, index):
         case {"frames": frames}:
             return _Sound(place, file, frames, index)
         case _:
-            return _Sound(place, file)
+            return _Sound(place, file, None, index)
 
 
 def _ogg(file, links, index, damage=None):
@@ -179,6 +181,7 @@ class _Sound:
         self.frames = self._sound.frames if frames is None else frames
         self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
         self.speakers, self.format = channels.of_file(self._sound), self._sound.format
+        self.is_seekable = self._sound.seekable()
         self._position = 0
 
     def read(self, start, count):
@@ -190,7 +193,7 @@ class _Sound:
         return block
 
     def _go_to(self, start):
-        if self._sound.seekable():
+        if self.is_seekable:
             self._sound.seek(start)
         else:
             self._skip_to(start)

@@ -76,7 +76,7 @@ class ContainerDecoder:
             if self.frames < declared - _TOLERANCE * self.sample_rate:
                 ends, seconds = self.frames / self.sample_rate, declared / self.sample_rate
                 self.damage = f"truncated: audio ends at {ends:.1f} s of {seconds:.1f} s"
-        self.index = {"container": [name, title, self.frames]}
+        self.index = {"container": [name, title, self.frames], "sequential": True}
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Return `[count, channels]` float32 from sample `start` on; less at the end of the audio."""

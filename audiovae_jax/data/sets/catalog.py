@@ -288,7 +288,7 @@ def without_validated(catalog: Catalog, validation: Iterable[Track]) -> Catalog:
 
 
 def notices(tracks: Iterable[Track]) -> list[str]:
-    """Describe files that are far too loud, or whose speakers are assumed, in one line per kind."""
+    """Describe files that are too loud or slow to read, or whose speakers are assumed, in one line per kind."""
     files = {}
     for track in tracks:
         audio = track.audio
@@ -296,13 +296,15 @@ def notices(tracks: Iterable[Track]) -> list[str]:
             audio = audio.audio
         if hasattr(audio, "read"):  # the built-in generator has none
             files[audio.name] = audio
-    unnamed, loud = collections.defaultdict(list), []
+    unnamed, loud, sequential = collections.defaultdict(list), [], []
     for name, audio in files.items():
         if audio.channels > 2 and audio.speakers is None:
             unnamed[audio.channels].append(name)
         level = getattr(audio, "level", None)
         if level is not None:
             loud.append((level, name))
+        if "sequential" in (getattr(audio, "index", None) or ()):
+            sequential.append(name)
     lines = [
         f"{_counted(len(names))} with {channels.assumed(count)}; the first: {names[0]}"
         for count, names in sorted(unnamed.items())
@@ -310,6 +312,12 @@ def notices(tracks: Iterable[Track]) -> list[str]:
     if loud:
         level, name = max(loud)
         lines.append(f"{_counted(len(loud))} far above full scale; the loudest: {name} {levels.far_above(level)}")
+    if sequential:
+        count, first = len(sequential), sequential[0]
+        lines.append(
+            f"{_counted(count)} decoded from the beginning for every crop, which is slow; make shards first "
+            f"(audiovae-jax make_shards); the first: {first}"
+        )
     return lines
 
 

@@ -91,7 +91,7 @@ def test_a_wav_of_more_than_4_gib_reads_back_to_its_last_sample(tmp_path, monkey
         sparse.append(_Sparse(path))
         return soundfile.SoundFile(sparse[0], mode, **options)
 
-    monkeypatch.setattr(stream.audio_file, "open_sound", open_sound)
+    monkeypatch.setattr(stream.sound, "open_sound", open_sound)
     stream.write_file(tmp_path / "long.wav", blocks(), 44100, 2, length)
     assert (tmp_path / "long.wav").stat().st_size > 2**32
     monkeypatch.undo()

@@ -2,7 +2,9 @@ import dataclasses
 
 import numpy as np
 import pytest
+import soundfile
 
+from audiovae_jax.data.audio import audio_file
 from audiovae_jax.data.feeding.crops import CropFormat, FixedCrops, RandomCrops
 from audiovae_jax.data.feeding.health import Health
 from audiovae_jax.data.sets import catalog
@@ -126,3 +128,13 @@ def test_notices_count_the_files_whose_speakers_are_assumed():
         "1 file with 5 channels and no channel map, read as 5.0; the first: d",
         "2 files with 6 channels and no channel map, read as 5.1; the first: b",
     ]
+
+
+def test_notices_count_the_files_that_are_decoded_from_the_beginning(tmp_path):
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, 8000)
+    for name, subtype in (("a.wav", "GSM610"), ("b.wav", "PCM_16")):
+        soundfile.write(tmp_path / name, audio, 8000, subtype=subtype)
+    tracks = [Track(name, audio_file.probe(tmp_path / name)) for name in ("a.wav", "b.wav")]
+    (notice,) = catalog.notices(tracks)
+    assert notice.startswith("1 file decoded from the beginning for every crop, which is slow; make shards")
+    assert notice.endswith(f"the first: {tmp_path / 'a.wav'}")

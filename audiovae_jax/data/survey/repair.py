@@ -1,0 +1,40 @@
+"""Copies of damaged files, with the audio that is left."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from audiovae_jax.data.audio import remote, stream
+from audiovae_jax.errors import DataError
+
+
+def write(skipped: Sequence[tuple[str, str]], root: str, out: Path) -> Iterator[tuple[str, Path | None, str]]:
+    """Write what can be decoded of skipped files as 32-bit float WAV, and iterate over the results.
+
+    Existing files are kept. The originals do not change.
+
+    Args:
+      skipped: `(path, reason)` of each file, see `Catalog.skipped`.
+      root: folder of the files. The copies have the same relative paths.
+      out: folder of the copies.
+
+    Yields:
+      `(path, copy, note)`. The copy is None if nothing could be written. The note is what is missing, or the reason.
+    """
+    for name, reason in skipped:
+        path = Path(name)
+        if remote.is_url(name) or not path.is_file() or not path.is_relative_to(root):
+            yield name, None, reason
+            continue
+        target = out / path.relative_to(root).with_name(f"{path.name}.wav")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the note says the same
+                audio = stream.open_file(path, allow_truncated=True)
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                stream.write(audio, target)
+        except (DataError, OSError) as error:
+            yield name, None, str(error).removeprefix(f"{name}: ")
+            continue
+        yield name, target, f"{audio.length / audio.sample_rate:.2f} s; {reason}"
