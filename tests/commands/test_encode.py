@@ -17,7 +17,7 @@ def test_samples_of_a_seed_are_each_files_own_and_the_same_again(audio_folder, t
     shutil.copy(audio_folder / "a.wav", audio_folder / "copy.wav")
     given = types.SimpleNamespace(
         seed=3, mix=True, storage_dtype="float32", overwrite=False, step=None, sample_rate=None, dtype=None,
-        chunk_length=None, batch_size=None,
+        chunk_length=None, batch_size=None, allow_truncated=False,
     )  # fmt: skip
     monkeypatch.setattr(flags, "FLAGS", given)
     model, songs = str(tmp_path / "model"), str(audio_folder)

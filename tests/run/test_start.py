@@ -66,9 +66,9 @@ def test_a_start_warns_of_copies_in_both_splits_and_names_what_is_left_out(micro
     said = described()
     assert "warning: 1 of 2 validation tracks are exact copies of training tracks" in said
     assert f"the first: {tmp_path}/copy.flac is {tmp_path}/1.wav" in said
-    (tmp_path / "a.m4a").touch()
+    (tmp_path / "a.amr").touch()
     micro_config.data.root = str(tmp_path)
-    assert "left out: .m4a is not read; install the extra `ffmpeg`" in described()
+    assert "left out: .amr is not read; convert it to FLAC" in described()
 
 
 def test_a_run_whose_data_is_split_otherwise_resumes_with_a_warning(trained_run):

@@ -95,7 +95,7 @@ def test_training_would_refuse_what_is_refused_here(micro_config, mixed_folder):
     assert "1 of them passed the first checks, and would end the run" in found.refusal
     audio[3000:20000] = audio[25000:40000] = np.nan
     soundfile.write(mixed_folder / "holds_nan.wav", audio, 44100, subtype="FLOAT")
-    with pytest.warns(UserWarning, match="another crop is taken"):
+    with pytest.warns(UserWarning, match="another crop is used"):
         found = _look(micro_config, mixed_folder, seconds=10.0)
     assert found.reading is None
     assert "1 of 3 files cannot be used, more than data.max_bad_share=0.1 allows" in found.refusal
