@@ -116,6 +116,8 @@ def _scanned(place, file):
     sound = _Sound(place, file)
     if sound.frames > _MAX_FRAMES:
         sound.frames = count(place, None)
+        if sound.frames >= containers.MAX_COUNTED:
+            raise DataError(f"its length is unknown, and above {containers.MAX_COUNTED} samples")
         sound.index = {"frames": sound.frames}
         if name == b"fLaC" and sound.frames:
             return _indexed(place, file, {"pieces": flac.with_length(file, sound.frames, begin)})
@@ -159,10 +161,11 @@ def count(place: Place, index: Index) -> int:
 
 def _count(decoder, start, size):
     """Count samples in blocks of `size` from sample `start` on; return `(samples, size of the block that failed)`."""
+    end = decoder.frames if decoder.frames <= _MAX_FRAMES else containers.MAX_COUNTED
     try:
         for first in range(0, start, _BLOCK):  # without a seek, which damage may prevent
             decoder.read(first, min(_BLOCK, start - first))
-        while start < decoder.frames and len(block := decoder.read(start, min(size, decoder.frames - start))):
+        while start < end and len(block := decoder.read(start, min(size, end - start))):
             start += len(block)
     except (soundfile.LibsndfileError, DataError):
         return start, size

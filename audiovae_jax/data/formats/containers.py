@@ -30,6 +30,7 @@ SUFFIXES = (
     ".m4a", ".m4b", ".m4r", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".webm", ".weba", ".mkv", ".mka", ".wma", ".wmv",
     ".asf", ".avi", ".ape", ".wv", ".tta", ".dsf", ".flv", ".aac", ".adts", ".ac3", ".eac3",
 )  # fmt: skip
+MAX_COUNTED = 1 << 32  # samples that are decoded only to count them: 27 h at 44.1 kHz
 _TOLERANCE = 0.2  # seconds that an encoder's padding may be declared but not decoded
 REMEDY = "install PyAV with pip install 'audiovae-jax[av]', or convert it to FLAC"
 
@@ -144,4 +145,6 @@ class ContainerDecoder:
         while (block := self._next()) is not None:
             frames += len(block)
             self._position = frames
+            if frames >= MAX_COUNTED:
+                raise DataError(f"{self._title} of {MAX_COUNTED} samples or more; split it")
         return frames

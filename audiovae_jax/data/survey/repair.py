@@ -1,10 +1,10 @@
 """Copies of damaged files, with the audio that is left."""
 
-import warnings
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from audiovae_jax.data.audio import remote, stream
+from audiovae_jax.data.audio import audio_file, remote, stream
 from audiovae_jax.errors import DataError
 
 
@@ -28,13 +28,16 @@ def write(skipped: Sequence[tuple[str, str]], root: str, out: Path) -> Iterator[
             continue
         target = out / path.relative_to(root).with_name(f"{path.name}.wav")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the note says the same
-                audio = stream.open_file(path, allow_truncated=True)
+            file = audio_file.probe(path, allow_silence=True, allow_truncated=True)
+            if file.damage is None:  # it is short or silent
+                yield name, None, reason
+                continue
             if not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                stream.write(audio, target)
+                stream.write(
+                    stream.of_audio(file, functools.partial(audio_file.read_blocks, file, stream.BLOCK)), target
+                )
         except (DataError, OSError) as error:
             yield name, None, str(error).removeprefix(f"{name}: ")
             continue
-        yield name, target, f"{audio.length / audio.sample_rate:.2f} s; {reason}"
+        yield name, target, f"{file.seconds:.2f} s; {reason}"
