@@ -37,4 +37,4 @@ def test_a_file_that_turns_out_to_be_bad_is_a_warning_of_one_line(tmp_path):
     config = ("--config=tiny", "--config.data.max_bad_share=1.0", "--config.data.index=False", "--seconds=0.1")
     done = command_line.run("check_data", "list.jsonl", *config, cwd=tmp_path)
     assert "Traceback" not in done.stderr
-    assert "warning: another crop is used instead of audio/bad.wav: holds NaN or infinite samples\n" in done.stderr
+    assert "warning: another crop is used instead of audio/bad.wav: contains NaN or infinite samples\n" in done.stderr

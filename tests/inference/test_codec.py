@@ -334,7 +334,7 @@ def test_a_file_that_breaks_off_leaves_nothing_behind(stereo, tmp_path):
     data = _noise(3000, 2)
     data[2500] = np.nan
     soundfile.write(tmp_path / "bad.wav", data, 8000, subtype="FLOAT")
-    with pytest.raises(DataError, match=r"bad.wav: holds NaN"):
+    with pytest.raises(DataError, match=r"bad.wav: contains NaN"):
         stereo.reconstruct_file(tmp_path / "bad.wav", tmp_path / "out.wav")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.wav", "in.wav"]
 

@@ -165,7 +165,7 @@ def test_an_unreadable_track_is_left_out_and_reported(codec, catalog, encoded, t
     said = []
     latent_writer.write(codec, catalog, tmp_path / "again", LatentFormat(**SMALL), num_threads=1, say=said.append)
     (left_out,) = [line for line in said if "left out" in line]
-    assert "bad.wav: holds NaN or infinite samples" in left_out
+    assert "bad.wav: contains NaN or infinite samples" in left_out
     assert "5 tracks, 0.00 hours" in said[-1]
     assert "times real time" in said[-1]
     assert _contents(tmp_path / "again") == _contents(encoded)  # for any number of threads
@@ -250,7 +250,7 @@ def test_a_folder_of_something_else_is_refused_with_what_differs(codec, catalog,
         latent_writer.write(other, catalog, encoded, LatentFormat(**SMALL))
     with pytest.raises(DataError, match="record_frames: 100 there, 256 now"):
         latent_writer.write(codec, catalog, encoded, LatentFormat(shard_bytes=20_000))
-    with pytest.raises(DataError, match="holds no audio: its index.json is of audiovae_jax.latents"):
+    with pytest.raises(DataError, match="contains no audio: its index.json is of audiovae_jax.latents"):
         shards.scan(str(encoded), probing.Options(channels=2))
 
 
@@ -383,7 +383,7 @@ def test_each_side_gives_its_own_tracks_each_as_often_as_it_is_long(encoded, cat
 def test_no_track_that_can_be_encoded_is_an_error(codec, catalog, tmp_path):
     bad = next(track for track in (*catalog.train, *catalog.validation) if track.key == "bad.wav")
     alone = dataclasses.replace(catalog, train=(bad,), validation=(bad,))
-    with pytest.raises(DataError, match=r"no track could be encoded: .*bad.wav: holds NaN"):
+    with pytest.raises(DataError, match=r"no track could be encoded: .*bad.wav: contains NaN"):
         latent_writer.write(codec, alone, tmp_path / "latents", say=_quiet)
 
 

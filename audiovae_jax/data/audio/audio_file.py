@@ -164,9 +164,9 @@ def _up_to_damage(file):
 def require_use(file, min_seconds: float, channels: int):
     """Raise DataError if audio is invalid, too short, or not adaptable to `channels`."""
     if not RATES[0] <= file.sample_rate <= RATES[1]:
-        raise DataError(f"its sample rate of {file.sample_rate} Hz is none of sound")
+        raise DataError(f"its sample rate of {file.sample_rate} Hz is outside the range of audio (1 kHz to 10 MHz)")
     if file.frames == 0:
-        raise DataError("holds no samples")
+        raise DataError("contains no samples")
     if file.frames < min_seconds * file.sample_rate:
         raise DataError(f"{file.frames} samples are shorter than data.min_seconds={min_seconds}")
     adapt_channels(np.zeros((1, file.channels), np.float32), channels)
@@ -302,7 +302,7 @@ def _read(decoder, file, start, frames):
             f"truncated: the header promises {file.frames} samples, but none follow {start + len(block)}"
         )
     if not np.isfinite(block).all():
-        raise DataError("holds NaN or infinite samples")
+        raise DataError("contains NaN or infinite samples")
     return block
 
 

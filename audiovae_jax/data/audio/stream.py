@@ -213,7 +213,7 @@ def write_file(
             raise DataError(f"{name}: {length} samples are more than the 4 GiB of this kind; use .wav or .flac")
         kind = "RF64"
     if subtype == "VORBIS" and sample_rate > _LARGEST_VORBIS_RATE:  # libsndfile cannot
-        raise DataError(f"{name}: Vorbis takes no more than {_LARGEST_VORBIS_RATE} Hz, not {sample_rate}; use .flac")
+        raise DataError(f"{name}: Vorbis is limited to {_LARGEST_VORBIS_RATE} Hz, not {sample_rate}; use .flac")
     if peak == "keep" and not holds_floats(path):
         raise DataError(f"{name}: {path.suffix} does not keep samples above full scale; use .wav, or scale them")
     written, meter = 0, Meter()

@@ -95,7 +95,7 @@ class Part:
     def read(self, file: BinaryIO, start: int, count: int) -> np.ndarray:
         """Decode `[count, channels]` float32 from sample `start` on.
 
-        The result equals that slice of the decoded part, whatever the range.
+        The result equals that slice of the decoded part, for any range.
         """
         first = (start + self.skip) // self.frame_samples
         stop = min(self.frames, -(-(start + self.skip + count) // self.frame_samples))

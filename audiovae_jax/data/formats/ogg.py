@@ -86,7 +86,7 @@ class LinkDecoder:
     def read(self, file: BinaryIO, start: int, count: int) -> np.ndarray:
         """Decode `[count, channels]` float32 from sample `start` on.
 
-        The result equals that slice of the decoded link, whatever the range.
+        The result equals that slice of the decoded link, for any range.
         """
         if self._link.codec == "vorbis":
             return self._read_vorbis(file, start, count)
@@ -146,7 +146,7 @@ def scan(file: BinaryIO) -> Scan:
     """Find the links of a file. All pages are read, and their checksums verified.
 
     Raises:
-      DataError, soundfile.LibsndfileError: it holds no audio that can be read, or several streams at once.
+      DataError, soundfile.LibsndfileError: it contains no readable audio, or several streams at once.
     """
     links, stream, damage = [], None, None
     for page in _pages(file):
@@ -166,7 +166,7 @@ def scan(file: BinaryIO) -> Scan:
         links.append(stream.link(file))
     links = [link for link in links if link is not None]
     if not links:
-        raise DataError("damaged: " + damage if damage else "holds no samples")
+        raise DataError("damaged: " + damage if damage else "contains no samples")
     if damage:
         seconds = sum(link.length / link.sample_rate for link in links)
         damage = f"damaged or truncated: {damage}; audio ends at {seconds:.1f} s"
@@ -333,7 +333,7 @@ class _Stream:
         self._granule = page.granule
 
     def link(self, file) -> Link | None:
-        """Return the link, or None if it holds no audio."""
+        """Return the link, or None if it contains no audio."""
         if self._first is None:
             return None
         codec = self._codec[0]

@@ -329,7 +329,7 @@ def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], 
     """Raise DataError, with the first reasons, if there are no tracks."""
     if not tracks:
         reasons = "\n".join(f"  {name}: {reason}" for name, reason in skipped[:10])
-        raise RootError(root, f"holds no usable audio file:\n{reasons}")
+        raise RootError(root, f"contains no usable audio file:\n{reasons}")
 
 
 def summary(entries: Sequence[tuple[str, str]]) -> list[str]:

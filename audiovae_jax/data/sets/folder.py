@@ -19,7 +19,7 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
     if not found.files:
         reasons = "".join(f"\n  {line}" for line in catalog.summary(found.ignored))
         suffixes = " ".join(audio_file.EXTENSIONS)
-        raise RootError(root, f"holds no audio file; looked for {suffixes} at any depth{reasons}")
+        raise RootError(root, f"contains no audio file; looked for {suffixes} at any depth{reasons}")
     tracks, skipped = usable(root, found.files, options)
     catalog.require_tracks(tracks, skipped, root)
     return catalog.split_by_hash(tracks, skipped, f"files under {root}", validation_fraction, found.ignored)

@@ -114,7 +114,7 @@ def _checked(where, row):
             raise DataError(f"{where} has {field!r}; did you mean {near[0]!r}?")
     entry = {"path": row["path"], "split": row.get("split") or None}
     if entry["split"] is not None and (not isinstance(entry["split"], str) or entry["split"] not in _SPLITS):
-        raise DataError(f"{where}: split {entry['split']!r} is none of {', '.join(_SPLITS)}")
+        raise DataError(f"{where}: split {entry['split']!r} must be one of {', '.join(_SPLITS)}")
     for field, default in (("start", 0.0), ("duration", None), ("weight", 1.0)):
         given = row.get(field)
         try:

@@ -59,7 +59,7 @@ def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
     if kind == "mp4":
         raise RootError(
             root,
-            f"holds MUSDB18 as .stem.mp4; convert it once with `audiovae-jax convert_musdb18 {root} OUT`, and give OUT",
+            f"contains MUSDB18 as .stem.mp4; convert it with `audiovae-jax convert_musdb18 {root} OUT`, then use OUT",
         )
     if kind is None:
         raise RootError(root, "is no MUSDB18-HQ: there is no train/SONG/mixture.wav")

@@ -115,8 +115,8 @@ def _convert_song(ffmpeg, source, target):
             status, log = _run(command)
             if any(reason in log for reason in _DISK_FULL_TEXTS):
                 raise _NoRoomError(
-                    f"{printable(target.parent)}: no room for {printable(target.name)}; songs that are there are "
-                    "whole. Make room (MUSDB18-HQ takes about 30 GB), and give the same command again"
+                    f"{printable(target.parent)}: no room for {printable(target.name)}; songs already there are "
+                    "complete. Free space (MUSDB18-HQ needs about 30 GB), then repeat the command"
                 )
             if status:
                 raise DataError(f"is damaged: {_last_line(log) or f'ffmpeg ended with status {status}'}")

@@ -43,7 +43,7 @@ def groups(tracks: Sequence[Track], size_of: Callable[[Track], int], shard_bytes
 def require_apart(root: str, folder: Path):
     """Raise DataError if shards of `root` would be written into `root`."""
     if not remote.is_url(root) and os.path.realpath(remote.local_path(root)) == os.path.realpath(folder):
-        raise DataError(f"{printable(folder)} would be input and output at once; give another output folder")
+        raise DataError(f"{printable(folder)} is both input and output; give another output folder")
 
 
 def claim(folder: Path, settings: dict[str, Any]):
@@ -69,7 +69,7 @@ def claim(folder: Path, settings: dict[str, Any]):
         ]
         if different:
             raise DataError(
-                f"{printable(folder)} holds shards of another data set or other settings ({'; '.join(different)} "
+                f"{printable(folder)} contains shards of another data set or other settings ({'; '.join(different)} "
                 "differ); give another folder"
             )
     try:

@@ -191,7 +191,7 @@ def scan(root: str, options: probing.Options) -> Catalog:
     try:
         content = json.loads(text)
         if content["format"] != FORMAT:
-            raise RootError(root, f"holds no audio: its {INDEX} is of {content['format']}")
+            raise RootError(root, f"contains no audio: its {INDEX} is of {content['format']}")
         if content["version"] > VERSION:
             raise RootError(root, f"its {INDEX} is of a newer version of this program")
         if isinstance(base, str):

@@ -78,7 +78,7 @@ def open_root(root: str, source: str, options: probing.Options, config) -> Catal
       DataError: there is no usable audio.
     """
     if source not in NAMES:
-        raise ConfigError(f"config.data.source={source!r} is none of {', '.join(NAMES)}")
+        raise ConfigError(f"config.data.source={source!r} must be one of {', '.join(NAMES)}")
     if remote.is_url(root):
         options.access.filesystem(root)  # so that errors about its scheme name the root, not a file under it
     if root.lower().endswith(files.COMPRESSED_TARS):

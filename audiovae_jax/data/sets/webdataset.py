@@ -58,7 +58,7 @@ def scan(root: str, options: probing.Options, validation_fraction: float) -> Cat
             skipped.append((printable(place), f"not a tar that can be read ({error})"))
     if not found and not skipped:
         reasons = "".join(f"\n  {line}" for line in catalog.summary(ignored))
-        raise RootError(root, f"holds no tar file with audio{reasons}")
+        raise RootError(root, f"contains no tar file with audio{reasons}")
     found = _as_one_folder(found)
     tracks, unusable = folder.usable(root, found, options)
     skipped += unusable

@@ -1,6 +1,6 @@
 """Recordings that a data set has more than once, in particular in both splits.
 
-Exact copies have equal samples, whatever lossless format they are stored in. Other encodings of a recording are found
+Exact copies have equal samples, in any lossless format. Other encodings of a recording are found
 by their acoustic fingerprints. Hashes and fingerprints are cached like the results of probing.
 """
 

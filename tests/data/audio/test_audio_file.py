@@ -115,7 +115,7 @@ def _bad(folder, kind):
     [
         ("text", "not audio that can be read"),
         ("empty", "the file is empty"),
-        ("nan", "holds NaN or infinite samples"),
+        ("nan", "contains NaN or infinite samples"),
         ("short", "3 samples are shorter than data.min_seconds=0.1"),
         ("silent", "every sample is zero"),
         ("truncated", "truncated"),

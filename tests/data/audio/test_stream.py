@@ -110,7 +110,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, full_disk):
 
 
 def test_a_rate_that_vorbis_cannot_have_is_refused(tmp_path):
-    with pytest.raises(DataError, match="Vorbis takes no more than 192000 Hz, not 300000"):
+    with pytest.raises(DataError, match="Vorbis is limited to 192000 Hz, not 300000"):
         stream.write_file(tmp_path / "a.ogg", _blocks(100)[1], 300_000, 2, 100)
 
 

@@ -59,10 +59,10 @@ def test_bad_files_are_skipped_with_a_reason_and_nothing_usable_is_an_error(audi
     assert [(Path(name).name, "not audio" in reason) for name, reason in found.skipped] == [("notes.wav", True)]
     only_bad = tmp_path / "bad"
     only_bad.mkdir()
-    with pytest.raises(DataError, match="holds no audio file; looked for .wav .flac"):
+    with pytest.raises(DataError, match="contains no audio file; looked for .wav .flac"):
         _scan(only_bad)
     (only_bad / "notes.wav").write_text("not audio")
-    with pytest.raises(DataError, match=r"holds no usable audio file:\n.*notes.wav: not audio"):
+    with pytest.raises(DataError, match=r"contains no usable audio file:\n.*notes.wav: not audio"):
         _scan(only_bad)
     with pytest.raises(DataError, match="there is no such folder"):
         _scan(tmp_path / "missing")

@@ -61,7 +61,7 @@ def test_chunks_after_empty_data_are_not_audio(tmp_path, size):
         _wav(_FORMAT, _data(0)),
         _wav(_FORMAT, _data(0), _LIST, b"id3 ", struct.pack("<I", size), bytes(size)),
     ):
-        with pytest.raises(DataError, match="holds no samples"):
+        with pytest.raises(DataError, match="contains no samples"):
             _file(tmp_path, content)
 
 

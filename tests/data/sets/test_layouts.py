@@ -137,7 +137,7 @@ def test_roots_are_spelt_as_people_spell_them(tmp_path, micro_config, monkeypatc
         assert len(found.train) + len(found.validation) == 3
     _write(root / "slow.wav", 0.3, seconds=30, rate=4)
     (skipped,) = sources.open_root(str(root), "auto", OPTIONS, micro_config.data).skipped
-    assert skipped[1] == "its sample rate of 4 Hz is none of sound"
+    assert skipped[1] == "its sample rate of 4 Hz is outside the range of audio (1 kHz to 10 MHz)"
 
 
 def test_no_gtzan_says_so(tmp_path):

@@ -110,7 +110,7 @@ def test_a_stopped_making_goes_on_to_the_same_files(audio, made, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         shard_writer.write(found, tmp_path / "cut", **SETTINGS)
     assert not (tmp_path / "cut" / "index.json").exists()
-    with pytest.raises(DataError, match="holds no audio file"):  # what is unfinished is no data set
+    with pytest.raises(DataError, match="contains no audio file"):  # what is unfinished is no data set
         folder.scan(str(tmp_path / "cut"), OPTIONS, 0.2)
     monkeypatch.setattr(shards, "encode_record", real)
     shard_writer.write(found, tmp_path / "cut", **SETTINGS)
@@ -186,7 +186,7 @@ def test_killed_writers_leave_nothing_once_all_is_there(audio, tmp_path):
 
 def test_shards_are_not_written_into_what_they_are_made_of(audio, tmp_path):
     (tmp_path / "link").symlink_to(audio)
-    with pytest.raises(DataError, match="link would be input and output at once"):
+    with pytest.raises(DataError, match="link is both input and output"):
         sharding.require_apart(str(audio), tmp_path / "link")
     sharding.require_apart(str(audio), audio / "shards")
 

@@ -119,5 +119,5 @@ def test_compressed_tars_beside_others_are_named(tmp_path, micro_config):
 
 def test_a_tar_of_what_is_not_read_says_so(tmp_path):
     _pack(tmp_path / "0.tar", {"a.amr": b"", "b.amr": b""})
-    with pytest.raises(DataError, match=r"holds no tar file with audio\n  .amr is not read; .*: 2, the first is"):
+    with pytest.raises(DataError, match=r"contains no tar file with audio\n  .amr is not read; .*: 2, the first is"):
         webdataset.scan(str(tmp_path), OPTIONS, 0.1)

@@ -132,7 +132,7 @@ def test_both_ends_of_an_interpolation_are_the_files_themselves(desk, upload):
     [
         ("text.wav", b"this is no sound, but text", "^text.wav: not audio that can be read"),
         ("empty.wav", b"", "^empty.wav: the file is empty"),
-        ("nan.wav", np.full((3000, 2), np.nan, np.float32), "^nan.wav: .*holds NaN or infinite samples"),
+        ("nan.wav", np.full((3000, 2), np.nan, np.float32), "^nan.wav: .*contains NaN or infinite samples"),
         ("late.wav", np.r_[noise(5, 300_000), [[np.inf, 0]], noise(6, 300_000)], "^late.wav: .*NaN or infinite"),
         ("three.wav", noise(7, 100, 3), "three.wav.* has 3 channels, but the model needs 2"),
         ("bad.safetensors", b"nonsense", "not audio|cannot be read"),
