@@ -115,9 +115,9 @@ def test_conv_transpose1d(stride):
         ((2, 1), (1, 2), (3, 9)),
         ((1, 1), (1, 1), (3, 3)),
         ((2, 2), (1, 1), (5, 5)),
-        ((1, 1), (1, 4), (2, 9)),
-        ((2, 1), (1, 4), (3, 9)),
-        ((3, 1), (1, 1), (4, 5)),
+        pytest.param((1, 1), (1, 4), (2, 9), marks=pytest.mark.slow),
+        pytest.param((2, 1), (1, 4), (3, 9), marks=pytest.mark.slow),
+        pytest.param((3, 1), (1, 1), (4, 5), marks=pytest.mark.slow),
     ],
 )
 def test_conv2d(stride, dilation, kernel, channels):

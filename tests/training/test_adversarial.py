@@ -41,7 +41,9 @@ def _gradients(discriminator, params, real, fake):
         pytest.param(
             discriminators.EnCodecDiscriminator(2, use_mel_stft=True, mel_stft_filters=2, mel_stft_n_ffts=(64,),
                                                 mel_stft_n_mels=(4,), **_SMALL), 2, marks=pytest.mark.slow),
-        (discriminators.EnCodecDiscriminator(2, in_channels=1, use_msd=False, use_mpd=False, n_ffts=(64,)), 1),
+        pytest.param(
+            discriminators.EnCodecDiscriminator(2, in_channels=1, use_msd=False, use_mpd=False, n_ffts=(64,)), 1,
+            marks=pytest.mark.slow),
         pytest.param(
             discriminators.BandSplitDiscriminator(64, 16, ((0, 16), (16, 33))), 1, marks=pytest.mark.slow),
         (discriminators.MultiScaleSTFTDiscriminator(2, n_ffts=(64,)), 2),

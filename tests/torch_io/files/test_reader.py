@@ -267,7 +267,7 @@ def test_zip_files_that_torch_does_not_write_are_refused(tmp_path):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", ["lightning.ckpt", "save_model.pt"])
+@pytest.mark.parametrize("name", [pytest.param("lightning.ckpt", marks=pytest.mark.slow), "save_model.pt"])
 def test_damaged_files_are_refused_or_read_as_they_were(name):
     """A short version; `tests/fuzz_torch_files.py` runs a longer one."""
     path = GOLDEN / name
