@@ -12,7 +12,7 @@ from audiovae_jax.commands import arguments, bundled_configs
 from audiovae_jax.commands.arguments import Command
 from audiovae_jax.config import configuration
 from audiovae_jax.data.feeding import pipeline
-from audiovae_jax.data.sets import catalog, musdb18_stems, shard_writer, sharding
+from audiovae_jax.data.sets import catalog, musdb18_stems, shard_writer, sharding, sources
 from audiovae_jax.data.survey import page, repair, survey, text
 from audiovae_jax.errors import ConfigError, DataError, printable
 from audiovae_jax.run import bucket_lock
@@ -117,7 +117,8 @@ def _check(root=None):
     except OSError as error:
         raise DataError(f"the report was not written: {error.strerror or error}") from error
     if values.fix is not None:
-        for name, copy, note in repair.write(data.catalog.skipped, config.data.root or "", Path(values.fix)):
+        roots = [name for name, _ in config.data.mix] or sources.split_roots(config.data.root)
+        for name, copy, note in repair.write(data.catalog.skipped, roots, Path(values.fix)):
             print(f"fixed: {printable(copy)} ({note})" if copy else f"not fixed: {name} ({note})")
     if found.refusal is not None:
         raise DataError(f"training would fail: {found.refusal}")

@@ -88,6 +88,8 @@ class AudioFile:
         Raises:
           DataError: as `read_blocks`.
         """
+        if count == 0:
+            return np.zeros((0, self.channels), np.float32)
         (block,) = read_blocks(self, count, start, start + count)
         return block
 

@@ -75,6 +75,11 @@ def in_vorbis(channels: int) -> tuple[str, ...] | None:
     return _VORBIS.get(channels)
 
 
+def named(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """Return names of speakers, or None for mono, stereo, and names that are not known."""
+    return names if names and len(names) > 2 and all(name in _GAINS for name in names) else None
+
+
 def assumed(channels: int) -> str:
     """Describe how a file without a channel map is read."""
     layout = _NAMES.get(channels, "its first channels")

@@ -1,6 +1,7 @@
 """Decoders: the samples of a file with exact random access, for every format."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -92,12 +93,12 @@ def _opened(place) -> Iterator[BinaryIO]:
 
 def _scanned(place, file):
     begin, start = 0, file.read(16)
-    if start.startswith(b"ID3"):  # a tag may precede any format
-        begin = mp3.tag_size(start)
+    while start.startswith(b"ID3") and len(start) == 16:  # tags may precede any format
+        begin += mp3.tag_size(start)
         file.seek(begin)
         start = file.read(16)
     if container := containers.recognise(start):
-        return containers.ContainerDecoder(file, *container)
+        return _container(file, *container)
     name = start[:4]
     if mp3.is_frame(start) or (place.suffix.lower() in _MPEG_SUFFIXES and name not in (b"RIFF", b"fLaC", b"OggS")):
         found = mp3.scan(file)
@@ -111,18 +112,20 @@ def _scanned(place, file):
         pieces = wav.repair(file, begin)
     elif name == b"caff":
         pieces = caf.repair(file)
-    if pieces:
-        return _indexed(place, file, {"pieces": pieces})
-    sound = _Sound(place, file)
+    if begin and not pieces:  # libsndfile skips one tag, and in a reader it loses as many bytes at the end
+        pieces = [[begin, file.seek(0, os.SEEK_END) - begin]]
+    sound = _indexed(place, file, {"pieces": pieces}) if pieces else _Sound(place, file)
+    if sound.is_mpeg:
+        raise DataError("MP3 in another format cannot be read exactly; convert it to FLAC")
     if sound.frames > _MAX_FRAMES:
-        sound.frames = count(place, None)
+        sound.frames = count(place, sound.index)
         if sound.frames >= containers.MAX_COUNTED:
             raise DataError(f"its length is unknown, and above {containers.MAX_COUNTED} samples")
-        sound.index = {"frames": sound.frames}
+        sound.index = {**(sound.index or {}), "frames": sound.frames}
         if name == b"fLaC" and sound.frames:
             return _indexed(place, file, {"pieces": flac.with_length(file, sound.frames, begin)})
     if not sound.is_seekable:
-        sound.index = {"sequential": True}
+        sound.index = {**(sound.index or {}), "sequential": True}
     return sound
 
 
@@ -131,7 +134,7 @@ def _indexed(place, file, index):
         case {"mp3": parts}:
             return _Parts(file, [mp3.from_json(part) for part in parts], index)
         case {"container": [name, title, frames]}:
-            return containers.ContainerDecoder(file, name, title, frames)
+            return _container(file, name, title, frames)
         case {"ogg": links}:
             return _ogg(file, [ogg.from_json(link) for link in links], index)
         case {"pieces": pieces}:
@@ -140,6 +143,12 @@ def _indexed(place, file, index):
             return _Sound(place, file, frames, index)
         case _:
             return _Sound(place, file, None, index)
+
+
+def _container(file, *options):
+    decoder = containers.ContainerDecoder(file, *options)
+    decoder.speakers = channels.named(decoder.speakers)
+    return decoder
 
 
 def _ogg(file, links, index, damage=None):
@@ -184,7 +193,7 @@ class _Sound:
         self.frames = self._sound.frames if frames is None else frames
         self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
         self.speakers, self.format = channels.of_file(self._sound), self._sound.format
-        self.is_seekable = self._sound.seekable()
+        self.is_seekable, self.is_mpeg = self._sound.seekable(), self._sound.subtype.startswith("MPEG")
         self._position = 0
 
     def read(self, start, count):

@@ -48,6 +48,10 @@ def is_installed() -> bool:
     return importlib.util.find_spec("av") is not None
 
 
+class MissingError(DataError):
+    """PyAV is not installed."""
+
+
 class ContainerDecoder:
     """The first sound track of a container file, decoded in order.
 
@@ -58,7 +62,8 @@ class ContainerDecoder:
       frames: samples per channel, if known; else the whole file is decoded to count them.
 
     Raises:
-      DataError: PyAV is not installed, or the file has no sound that can be decoded.
+      MissingError: PyAV is not installed.
+      DataError: the file has no sound that can be decoded.
     """
 
     format, damage = None, None
@@ -67,16 +72,13 @@ class ContainerDecoder:
         try:
             import av
         except ImportError:
-            raise DataError(f"{title} is not read without PyAV; {REMEDY}") from None
+            raise MissingError(f"{title} is not read without PyAV; {REMEDY}") from None
         self.file, self._name, self._title, self._error = file, name, title, av.FFmpegError
         self._container = None
         self._start()
         self.frames = frames
         if frames is None:
-            self.frames, declared = self._count(), self._declared
-            if self.frames < declared - _TOLERANCE * self.sample_rate:
-                ends, seconds = self.frames / self.sample_rate, declared / self.sample_rate
-                self.damage = f"truncated: audio ends at {ends:.1f} s of {seconds:.1f} s"
+            self.frames, self.damage = self._count()
         self.index = {"container": [name, title, self.frames], "sequential": True}
 
     def read(self, start: int, count: int) -> np.ndarray:
@@ -117,7 +119,7 @@ class ContainerDecoder:
             self.sample_rate, self.channels = stream.rate, stream.channels
             names = tuple(channel.name for channel in stream.layout.channels)
             self.speakers = names if len(names) > 2 and all(names) else None
-            self._declared = int((stream.duration or 0) * stream.time_base * stream.rate)
+            self._declared = self._declared_length(stream)
             self._blocks = self._decoded(stream, av.AudioResampler(format="fltp"))
         except self._error as error:
             raise DataError(f"{self._title} cannot be read ({error.strerror})") from error
@@ -138,13 +140,34 @@ class ContainerDecoder:
         try:
             return next(self._blocks, None)
         except self._error as error:
-            raise DataError(f"{self._title}: damaged at sample {self._position} ({error.strerror})") from error
+            raise _DamageError(error.strerror or str(error)) from error
+
+    def _declared_length(self, stream):
+        """Return the samples that the header declares; 0 if it does not, or FFmpeg estimates them from the bit rate."""
+        if self._name == "mov":
+            return int((stream.duration or 0) * stream.time_base * stream.rate)
+        if self._name == "matroska" and len(self._container.streams) == 1:
+            return (self._container.duration or 0) * stream.rate // 1_000_000
+        return 0
 
     def _count(self):
-        frames = 0
-        while (block := self._next()) is not None:
-            frames += len(block)
-            self._position = frames
-            if frames >= MAX_COUNTED:
-                raise DataError(f"{self._title} of {MAX_COUNTED} samples or more; split it")
-        return frames
+        """Decode everything, and return `(samples, damage)`."""
+        frames, reason = 0, None
+        try:
+            while (block := self._next()) is not None:
+                frames += len(block)
+                self._position = frames
+                if frames >= MAX_COUNTED:
+                    raise DataError(f"{self._title} of {MAX_COUNTED} samples or more; split it")
+        except _DamageError as error:
+            reason = str(error)
+        ends = frames / self.sample_rate
+        if reason:
+            return frames, f"damaged: audio ends at {ends:.2f} s ({reason})"
+        if frames < self._declared - _TOLERANCE * self.sample_rate:
+            return frames, f"truncated: audio ends at {ends:.2f} s of {self._declared / self.sample_rate:.2f} s"
+        return frames, None
+
+
+class _DamageError(DataError):
+    """A part of a container that cannot be decoded."""

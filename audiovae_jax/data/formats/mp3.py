@@ -28,7 +28,7 @@ _MAX_CANDIDATES = 100_000  # bytes that look like a frame but are not, before a 
 _SYNC = re.compile(rb"\xff[\xe2-\xff]|ID3|TAG|APET")
 _STATED_SIZE = 1 << 40  # bytes
 _DECODER_DELAY = 529  # samples by which decoders delay MP3
-_STATE_FRAMES = 2  # frames before a range that its overlap and filter bank depend on
+_STATE_FRAMES = 4  # frames before a range for the overlap and filter bank; a damaged frame keeps older state
 # kbit/s by (is MPEG-1, layer) and the index in the header; index 0 is the free format, which is not supported.
 _BITRATES = {
     (True, 1): (0, 32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -43,6 +43,14 @@ _RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 
 
 class NoFramesError(DataError):
     """A file without a frame of MPEG audio."""
+
+
+class _LostError(Exception):
+    """The search for the next frame was given up after `gap` bytes."""
+
+    def __init__(self, gap: int):
+        super().__init__(gap)
+        self.gap = gap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +147,17 @@ def scan(file: BinaryIO) -> Scan:
       NoFramesError: there are no frames.
     """
     source, runs = _Source(file), []
-    for offset, header, gap in _walk(source, 0):
-        info = _info(source, offset, header)
-        if info is not None or not runs or runs[-1].header.stream != header.stream:
-            runs.append(_Run(header, info))
-            if info is not None:  # this frame is silent and not part of the audio
-                continue
-        runs[-1].add(offset, header, gap)
+    try:
+        for offset, header, gap in _walk(source, 0):
+            info = _info(source, offset, header)
+            if info is not None or not runs or runs[-1].header.stream != header.stream:
+                runs.append(_Run(header, info))
+                if info is not None:  # this frame is silent and not part of the audio
+                    continue
+            runs[-1].add(offset, header, gap)
+    except _LostError as error:
+        if runs:
+            runs[-1].lose(error.gap)
     runs = [run for run in runs if run.frames]
     if not runs:
         raise NoFramesError("it has no frames of MPEG audio")
@@ -188,6 +200,10 @@ class _Run:
             self._offsets.append(offset)
         self.frames += 1
         self._end = offset + header.size
+
+    def lose(self, gap):
+        """Record that the frames end with bytes that are not audio."""
+        self._gap = self._gap or (self.frames, gap)
 
     def part(self):
         samples = self.frames * self.header.samples
@@ -265,7 +281,7 @@ def _walk(source, offset, stream=None) -> Iterator[tuple[int, Header, int]]:
             continue
         candidates += 1
         if candidates > _MAX_CANDIDATES:
-            raise DataError(f"damaged: no MPEG audio in {gap} bytes before byte {offset}")
+            raise _LostError(gap)
         following = source.find_sync(offset + 1)
         gap += following - offset
         offset = following

@@ -14,12 +14,13 @@ import tqdm
 
 from audiovae_jax.data.audio import audio_file, deadline, files, levels, remote
 from audiovae_jax.data.audio.audio_file import AudioFile, Place
+from audiovae_jax.data.formats import containers
 from audiovae_jax.errors import DataError, RootError
 from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
 
 _CHUNK = 256  # files per task that reads sizes and times
-_VERSION = 5  # of the index, so that results of older programs are not used
+_VERSION = 6  # of the index, so that results of older programs are not used
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ def probe(root: str, places: Sequence[Place], options: Options) -> list[AudioFil
             return False, str(error)
         except remote.UnreachableError:
             raise
-        except remote.RefusedError as error:
+        except (remote.RefusedError, containers.MissingError) as error:
             return False, str(error)
         except DataError as error:
             return True, str(error)

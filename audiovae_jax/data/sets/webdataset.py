@@ -96,11 +96,12 @@ def _without_dot(name):
 def _sample(key):
     """Return WebDataset's key of a file: its name up to the first dot of the base name.
 
-    Numbered names such as `blues.00000.wav` are not parts of one sample.
+    Names such as `blues.00000.wav` and `Dr. Dre.wav` are not parts of one sample.
     """
     folder_name, _, base = key.rpartition("/")
     name, _, rest = base.partition(".")
-    return key if rest.rpartition(".")[0].isdigit() else f"{folder_name}/{name}"
+    part = rest.rpartition(".")[0]
+    return key if part.isdigit() or part.startswith(" ") else f"{folder_name}/{name}"
 
 
 def _opened(place):

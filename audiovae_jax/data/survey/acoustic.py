@@ -68,6 +68,8 @@ def fingerprint(audio: Audio, read: Callable[[int, int], np.ndarray] | None = No
     read = read or audio.read
     lead = _lead(audio, read)
     rest = audio.frames - lead
+    if rest == 0:
+        return Fingerprint(0.0, ())
     size = min(rest, round(STRETCH_SECONDS * audio.sample_rate))
     starts = sorted({lead, lead + (rest - size) // 2})
     stretches = [_words(read(start, size), audio.sample_rate) for start in starts]

@@ -8,14 +8,16 @@ from audiovae_jax.data.audio import audio_file, remote, stream
 from audiovae_jax.errors import DataError
 
 
-def write(skipped: Sequence[tuple[str, str]], root: str, out: Path) -> Iterator[tuple[str, Path | None, str]]:
+def write(
+    skipped: Sequence[tuple[str, str]], roots: Sequence[str], out: Path
+) -> Iterator[tuple[str, Path | None, str]]:
     """Write what can be decoded of skipped files as 32-bit float WAV, and iterate over the results.
 
-    Existing files are kept. The originals do not change.
+    Neither existing files nor the originals change.
 
     Args:
       skipped: `(path, reason)` of each file, see `Catalog.skipped`.
-      root: folder of the files. The copies have the same relative paths.
+      roots: folders of the files. The copies have the same relative paths.
       out: folder of the copies.
 
     Yields:
@@ -23,7 +25,8 @@ def write(skipped: Sequence[tuple[str, str]], root: str, out: Path) -> Iterator[
     """
     for name, reason in skipped:
         path = Path(name)
-        if remote.is_url(name) or not path.is_file() or not path.is_relative_to(root):
+        root = next((root for root in map(remote.local_path, roots) if path.is_relative_to(root)), None)
+        if remote.is_url(name) or not path.is_file() or root is None:
             yield name, None, reason
             continue
         target = out / path.relative_to(root).with_name(f"{path.name}.wav")
@@ -32,11 +35,11 @@ def write(skipped: Sequence[tuple[str, str]], root: str, out: Path) -> Iterator[
             if file.damage is None:  # it is short or silent
                 yield name, None, reason
                 continue
-            if not target.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                stream.write(
-                    stream.of_audio(file, functools.partial(audio_file.read_blocks, file, stream.BLOCK)), target
-                )
+            if target.exists():
+                yield name, None, f"{target} exists"
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stream.write(stream.of_audio(file, functools.partial(audio_file.read_blocks, file, stream.BLOCK)), target)
         except (DataError, OSError) as error:
             yield name, None, str(error).removeprefix(f"{name}: ")
             continue

@@ -1,12 +1,15 @@
 """Exact windows of formats that libsndfile cannot seek in, or whose length it does not know."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
 import soundfile
 
 from audiovae_jax.data.audio import audio_file, decoders
+from audiovae_jax.data.audio.section import Section
+from audiovae_jax.errors import DataError
 
 _AUDIO = (0.1 * np.random.default_rng(0).standard_normal((30_000, 2))).astype(np.float32)
 
@@ -59,3 +62,26 @@ def test_formats_without_seeking_are_decoded_up_to_the_window(tmp_path, subtype)
     file = _file(tmp_path, content)
     _require_exact(file, np.concatenate(list(audio_file.read_blocks(file, file.frames))))
     assert np.abs(file.read(0, file.frames)[:30_000] - _AUDIO[:, :1]).mean() < 0.1
+
+
+@pytest.mark.parametrize("tags", [1, 2])
+@pytest.mark.parametrize("kind", ["WAV", "AIFF", "FLAC"])
+def test_tags_before_a_format_hide_no_samples_in_an_archive(tmp_path, kind, tags):
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, (8000, 2))
+    file = io.BytesIO()
+    soundfile.write(file, audio, 8000, format=kind, subtype="PCM_16")
+    content = (b"ID3\x03\0\0\0\0\x08\0" + bytes(1024)) * tags + file.getvalue()
+    (tmp_path / "a").write_bytes(b"#" * 100 + content + b"#" * 100)
+    member = audio_file.probe(Section(tmp_path / "a", 100, len(content), f"a.{kind.lower()}"))
+    assert member.frames == 8000
+    np.testing.assert_allclose(member.read(7000, 1000), audio[7000:], atol=1e-4)
+
+
+def test_mp3_in_wav_is_refused(tmp_path):
+    file = io.BytesIO()
+    soundfile.write(file, _AUDIO, 44100, format="MP3", subtype="MPEG_LAYER_III")
+    data = file.getvalue()
+    layout = struct.pack("<HHIIHHHHIHHH", 0x55, 2, 44100, 16000, 1, 0, 12, 1, 2, 417, 1, 1393)
+    chunks = b"fmt " + struct.pack("<I", len(layout)) + layout + b"data" + struct.pack("<I", len(data)) + data
+    with pytest.raises(DataError, match="MP3 in another format cannot be read exactly; convert it to FLAC"):
+        _file(tmp_path, b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks, "a.wav")

@@ -66,6 +66,44 @@ def test_a_cut_file_is_reported_with_the_second_where_it_ends(tmp_path):
         audio_file.probe(tmp_path / "a.m4a")
 
 
+@pytest.mark.parametrize(
+    ("codec", "container", "layout", "speakers"),
+    [("flac", "matroska", "3.1", ("FL", "FR", "FC", "LFE")), ("pcm_s16le", "matroska", "4 channels", None)],
+)
+def test_speakers_are_those_of_the_layout_if_it_has_names(tmp_path, codec, container, layout, speakers):
+    av = pytest.importorskip("av")
+    path = tmp_path / "a.mka"
+    with av.open(str(path), "w", format=container) as file:
+        stream = file.add_stream(codec, rate=RATE)
+        stream.layout = layout
+        frame = av.AudioFrame.from_ndarray(np.full((1, 4 * 960), 1000, np.int16), format="s16", layout=layout)
+        frame.sample_rate, frame.pts = RATE, 0
+        for block in (frame, None):
+            file.mux(stream.encode(block))
+    file = audio_file.probe(path)
+    assert (file.channels, file.speakers) == (4, speakers)
+    assert audio_file.read_window(file, 0.0, 100, RATE, 2).shape == (100, 2)
+
+
+def test_raw_aac_of_any_bit_rate_is_complete(tmp_path):
+    audio = _write(tmp_path / "a.aac", "aac", "adts", 2.0)
+    file = audio_file.probe(tmp_path / "a.aac")
+    assert (file.damage, file.frames) == (None, pytest.approx(len(audio), abs=4096))
+
+
+def test_damage_in_the_middle_is_reported_and_read_up_to_it(tmp_path):
+    path = tmp_path / "a.mka"
+    _write(path, "flac", "matroska", 2.0)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 600] = bytes(600)
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"(damaged|truncated): audio ends at [01]\.\d\d s"):
+        audio_file.probe(path)
+    file = audio_file.probe(path, allow_truncated=True)
+    assert 0.1 < file.seconds < 1.9
+    assert file.read(0, file.frames).shape == (file.frames, 2)
+
+
 def test_without_pyav_the_error_names_the_remedy(tmp_path, monkeypatch):
     (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(5000))
     monkeypatch.setitem(sys.modules, "av", None)

@@ -115,6 +115,24 @@ def test_damage_is_named_by_its_second_and_what_is_there_can_be_read(tmp_path, r
         _probed(tmp_path, hole)
 
 
+def test_a_tail_that_looks_like_frames_is_damage_that_can_be_left_out(tmp_path, rng):
+    data = _encoded(rng)
+    content = data + b"\xff" * 300_000 + data
+    with pytest.raises(DataError, match=r"damaged: \d+ bytes at 3\.\d s are not MPEG audio"):
+        _probed(tmp_path, content)
+    assert _probed(tmp_path, content, allow_truncated=True).frames == SECONDS * 44100
+
+
+def test_windows_are_exact_where_streams_were_joined_in_the_middle(tmp_path):
+    rng = np.random.default_rng(5)
+    data = _encoded(rng, "VARIABLE", 16000, 1, 0.1)
+    (part,) = mp3.scan(io.BytesIO(data)).parts
+    file = _probed(tmp_path, data[_first_frame(data) :] + data[part.offsets[1] :])
+    whole = file.read(0, file.frames)
+    for start in range(0, file.frames - 576, 288):
+        np.testing.assert_allclose(file.read(start, 576), whole[start : start + 576], atol=1e-6)
+
+
 def test_nothing_is_written_to_stderr(tmp_path, rng, capfd):
     data = _encoded(rng, rate=22050, channels=1, level=0.9)
     for content in (

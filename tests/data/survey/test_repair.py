@@ -18,7 +18,7 @@ def test_damaged_files_are_copied_up_to_their_damage(tmp_path):
     before = cut.read_bytes()
     others = [(page, "not audio"), (root / "gone.wav", "No such file"), (root / "short.wav", "10 samples are shorter")]
     skipped = [(str(path), reason) for path, reason in [(cut, "truncated"), *others]]
-    fixed, *unfixed = repair.write(skipped, str(root), out)
+    fixed, *unfixed = repair.write(skipped, [str(tmp_path / "other"), str(root)], out)
     assert fixed[:2] == (str(cut), out / "deep" / "cut.flac.wav")
     made, rate = soundfile.read(fixed[1], dtype="float32")
     assert rate == 8000
