@@ -141,6 +141,7 @@ def open_session(
     is_first = jax.process_index() == 0
     # 1. Check the config, in each process and between processes.
     configuration.check(config, jax.device_count())
+    _refuse_debug_nans()
     recorder.check(config)
     group.meet("config", same=what_all_share(config))
     # 2. Lock the workdir. From here on, a stop request ends the run and releases the lock.
@@ -194,6 +195,15 @@ def open_session(
         config, workdir, recipe, data, devices, group, lock, checkpoints, reporter, saving, safety, reader
     )
     return session, start
+
+
+def _refuse_debug_nans():
+    for name in ("jax_debug_nans", "jax_debug_infs"):
+        if getattr(jax.config, name):
+            raise ConfigError(
+                f"{name.upper()} is set. It has no effect on the compiled step. Unset it: a run reports and skips each "
+                "update that is not finite, and keeps its batch in bad_batches/"
+            )
 
 
 def open_data(config: ml_collections.ConfigDict, workdir: Path | BucketPath) -> pipeline.Data:
