@@ -230,7 +230,8 @@ def what_all_share(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """
     flat = configuration.flatten(configuration.plain(config))
     shared = {key: value for key, value in flat.items() if key not in configuration.HOST_KEYS}
-    return shared | {"version of jax": jax.__version__, "devices of a process": jax.local_device_count()}
+    compilers = compilation.compiler_versions() | compilation.compiler_flags()
+    return shared | compilers | {"devices of a process": jax.local_device_count()}
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath, checkpoints: Checkpoints, write: bool):

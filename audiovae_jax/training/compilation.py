@@ -3,10 +3,14 @@
 import contextlib
 import ctypes
 import gc
+import importlib.metadata
 import os
 from pathlib import Path
 
 import jax
+
+_SHORTEST = "jax_persistent_cache_min_compile_time_secs"
+_COMPILERS = ("jax", "jaxlib", "libtpu")
 
 
 def use_cache():
@@ -16,11 +20,36 @@ def use_cache():
     200 of them.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(root) / "audiovae_jax" / "xla"))
-    is_default = jax.config.jax_persistent_cache_min_compile_time_secs == 1.0
-    if is_default and "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_compilation_cache_dir", str(_own_cache()))
+    if getattr(jax.config, _SHORTEST) == 1.0 and _SHORTEST.upper() not in os.environ:
+        jax.config.update(_SHORTEST, 0.0)
+
+
+def _own_cache():
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "audiovae_jax" / "xla"
+
+
+def compiler_versions() -> dict[str, str | None]:
+    """Return the versions of the installed compilers and of jax's plugins for devices."""
+    plugins = (plugin.dist for plugin in importlib.metadata.entry_points(group="jax_plugins"))
+    names = (*_COMPILERS, *(plugin.name for plugin in plugins if plugin is not None))
+    return {f"version of {name}": _version(name) for name in names}
+
+
+def compiler_flags() -> dict[str, str]:
+    """Return the flags of the compilers in the environment, without those for dumps."""
+    return {
+        name: " ".join(flag for flag in os.environ.get(name, "").split() if not flag.startswith("--xla_dump_"))
+        for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+    }
+
+
+def _version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def compiled(function: jax.stages.Wrapped, *args) -> jax.stages.Compiled:

@@ -5,6 +5,7 @@ import gc
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 import pytest
 
 from audiovae_jax.training import compilation
@@ -42,6 +43,16 @@ def test_the_cache_is_in_the_users_folder_by_default(cache_dir, tmp_path, monkey
     jax.config.update("jax_compilation_cache_dir", None)
     compilation.use_cache()
     assert cache_dir() == str(tmp_path / "audiovae_jax" / "xla")
+
+
+def test_versions_and_flags_of_the_compilers(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/tmp/host0 --xla_gpu_autotune_level=0")
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    assert compilation.compiler_flags() == {"XLA_FLAGS": "--xla_gpu_autotune_level=0", "LIBTPU_INIT_ARGS": ""}
+    versions = compilation.compiler_versions()
+    assert versions["version of jax"] == jax.__version__
+    assert versions["version of jaxlib"] == jaxlib.__version__
+    assert "version of libtpu" in versions
 
 
 @pytest.mark.parametrize("library", [ctypes.CDLL, lambda _: object()])
