@@ -94,6 +94,7 @@ def _look():
     values = flags.FLAGS
     workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / arguments.config_name())
     config = arguments.read_config(workdir)
+    training.use_cache_of(workdir)
     several = jax.distributed.is_initialized()  # jax.process_count fails without a device, which is to be reported
     first = not several or jax.process_index() == 0
     checks = doctor.examine(

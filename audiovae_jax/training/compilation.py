@@ -8,7 +8,12 @@ import os
 from pathlib import Path
 
 import jax
+from jax._src import compilation_cache  # jax has no public name for reading an entry
 
+from audiovae_jax.storage.bucket_path import BucketPath
+
+_MAX_CACHE = 20_000_000_000  # bytes
+_CHECKED = ".checked"  # file in the cache, as old as its newest checked entry
 _SHORTEST = "jax_persistent_cache_min_compile_time_secs"
 _COMPILERS = ("jax", "jaxlib", "libtpu")
 
@@ -23,6 +28,65 @@ def use_cache():
         jax.config.update("jax_compilation_cache_dir", str(_own_cache()))
     if getattr(jax.config, _SHORTEST) == 1.0 and _SHORTEST.upper() not in os.environ:
         jax.config.update(_SHORTEST, 0.0)
+
+
+def share_cache(folder: Path | BucketPath):
+    """Cache compiled programs in a folder that all processes of a run see, unless the user has chosen another.
+
+    Only the first process writes entries. In its own cache folder, the others would not find them.
+
+    Entries are code. So the folder is created for this user only, and one of another user is not used.
+    """
+    if jax.config.jax_compilation_cache_dir != str(_own_cache()):
+        return
+    if isinstance(folder, Path):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if folder.stat().st_uid != os.getuid():
+                return
+        except OSError:
+            return
+    elif _SHORTEST.upper() not in os.environ:
+        jax.config.update(_SHORTEST, 1.0)  # requests take longer than compiling a small program
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def mend_cache(max_bytes: int = _MAX_CACHE):
+    """Delete torn entries from the cache of compiled programs, and the oldest ones above a total size.
+
+    A process that is killed while it writes an entry leaves a part of it. jax would warn and compile that program at
+    every start. Each entry is read once, at the first call after it was written.
+
+    A cache in a bucket is left alone. The size is not limited in a folder that the user has chosen, or if
+    `jax_compilation_cache_max_size` is set.
+
+    Args:
+      max_bytes: limit of the size.
+    """
+    if "://" in jax.config.jax_compilation_cache_dir:
+        return
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    with contextlib.suppress(OSError):  # the cache is optional, and other runs change it at the same time
+        is_ours = "JAX_COMPILATION_CACHE_DIR" not in os.environ and jax.config.jax_compilation_cache_max_size == -1
+        checked = (folder / _CHECKED).stat().st_mtime_ns if (folder / _CHECKED).exists() else 0
+        found = [(path.stat(), path) for path in folder.glob("*-cache")]
+        total, newest = 0, checked
+        for status, path in sorted(found, key=lambda each: each[0].st_mtime_ns, reverse=True):
+            total, newest = total + status.st_size, max(newest, status.st_mtime_ns)
+            if (is_ours and total > max_bytes) or (status.st_mtime_ns > checked and not _is_intact(path)):
+                path.unlink(missing_ok=True)
+        (folder / _CHECKED).touch()
+        os.utime(folder / _CHECKED, ns=(newest, newest))
+
+
+def _is_intact(entry):
+    try:
+        compilation_cache.decompress_executable(entry.read_bytes())
+    except OSError:
+        return True
+    except Exception:  # of zlib or zstandard
+        return False
+    return True
 
 
 def _own_cache():
