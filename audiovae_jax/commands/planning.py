@@ -94,7 +94,9 @@ def _look():
     values = flags.FLAGS
     workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / arguments.config_name())
     config = arguments.read_config(workdir)
-    first = jax.process_index() == 0
+    training.use_cache_of(workdir)
+    several = jax.distributed.is_initialized()  # jax.process_count fails without a device, which is to be reported
+    first = not several or jax.process_index() == 0
     checks = doctor.examine(
         config,
         workdir,
@@ -103,7 +105,7 @@ def _look():
     )
     failed = any(check.status == doctor.FAILED for check in checks)
     if first or failed:
-        whose = f"process {jax.process_index()}:\n" if jax.process_count() > 1 else ""
+        whose = f"process {jax.process_index()}:\n" if several else ""
         print(whose + "\n".join(doctor.lines(checks)), flush=True)
     return failed
 

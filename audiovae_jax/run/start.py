@@ -141,6 +141,7 @@ def open_session(
     is_first = jax.process_index() == 0
     # 1. Check the config, in each process and between processes.
     configuration.check(config, jax.device_count())
+    _refuse_debug_nans()
     recorder.check(config)
     group.meet("config", same=what_all_share(config))
     # 2. Lock the workdir. From here on, a stop request ends the run and releases the lock.
@@ -196,6 +197,15 @@ def open_session(
     return session, start
 
 
+def _refuse_debug_nans():
+    for name in ("jax_debug_nans", "jax_debug_infs"):
+        if getattr(jax.config, name):
+            raise ConfigError(
+                f"{name.upper()} is set. It has no effect on the compiled step. Unset it: a run reports and skips each "
+                "update that is not finite, and keeps its batch in bad_batches/"
+            )
+
+
 def open_data(config: ml_collections.ConfigDict, workdir: Path | BucketPath) -> pipeline.Data:
     """Open the data of a run in `workdir`, without the samples that the run writes there.
 
@@ -220,7 +230,8 @@ def what_all_share(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """
     flat = configuration.flatten(configuration.plain(config))
     shared = {key: value for key, value in flat.items() if key not in configuration.HOST_KEYS}
-    return shared | {"version of jax": jax.__version__, "devices of a process": jax.local_device_count()}
+    compilers = compilation.compiler_versions() | compilation.compiler_flags()
+    return shared | compilers | {"devices of a process": jax.local_device_count()}
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath, checkpoints: Checkpoints, write: bool):

@@ -1,5 +1,6 @@
 """Whole runs of two real processes, on loopback."""
 
+import os
 import random
 import shutil
 import time
@@ -72,6 +73,51 @@ def test_processes_of_different_configs_are_refused(micro_config, tmp_path):
             assert "error: process 1 of 2 (on " in run.log(i)
             assert "belongs to another run:\n  validate_every: 5 in process 0, 7 there\n" in run.log(i)
     assert not (tmp_path / "differ").exists()
+
+
+@pytest.mark.slow
+def test_other_flags_of_the_compiler_are_refused(micro_config, tmp_path):
+    flags = os.environ.get("XLA_FLAGS", "")
+    each = {1: {"environment": {"XLA_FLAGS": f"{flags} --xla_dump_to={tmp_path} --xla_cpu_use_onednn=false"}}}
+    with Run(tmp_path, "unlike", _config(micro_config), each=each) as run:
+        assert run.wait() == [1, 1]
+        for i in range(2):
+            assert "error: process 1 of 2 (on " in run.log(i)
+            told = f"\n  XLA_FLAGS: {flags!r} in process 0, {f'{flags} --xla_cpu_use_onednn=false'.strip()!r} there\n"
+            assert f"belongs to another run:{told}" in run.log(i)
+
+
+@pytest.mark.slow
+def test_a_restart_on_other_hosts_finds_the_programs(micro_config, tmp_path):
+    """Each process of each start has its own cache folder, as on hosts without a shared home.
+
+    On CPUs only the first process can find entries: the fingerprint of the devices in jax's keys differs.
+    """
+
+    def start(name, **settings):
+        homes = [{"JAX_COMPILATION_CACHE_DIR": None, "XDG_CACHE_HOME": str(tmp_path / f"{name}{i}")} for i in range(2)]
+        each = {i: {"run_cache": True, "environment": homes[i], **settings} for i in range(2)}
+        with Run(tmp_path, "run", _config(micro_config), each=each) as run:
+            run.finished()
+            entries = {path.name for path in (tmp_path / ".xla_cache").glob("jit_mapped*")}  # validation and step
+            return entries, run.record()["compilation"]["hits"]
+
+    entries, hits = start("first", stop_at=6)
+    assert (len(entries), hits) == (2, 0)
+    found, hits = start("second")
+    assert found == entries
+    assert hits > len(entries)
+    assert (tmp_path / ".xla_cache").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_does_not_wait_for_a_reader(micro_config, tmp_path):
+    with Run(tmp_path, "hung", _config(micro_config), count=1, each={0: {"hang_at": 6, "stop_at": 4}}) as run:
+        run.wait_for("worker: a read hangs")
+        run.wait_for(": saved; run the same command to resume")
+        began = time.monotonic()
+        assert run.wait(60) == [0]
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.slow
