@@ -3,13 +3,15 @@
 `python process_worker.py TOLD`, a dict: `workdir`, `config`, `devices`, `join` and `train` (arguments of
 `launch.joined` and `train.train`), `record` (a file), and optionally `fail_at` (a step whose batch this
 process cannot read), `hang_at` (a step whose batch a thread reads for ever), `stop_at` (a step after which it gets
-SIGTERM), `slow` (whether it is the step with discriminator that takes minutes to compile, or the one without) and
+SIGTERM), `hang` (where this process hangs, and after how many calls), `slow_reads` (seconds that each batch takes
+longer here), `slow` (whether it is the step with discriminator that takes minutes to compile, or the one without) and
 `run_cache` (whether the compilation cache is the run's, as in the command; see `watch_compilation`).
 """
 
 import ast
 import ctypes
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -25,9 +27,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from audiovae_jax.commands import process, training
-from audiovae_jax.data.feeding import crops
+from audiovae_jax.data.feeding import crops, pipeline
+from audiovae_jax.data.feeding.stalls import StallMeter
 from audiovae_jax.distributed import background, launch, mesh
 from audiovae_jax.errors import DataError, UserError
+from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import loop, reporter, train
 from audiovae_jax.storage import array_store
 from audiovae_jax.training import compilation, program
@@ -89,6 +93,41 @@ def hanging_batch(read, batch_size, hang_at):
     return batch
 
 
+PLACES = {
+    "step": (reporter.Reporter, "step"),
+    "read": (StallMeter, "next"),
+    "save": (Checkpoints, "save"),
+    "restore": (Checkpoints, "restore"),
+}
+
+
+def hang(place, calls):
+    """Let the call of a place that follows `calls` others never return."""
+    owner, name = PLACES[place]
+    method, made = getattr(owner, name), itertools.count()
+
+    def hanging(*args, **options):
+        if next(made) == calls:
+            print(f"worker: hangs in a {place}", flush=True)
+            while True:
+                time.sleep(1000)
+        return method(*args, **options)
+
+    setattr(owner, name, hanging)
+
+
+def slow_reads(seconds):
+    """Let each batch take longer."""
+    batches = pipeline.batches
+
+    def slow(*args, **options):
+        for rows in batches(*args, **options):
+            time.sleep(seconds)
+            yield rows
+
+    pipeline.batches = slow
+
+
 def main():
     told = ast.literal_eval(sys.argv[1])
     jax.config.update("jax_num_cpu_devices", told["devices"])
@@ -112,6 +151,10 @@ def main():
         show(self, done, metrics)
 
     loop.Loop.next_batch, reporter.Reporter.step = _next, step
+    if "hang" in told:
+        hang(*told["hang"])
+    if "slow_reads" in told:
+        slow_reads(told["slow_reads"])
     if "slow" in told:
         program.map_step = slow_to_compile(program.map_step, told["slow"])
     if "hang_at" in told:

@@ -65,6 +65,7 @@ def _flags():
 
 def _train():
     process.restart_with_huge_pages()
+    process.show_stacks_on_signal()
     from audiovae_jax.run import bucket_lock, train, warm_start
 
     given = flags.FLAGS
@@ -74,6 +75,7 @@ def _train():
     try:
         with joined():
             config = arguments.read_config(workdir, reader)
+            process.limit_nccl(2 * config.stuck_timeout)  # so that the run's own message comes first
             use_cache_of(workdir)
             if jax.process_index() == 0:
                 compilation.mend_cache()

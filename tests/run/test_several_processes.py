@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import time
 
@@ -217,3 +218,36 @@ def test_two_processes_begin_with_the_weights_of_another_run(micro_config, train
         run.finished()
         assert f"restored from {begun} (checkpoint {3 - best}): the step and the optimizers are reset" in run.log(0)
     assert run.record()["digests"] == run.record(1)["digests"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "calls", "phase"),
+    [("step", 5, "step"), ("read", 5, "reading"), ("save", 0, "saving"), ("restore", 0, "restoring")],
+)
+def test_a_process_that_is_stuck_is_named_and_ends_all(micro_config, tmp_path, place, calls, phase):
+    limit = 8
+    config = _config(micro_config, stuck_timeout=float(limit))
+    if place == "restore":
+        with Run(tmp_path, "run", config, devices=1) as before:
+            before.finished()
+    with Run(tmp_path, "stuck", config, devices=1, workdir=tmp_path / "run", each={1: {"hang": (place, calls)}}) as run:
+        run.wait_for(f"worker: hangs in a {place}", 1)
+        began = time.monotonic()
+        assert run.wait(180) == [1, 1]
+        # A thread ends a process that does not end in 10 s, or in 60 s if it still writes a checkpoint.
+        assert time.monotonic() - began < limit + (90 if place == "save" else 40)
+        named = rf"no progress for \d+ s in process 1 of 2 \(on \S+; phase {phase}, step \d+\); waiting for that: pro"
+        for i in range(2):
+            assert re.search(f"error: {named}", run.log(i)), run.log(i)
+            assert re.search(f"stacks of process {i} of 2: {named}", run.log(i)), run.log(i)
+            assert "most recent call first" in run.log(i), run.log(i)
+        assert "in hanging\n" in run.log(1)  # where it is stuck
+
+
+@pytest.mark.slow
+def test_the_process_whose_data_is_slow_is_named(micro_config, tmp_path):
+    config = _config(micro_config, num_steps=110, validate_every=110, checkpoint_every=110)
+    with Run(tmp_path, "slow", config, devices=1, each={1: {"slow_reads": 0.3}}) as run:
+        run.finished()
+        assert re.search(r"warning: \d+% of the time is spent waiting for data in process 1 of 2 \(on ", run.log(0))
