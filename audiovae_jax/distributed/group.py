@@ -221,7 +221,8 @@ class Group:
             if self._failure is None:
                 continue
             failed_at = failed_at or time.monotonic()
-            if time.monotonic() - failed_at > (_WRITING_GRACE if self._is_writing() else _GRACE):
+            may_finish = not self._dead and self._is_writing()  # a write needs all processes
+            if time.monotonic() - failed_at > (_WRITING_GRACE if may_finish else _GRACE):
                 self._end()
 
     def _look(self):
@@ -257,8 +258,10 @@ class Group:
         for other, beat in self._beats.items():
             if other not in self._seen or self._seen[other][0] != beat.number:
                 self._seen[other] = (beat.number, now)
-            elif now - self._seen[other][1] > self._timeout and self._failure is None:
+            elif now - self._seen[other][1] > self._timeout:
                 self._dead.add(other)
+                if self._failure is not None:
+                    continue
                 self._publish(
                     TrainingError(
                         f"process {other} of {self.count} (on {beat.host}) sent no heartbeat for {self._timeout:.0f} "
