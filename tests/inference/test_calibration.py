@@ -89,6 +89,7 @@ def test_calibrated_latents_have_zero_mean_and_unit_variance(tmp_path, data, cap
     assert set(description["arrays"]) == {"model", "optimizer"}
 
 
+@pytest.mark.slow
 def test_the_written_model_is_measured_on_other_files(tmp_path):
     _saved(tmp_path / "m")
     rng = np.random.default_rng(0)

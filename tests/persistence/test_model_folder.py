@@ -158,6 +158,7 @@ def test_an_upload_that_fails_keeps_what_was_in_the_bucket(bucket, monkeypatch):
     assert _same(load_model(url)[1], variables)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_replaced_in_a_bucket_while_it_is_read_is_read_again(bucket, monkeypatch):
     url = f"{bucket}/m"
     save_model(MODEL, alternative(0), url)

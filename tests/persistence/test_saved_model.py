@@ -197,7 +197,7 @@ def test_a_workdir_gives_its_best_or_a_chosen_checkpoint(tmp_path, trained_run):
     assert all(message.startswith(f"{folder.parent} is damaged: ") for message in refused), refused[:3]
 
 
-@pytest.mark.parametrize("name", ["lightning.ckpt", "save_model.pt"])
+@pytest.mark.parametrize("name", [pytest.param("lightning.ckpt", marks=pytest.mark.slow), "save_model.pt"])
 def test_torch_files_are_models_too(name):
     model, variables = load_model(GOLDEN / name)
     model.apply(variables, jnp.zeros((1, 64, 2)), deterministic=True)
@@ -237,6 +237,7 @@ def test_training_states_come_back(tmp_path, whole):
         load_training_state(tmp_path / "m", optax.sgd(1e-3, momentum=0.9))
 
 
+@pytest.mark.slow
 def test_training_states_of_workdirs_and_torch_files(trained_run):
     workdir, config, state = trained_run
     recipe = build.build_recipe(config)

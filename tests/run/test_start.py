@@ -83,6 +83,7 @@ def test_a_start_warns_of_copies_in_both_splits_and_names_what_is_left_out(micro
     assert "left out: .amr is not read; convert it to FLAC" in described()
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_is_split_otherwise_resumes_with_a_warning(trained_run):
     workdir, config, trained = trained_run
     checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)

@@ -88,6 +88,7 @@ def test_a_run_starts_from_a_calibrated_model(micro_config, trained_run, calibra
     assert f"restored from {calibrated}: step 2; params, latent_statistics" in said
 
 
+@pytest.mark.slow
 def test_optional_parts_of_a_saved_model_are_restored_too(micro_config, trained_run, tmp_path):
     workdir, _, trained = trained_run
     model, variables = load_model(workdir, step=2)
@@ -198,6 +199,7 @@ def test_a_checkpoint_that_is_out_of_reach_is_not_passed_over(micro_config, trai
         _take_over(micro_config, trained_run[0])
 
 
+@pytest.mark.slow
 def test_only_weights_of_a_torch_file(micro_config):
     config = ml_collections.ConfigDict(micro_config.to_dict(), convert_dict=True)
     config.init_from, config.init_weights_only = str(LIGHTNING), True

@@ -77,6 +77,7 @@ def _folded(state_dict):
     return folded
 
 
+@pytest.mark.slow
 def test_folded_weights_give_the_same_audio(tmp_path, state_dict):
     model, variables = _import(tmp_path, {"state_dict": state_dict, "model_config": dict(names.MICRO_MODEL)})
     folded = _folded(state_dict)
@@ -241,6 +242,7 @@ def test_statistics_that_disagree_are_refused(tmp_path, state_dict):
         _import(tmp_path, content)
 
 
+@pytest.mark.slow
 def test_not_strict_imports_what_fits_and_reports_the_rest(tmp_path, state_dict):
     _remove(state_dict)
     _add(state_dict)
@@ -335,6 +337,7 @@ def test_kernels_without_weight_norm_are_exported_with_it(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_failed_export_leaves_no_file(tmp_path):
     model, variables = _model()
     with pytest.raises(CheckpointError, match=r"x.bin: the name must end in .pt or .safetensors"):

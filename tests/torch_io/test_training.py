@@ -177,6 +177,7 @@ def test_a_frozen_encoder_restores_the_decoders_moments(micro_config):
     assert int(optax.tree.get(state.opt_state, "count")) == 3
 
 
+@pytest.mark.slow
 def test_parameters_without_a_gradient_have_no_moments(micro_config, tmp_path, checkpoint):
     first = [i for i, k in enumerate(checkpoint["state_dict"]) if k.startswith("model.encoder.input_conv")]
     for i in first:
@@ -189,6 +190,7 @@ def test_parameters_without_a_gradient_have_no_moments(micro_config, tmp_path, c
     assert float(optax.tree.norm(mu["encoder"])) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("listed", [True, False], ids=["without gradients", "not in the optimizer"])
 def test_an_encoder_that_was_never_updated_is_frozen(micro_config, tmp_path, checkpoint, listed):
     optimizer = checkpoint["optimizer_states"][0]
@@ -267,6 +269,7 @@ def test_a_discriminator_of_another_kind_leaves_the_model_usable(micro_config, t
     np.testing.assert_array_equal(bias, alone["discriminator.discriminators.0.conv_post.bias"])
 
 
+@pytest.mark.slow
 def test_another_architecture_is_refused(micro_config):
     config, _ = _adopted(micro_config, LIGHTNING)
     config.model.latent_dim = 5
@@ -299,6 +302,7 @@ def test_optimizers_other_than_adamw_are_reported_and_ignored(tmp_path, checkpoi
     assert any(said in note for note in _read(tmp_path, checkpoint).notes)
 
 
+@pytest.mark.slow
 def test_moments_of_folded_weights_are_not_restored(micro_config, tmp_path, checkpoint):
     """The optimizer's parameters were the folded weights, so its moments do not fit gain and direction."""
     weights = checkpoint["state_dict"]

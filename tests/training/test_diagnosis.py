@@ -52,6 +52,7 @@ def _diagnosed(recipe, devices=2, change=lambda state: state):
     return Figures.of([jax.device_get(figures)]), jax.device_get(state), audio
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_their_definitions():
     recipe = _recipe(adversarial_weight=3.0, feature_matching_weight=5.0)
     figures, state, audio = _diagnosed(recipe)

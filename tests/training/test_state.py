@@ -43,7 +43,7 @@ def test_a_frozen_encoder_has_no_optimizer_state(micro_config):
     assert split_trainable(state.params, encoder_frozen=False) == (state.params, {})
 
 
-@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (7, 2**31, 2**32 - 1))])
 def test_it_is_what_one_program_draws(seed):
     recipe, devices = make_recipe(seed=seed), mesh.make_mesh(jax.devices()[:2])
     drawn = create_state(recipe, devices, SHAPE)
@@ -91,6 +91,7 @@ class _Own(Discriminator):
         return [x * peak * scale * again * jnp.sum(same)], [[x]]
 
 
+@pytest.mark.slow
 def test_any_module_is_created():
     recipe = make_recipe()
     # Layers that are recomputed for the gradient contain their parameters.

@@ -232,12 +232,14 @@ def test_one_bad_row_skips_both_updates_on_every_device(value):
     assert not np.isfinite(metrics["total_g_loss"])
 
 
+@pytest.mark.slow
 def test_a_complete_step_reports_no_skipped_update():
     _, history = run(make_recipe())
     assert not history[0]["g_skipped"]
     assert not history[0]["d_skipped"]
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_skips_only_the_generator():
     def root(*, prediction, target):  # 0 as a value
         return jnp.sqrt(jnp.sum(jnp.abs(prediction - prediction)))

@@ -1,6 +1,7 @@
 """Reads the text of a compiled program (HLO): collectives and memory traffic."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _COUNTED_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")  # the axes and sizes, and the axes of a group
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,4 +132,8 @@ def _group_size(line):
         return len(match.group(1).split(","))
     if match := _COUNTED_GROUPS.search(line):
         return int(match.group(1))
+    if match := _MESH_GROUPS.search(line):
+        sizes = dict(axis.split("=") for axis in match.group(1).split(","))
+        axes = match.group(2).split(",")
+        return math.prod(int(sizes[axis]) for axis in axes) if sizes.keys() >= set(axes) else None
     return None

@@ -48,6 +48,14 @@ def test_tuples_with_layouts_and_counted_groups_are_read():
     assert hlo.collectives(TPU) == [Collective("all-reduce", 4 * (7 * 4 * 4 + 4), 8)]
 
 
+@pytest.mark.parametrize(
+    ("groups", "devices"), [("mesh['d'=4] {'d'}", 4), ("mesh['a'=2,'d'=8] {'a','d'}", 16), ("mesh['d'=4] {}", None)]
+)
+def test_groups_of_a_mesh_are_read(groups, devices):
+    text = TPU.replace("[2,8]<=[16]", groups)
+    assert [found.devices for found in hlo.collectives(text)] == [devices]
+
+
 def test_traffic_is_what_the_entrys_instructions_read_and_write():
     start = 2 * 1024  # the operand and the result
     copy = 2 * 64
@@ -55,7 +63,7 @@ def test_traffic_is_what_the_entrys_instructions_read_and_write():
     assert hlo.entry_traffic(GPU) == start + copy + gemm
 
 
-def test_unreadable_audio_counts_nothing():
+def test_unreadable_text_counts_nothing():
     assert hlo.collectives("") == []
     assert hlo.entry_traffic("ENTRY %main {\n  %x = token[] after-all()\n  junk = = (\n") == 0
 
