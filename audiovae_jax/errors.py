@@ -58,6 +58,10 @@ class TrainingError(UserError):
     """A run that cannot continue."""
 
 
+class StuckError(TrainingError):
+    """A process of the run makes no progress."""
+
+
 class PlanError(UserError):
     """A program that could not be compiled for the planned target."""
 

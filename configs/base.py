@@ -52,6 +52,9 @@ def _base():
     config.checkpoint_every = 5000  # steps; each checkpoint is also validated, so that the best is known
     config.checkpoints_kept = 3  # the most recent ones; the best is kept in addition
     config.max_failed_saves = 10  # failed saves in a row before the run ends, e.g. on a full disk
+    # Seconds without progress, outside of compiling, after which a run of several processes ends so that it can be
+    # restarted (audiovae_jax/run/README.md). It must exceed the longest step. 0 for no limit.
+    config.stuck_timeout = 1800.0
     config.sample_every = 5000  # steps between samples: audio and spectrograms of fixed validation audio
     # Steps between diagnostics of the latent and the discriminator on the validation crops. They warn when
     # training goes wrong (audiovae_jax/run/README.md). 0 disables them.

@@ -25,7 +25,8 @@ class Run:
       folder: gets a log and a record of each, `<name>.<process>.log` and `.json`.
       config: of the run; `configs` gives some processes another.
       count, devices: processes, and devices of each.
-      each: further settings of single processes, by process number.
+      each: further settings of single processes, by process number. `environment` changes their environment; None
+        removes a variable.
       train: arguments of `train.train`.
     """
 
@@ -48,8 +49,9 @@ class Run:
             if count > 1:
                 told["join"] = {"coordinator_address": address, "num_processes": count, "process_id": i, **(join or {})}
             with open(self._path(i, "log"), "w") as log:
+                environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), **told.pop("environment", {})}
+                environment = {name: value for name, value in environment.items() if value is not None}
                 command = [sys.executable, str(WORKER), repr(told)]
-                environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
                 self.processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
 
     def __enter__(self):

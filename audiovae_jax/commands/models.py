@@ -151,7 +151,7 @@ def _export_torch(model, target):
 
 INSPECT_MODEL = Command(
     name="inspect_model",
-    details="MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file.",
+    details="MODEL is a saved model, a workdir, a StableHLO export, or a torch, Lightning or safetensors file.",
     main=_inspect,
     positional=(MODEL,),
     define_flags=_inspect_flags,

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from audiovae_jax.commands import arguments, training
+from audiovae_jax.commands import arguments, process, training
 from audiovae_jax.commands.arguments import Command
 from audiovae_jax.errors import ConfigError, PlanError, printable
 from audiovae_jax.performance.planning import compiling, doctor, plan, table, targets
@@ -94,7 +94,10 @@ def _look():
     values = flags.FLAGS
     workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / arguments.config_name())
     config = arguments.read_config(workdir)
-    first = jax.process_index() == 0
+    process.limit_nccl(2 * config.stuck_timeout)  # as `train` does, which then finds the step in the cache
+    training.use_cache_of(workdir)
+    several = jax.distributed.is_initialized()  # jax.process_count fails without a device, which is to be reported
+    first = not several or jax.process_index() == 0
     checks = doctor.examine(
         config,
         workdir,
@@ -103,7 +106,7 @@ def _look():
     )
     failed = any(check.status == doctor.FAILED for check in checks)
     if first or failed:
-        whose = f"process {jax.process_index()}:\n" if jax.process_count() > 1 else ""
+        whose = f"process {jax.process_index()}:\n" if several else ""
         print(whose + "\n".join(doctor.lines(checks)), flush=True)
     return failed
 

@@ -2,16 +2,21 @@
 
 import builtins
 import contextlib
+import faulthandler
+import importlib.util
 import io
 import logging
+import mmap
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 import warnings
 from pathlib import Path
 from typing import NoReturn
 
+import jaxlib
 from absl import logging as absl_logging
 
 from audiovae_jax.commands import bundled_configs
@@ -21,6 +26,7 @@ _SOURCES = ("/orbax/", "/tensorstore/")
 _TUNABLES = "GLIBC_TUNABLES"
 _SETTING = "glibc.malloc.hugetlb"
 _RESTARTED = "AUDIOVAE_JAX_RESTARTED"  # set to prevent a second restart, even if the setting has no effect
+_NCCL_LIMIT = "xla_gpu_nccl_termination_timeout_seconds"
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -44,6 +50,32 @@ def end(message: str) -> NoReturn:
     print(message, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)
+
+
+def show_stacks_on_signal():
+    """Print the stacks of all threads on SIGUSR1, to standard error; the process continues."""
+    if hasattr(faulthandler, "register"):  # not on Windows
+        faulthandler.register(signal.SIGUSR1)
+
+
+def limit_nccl(seconds: float):
+    """Limit the time of an operation of NCCL, unless XLA_FLAGS does; call this before jax uses the devices.
+
+    XLA has no limit by default. It aborts on flags that it does not know. So this changes XLA_FLAGS only if there are
+    plugins for GPUs, and they and jaxlib know the flag.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    found = importlib.util.find_spec("jax_plugins")  # a namespace package, with one package per kind of device
+    folders = [] if found is None else map(Path, found.submodule_search_locations)
+    plugins = [library for folder in folders for library in folder.glob("xla_*/*.so")]
+    readers = [*plugins, *Path(jaxlib.__file__).parent.glob("libjax_common*")]
+    if seconds > 0 and plugins and _NCCL_LIMIT not in flags and all(map(_knows_limit, readers)):
+        os.environ["XLA_FLAGS"] = f"{flags} --{_NCCL_LIMIT}={int(seconds)}".strip()
+
+
+def _knows_limit(library):
+    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(_NCCL_LIMIT.encode()) >= 0
 
 
 def restart_with_huge_pages():

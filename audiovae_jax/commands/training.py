@@ -6,6 +6,7 @@ Each function imports what it runs. This reduces the time of `--help`, and of th
 import sys
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from audiovae_jax.commands import arguments, bundled_configs, process
@@ -13,6 +14,8 @@ from audiovae_jax.commands.arguments import Command
 from audiovae_jax.distributed import background, launch, stopping
 from audiovae_jax.errors import ConfigError, DataError, UserError, printable
 from audiovae_jax.storage import atomic, server
+from audiovae_jax.storage.bucket_path import BucketPath
+from audiovae_jax.training import compilation
 
 
 def define_process_flags():
@@ -46,6 +49,13 @@ def joined():
     )  # fmt: skip
 
 
+def use_cache_of(workdir: Path | BucketPath):
+    """Cache the programs of a run of several processes next to its workdir, where all of them find them."""
+    if jax.distributed.is_initialized():
+        beside = workdir.absolute().parent if isinstance(workdir, Path) else workdir
+        compilation.share_cache(beside / ".xla_cache")
+
+
 def _flags():
     arguments.define_config_flag()
     flags.DEFINE_string("workdir", None, "folder of the run, local or s3:// or gs://; default runs/<config name>")
@@ -55,6 +65,7 @@ def _flags():
 
 def _train():
     process.restart_with_huge_pages()
+    process.show_stacks_on_signal()
     from audiovae_jax.run import bucket_lock, train, warm_start
 
     given = flags.FLAGS
@@ -64,6 +75,10 @@ def _train():
     try:
         with joined():
             config = arguments.read_config(workdir, reader)
+            process.limit_nccl(2 * config.stuck_timeout)  # so that the run's own message comes first
+            use_cache_of(workdir)
+            if jax.process_index() == 0:
+                compilation.mend_cache()
             train.train(
                 config, workdir, stop_after=stop_after, heartbeat_timeout=given.heartbeat_timeout, reader=reader
             )

@@ -30,7 +30,7 @@ OPERATIONAL_KEYS = (
     "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches", "model.remat", "discriminator.remat",
     "data.sample_seconds", "data.num_threads", "data.prefetch_batches", "data.source", "data.max_bad_share",
     "data.read_timeout", "data.retry_seconds", "data.cache", "data.cache_gigabytes", "data.index", "logging.writers",
-    "logging.mlflow_uri", "logging.mlflow_experiment", "logging.wandb_project",
+    "logging.mlflow_uri", "logging.mlflow_experiment", "logging.wandb_project", "stuck_timeout",
 )  # fmt: skip
 # Operational keys that may differ between the hosts of a run. They change neither the computation nor its schedule.
 HOST_KEYS = tuple(key for key in OPERATIONAL_KEYS if key.startswith("data."))
@@ -87,7 +87,8 @@ def check(config: ml_collections.ConfigDict, device_count: int):
     )
     for key, least in (("max_skipped", 1), ("max_rollbacks", 0), ("kept_batches", 0)):
         _require(config.safety[key] >= least, f"config.safety.{key}={config.safety[key]} must be at least {least}")
-    _require(config.diagnose_every >= 0, f"config.diagnose_every={config.diagnose_every} must be at least 0")
+    for key in ("diagnose_every", "stuck_timeout"):
+        _require(config[key] >= 0, f"config.{key}={config[key]} must be at least 0")
     strides = config.model.strides
     _require(
         len(strides) > 0 and all(isinstance(stride, int) and stride >= 1 for stride in strides),

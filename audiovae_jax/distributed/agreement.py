@@ -1,10 +1,18 @@
-"""Agreement between the processes of a run; trivial with one process."""
+"""Agreement between the processes of a run; trivial with one process.
+
+The processes exchange values through the key-value store of `jax.distributed`, not on their devices: a device would
+wait for a slow process without a word.
+"""
+
+import itertools
+import json
+from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+from jax._src import distributed  # jax has no public name for its client; Orbax uses it too
 
-_MAX_REASON_BYTES = 600  # bytes; longer reasons are cut off
+_PREFIX = "audiovae_jax/agreement"  # of keys `<prefix>/<number of the call>/<process>`
+_calls = itertools.count()
 
 
 def is_first() -> bool:
@@ -17,16 +25,7 @@ def of_first(numbers: list[int]) -> list[int]:
 
     Every process must call this.
     """
-    if jax.process_count() == 1:
-        return numbers
-    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
-    if count == 0:
-        return []
-    # Sent as 32-bit halves: without x64, jax would truncate larger steps.
-    halves = np.zeros((count, 2), np.uint32)
-    if is_first():
-        halves[:] = [[number >> 32, number & 0xFFFFFFFF] for number in numbers]
-    return [(int(high) << 32) + int(low) for high, low in multihost_utils.broadcast_one_to_all(halves)]
+    return numbers if jax.process_count() == 1 else _of_all(numbers)[0]
 
 
 def any_reason(reason: str | None) -> str | None:
@@ -37,11 +36,41 @@ def any_reason(reason: str | None) -> str | None:
     """
     if jax.process_count() == 1:
         return reason
-    text = np.zeros(_MAX_REASON_BYTES, np.uint8)
-    encoded = (reason or "").encode()[:_MAX_REASON_BYTES]
-    text[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    for process, row in enumerate(np.asarray(multihost_utils.process_allgather(text))):
-        if row.any():
-            found = row.tobytes().rstrip(b"\0").decode(errors="ignore")
+    for process, found in enumerate(_of_all(reason)):
+        if found:
             return found if process == jax.process_index() else f"{found} (process {process})"
     return None
+
+
+def missing(client, count: int) -> set[int]:
+    """Return the processes that the others wait for in the functions above.
+
+    Args:
+      client: the client of `jax.distributed`.
+      count: number of processes.
+    """
+    keys = [key.split("/") for key, _ in client.key_value_dir_get(f"{_PREFIX}/")]
+    last = max((int(key[-2]) for key in keys), default=None)
+    arrived = {key[-1] for key in keys if int(key[-2]) == last}
+    return set() if last is None else {i for i in range(count) if str(i) not in arrived}
+
+
+def _of_all(value) -> list[Any]:
+    """Return the values of all processes, as JSON, when all have called this."""
+    client, call = distributed.global_state.client, next(_calls)
+    client.key_value_set(f"{_PREFIX}/{call}/{jax.process_index()}", json.dumps(value))
+    if is_first():
+        values = [_get(client, f"{_PREFIX}/{call}/{i}") for i in range(jax.process_count())]
+        client.key_value_set(f"{_PREFIX}/{call}/all", json.dumps(values))
+        client.key_value_delete(f"{_PREFIX}/{call - 1}")  # all have read it, since all have made this call
+    return _get(client, f"{_PREFIX}/{call}/all")
+
+
+def _get(client, key):
+    # Without a limit: the group of a run ends its processes if one of them is stuck or gone.
+    while True:
+        try:
+            return json.loads(client.blocking_key_value_get(key, 1000))
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 
 # XLA recurses deeply. With glibc and an unlimited `ulimit -s`, a thread has only 2 MB of stack by default.
 _STACK = 64 << 20  # bytes
+_GRACE = 5.0  # seconds for other threads to end by themselves
 
 
 class Background(threading.Thread):
@@ -46,15 +48,16 @@ class Background(threading.Thread):
 
 
 def leave(status: int, before: Callable[[], None] = lambda: None):
-    """End the process at once if a background call is running.
+    """End the process at once if a background call is running, or soon if another thread hangs.
 
-    Commands call this last.
+    Python would wait for them, for example for a thread that reads a file of a dead network mount. Commands call this
+    last.
 
     Args:
       status: exit status of the process.
       before: called before the process ends, for example to print the reason.
     """
-    if any(isinstance(thread, Background) for thread in threading.enumerate()):
+    if any(isinstance(thread, Background) for thread in threading.enumerate()) or _is_held_up():
         before()
         sys.stdout.flush()
         sys.stderr.flush()
@@ -63,3 +66,11 @@ def leave(status: int, before: Callable[[], None] = lambda: None):
             with contextlib.suppress(RuntimeError):
                 jax.distributed.shutdown()
         os._exit(status)
+
+
+def _is_held_up():
+    deadline = time.monotonic() + _GRACE
+    others = [thread for thread in threading.enumerate() if not thread.daemon and thread is not threading.main_thread()]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return any(thread.is_alive() for thread in others)

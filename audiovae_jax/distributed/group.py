@@ -1,6 +1,7 @@
 """The processes of one run: they start, stop and fail together."""
 
 import contextlib
+import faulthandler
 import itertools
 import json
 import os
@@ -15,11 +16,15 @@ import jax
 from jax._src import distributed  # jax has no public name for its client; Orbax uses it too
 
 from audiovae_jax import errors
+from audiovae_jax.distributed import agreement, progress
 from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
-from audiovae_jax.errors import ConfigError, TrainingError, UserError
+from audiovae_jax.distributed.progress import Beat, Progress
+from audiovae_jax.errors import ConfigError, StuckError, TrainingError, UserError
 
 _PERIOD = 1.0  # seconds between heartbeats
 _GRACE = 10.0  # seconds for a process to end by itself after another has failed
+_WRITING_GRACE = 60.0  # seconds, while a checkpoint is being written
+_MAX_NAMED = 4  # processes that a message names
 _runs = itertools.count()
 
 
@@ -33,14 +38,21 @@ class Group:
     Args:
       heartbeat_timeout: seconds without a heartbeat after which a process counts as dead.
       report: called with the failure before a background thread has to end the process.
+      stuck_timeout: seconds without progress after which a process counts as stuck; 0 for no limit. The run then
+        fails in all processes, and each prints the stack traces of its threads to standard error.
+
+    Attributes:
+      progress: the progress of this process, which its heartbeats report.
     """
 
     def __init__(
         self,
         heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
         report: Callable[[UserError], None] = lambda failure: None,
+        stuck_timeout: float = 0.0,
     ):
-        self._report = report
+        self.progress = Progress()
+        self._report, self._stuck_timeout = report, stuck_timeout
         self.index, self.count = jax.process_index(), jax.process_count()
         self._timeout = heartbeat_timeout
         self._failure: UserError | None = None
@@ -49,10 +61,13 @@ class Group:
         self._asked_times = 0  # number of calls of `stop_reason`
         self._boundary = threading.Lock()  # held while the processes agree, so that none starts another step
         self._before_exit: list[Callable[[], None]] = []
+        self._is_writing: Callable[[], bool] = lambda: False
         self._left = threading.Event()
-        self._seen: dict[int, tuple[str, float]] = {}  # by process: its last heartbeat, and when it arrived
+        self._seen: dict[int, tuple[int, float]] = {}  # by process: its last heartbeat, and when it arrived
         self._dead: set[int] = set()
-        self._beats = itertools.count()
+        self._numbers = itertools.count()
+        self._waiting = 0.0
+        self._beats: dict[int, Beat] = {}  # the last one of each process that has not left
         self._thread: threading.Thread | None = None
 
     def __enter__(self):
@@ -77,6 +92,26 @@ class Group:
     def before_exit(self, action: Callable[[], None]):
         """Register a call to make if a background thread has to end the process."""
         self._before_exit.append(action)
+
+    def let_write(self, is_writing: Callable[[], bool]):
+        """Register a check: while it returns True, a thread that ends the process waits up to a minute."""
+        self._is_writing = is_writing
+
+    def slowest(self, waiting: float) -> tuple[float, str]:
+        """Publish this process's fraction of time spent waiting for data, and return the largest one.
+
+        Returns:
+          `(fraction, name of its process)`. The other processes' fractions are those of their last heartbeats. With
+          one process, the name is empty.
+        """
+        self._waiting = waiting
+        if self.count == 1:
+            return waiting, ""
+        beats = dict(self._beats)
+        fractions = {index: beat.waiting for index, beat in beats.items()} | {self.index: waiting}
+        worst = max(fractions, key=fractions.get)
+        host = beats[worst].host if worst in beats else socket.gethostname()
+        return fractions[worst], f"process {worst} of {self.count} (on {host})"
 
     @contextlib.contextmanager
     def together(self):
@@ -113,6 +148,10 @@ class Group:
         """
         if self.count == 1:
             return tell
+        with self.progress.phase("waiting"):
+            return self._meet(name, same, tell)
+
+    def _meet(self, name, same, tell):
         self._set(f"meet/{name}/{self.index}", json.dumps([socket.gethostname(), same or {}]))
         if self.index != 0:
             return json.loads(self._get(f"meet/{name}/told"))
@@ -182,49 +221,80 @@ class Group:
             if self._failure is None:
                 continue
             failed_at = failed_at or time.monotonic()
-            if time.monotonic() - failed_at > _GRACE:
+            may_finish = not self._dead and self._is_writing()  # a write needs all processes
+            if time.monotonic() - failed_at > (_WRITING_GRACE if may_finish else _GRACE):
                 self._end()
 
     def _look(self):
         """Send a heartbeat, and read the messages of all processes: `{key: value}`."""
         try:
-            self._set(f"news/alive/{self.index}", f"{next(self._beats)} {socket.gethostname()}", again=True)
+            beat = Beat(next(self._numbers), socket.gethostname(), self.progress.place(), self._waiting)
+            self._set(f"news/alive/{self.index}", json.dumps(beat), again=True)
             if self._asked is not None:
                 self._set(f"news/stop/{self.index}", self._asked, again=True)
             start = len(f"{self._prefix}/news/")
             news = {key[start:]: value for key, value in self._client.key_value_dir_get(f"{self._prefix}/news/")}
         except jax.errors.JaxRuntimeError:
             if not self._left.is_set():
-                self._failure = self._failure or TrainingError(
-                    f"process 0 of {self.count}, which coordinates the others, is gone; see its log. Run the same "
-                    "command on every host to resume from the last checkpoint"
+                self._fail(
+                    TrainingError(
+                        f"process 0 of {self.count}, which coordinates the others, is gone; see its log. Run the same "
+                        "command on every host to resume from the last checkpoint"
+                    )
                 )
             return {}
         if "failed" in news:
-            self._failure = self._failure or _as_error(json.loads(news["failed"]))
-        self._note_silence(news)
+            self._fail(_as_error(json.loads(news["failed"])))
+        beats = {i: news[f"alive/{i}"] for i in range(self.count) if f"alive/{i}" in news and f"left/{i}" not in news}
+        self._beats = {i: Beat.parse(beat) for i, beat in beats.items()}
+        self._note_silence()
+        self._note_stuck(sum(key.startswith("left/") for key in news))
         if self._stop_at is None and self._failure is None and any(key.startswith("stop/") for key in news):
             self._agree_on_the_step()
         return news
 
-    def _note_silence(self, news):
+    def _note_silence(self):
         now = time.monotonic()
-        for other in range(self.count):
-            alive = news.get(f"alive/{other}")
-            if alive is None or f"left/{other}" in news:
-                continue
-            if self._seen.get(other, ("", 0))[0] != alive:
-                self._seen[other] = (alive, now)
-            elif now - self._seen[other][1] > self._timeout and self._failure is None:
+        for other, beat in self._beats.items():
+            if other not in self._seen or self._seen[other][0] != beat.number:
+                self._seen[other] = (beat.number, now)
+            elif now - self._seen[other][1] > self._timeout:
                 self._dead.add(other)
-                host = alive.partition(" ")[2]
+                if self._failure is not None:
+                    continue
                 self._publish(
                     TrainingError(
-                        f"process {other} of {self.count} (on {host}) sent no heartbeat for {self._timeout:.0f} s; "
-                        "see its log. Run the same command on every host to resume from the last checkpoint"
+                        f"process {other} of {self.count} (on {beat.host}) sent no heartbeat for {self._timeout:.0f} "
+                        "s; see its log. Run the same command on every host to resume from the last checkpoint"
                     ),
                     own=False,
                 )
+
+    def _note_stuck(self, left):
+        beats = self._beats
+        if not self._stuck_timeout or self._failure is not None or not beats or len(beats) + left < self.count:
+            return
+        stuck = progress.stuck({index: beat.place for index, beat in beats.items()}, self._stuck_timeout)
+        if not stuck:
+            return
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 is gone
+            missing = agreement.missing(self._client, self.count)
+            stuck = [index for index in stuck if index in missing] or stuck
+        others = [index for index in beats if index not in stuck]
+        seconds = min(beats[index].place.seconds for index in stuck)
+        self._publish(
+            StuckError(
+                f"no progress for {seconds:.0f} s in {self._names(stuck)}"
+                + (f"; waiting for that: {self._names(others)}" if others else "")
+                + "; see the stack traces in each log. Run the same command on every host to resume from the last "
+                "checkpoint, or raise config.stuck_timeout"
+            ),
+            own=False,
+        )
+
+    def _names(self, processes):
+        named = [f"process {i} of {self.count} ({self._beats[i]})" for i in processes[:_MAX_NAMED]]
+        return ", ".join(named) + (f" and {len(processes) - _MAX_NAMED} more" if len(processes) > _MAX_NAMED else "")
 
     def _agree_on_the_step(self):
         """Agree on the first call of `stop_reason` that no process has made yet."""
@@ -256,8 +326,18 @@ class Group:
             self._set("news/failed", ours)
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             record = self._client.blocking_key_value_get(f"{self._prefix}/news/failed", 1000)
-        self._failure = _as_error(json.loads(record))
+        self._fail(_as_error(json.loads(record)))
         return record == ours
+
+    def _fail(self, failure):
+        """Keep the first failure, which ends the run."""
+        if self._failure is not None:
+            return
+        if isinstance(failure, StuckError):  # now, before the main thread returns from where it is
+            with contextlib.suppress(Exception):  # standard error may be closed
+                print(f"stacks of process {self.index} of {self.count}: {failure}", file=sys.stderr, flush=True)
+                faulthandler.dump_traceback()
+        self._failure = failure
 
     def _await_news(self):
         deadline = time.monotonic() + self._timeout + 2 * _PERIOD

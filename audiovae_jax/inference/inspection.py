@@ -1,9 +1,10 @@
-"""Describes a model file."""
+"""Describes a model file, or an export."""
 
 import jax
 import numpy as np
 
 from audiovae_jax.errors import ConfigError
+from audiovae_jax.inference import stablehlo
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.models.audio_vae import CONFIG_KEYS
 from audiovae_jax.models.layers import count_parameters
@@ -15,9 +16,13 @@ from audiovae_jax.storage.bucket_path import BucketPath, as_path
 def inspect_model(path: str, *, step: int | None = None) -> dict:
     """Describe the model at a path that `load_model` accepts, as plain values.
 
+    A folder that `export_stablehlo` wrote is described too.
+
     Raises:
       CheckpointError: there is no model at `path`, or it is damaged.
     """
+    if stablehlo.is_export(path):
+        return stablehlo.inspect_export(path)
     loaded = saved_model.open_model(path, step=step, training=True)
     try:
         state = training_state.training_state_of(loaded, path)

@@ -2,8 +2,11 @@
 
 The exports are serialized `jax.export` artifacts that contain the weights. They accept any batch size and any whole
 number of hops. The folder's `export.json` describes inputs and outputs.
+
+Releases of JAX load an export for about six months after the release that wrote it. `export.json` has that date.
 """
 
+import datetime
 import json
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from audiovae_jax.storage import atomic
 PLATFORMS = ("cpu", "cuda", "tpu")
 _KNOWN_PLATFORMS = (*PLATFORMS, "rocm")
 MANIFEST = "export.json"
+_WINDOW = datetime.timedelta(days=180)  # https://docs.jax.dev/en/latest/export/export.html, compatibility guarantees
 
 
 def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...] = PLATFORMS) -> dict:
@@ -62,6 +66,7 @@ def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...
         return model.apply(variables, z, method=AudioVAE.decode)
 
     least = -(-model.min_length // hop)
+    today = datetime.datetime.now(datetime.UTC).date()
     shapes = {
         "encoder": (encode, f"batch, {hop}*n, {model.in_channels}", least),
         "decoder": (decode, f"batch, n, {model.latent_dim}", 1),
@@ -69,6 +74,8 @@ def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...
     manifest = {
         "format": 1,
         "jax": jax.__version__,
+        "date": today.isoformat(),
+        "export_again_by": (today + _WINDOW).isoformat(),
         "platforms": list(platforms),
         "fingerprint": codec.fingerprint,
         "sample_rate": codec.sample_rate,
@@ -92,3 +99,38 @@ def export_stablehlo(codec: Codec, target: str | Path, platforms: tuple[str, ...
     except (OSError, ValueError, NotImplementedError) as error:
         raise CheckpointError(f"{target} was not written: {str(error).splitlines()[0]}") from error
     return manifest
+
+
+def is_export(path: str | Path) -> bool:
+    """Whether a path is a folder that `export_stablehlo` wrote."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def inspect_export(folder: str | Path, today: datetime.date | None = None) -> dict:
+    """Describe an export as its `export.json` does, and whether the installed JAX loads it.
+
+    Args:
+      folder: written by `export_stablehlo`.
+      today: the current date.
+
+    Raises:
+      CheckpointError: a file is missing or damaged.
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        contents = [(folder / manifest[name]["file"]).read_bytes() for name in ("encoder", "decoder")]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(f" is not an intact export ({error}); export the model again", path=folder) from error
+    loads = "yes"
+    try:
+        for content in contents:
+            export.deserialize(bytearray(content))
+    except Exception as error:  # of flatbuffers or StableHLO
+        reason = str(error).strip().split("\n")[0]
+        loads = f"no ({type(error).__name__}: {reason}); export the model again"
+    else:
+        # Exports of older versions of this library have no date.
+        if (today or datetime.date.today()).isoformat() > manifest.get("export_again_by", ""):
+            loads = "yes, but newer releases may not; export the model again"
+    return {"path": str(folder), "kind": "StableHLO export", f"loads with jax {jax.__version__}": loads, **manifest}

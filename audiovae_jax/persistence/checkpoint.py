@@ -235,6 +235,11 @@ class Checkpoints:
                 if not self._writer.is_saving_in_progress():
                     self._writer.wait_until_finished()
 
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is being written in the background; callable from any thread."""
+        writer = self._writer
+        return writer is not None and writer.is_saving_in_progress()
+
     def wait(self):
         """Wait until all writes have finished.
 

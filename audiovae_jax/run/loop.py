@@ -63,7 +63,7 @@ class Loop:
         self._records = session.data.train.in_order(safety.order)
         stalls = StallMeter(
             session.batches(self._records, start_step, config.num_steps),
-            config.data.num_threads, self._reporter.scalars, self._reporter.say,
+            config.data.num_threads, self._reporter.scalars, self._reporter.say, session.group.slowest,
         )  # fmt: skip
         batch = self.next_batch(stalls, start_step) if start_step < config.num_steps else None
         pending = None  # the step whose metrics are not reported yet
@@ -76,6 +76,7 @@ class Loop:
                 # Never save while updates are being skipped. The run stops after the next applied update or rollback.
                 if safety.is_whole or step == start_step:
                     return state, metrics, self._stop(state, start_step, step, reason)
+            session.group.progress.step(step + 1)
             state, new = self._programs.step(step, state, batch)(state, batch)
             done, now = step + 1, (step + 1, new, batch)
             if done < config.num_steps:
@@ -100,7 +101,8 @@ class Loop:
 
     def next_batch(self, stalls, step, is_idle=lambda: True):
         """Return the next training batch, placed on the devices."""
-        return mesh.place_batch(self._session.devices, stalls.next(step, is_idle))
+        with self._session.group.progress.phase("reading"):
+            return mesh.place_batch(self._session.devices, stalls.next(step, is_idle))
 
     def save(self, state, at, metrics):
         """Start saving a checkpoint of `at` steps, with its validation metrics."""
@@ -117,7 +119,9 @@ class Loop:
             self._reporter.scalars(at, {"val/best_total_loss": self._best})
         self._reporter.flush()  # a kill after the checkpoint would lose earlier records
         position = {"step": at, "fingerprint": session.data.fingerprint, **session.safety.position()}
-        session.saving.save(state, step=at, config=configuration.plain(self._config), data=position, metrics=metrics)
+        config = configuration.plain(self._config)
+        with session.group.progress.phase("saving"):
+            session.saving.save(state, step=at, config=config, data=position, metrics=metrics)
 
     def _best_saved(self):
         """Return the best loss among existing checkpoints. A loss without a checkpoint does not count."""

@@ -54,7 +54,8 @@ class Programs:
     def _program(self, name, adversarial, mapped, options, arguments, may_stop):
         key = (name, adversarial)
         if key not in self._compiled or self._compiled[key].is_alive():
-            with self._timed(f"compiling {name}" + (" with discriminator" if adversarial else "")):
+            what = f"compiling {name}" + (" with discriminator" if adversarial else "")
+            with self._group.progress.phase("compiling"), self._timed(what):
                 if key not in self._compiled:
                     function = functools.partial(mapped, self._recipe, self._mesh, *options)
                     self._compiled[key] = Background(

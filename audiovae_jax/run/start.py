@@ -18,6 +18,7 @@ from audiovae_jax.data.sets import catalog
 from audiovae_jax.data.survey import duplicates
 from audiovae_jax.distributed import agreement, mesh, stopping
 from audiovae_jax.distributed.group import Group
+from audiovae_jax.distributed.progress import Progress
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.persistence.checkpoint import Checkpoints
@@ -101,6 +102,7 @@ class Session:
             self.data.fingerprint,
             self.reporter.say,
             self.reader,
+            self.group.progress,
         )
 
     def batches(self, records, start_step: int, num_steps: int) -> Iterator:
@@ -141,6 +143,7 @@ def open_session(
     is_first = jax.process_index() == 0
     # 1. Check the config, in each process and between processes.
     configuration.check(config, jax.device_count())
+    _refuse_debug_nans()
     recorder.check(config)
     group.meet("config", same=what_all_share(config))
     # 2. Lock the workdir. From here on, a stop request ends the run and releases the lock.
@@ -158,6 +161,7 @@ def open_session(
     # 3. Check the source of the run's state before the data is read, which may take minutes.
     checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
     ending.callback(checkpoints.close)
+    group.let_write(checkpoints.is_writing)
     if config.init_from is not None and not checkpoints.steps():
         warm_start.require_same_model(config, reader)
     # 4. Open the data.
@@ -171,7 +175,7 @@ def open_session(
     devices = mesh.make_mesh()
     if is_first:
         say("\n".join(describe(config, recipe, data)))
-    start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader)
+    start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader, group.progress)
     compilation.forget()
     group.meet("state", same={"checkpoint to resume from": start.step})
     # 6. Open the reporter, the checkpoint writer and the safety checks.
@@ -194,6 +198,15 @@ def open_session(
         config, workdir, recipe, data, devices, group, lock, checkpoints, reporter, saving, safety, reader
     )
     return session, start
+
+
+def _refuse_debug_nans():
+    for name in ("jax_debug_nans", "jax_debug_infs"):
+        if getattr(jax.config, name):
+            raise ConfigError(
+                f"{name.upper()} is set. It has no effect on the compiled step. Unset it: a run reports and skips each "
+                "update that is not finite, and keeps its batch in bad_batches/"
+            )
 
 
 def open_data(config: ml_collections.ConfigDict, workdir: Path | BucketPath) -> pipeline.Data:
@@ -220,7 +233,8 @@ def what_all_share(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """
     flat = configuration.flatten(configuration.plain(config))
     shared = {key: value for key, value in flat.items() if key not in configuration.HOST_KEYS}
-    return shared | {"version of jax": jax.__version__, "devices of a process": jax.local_device_count()}
+    compilers = compilation.compiler_versions() | compilation.compiler_flags()
+    return shared | compilers | {"devices of a process": jax.local_device_count()}
 
 
 def claim_workdir(config: ml_collections.ConfigDict, workdir: Path | BucketPath, checkpoints: Checkpoints, write: bool):
@@ -269,18 +283,24 @@ def initial_state(
     fingerprint: str,
     say,
     reader: warm_start.TorchReader | None = None,
+    progress: Progress | None = None,
 ) -> Start:
     """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
-    Progress is reported to `say`, line by line. `reader` has already read a torch file at `config.init_from`.
+    What is done is reported to `say`, line by line. `reader` has already read a torch file at `config.init_from`.
+    `progress` follows the phases.
 
     Raises:
       CheckpointError: there are checkpoints, but none is intact.
     """
+    progress = progress or Progress()
     sharding = mesh.replicated(devices)
     shape = build.example_shape(config)
-    if agreement.of_first(checkpoints.steps()):
-        restored = checkpoints.restore(program.abstract_state(recipe, devices, shape), sharding)
+    restored = None
+    with progress.phase("restoring"):
+        if agreement.of_first(checkpoints.steps()):
+            restored = checkpoints.restore(program.abstract_state(recipe, devices, shape), sharding)
+    if restored is not None:
         for reason in restored.damaged:
             say(f"warning: skipped a checkpoint: {reason}")
         say(f"resuming from step {restored.step}")
@@ -290,11 +310,12 @@ def initial_state(
                 "here on, crops differ from those of an uninterrupted run"
             )
         return Start(restored.state, restored.step, restored.metrics, restored.data)
-    with timed("drawing the initial parameters", say), compilation.sparing():
+    with progress.phase("compiling"), timed("drawing the initial parameters", say), compilation.sparing():
         state = jax.block_until_ready(create_state(recipe, devices, shape))
     if config.init_from is None:
         return Start(state, 0, None, {})
-    state = warm_start.take_over(config, recipe, state, sharding, say, reader)
+    with progress.phase("restoring"):
+        state = warm_start.take_over(config, recipe, state, sharding, say, reader)
     warm_start.require_steps_to_make(config, int(state.step))
     return Start(state, int(state.step), None, {})
 

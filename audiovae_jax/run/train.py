@@ -51,13 +51,14 @@ def train(
       CheckpointError: there is no usable checkpoint to resume from, or `max_failed_saves` checkpoints in a row could
         not be written.
       TrainingError: too many updates were NaN or infinite, the workdir was deleted during the run, or another process
-        died.
+        died. StuckError: a process made no progress for `config.stuck_timeout` seconds.
     """
     is_first = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first else lambda text: None
     # On an error, the other processes are notified first. Then every callback of `ending` runs.
     report = functools.partial(print, "error:", file=sys.stderr, flush=True)
-    with Group(heartbeat_timeout, report) as group, contextlib.ExitStack() as ending, group.together():
+    processes = Group(heartbeat_timeout, report, config.stuck_timeout)
+    with processes as group, contextlib.ExitStack() as ending, group.together():
         # Runs last: jax would terminate processes that wait at exit for one that is still uploading.
         ending.push(lambda error, *_: None if error else group.meet("end"))
         session, start = open_session(
@@ -65,7 +66,8 @@ def train(
         )
         loop = Loop(session)
         state, metrics, stopped = loop.run(start)
-        _finish(session, stopped)
+        with group.progress.phase("saving"):
+            _finish(session, stopped)
     if stopped is not None:
         print(f"{stopped}; run the same command to resume", flush=True)
         return state

@@ -25,9 +25,10 @@ class Validation:
 
     def __init__(self, session: Session, programs: Programs):
         config, self._programs, self._session = session.config, programs, session
-        self._reporter = session.reporter
+        self._reporter, self._progress = session.reporter, session.group.progress
         batches = session.batches(session.data.validation, 0, -(-config.data.validation_crops // config.batch_size))
-        self._batches = [mesh.place_batch(session.devices, rows) for rows in batches]
+        with self._progress.phase("reading"):
+            self._batches = [mesh.place_batch(session.devices, rows) for rows in batches]
         # Only the first process makes samples, so this must not involve a collective operation.
         self._samples = None
         if jax.process_index() == 0:
@@ -55,7 +56,7 @@ class Validation:
           RollBack: the total loss is not finite.
         """
         validate = self._programs.validation(state.variables, self._batches[0])
-        results = jax.device_get([validate(state.variables, rows)[0] for rows in self._batches])
+        results = self._measure(lambda rows: validate(state.variables, rows)[0])
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
         self._session.safety.require_finite_validation(at, metrics["total_loss"])
         self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
@@ -69,7 +70,7 @@ class Validation:
     def diagnose(self, state: TrainState, at: int):
         """Report the diagnosis of the generator and the discriminator, and warnings about it."""
         diagnose = self._programs.diagnosis(at, state, self._batches[0])
-        figures = Figures.of(jax.device_get([diagnose(state, rows) for rows in self._batches]))
+        figures = Figures.of(self._measure(lambda rows: diagnose(state, rows)))
         metrics, warnings = self._health.look(at, figures)
         self._reporter.scalars(at, metrics)
         for warning in warnings:
@@ -83,12 +84,20 @@ class Validation:
         """
         call = Background(lambda: self._samples and self._samples.reconstruct(state.variables))
         try:
-            samples = wait_for(call, self._session.group, may_stop)
+            with self._progress.phase("sampling"):
+                samples = wait_for(call, self._session.group, may_stop)
         except DataError as error:  # training does not need samples
             self._reporter.say(f"warning: the samples of step {at} were not made: {error}")
             return
         if samples is not None:
             self._reporter.samples(at, samples)
+
+    def _measure(self, call):
+        """Return `call(rows)` of each validation batch, on the host."""
+        made = self._progress.made
+        with self._progress.phase("validating"):
+            running = [made(call(rows)) for rows in self._batches]
+            return [made(jax.device_get(result)) for result in running]
 
     def learning_rates(self, at: int) -> dict[str, float]:
         """Return the learning rates of the updates that follow `at` steps, by event name.

@@ -1,7 +1,9 @@
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,63 @@ def test_a_failed_write_logs_nothing_and_other_libraries_are_heard(tmp_path):
     assert done.stdout == "File too large\n"
     assert done.stderr.count("Task exception was never retrieved, of another library") == 2
     assert len(done.stderr.splitlines()) == 2, done.stderr
+
+
+_BLOCKED = """
+import ctypes
+from audiovae_jax.commands import process
+process.show_stacks_on_signal()
+print("ready", flush=True)
+def blocked():
+    while not ctypes.CDLL(None).sleep(30):
+        pass
+blocked()
+print("done")
+"""
+
+
+def test_a_signal_shows_the_stacks_of_a_blocked_process():
+    blocked = subprocess.Popen(
+        [sys.executable, "-c", _BLOCKED], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert blocked.stdout.readline() == "ready\n"
+    time.sleep(0.5)
+    blocked.send_signal(signal.SIGUSR1)
+    out, err = blocked.communicate(timeout=20)  # the signal also interrupts the call of sleep
+    assert (blocked.returncode, out) == (0, "done\n")
+    assert "most recent call first" in err
+    assert "in blocked" in err
+
+
+_FLAG = "xla_gpu_nccl_termination_timeout_seconds"
+
+
+@pytest.mark.parametrize(
+    ("flags", "plugin", "seconds", "expected"),
+    [
+        ("--a=1", _FLAG, 60.0, f"--a=1 --{_FLAG}=60"),
+        ("", _FLAG, 60.0, f"--{_FLAG}=60"),
+        ("", _FLAG, 0.0, ""),  # no limit
+        (f"--{_FLAG}=5", _FLAG, 60.0, f"--{_FLAG}=5"),  # the user's
+        ("", "of another version", 60.0, ""),  # it would abort
+        ("", None, 60.0, ""),  # no GPUs
+    ],
+)
+def test_operations_of_nccl_are_limited(monkeypatch, tmp_path, flags, plugin, seconds, expected):
+    if plugin is not None:
+        library = tmp_path / "jax_plugins" / "xla_cuda12" / "xla_cuda_plugin.so"
+        library.parent.mkdir(parents=True)
+        library.write_bytes(b"\0" + plugin.encode() + b"\0")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    process.limit_nccl(seconds)
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+def test_jaxlib_reads_the_limit_of_nccl_when_it_starts_its_devices():
+    code = f"import os, jax; os.environ['XLA_FLAGS'] = '--{_FLAG}=60'; jax.devices()"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    late = code.replace(_FLAG, "xla_no_such_flag")
+    done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "xla_no_such_flag" in done.stderr

@@ -29,6 +29,18 @@ def test_the_stack_size_of_other_threads_stays():
     assert threading.stack_size() == before
 
 
+def test_a_command_does_not_wait_for_a_thread_that_hangs():
+    code = (
+        "import concurrent.futures, ctypes\n"
+        "from audiovae_jax.distributed.background import leave\n"
+        "concurrent.futures.ThreadPoolExecutor(1).submit(ctypes.CDLL(None).sleep, 60)\n"
+        "leave(3)\n"
+    )
+    began = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 3
+    assert time.monotonic() - began < 50
+
+
 @pytest.mark.parametrize(("seconds", "said"), [(60, "so it is\n"), (0, "")])
 def test_a_command_does_not_wait_for_a_call(seconds, said):
     code = (

@@ -7,10 +7,11 @@ import time
 import jax
 import pytest
 
+from audiovae_jax.distributed import agreement
 from audiovae_jax.distributed import group as module
 from audiovae_jax.distributed.background import Background
 from audiovae_jax.distributed.group import Group
-from audiovae_jax.errors import ConfigError, DataError, TrainingError
+from audiovae_jax.errors import ConfigError, DataError, StuckError, TrainingError
 
 
 class _Store:
@@ -205,6 +206,77 @@ def test_silence_is_death_and_a_collective_that_fails_waits_for_that_news(proces
     assert isinstance(said, TrainingError)
     assert str(said).startswith("process 1 of 2 (on ")
     assert "sent no heartbeat for 0 s" in str(said)
+
+
+def _until_stopped(group):
+    with group.together():
+        while True:
+            group.stop_reason()
+            time.sleep(0.002)
+
+
+def test_the_process_furthest_behind_is_stuck_and_all_show_their_stacks(processes, capfd):
+    groups = processes(3, stuck_timeout=0.3)
+    for group in groups:
+        group.progress.step(6)
+    with groups[1].progress.phase("reading"), groups[0].progress.phase("reading"), groups[2].progress.phase("reading"):
+        for waits in (groups[0], groups[2]):
+            waits.progress.step(7)
+        said = _each(groups, _until_stopped)
+    assert {type(error) for error in said} == {StuckError}
+    assert "process 1 of 3 (on " in str(said[0]).partition("waiting for that")[0]
+    assert "; phase reading, step 6); waiting for that: process 0 of 3" in str(said[0])
+    shown = capfd.readouterr().err
+    for index in range(3):
+        assert f"stacks of process {index} of 3: no progress" in shown
+    assert shown.count("most recent call first") >= 3
+    assert "in _until_stopped" in shown
+
+
+def test_a_process_that_others_wait_for_may_compile_for_any_time(processes):
+    groups = processes(2, stuck_timeout=0.2)
+    with groups[1].progress.phase("compiling"):
+        groups[0].progress.step(1)
+        time.sleep(0.6)
+        assert groups[0].stop_reason() is None
+
+
+def test_the_one_of_several_in_a_phase_that_has_not_called_is_stuck(processes, monkeypatch):
+    groups = processes(2, stuck_timeout=0.2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with groups[0].progress.phase("restoring"), groups[1].progress.phase("restoring"):
+        threading.Thread(target=agreement.any_reason, args=(None,), daemon=True).start()  # as process 0
+        said = _each(groups, _until_stopped)
+    assert {type(error) for error in said} == {StuckError}
+    assert str(said[0]).startswith("no progress for 0 s in process 1 of 2 (on ")
+    assert "waiting for that: process 0 of 2" in str(said[0])
+
+
+def test_a_checkpoint_being_written_delays_the_end_of_a_process(processes, monkeypatch):
+    monkeypatch.setattr(module, "_GRACE", 0.1)
+    monkeypatch.setattr(module, "_WRITING_GRACE", 30.0)
+    ended, writing = threading.Event(), threading.Event()
+    monkeypatch.setattr(module.os, "_exit", lambda status: ended.set())
+    groups = processes(2)
+    writing.set()
+    for group in groups:
+        group.let_write(writing.is_set)
+    with pytest.raises(DataError), groups[1].together():
+        raise DataError("a.wav: cannot be read")
+    assert not ended.wait(1)
+    writing.clear()
+    assert ended.wait(20)
+
+
+def test_the_slowest_is_found(processes):
+    groups = processes(3)
+    for group, fraction in zip(groups, (0.1, 0.4, 0.2), strict=True):
+        group.slowest(fraction)
+    time.sleep(0.3)
+    fraction, name = groups[0].slowest(0.15)
+    assert fraction == 0.4
+    assert name.startswith("process 1 of 3 (on ")
+    assert groups[0].slowest(0.5)[0] == 0.5
 
 
 def test_who_has_left_is_not_missed(processes):

@@ -19,8 +19,121 @@ SLURM = {
 OMPI = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}
 
 
+HOSTS_OF_TPU = {"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "1"}
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
+PMI = {"PMI_SIZE": "2", "PMI_RANK": "1"}
+JAX = {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
+URI = {"OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:1"}
+BATCH_SCRIPT = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}
+ONE_TASK = {**SLURM, "SLURM_STEP_NUM_TASKS": "1"}
+FLAGS = "give --coordinator_address=HOST:PORT, --num_processes and --process_id to every process"
+
+
+def _method(name):
+    return {"cluster_detection_method": name}
+
+
+def _by_name(address, count, index, **local):
+    named = {"coordinator_address": address, "num_processes": count, "process_id": index}
+    return {**named, "cluster_detection_method": "deactivate", **local}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets the installed packages among those of the detection. A machine with libtpu has TPUs."""
+
+    def set_up(packages):
+        monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name if name in packages else None)
+        monkeypatch.setattr(launch.glob, "glob", lambda pattern: ["/dev/accel0"] if "libtpu" in packages else [])
+
+    return set_up
+
+
+@pytest.mark.parametrize(
+    ("environment", "packages", "found"),
+    [
+        ({}, "", None),
+        (SLURM, "", _method("slurm")),
+        ({**SLURM, "PMI_SIZE": "2", "PMI_RANK": "1"}, "", _method("slurm")),  # srun --mpi=pmi2
+        (ONE_TASK, "", None),
+        (BATCH_SCRIPT, "", None),
+        ({**OMPI, **URI}, "", _method("ompi")),
+        ({**OMPI, **URI, **SLURM}, "", _method("ompi")),  # mpirun starts its daemons with srun
+        ({**OMPI, **URI, **ONE_TASK}, "", _method("ompi")),
+        ({**OMPI, **URI, **BATCH_SCRIPT}, "", _method("ompi")),
+        ({**OMPI, "OMPI_COMM_WORLD_SIZE": "1", **SLURM}, "", None),
+        (OMPI, "mpi4py", _method("mpi4py")),
+        ({**OMPI, **BATCH_SCRIPT}, "mpi4py", _method("mpi4py")),
+        ({**OMPI, "JAX_COORDINATOR_ADDRESS": "a:1", **ONE_TASK}, "mpi4py", _by_name("a:1", 2, 1)),
+        (OMPI, "", r"Open MPI 5 does not publish .* mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT .* or install mpi4py"),
+        (PMI, "mpi4py", _method("mpi4py")),
+        ({**PMI, **ONE_TASK}, "mpi4py", _method("mpi4py")),  # mpiexec of MPICH in a SLURM allocation
+        ({**PMI, "JAX_COORDINATOR_ADDRESS": "a:1"}, "", _by_name("a:1", 2, 1)),
+        (
+            {**PMI, "JAX_COORDINATOR_ADDRESS": "a:1", "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "1"},
+            "",
+            _by_name("a:1", 2, 1, local_device_ids=1),
+        ),
+        (
+            PMI,
+            "",
+            r"PMI \(MPICH, Intel MPI, Cray\) does not publish .* mpiexec -genv JAX_COORDINATOR_ADDRESS HOST:PORT",
+        ),
+        ({**PMI, "PMI_SIZE": "1"}, "", None),
+        ({"PMI_RANK": "1"}, "", f"PMI_RANK is set without PMI_SIZE, .*; {FLAGS}"),
+        (HOSTS_OF_TPU, "libtpu", _method("gketpu")),
+        ({**HOSTS_OF_TPU, "TPU_WORKER_HOSTNAMES": "a"}, "libtpu", None),
+        (HOSTS_OF_TPU, "", None),
+        ({}, "libtpu", _method("gcetpu")),
+        (POD, "kubernetes", _method("k8s")),
+        (JAX, "", _by_name("a:1", 2, 1)),
+        ({**JAX, **SLURM}, "", _by_name("a:1", 2, 1)),
+        ({"JAX_NUM_PROCESSES": "1", **SLURM}, "", None),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", **SLURM}, "", _method("slurm")),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", **BATCH_SCRIPT}, "", None),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "", f"JAX_COORDINATOR_ADDRESS set without JAX_NUM_PROCESSES .*{FLAGS}"),
+        ({**JAX, "JAX_PROCESS_ID": ""}, "", f"JAX_NUM_PROCESSES set without JAX_PROCESS_ID: .*{FLAGS}"),
+        ({"JAX_NUM_PROCESSES": "2", **BATCH_SCRIPT}, "", "JAX_NUM_PROCESSES set without JAX_COORDINATOR_ADDRESS"),
+        ({**JAX, "JAX_COORDINATOR_ADDRESS": "a"}, "", "JAX_COORDINATOR_ADDRESS=a must be HOST:PORT"),
+        ({**JAX, "JAX_PROCESS_ID": "one"}, "", "JAX_PROCESS_ID=one must be whole numbers"),
+        ({**JAX, "JAX_PROCESS_ID": "2"}, "", "JAX_PROCESS_ID=2 must be from 0 to 1 with JAX_NUM_PROCESSES=2"),
+    ],
+)
+def test_what_an_environment_is_detected_as(machine, environment, packages, found):
+    machine(packages.split())
+    if isinstance(found, str):
+        with pytest.raises(ConfigError, match=found):
+            launch.detected(environment)
+    else:
+        assert launch.detected(environment) == found
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        # jax raises an IndexError for an address without a port.
+        ({**SLURM, "JAX_COORDINATOR_ADDRESS": "a"}, "(detected by slurm) could not join: IndexError: "),
+        ({**SLURM, "SLURM_LOCALID": "first"}, "(detected by slurm) could not join: ValueError: "),
+    ],
+)
+def test_an_error_of_the_detection_names_the_flags(environment, message):
+    ended = _join(None, None, None, **environment)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert f"ConfigError: the processes of this run {message}" in ended.stderr
+    assert ended.stderr.endswith(f"; {FLAGS}\n")
+
+
+def test_mpi4py_of_another_mpi_is_refused(monkeypatch, machine):
+    for key, value in PMI.items():
+        monkeypatch.setenv(key, value)
+    machine(["mpi4py"])
+    monkeypatch.setattr(launch.jax.distributed, "initialize", lambda **arguments: None)  # of one process, as it sees
+    with pytest.raises(ConfigError, match="pip install --no-binary=mpi4py mpi4py"), launch.joined(end=pytest.fail):
+        pass
+
+
 def test_a_plain_process_joins_nothing():
-    assert launch._detected({}) is None
+    assert launch.detected({}) is None
 
 
 @pytest.mark.parametrize(
@@ -33,41 +146,41 @@ def test_a_plain_process_joins_nothing():
 )
 def test_one_task_of_slurm_joins_nothing(changes):
     environment = {key: value for key, value in (SLURM | changes).items() if value is not None}
-    assert launch._detected(environment) is None
+    assert launch.detected(environment) is None
 
 
 def test_tasks_of_slurm_join():
-    assert launch._detected(SLURM) == {"cluster_detection_method": "slurm"}
+    assert launch.detected(SLURM) == {"cluster_detection_method": "slurm"}
 
 
 def test_ranks_of_open_mpi_join():
-    assert launch._detected({**OMPI, "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:1"}) == {
+    assert launch.detected({**OMPI, "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://10.0.0.1:1"}) == {
         "cluster_detection_method": "ompi"
     }
-    assert launch._detected({**OMPI, "OMPI_COMM_WORLD_SIZE": "1"}) is None
+    assert launch.detected({**OMPI, "OMPI_COMM_WORLD_SIZE": "1"}) is None
     with pytest.raises(ConfigError, match="mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT"):
-        launch._detected(OMPI)
-    joined = launch._detected({**OMPI, "JAX_COORDINATOR_ADDRESS": "a:1"})
-    assert joined == launch._by_name("a:1", 2, 1)
+        launch.detected(OMPI)
+    joined = launch.detected({**OMPI, "JAX_COORDINATOR_ADDRESS": "a:1"})
+    assert joined == _by_name("a:1", 2, 1)
 
 
 def test_tpu_hosts_join(monkeypatch):
     monkeypatch.setattr(launch, "_has_tpu", lambda environment: True)
-    assert launch._detected({"TPU_WORKER_HOSTNAMES": "a,b"}) == {"cluster_detection_method": "gketpu"}
-    assert launch._detected({"TPU_WORKER_HOSTNAMES": "a"}) is None
-    assert launch._detected({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}) is not None
-    assert launch._detected({}) == {"cluster_detection_method": "gcetpu"}
-    assert launch._detected({"TPU_SKIP_MDS_QUERY": "1"}) is None
+    assert launch.detected({"TPU_WORKER_HOSTNAMES": "a,b"}) == {"cluster_detection_method": "gketpu"}
+    assert launch.detected({"TPU_WORKER_HOSTNAMES": "a"}) is None
+    assert launch.detected({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}) is not None
+    assert launch.detected({}) == {"cluster_detection_method": "gcetpu"}
+    assert launch.detected({"TPU_SKIP_MDS_QUERY": "1"}) is None
 
 
 def test_a_pod_of_an_indexed_job_gets_a_warning(monkeypatch):
     environment = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(UserWarning, match=r"install jax\[k8s\]"):
-        assert launch._detected(environment) is None
+        assert launch.detected(environment) is None
     monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: name == "kubernetes")
-    assert launch._detected(environment) == {"cluster_detection_method": "k8s"}
-    assert launch._detected({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None  # a notebook's pod
+    assert launch.detected(environment) == {"cluster_detection_method": "k8s"}
+    assert launch.detected({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None  # a notebook's pod
 
 
 @pytest.mark.parametrize(
@@ -78,6 +191,8 @@ def test_a_pod_of_an_indexed_job_gets_a_warning(monkeypatch):
         ({"SLURM_STEP_TASKS_PER_NODE": "8(x2)", "CUDA_VISIBLE_DEVICES": "5"}, True),  # --gpus-per-task=1
         ({"SLURM_STEP_TASKS_PER_NODE": "2,1", "CUDA_VISIBLE_DEVICES": "0,1"}, False),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, True),
+        ({"MPI_LOCALNRANKS": "1", "SLURM_STEP_TASKS_PER_NODE": "8"}, True),
+        ({"PMI_LOCAL_SIZE": "4"}, False),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "JAX_LOCAL_DEVICE_IDS": "0"}, False),
         ({}, False),
     ],
@@ -107,15 +222,16 @@ def test_one_process_joins_nothing_under_any_launcher(monkeypatch):
     assert launch._arguments(None, None, None) is not None
 
 
-def _join(address, count, index):
+def _join(address, count, index, **environment):
     code = (
         "from audiovae_jax.commands import process\n"
         "from audiovae_jax.distributed import launch\n"
         f"with launch.joined({address!r}, {count}, {index}, initialization_timeout=2, end=process.end): pass"
     )
     return subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
 
 
 def test_who_does_not_come_is_missed_with_a_clear_line():
@@ -126,6 +242,16 @@ def test_who_does_not_come_is_missed_with_a_clear_line():
     ended = _join(address, 2, 0)
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
     assert f"error: not all 2 processes joined process 0 at {address} within 2 s; start them all" in ended.stderr
+
+
+@pytest.mark.parametrize("excluded", ["", "127.0.0.1"])
+def test_a_proxy_is_named_if_nothing_answers(excluded):
+    proxies = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "", "grpc_proxy": "", "no_proxy": excluded}
+    ended = _join(f"127.0.0.1:{free_port()}", 2, 1, **proxies, NO_PROXY="")
+    assert ended.returncode == 1
+    named = ". http_proxy may intercept the connection: unset it, or add 127.0.0.1 to no_proxy\n"
+    assert ended.stderr.endswith(named) == (not excluded)
+    assert "no answer at --coordinator_address=127.0.0.1:" in ended.stderr
 
 
 @pytest.mark.slow

@@ -1,18 +1,21 @@
 """Exported encoder and decoder run with only JAX, and equal the module."""
 
+import datetime
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import applied, random_variables
 
 from audiovae_jax import AudioVAE, Codec
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.inference.stablehlo import export_stablehlo
+from audiovae_jax.inference.inspection import inspect_model
+from audiovae_jax.inference.stablehlo import export_stablehlo, inspect_export
 
 PAGE = Path(__file__).resolve().parents[2] / "audiovae_jax" / "inference" / "README.md"
 SMALL = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3}
@@ -66,6 +69,27 @@ def test_the_pages_block_runs_an_export_without_the_library_as_the_module(tmp_pa
         assert decoded.shape == audio.shape
         expected = applied(model, variables, latents, method="decode")[:, : audio.shape[1]]
         np.testing.assert_allclose(decoded, expected, atol=atol)
+
+
+def test_an_export_shows_until_when_it_loads(tmp_path):
+    model = AudioVAE(**(SMALL | ONE_BLOCK))
+    manifest = export_stablehlo(Codec(model, random_variables(model), sample_rate=8000), tmp_path / "m", ("cpu",))
+    written, limit = (datetime.date.fromisoformat(manifest[key]) for key in ("date", "export_again_by"))
+    assert (limit - written).days == 180
+    loads = f"loads with jax {jax.__version__}"
+    described = inspect_model(str(tmp_path / "m"))
+    assert described == {"path": str(tmp_path / "m"), "kind": "StableHLO export", loads: "yes", **manifest}
+    late = "yes, but newer releases may not; export the model again"
+    assert inspect_export(tmp_path / "m", limit)[loads] == "yes"
+    assert inspect_export(tmp_path / "m", limit + datetime.timedelta(days=1))[loads] == late
+    del manifest["date"], manifest["export_again_by"]  # as older versions wrote it
+    (tmp_path / "m" / "export.json").write_text(json.dumps(manifest))
+    assert inspect_export(tmp_path / "m")[loads] == late
+    (tmp_path / "m" / "decoder.jax_export").write_bytes(b"of another format")
+    assert inspect_export(tmp_path / "m")[loads].startswith("no (")
+    (tmp_path / "m" / "decoder.jax_export").unlink()
+    with pytest.raises(CheckpointError, match="m is not an intact export .*; export the model again"):
+        inspect_export(tmp_path / "m")
 
 
 def test_a_failed_export_leaves_nothing(tmp_path):

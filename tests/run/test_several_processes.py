@@ -1,6 +1,8 @@
 """Whole runs of two real processes, on loopback."""
 
+import os
 import random
+import re
 import shutil
 import time
 
@@ -72,6 +74,51 @@ def test_processes_of_different_configs_are_refused(micro_config, tmp_path):
             assert "error: process 1 of 2 (on " in run.log(i)
             assert "belongs to another run:\n  validate_every: 5 in process 0, 7 there\n" in run.log(i)
     assert not (tmp_path / "differ").exists()
+
+
+@pytest.mark.slow
+def test_other_flags_of_the_compiler_are_refused(micro_config, tmp_path):
+    flags = os.environ.get("XLA_FLAGS", "")
+    each = {1: {"environment": {"XLA_FLAGS": f"{flags} --xla_dump_to={tmp_path} --xla_cpu_use_onednn=false"}}}
+    with Run(tmp_path, "unlike", _config(micro_config), each=each) as run:
+        assert run.wait() == [1, 1]
+        for i in range(2):
+            assert "error: process 1 of 2 (on " in run.log(i)
+            told = f"\n  XLA_FLAGS: {flags!r} in process 0, {f'{flags} --xla_cpu_use_onednn=false'.strip()!r} there\n"
+            assert f"belongs to another run:{told}" in run.log(i)
+
+
+@pytest.mark.slow
+def test_a_restart_on_other_hosts_finds_the_programs(micro_config, tmp_path):
+    """Each process of each start has its own cache folder, as on hosts without a shared home.
+
+    On CPUs only the first process can find entries: the fingerprint of the devices in jax's keys differs.
+    """
+
+    def start(name, **settings):
+        homes = [{"JAX_COMPILATION_CACHE_DIR": None, "XDG_CACHE_HOME": str(tmp_path / f"{name}{i}")} for i in range(2)]
+        each = {i: {"run_cache": True, "environment": homes[i], **settings} for i in range(2)}
+        with Run(tmp_path, "run", _config(micro_config), each=each) as run:
+            run.finished()
+            entries = {path.name for path in (tmp_path / ".xla_cache").glob("jit_mapped*")}  # validation and step
+            return entries, run.record()["compilation"]["hits"]
+
+    entries, hits = start("first", stop_at=6)
+    assert (len(entries), hits) == (2, 0)
+    found, hits = start("second")
+    assert found == entries
+    assert hits > len(entries)
+    assert (tmp_path / ".xla_cache").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_does_not_wait_for_a_reader(micro_config, tmp_path):
+    with Run(tmp_path, "hung", _config(micro_config), count=1, each={0: {"hang_at": 6, "stop_at": 4}}) as run:
+        run.wait_for("worker: a read hangs")
+        run.wait_for(": saved; run the same command to resume")
+        began = time.monotonic()
+        assert run.wait(60) == [0]
+        assert time.monotonic() - began < 20
 
 
 @pytest.mark.slow
@@ -171,3 +218,36 @@ def test_two_processes_begin_with_the_weights_of_another_run(micro_config, train
         run.finished()
         assert f"restored from {begun} (checkpoint {3 - best}): the step and the optimizers are reset" in run.log(0)
     assert run.record()["digests"] == run.record(1)["digests"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "calls", "phase"),
+    [("step", 5, "step"), ("read", 5, "reading"), ("save", 0, "saving"), ("restore", 0, "restoring")],
+)
+def test_a_process_that_is_stuck_is_named_and_ends_all(micro_config, tmp_path, place, calls, phase):
+    limit = 8
+    config = _config(micro_config, stuck_timeout=float(limit))
+    if place == "restore":
+        with Run(tmp_path, "run", config, devices=1) as before:
+            before.finished()
+    with Run(tmp_path, "stuck", config, devices=1, workdir=tmp_path / "run", each={1: {"hang": (place, calls)}}) as run:
+        run.wait_for(f"worker: hangs in a {place}", 1)
+        began = time.monotonic()
+        assert run.wait(180) == [1, 1]
+        # A thread ends a process that does not end in 10 s, or in 60 s if it still writes a checkpoint.
+        assert time.monotonic() - began < limit + (90 if place == "save" else 40)
+        named = rf"no progress for \d+ s in process 1 of 2 \(on \S+; phase {phase}, step \d+\); waiting for that: pro"
+        for i in range(2):
+            assert re.search(f"error: {named}", run.log(i)), run.log(i)
+            assert re.search(f"stacks of process {i} of 2: {named}", run.log(i)), run.log(i)
+            assert "most recent call first" in run.log(i), run.log(i)
+        assert "in hanging\n" in run.log(1)  # where it is stuck
+
+
+@pytest.mark.slow
+def test_the_process_whose_data_is_slow_is_named(micro_config, tmp_path):
+    config = _config(micro_config, num_steps=110, validate_every=110, checkpoint_every=110)
+    with Run(tmp_path, "slow", config, devices=1, each={1: {"slow_reads": 0.3}}) as run:
+        run.finished()
+        assert re.search(r"warning: \d+% of the time is spent waiting for data in process 1 of 2 \(on ", run.log(0))

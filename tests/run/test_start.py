@@ -8,8 +8,20 @@ import soundfile
 from audiovae_jax.config import build
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.distributed import mesh
+from audiovae_jax.errors import ConfigError
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.run import start
+from audiovae_jax.run import start, train
+
+
+@pytest.mark.parametrize("name", ["jax_debug_nans", "jax_debug_infs"])
+def test_flags_without_effect_on_a_compiled_step_are_refused(micro_config, tmp_path, name):
+    jax.config.update(name, True)
+    try:
+        with pytest.raises(ConfigError, match=f"{name.upper()} is set.* Unset it: .* bad_batches/"):
+            train.train(micro_config, tmp_path / "run")
+    finally:
+        jax.config.update(name, False)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("files", "share"), [(9, "11%"), (12, "25%"), (30, "10%")])

@@ -17,15 +17,23 @@ class StallMeter:
     Args:
       batches: an iterator.
       num_threads: number of threads that make batches, for the warning.
-      record: called with `(step, {"perf/data_wait_fraction": fraction of the time})` every 50 batches.
-      warn: called with a warning, at most once.
+      record: called with `(step, metrics)` every 50 batches. `perf/data_wait_fraction` is the fraction of the time, and
+        `perf/max_data_wait_fraction` that of the slowest of several processes.
+      warn: called with a warning, at most once for each process.
+      slowest: returns the largest fraction of all processes and the name of its process, given this one's. The name
+        is empty with one process.
     """
 
     def __init__(
-        self, batches: Iterator, num_threads: int, record: Callable[[int, dict], None], warn: Callable[[str], None]
+        self,
+        batches: Iterator,
+        num_threads: int,
+        record: Callable[[int, dict], None],
+        warn: Callable[[str], None],
+        slowest: Callable[[float], tuple[float, str]] = lambda share: (share, ""),
     ):
         self._batches, self._num_threads, self._record, self._warn = batches, num_threads, record, warn
-        self._is_reported = False
+        self._slowest, self._reported = slowest, set()
         self._restart()
 
     def next(self, step: int, is_idle: Callable[[], bool] = lambda: True) -> Any:
@@ -42,12 +50,15 @@ class StallMeter:
         self._count += 1
         if self._count == _WINDOW:
             share = self._waited / max(time.monotonic() - self._began, 1e-9)
-            self._record(step, {"perf/data_wait_fraction": share})
-            if share > _WARNING_FRACTION and not self._is_reported:
-                self._is_reported = True
+            most, name = self._slowest(share)
+            of_all = {"perf/max_data_wait_fraction": most} if name else {}
+            self._record(step, {"perf/data_wait_fraction": share} | of_all)
+            if most > _WARNING_FRACTION and name not in self._reported:
+                self._reported.add(name)
+                where = f" in {name}, the slowest" if name else ""
                 self._warn(
-                    f"warning: {share:.0%} of the time is spent waiting for data; raise config.data.num_threads (now "
-                    f"{self._num_threads}) and config.data.prefetch_batches, or convert the data to shards with "
+                    f"warning: {most:.0%} of the time is spent waiting for data{where}; raise config.data.num_threads "
+                    f"(now {self._num_threads}) and config.data.prefetch_batches, or convert the data to shards with "
                     "audiovae-jax make_shards"
                 )
             self._restart()

@@ -1,6 +1,7 @@
 """The doctor: checks whether this machine is ready for a run."""
 
 import dataclasses
+import fcntl
 import functools
 import hashlib
 import platform
@@ -26,7 +27,7 @@ from audiovae_jax.performance.planning.compiling import StepCompiler
 from audiovae_jax.performance.planning.targets import HERE, Target
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import start, warm_start
-from audiovae_jax.training import program
+from audiovae_jax.training import compilation, program
 
 _CROPS = 8  # number of crops to read
 _WIDTH = 96
@@ -109,6 +110,8 @@ def examine(
         else:
             say(f"{name} ...")
             checks.append(_run(name, look))
+        if name == "devices" and checks[-1].status == FAILED:
+            break  # every other check needs them
     return checks
 
 
@@ -148,7 +151,11 @@ class _Looker:
         self._recipe = self._compiler = None
 
     def devices(self):
-        device, count = jax.devices()[0], jax.device_count()
+        try:
+            device, count = jax.devices()[0], jax.device_count()
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0]
+            raise Finding(f"JAX finds no device: {reason}", _lock_remedy() or "check JAX_PLATFORMS") from error
         found = (
             f"{count} x {device.device_kind} ({device.platform}), {jax.process_count()} process(es); "
             f"audiovae_jax {audiovae_jax.__version__}, jax {jax.__version__}, jaxlib {jaxlib.__version__}, "
@@ -157,6 +164,8 @@ class _Looker:
         unseen = [extra for extra, paths in _DEVICE_FILES.items() if any(Path(path).exists() for path in paths)]
         if device.platform == "cpu" and unseen:
             remedy = f"JAX does not see it: pip install 'audiovae_jax[{unseen[0]}]', and check JAX_PLATFORMS"
+            if unseen[0] == "tpu" and (lock := _lock_remedy()):
+                remedy = f"JAX does not see it: {lock}"
             raise Finding(f"{found}; there is an accelerator for {unseen[0]}", remedy, DOUBTFUL)
         return found
 
@@ -203,14 +212,15 @@ class _Looker:
         return said
 
     def processes(self, checks):
-        """Compare config, data, versions and failed checks between processes.
+        """Compare config, data, versions, compiler flags and failed checks between processes.
 
         Every process must call this, even if an earlier check failed.
         """
         ours = {
             "config": configuration.to_json(self._config),
             "data": self._fingerprint,
-            "versions": f"{audiovae_jax.__version__} {jax.__version__} {jaxlib.__version__}",
+            "versions": f"{audiovae_jax.__version__} {compilation.compiler_versions()}",
+            **compilation.compiler_flags(),
             "checks": " ".join(check.name for check in checks if check.status in (FAILED, SKIPPED)),
         }
         if jax.process_count() == 1:
@@ -225,7 +235,7 @@ class _Looker:
         if differ:
             listed = "; ".join(f"{name} of process {', '.join(map(str, who))}" for name, who in differ.items())
             raise Finding(
-                f"different from process 0: {listed}", "give every process the same command, files and versions"
+                f"different from process 0: {listed}", "give every process the same command, files, versions and flags"
             )
         return f"{len(everyone)} agree on config, data and versions"
 
@@ -323,6 +333,23 @@ class _Looker:
 
 
 _DEVICE_FILES = {"cuda": ("/dev/nvidia0",), "tpu": ("/dev/accel0", "/dev/vfio/0")}
+
+
+_TPU_LOCK = Path("/tmp/libtpu_lockfile")  # of the process that uses the TPU; stays if that process is killed
+
+
+def _lock_remedy():
+    """Return how to release libtpu's lock file; empty without one."""
+    try:
+        with _TPU_LOCK.open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # as libtpu does; the system releases it with the process
+    except FileNotFoundError:
+        return ""
+    except PermissionError:
+        return f"{_TPU_LOCK} is another user's. If none of their processes uses the TPU, sudo rm {_TPU_LOCK}"
+    except OSError:
+        return f"another process uses the TPU and holds {_TPU_LOCK}. Find it with sudo fuser -v {_TPU_LOCK}, and end it"
+    return f"no process holds {_TPU_LOCK}, so it is stale. rm {_TPU_LOCK}"
 
 
 def _noise(sharding):

@@ -53,6 +53,35 @@ def test_a_healthy_machine(micro_config, tmp_path, audio_folder, whole):
     assert doctor.lines(checks)[-1] == "ready: no check failed"
 
 
+@pytest.mark.parametrize("holder", [None, "other process", "other user"])
+def test_the_lock_file_of_a_tpu_is_named(small, tmp_path, monkeypatch, holder):
+    lock = tmp_path / "libtpu_lockfile"
+    lock.write_text("")
+    monkeypatch.setattr(doctor, "_TPU_LOCK", lock)
+
+    def fail():
+        raise RuntimeError("Unable to initialize backend 'tpu': ABORTED: The TPU is in use\nby a process")
+
+    monkeypatch.setattr(jax, "devices", fail)
+    remedy = f"no process holds {lock}, so it is stale. rm {lock}"
+    process = None
+    if holder == "other process":
+        remedy = f"another process uses the TPU and holds {lock}. Find it with sudo fuser -v {lock}, and end it"
+        code = (
+            "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+        )
+        process = subprocess.Popen([sys.executable, "-uc", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process.stdout.readline()
+    elif holder == "other user":
+        remedy = f"{lock} is another user's. If none of their processes uses the TPU, sudo rm {lock}"
+        monkeypatch.setattr(type(lock), "open", lambda *args: (_ for _ in ()).throw(PermissionError))
+    (check,) = _examine(small, tmp_path).values()
+    assert (check.name, check.status, check.remedy) == ("devices", FAILED, remedy)
+    assert check.result == "JAX finds no device: Unable to initialize backend 'tpu': ABORTED: The TPU is in use"
+    if process is not None:
+        process.communicate(b"\n")
+
+
 def test_no_data(small, tmp_path):
     small.data.root = str(tmp_path / "nowhere")
     checks = _examine(small, tmp_path / "run")
