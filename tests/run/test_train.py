@@ -93,9 +93,7 @@ def test_a_gradient_that_is_not_finite_is_caught_before_it_is_saved(micro_config
     micro_config.use_adversarial = False
     micro_config.checkpoint_every = 1
     micro_config.safety.max_skipped, micro_config.safety.max_rollbacks = 1, 0
-    with pytest.raises(
-        TrainingError, match="(?s)not finite: train/g_grad_norm nan.*checkpoint: none\n.*try: to fi"
-    ):
+    with pytest.raises(TrainingError, match="(?s)not finite: train/g_grad_norm nan.*checkpoint: none\n.*try: to fi"):
         train.train(micro_config, tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 
