@@ -121,7 +121,7 @@ def probe(
         raise DataError("the file is empty")
     try:
         with decoders.scan(path) as decoder:
-            if getattr(decoder, "format", None) == "RAW":  # libsndfile's guess, by name, for files without a header
+            if decoder.format == "RAW":  # libsndfile's guess, by name, for files without a header
                 raise DataError(_no_audio(path, "it has no header"))
             file = AudioFile(
                 path, decoder.frames, decoder.sample_rate, decoder.channels, decoder.speakers,
@@ -289,7 +289,7 @@ def _step(from_rate, to_rate):
 
 def _read(decoder, file, start, frames):
     # Compressed audio varies in bytes per sample, and decoders read a little before the position.
-    slack = 0 if getattr(decoder, "format", None) in _UNCOMPRESSED else BLOCK
+    slack = 0 if decoder.format in _UNCOMPRESSED else BLOCK
     size = 0 if isinstance(file.path, Path) else file.path.size
     decoders.expect(decoder, frames * size // max(1, file.frames) + slack)
     try:

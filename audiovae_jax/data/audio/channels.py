@@ -18,30 +18,30 @@ _GAINS = {
 }  # fmt: skip
 _WAVE_ORDER = {speaker: i for i, speaker in enumerate(_GAINS)}
 _NAMES = {3: "3.0", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+
+
+def _by_count(*layouts):
+    return {len(layout): layout for layout in (tuple(names.split()) for names in layouts)}
+
+
 # By number of channels, in WAVE order. FLAC files are in this order (RFC 9639, section 9.1.3).
-_STANDARD = {
-    count: tuple(speakers.split())
-    for count, speakers in {
-        3: "FL FR FC",
-        4: "FL FR BL BR",
-        5: "FL FR FC BL BR",
-        6: "FL FR FC LFE BL BR",
-        7: "FL FR FC LFE BC SL SR",
-        8: "FL FR FC LFE BL BR SL SR",
-    }.items()
-}
+_STANDARD = _by_count(
+    "FL FR FC",
+    "FL FR BL BR",
+    "FL FR FC BL BR",
+    "FL FR FC LFE BL BR",
+    "FL FR FC LFE BC SL SR",
+    "FL FR FC LFE BL BR SL SR",
+)
 # The order of Vorbis (Vorbis I, section 4.3.9) and of Opus in Ogg (RFC 7845, section 5.1.1.2), which libsndfile keeps.
-_VORBIS = {
-    count: tuple(speakers.split())
-    for count, speakers in {
-        3: "FL FC FR",
-        4: "FL FR BL BR",
-        5: "FL FC FR BL BR",
-        6: "FL FC FR BL BR LFE",
-        7: "FL FC FR SL SR BC LFE",
-        8: "FL FC FR SL SR BL BR LFE",
-    }.items()
-}
+_VORBIS = _by_count(
+    "FL FC FR",
+    "FL FR BL BR",
+    "FL FC FR BL BR",
+    "FL FC FR BL BR LFE",
+    "FL FC FR SL SR BC LFE",
+    "FL FC FR SL SR BL BR LFE",
+)
 _GET_CHANNEL_MAP = 0x1100  # libsndfile's SFC_GET_CHANNEL_MAP_INFO
 # By libsndfile's SF_CHANNEL_MAP_...: 1 is MONO, 2 to 4 are LEFT, RIGHT, CENTER, and 5 to 7 the same in front.
 _LIBSNDFILE = (
@@ -75,9 +75,9 @@ def in_vorbis(channels: int) -> tuple[str, ...] | None:
     return _VORBIS.get(channels)
 
 
-def named(names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def named(names: tuple[str, ...]) -> tuple[str, ...] | None:
     """Return names of speakers, or None for mono, stereo, and names that are not known."""
-    return names if names and len(names) > 2 and all(name in _GAINS for name in names) else None
+    return names if len(names) > 2 and all(name in _GAINS for name in names) else None
 
 
 def assumed(channels: int) -> str:

@@ -13,8 +13,8 @@ from audiovae_jax.data.audio import channels
 from audiovae_jax.data.audio.remote import RemoteFile
 from audiovae_jax.data.audio.section import Section
 from audiovae_jax.data.formats import caf, containers, flac, mp3, ogg, wav
-from audiovae_jax.data.formats.reader import Pieces
-from audiovae_jax.data.formats.sound import open_sound
+from audiovae_jax.data.formats.reader import Pieces, read_at
+from audiovae_jax.data.formats.sound import open_sound, skip
 from audiovae_jax.errors import DataError
 
 # The location of a file: on this machine, behind a URL, or in an archive.
@@ -37,6 +37,7 @@ class Decoder(Protocol):
       speakers: names of the channels (see `channels.of_file`), or None.
       index: what `open_decoder` needs to open the file again without a scan.
       damage: what a scan found missing, or None.
+      format: libsndfile's name of the format; None if another decoder was chosen.
     """
 
     frames: int
@@ -45,6 +46,7 @@ class Decoder(Protocol):
     speakers: tuple[str, ...] | None
     index: Index
     damage: str | None
+    format: str | None
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Return `[count, channels]` float32 from sample `start` on; less at the end of the audio."""
@@ -92,11 +94,10 @@ def _opened(place) -> Iterator[BinaryIO]:
 
 
 def _scanned(place, file):
-    begin, start = 0, file.read(16)
+    begin, start = 0, read_at(file, 0, 16)
     while start.startswith(b"ID3") and len(start) == 16:  # tags may precede any format
         begin += mp3.tag_size(start)
-        file.seek(begin)
-        start = file.read(16)
+        start = read_at(file, begin, 16)
     if container := containers.recognise(start):
         return _container(file, *container)
     name = start[:4]
@@ -121,9 +122,10 @@ def _scanned(place, file):
         sound.frames = count(place, sound.index)
         if sound.frames >= containers.MAX_COUNTED:
             raise DataError(f"its length is unknown, and above {containers.MAX_COUNTED} samples")
-        sound.index = {**(sound.index or {}), "frames": sound.frames}
         if name == b"fLaC" and sound.frames:
+            sound.close()
             return _indexed(place, file, {"pieces": flac.with_length(file, sound.frames, begin)})
+        sound.index = {**(sound.index or {}), "frames": sound.frames}
     if not sound.is_seekable:
         sound.index = {**(sound.index or {}), "sequential": True}
     return sound
@@ -215,11 +217,7 @@ class _Sound:
         if self._position is None or start < self._position:
             self._sound.close()
             self._sound, self._position = self._open(), 0
-        while self._position < start:
-            block = self._sound.read(min(_BLOCK, start - self._position), dtype="float32")
-            if len(block) == 0:
-                break
-            self._position += len(block)
+        skip(self._sound, start - self._position)
 
     def close(self):
         self._sound.close()
@@ -232,7 +230,7 @@ class _Parts:
       DataError: their rates or channels differ.
     """
 
-    speakers = None
+    speakers, format = None, None
 
     def __init__(self, file, parts: Sequence, index, damage=None):
         self.file, self.index, self.damage, self._parts = file, index, damage, parts

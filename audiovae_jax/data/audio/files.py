@@ -101,7 +101,7 @@ def scan(
                 if is_read(file.name, extensions):
                     (linked_files if file.is_symlink() else found).append(file.path)
                 elif not atomic.is_temporary(file.name):
-                    inside = f"{file.name}/" if _is_folder(file) else file.name
+                    inside = f"{file.name}/" if _holds(file.is_dir) else file.name
                     left_out += [(file.path, reason) for reason in ignored([inside], extensions).values()]
         # Links are followed last, so that files under the root are listed by their own paths.
         waiting = sorted(linked_folders)
@@ -132,26 +132,20 @@ def _walk(folder, seen, linked_folders) -> Iterator[os.DirEntry]:
         except OSError:  # deleted or unreadable, so its files cannot be used either
             continue
         for entry in entries:
-            if _is_folder(entry):
+            if _holds(entry.is_dir):
                 if hidden(entry.name) is None:
                     (linked_folders if entry.is_symlink() else waiting).append(entry.path)
                 elif os.path.realpath(entry.path) not in seen:
                     yield entry
-            elif _is_file(entry) or entry.is_symlink():  # a broken link is listed, so that reading it reports the error
+            elif _holds(entry.is_file) or entry.is_symlink():  # listed if broken, so that reading it reports the error
                 yield entry
 
 
-def _is_folder(entry):
+def _holds(check):
+    """Return `check()`, a question about an entry of a folder; False if the system cannot answer."""
     try:
-        return entry.is_dir()
+        return check()
     except OSError:  # a link to itself, or to a place without permission
-        return False
-
-
-def _is_file(entry):
-    try:
-        return entry.is_file()
-    except OSError:
         return False
 
 

@@ -3,6 +3,8 @@
 import io
 from typing import BinaryIO
 
+from audiovae_jax.data.formats.reader import read_at
+
 _MAX_CHUNKS = 1000
 
 
@@ -10,8 +12,7 @@ def repair(file: BinaryIO) -> list | None:
     """Return pieces (see `reader.Pieces`) of a file with the size of its data, or None if the file has it."""
     end, offset = file.seek(0, io.SEEK_END), 8
     for _ in range(_MAX_CHUNKS):
-        file.seek(offset)
-        header = file.read(12)
+        header = read_at(file, offset, 12)
         size = int.from_bytes(header[4:], signed=True)
         if header[:4] == b"data" and size == -1:
             size_at = offset + 4

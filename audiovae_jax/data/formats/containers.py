@@ -55,6 +55,8 @@ class MissingError(DataError):
 class ContainerDecoder:
     """The first sound track of a container file, decoded in order.
 
+    `speakers` are FFmpeg's names, some of which say that the speaker is not known.
+
     Args:
       file: its bytes.
       name: FFmpeg's name of the format.
@@ -117,8 +119,7 @@ class ContainerDecoder:
                 raise DataError(f"{self._title} has no sound")
             stream = streams[0]
             self.sample_rate, self.channels = stream.rate, stream.channels
-            names = tuple(channel.name for channel in stream.layout.channels)
-            self.speakers = names if len(names) > 2 and all(names) else None
+            self.speakers = tuple(channel.name for channel in stream.layout.channels)
             self._declared = self._declared_length(stream)
             self._blocks = self._decoded(stream, av.AudioResampler(format="fltp"))
         except self._error as error:

@@ -3,6 +3,8 @@
 import io
 from typing import BinaryIO
 
+from audiovae_jax.data.formats.reader import read_at
+
 _TOTAL = 21  # offset of the byte whose low half begins the number of samples, of 36 bits
 
 
@@ -15,7 +17,6 @@ def with_length(file: BinaryIO, frames: int, begin: int = 0) -> list:
       begin: offset of its first byte.
     """
     at = begin + _TOTAL
-    file.seek(at)
-    high = file.read(1)[0] & 0xF0 | frames >> 32
+    high = read_at(file, at, 1)[0] & 0xF0 | frames >> 32
     end = file.seek(0, io.SEEK_END)
     return [[0, at], (bytes([high]) + (frames & 0xFFFFFFFF).to_bytes(4)).hex(), [at + 5, end - at - 5]]

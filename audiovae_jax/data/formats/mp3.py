@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from audiovae_jax.data.formats import sound
-from audiovae_jax.data.formats.reader import Reader
+from audiovae_jax.data.formats.reader import Reader, read_at
 from audiovae_jax.errors import DataError
 
 _STRIDE = 64  # frames per entry of the table of offsets
@@ -111,8 +111,7 @@ class Part:
         entry = max(0, first // _STRIDE - 1)
         last = -(-stop // _STRIDE)
         begin, end = self.offsets[entry], self.offsets[last] if last < len(self.offsets) else self.end
-        file.seek(begin)
-        data = _read_fully(file, end - begin + 4)  # with the header that follows
+        data = read_at(file, begin, end - begin + 4)  # with the header that follows
         stream = _header(int.from_bytes(data[:4])).stream
         walk = _walk(_Source(io.BytesIO(data)), 0, stream)
         frames = [(at, header) for at, header, _ in itertools.islice(walk, stop - entry * _STRIDE)]
@@ -404,8 +403,7 @@ class _Source:
         """Return up to `count` bytes at an offset."""
         at = offset - self._start
         if at < 0 or (at + count > len(self._data) and self._start + len(self._data) < self.size):
-            self._file.seek(offset)
-            self._data, self._start, at = _read_fully(self._file, _BLOCK), offset, 0
+            self._data, self._start, at = read_at(self._file, offset, _BLOCK), offset, 0
         return self._data[at : at + count]
 
     def find_sync(self, offset):
@@ -417,11 +415,3 @@ class _Source:
                 return offset + match.start()
             offset += max(1, len(data) - 3)  # a tag's name may begin in the last bytes
         return self.size
-
-
-def _read_fully(file, count):
-    parts = []
-    while count > 0 and (part := file.read(count)):
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)

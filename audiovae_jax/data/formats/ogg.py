@@ -16,12 +16,11 @@ from typing import BinaryIO
 import numpy as np
 
 from audiovae_jax.data.formats import sound
-from audiovae_jax.data.formats.reader import Pieces
+from audiovae_jax.data.formats.reader import Pieces, read_at
 from audiovae_jax.errors import DataError
 
 _BUFFER = 1 << 20  # bytes per read of a scan
 _MAX_PAGE = 27 + 255 + 255 * 255  # bytes
-_BLOCK = 1 << 16  # samples decoded at a time
 _OPEN_END = 1 << 40  # a granule position past every stream's end
 _RESTART_SECONDS = 4
 _CHECKED_SECONDS = 0.5  # of equal samples that prove that a decoder has converged
@@ -95,7 +94,7 @@ class LinkDecoder:
         if start != self._position:
             earlier = self._earlier(start)
             self._sound.seek(earlier)
-            _skip(self._sound, start - earlier)
+            sound.skip(self._sound, start - earlier)
         block = self._sound.read(count, dtype="float32", always_2d=True)
         self._position = start + len(block)
         return block
@@ -114,14 +113,14 @@ class LinkDecoder:
         after = min(bisect.bisect_left(positions, start + count), len(positions) - 1)
         begin, position = (link.offsets[before], positions[before]) if before >= 0 else (link.audio, 0)
         last = link.offsets[after] - begin
-        pages = _read_at(file, begin, last + _MAX_PAGE)
+        pages = read_at(file, begin, last + _MAX_PAGE)
         first, final = _page(pages) if before >= 0 else b"", _page(pages[last:])
         if first is None or final is None:
             raise DataError("damaged: a page is corrupt; has the file changed?")
-        headers = _read_at(file, link.begin, link.audio - link.begin)
+        headers = read_at(file, link.begin, link.audio - link.begin)
         data = headers + (_last_packet(first) if first else b"") + pages[len(first) : last] + _open_ended(final)
         with sound.open_sound(io.BytesIO(data)) as f:
-            _skip(f, start - position)
+            sound.skip(f, start - position)
             return f.read(count, dtype="float32", always_2d=True)
 
     def close(self):
@@ -348,10 +347,10 @@ class _Stream:
     def _vorbis(self, file, link):
         """Return a link with the table of its pages."""
         first = self._first
-        page = _page(_read_at(file, first.offset, first.end - first.offset))
-        data = _read_at(file, self._begin, first.offset - self._begin) + _open_ended(page)
+        page = _page(read_at(file, first.offset, first.end - first.offset))
+        data = read_at(file, self._begin, first.offset - self._begin) + _open_ended(page)
         with sound.open_sound(io.BytesIO(data)) as f:
-            decoded = _skip(f, _OPEN_END)
+            decoded = sound.skip(f, _OPEN_END)
         # A stream may begin at any position, or before 0, which cuts its first samples.
         origin = max(0, first.granule - decoded)
         length = self._granule - origin
@@ -369,7 +368,7 @@ def _restarts(file, link, f):
     step, checked = (int(seconds * link.sample_rate) for seconds in (_RESTART_SECONDS, _CHECKED_SECONDS))
     restarts, position = [0], 0
     for start in range(step, link.length - checked, step):
-        _skip(f, start - position)
+        sound.skip(f, start - position)
         expected = f.read(checked, dtype="float32", always_2d=True)
         if len(expected) < checked:
             break
@@ -399,23 +398,3 @@ def _open(file, begin, end):
     f = sound.open_sound(Pieces(file, [[begin, end - begin]]))
     f.seek(0)  # drops the samples that Opus declares as skipped, also if the positions do not begin at 0
     return f
-
-
-def _skip(f, count):
-    """Decode up to `count` samples, and return their number."""
-    skipped = 0
-    while skipped < count:
-        block = f.read(min(_BLOCK, count - skipped), dtype="float32")
-        if len(block) == 0:
-            break
-        skipped += len(block)
-    return skipped
-
-
-def _read_at(file, offset, count):
-    file.seek(offset)
-    parts = []
-    while count > 0 and (part := file.read(count)):
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)

@@ -8,6 +8,16 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 
+def read_at(file: BinaryIO, offset: int, count: int) -> bytes:
+    """Return `count` bytes at an offset, or fewer at the end of the file, also if the file reads less at once."""
+    file.seek(offset)
+    parts = []
+    while count > 0 and (part := file.read(count)):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
 class Reader(io.RawIOBase):
     """A seekable reader of `size` bytes.
 

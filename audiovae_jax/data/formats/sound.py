@@ -9,6 +9,7 @@ from typing import BinaryIO
 import soundfile
 
 _MAX_OPENINGS = 8
+_BLOCK = 1 << 16  # samples decoded at a time
 
 
 def open_sound(file: Path | BinaryIO, mode: str = "r", **options) -> soundfile.SoundFile:
@@ -20,6 +21,17 @@ def open_sound(file: Path | BinaryIO, mode: str = "r", **options) -> soundfile.S
         name = file if os.name == "nt" else os.fsencode(file)
         return _retried(lambda: _Sound(name, mode, **options), mode == "r")
     return _retried(lambda: file.seek(0) or _Sound(file, mode, **options), mode == "r")
+
+
+def skip(file: soundfile.SoundFile, count: int) -> int:
+    """Decode up to `count` samples and discard them, and return their number."""
+    skipped = 0
+    while skipped < count:
+        block = file.read(min(_BLOCK, count - skipped), dtype="float32")
+        if len(block) == 0:
+            break
+        skipped += len(block)
+    return skipped
 
 
 class _Sound(soundfile.SoundFile):

@@ -4,6 +4,8 @@ import io
 import re
 from typing import BinaryIO
 
+from audiovae_jax.data.formats.reader import read_at
+
 _NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9 _]{3}")
 _MAX_CHUNKS = 1000
 _PIPED = range(0x7FFFF000, 0x80000000)  # data sizes that programs write for data of unknown size; others are 0 and -1
@@ -22,7 +24,7 @@ def repair(file: BinaryIO, begin: int = 0) -> list | None:
       begin: offset of its first byte.
     """
     end = file.seek(0, io.SEEK_END)
-    name = _read(file, begin, 4)
+    name = read_at(file, begin, 4)
     is_64, size_64, offset, edits = name != b"RIFF", 0, begin + 12, []  # edits: offset, bytes replaced, new bytes
     if name == b"BW64":
         edits.append((begin, 4, b"RF64"))
@@ -32,7 +34,7 @@ def repair(file: BinaryIO, begin: int = 0) -> list | None:
         if name is None:
             return None
         if name == b"ds64":
-            size_64 = int.from_bytes(_read(file, start + 8, 8), "little")
+            size_64 = int.from_bytes(read_at(file, start + 8, 8), "little")
         if name == b"data":
             stated = size_64 if is_64 and size == 0xFFFFFFFF else size
             is_unknown = stated in (0, 0xFFFFFFFF) or stated in _PIPED
@@ -59,7 +61,7 @@ def _pieces(edits, begin, end):
 
 def _chunk(file, offset):
     """Return name and size of a chunk, or None and 0 if there is none."""
-    header = _read(file, offset, 8)
+    header = read_at(file, offset, 8)
     if len(header) < 8 or not _NAME.match(header):
         return None, 0
     return header[:4], int.from_bytes(header[4:], "little")
@@ -81,11 +83,3 @@ def _is_chunks(file, offset, end):
 def _is_unpadded(file, offset):
     """Return whether a chunk begins where a byte of padding is expected."""
     return _chunk(file, offset)[0] is not None and _chunk(file, offset + 1)[0] not in (b"data", b"fmt ")
-
-
-def _read(file, offset, count):
-    file.seek(offset)
-    data = b""
-    while len(data) < count and (part := file.read(count - len(data))):
-        data += part
-    return data
