@@ -36,9 +36,9 @@ def test_files_through_a_model_by_every_command(tmp_path):
     assert "bad.wav: not audio that can be read" in said
     assert "2 written, 0 skipped (already there), 1 failed" in said
     (tmp_path / "songs" / "bad.wav").unlink()
-    assert "2 made" in run("decode", "m", "latents", "out", "--format=flac")
-    assert "1 made" in run("reconstruct", "m", "songs/a.wav", "direct.wav", "--chunk_length=100")
-    assert "1 made" in run("reconstruct", "m", "songs/a.wav", "direct.flac")
+    assert "2 written" in run("decode", "m", "latents", "out", "--format=flac")
+    assert "1 written" in run("reconstruct", "m", "songs/a.wav", "direct.wav", "--chunk_length=100")
+    assert "1 written" in run("reconstruct", "m", "songs/a.wav", "direct.flac")
     assert soundfile.info(tmp_path / "direct.flac").format == "FLAC"
     contradiction = run("reconstruct", "m", "songs/a.wav", "x.flac", "--format=wav", status=1)
     assert "--format=wav and x.flac contradict each other" in contradiction

@@ -2,9 +2,9 @@
 
 import contextlib
 import os
-import queue
 import signal
 import threading
+import time
 from pathlib import Path
 
 from absl import flags
@@ -166,14 +166,19 @@ def _serve(path):
 @contextlib.contextmanager
 def _until_a_signal():
     """A context with a function that waits for SIGINT, SIGTERM or SIGHUP."""
-    # Not an Event: a signal handler that sets one while this thread enters its wait() would deadlock.
-    stop = queue.SimpleQueue()
+    heard = []
     signals = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signals.append(signal.SIGHUP)
-    before = {number: signal.signal(number, lambda *_: stop.put(None)) for number in signals}
+    before = {number: signal.signal(number, lambda *_: heard.append(True)) for number in signals}
+
+    def wait():
+        # A lock's wait() would miss a signal that arrives just before it, until the next signal.
+        while not heard:
+            time.sleep(0.2)
+
     try:
-        yield stop.get
+        yield wait
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
