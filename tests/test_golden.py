@@ -132,24 +132,29 @@ def test_the_losses_give_torchs_numbers_and_gradients(name):
 
 
 def check_loss(io, name, fn, options, bound):
-    """Check the value within 1e-5, and the gradient within `bound` or the error of the formula in float64.
+    """Check the value within 1e-5, and the gradient within `bound` or what rounding the prediction changes in it.
 
-    Log-magnitudes divide by bins that contain only rounding, which differs between machines.
+    Log-magnitudes divide by bins that contain only rounding, which differs between machines and versions of XLA. To
+    change the prediction by half of float32's precision changes the gradient by up to 5e-3.
     """
-    value, norm, head = _loss_and_gradient(io, fn, options, np.float32)
+    value, *gradient = _loss_and_gradient(io, fn, options)
     assert relative(value, io[name]) < 1e-5
-    errors = relative(norm, io[f"{name}/grad_norm"]), relative(head, io[f"{name}/grad_head"])
-    if max(errors) >= bound:
-        with jax.enable_x64(True):
-            _, exact_norm, exact_head = _loss_and_gradient(io, fn, options, np.float64)
-        assert max(relative(exact_norm, io[f"{name}/grad_norm"]), relative(exact_head, io[f"{name}/grad_head"])) < 2e-3
-        errors, bound = (relative(norm, exact_norm), relative(head, exact_head)), 1e-4
-    assert max(errors) < bound, errors
+    errors = _differences(gradient, (io[f"{name}/grad_norm"], io[f"{name}/grad_head"]))
+    if (errors >= bound).any():
+        signs = np.random.default_rng(0).choice([-1, 1], (4, *io["prediction"].shape))
+        nearby = [np.float32(io["prediction"] * (1 + 6e-8 * sign)) for sign in signs]
+        others = [_loss_and_gradient({**io, "prediction": prediction}, fn, options)[1:] for prediction in nearby]
+        bound = np.max([_differences(other, gradient) for other in others], axis=0)
+    assert (errors < bound).all(), (errors, bound)
 
 
-def _loss_and_gradient(io, fn, options, dtype):
+def _differences(gradient, expected):
+    return np.asarray([relative(a, b) for a, b in zip(gradient, expected, strict=True)])
+
+
+def _loss_and_gradient(io, fn, options):
     """Return `(loss, norm of its gradient, first values of the gradient)`."""
-    prediction, target = (channel_last(io[side]).astype(dtype) for side in ("prediction", "target"))
+    prediction, target = (channel_last(io[side]) for side in ("prediction", "target"))
     value, grad = jax.jit(jax.value_and_grad(lambda p: fn(prediction=p, target=target, **options)))(prediction)
     grad = channel_first(grad)
     return value, np.linalg.norm(grad), grad[0, :, :64]
@@ -196,8 +201,6 @@ ORIGINAL_LOSSES = {
 @pytest.mark.parametrize("name", ORIGINAL_LOSSES)
 def test_the_losses_give_the_originals_numbers(name):
     io = np.load(GOLDEN / "original_losses.npz")
-    # Gradients of log-magnitudes at this data's quietest bins are rounding: in float64 the same
-    # formula differs from the original's float32 by 1.2e-3 (mr_stft), so nothing can be nearer than that.
     bounds = {"sum_diff_stft_aweighted": 1e-3, "sum_diff_stft": 1e-3, "mr_stft": 2e-3, "mr_stft_aweighted": 1e-3}
     check_loss(io, name, *ORIGINAL_LOSSES[name], {**bounds, "lsd": 2.5e-3}.get(name, 1e-4))
 
