@@ -427,7 +427,8 @@ def test_an_address_that_is_taken_and_a_gradio_that_is_missing(page, root, monke
     port = int(page[0].rsplit(":", 1)[1])
     with pytest.raises(ConfigError, match=f"--port={port} is not available"), server.running(models, port=port):
         pass
-    with pytest.raises(ConfigError, match="--host=300.0.0.1 .*is not available"), server.running(models, host="300.0.0.1"):
+    message = "--host=300.0.0.1 .*is not available"
+    with pytest.raises(ConfigError, match=message), server.running(models, host="300.0.0.1"):
         pass
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ConfigError, match=re.escape("pip install -e '.[ui]'")):
