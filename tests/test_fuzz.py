@@ -4,6 +4,7 @@ import fuzz_saved_files as fuzz
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "read"),
     [

@@ -4,6 +4,7 @@ import json
 
 import command_line
 import numpy as np
+import pytest
 import soundfile
 
 
@@ -25,6 +26,7 @@ def test_a_report_is_made_and_the_status_is_training_s(audio_folder, tmp_path):
     assert "training would fail" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_file_that_turns_out_to_be_bad_is_a_warning_of_one_line(tmp_path):
     audio = np.random.default_rng(0).uniform(-0.5, 0.5, (44100, 2)).astype(np.float32)
     (tmp_path / "audio").mkdir()

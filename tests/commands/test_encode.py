@@ -4,6 +4,7 @@ import shutil
 import types
 
 import numpy as np
+import pytest
 from absl import flags
 from conftest import random_variables
 
@@ -11,6 +12,7 @@ from audiovae_jax import AudioVAE, Latents, save_model
 from audiovae_jax.commands import codec
 
 
+@pytest.mark.slow
 def test_samples_of_a_seed_are_each_files_own_and_the_same_again(audio_folder, tmp_path, monkeypatch):
     model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
     save_model(model, random_variables(model), tmp_path / "model", sample_rate=44100)

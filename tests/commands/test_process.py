@@ -13,6 +13,7 @@ from audiovae_jax.commands import process
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_a_process_restarts_once_with_its_arguments(tmp_path):
     if not process._can_ask():
         pytest.skip("this system has no large pages to ask for")
@@ -163,6 +164,7 @@ def test_operations_of_nccl_are_limited(monkeypatch, tmp_path, flags, plugin, se
     assert os.environ["XLA_FLAGS"] == expected
 
 
+@pytest.mark.slow
 def test_jaxlib_reads_the_limit_of_nccl_when_it_starts_its_devices():
     code = f"import os, jax; os.environ['XLA_FLAGS'] = '--{_FLAG}=60'; jax.devices()"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})

@@ -29,6 +29,7 @@ def test_the_default_ensemble_has_torchs_parameter_count_and_order():
     assert all(x.shape[0] == 3 for x in jax.tree.leaves((logits, feature_maps)))
 
 
+@pytest.mark.slow
 def test_stereo_channels_are_processed_separately_by_the_same_weights():
     discriminator = discriminators.MultiScaleSTFTDiscriminator(2, n_ffts=(64, 32))
     left, right = np.random.default_rng(0).standard_normal((2, 1, 256, 1)).astype(np.float32)

@@ -29,6 +29,7 @@ def test_the_stack_size_of_other_threads_stays():
     assert threading.stack_size() == before
 
 
+@pytest.mark.slow
 def test_a_command_does_not_wait_for_a_thread_that_hangs():
     code = (
         "import concurrent.futures, ctypes\n"

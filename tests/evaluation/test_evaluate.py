@@ -121,6 +121,7 @@ def test_a_file_that_breaks_off_is_skipped(tracks, tmp_path):
     assert "truncated" in reason
 
 
+@pytest.mark.slow
 def test_the_worst_second_is_where_the_clip_is(tmp_path):
     rng = np.random.default_rng(0)
     audio = (0.1 * rng.standard_normal((RATE * 20, 2))).astype(np.float32)

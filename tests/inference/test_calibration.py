@@ -111,6 +111,7 @@ def test_the_written_model_is_measured_on_other_files(tmp_path):
     assert alone.after is None  # only measured statistics are reported
 
 
+@pytest.mark.slow
 def test_the_model_that_was_measured_is_written(tmp_path, data, trained_run, monkeypatch):
     """Also if the run continues, and writes a better checkpoint before the audio is encoded."""
     workdir, config, state = trained_run
@@ -144,6 +145,7 @@ def test_the_model_that_was_measured_is_written(tmp_path, data, trained_run, mon
     np.testing.assert_allclose(z.std(axis=0), 1, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_given_sample_rate_is_written(tmp_path, data):
     model = AudioVAE(**CONFIG)
     save_model(model, random_variables(model), tmp_path / "m")

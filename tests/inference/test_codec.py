@@ -344,6 +344,7 @@ def test_silence_is_audio(stereo, tmp_path):
     assert stereo.reconstruct(tmp_path / "in.wav").shape == (3000, 2)
 
 
+@pytest.mark.slow
 def test_loading_reads_the_rate_or_warns_of_an_assumed_one(tmp_path):
     model, variables = _model()
     save_model(model, variables, tmp_path / "m", sample_rate=8000)

@@ -339,6 +339,7 @@ def _frequencies(track_frames, crop_frames, **options):
     return counts / counts[track_frames // 2 - 5 : track_frames // 2 + 5].mean()
 
 
+@pytest.mark.slow
 def test_the_ends_of_a_track_are_rare_unless_they_are_covered():
     plain, covered = _frequencies(100, 20), _frequencies(100, 20, cover_ends=True)
     np.testing.assert_allclose(plain[[0, -1]], 1 / 20, rtol=0.2)

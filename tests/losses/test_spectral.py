@@ -27,6 +27,7 @@ def test_twice_the_signal_has_closed_form_distances():
     assert loss() == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["multi_resolution_stft", "sum_and_difference_stft", "mid_side_stft"])
 def test_ffts_default_to_hops_of_a_quarter_and_full_windows(name):
     loss, given = getattr(losses, name), {"prediction": _audio(1), "target": _audio(2)}

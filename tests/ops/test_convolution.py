@@ -34,7 +34,7 @@ def _assert_same_with_gradients(ours, theirs, *args):
         np.testing.assert_allclose(a, b, atol=1e-3)
 
 
-@pytest.mark.parametrize("length", [64, 61, 30])
+@pytest.mark.parametrize("length", [61, *(pytest.param(length, marks=pytest.mark.slow) for length in (64, 30))])
 @pytest.mark.parametrize(
     ("taps", "stride", "dilation", "padding", "groups"),
     [
@@ -108,7 +108,9 @@ def test_conv_transpose1d(stride):
 
 
 # The plain form, and the bilinear one where it applies: with separate rows, and with gathered rows.
-@pytest.mark.parametrize("channels", [(3, 5), (8, 6), pytest.param((6, 8), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "channels", [(3, 5), *(pytest.param(channels, marks=pytest.mark.slow) for channels in ((8, 6), (6, 8)))]
+)
 @pytest.mark.parametrize(
     ("stride", "dilation", "kernel"),
     [

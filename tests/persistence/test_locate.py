@@ -56,6 +56,7 @@ def test_each_kind_on_disk(folder):
         locate("https://a/b")
 
 
+@pytest.mark.slow
 def test_each_kind_in_a_bucket(folder, bucket):
     bucket.upload(folder)
     for name, place in _expected(bucket).items():

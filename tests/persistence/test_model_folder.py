@@ -113,6 +113,7 @@ def test_what_is_damaged_is_read_once(tmp_path, monkeypatch):
     assert len(times) == 1
 
 
+@pytest.mark.slow
 def test_a_model_in_a_bucket_is_written_and_replaced(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     variables = random_variables(MODEL)
@@ -134,6 +135,7 @@ def test_a_model_in_a_bucket_is_written_and_replaced(bucket, tmp_path, monkeypat
     assert _same(load_model(tmp_path / "copy")[1], changed)
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_keeps_what_was_in_the_bucket(bucket, monkeypatch):
     variables = random_variables(MODEL)
     url = f"{bucket}/m"

@@ -124,6 +124,7 @@ def _flip_each(folder, load, expected):
     return refused
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_is_refused_or_without_consequence(tmp_path, whole):
     model, variables = whole
     save_model(model, variables, tmp_path / "m")
@@ -177,6 +178,7 @@ def test_damage_is_named(tmp_path, whole):
         assert "arrays" in damaged(rewrite(arrays=nonsense))
 
 
+@pytest.mark.slow
 def test_a_workdir_gives_its_best_or_a_chosen_checkpoint(tmp_path, trained_run):
     workdir, micro_config, state = trained_run
     shutil.copytree(workdir, tmp_path / "run")
@@ -213,6 +215,7 @@ def test_files_without_a_model_are_refused(tmp_path):
         load_model(tmp_path)
 
 
+@pytest.mark.slow
 def test_training_states_come_back(tmp_path, whole):
     model, variables = whole
     optimizer = optax.adamw(1e-3)
@@ -254,6 +257,7 @@ def test_training_states_of_workdirs_and_torch_files(trained_run):
     assert int(optax.tree.get(loaded["optimizer_state"], "count")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's own threads
 def test_a_full_disk_is_an_error_and_leaves_existing_files(tmp_path, whole, full_disk):
     model, variables = whole

@@ -55,6 +55,7 @@ def test_steps_per_second_are_of_what_is_between_but_for_compiling(tmp_path, mon
     reporter.close()
 
 
+@pytest.mark.slow
 def test_samples_are_audio_and_pictures(tmp_path):
     reporter = _reporter(tmp_path)
     audio = [np.full((2000, 2), 1.5, np.float32), np.zeros((2000, 2), np.float32)]

@@ -43,7 +43,8 @@ def test_a_frozen_encoder_has_no_optimizer_state(micro_config):
     assert split_trainable(state.params, encoder_frozen=False) == (state.params, {})
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (7, 2**31, 2**32 - 1))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32 - 1])
 def test_it_is_what_one_program_draws(seed):
     recipe, devices = make_recipe(seed=seed), mesh.make_mesh(jax.devices()[:2])
     drawn = create_state(recipe, devices, SHAPE)
@@ -110,6 +111,7 @@ def test_the_first_step_may_reuse_all_of_its_memory():
     np.testing.assert_array_equal(_TABLE, [1.0, 2.0])
 
 
+@pytest.mark.slow
 def test_without_what_jax_does_not_promise_it_is_one_program(monkeypatch):
     recipe, devices = make_recipe(), mesh.make_mesh(jax.devices()[:1])
     drawn = create_state(recipe, devices, SHAPE)

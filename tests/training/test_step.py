@@ -51,6 +51,7 @@ def test_pmap_of_the_same_function_agrees():
     assert_trees_close(jax.tree.map(lambda x: x[0], jax.device_get(metrics)), history[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_updates_are_those_of_separate_backward_passes():
     # The one shared forward pass against the textbook form: two losses, two gradients.
     recipe = make_recipe()

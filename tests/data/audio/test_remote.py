@@ -202,6 +202,7 @@ def _batches(data, num_steps, pause=0.0):
         time.sleep(pause)
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_when_the_line_is_cut_for_a_while(proxy, everything):
     undisturbed = list(_batches(_open(str(everything / "long")), 20))
     data = _open("s3://bucket/long")

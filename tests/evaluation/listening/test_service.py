@@ -66,6 +66,7 @@ def samples(path):
     return soundfile.read(path, dtype="float32")[0]
 
 
+@pytest.mark.slow
 def test_a_reconstruction_is_that_of_the_commands(desk, root, upload, tmp_path):
     song, said = upload("song.wav", noise(0)), []
     made = desk.reconstruct("a", "one", song, False, lambda share, text: said.append((share, text)))

@@ -184,7 +184,8 @@ def _peak_memory():
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-@pytest.mark.parametrize("write", [exploits.in_zip, pytest.param(exploits.in_stream, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("write", [exploits.in_zip, exploits.in_stream])
 def test_bombs_are_refused_within_bounded_memory(tmp_path, write):
     for name, opcodes in exploits.bombs().items():
         path = tmp_path / "bomb.pt"
@@ -267,7 +268,8 @@ def test_zip_files_that_torch_does_not_write_are_refused(tmp_path):
         read_checkpoint(path)
 
 
-@pytest.mark.parametrize("name", [pytest.param("lightning.ckpt", marks=pytest.mark.slow), "save_model.pt"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lightning.ckpt", "save_model.pt"])
 def test_damaged_files_are_refused_or_read_as_they_were(name):
     """A short version; `tests/fuzz_torch_files.py` runs a longer one."""
     path = GOLDEN / name
