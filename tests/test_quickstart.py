@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, with a few steps instead of 300."""
+"""The notebook runs from top to bottom, with two steps instead of 300, and narrow networks."""
 
 import json
 import shutil
@@ -8,8 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SMALL_DISCRIMINATOR, SMALL_MODEL
+
+from configs import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def _narrow(override, config):
+    override(config)
+    config.model.update(SMALL_MODEL)
+    config.discriminator.update(SMALL_DISCRIMINATOR)
+    config.losses.stft.fft_sizes = (256,)
+    config.losses.mel.fft_sizes, config.losses.mel.n_mels = (1024,), (16,)
 
 
 @pytest.mark.slow
@@ -25,6 +36,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_discriminator", raising=False)
+    monkeypatch.setattr(tiny, "override", lambda config, override=tiny.override: _narrow(override, config))
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     notebook = json.loads((ROOT / "scripts" / "quickstart.ipynb").read_text())

@@ -22,7 +22,7 @@ from audiovae_jax.commands import cli
 ROOT = Path(__file__).resolve().parents[1]
 _MODEL = (
     "--config.data.crop_length=2048 --config.batch_size=4 --config.model.base_channels=2 "
-    "--config.losses.stft.fft_sizes=(256,)"
+    "--config.model.channel_mults=(1,2) --config.model.strides=(2,4) --config.losses.stft.fft_sizes=(256,)"
 )
 _MEL = "--config.losses.mel.fft_sizes=(1024,) --config.losses.mel.n_mels=(16,)"
 _TRAINING = "--config.num_steps=1 --config.sample_every=1 --config.data.num_samples=1 --config.diagnose_every=0"
