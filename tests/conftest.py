@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import pickle
 import shutil
@@ -31,6 +32,8 @@ if not _IS_WORKER:
     tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "tmp")
     os.mkdir(tempfile.tempdir)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+gc.set_threshold(100_000, 50, 100)  # tracing creates many objects: the default collects for a tenth of the time
 
 import jax
 import ml_collections

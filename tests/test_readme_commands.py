@@ -65,7 +65,7 @@ def _commands(page):
 def _short(command, given):
     short = SMALL.get(f"{command} {given[0]}", SMALL.get(command, ""))
     if "--config.init_from=runs/tiny" in given:  # a saved model of this shape
-        return [*short.split(), *(f"--config.model.{key}={value}" for key, value in SMALL_MODEL.items())]
+        return [*short.split(), f"--config.model.latent_dim={SMALL_MODEL['latent_dim']}"]
     if any("init_from" in part for part in given):
         short = GOING_ON  # with the file's settings instead of the config's
     if "--config=configs/mine.py" in given:
