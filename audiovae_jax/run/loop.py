@@ -10,6 +10,7 @@ from audiovae_jax.distributed import agreement, mesh
 from audiovae_jax.run.programs import Programs, Stopped
 from audiovae_jax.run.reporter import is_recorded
 from audiovae_jax.run.safety import RollBack
+from audiovae_jax.run.saving import SaveTimer
 from audiovae_jax.run.start import Session, Start
 from audiovae_jax.run.validation import Validation
 from audiovae_jax.training.state import TrainState
@@ -28,6 +29,7 @@ class Loop:
         self._session, self._config, self._reporter = session, session.config, session.reporter
         self._programs = Programs(session.recipe, session.devices, session.group, session.reporter.timed)
         self._validation = Validation(session, self._programs)
+        self._timer = SaveTimer(session.config.checkpoint_every_minutes, session.group)
         self._records, self._saved_at, self._best = session.data.train, None, self._best_saved()
 
     def run(self, start: Start) -> tuple[TrainState, dict[str, float] | None, str | None]:
@@ -60,6 +62,7 @@ class Loop:
             if config.init_from is not None:
                 # The initial model may be better than every later checkpoint.
                 self.save(state, start_step, metrics)
+        self._timer.restart()
         self._records = session.data.train.in_order(safety.order)
         stalls = StallMeter(
             session.batches(self._records, start_step, config.num_steps),
@@ -84,7 +87,8 @@ class Loop:
             pending = now
             checkpoint_due = self._is_due(done, config.checkpoint_every) or session.saving.is_due_again()
             validation_due = self._is_due(done, config.validate_every)
-            if checkpoint_due or validation_due or not safety.is_whole:
+            timed_checkpoint_due = self._timer.is_due(done)
+            if checkpoint_due or validation_due or timed_checkpoint_due or not safety.is_whole:
                 pending = self._report(pending)
             checkpoint_due = safety.may_save(checkpoint_due) or done == config.num_steps
             if checkpoint_due or validation_due:
@@ -95,6 +99,8 @@ class Loop:
                 self._validation.sample(state, done)
             if checkpoint_due:
                 self.save(state, done, metrics)
+            elif timed_checkpoint_due and safety.is_whole:
+                self.save(state, done, {})  # not validated, so that it cannot be the best
         self._report(pending)
         return state, metrics, None
 
@@ -107,6 +113,7 @@ class Loop:
         session = self._session
         session.lock.require_held()
         self._saved_at = at
+        self._timer.saved()
         self._best = min(self._best, metrics.get("total_loss", math.inf))
         if (health := session.data.health) is not None:
             self._reporter.scalars(

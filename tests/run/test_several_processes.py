@@ -161,6 +161,24 @@ def test_kills_at_any_moment_change_nothing(micro_config, tmp_path):
 
 
 @pytest.mark.slow
+def test_checkpoints_by_time_are_saved_by_all_processes(micro_config, tmp_path):
+    config = _config(micro_config, num_steps=30, checkpoint_every=1000)
+    with Run(tmp_path, "whole", config, devices=1) as whole:
+        whole.finished()
+    config.checkpoint_every_minutes = 1e-9
+    with Run(tmp_path, "cut", config, devices=1) as cut:
+        cut.wait_for("worker: step 20")
+    step, _, metrics = _last_checkpoint(tmp_path / "cut")
+    assert step > 10
+    assert metrics == {}
+    with Run(tmp_path, "cut", config, devices=1) as resumed:
+        resumed.finished()
+        assert f"resuming from step {step}" in resumed.log(0)
+    assert resumed.record()["digests"] == whole.record()["digests"] == resumed.record(1)["digests"]
+    assert _last_checkpoint(tmp_path / "cut") == _last_checkpoint(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_two_processes_begin_with_the_weights_of_another_run(micro_config, trained_run, tmp_path):
     begun = tmp_path / "begun"
     shutil.copytree(trained_run[0], begun)

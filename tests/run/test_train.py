@@ -142,6 +142,37 @@ def test_a_stopped_run_resumes_to_the_same_bits(micro_config, tmp_path):
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
+def test_a_checkpoint_by_time_is_not_the_best_and_resumes_to_the_same_bits(micro_config, tmp_path, monkeypatch):
+    micro_config.use_adversarial = False
+    micro_config.num_steps, micro_config.checkpoints_kept = 6, 1
+    micro_config.validate_every = micro_config.checkpoint_every = 2
+    whole = train.train(micro_config, tmp_path / "whole")
+    micro_config.checkpoint_every_minutes = 1e-9  # after every step that is not another checkpoint's
+    real = Loop.save
+
+    def stop(self, state, done, metrics):
+        if done == 6:  # after step 5 was saved
+            self._session.checkpoints.wait()
+            raise KeyboardInterrupt
+        real(self, state, done, metrics)
+
+    monkeypatch.setattr(Loop, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(micro_config, tmp_path / "cut")
+    monkeypatch.undo()
+    store = Checkpoints(tmp_path / "cut" / "checkpoints", read_only=True)
+    best = store.best()
+    assert best[0] in (2, 4)
+    assert store.steps() == [best[0], 5]
+    assert store.metrics(5) == {}
+    store.close()
+    _assert_same_state(train.train(micro_config, tmp_path / "cut"), whole)
+    stores = [Checkpoints(tmp_path / name / "checkpoints", read_only=True) for name in ("whole", "cut")]
+    assert stores[0].best() == stores[1].best()
+    assert stores[0].metrics(6) == stores[1].metrics(6)
+
+
 def test_a_second_run_on_one_workdir_fails(micro_config, trained_run, tmp_path):
     """The second run fails before it changes anything, in particular a checkpoint being written."""
     workdir = shutil.copytree(trained_run[0], tmp_path / "run")
