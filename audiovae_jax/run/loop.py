@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import math
 
 import jax
@@ -8,7 +9,7 @@ from audiovae_jax.config import configuration
 from audiovae_jax.data.feeding.stalls import StallMeter
 from audiovae_jax.distributed import agreement, mesh
 from audiovae_jax.run.programs import Programs, Stopped
-from audiovae_jax.run.reporter import is_recorded
+from audiovae_jax.run.reporter import is_recorded, peak_memory
 from audiovae_jax.run.safety import RollBack
 from audiovae_jax.run.saving import SaveTimer
 from audiovae_jax.run.start import Session, Start
@@ -27,7 +28,14 @@ class Loop:
 
     def __init__(self, session: Session):
         self._session, self._config, self._reporter = session, session.config, session.reporter
-        self._programs = Programs(session.recipe, session.devices, session.group, session.reporter.timed)
+        self._clock = session.clock
+        are_equal = session.config.generator_update_every == session.config.discriminator_update_every == 1
+        self._programs = Programs(
+            session.recipe, session.devices, session.group, self._compiling,
+            count_flops=session.peak_flops is not None and are_equal,
+        )  # fmt: skip
+        seconds = session.config.batch_size * session.config.data.crop_length / session.config.data.sample_rate
+        self._reporter.rate("perf/audio_seconds_per_second", seconds)
         self._validation = Validation(session, self._programs)
         self._timer = SaveTimer(session.config.checkpoint_every_minutes, session.group)
         self._records, self._saved_at, self._best = session.data.train, None, self._best_saved()
@@ -41,7 +49,8 @@ class Loop:
         """
         while True:
             try:
-                return self._train(*start[:3])
+                with self._clock.phase("steps"):
+                    return self._train(*start[:3])
             except RollBack as reason:
                 self._session.saving.settle()
                 newest = max(agreement.of_first(self._session.checkpoints.steps()), default=None)
@@ -49,6 +58,7 @@ class Loop:
             start = None  # free the old state first: two states may not fit into memory
             start = self._session.restore()
             self._best = self._best_saved()
+            self._clock.rewind(start.step)
             self._reporter.rewind(start.step, first_step=start.first_step)
             self._reporter.say(report)
 
@@ -79,12 +89,20 @@ class Loop:
                 # Never save while updates are being skipped. The run stops after the next applied update or rollback.
                 if safety.is_whole or step == start_step:
                     return state, metrics, self._stop(state, start_step, step, reason)
-            state, new = self._programs.step(step, state, batch)(state, batch)
+            if session.trace.starts(step):
+                pending = self._report(pending)
+                session.trace.start(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                state, new = self._programs.step(step, state, batch)(state, batch)
             done, now = step + 1, (step + 1, new, batch)
             if done < config.num_steps:
                 batch = self.next_batch(stalls, step, new["total_g_loss"].is_ready)
             self._report(pending)
             pending = now
+            if session.trace.ends(done):
+                pending = self._report(pending)
+                with self._clock.phase("other"):
+                    session.trace.close()
             checkpoint_due = self._is_due(done, config.checkpoint_every) or session.saving.is_due_again()
             validation_due = self._is_due(done, config.validate_every)
             timed_checkpoint_due = self._timer.is_due(done)
@@ -106,7 +124,10 @@ class Loop:
 
     def next_batch(self, stalls, step, is_idle=lambda: True):
         """Return the next training batch, placed on the devices."""
-        return mesh.place_batch(self._session.devices, stalls.next(step, is_idle))
+        before = stalls.seconds
+        batch = stalls.next(step, is_idle)
+        self._clock.move("input", stalls.seconds - before)
+        return mesh.place_batch(self._session.devices, batch)
 
     def save(self, state, at, metrics):
         """Start saving a checkpoint of `at` steps, with its validation metrics."""
@@ -122,9 +143,19 @@ class Loop:
         if metrics:
             metrics = {**metrics, "best_total_loss": self._best}
             self._reporter.scalars(at, {"val/best_total_loss": self._best})
+        self._reporter.scalars(at, self._clock.metrics())
         self._reporter.flush()  # a kill after the checkpoint would lose earlier records
         position = {"step": at, "fingerprint": session.data.fingerprint, **session.safety.position()}
-        session.saving.save(state, step=at, config=configuration.plain(self._config), data=position, metrics=metrics)
+        with self._clock.phase("saving"):
+            session.saving.save(
+                state, step=at, config=configuration.plain(self._config), data=position, metrics=metrics
+            )
+        self._clock.write()
+
+    @contextlib.contextmanager
+    def _compiling(self, what):
+        with self._clock.phase("compiling"), self._reporter.timed(what):
+            yield
 
     def _best_saved(self):
         """Return the best loss among existing checkpoints. A loss without a checkpoint does not count."""
@@ -184,6 +215,10 @@ class Loop:
         first = (done - 1) * batch_size + host * (batch_size // jax.process_count())
         counts = safety.see(done, metrics, lambda: mesh.local_rows(batch), first, self._records)
         if is_recorded(done):
-            counts |= self._validation.learning_rates(done - 1)
+            counts |= self._validation.learning_rates(done - 1) | peak_memory(jax.local_devices())
+            if self._programs.flops is not None:
+                share = self._programs.flops / self._session.peak_flops
+                self._reporter.rate("perf/share_of_peak_flops", share)
         self._reporter.step(done, metrics | counts)
+        self._clock.step(done)
         safety.require_progress()

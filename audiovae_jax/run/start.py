@@ -28,6 +28,8 @@ from audiovae_jax.run.reporter import Reporter, timed
 from audiovae_jax.run.safety import Safety
 from audiovae_jax.run.saving import Saving
 from audiovae_jax.run.tracking import recorder
+from audiovae_jax.run.tracking.sessions import SessionClock
+from audiovae_jax.run.tracking.trace import StepTrace
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training import compilation, program
@@ -76,6 +78,9 @@ class Session:
       saving: saves checkpoints, with retries.
       safety: counts skipped updates, and decides on rollbacks.
       reader: reads `config.init_from` if it is a torch file.
+      clock: measures where the time goes. It is recorded in the first process only.
+      trace: of the steps to profile.
+      peak_flops: see `train`.
     """
 
     config: ml_collections.ConfigDict
@@ -90,18 +95,22 @@ class Session:
     saving: Saving
     safety: Safety
     reader: warm_start.TorchReader
+    clock: SessionClock
+    trace: StepTrace
+    peak_flops: float | None = None
 
     def restore(self) -> Start:
         """Return where to start from: see `initial_state`."""
-        return initial_state(
-            self.config,
-            self.recipe,
-            self.devices,
-            self.checkpoints,
-            self.data.fingerprint,
-            self.reporter.say,
-            self.reader,
-        )
+        with self.clock.phase("restoring"):
+            return initial_state(
+                self.config,
+                self.recipe,
+                self.devices,
+                self.checkpoints,
+                self.data.fingerprint,
+                self.reporter.say,
+                self.reader,
+            )
 
     def batches(self, records, start_step: int, num_steps: int) -> Iterator:
         """Iterate over this process's rows of the batches `start_step` to `num_steps`."""
@@ -125,15 +134,19 @@ def open_session(
     stop_after: float | None,
     say: Callable[[str], None],
     reader: warm_start.TorchReader,
+    clock: SessionClock,
+    peak_flops: float | None = None,
+    profile_steps: tuple[int, int] | None = None,
 ) -> tuple[Session, Start]:
     """Start or resume a run. The order of the steps matters.
 
     Args:
-      config, workdir, stop_after: see `train`.
+      config, workdir, stop_after, peak_flops, profile_steps: see `train`.
       group: the run's processes.
       ending: exit stack of everything to close at the end of the run.
       say: prints a line in the first process.
       reader: reads `config.init_from` if it is a torch file.
+      clock: started at the start of the session.
 
     Raises:
       ConfigError, DataError, CheckpointError: see `train`.
@@ -171,7 +184,8 @@ def open_session(
     devices = mesh.make_mesh()
     if is_first:
         say("\n".join(describe(config, recipe, data)))
-    start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader)
+    with clock.phase("restoring" if checkpoints.steps() else "compiling"):  # drawing the parameters compiles
+        start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader)
     compilation.forget()
     group.meet("state", same={"checkpoint to resume from": start.step})
     # 6. Open the reporter, the checkpoint writer and the safety checks.
@@ -185,14 +199,24 @@ def open_session(
         writers=functools.partial(recorder.open_writers, config, workdir, start.first_step),
     )
     ending.callback(reporter.close)
+    if is_first:
+        clock.open(workdir, start.step, lock.is_held)
+        ending.callback(clock.write)
+    if profile_steps is not None and start.step >= profile_steps[1]:
+        reporter.say(
+            f"warning: no profile is written, since step {profile_steps[1]} of --profile_steps is done already"
+        )
+    trace = StepTrace(workdir, profile_steps, reporter.say, enabled=is_first)
+    ending.callback(trace.close)
     # The reporter is disabled in the other processes, so they print their own warnings.
     warn = reporter.say if is_first else functools.partial(print, f"process {jax.process_index()}:", flush=True)
     saving = Saving(checkpoints, config.max_failed_saves, warn)
     kept = BadBatches(workdir, config.data.sample_rate, config.safety.kept_batches, jax.process_index(), warn)
     safety = Safety(config.safety, recipe, kept, reporter.say, start.position)
     session = Session(
-        config, workdir, recipe, data, devices, group, lock, checkpoints, reporter, saving, safety, reader
-    )
+        config, workdir, recipe, data, devices, group, lock, checkpoints, reporter, saving, safety, reader, clock,
+        trace, peak_flops,
+    )  # fmt: skip
     return session, start
 
 

@@ -16,6 +16,7 @@ from audiovae_jax.persistence import saved_model
 from audiovae_jax.run import warm_start
 from audiovae_jax.run.loop import Loop
 from audiovae_jax.run.start import open_session
+from audiovae_jax.run.tracking import sessions
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training.state import TrainState
 
@@ -26,6 +27,8 @@ def train(
     *,
     stop_after: float | None = None,
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+    peak_flops: float | None = None,
+    profile_steps: tuple[int, int] | None = None,
     reader: warm_start.TorchReader | None = None,
 ) -> TrainState:
     """Train a model, or resume the run in `workdir`.
@@ -40,6 +43,8 @@ def train(
         `samples/`.
       stop_after: seconds from now after which the run stops; None for no limit.
       heartbeat_timeout: seconds without a heartbeat after which another process of the run counts as dead.
+      peak_flops: floating-point operations per second that one device can do. If given, the step's share is recorded.
+      profile_steps: see `StepTrace`.
       reader: the reader that has read a torch file at `config.init_from` before, if any.
 
     Returns:
@@ -53,6 +58,7 @@ def train(
       TrainingError: too many updates were NaN or infinite, the workdir was deleted during the run, or another process
         died.
     """
+    clock = sessions.SessionClock()
     is_first = jax.process_index() == 0
     say = functools.partial(print, flush=True) if is_first else lambda text: None
     # On an error, the other processes are notified first. Then every callback of `ending` runs.
@@ -61,11 +67,15 @@ def train(
         # Runs last: jax would terminate processes that wait at exit for one that is still uploading.
         ending.push(lambda error, *_: None if error else group.meet("end"))
         session, start = open_session(
-            config, workdir, group, ending, stop_after, say, reader or warm_start.TorchReader()
-        )
+            config, workdir, group, ending, stop_after, say, reader or warm_start.TorchReader(), clock, peak_flops,
+            profile_steps,
+        )  # fmt: skip
         loop = Loop(session)
         state, metrics, stopped = loop.run(start)
-        _finish(session, stopped)
+        with clock.phase("saving"):
+            _finish(session, stopped)
+        session.reporter.scalars(int(state.step), clock.metrics())
+        session.reporter.say(sessions.summary(clock.sessions()))
     if stopped is not None:
         print(f"{stopped}; run the same command to resume", flush=True)
         return state

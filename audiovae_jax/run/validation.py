@@ -55,7 +55,8 @@ class Validation:
           RollBack: the total loss is not finite.
         """
         validate = self._programs.validation(state.variables, self._batches[0])
-        results = jax.device_get([validate(state.variables, rows)[0] for rows in self._batches])
+        with self._session.clock.phase("validation"):
+            results = jax.device_get([validate(state.variables, rows)[0] for rows in self._batches])
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
         self._session.safety.require_finite_validation(at, metrics["total_loss"])
         self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
@@ -69,7 +70,8 @@ class Validation:
     def diagnose(self, state: TrainState, at: int):
         """Report the diagnosis of the generator and the discriminator, and warnings about it."""
         diagnose = self._programs.diagnosis(at, state, self._batches[0])
-        figures = Figures.of(jax.device_get([diagnose(state, rows) for rows in self._batches]))
+        with self._session.clock.phase("validation"):
+            figures = Figures.of(jax.device_get([diagnose(state, rows) for rows in self._batches]))
         metrics, warnings = self._health.look(at, figures)
         self._reporter.scalars(at, metrics)
         for warning in warnings:
@@ -81,14 +83,15 @@ class Validation:
         Raises:
           Stopped: with `may_stop`, the run was asked to stop meanwhile.
         """
-        call = Background(lambda: self._samples and self._samples.reconstruct(state.variables))
-        try:
-            samples = wait_for(call, self._session.group, may_stop)
-        except DataError as error:  # training does not need samples
-            self._reporter.say(f"warning: the samples of step {at} were not made: {error}")
-            return
-        if samples is not None:
-            self._reporter.samples(at, samples)
+        with self._session.clock.phase("validation"):
+            call = Background(lambda: self._samples and self._samples.reconstruct(state.variables))
+            try:
+                samples = wait_for(call, self._session.group, may_stop)
+            except DataError as error:  # training does not need samples
+                self._reporter.say(f"warning: the samples of step {at} were not made: {error}")
+                return
+            if samples is not None:
+                self._reporter.samples(at, samples)
 
     def learning_rates(self, at: int) -> dict[str, float]:
         """Return the learning rates of the updates that follow `at` steps, by event name.

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -23,15 +24,20 @@ def use_cache():
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def compiled(function: jax.stages.Wrapped, *args) -> jax.stages.Compiled:
+def compiled(function: jax.stages.Wrapped, *args, count: Callable[[float], None] | None = None) -> jax.stages.Compiled:
     """Return `function.lower(*args).compile()`, in less time and memory.
 
     Args:
       function: a jitted function.
       args: arrays, or their shapes.
+      count: called with the floating-point operations of a call on one device, if the compiler counts them.
     """
     with sparing():
-        return function.lower(*args).compile()
+        lowered = function.lower(*args)
+        # For GPUs, XLA does not count the work of library calls in the compiled program.
+        if count is not None and (flops := (lowered.cost_analysis() or {}).get("flops")):
+            count(flops)
+        return lowered.compile()
 
 
 @contextlib.contextmanager

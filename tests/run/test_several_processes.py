@@ -10,6 +10,7 @@ import pytest
 from processes import Run
 
 from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.run.tracking import sessions
 from audiovae_jax.run.workdir_lock import WorkdirLock
 
 
@@ -171,11 +172,15 @@ def test_checkpoints_by_time_are_saved_by_all_processes(micro_config, tmp_path):
     step, _, metrics = _last_checkpoint(tmp_path / "cut")
     assert step > 10
     assert metrics == {}
+    reached = sessions.read(tmp_path / "cut")[-1]["last_step"]
     with Run(tmp_path, "cut", config, devices=1) as resumed:
         resumed.finished()
         assert f"resuming from step {step}" in resumed.log(0)
     assert resumed.record()["digests"] == whole.record()["digests"] == resumed.record(1)["digests"]
     assert _last_checkpoint(tmp_path / "cut") == _last_checkpoint(tmp_path / "whole")
+    found = sessions.read(tmp_path / "cut")
+    assert [session["first_step"] for session in found] == [0, step]
+    assert sessions.repeated_steps(found) == [max(0, reached - step), 0]
 
 
 @pytest.mark.slow

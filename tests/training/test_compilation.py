@@ -48,6 +48,9 @@ def test_the_cache_is_in_the_users_folder_by_default(cache_dir, tmp_path, monkey
 def test_memory_is_given_back_where_the_library_can(monkeypatch, library):
     monkeypatch.setattr(ctypes, "CDLL", library)
     assert compilation.compiled(jax.jit(lambda x: x + 1), jnp.zeros(()))(jnp.ones(())) == 2
+    counted = []
+    compilation.compiled(jax.jit(jnp.matmul), *[jnp.zeros((64, 64))] * 2, count=counted.append)
+    assert counted == [2 * 64**3]
 
 
 def test_the_garbage_collector_is_paused_and_restored():

@@ -19,6 +19,9 @@ class StallMeter:
       num_threads: number of threads that make batches, for the warning.
       record: called with `(step, {"perf/data_wait_fraction": fraction of the time})` every 50 batches.
       warn: called with a warning, at most once.
+
+    Attributes:
+      seconds: of all stalls so far.
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class StallMeter:
     ):
         self._batches, self._num_threads, self._record, self._warn = batches, num_threads, record, warn
         self._is_reported = False
+        self.seconds = 0.0
         self._restart()
 
     def next(self, step: int, is_idle: Callable[[], bool] = lambda: True) -> Any:
@@ -38,7 +42,9 @@ class StallMeter:
         began = time.monotonic()
         batch = next(self._batches)
         if is_idle():
-            self._waited += time.monotonic() - began
+            waited = time.monotonic() - began
+            self._waited += waited
+            self.seconds += waited
         self._count += 1
         if self._count == _WINDOW:
             share = self._waited / max(time.monotonic() - self._began, 1e-9)
