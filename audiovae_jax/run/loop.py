@@ -101,9 +101,11 @@ class Loop:
                 pending = self._report(pending)
                 with session.group.progress.phase("profiling"):
                     session.trace.close()
-            checkpoint_due = self._is_due(done, config.checkpoint_every) or session.saving.is_due_again()
+            timed_checkpoint_due = self._timer.is_due(done) or session.saving.is_due_again()
+            checkpoint_due = self._is_due(done, config.checkpoint_every) or (
+                timed_checkpoint_due and session.saving.owes_validated
+            )
             validation_due = self._is_due(done, config.validate_every)
-            timed_checkpoint_due = self._timer.is_due(done)
             if checkpoint_due or validation_due or timed_checkpoint_due or not safety.is_whole:
                 pending = self._report(pending)
             checkpoint_due = safety.may_save(checkpoint_due) or done == config.num_steps

@@ -18,8 +18,8 @@ class Saving:
     """Saves checkpoints, and retries after failures.
 
     The first retry is due after 30 s. The pause doubles with each further failure, up to ten minutes. A retry saves
-    the state of the step at which it happens, and the next regular checkpoint counts as a retry. With several
-    processes, whose clocks differ, the next regular checkpoint is the only retry.
+    the state of the step at which it happens, and the next checkpoint counts as a retry. With several processes, whose
+    clocks differ, the next checkpoint is the only retry.
 
     Args:
       checkpoints: the run's checkpoints.
@@ -54,6 +54,11 @@ class Saving:
     def is_due_again(self) -> bool:
         """Whether a retry of a failed checkpoint is due."""
         return self._again_at is not None and time.monotonic() >= self._again_at
+
+    @property
+    def owes_validated(self) -> bool:
+        """Whether a failed checkpoint that had validation metrics awaits its retry."""
+        return self._again_at is not None and bool(self._last[1].get("metrics"))
 
     def finish(self, is_hurried: Callable[[], bool] = lambda: False):
         """Wait until the last checkpoint is written, retrying if it fails.

@@ -15,6 +15,7 @@ from audiovae_jax.run import saving, train
 from audiovae_jax.run.loop import Loop
 from audiovae_jax.run.reporter import Reporter
 from audiovae_jax.run.saving import SaveTimer, Saving
+from audiovae_jax.run.validation import Validation
 from audiovae_jax.training.state import TrainState
 
 
@@ -156,6 +157,34 @@ def test_checkpoints_by_time_are_off_at_0(monkeypatch):
     for step in range(1, 5):
         clock[0] += 10000.0
         assert not timer.is_due(step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.0, 600.0])
+def test_a_retry_is_validated_if_and_only_if_the_failed_checkpoint_was(pause, micro_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "_FIRST_PAUSE", pause)
+    micro_config.use_adversarial = False
+    micro_config.num_steps, micro_config.checkpoint_every, micro_config.validate_every = 6, 4, 6
+    micro_config.checkpoint_every_minutes = 1e-9  # after every step but the first
+    save, validate, saved, validated = Checkpoints.save, Validation.validate, {}, []
+
+    def failing(self, state, *, step, metrics, **described):
+        if step in (2, 4):
+            raise CheckpointError("no space")
+        saved[step] = metrics
+        save(self, state, step=step, metrics=metrics, **described)
+
+    def counted(self, state, at):
+        validated.append(at)
+        return validate(self, state, at)
+
+    monkeypatch.setattr(Checkpoints, "save", failing)
+    monkeypatch.setattr(Validation, "validate", counted)
+    train.train(micro_config, tmp_path)
+    assert validated == [0, 4, 5, 6]
+    assert {step: "total_loss" in metrics for step, metrics in saved.items()} == {3: False, 5: True, 6: True}
+    best = Checkpoints(tmp_path / "checkpoints", read_only=True).best()
+    assert best[1] == min(saved[step]["total_loss"] for step in (5, 6))
 
 
 def _small_disk(tmp_path, megabytes):
