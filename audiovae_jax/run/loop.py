@@ -50,6 +50,9 @@ class Loop:
                 return self._train(*start[:3])
             except RollBack as reason:
                 self._session.saving.settle()
+                # The others may have a loss that is not finite. Their steps also depend on the time.
+                if moved := self._session.checkpoints.set_aside_unvalidated():
+                    self._reporter.say(f"checkpoints without a validation moved to damaged_checkpoints/: {moved}")
                 newest = max(agreement.of_first(self._session.checkpoints.steps()), default=None)
                 report = self._session.safety.roll_back(reason, newest)
             start = None  # free the old state first: two states may not fit into memory

@@ -163,7 +163,7 @@ def test_a_checkpoint_by_time_is_not_the_best_and_resumes_to_the_same_bits(micro
     store = Checkpoints(tmp_path / "cut" / "checkpoints", read_only=True)
     best = store.best()
     assert best[0] in (2, 4)
-    assert store.steps() == [best[0], 5]
+    assert store.steps() == sorted({best[0], 4, 5})
     assert store.metrics(5) == {}
     store.close()
     _assert_same_state(train.train(micro_config, tmp_path / "cut"), whole)
