@@ -129,9 +129,9 @@ class Loop:
         """Return the next training batch, placed on the devices."""
         progress, before = self._session.group.progress, stalls.overlapped
         with progress.phase("reading"):
-            batch = mesh.place_batch(self._session.devices, stalls.next(step, is_idle))
+            rows = stalls.next(step, is_idle)
         progress.move(stalls.overlapped - before, "reading", "step")
-        return batch
+        return mesh.place_batch(self._session.devices, rows)
 
     def save(self, state, at, metrics):
         """Start saving a checkpoint of `at` steps, with its validation metrics."""
