@@ -85,7 +85,7 @@ class Validation:
         call = Background(lambda: self._samples and self._samples.reconstruct(state.variables))
         with self._progress.phase("sampling"):
             try:
-                samples = wait_for(call, self._session.group, may_stop)
+                samples = self._progress.made(wait_for(call, self._session.group, may_stop))
             except DataError as error:  # training does not need samples
                 self._reporter.say(f"warning: the samples of step {at} were not made: {error}")
                 return
