@@ -50,7 +50,8 @@ def _base():
     config.seed = 0  # for parameters, latent noise and crops
     config.validate_every = 1000  # steps
     config.checkpoint_every = 5000  # steps; each checkpoint is also validated, so that the best is known
-    config.checkpoints_kept = 3  # the most recent ones; the best is kept in addition
+    config.checkpoint_every_minutes = 10.0  # since the last one, without a validation; 0 disables these
+    config.checkpoints_kept = 3  # the most recent validated ones; the best and the newest other are kept in addition
     config.max_failed_saves = 10  # failed saves in a row before the run ends, e.g. on a full disk
     # Seconds without progress, outside of compiling, after which a run of several processes ends so that it can be
     # restarted (audiovae_jax/run/README.md). It must exceed the longest step. 0 for no limit.

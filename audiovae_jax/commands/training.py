@@ -60,17 +60,26 @@ def _flags():
     arguments.define_config_flag()
     flags.DEFINE_string("workdir", None, "folder of the run, local or s3:// or gs://; default runs/<config name>")
     flags.DEFINE_string("stop_after", None, "save and stop after this time, e.g. a queue's limit: 11h50m, 90s, 1d")
+    flags.DEFINE_string(
+        "profile_steps", None, "write a profile of these steps into the workdir: 100:105 for the five after step 100"
+    )
+    flags.DEFINE_integer(
+        "profiler_port", None, "port of JAX's profiler server on this machine; process I uses this port + I", 1, 65535
+    )
     define_process_flags()
 
 
 def _train():
     process.restart_with_huge_pages()
     process.show_stacks_on_signal()
+    from audiovae_jax.performance.planning import accelerators
     from audiovae_jax.run import bucket_lock, train, warm_start
+    from audiovae_jax.run.tracking import trace
 
     given = flags.FLAGS
     workdir = bucket_lock.as_workdir(given.workdir or Path("runs") / arguments.config_name())
     stop_after = None if given.stop_after is None else stopping.seconds(given.stop_after)
+    profile_steps = None if given.profile_steps is None else trace.steps_of(given.profile_steps)
     reader = warm_start.TorchReader()
     try:
         with joined():
@@ -79,9 +88,13 @@ def _train():
             use_cache_of(workdir)
             if jax.process_index() == 0:
                 compilation.mend_cache()
+            if given.profiler_port is not None:
+                trace.serve(given.profiler_port + jax.process_index())
             train.train(
-                config, workdir, stop_after=stop_after, heartbeat_timeout=given.heartbeat_timeout, reader=reader
-            )
+                config, workdir, stop_after=stop_after, heartbeat_timeout=given.heartbeat_timeout, reader=reader,
+                peak_flops=accelerators.peak_flops_of(jax.devices()[0], config.model.dtype),
+                profile_steps=profile_steps,
+            )  # fmt: skip
     except UserError as error:
         text = f"error: {error}"
         background.leave(1, lambda: print(text, file=sys.stderr))
@@ -104,7 +117,7 @@ def _report_flags():
 
 
 def _report(*workdirs):
-    from audiovae_jax.run.tracking import history, page
+    from audiovae_jax.run.tracking import history, page, sessions
 
     if any(server.is_url(workdir) for workdir in workdirs):
         raise ConfigError(f"for a run in a bucket, copy {history.NEEDED} to a folder and give that folder")
@@ -122,6 +135,8 @@ def _report(*workdirs):
         told = page.warnings(run)
         print(f"{printable(run.workdir)}: step {run.last_step}, {len(told)} warnings")
         print("".join(f"  {printable(line)}\n" for line in told), end="")
+        if run.sessions:
+            print(f"  {sessions.summary(run.sessions)}")
     print(f"written to {printable(path)}")
 
 

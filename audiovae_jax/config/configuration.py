@@ -26,8 +26,9 @@ LEGACY_KEYS = {
 }
 # Keys that may differ when a run is resumed. They change how it is operated and recorded, not what it computes.
 OPERATIONAL_KEYS = (
-    "checkpoint_every", "checkpoints_kept", "max_failed_saves", "sample_every", "validate_every", "diagnose_every",
-    "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches", "model.remat", "discriminator.remat",
+    "checkpoint_every", "checkpoint_every_minutes", "checkpoints_kept", "max_failed_saves", "sample_every",
+    "validate_every", "diagnose_every", "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches",
+    "model.remat", "discriminator.remat",
     "data.sample_seconds", "data.num_threads", "data.prefetch_batches", "data.source", "data.max_bad_share",
     "data.read_timeout", "data.retry_seconds", "data.cache", "data.cache_gigabytes", "data.index", "logging.writers",
     "logging.mlflow_uri", "logging.mlflow_experiment", "logging.wandb_project", "stuck_timeout",
@@ -87,7 +88,7 @@ def check(config: ml_collections.ConfigDict, device_count: int):
     )
     for key, least in (("max_skipped", 1), ("max_rollbacks", 0), ("kept_batches", 0)):
         _require(config.safety[key] >= least, f"config.safety.{key}={config.safety[key]} must be at least {least}")
-    for key in ("diagnose_every", "stuck_timeout"):
+    for key in ("checkpoint_every_minutes", "diagnose_every", "stuck_timeout"):
         _require(config[key] >= 0, f"config.{key}={config[key]} must be at least 0")
     strides = config.model.strides
     _require(

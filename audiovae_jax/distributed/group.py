@@ -42,7 +42,7 @@ class Group:
         fails in all processes, and each prints the stack traces of its threads to standard error.
 
     Attributes:
-      progress: the progress of this process, which its heartbeats report.
+      progress: the progress of this process. Its heartbeats report it, and a session's clock reads its seconds.
     """
 
     def __init__(
@@ -170,6 +170,18 @@ class Group:
                 )
         self._set(f"meet/{name}/told", json.dumps(tell))
         return tell
+
+    def of_first(self, name: str, value: Any) -> Any:
+        """Return the `value` of process 0, as JSON, in all processes.
+
+        Process 0 does not wait for the others. Each name is used once.
+        """
+        if self.count == 1:
+            return value
+        if self.index == 0:
+            self._set(name, json.dumps(value))
+            return value
+        return json.loads(self._get(name))
 
     def ask_to_stop(self, reason: str):
         """Request that all processes stop at the same step; callable from any thread."""

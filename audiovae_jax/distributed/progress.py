@@ -1,5 +1,6 @@
 """Progress of the processes of a run: where each one is, and which ones hold up the others."""
 
+import collections
 import contextlib
 import json
 import time
@@ -54,16 +55,27 @@ class Beat(NamedTuple):
 
 
 class Progress:
-    """The progress of this process. Only its main thread changes it."""
+    """The progress of this process, and the time that its phases took. Only its main thread changes it."""
 
     def __init__(self):
         # The place, and the time of its change. They are set at once, since another thread reads them.
         self._at = (Place(0, 0, "starting", 0, 0.0), time.monotonic())
+        self._spent = collections.defaultdict(float)  # seconds by phase, until that change
 
     def place(self) -> Place:
         """Return where this process is; callable from any thread."""
         place, since = self._at
         return place._replace(seconds=time.monotonic() - since)
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each phase so far, without those of the phases inside it."""
+        place = self.place()
+        return {**self._spent, place.phase: self._spent[place.phase] + place.seconds}
+
+    def move(self, seconds: float, source: str, target: str):
+        """Attribute seconds of one phase to another."""
+        self._spent[source] -= seconds
+        self._spent[target] += seconds
 
     def step(self, step: int):
         """Begin a training step."""
@@ -85,8 +97,9 @@ class Progress:
         return result
 
     def _change(self, **changes):
-        place = self._at[0]
-        self._at = (place._replace(**{"changes": place.changes + 1, **changes}), time.monotonic())
+        (place, since), now = self._at, time.monotonic()
+        self._spent[place.phase] += now - since
+        self._at = (place._replace(**{"changes": place.changes + 1, **changes}), now)
 
 
 def stuck(places: dict[int, Place], seconds: float) -> list[int]:

@@ -1,8 +1,8 @@
 """Checkpoints of a run, stored with Orbax and verified by a checksum per array.
 
 A checkpoint contains the train state and a JSON item. The JSON item has the config, the data position, the validation
-metrics and the checksums. The most recent checkpoints and the best one by `total_loss` are kept. Restoring falls back
-to the newest intact checkpoint.
+metrics and the checksums. These are kept: the most recent validated checkpoints, the best one by `total_loss`, and the
+newest one without a validation. Restoring falls back to the newest intact checkpoint.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ class Checkpoints:
       directory: created when needed, unless `read_only`.
       read_only: never move or write anything.
       still_ours: returns whether this run still owns the directory, so that leftovers of a failed write may be removed.
-      kept: number of most recent checkpoints to keep, in addition to the best.
+      kept: number of most recent validated checkpoints to keep, in addition to the best and the newest not validated.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Checkpoints:
           step: number of batches seen.
           config: nested dicts.
           data: position and fingerprint of the data.
-          metrics: validation metrics, as floats.
+          metrics: validation metrics, as floats; empty without a validation.
 
         Raises:
           CheckpointError: this checkpoint or the previous one could not be written.
@@ -146,7 +146,7 @@ class Checkpoints:
         with self._writing():
             if self._writer is None:
                 self._writer = self._folders.writer(self._to_keep, self._still_ours)
-            self._newest_loss = {step: _finite_loss(metrics)}
+            self._newest_loss = {step: _comparable_loss(metrics)}
             self._writer.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
@@ -226,6 +226,12 @@ class Checkpoints:
         raise CheckpointError(
             f"no checkpoint could be restored:\n{reasons}\nrestore one from a copy, or start in another --workdir"
         )
+
+    def set_aside_unvalidated(self) -> list[int]:
+        """Move the checkpoints without a validation to `damaged_checkpoints/`, and return their steps."""
+        steps = agreement.of_first([step for step, loss in self._losses().items() if _is_unvalidated(loss)])
+        self._set_aside(steps)
+        return steps
 
     def check(self):
         """Raise CheckpointError, once, if the write in the background has failed."""
@@ -366,12 +372,12 @@ class Checkpoints:
         return run
 
     def _losses(self):
-        """Return `{step: total_loss}`: infinite if not finite, None if unreadable."""
+        """Return `{step: total_loss}`: infinite if not finite, NaN without a validation, None if unreadable."""
         losses = {}
         for step in self.steps():
             losses[step] = None
             with contextlib.suppress(CheckpointError):
-                losses[step] = _finite_loss(self.metrics(step))
+                losses[step] = _comparable_loss(self.metrics(step))
         return losses
 
     def _is_described(self, step):
@@ -388,7 +394,9 @@ class Checkpoints:
         losses = {step: loss for step, loss in {**self._losses(), **self._newest_loss}.items() if step in steps}
         best = _best_of(losses)
         unknown = {step for step, loss in losses.items() if loss is None}  # one of them may be the best
-        return {*sorted(steps)[-self._kept :], *unknown, *(best[:1] if best else ())}
+        unvalidated = sorted(step for step, loss in losses.items() if _is_unvalidated(loss))
+        validated = sorted(set(steps) - set(unvalidated))
+        return {*validated[-self._kept :], *unvalidated[-1:], *unknown, *(best[:1] if best else ())}
 
 
 def _best_of(losses):
@@ -397,10 +405,16 @@ def _best_of(losses):
     return min(finite.items(), key=lambda item: (item[1], item[0])) if finite else None
 
 
-def _finite_loss(metrics):
-    """Return the loss to compare checkpoints by, infinite if it is not finite.
+def _comparable_loss(metrics):
+    """Return the loss to compare checkpoints by, infinite if it is not finite, NaN without a validation.
 
-    A NaN could otherwise count as the best loss, and the true best checkpoint be deleted.
+    Neither counts as the best loss.
     """
-    loss = metrics.get(BEST_METRIC)
+    if BEST_METRIC not in metrics:
+        return math.nan
+    loss = metrics[BEST_METRIC]
     return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
+
+
+def _is_unvalidated(loss):
+    return loss is not None and math.isnan(loss)

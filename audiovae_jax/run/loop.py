@@ -8,8 +8,9 @@ from audiovae_jax.config import configuration
 from audiovae_jax.data.feeding.stalls import StallMeter
 from audiovae_jax.distributed import agreement, mesh
 from audiovae_jax.run.programs import Programs, Stopped
-from audiovae_jax.run.reporter import is_recorded
+from audiovae_jax.run.reporter import is_recorded, peak_memory
 from audiovae_jax.run.safety import RollBack
+from audiovae_jax.run.saving import SaveTimer
 from audiovae_jax.run.start import Session, Start
 from audiovae_jax.run.validation import Validation
 from audiovae_jax.training.state import TrainState
@@ -26,8 +27,15 @@ class Loop:
 
     def __init__(self, session: Session):
         self._session, self._config, self._reporter = session, session.config, session.reporter
-        self._programs = Programs(session.recipe, session.devices, session.group, session.reporter.timed)
+        are_equal = session.config.generator_update_every == session.config.discriminator_update_every == 1
+        self._programs = Programs(
+            session.recipe, session.devices, session.group, session.reporter.timed,
+            count_flops=session.peak_flops is not None and are_equal,
+        )  # fmt: skip
+        seconds = session.config.batch_size * session.config.data.crop_length / session.config.data.sample_rate
+        self._reporter.rate("perf/audio_seconds_per_second", seconds)
         self._validation = Validation(session, self._programs)
+        self._timer = SaveTimer(session.config.checkpoint_every_minutes, session.group)
         self._records, self._saved_at, self._best = session.data.train, None, self._best_saved()
 
     def run(self, start: Start) -> tuple[TrainState, dict[str, float] | None, str | None]:
@@ -42,6 +50,9 @@ class Loop:
                 return self._train(*start[:3])
             except RollBack as reason:
                 self._session.saving.settle()
+                # The others may have a loss that is not finite. Their steps also depend on the time.
+                if moved := self._session.checkpoints.set_aside_unvalidated():
+                    self._reporter.say(f"checkpoints without a validation moved to damaged_checkpoints/: {moved}")
                 newest = max(agreement.of_first(self._session.checkpoints.steps()), default=None)
                 report = self._session.safety.roll_back(reason, newest)
             start = None  # free the old state first: two states may not fit into memory
@@ -60,6 +71,7 @@ class Loop:
             if config.init_from is not None:
                 # The initial model may be better than every later checkpoint.
                 self.save(state, start_step, metrics)
+        self._timer.restart()
         self._records = session.data.train.in_order(safety.order)
         stalls = StallMeter(
             session.batches(self._records, start_step, config.num_steps),
@@ -76,16 +88,28 @@ class Loop:
                 # Never save while updates are being skipped. The run stops after the next applied update or rollback.
                 if safety.is_whole or step == start_step:
                     return state, metrics, self._stop(state, start_step, step, reason)
+            if session.trace.starts(step):
+                pending = self._report(pending)
+                with session.group.progress.phase("profiling"):
+                    session.trace.start(step)
             session.group.progress.step(step + 1)
-            state, new = self._programs.step(step, state, batch)(state, batch)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                state, new = self._programs.step(step, state, batch)(state, batch)
             done, now = step + 1, (step + 1, new, batch)
             if done < config.num_steps:
                 batch = self.next_batch(stalls, step, new["total_g_loss"].is_ready)
             self._report(pending)
             pending = now
-            checkpoint_due = self._is_due(done, config.checkpoint_every) or session.saving.is_due_again()
+            if session.trace.ends(done):
+                pending = self._report(pending)
+                with session.group.progress.phase("profiling"):
+                    session.trace.close()
+            timed_checkpoint_due = self._timer.is_due(done) or session.saving.is_due_again()
+            checkpoint_due = self._is_due(done, config.checkpoint_every) or (
+                timed_checkpoint_due and session.saving.owes_validated
+            )
             validation_due = self._is_due(done, config.validate_every)
-            if checkpoint_due or validation_due or not safety.is_whole:
+            if checkpoint_due or validation_due or timed_checkpoint_due or not safety.is_whole:
                 pending = self._report(pending)
             checkpoint_due = safety.may_save(checkpoint_due) or done == config.num_steps
             if checkpoint_due or validation_due:
@@ -96,19 +120,25 @@ class Loop:
                 self._validation.sample(state, done)
             if checkpoint_due:
                 self.save(state, done, metrics)
+            elif timed_checkpoint_due and safety.is_whole:
+                self.save(state, done, {})  # not validated, so that it cannot be the best
         self._report(pending)
         return state, metrics, None
 
     def next_batch(self, stalls, step, is_idle=lambda: True):
         """Return the next training batch, placed on the devices."""
-        with self._session.group.progress.phase("reading"):
-            return mesh.place_batch(self._session.devices, stalls.next(step, is_idle))
+        progress, before = self._session.group.progress, stalls.overlapped
+        with progress.phase("reading"):
+            rows = stalls.next(step, is_idle)
+        progress.move(stalls.overlapped - before, "reading", "step")
+        return mesh.place_batch(self._session.devices, rows)
 
     def save(self, state, at, metrics):
         """Start saving a checkpoint of `at` steps, with its validation metrics."""
         session = self._session
         session.lock.require_held()
         self._saved_at = at
+        self._timer.saved()
         self._best = min(self._best, metrics.get("total_loss", math.inf))
         if (health := session.data.health) is not None:
             self._reporter.scalars(
@@ -117,11 +147,13 @@ class Loop:
         if metrics:
             metrics = {**metrics, "best_total_loss": self._best}
             self._reporter.scalars(at, {"val/best_total_loss": self._best})
+        self._reporter.scalars(at, session.clock.metrics())
         self._reporter.flush()  # a kill after the checkpoint would lose earlier records
         position = {"step": at, "fingerprint": session.data.fingerprint, **session.safety.position()}
         config = configuration.plain(self._config)
         with session.group.progress.phase("saving"):
             session.saving.save(state, step=at, config=config, data=position, metrics=metrics)
+        session.clock.write()
 
     def _best_saved(self):
         """Return the best loss among existing checkpoints. A loss without a checkpoint does not count."""
@@ -181,6 +213,10 @@ class Loop:
         first = (done - 1) * batch_size + host * (batch_size // jax.process_count())
         counts = safety.see(done, metrics, lambda: mesh.local_rows(batch), first, self._records)
         if is_recorded(done):
-            counts |= self._validation.learning_rates(done - 1)
+            counts |= self._validation.learning_rates(done - 1) | peak_memory(jax.local_devices())
+            if self._programs.flops is not None:
+                share = self._programs.flops / self._session.peak_flops
+                self._reporter.rate("perf/share_of_peak_flops", share)
         self._reporter.step(done, metrics | counts)
+        self._session.clock.update()
         safety.require_progress()

@@ -25,10 +25,15 @@ class Programs:
       devices: mesh of all devices.
       group: the run's processes, which stop together.
       timed: `timed(what)` is a context manager that reports how long its block takes.
+      count_flops: whether to count the operations of the training step.
+
+    Attributes:
+      flops: floating-point operations of the newest training step on one device; None if not counted.
     """
 
-    def __init__(self, recipe: Recipe, devices, group: Group, timed: Callable):
+    def __init__(self, recipe: Recipe, devices, group: Group, timed: Callable, *, count_flops: bool = False):
         self._recipe, self._mesh, self._group, self._timed = recipe, devices, group, timed
+        self._count_flops, self.flops = count_flops, None
         self._scalars = program.place_scalars(recipe, devices)
         self._compiled: dict[tuple[str, bool], Background] = {}
 
@@ -58,12 +63,16 @@ class Programs:
             with self._group.progress.phase("compiling"), self._timed(what):
                 if key not in self._compiled:
                     function = functools.partial(mapped, self._recipe, self._mesh, *options)
+                    count = self._set_flops if self._count_flops and name == "the step" else None
                     self._compiled[key] = Background(
-                        lambda: compilation.compiled(function(), *arguments, self._scalars)
+                        lambda: compilation.compiled(function(), *arguments, self._scalars, count=count)
                     )
                 wait_for(self._compiled[key], self._group, may_stop)
         compiled = self._compiled[key].result()
         return lambda *arguments: compiled(*arguments, self._scalars)
+
+    def _set_flops(self, flops):
+        self.flops = flops
 
 
 def wait_for(call: Background, group: Group, may_stop: bool) -> Any:

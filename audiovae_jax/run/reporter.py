@@ -63,6 +63,7 @@ class Reporter:
         self._flushed = -math.inf
         self._at, self._finished = start_step, False
         self._timed_from, self._steps_per_second = None, None
+        self._rates: dict[str, float] = {}
         self._events: Writer = Writer()  # records nothing
         self._model_folder: tempfile.TemporaryDirectory | None = None
         if enabled:
@@ -130,6 +131,10 @@ class Reporter:
         """The recent training speed; None until it is known."""
         return self._steps_per_second
 
+    def rate(self, name: str, per_step: float):
+        """Record an amount per second with the speed, from now on, given the amount per step."""
+        self._rates[name] = per_step
+
     def text(self, step: int, name: str, text: str):
         """Record a line of text."""
         if self._enabled:
@@ -196,7 +201,7 @@ class Reporter:
             self._model_folder.cleanup()
 
     def _speed(self, step):
-        """Return the steps per second since the last recorded step.
+        """Return the steps per second since the last recorded step, and the amounts of `rate`.
 
         Validation, samples and saves count. Blocks under `timed`, such as compilation, do not.
         """
@@ -205,7 +210,8 @@ class Reporter:
         if since is None or step <= since[0]:
             return {}
         self._steps_per_second = (step - since[0]) / max(now - since[1], 1e-9)
-        return {"perf/steps_per_second": self._steps_per_second}
+        rates = {name: amount * self._steps_per_second for name, amount in self._rates.items()}
+        return {"perf/steps_per_second": self._steps_per_second, **rates}
 
     def _show(self, metrics):
         self._shown |= {short: metrics[name] for name, short in _BAR_METRICS.items() if name in metrics}
@@ -222,6 +228,12 @@ class Reporter:
 def is_recorded(step: int) -> bool:
     """Whether the training metrics of `step` are recorded."""
     return step == 1 or step % _SCALARS_EVERY == 0
+
+
+def peak_memory(devices: list) -> dict[str, float]:
+    """Return the peak memory of the fullest device by event name; empty if the devices do not report it."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+    return {} if None in peaks else {"perf/peak_memory_gigabytes": max(peaks) / 1e9}
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ from audiovae_jax.run.reporter import Reporter, timed
 from audiovae_jax.run.safety import Safety
 from audiovae_jax.run.saving import Saving
 from audiovae_jax.run.tracking import recorder
+from audiovae_jax.run.tracking.sessions import SessionClock
+from audiovae_jax.run.tracking.trace import StepTrace
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training import compilation, program
@@ -77,6 +79,9 @@ class Session:
       saving: saves checkpoints, with retries.
       safety: counts skipped updates, and decides on rollbacks.
       reader: reads `config.init_from` if it is a torch file.
+      clock: measures where the time goes. It is recorded in the first process only.
+      trace: of the steps to profile.
+      peak_flops: see `train`.
     """
 
     config: ml_collections.ConfigDict
@@ -91,6 +96,9 @@ class Session:
     saving: Saving
     safety: Safety
     reader: warm_start.TorchReader
+    clock: SessionClock
+    trace: StepTrace
+    peak_flops: float | None = None
 
     def restore(self) -> Start:
         """Return where to start from: see `initial_state`."""
@@ -127,11 +135,13 @@ def open_session(
     stop_after: float | None,
     say: Callable[[str], None],
     reader: warm_start.TorchReader,
+    peak_flops: float | None = None,
+    profile_steps: tuple[int, int] | None = None,
 ) -> tuple[Session, Start]:
     """Start or resume a run. The order of the steps matters.
 
     Args:
-      config, workdir, stop_after: see `train`.
+      config, workdir, stop_after, peak_flops, profile_steps: see `train`.
       group: the run's processes.
       ending: exit stack of everything to close at the end of the run.
       say: prints a line in the first process.
@@ -189,14 +199,25 @@ def open_session(
         writers=functools.partial(recorder.open_writers, config, workdir, start.first_step),
     )
     ending.callback(reporter.close)
+    clock = SessionClock(group.progress)
+    if is_first:
+        clock.open(workdir, start.step, lock.is_held)
+        ending.callback(clock.write)
+    if profile_steps is not None and start.step >= profile_steps[1]:
+        reporter.say(
+            f"warning: no profile is written, since step {profile_steps[1]} of --profile_steps is done already"
+        )
+    trace = StepTrace(workdir, profile_steps, reporter.say, enabled=is_first)
+    ending.callback(trace.close)
     # The reporter is disabled in the other processes, so they print their own warnings.
     warn = reporter.say if is_first else functools.partial(print, f"process {jax.process_index()}:", flush=True)
     saving = Saving(checkpoints, config.max_failed_saves, warn)
     kept = BadBatches(workdir, config.data.sample_rate, config.safety.kept_batches, jax.process_index(), warn)
     safety = Safety(config.safety, recipe, kept, reporter.say, start.position)
     session = Session(
-        config, workdir, recipe, data, devices, group, lock, checkpoints, reporter, saving, safety, reader
-    )
+        config, workdir, recipe, data, devices, group, lock, checkpoints, reporter, saving, safety, reader, clock,
+        trace, peak_flops,
+    )  # fmt: skip
     return session, start
 
 

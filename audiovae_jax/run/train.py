@@ -16,6 +16,7 @@ from audiovae_jax.persistence import saved_model
 from audiovae_jax.run import warm_start
 from audiovae_jax.run.loop import Loop
 from audiovae_jax.run.start import open_session
+from audiovae_jax.run.tracking import sessions
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training.state import TrainState
 
@@ -26,6 +27,8 @@ def train(
     *,
     stop_after: float | None = None,
     heartbeat_timeout: float = HEARTBEAT_TIMEOUT,
+    peak_flops: float | None = None,
+    profile_steps: tuple[int, int] | None = None,
     reader: warm_start.TorchReader | None = None,
 ) -> TrainState:
     """Train a model, or resume the run in `workdir`.
@@ -40,6 +43,8 @@ def train(
         `samples/`.
       stop_after: seconds from now after which the run stops; None for no limit.
       heartbeat_timeout: seconds without a heartbeat after which another process of the run counts as dead.
+      peak_flops: floating-point operations per second that one device can do. If given, the step's share is recorded.
+      profile_steps: see `StepTrace`.
       reader: the reader that has read a torch file at `config.init_from` before, if any.
 
     Returns:
@@ -62,12 +67,15 @@ def train(
         # Runs last: jax would terminate processes that wait at exit for one that is still uploading.
         ending.push(lambda error, *_: None if error else group.meet("end"))
         session, start = open_session(
-            config, workdir, group, ending, stop_after, say, reader or warm_start.TorchReader()
-        )
+            config, workdir, group, ending, stop_after, say, reader or warm_start.TorchReader(), peak_flops,
+            profile_steps,
+        )  # fmt: skip
         loop = Loop(session)
         state, metrics, stopped = loop.run(start)
         with group.progress.phase("saving"):
             _finish(session, stopped)
+        session.reporter.scalars(int(state.step), session.clock.metrics())
+        session.reporter.say(sessions.summary(session.clock.sessions()))
     if stopped is not None:
         print(f"{stopped}; run the same command to resume", flush=True)
         return state

@@ -83,14 +83,14 @@ class Validation:
           Stopped: with `may_stop`, the run was asked to stop meanwhile.
         """
         call = Background(lambda: self._samples and self._samples.reconstruct(state.variables))
-        try:
-            with self._progress.phase("sampling"):
-                samples = wait_for(call, self._session.group, may_stop)
-        except DataError as error:  # training does not need samples
-            self._reporter.say(f"warning: the samples of step {at} were not made: {error}")
-            return
-        if samples is not None:
-            self._reporter.samples(at, samples)
+        with self._progress.phase("sampling"):
+            try:
+                samples = self._progress.made(wait_for(call, self._session.group, may_stop))
+            except DataError as error:  # training does not need samples
+                self._reporter.say(f"warning: the samples of step {at} were not made: {error}")
+                return
+            if samples is not None:
+                self._reporter.samples(at, samples)
 
     def _measure(self, call):
         """Return `call(rows)` of each validation batch, on the host."""

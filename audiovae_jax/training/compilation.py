@@ -5,6 +5,7 @@ import ctypes
 import gc
 import importlib.metadata
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -116,15 +117,20 @@ def _version(name):
         return None
 
 
-def compiled(function: jax.stages.Wrapped, *args) -> jax.stages.Compiled:
+def compiled(function: jax.stages.Wrapped, *args, count: Callable[[float], None] | None = None) -> jax.stages.Compiled:
     """Return `function.lower(*args).compile()`, in less time and memory.
 
     Args:
       function: a jitted function.
       args: arrays, or their shapes.
+      count: called with the floating-point operations of a call on one device, if the compiler counts them.
     """
     with sparing():
-        return function.lower(*args).compile()
+        lowered = function.lower(*args)
+        # For GPUs, XLA does not count the work of library calls in the compiled program.
+        if count is not None and (flops := (lowered.cost_analysis() or {}).get("flops")):
+            count(flops)
+        return lowered.compile()
 
 
 @contextlib.contextmanager

@@ -43,7 +43,7 @@ def test_invalid_arguments_are_errors(report):
         report("one", out="page.pdf")
     with pytest.raises(DataError, match="three does not exist"):
         report("one", "three")
-    with pytest.raises(ConfigError, match="copy metrics.jsonl, config.json and samples/"):
+    with pytest.raises(ConfigError, match="copy metrics.jsonl, sessions.json, config.json and samples/"):
         report("s3://bucket/run")
     with pytest.raises(DataError, match="was not written"):
         report("one", out="one/metrics.jsonl/page.html")

@@ -107,6 +107,7 @@ def _changed(**changes):
         ({"data__min_seconds": -1.0}, "min_seconds=-1.0 must not be negative"),
         ({"num_steps": 0}, "num_steps=0 must be at least 1"),
         ({"generator_update_every": 0}, "generator_update_every=0 must be at least 1"),
+        ({"checkpoint_every_minutes": -1.0}, "checkpoint_every_minutes=-1.0 must be at least 0"),
         ({"data__validation_fraction": 1.5}, "validation_fraction=1.5 must lie between 0 and 1"),
         ({"discriminator": ml_collections.ConfigDict()}, "discriminator must be provided when use_adversarial=True"),
         ({"losses": ml_collections.ConfigDict()}, "losses is empty"),
@@ -141,6 +142,7 @@ def test_an_older_config_reproduces_its_run():
         ("discriminator_optimizer", "warmup_steps"),
     ):
         del old[section][key]
+    del old["checkpoint_every_minutes"]
     assert configuration.differences(old, new) == []
     new["optimizer"]["warmup_steps"] = 5
     assert configuration.differences(old, new) == ["optimizer.warmup_steps: 0 -> 5"]

@@ -87,6 +87,13 @@ def test_they_wait_for_each_other_and_receive_the_first_ones_value(processes):
     assert _each(groups, lambda g: g.meet("place", same={"a": [1, 2]}, tell=g.index + 7)) == [7, 7, 7]
 
 
+def test_the_first_one_tells_its_value_without_waiting(processes):
+    groups = processes(3)
+    assert groups[0].of_first("save/0", [True, 7]) == [True, 7]
+    assert [group.of_first("save/0", [False, 3]) for group in groups[1:]] == [[True, 7], [True, 7]]
+    assert Group().of_first("save/0", [False, 3]) == [False, 3]
+
+
 def test_a_difference_is_named_to_all(processes):
     groups = processes(3)
 

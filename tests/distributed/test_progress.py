@@ -1,5 +1,6 @@
 """Where processes are, and which ones hold up the others."""
 
+import contextlib
 import time
 
 import pytest
@@ -32,6 +33,26 @@ def test_seconds_count_from_the_last_change():
     assert progress.place().seconds >= 0.05
     progress.step(1)
     assert progress.place().seconds < 0.05
+
+
+def test_every_second_belongs_to_the_innermost_phase(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    progress = Progress()
+    now[0] += 1
+    progress.step(1)
+    now[0] += 2
+    with contextlib.suppress(KeyError), progress.phase("validating"):
+        now[0] += 4
+        with progress.phase("compiling"):
+            now[0] += 8
+        progress.made(None)
+        now[0] += 16
+        raise KeyError
+    now[0] += 32
+    assert progress.seconds() == {"starting": 1, "step": 34, "validating": 20, "compiling": 8}
+    progress.move(5, "validating", "saving")
+    assert progress.seconds() == {"starting": 1, "step": 34, "validating": 15, "compiling": 8, "saving": 5}
 
 
 @pytest.mark.parametrize(

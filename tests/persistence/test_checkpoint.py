@@ -58,6 +58,22 @@ def test_the_last_few_and_the_best_are_kept_and_nan_is_never_best(tmp_path, kept
     assert store.best()[0] == 2
 
 
+def test_only_the_newest_without_a_validation_is_kept_beside_the_validated_ones(tmp_path):
+    store = Checkpoints(tmp_path / "checkpoints", kept=2)
+    for step in range(1, 12):
+        metrics = {"total_loss": step / 3} if step in (3, 6, 9) else {}
+        store.save(_state(), step=step, config={}, data={}, metrics=metrics)
+        store.wait()
+    assert store.steps() == [3, 6, 9, 11]
+    assert store.set_aside_unvalidated() == [11]
+    assert store.steps() == [3, 6, 9]
+    assert [path.name for path in (tmp_path / "damaged_checkpoints").iterdir()] == ["11"]
+    assert store.set_aside_unvalidated() == []
+    _save(store, 10)
+    store.close()
+    assert store.steps() == [3, 9, 10]
+
+
 def _damage(folder):
     """Flip one bit of the largest array file."""
     path = max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)

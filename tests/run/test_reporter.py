@@ -55,6 +55,32 @@ def test_steps_per_second_are_of_what_is_between_but_for_compiling(tmp_path, mon
     reporter.close()
 
 
+def test_rates_follow_the_speed(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    recorded = {}
+    writer = Writer()
+    monkeypatch.setattr(writer, "scalars", lambda metrics, step: recorded.update({step: metrics}))
+    reporter = _reporter(tmp_path, writers=lambda say: writer)
+    reporter.rate("perf/audio_seconds_per_second", 3.0)
+    for step in range(1, 21):
+        clock[0] += 0.5
+        reporter.step(step, {})
+    reporter.close()
+    assert recorded[20] == {"perf/steps_per_second": 2.0, "perf/audio_seconds_per_second": 6.0}
+
+
+def test_peak_memory_is_that_of_the_fullest_device():
+    class Device:
+        def __init__(self, statistics):
+            self.memory_stats = lambda: statistics
+
+    two = [Device({"peak_bytes_in_use": peak}) for peak in (2e9, 3e9)]
+    assert module.peak_memory(two) == {"perf/peak_memory_gigabytes": 3.0}
+    assert module.peak_memory([*two, Device(None)]) == {}
+    assert module.peak_memory([Device({"bytes_in_use": 1})]) == {}
+
+
 @pytest.mark.slow
 def test_samples_are_audio_and_pictures(tmp_path):
     reporter = _reporter(tmp_path)

@@ -133,6 +133,32 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("at", "target", "moved"), [(3, "the beginning", "2"), (6, "checkpoint 3", "5")])
+def test_a_rollback_goes_to_a_validated_checkpoint(micro_config, tmp_path, monkeypatch, capsys, at, target, moved):
+    config = _config(micro_config, 6)
+    config.checkpoint_every = 3
+    real = Validation.validate
+
+    def validate(self, state, step):
+        if step == at and self._session.safety.order == 0:
+            self._session.safety.require_finite_validation(step, math.nan)
+        return real(self, state, step)
+
+    monkeypatch.setattr(Validation, "validate", validate)
+    states = []
+    for name, minutes in (("plain", 0.0), ("timed", 1e-9)):  # the second saves after every step but the first
+        config.checkpoint_every_minutes = minutes
+        states.append(train.train(config, tmp_path / name))
+        assert f"val/total_loss became nan at step {at}: rolling back to {target}, with" in capsys.readouterr().out
+    _assert_same_state(*states)
+    assert not (tmp_path / "plain" / "damaged_checkpoints").exists()
+    assert [path.name for path in (tmp_path / "timed" / "damaged_checkpoints").iterdir()] == [moved]
+    stores = [Checkpoints(tmp_path / name / "checkpoints", read_only=True) for name in ("plain", "timed")]
+    assert [store.steps() for store in stores] == [[3, 6], [3, 5, 6]]
+    assert stores[0].best() == stores[1].best()
+
+
+@pytest.mark.slow
 def test_a_run_that_cannot_continue_ends_with_a_report(micro_config, tmp_path, monkeypatch, capsys):
     def overflowing(*, prediction, target):
         import jax.numpy as jnp

@@ -14,7 +14,8 @@ from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import saving, train
 from audiovae_jax.run.loop import Loop
 from audiovae_jax.run.reporter import Reporter
-from audiovae_jax.run.saving import Saving
+from audiovae_jax.run.saving import SaveTimer, Saving
+from audiovae_jax.run.validation import Validation
 from audiovae_jax.training.state import TrainState
 
 
@@ -98,6 +99,92 @@ def test_the_last_checkpoint_is_tried_until_it_is_written(at_once):
     tested.save("b", step=10)
     with pytest.raises(CheckpointError, match="no space at 10"):
         tested.finish()
+
+
+class _Told:
+    """Processes of a run; the others read what the first one decides."""
+
+    def __init__(self, count):
+        self.decisions, self.groups = {}, [self._Group(self, is_first=i == 0) for i in range(count)]
+
+    class _Group:
+        def __init__(self, told, is_first):
+            self._told, self._is_first = told, is_first
+
+        def of_first(self, name, value):
+            if self._is_first:
+                assert name not in self._told.decisions
+                self._told.decisions[name] = value
+            return self._told.decisions[name]
+
+
+def test_checkpoints_by_time_are_due_at_the_same_steps_in_all_processes(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
+    told = _Told(2)
+    timers = [SaveTimer(minutes, group) for minutes, group in zip((10.0, 7.0), told.groups, strict=True)]
+    saved, since, pauses = [], None, []
+    for step in range(1, 2001):
+        clock[0] += 2.0 if step < 1000 else 7.0
+        due = [timer.is_due(step) for timer in timers]
+        assert due[0] == due[1]
+        if due[0] and step != 301:  # updates are being skipped at this one
+            pauses.append(clock[0] - (since or 102.0))
+            saved, since = [*saved, step], clock[0]
+            for timer in timers:
+                timer.saved()
+    assert saved[:2] == [302, 602]
+    assert min(pauses) > 590
+    assert max(pauses) < 610
+    assert len(told.decisions) < 20 * len(saved)  # a request to another process is made at these steps only
+    # A rollback: the steps repeat.
+    for timer in timers:
+        timer.restart()
+    began = clock[0]
+    for step in range(50, 1000):
+        clock[0] += 3.0
+        due = [timer.is_due(step) for timer in timers]
+        assert due[0] == due[1]
+        if due[0]:
+            break
+    assert clock[0] - began == pytest.approx(600, abs=5)
+
+
+def test_checkpoints_by_time_are_off_at_0(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(saving.time, "monotonic", lambda: clock[0])
+    timer = SaveTimer(0.0, _Told(1).groups[0])
+    for step in range(1, 5):
+        clock[0] += 10000.0
+        assert not timer.is_due(step)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pause", [0.0, 600.0])
+def test_a_retry_is_validated_if_and_only_if_the_failed_checkpoint_was(pause, micro_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "_FIRST_PAUSE", pause)
+    micro_config.use_adversarial = False
+    micro_config.num_steps, micro_config.checkpoint_every, micro_config.validate_every = 6, 4, 6
+    micro_config.checkpoint_every_minutes = 1e-9  # after every step but the first
+    save, validate, saved, validated = Checkpoints.save, Validation.validate, {}, []
+
+    def failing(self, state, *, step, metrics, **described):
+        if step in (2, 4):
+            raise CheckpointError("no space")
+        saved[step] = metrics
+        save(self, state, step=step, metrics=metrics, **described)
+
+    def counted(self, state, at):
+        validated.append(at)
+        return validate(self, state, at)
+
+    monkeypatch.setattr(Checkpoints, "save", failing)
+    monkeypatch.setattr(Validation, "validate", counted)
+    train.train(micro_config, tmp_path)
+    assert validated == [0, 4, 5, 6]
+    assert {step: "total_loss" in metrics for step, metrics in saved.items()} == {3: False, 5: True, 6: True}
+    best = Checkpoints(tmp_path / "checkpoints", read_only=True).best()
+    assert best[1] == min(saved[step]["total_loss"] for step in (5, 6))
 
 
 def _small_disk(tmp_path, megabytes):

@@ -12,6 +12,7 @@ import pytest
 from processes import Run
 
 from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.run.tracking import sessions
 from audiovae_jax.run.workdir_lock import WorkdirLock
 
 
@@ -205,6 +206,28 @@ def test_kills_at_any_moment_change_nothing(micro_config, tmp_path):
         last.finished()
     assert last.record()["digests"] == whole.record()["digests"]
     assert _last_checkpoint(tmp_path / "cut") == _last_checkpoint(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_checkpoints_by_time_are_saved_by_all_processes(micro_config, tmp_path):
+    config = _config(micro_config, num_steps=30, checkpoint_every=1000)
+    with Run(tmp_path, "whole", config, devices=1) as whole:
+        whole.finished()
+    config.checkpoint_every_minutes = 1e-9
+    with Run(tmp_path, "cut", config, devices=1) as cut:
+        cut.wait_for("worker: step 20")
+    step, _, metrics = _last_checkpoint(tmp_path / "cut")
+    assert step > 10
+    assert metrics == {}
+    reached = sessions.read(tmp_path / "cut")[-1]["last_step"]
+    with Run(tmp_path, "cut", config, devices=1) as resumed:
+        resumed.finished()
+        assert f"resuming from step {step}" in resumed.log(0)
+    assert resumed.record()["digests"] == whole.record()["digests"] == resumed.record(1)["digests"]
+    assert _last_checkpoint(tmp_path / "cut") == _last_checkpoint(tmp_path / "whole")
+    found = sessions.read(tmp_path / "cut")
+    assert [session["first_step"] for session in found] == [0, step]
+    assert sessions.repeated_steps(found) == [max(0, reached - step), 0]
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from audiovae_jax.errors import ConfigError, DataError, TrainingError
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train
 from audiovae_jax.run.loop import Loop
+from audiovae_jax.run.tracking import history, sessions
 from audiovae_jax.run.validation import Validation
 from audiovae_jax.run.workdir_lock import WorkdirLock
 
@@ -138,6 +139,63 @@ def test_a_stopped_run_resumes_to_the_same_bits(micro_config, tmp_path):
         metrics.append(store.metrics(3))
         store.close()
     assert metrics[0] == metrics[1]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_by_time_is_not_the_best_and_resumes_to_the_same_bits(micro_config, tmp_path, monkeypatch):
+    micro_config.use_adversarial = False
+    micro_config.num_steps, micro_config.checkpoints_kept = 6, 1
+    micro_config.validate_every = micro_config.checkpoint_every = 2
+    whole = train.train(micro_config, tmp_path / "whole")
+    micro_config.checkpoint_every_minutes = 1e-9  # after every step that is not another checkpoint's
+    real = Loop.save
+
+    def stop(self, state, done, metrics):
+        if done == 6:  # after step 5 was saved
+            self._session.checkpoints.wait()
+            raise KeyboardInterrupt
+        real(self, state, done, metrics)
+
+    monkeypatch.setattr(Loop, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(micro_config, tmp_path / "cut")
+    monkeypatch.undo()
+    store = Checkpoints(tmp_path / "cut" / "checkpoints", read_only=True)
+    best = store.best()
+    assert best[0] in (2, 4)
+    assert store.steps() == sorted({best[0], 4, 5})
+    assert store.metrics(5) == {}
+    store.close()
+    _assert_same_state(train.train(micro_config, tmp_path / "cut"), whole)
+    stores = [Checkpoints(tmp_path / name / "checkpoints", read_only=True) for name in ("whole", "cut")]
+    assert stores[0].best() == stores[1].best()
+    assert stores[0].metrics(6) == stores[1].metrics(6)
+
+
+@pytest.mark.slow
+def test_a_run_accounts_for_its_time_and_profiles_its_steps(micro_config, tmp_path, capsys):
+    micro_config.use_adversarial = False
+    micro_config.num_steps, micro_config.validate_every, micro_config.checkpoint_every = 20, 20, 20
+    began = time.monotonic()
+    train.train(micro_config, tmp_path, peak_flops=1e12, profile_steps=(12, 15))
+    wall = time.monotonic() - began
+    (session,) = sessions.read(tmp_path)
+    assert (session["first_step"], session["last_step"], session["repeated_steps"]) == (0, 20, 0)
+    assert all(seconds >= 0 for seconds in session["seconds"].values())
+    assert session["seconds"]["compiling"] > 0
+    assert wall - 2 < sum(session["seconds"].values()) < wall
+    printed = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("goodput ") for line in printed) == 1
+    assert f"a profile of steps 13 to 15 is in {tmp_path / 'plugins'}" in printed
+    assert len(list((tmp_path / "plugins" / "profile").rglob("*.xplane.pb"))) == 1
+    found = history.read(tmp_path).scalars
+    speed, audio, share = (
+        found[f"perf/{name}"][1][-1] for name in ("steps_per_second", "audio_seconds_per_second", "share_of_peak_flops")
+    )
+    assert audio == pytest.approx(speed * 4 * 1024 / 44100)
+    assert 0 < share < 1
+    assert found["perf/goodput"][0][-1] == 20
+    assert found["time/steps"][1][-1] == pytest.approx(session["seconds"]["steps"], abs=1.0)
 
 
 def test_a_second_run_on_one_workdir_fails(micro_config, trained_run, tmp_path):

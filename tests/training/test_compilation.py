@@ -136,6 +136,9 @@ def test_versions_and_flags_of_the_compilers(monkeypatch):
 def test_memory_is_given_back_where_the_library_can(monkeypatch, library):
     monkeypatch.setattr(ctypes, "CDLL", library)
     assert compilation.compiled(jax.jit(lambda x: x + 1), jnp.zeros(()))(jnp.ones(())) == 2
+    counted = []
+    compilation.compiled(jax.jit(jnp.matmul), *[jnp.zeros((64, 64))] * 2, count=counted.append)
+    assert counted == [2 * 64**3]
 
 
 def test_the_garbage_collector_is_paused_and_restored():

@@ -22,6 +22,9 @@ class StallMeter:
       warn: called with a warning, at most once for each process.
       slowest: returns the largest fraction of all processes and the name of its process, given this one's. The name
         is empty with one process.
+
+    Attributes:
+      overlapped: seconds of all waits that do not count.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class StallMeter:
     ):
         self._batches, self._num_threads, self._record, self._warn = batches, num_threads, record, warn
         self._slowest, self._reported = slowest, set()
+        self.overlapped = 0.0
         self._restart()
 
     def next(self, step: int, is_idle: Callable[[], bool] = lambda: True) -> Any:
@@ -45,8 +49,11 @@ class StallMeter:
         """
         began = time.monotonic()
         batch = next(self._batches)
+        waited = time.monotonic() - began
         if is_idle():
-            self._waited += time.monotonic() - began
+            self._waited += waited
+        else:
+            self.overlapped += waited
         self._count += 1
         if self._count == _WINDOW:
             share = self._waited / max(time.monotonic() - self._began, 1e-9)

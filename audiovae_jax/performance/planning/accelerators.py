@@ -4,6 +4,7 @@ Times computed from these are lower bounds: no program is faster, and most are s
 """
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Accelerator:
       link_bandwidth: bytes per second that a device sends over the links within a host (NVLink) or slice (ICI).
       network_bandwidth: bytes per second that a device sends to another host; None if the links connect hosts too.
       source: of these numbers.
+      device_kinds: JAX's names of these devices.
       target_config: XLA's description of a GPU, as a text proto.
     """
 
@@ -31,6 +33,7 @@ class Accelerator:
     link_bandwidth: float
     network_bandwidth: float | None
     source: str
+    device_kinds: tuple[str, ...]
     target_config: str = ""
 
 
@@ -82,6 +85,7 @@ ACCELERATORS = {
             memory_bytes=84_978_434_048,
             memory_bandwidth=3.35e12,
             source=f"NVIDIA's H100 SXM data sheet; {_NETWORK} H100",
+            device_kinds=("NVIDIA H100 80GB HBM3",),
             target_config=_gpu(84_978_434_048, 3_350_000_000_000, "NVIDIA H100 80GB HBM3"),
             **_HOPPER,
         ),
@@ -90,6 +94,7 @@ ACCELERATORS = {
             memory_bytes=150_754_820_096,
             memory_bandwidth=4.8e12,
             source=f"NVIDIA's H200 SXM data sheet; {_NETWORK} H200",
+            device_kinds=("NVIDIA H200",),
             target_config=_gpu(150_754_820_096, 4_800_000_000_000, "NVIDIA H200"),
             **_HOPPER,
         ),
@@ -102,6 +107,7 @@ ACCELERATORS = {
             link_bandwidth=200e9,
             network_bandwidth=None,
             source=f"Cloud TPU's page on v5e (ICI 400 GB/s both ways); {_LIBTPU}",
+            device_kinds=("TPU v5 lite", "TPU v5e"),
         ),
         Accelerator(
             "v5p",
@@ -112,6 +118,7 @@ ACCELERATORS = {
             link_bandwidth=600e9,
             network_bandwidth=None,
             source=f"Cloud TPU's page on v5p (ICI 1,200 GB/s both ways); {_LIBTPU}",
+            device_kinds=("TPU v5", "TPU v5p"),
         ),
         Accelerator(
             "v6e",
@@ -122,9 +129,18 @@ ACCELERATORS = {
             link_bandwidth=400e9,
             network_bandwidth=None,
             source=f"Cloud TPU's page on v6e (ICI 800 GB/s both ways); {_LIBTPU}",
+            device_kinds=("TPU v6 lite", "TPU v6e"),
         ),
     )
 }
+
+
+def peak_flops_of(device: Any, dtype: str) -> float | None:
+    """Return the published operations per second of a device in `dtype`; None if unknown."""
+    for accelerator in ACCELERATORS.values():
+        if device.device_kind in accelerator.device_kinds:
+            return accelerator.peak_flops.get(dtype)
+    return None
 
 
 def step_bounds(

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from audiovae_jax.errors import DataError, printable
-from audiovae_jax.run.tracking import json_lines
+from audiovae_jax.run.tracking import json_lines, sessions
 
-NEEDED = f"{json_lines.NAME}, config.json and samples/"  # the parts of a workdir that are read
+NEEDED = f"{json_lines.NAME}, {sessions.NAME}, config.json and samples/"  # the parts of a workdir that are read
 _TOGETHER = 8  # recent remarks that are checked for duplicates
 _SAMPLES = re.compile(r"step_(\d+)$")
 
@@ -26,6 +26,7 @@ class History:
       scalars: `{name: (steps, values)}`, `[N]` each, ordered by step.
       remarks: `(step, name, text)` of each.
       samples: folders of samples, by step.
+      sessions: see `sessions.read`.
     """
 
     workdir: Path
@@ -33,6 +34,7 @@ class History:
     scalars: dict[str, tuple[np.ndarray, np.ndarray]]
     remarks: list[tuple[int, str, str]]
     samples: dict[int, Path]
+    sessions: list[dict[str, Any]]
 
     @property
     def last_step(self) -> int:
@@ -55,6 +57,7 @@ def read(workdir: Path) -> History:
         if path.is_file():
             for record in json_lines.read(path):
                 _take_record(record, numbers, remarks)
+        found_sessions = sessions.read(workdir)
     except OSError as error:
         raise DataError(f"{printable(path)} cannot be read: {error.strerror or error}") from error
     if not numbers:
@@ -71,7 +74,7 @@ def read(workdir: Path) -> History:
         int(match[1]): path for path in (workdir / "samples").glob("step_*") if (match := _SAMPLES.match(path.name))
     }
     samples = {step: found[step] for step in sorted(found)}
-    return History(workdir, config if isinstance(config, dict) else {}, scalars, remarks, samples)
+    return History(workdir, config if isinstance(config, dict) else {}, scalars, remarks, samples, found_sessions)
 
 
 def _take_record(record, numbers, remarks):

@@ -12,7 +12,7 @@ import soundfile
 from audiovae_jax.config.configuration import flatten
 from audiovae_jax.html import drawing, picture
 from audiovae_jax.html.document import breakable, document, escaped, table, wav_player
-from audiovae_jax.run.tracking import curves
+from audiovae_jax.run.tracking import curves, sessions
 from audiovae_jax.run.tracking.history import History
 from audiovae_jax.storage import atomic
 
@@ -36,7 +36,7 @@ def write(runs: list[History], reference: dict[str, Any], path: Path, *, sample_
       OSError: the file cannot be written.
     """
     names = _names([run.workdir for run in runs])
-    body = _summary(runs, names) + _warnings(runs, names) + _curves(runs, names)
+    body = _summary(runs, names) + _warnings(runs, names) + _time(runs, names) + _curves(runs, names)
     body += _samples(runs, names, sample_steps) + _configs(runs, names, reference)
     title = f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs"
     with atomic.replacing(path) as temporary:
@@ -99,6 +99,30 @@ def _warnings(runs, names):
         for warning in warnings(run)
     ]
     return "<h2>Warnings</h2>" + ("".join(shown) or "<p>none</p>")
+
+
+def _time(runs, names):
+    rows, header = [], ["run", "goodput", "total", *sessions.PARTS, "down"]
+    for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+        if run.sessions:
+            rows.append(_time_row(f"{drawing.key(i)}{escaped(name)}", sessions.totals(run.sessions), run.sessions))
+        if len(run.sessions) > 1:
+            newest = sessions.each(run.sessions)[-_LATEST:]
+            for session, seconds in zip(run.sessions[-_LATEST:], newest, strict=True):
+                steps = f"steps {session['first_step']} to {session['last_step']}"
+                rows.append(_time_row(escaped(steps), seconds, []))
+    if not rows:
+        return ""
+    text = (
+        "<p>Goodput is the share of the steps that count in the time of all sessions. Lost are steps that a later "
+        "session or a rollback repeated. Down is the time between sessions, which does not count.</p>"
+    )
+    return f"<h2>Where the time went</h2>{text}{table(rows, header, numbers=True)}"
+
+
+def _time_row(name, seconds, own):
+    shown = [sum(seconds.values()), *seconds.values(), sessions.between(own)]
+    return [name, f"{sessions.goodput(seconds):.0%}", *(sessions.duration(each) if each else "" for each in shown)]
 
 
 def _curves(runs, names):

@@ -16,6 +16,7 @@ def test_waiting_is_counted_where_the_accelerator_is_idle(monkeypatch):
         meter.next(step, lambda step=step: step >= 50 and step % 5 == 0)
         now[0] += 1.0
     assert [round(metrics["perf/data_wait_fraction"], 2) for metrics in recorded] == [0.0, 0.1]
+    assert meter.overlapped == 90.0
     assert len(said) == 1
     assert said[0].startswith("warning: 10% of the time is spent waiting for data")
 

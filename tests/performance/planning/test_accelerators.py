@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import pytest
 
 from audiovae_jax.performance.planning.accelerators import (
     ACCELERATORS,
     all_reduce_seconds,
+    peak_flops_of,
     step_bounds,
 )
 
@@ -30,3 +33,10 @@ def test_bounds_are_work_over_published_rates():
         accelerator=ACCELERATORS["h200"], hosts=1, per_host=8,
     )  # fmt: skip
     assert bounds == {"arithmetic": pytest.approx(1), "memory": pytest.approx(1), "collectives": 0}
+
+
+def test_the_peak_rate_of_a_device_is_found_by_its_kind():
+    h200 = SimpleNamespace(device_kind="NVIDIA H200")
+    assert peak_flops_of(h200, "bfloat16") == 989.4e12
+    assert peak_flops_of(h200, "float16") is None
+    assert peak_flops_of(SimpleNamespace(device_kind="cpu"), "float32") is None

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from audiovae_jax.errors import DataError
-from audiovae_jax.run.tracking import history, json_lines, page
+from audiovae_jax.run.tracking import history, json_lines, page, sessions
 from configs import base
 
 
@@ -46,6 +46,31 @@ def test_several_runs_on_one_page(tmp_path):
     assert "<script>alert" not in text
     # The page makes no requests.
     assert not re.search(r"(src|href)=\"(?!data:)|https?://|@import|url\(", text)
+
+
+def test_the_time_of_a_run_is_shown_by_session(tmp_path):
+    runs = [history.read(_run(tmp_path / name)) for name in ("first", "second")]
+    page.write(runs, base.get_config().to_dict(), tmp_path / "old.html", sample_steps=1)
+    assert "Where the time went" not in (tmp_path / "old.html").read_text()
+    spent = dict.fromkeys(sessions.MEASURED, 0.0)
+    killed = {
+        "started": 1000.0, "first_step": 0, "last_step": 30, "steps": 30, "repeated_steps": 0,
+        "seconds": spent | {"steps": 30.0, "compiling": 7.5},
+    }  # fmt: skip
+    resumed = {**killed, "started": 1100.0, "first_step": 20, "last_step": 40, "steps": 20}
+    resumed["seconds"] = spent | {"steps": 20.0, "restoring": 2.5}
+    content = json.dumps({"sessions": [killed, resumed]})
+    (tmp_path / "second" / sessions.NAME).write_text(content)
+    runs[1] = history.read(tmp_path / "second")
+    page.write(runs, base.get_config().to_dict(), tmp_path / "report.html", sample_steps=1)
+    text = (tmp_path / "report.html").read_text()
+    time = text[text.index("Where the time went") : text.index("Curves over steps")]
+    rows = [row for row in _rows(time) if row]
+    assert [re.sub("<.*?>", "", row[0]) for row in rows] == ["second", "steps 0 to 30", "steps 20 to 40"]
+    assert [row[1:5] for row in rows] == [
+        ["67%", "1.0 min", "40.0 s", "7.5 s"], ["53%", "37.5 s", "20.0 s", "7.5 s"], ["89%", "22.5 s", "20.0 s", ""],
+    ]  # fmt: skip
+    assert [row[-2:] for row in rows] == [["10.0 s", "1.0 min"], ["10.0 s", ""], ["", ""]]
 
 
 def _rows(text):
