@@ -19,7 +19,7 @@ from audiovae_jax.errors import CheckpointError, DataError, printable, whole_num
 from audiovae_jax.inference import arrays
 from audiovae_jax.inference.chunked import ChunkedModel
 from audiovae_jax.inference.latents import Latents, require_model
-from audiovae_jax.models.audio_vae import AudioVAE, Posterior
+from audiovae_jax.models.audio_vae import KIND_KEYS, AudioVAE, Posterior
 from audiovae_jax.persistence import saved_model
 from audiovae_jax.storage import array_store
 
@@ -123,6 +123,7 @@ class Codec:
     def fingerprint_of(model: AudioVAE, variables: dict) -> str:
         """Return sixteen hex digits that identify a model's architecture and weights."""
         config = {name: getattr(model, name) for name in ("in_channels", "strides", "kernel_size", "dilations")}
+        config |= {name: getattr(model, name) for name in KIND_KEYS if getattr(model, name) != getattr(AudioVAE, name)}
         described = array_store.describe(jax.tree.map(np.asarray, dict(variables)))
         text = json.dumps([config, described], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

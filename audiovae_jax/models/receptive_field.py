@@ -18,7 +18,7 @@ def encoder_context(model: AudioVAE) -> Context:
     low = high = 0  # range of positions that one latent frame depends on, traced back layer by layer to samples
     low, high = low - 1, high + 1  # the final convolution of 3 taps
     for stride in reversed(model.strides):
-        padding = stride // 2
+        padding = model.padding_of(stride)
         low, high = low * stride - padding, high * stride - padding + 2 * stride - 1
         low, high = low - _residual_reach(model), high + _residual_reach(model)
     low, high = low - 3, high + 3  # the input convolution of 7
@@ -32,7 +32,7 @@ def decoder_context(model: AudioVAE) -> Context:
     low, high = low - 3, high + 3  # the final convolution of 7 taps
     for stride in model.strides:
         low, high = low - _residual_reach(model), high + _residual_reach(model)
-        padding = stride // 2
+        padding = model.padding_of(stride)
         # An output position sees the inputs i with 0 <= position + padding - i * stride < 2 * stride.
         low, high = -((2 * stride - 1 - padding - low) // stride), (high + padding) // stride
     low, high = low - 3, high + 3  # the input convolution of 7

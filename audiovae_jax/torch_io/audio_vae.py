@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error, naming
-from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
+from audiovae_jax.models.audio_vae import KIND_KEYS, SIZE_KEYS, AudioVAE
 from audiovae_jax.torch_io import architecture, state_dict
 from audiovae_jax.torch_io.files import reader
 from audiovae_jax.torch_io.state_dict import Line
@@ -323,7 +323,7 @@ def _check_config(given, shown):
     """
     if not isinstance(given, dict):
         raise CheckpointError(f"its model_config is a {type(given).__name__}, not a dict")
-    unknown = [str(key) for key in given if key not in (*CONFIG_KEYS, "_target_")]
+    unknown = [str(key) for key in given if key not in (*SIZE_KEYS, "_target_")]
     if unknown:
         raise CheckpointError(f"its model_config has unknown keys: {', '.join(unknown)}")
     for key, value in shown.items():
@@ -388,4 +388,5 @@ def _for_json(value):
 
 def spell_config(model: AudioVAE) -> str:
     """A model's architecture in one line."""
-    return ", ".join(f"{key}={getattr(model, key)}" for key in CONFIG_KEYS)
+    shown = [*SIZE_KEYS, *(key for key in KIND_KEYS if getattr(model, key) != getattr(AudioVAE, key))]
+    return ", ".join(f"{key}={getattr(model, key)}" for key in shown)

@@ -11,7 +11,7 @@ import numpy as np
 import safetensors.numpy
 
 from audiovae_jax.errors import CheckpointError, whole_number
-from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
+from audiovae_jax.models.audio_vae import KIND_KEYS, SIZE_KEYS, AudioVAE
 from audiovae_jax.storage import array_store, atomic
 from audiovae_jax.torch_io import layout, state_dict
 from audiovae_jax.torch_io.audio_vae import STATISTICS
@@ -49,6 +49,11 @@ def export_audio_vae(
     """
     path = Path(path)
     require_target(path)
+    for key in KIND_KEYS:
+        if (value := getattr(model, key)) != (theirs := getattr(AudioVAE, key)):
+            raise CheckpointError(
+                f" was not written: the model has {key}={value!r}, and the PyTorch system only {theirs!r}", path=path
+            )
     variables = {name: jax.tree.map(lambda x: np.asarray(x, np.float32), tree) for name, tree in variables.items()}
     needed, given = array_store.describe_shapes(model.shapes()), array_store.describe_shapes(variables)
     for name, ours, theirs in array_store.differences(needed, given):
@@ -57,7 +62,7 @@ def export_audio_vae(
             "the variables belong to"
         )
     weights = audio_vae_state_dict(variables)
-    config = {key: _listed(getattr(model, key)) for key in CONFIG_KEYS}
+    config = {key: _listed(getattr(model, key)) for key in SIZE_KEYS}
     if sample_rate is not None:
         rate = whole_number(sample_rate, "sample_rate", CheckpointError)
         metadata = {**(metadata or {}), "sample_rate": rate}
