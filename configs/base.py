@@ -94,7 +94,9 @@ def _base():
     # The model's kind. These are the published model's; configs/oobleck.py has those of Stable Audio.
     config.model.activation = "snake"  # also "snake_beta" and "elu"
     config.model.posterior = "logvar"  # also "softplus", and "none" for an autoencoder without noise
-    config.model.padding_rounding = "down"  # of half an odd stride; "up" as in DAC and Stable Audio
+    # "floor" and "ceil" pad half of each stride on both sides, "ceil" as in DAC and Stable Audio. They differ for odd
+    # strides. "causal" pads only the past, for live audio.
+    config.model.padding = "floor"
     config.model.final_bias = True  # of the decoder's last convolution
     config.model.final_tanh = False  # True bounds the decoded audio
     config.model.decoder_base_channels = config_dict.placeholder(int)  # unset: base_channels

@@ -14,7 +14,7 @@ def override(config):
     config.model.latent_dim = 64
     config.model.activation = "snake_beta"
     config.model.posterior = "softplus"
-    config.model.padding_rounding = "up"
+    config.model.padding = "ceil"
     config.model.final_bias = False
     config.losses.stft.w_sc = 1.0
     config.losses.stft.w_lin_mag = 0.0

@@ -72,9 +72,9 @@ SMALL_DISCRIMINATOR = {
 
 # The arguments that make `AudioVAE` a model of another family.
 KINDS = {
-    "oobleck": {"activation": "snake_beta", "posterior": "softplus", "padding_rounding": "up", "final_bias": False},
-    "elu": {"activation": "elu", "posterior": "softplus", "padding_rounding": "up", "final_tanh": True},
-    "dac": {"in_channels": 1, "posterior": "none", "padding_rounding": "up", "final_tanh": True,
+    "oobleck": {"activation": "snake_beta", "posterior": "softplus", "padding": "ceil", "final_bias": False},
+    "elu": {"activation": "elu", "posterior": "softplus", "padding": "ceil", "final_tanh": True},
+    "dac": {"in_channels": 1, "posterior": "none", "padding": "ceil", "final_tanh": True,
             "decoder_base_channels": 5},
     "dacvae": {"in_channels": 1, "posterior": "softplus", "final_tanh": True, "decoder_base_channels": 5,
                "bottleneck_channels": 4},

@@ -40,7 +40,7 @@ _LATER_KEYS = {
     "data.min_loudness_db": None, "data.augment.gain_db": (0.0, 0.0), "data.augment.polarity_probability": 0.0,
     "data.augment.swap_probability": 0.0, "data.val_root": None, "init_weights_only": False,
     "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0, "model.activation": "snake",
-    "model.posterior": "logvar", "model.padding_rounding": "down", "model.final_bias": True, "model.final_tanh": False,
+    "model.posterior": "logvar", "model.padding": "floor", "model.final_bias": True, "model.final_tanh": False,
     "model.decoder_base_channels": None, "model.bottleneck_channels": None,
 }  # fmt: skip
 _MAX_SAMPLE_SECONDS = 300  # samples are kept in memory and plotted completely

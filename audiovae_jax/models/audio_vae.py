@@ -24,16 +24,15 @@ from audiovae_jax.models.layers import (
 )
 from audiovae_jax.models.posterior import POSTERIORS, parameters_per_latent
 from audiovae_jax.models.span import Span, clear_outside
-from audiovae_jax.ops import convolution
 
 # The arguments that define the architecture. The first ones give its size, the others its kind.
 SIZE_KEYS = ("in_channels", "base_channels", "channel_mults", "strides", "latent_dim", "kernel_size", "dilations")
 KIND_KEYS = (
-    *("activation", "posterior", "padding_rounding", "final_bias", "final_tanh"),
+    *("activation", "posterior", "padding", "final_bias", "final_tanh"),
     *("decoder_base_channels", "bottleneck_channels"),
 )
 CONFIG_KEYS = (*SIZE_KEYS, *KIND_KEYS)
-_ROUNDINGS = ("down", "up")
+_PADDINGS = ("floor", "ceil", "causal")
 _STD_FLOOR = 1e-8
 
 
@@ -67,14 +66,14 @@ class Architecture:
     kernel_size: int
     dilations: tuple[int, ...]
     activation_name: str
-    padding_rounding: str
+    padding: str
     dtype: Dtype
     weight_norm: bool
     remat: bool
 
     def conv(self, features: int, kernel_size: int, name: str, *, dilation: int = 1, bias: bool = True) -> WNConv1d:
         """A convolution that keeps the length."""
-        padding = (kernel_size - 1) * dilation // 2
+        padding = _around((kernel_size - 1) * dilation, self.padding)
         options = {"kernel_size": kernel_size, "dilation": dilation, "padding": padding, "use_bias": bias}
         return WNConv1d(features, self.dtype, self.weight_norm, **options, name=name)
 
@@ -85,16 +84,16 @@ class Architecture:
 
     def upsample(self, features: int, stride: int, name: str) -> WNConvTranspose1d:
         """`[B, T, C] -> [B, T * stride, features]`."""
-        options = {"stride": stride, "padding": self.padding_of(stride)}
+        options = {"stride": stride, "padding": self.padding_of(stride)[::-1]}
         return WNConvTranspose1d(features, self.dtype, self.weight_norm, **options, name=name)
 
     def activation(self, name: str) -> nn.Module:
         """The activation."""
         return ACTIVATIONS[self.activation_name](self.dtype, name=name)
 
-    def padding_of(self, stride: int) -> int:
-        """Zeros on both sides of a strided convolution."""
-        return _half(stride, self.padding_rounding)
+    def padding_of(self, stride: int) -> tuple[int, int]:
+        """Zeros before and after the input of a convolution with this stride."""
+        return _around_strided(stride, self.padding)
 
 
 class ResidualUnit(nn.Module):
@@ -126,7 +125,7 @@ class EncoderBlock(nn.Module):
         for i, dilation in enumerate(layers.dilations):
             x = clear_outside(ResidualUnit(layers, dilation, name=f"res_units_{i}")(x), span)
         x = layers.downsample(self.features, self.stride, "downsample")(layers.activation("snake")(x))
-        return clear_outside(x, span and span.down(self.stride, layers.padding_of(self.stride)))
+        return clear_outside(x, span and span.down(self.stride, sum(layers.padding_of(self.stride))))
 
 
 class DecoderBlock(nn.Module):
@@ -140,7 +139,7 @@ class DecoderBlock(nn.Module):
     def __call__(self, x, span: Span | None = None):
         layers = self.architecture
         x = layers.upsample(self.features, self.stride, "upsample")(layers.activation("snake")(x))
-        span = span and span.up(self.stride, layers.padding_of(self.stride))
+        span = span and span.up(self.stride, sum(layers.padding_of(self.stride)))
         x = clear_outside(x, span)
         for i, dilation in enumerate(layers.dilations):
             x = clear_outside(ResidualUnit(layers, dilation, name=f"res_units_{i}")(x), span)
@@ -161,7 +160,7 @@ class Encoder(nn.Module):
         block_class = nn.remat(EncoderBlock) if layers.remat else EncoderBlock
         for i, (mult, stride) in enumerate(zip(layers.channel_mults, layers.strides, strict=True)):
             x = block_class(layers, layers.base_channels * mult, stride, name=f"blocks_{i}")(x, span)
-            span = span and span.down(stride, layers.padding_of(stride))
+            span = span and span.down(stride, sum(layers.padding_of(stride)))
         x = layers.conv(self.bottleneck_channels or self.features, 3, "final_conv")(layers.activation("final_snake")(x))
         return layers.conv(self.features, 1, "projection")(x) if self.bottleneck_channels else x
 
@@ -185,7 +184,7 @@ class Decoder(nn.Module):
         block_class = nn.remat(DecoderBlock) if layers.remat else DecoderBlock
         for i, (width, stride) in enumerate(zip(widths, reversed(layers.strides), strict=True)):
             x = block_class(layers, width, stride, name=f"blocks_{i}")(x, span)
-            span = span and span.up(stride, layers.padding_of(stride))
+            span = span and span.up(stride, sum(layers.padding_of(stride)))
         x = layers.conv(self.out_channels, 7, "final_conv", bias=self.final_bias)(layers.activation("final_snake")(x))
         return jnp.tanh(x.astype(jnp.float32)) if self.final_tanh else x
 
@@ -203,8 +202,10 @@ class AudioVAE(nn.Module):
       dilations: of the residual units of each block.
       activation: "snake", "snake_beta" or "elu", see `layers`.
       posterior: "logvar", "softplus" or "none", see `posterior`.
-      padding_rounding: "down" or "up". Strided convolutions pad half their stride, and odd strides are rounded. With
-        "up", decoded audio is shorter than `frames * hop_length`; with "down", it is longer.
+      padding: "floor", "ceil" or "causal". The first two pad both sides of every convolution. Strided ones pad half
+        their stride, rounded like this. With "ceil" and odd strides, decoded audio is shorter than
+        `frames * hop_length`; with "floor", it is longer. "causal" pads only the past, so that live audio has a latency
+        of one hop.
       final_bias: whether the decoder's last convolution has a bias.
       final_tanh: whether the decoded audio is the last convolution's tanh.
       decoder_base_channels: `base_channels` of the decoder; None for the encoder's.
@@ -228,7 +229,7 @@ class AudioVAE(nn.Module):
     dilations: tuple[int, ...] = (1, 3, 9)
     activation: str = "snake"
     posterior: str = "logvar"
-    padding_rounding: str = "down"
+    padding: str = "floor"
     final_bias: bool = True
     final_tanh: bool = False
     decoder_base_channels: int | None = None
@@ -260,12 +261,12 @@ class AudioVAE(nn.Module):
             if not values or any(not isinstance(v, int) or v < 1 for v in values):
                 raise ValueError(f"{name}={value!r} must be positive whole numbers")
         for dilation in self.dilations:
-            if (self.kernel_size - 1) * dilation % 2:
+            if self.padding != "causal" and (self.kernel_size - 1) * dilation % 2:
                 raise ValueError(
                     f"kernel_size={self.kernel_size} with dilation {dilation} cannot keep the length; "
                     "use an odd kernel_size"
                 )
-        choices = {"activation": ACTIVATIONS, "posterior": POSTERIORS, "padding_rounding": _ROUNDINGS}
+        choices = {"activation": ACTIVATIONS, "posterior": POSTERIORS, "padding": _PADDINGS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
@@ -275,20 +276,27 @@ class AudioVAE(nn.Module):
         """Samples per latent frame."""
         return math.prod(self.strides)
 
-    def padding_of(self, stride: int) -> int:
-        """Zeros on both sides of a strided convolution."""
-        return _half(stride, self.padding_rounding)
+    def padding_of(self, stride: int) -> tuple[int, int]:
+        """Zeros before and after the input of a convolution with this stride.
+
+        A transposed convolution omits as many outputs, after and before.
+        """
+        return _around_strided(stride, self.padding)
+
+    def padding_around(self, reach: int) -> tuple[int, int]:
+        """Zeros before and after the input of a convolution whose kernel spans `reach + 1` samples."""
+        return _around(reach, self.padding)
 
     def frames(self, length: int) -> int:
         """The number of latent frames that `length` samples encode to (`length / hop_length` for even strides)."""
         for stride in self.strides:
-            length = convolution.conv_length(length, 2 * stride, stride=stride, padding=self.padding_of(stride))
+            length = (length + sum(self.padding_of(stride))) // stride - 1
         return length
 
     def decoded_length(self, frames: int) -> int:
         """The number of samples that `frames` latent frames decode to (`frames * hop_length` for even strides)."""
         for stride in reversed(self.strides):
-            frames = (frames + 1) * stride - 2 * self.padding_of(stride)
+            frames = (frames + 1) * stride - sum(self.padding_of(stride))
         return frames
 
     @property
@@ -326,7 +334,7 @@ class AudioVAE(nn.Module):
             self.kernel_size,
             self.dilations,
             self.activation,
-            self.padding_rounding,
+            self.padding,
             self.dtype,
             self.weight_norm,
             self.remat,
@@ -376,7 +384,11 @@ class AudioVAE(nn.Module):
             raise ValueError(
                 f"{audio.shape[1]} samples are too short to encode; pad them to min_length={self.min_length} or more"
             )
-        parameters = self.encoder(audio, span).astype(jnp.float32)
+        return self.sample(self.encoder(audio, span), deterministic, noise)
+
+    def sample(self, parameters, deterministic: bool = False, noise=None) -> Posterior:
+        """The encoder's output to `(z, mean, logvar)`; arguments as in `__call__`."""
+        parameters = parameters.astype(jnp.float32)
         if self.encoder_frozen:
             parameters = jax.lax.stop_gradient(parameters)
         mean, logvar, std = POSTERIORS[self.posterior](parameters)
@@ -398,9 +410,19 @@ class AudioVAE(nn.Module):
         """
         if z.ndim != 3 or z.shape[-1] != self.latent_dim:
             raise ValueError(f"z must be [B, frames, {self.latent_dim}], not {tuple(z.shape)}")
-        z = z * (self.latent_std.value + _STD_FLOOR) + self.latent_mean.value
-        return self.decoder(z, span).astype(jnp.float32)
+        return self.decoder(self.uncalibrated(z), span).astype(jnp.float32)
+
+    def uncalibrated(self, z):
+        """Calibrated latents to samples of the posterior."""
+        return z * (self.latent_std.value + _STD_FLOOR) + self.latent_mean.value
 
 
-def _half(stride, rounding):
-    return stride // 2 if rounding == "down" else -(-stride // 2)
+def _around_strided(stride, padding):
+    if padding == "causal":
+        return stride, 0
+    half = stride // 2 if padding == "floor" else -(-stride // 2)
+    return half, half
+
+
+def _around(reach, padding):
+    return (reach, 0) if padding == "causal" else (reach // 2, reach // 2)

@@ -1,12 +1,15 @@
 """The model's layers as a table: widths, rates, receptive fields and parameters."""
 
+import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.models.layer_list import Conv, Residual, decoder_layers, encoder_layers, inputs
 from audiovae_jax.models.layers import count_parameters
 
 
-class Layer(NamedTuple):
+class Row(NamedTuple):
     """A layer or block of the encoder or decoder.
 
     Attributes:
@@ -25,48 +28,34 @@ class Layer(NamedTuple):
     parameters: int
 
 
-def layer_table(model: AudioVAE) -> list[Layer]:
+def layer_table(model: AudioVAE) -> list[Row]:
     """Return the layers from audio to latent, and back to audio."""
     shapes = model.shapes()["params"]
-    return [*_encoder_rows(model, shapes["encoder"]), *_decoder_rows(model, shapes["decoder"])]
+    encoder = _rows("encoder", encoder_layers(model), shapes["encoder"], 1)
+    return [*encoder, *_rows("decoder", decoder_layers(model), shapes["decoder"], model.hop_length)]
 
 
-def _encoder_rows(model, shapes):
-    stride, field = 1, 7  # the input convolution of 7 taps
-    yield _row("encoder", shapes, ("input_conv",), stride, field)
-    for i, factor in enumerate(model.strides):
-        field += _residual_taps(model) * stride + (2 * factor - 1) * stride
-        stride *= factor
-        yield _row("encoder", shapes, (f"blocks_{i}",), stride, field, _width(shapes[f"blocks_{i}"]["downsample"]))
-    field += 2 * stride  # the final convolution of 3
-    yield _row("encoder", shapes, ("final_conv", "final_snake"), stride, field)
-    if "projection" in shapes:
-        yield _row("encoder", shapes, ("projection",), stride, field)
+def _rows(part, layers, shapes, unit) -> Iterator[Row]:
+    """Yield the rows of a network whose input has `unit` audio samples per position."""
+    stride = unit
+    for name, members in itertools.groupby(enumerate(layers, start=1), lambda member: _module(member[1])):
+        members = list(members)
+        for _, layer in members:
+            if isinstance(layer, Conv):
+                stride = stride // layer.stride if layer.is_transposed else stride * layer.stride
+        low, high = inputs(layers[: members[-1][0]], 0, 0)
+        modules = [shapes[name], shapes.get("final_snake", {}) if name == "final_conv" else {}]
+        yield Row(f"{part}/{name}", _width(members, shapes), stride, (high - low + 1) * unit, count_parameters(modules))
 
 
-def _decoder_rows(model, shapes):
-    stride = field = model.hop_length
-    if "projection" in shapes:
-        yield _row("decoder", shapes, ("projection",), stride, field)
-    field += 6 * stride  # the input convolution of 7 taps
-    yield _row("decoder", shapes, ("input_conv",), stride, field)
-    for i, factor in enumerate(reversed(model.strides)):
-        field += stride  # each output of a transposed convolution depends on two positions
-        stride //= factor
-        field += _residual_taps(model) * stride
-        yield _row("decoder", shapes, (f"blocks_{i}",), stride, field, _width(shapes[f"blocks_{i}"]["upsample"]))
-    yield _row("decoder", shapes, ("final_conv", "final_snake"), stride, field + 6 * stride)
+def _module(layer):
+    """Return the module that a layer is part of; an activation before the last convolution belongs to it."""
+    name = layer.layers[0].path[0] if isinstance(layer, Residual) else layer.path[0]
+    return "final_conv" if name == "final_snake" else name
 
 
-def _row(part, shapes, names, stride, field, width=None):
-    name, *others = names
-    parameters = count_parameters([shapes[name], *(shapes[other] for other in others if other in shapes)])
-    return Layer(f"{part}/{name}", _width(shapes[name]) if width is None else width, stride, field, parameters)
-
-
-def _width(convolution):
-    return (convolution["v"] if "v" in convolution else convolution["kernel"]).shape[-1]
-
-
-def _residual_taps(model):
-    return sum((model.kernel_size - 1) * dilation for dilation in model.dilations)
+def _width(members, shapes):
+    (*_, last) = (conv for _, layer in members for conv in getattr(layer, "layers", (layer,)) if isinstance(conv, Conv))
+    for name in last.path:
+        shapes = shapes[name]
+    return (shapes["v"] if "v" in shapes else shapes["kernel"]).shape[-1]

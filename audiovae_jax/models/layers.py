@@ -88,7 +88,7 @@ class _WeightNormed(nn.Module):
 
 
 class WNConv1d(_WeightNormed):
-    """Weight-normalised 1-D convolution of `[..., T, C]`.
+    """Weight-normalised 1-D convolution of `[..., T, C]`, zero-padded by `padding` on both sides, or before and after.
 
     Params: `v: [kernel_size, C / groups, features]`, `g: [features]`, `bias: [features]`.
     """
@@ -96,7 +96,7 @@ class WNConv1d(_WeightNormed):
     kernel_size: int = 1
     stride: int = 1
     dilation: int = 1
-    padding: int = 0
+    padding: int | tuple[int, int] = 0
     groups: int = 1
 
     @nn.compact
@@ -105,27 +105,36 @@ class WNConv1d(_WeightNormed):
         shape = (self.kernel_size, c_in, self.features)
         kernel, bias = self._parameters(shape, self.kernel_size * c_in, norm_axis=-1)
         x = x.astype(self.dtype)
+        before, after = _both_sides(self.padding)
+        both = min(before, after)
+        if before != after:
+            x = jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((before - both, after - both), (0, 0)))
         return convolution.conv1d(
-            x, kernel, bias, stride=self.stride, dilation=self.dilation, padding=self.padding, groups=self.groups
+            x, kernel, bias, stride=self.stride, dilation=self.dilation, padding=both, groups=self.groups
         )
 
 
 class WNConvTranspose1d(_WeightNormed):
     """Weight-normalised transposed convolution of `[B, T, C]` with kernel `2 * stride`.
 
+    The first and last `padding` outputs are omitted.
+
     Params: `v: [2 * stride, C, features]`, `g: [C]` (torch's first axis is the input channel here),
     `bias: [features]`.
     """
 
     stride: int = 1
-    padding: int = 0
+    padding: int | tuple[int, int] = 0
 
     @nn.compact
     def __call__(self, x):
         shape = (2 * self.stride, x.shape[-1], self.features)
         kernel, bias = self._parameters(shape, 2 * self.stride * self.features, norm_axis=-2)
         x = x.astype(self.dtype)
-        return convolution.conv_transpose1d(x, kernel, bias, stride=self.stride, padding=self.padding)
+        before, after = _both_sides(self.padding)
+        both = min(before, after)
+        y = convolution.conv_transpose1d(x, kernel, bias, stride=self.stride, padding=both)
+        return y if before == after else y[:, before - both : y.shape[1] - (after - both)]
 
 
 class WNConv2d(_WeightNormed):
@@ -145,6 +154,10 @@ class WNConv2d(_WeightNormed):
         kernel, bias = self._parameters(shape, math.prod(shape[:-1]), norm_axis=-1)
         x = x.astype(self.dtype)
         return convolution.conv2d(x, kernel, bias, stride=self.stride, dilation=self.dilation, padding=self.padding)
+
+
+def _both_sides(padding):
+    return (padding, padding) if isinstance(padding, int) else padding
 
 
 def fold_weight_norm(g, v, norm_axis: int):

@@ -20,12 +20,15 @@ class Span(NamedTuple):
     length: jax.Array
 
     def down(self, stride: int, padding: int) -> "Span":
-        """Return the span after a convolution with kernel `2 * stride`; `stride` must divide `start`."""
-        return Span(self.start // stride, (self.length + 2 * padding) // stride - 1)
+        """Return the span after a convolution with kernel `2 * stride` and `padding` zeros in total.
+
+        `stride` must divide `start`.
+        """
+        return Span(self.start // stride, (self.length + padding) // stride - 1)
 
     def up(self, stride: int, padding: int) -> "Span":
-        """Return the span after a transposed convolution with kernel `2 * stride`."""
-        return Span(self.start * stride, (self.length + 1) * stride - 2 * padding)
+        """Return the span after a transposed convolution with kernel `2 * stride` that omits `padding` outputs."""
+        return Span(self.start * stride, (self.length + 1) * stride - padding)
 
 
 def clear_outside(x, span: Span | None):

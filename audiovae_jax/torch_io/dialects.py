@@ -132,14 +132,12 @@ def _dacvae(modules, blocks):
 
 
 NATIVE = Dialect("PyTorch system", _native)
-DIFFUSERS = Dialect("diffusers", _diffusers, {"posterior": "softplus", "padding_rounding": "up", "final_tanh": False})
-STABLE_AUDIO_TOOLS = Dialect(
-    "stable-audio-tools", _stable_audio_tools, {"padding_rounding": "up"}, flat_activations=True
-)
+DIFFUSERS = Dialect("diffusers", _diffusers, {"posterior": "softplus", "padding": "ceil", "final_tanh": False})
+STABLE_AUDIO_TOOLS = Dialect("stable-audio-tools", _stable_audio_tools, {"padding": "ceil"}, flat_activations=True)
 DAC = Dialect(
     "DAC",
     _dac,
-    {"posterior": "none", "padding_rounding": "up", "final_tanh": True},
+    {"posterior": "none", "padding": "ceil", "final_tanh": True},
     {r"quantizer\.": "of the quantiser; the latent is the encoder's output"},
 )
 DACVAE = Dialect(

@@ -172,10 +172,9 @@ def _require_oobleck(model, project, **allowed):
         "posterior": ("softplus", "none"),
         "final_bias": (False,),
         "bottleneck_channels": (None,),
+        "padding": ("ceil",) if any(stride % 2 for stride in model.strides) else ("floor", "ceil"),
         **allowed,
     }
-    if any(stride % 2 for stride in model.strides):
-        needed["padding_rounding"] = ("up",)
     for key, values in needed.items():
         if getattr(model, key) not in values:
             shown = " or ".join(map(str, values))

@@ -181,7 +181,7 @@ def test_bfloat16_returns_float32_near_the_full_precision():
         ({"decoder_base_channels": 0}, "decoder_base_channels=0 must be positive"),
         ({"activation": "relu"}, "activation='relu' is unknown; choose from snake, snake_beta, elu"),
         ({"posterior": "gauss"}, "posterior='gauss' is unknown; choose from logvar, softplus, none"),
-        ({"padding_rounding": "even"}, "padding_rounding='even' is unknown; choose from down, up"),
+        ({"padding": "even"}, "padding='even' is unknown; choose from floor, ceil, causal"),
     ],
 )
 def test_impossible_architectures_are_refused(config, message):
@@ -200,10 +200,10 @@ def test_wrong_audio_is_refused_with_the_shape():
         model.apply(variables, jnp.zeros((1, 8, 4)), method="decode")
 
 
-@pytest.mark.parametrize("rounding", ["down", "up"])
+@pytest.mark.parametrize("padding", ["floor", "ceil", "causal"])
 @pytest.mark.parametrize("strides", [(2, 3), (3, 5, 2), (4,), (3, 3)])
-def test_the_shortest_audio_gives_one_frame(strides, rounding):
-    kind = {"strides": strides, "channel_mults": (1,) * len(strides), "padding_rounding": rounding}
+def test_the_shortest_audio_gives_one_frame(strides, padding):
+    kind = {"strides": strides, "channel_mults": (1,) * len(strides), "padding": padding}
     model = AudioVAE(**{**SMALL, **kind})
     assert model.frames(model.min_length) == 1
     assert model.frames(model.min_length - 1) == 0

@@ -117,7 +117,7 @@ def test_torch_loads_an_export_strictly_and_computes_the_same(tmp_path, name):
     import foreign_reference
 
     model = AudioVAE(base_channels=6, channel_mults=(2, 3), strides=(2, 3), latent_dim=3, activation="snake_beta",
-                     posterior="softplus", padding_rounding="up", final_bias=False)  # fmt: skip
+                     posterior="softplus", padding="ceil", final_bias=False)  # fmt: skip
     variables = random_variables(model)
     target = tmp_path / ("out" if name == "diffusers" else "out.ckpt")
     export.export_for(name.replace("_", "-"), model, variables, target, 44100)
@@ -384,12 +384,12 @@ def test_what_is_no_autoencoder_is_refused(tmp_path):
         ({"final_tanh": True}, "diffusers", "final_tanh=True: models of diffusers have final_tanh=False"),
         ({"base_channels": 8}, "diffusers", "base_channels=8 and latent_dim=3: in diffusers, base_channels is twice"),
         ({"dilations": (1, 2)}, "stable-audio-tools", r"dilations=\(1, 2\): models of stable-audio-tools have dil"),
-        ({"padding_rounding": "down"}, "stable-audio-tools", "padding_rounding=down: models of stable-audio-tools"),
+        ({"padding": "floor"}, "stable-audio-tools", "padding=down: models of stable-audio-tools"),
         ({}, None, "the model has activation='snake_beta', and the PyTorch system only 'snake'"),
     ],
 )
 def test_a_model_that_a_project_does_not_have_is_not_exported(tmp_path, change, project, message):
-    oobleck = {"activation": "snake_beta", "posterior": "softplus", "padding_rounding": "up", "final_bias": False}
+    oobleck = {"activation": "snake_beta", "posterior": "softplus", "padding": "ceil", "final_bias": False}
     small = {"base_channels": 6, "channel_mults": (1,), "strides": (3,), "latent_dim": 3}
     model = AudioVAE(**{**small, **oobleck, **change})
     target = tmp_path / {"diffusers": "out", None: "x.pt"}.get(project, "out.ckpt")
