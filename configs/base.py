@@ -92,6 +92,16 @@ def _base():
     config.model.latent_dim = 64
     config.model.kernel_size = 7  # of the residual units, odd
     config.model.dilations = (1, 3, 9)  # of the residual units in each block
+    # The model's kind. These are the published model's; configs/oobleck.py has those of Stable Audio.
+    config.model.activation = "snake"  # also "snake_beta" and "elu"
+    config.model.posterior = "logvar"  # also "softplus", and "none" for an autoencoder without noise
+    # "floor" and "ceil" pad half of each stride on both sides, "ceil" as in DAC and Stable Audio. They differ for odd
+    # strides. "causal" pads only the past, for live audio.
+    config.model.padding = "floor"
+    config.model.final_bias = True  # of the decoder's last convolution
+    config.model.final_tanh = False  # True bounds the decoded audio
+    config.model.decoder_base_channels = config_dict.placeholder(int)  # unset: base_channels
+    config.model.bottleneck_channels = config_dict.placeholder(int)  # unset: no projections to and from the latent
     config.model.encoder_frozen = False  # True trains only the decoder
     # True stores only activations between blocks and recomputes the others for the gradient. This takes less
     # memory and more time (audiovae_jax/performance/benchmark/README.md).

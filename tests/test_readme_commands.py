@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -10,9 +11,11 @@ import sys
 from pathlib import Path
 
 import command_line
+import golden_foreign
 import numpy as np
 import old_configs
 import pytest
+import safetensors.numpy
 import soundfile
 from conftest import GOLDEN, SMALL_MODEL, random_variables
 
@@ -66,6 +69,8 @@ def _short(command, given):
     short = SMALL.get(f"{command} {given[0]}", SMALL.get(command, ""))
     if "--config.init_from=runs/tiny" in given:  # a saved model of this shape
         return [*short.split(), f"--config.model.latent_dim={SMALL_MODEL['latent_dim']}"]
+    if "--config=configs/ace_step.py" in given:
+        return [*GOING_ON.split(), *_DISCRIMINATOR.split()]
     if any("init_from" in part for part in given):
         short = GOING_ON  # with the file's settings instead of the config's
     if "--config=configs/mine.py" in given:
@@ -83,6 +88,10 @@ def workplace(tmp_path, audio_folder, trained_run):
     """A folder with the files that the pages' commands name."""
     model = AudioVAE(**SMALL_MODEL)
     save_model(model, random_variables(model), tmp_path / "MODEL", sample_rate=44100)
+    weights, _ = golden_foreign.load("diffusers")
+    (tmp_path / "ace_step" / "vae").mkdir(parents=True)
+    (tmp_path / "ace_step" / "vae" / "config.json").write_text(json.dumps(golden_foreign.config("diffusers")))
+    safetensors.numpy.save_file(weights, tmp_path / "ace_step" / "vae" / "diffusion_pytorch_model.safetensors")
     for name in ("tiny", "other"):
         shutil.copytree(trained_run[0], tmp_path / "runs" / name)
     for name in ("songs", "path/to/audio"):

@@ -229,4 +229,6 @@ def _may_be_model(path: str) -> bool:
     from audiovae_jax.persistence.locate import OURS, Kind, locate
 
     kind = locate(path).kind
-    return kind in OURS or (kind is Kind.TORCH_FILE and Path(path).suffix.lower() not in EXTENSIONS)
+    if kind is Kind.TORCH_FILE:
+        return Path(path).suffix.lower() not in EXTENSIONS
+    return kind in (*OURS, Kind.TORCH_FOLDER)

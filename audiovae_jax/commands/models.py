@@ -13,7 +13,7 @@ from audiovae_jax.commands.arguments import MODEL, Command
 from audiovae_jax.errors import printable
 from audiovae_jax.inference import calibration, inspection, stablehlo
 from audiovae_jax.persistence import conversion
-from audiovae_jax.torch_io import audio_vae
+from audiovae_jax.torch_io import audio_vae, export
 
 _NAMES_PER_LINE = 10  # file names per line
 
@@ -34,6 +34,9 @@ def _inspect(model):
 def _description_lines(description):
     width = max(map(len, description))
     for name, value in description.items():
+        if name == "layers":
+            yield from _layer_lines(value)
+            continue
         if value in (None, {}, []):
             value = "unknown" if value is None else "none"
         elif isinstance(value, dict):
@@ -45,6 +48,18 @@ def _description_lines(description):
         elif isinstance(value, float):
             value = f"{value:,.4g}"
         yield f"{name.ljust(width)}  {value}"
+
+
+def _layer_lines(layers):
+    """A table with a line per layer."""
+    rows = [list(layers[0]), *([_cell(value) for value in layer.values()] for layer in layers)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        yield "  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])])
+
+
+def _cell(value):
+    return "unknown" if value is None else value if isinstance(value, str) else f"{value:,.7g}"
 
 
 def _calibrate_flags():
@@ -106,12 +121,14 @@ def _export(model, target):
 
 def _import_flags():
     flags.DEFINE_list("dilations", None, "dilations of the residual units, if MODEL has no model_config; default 1,3,9")
+    flags.DEFINE_string("model_config", None, "config of another project, if it is not beside MODEL")
     flags.DEFINE_bool("strict", True, "--nostrict imports the tensors that fit, and lists the others")
 
 
 def _import(model, target):
     dilations = arguments.whole_numbers("dilations", flags.FLAGS.dilations)
-    made = conversion.import_torch(model, target, dilations=dilations, strict=flags.FLAGS.strict)
+    options = {"strict": flags.FLAGS.strict, "model_config": flags.FLAGS.model_config}
+    made = conversion.import_torch(model, target, dilations=dilations, **options)
     print("\n".join(_table(made.lines)))
     print(f"config: {audio_vae.spell_config(made.model)}")
     for note in made.notes:
@@ -137,8 +154,15 @@ def _table(lines):
     yield f"{taken} tensors imported, {len(lines) - taken} ignored"
 
 
+def _export_torch_flags():
+    codec.define_step()
+    flags.DEFINE_enum(
+        "project", None, list(export.PROJECTS), "other project to export for; OUT is a folder for diffusers"
+    )
+
+
 def _export_torch(model, target):
-    made = conversion.export_torch(model, target, step=flags.FLAGS.step)
+    made = conversion.export_torch(model, target, step=flags.FLAGS.step, project=flags.FLAGS.project)
     for note in made.notes:
         print(f"note: {note}")
     print(f"{target}: {made.tensors} tensors, {made.parameters:,} parameters with latent statistics")
@@ -175,8 +199,9 @@ EXPORT_STABLEHLO = Command(
 IMPORT_TORCH = Command(
     name="import_torch",
     details="""\
-MODEL is a `save_model` file, a Lightning checkpoint, a bare state dict or safetensors. OUT is the folder to write,
-local or in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
+MODEL is a `save_model` file, a Lightning checkpoint, a bare state dict or safetensors, or the model of another project:
+a folder of diffusers (`AutoencoderOobleck`), or a checkpoint of stable-audio-tools, DAC or DACVAE. OUT is the folder to
+write, local or in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
     main=_import,
     positional=(MODEL, "OUT"),
     bucket_output=True,
@@ -185,9 +210,9 @@ local or in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
 EXPORT_TORCH = Command(
     name="export_torch",
     details="""\
-MODEL is a saved model, a training workdir, or a file that `import_torch` can read. OUT ends in .pt or
-.safetensors.""",
+MODEL is a saved model, a training workdir, or a file that `import_torch` can read. OUT ends in .pt or .safetensors.
+For stable-audio-tools it ends in .ckpt or .safetensors, and for diffusers it is a new folder.""",
     main=_export_torch,
     positional=(MODEL, "OUT"),
-    define_flags=codec.define_step,
+    define_flags=_export_torch_flags,
 )

@@ -15,6 +15,7 @@ from audiovae_jax.discriminators import base
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
+from audiovae_jax.losses.weighted import is_off
 from audiovae_jax.models.audio_vae import AudioVAE
 from audiovae_jax.training.optimizer import AdamW
 from audiovae_jax.training.step import RESERVED_METRICS, Recipe
@@ -37,10 +38,11 @@ def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
                 config, "discriminator_optimizer", first_step=config.adversarial.warmup_steps
             ),
         }
+    model = build_model(config)
     return Recipe(
-        model=build_model(config),
+        model=model,
         losses=build_losses(config),
-        kl=_build_kl(config),
+        kl=_build_kl(config, model),
         optimizer=_build_optimizer(config, "optimizer"),
         generator_update_every=config.generator_update_every,
         discriminator_update_every=config.discriminator_update_every,
@@ -143,8 +145,13 @@ def _build_optimizer(config, name, first_step=0):
         raise ConfigError(f"config.{name}.{error}") from error
 
 
-def _build_kl(config):
+def _build_kl(config, model):
     kl = _construct(KLTerm, config.kl, "config.kl")
+    if model.posterior == "none" and not is_off(kl.weight):
+        raise ConfigError(
+            f"config.kl.weight={kl.weight}: a model with config.model.posterior=none has no KL divergence; "
+            "set config.kl.weight=0"
+        )
     shape = jax.ShapeDtypeStruct((1, 1, config.model.latent_dim), jnp.float32)
     _trace(kl, "config.kl", "KLTerm", shape, shape)
     return kl

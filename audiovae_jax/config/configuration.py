@@ -40,7 +40,9 @@ _LATER_KEYS = {
     "data.mix": (), "data.padding": "zero", "data.mixture_share": 0.25, "data.full_band_share": None,
     "data.min_loudness_db": None, "data.augment.gain_db": (0.0, 0.0), "data.augment.polarity_probability": 0.0,
     "data.augment.swap_probability": 0.0, "data.val_root": None, "init_weights_only": False,
-    "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0,
+    "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0, "model.activation": "snake",
+    "model.posterior": "logvar", "model.padding": "floor", "model.final_bias": True, "model.final_tanh": False,
+    "model.decoder_base_channels": None, "model.bottleneck_channels": None,
 }  # fmt: skip
 _MAX_SAMPLE_SECONDS = 300  # samples are kept in memory and plotted completely
 # Sections whose keys are arguments of a callable. They are checked against its signature instead.

@@ -64,7 +64,8 @@ class ChunkedModel:
             self._sizes = (-(-chunk_length // model.hop_length),)
             return
         rows = self._batch_size // count
-        samples = _ACTIVATION_BUDGET / (model.base_channels * rows)
+        widest = max(model.base_channels, model.decoder_base_channels or 0)
+        samples = _ACTIVATION_BUDGET / (widest * rows)
         # Results of the context are discarded. A core several times as long keeps this overhead small.
         least = 4 * max(sum(context) for context in self._contexts.values())
         largest = max(least, 1 << int(math.log2(max(1, samples / model.hop_length))))
@@ -124,6 +125,8 @@ class ChunkedModel:
         frames = max(1, -(-length // self.model.hop_length))
         while frames > 1 and self.model.decoded_length(frames - 1) >= length:
             frames -= 1
+        while self.model.decoded_length(frames) < length:
+            frames += 1
         return frames
 
     def _window(self, what, frames):

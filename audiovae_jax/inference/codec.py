@@ -19,7 +19,8 @@ from audiovae_jax.errors import CheckpointError, DataError, printable, whole_num
 from audiovae_jax.inference import arrays
 from audiovae_jax.inference.chunked import ChunkedModel
 from audiovae_jax.inference.latents import Latents, require_model
-from audiovae_jax.models.audio_vae import AudioVAE, Posterior
+from audiovae_jax.inference.live import StreamDecoder, StreamEncoder
+from audiovae_jax.models.audio_vae import KIND_KEYS, AudioVAE, Posterior
 from audiovae_jax.persistence import saved_model
 from audiovae_jax.storage import array_store
 
@@ -123,6 +124,7 @@ class Codec:
     def fingerprint_of(model: AudioVAE, variables: dict) -> str:
         """Return sixteen hex digits that identify a model's architecture and weights."""
         config = {name: getattr(model, name) for name in ("in_channels", "strides", "kernel_size", "dilations")}
+        config |= {name: getattr(model, name) for name in KIND_KEYS if getattr(model, name) != getattr(AudioVAE, name)}
         described = array_store.describe(jax.tree.map(np.asarray, dict(variables)))
         text = json.dumps([config, described], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -228,6 +230,33 @@ class Codec:
     def reconstruct(self, audio: Any, sample_rate: int | None = None, **options: Any) -> np.ndarray:
         """Return `decode(encode(audio, sample_rate))`: float32, shaped like the input."""
         return self.decode(self.encode(audio, sample_rate, **options))
+
+    def stream_encoder(self, *, block_frames: int = 1) -> StreamEncoder:
+        """Encode live audio at the model's sample rate, in blocks of any size.
+
+        The latents together equal those of `encode` up to rounding. Layers keep the inputs that they need again, so
+        no sample is computed twice.
+
+        Args:
+          block_frames: latent frames of one step. More are faster, and add their length to the latency.
+
+        Returns:
+          A stream with `push(audio) -> z`, `flush() -> z` and `latency` in samples; `audio: [n, in_channels]` and
+          `z: [m, latent_dim]`. For a mono model, use a stream per channel.
+        """
+        block_frames = whole_number(block_frames, "block_frames", DataError)
+        return StreamEncoder(self.model, self.variables, self._chunked.frames_of, block_frames)
+
+    def stream_decoder(self, *, block_frames: int = 1) -> StreamDecoder:
+        """Decode live latents, in blocks of any size. See `stream_encoder`.
+
+        The audio together equals that of `decode` for an array of all latents, up to rounding.
+
+        Returns:
+          A stream with `push(z) -> audio`, `flush() -> audio` and `latency` in samples.
+        """
+        block_frames = whole_number(block_frames, "block_frames", DataError)
+        return StreamDecoder(self.model, self.variables, block_frames)
 
     def encode_file(
         self,

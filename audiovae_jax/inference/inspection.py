@@ -7,6 +7,7 @@ from audiovae_jax.errors import ConfigError
 from audiovae_jax.inference import stablehlo
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.models.audio_vae import CONFIG_KEYS
+from audiovae_jax.models.layer_table import layer_table
 from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.models.receptive_field import decoder_context, encoder_context
 from audiovae_jax.persistence import model_folder, saved_model, training_state
@@ -66,6 +67,19 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
         "metadata": loaded.metadata,
         "notes": loaded.notes,
         "discriminator": discriminator,
+        "layers": [_layer(row, rate) for row in layer_table(model)],
+    }
+
+
+def _layer(row, rate):
+    """Describe a layer; without a sample rate, its rate is unknown."""
+    return {
+        "layer": row.name,
+        "width": row.width,
+        "samples per position": row.stride,
+        "rate (Hz)": None if rate is None else rate / row.stride,
+        "receptive field (samples)": row.receptive_field,
+        "parameters": row.parameters,
     }
 
 

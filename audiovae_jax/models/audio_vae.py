@@ -1,7 +1,8 @@
 """The audio VAE: ResidualUnit -> EncoderBlock, DecoderBlock -> Encoder, Decoder -> AudioVAE.
 
 The convolutional autoencoder of SoundStream (Zeghidour et al., 2021) and DAC (Kumar et al., 2023),
-with a Gaussian latent instead of their quantiser. Audio is `[B, T, C]` in -1..1.
+with a Gaussian latent instead of their quantiser. Audio is `[B, T, C]` in -1..1. Options make it the models of DAC and
+of Stable Audio ("Oobleck"; Evans et al., 2024), whose weights `torch_io` imports.
 """
 
 import dataclasses
@@ -13,16 +14,25 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from audiovae_jax.models.layers import Dtype, Snake, WNConv1d, WNConvTranspose1d, fold_weight_norm, normalized_dtype
-from audiovae_jax.models.span import Span, clear_outside
-from audiovae_jax.ops import convolution
-
-# The arguments that define the architecture, in the order of a torch file's `model_config`.
-CONFIG_KEYS = (
-    *("in_channels", "base_channels", "channel_mults", "strides"),
-    *("latent_dim", "kernel_size", "dilations"),
+from audiovae_jax.models.layers import (
+    ACTIVATIONS,
+    Dtype,
+    WNConv1d,
+    WNConvTranspose1d,
+    fold_weight_norm,
+    normalized_dtype,
 )
-LOGVAR_RANGE = (-20.0, 20.0)
+from audiovae_jax.models.posterior import POSTERIORS, parameters_per_latent
+from audiovae_jax.models.span import Span, clear_outside
+
+# The arguments that define the architecture. The first ones give its size, the others its kind.
+SIZE_KEYS = ("in_channels", "base_channels", "channel_mults", "strides", "latent_dim", "kernel_size", "dilations")
+KIND_KEYS = (
+    *("activation", "posterior", "padding", "final_bias", "final_tanh"),
+    *("decoder_base_channels", "bottleneck_channels"),
+)
+CONFIG_KEYS = (*SIZE_KEYS, *KIND_KEYS)
+_PADDINGS = ("floor", "ceil", "causal")
 _STD_FLOOR = 1e-8
 
 
@@ -55,32 +65,39 @@ class Architecture:
     strides: tuple[int, ...]
     kernel_size: int
     dilations: tuple[int, ...]
+    activation_name: str
+    padding: str
     dtype: Dtype
     weight_norm: bool
     remat: bool
 
-    def conv(self, features: int, kernel_size: int, name: str, *, dilation: int = 1) -> WNConv1d:
+    def conv(self, features: int, kernel_size: int, name: str, *, dilation: int = 1, bias: bool = True) -> WNConv1d:
         """A convolution that keeps the length."""
-        padding = (kernel_size - 1) * dilation // 2
-        return WNConv1d(
-            features, self.dtype, self.weight_norm, kernel_size, dilation=dilation, padding=padding, name=name
-        )
+        padding = _around((kernel_size - 1) * dilation, self.padding)
+        options = {"kernel_size": kernel_size, "dilation": dilation, "padding": padding, "use_bias": bias}
+        return WNConv1d(features, self.dtype, self.weight_norm, **options, name=name)
 
     def downsample(self, features: int, stride: int, name: str) -> WNConv1d:
         """`[B, T, C] -> [B, T / stride, features]`."""
-        return WNConv1d(features, self.dtype, self.weight_norm, 2 * stride, stride, padding=stride // 2, name=name)
+        options = {"kernel_size": 2 * stride, "stride": stride, "padding": self.padding_of(stride)}
+        return WNConv1d(features, self.dtype, self.weight_norm, **options, name=name)
 
     def upsample(self, features: int, stride: int, name: str) -> WNConvTranspose1d:
         """`[B, T, C] -> [B, T * stride, features]`."""
-        return WNConvTranspose1d(features, self.dtype, self.weight_norm, stride, name=name)
+        options = {"stride": stride, "padding": self.padding_of(stride)[::-1]}
+        return WNConvTranspose1d(features, self.dtype, self.weight_norm, **options, name=name)
 
-    def snake(self, name: str) -> Snake:
+    def activation(self, name: str) -> nn.Module:
         """The activation."""
-        return Snake(self.dtype, name=name)
+        return ACTIVATIONS[self.activation_name](self.dtype, name=name)
+
+    def padding_of(self, stride: int) -> tuple[int, int]:
+        """Zeros before and after the input of a convolution with this stride."""
+        return _around_strided(stride, self.padding)
 
 
 class ResidualUnit(nn.Module):
-    """`x + conv1(snake(conv_dilated(snake(x))))` on `[B, T, C]`."""
+    """`x + conv1(activation(conv_dilated(activation(x))))` on `[B, T, C]`."""
 
     architecture: Architecture
     dilation: int
@@ -88,8 +105,8 @@ class ResidualUnit(nn.Module):
     @nn.compact
     def __call__(self, x):
         layers, width = self.architecture, x.shape[-1]
-        y = layers.conv(width, layers.kernel_size, "conv1", dilation=self.dilation)(layers.snake("snake1")(x))
-        return x + layers.conv(width, 1, "conv2")(layers.snake("snake2")(y))
+        y = layers.conv(width, layers.kernel_size, "conv1", dilation=self.dilation)(layers.activation("snake1")(x))
+        return x + layers.conv(width, 1, "conv2")(layers.activation("snake2")(y))
 
 
 class EncoderBlock(nn.Module):
@@ -107,8 +124,8 @@ class EncoderBlock(nn.Module):
         layers = self.architecture
         for i, dilation in enumerate(layers.dilations):
             x = clear_outside(ResidualUnit(layers, dilation, name=f"res_units_{i}")(x), span)
-        x = layers.downsample(self.features, self.stride, "downsample")(layers.snake("snake")(x))
-        return clear_outside(x, span and span.down(self.stride))
+        x = layers.downsample(self.features, self.stride, "downsample")(layers.activation("snake")(x))
+        return clear_outside(x, span and span.down(self.stride, sum(layers.padding_of(self.stride))))
 
 
 class DecoderBlock(nn.Module):
@@ -121,8 +138,8 @@ class DecoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x, span: Span | None = None):
         layers = self.architecture
-        x = layers.upsample(self.features, self.stride, "upsample")(layers.snake("snake")(x))
-        span = span and span.up(self.stride)
+        x = layers.upsample(self.features, self.stride, "upsample")(layers.activation("snake")(x))
+        span = span and span.up(self.stride, sum(layers.padding_of(self.stride)))
         x = clear_outside(x, span)
         for i, dilation in enumerate(layers.dilations):
             x = clear_outside(ResidualUnit(layers, dilation, name=f"res_units_{i}")(x), span)
@@ -130,10 +147,11 @@ class DecoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`[B, T, C]` audio to `[B, frames, 2 * latent_dim]`: mean and log-variance."""
+    """`[B, T, C]` audio to `[B, frames, features]`: the parameters of the posterior."""
 
     architecture: Architecture
-    latent_dim: int
+    features: int
+    bottleneck_channels: int | None = None
 
     @nn.compact
     def __call__(self, x, span: Span | None = None):
@@ -142,8 +160,9 @@ class Encoder(nn.Module):
         block_class = nn.remat(EncoderBlock) if layers.remat else EncoderBlock
         for i, (mult, stride) in enumerate(zip(layers.channel_mults, layers.strides, strict=True)):
             x = block_class(layers, layers.base_channels * mult, stride, name=f"blocks_{i}")(x, span)
-            span = span and span.down(stride)
-        return layers.conv(2 * self.latent_dim, 3, "final_conv")(layers.snake("final_snake")(x))
+            span = span and span.down(stride, sum(layers.padding_of(stride)))
+        x = layers.conv(self.bottleneck_channels or self.features, 3, "final_conv")(layers.activation("final_snake")(x))
+        return layers.conv(self.features, 1, "projection")(x) if self.bottleneck_channels else x
 
 
 class Decoder(nn.Module):
@@ -151,17 +170,23 @@ class Decoder(nn.Module):
 
     architecture: Architecture
     out_channels: int
+    final_bias: bool = True
+    final_tanh: bool = False
+    bottleneck_channels: int | None = None
 
     @nn.compact
     def __call__(self, x, span: Span | None = None):
         layers = self.architecture
+        if self.bottleneck_channels:
+            x = layers.conv(self.bottleneck_channels, 1, "projection")(x)
         first, *widths = [layers.base_channels * mult for mult in (*reversed(layers.channel_mults), 1)]
         x = clear_outside(layers.conv(first, 7, "input_conv")(clear_outside(x, span)), span)
         block_class = nn.remat(DecoderBlock) if layers.remat else DecoderBlock
         for i, (width, stride) in enumerate(zip(widths, reversed(layers.strides), strict=True)):
             x = block_class(layers, width, stride, name=f"blocks_{i}")(x, span)
-            span = span and span.up(stride)
-        return layers.conv(self.out_channels, 7, "final_conv")(layers.snake("final_snake")(x))
+            span = span and span.up(stride, sum(layers.padding_of(stride)))
+        x = layers.conv(self.out_channels, 7, "final_conv", bias=self.final_bias)(layers.activation("final_snake")(x))
+        return jnp.tanh(x.astype(jnp.float32)) if self.final_tanh else x
 
 
 class AudioVAE(nn.Module):
@@ -175,6 +200,17 @@ class AudioVAE(nn.Module):
       latent_dim: channels of the latent.
       kernel_size: of the residual units' dilated convolutions.
       dilations: of the residual units of each block.
+      activation: "snake", "snake_beta" or "elu", see `layers`.
+      posterior: "logvar", "softplus" or "none", see `posterior`.
+      padding: "floor", "ceil" or "causal". The first two pad both sides of every convolution. Strided ones pad half
+        their stride, rounded like this. With "ceil" and odd strides, decoded audio is shorter than
+        `frames * hop_length`; with "floor", it is longer. "causal" pads only the past, so that live audio has a latency
+        of one hop.
+      final_bias: whether the decoder's last convolution has a bias.
+      final_tanh: whether the decoded audio is the last convolution's tanh.
+      decoder_base_channels: `base_channels` of the decoder; None for the encoder's.
+      bottleneck_channels: width of the encoder's output and the decoder's input, which convolutions of one tap project
+        to and from the latent; None without these convolutions.
       encoder_frozen: if True, the encoder gets no gradient, optimizer state or weight decay.
       dtype: of the convolutions, "float32" or "bfloat16". Parameters, latents and the returned audio are float32.
       weight_norm: if False, kernels have weight norm folded in, for inference.
@@ -191,6 +227,13 @@ class AudioVAE(nn.Module):
     latent_dim: int = 64
     kernel_size: int = 7
     dilations: tuple[int, ...] = (1, 3, 9)
+    activation: str = "snake"
+    posterior: str = "logvar"
+    padding: str = "floor"
+    final_bias: bool = True
+    final_tanh: bool = False
+    decoder_base_channels: int | None = None
+    bottleneck_channels: int | None = None
     encoder_frozen: bool = False
     dtype: Dtype = jnp.float32
     weight_norm: bool = True
@@ -210,39 +253,56 @@ class AudioVAE(nn.Module):
                 f"channel_mults has {len(self.channel_mults)} entries and strides {len(self.strides)}; "
                 "give both one entry per block"
             )
-        for name in ("in_channels", "base_channels", "latent_dim", "kernel_size", "channel_mults", "strides"):
+        for name in (*SIZE_KEYS[:-1], "decoder_base_channels", "bottleneck_channels"):
             value = getattr(self, name)
+            if value is None and name in KIND_KEYS:
+                continue
             values = value if isinstance(value, tuple) else (value,)
             if not values or any(not isinstance(v, int) or v < 1 for v in values):
                 raise ValueError(f"{name}={value!r} must be positive whole numbers")
         for dilation in self.dilations:
-            if (self.kernel_size - 1) * dilation % 2:
+            if self.padding != "causal" and (self.kernel_size - 1) * dilation % 2:
                 raise ValueError(
                     f"kernel_size={self.kernel_size} with dilation {dilation} cannot keep the length; "
                     "use an odd kernel_size"
                 )
+        choices = {"activation": ACTIVATIONS, "posterior": POSTERIORS, "padding": _PADDINGS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
 
     @property
     def hop_length(self) -> int:
         """Samples per latent frame."""
         return math.prod(self.strides)
 
+    def padding_of(self, stride: int) -> tuple[int, int]:
+        """Zeros before and after the input of a convolution with this stride.
+
+        A transposed convolution omits as many outputs, after and before.
+        """
+        return _around_strided(stride, self.padding)
+
+    def padding_around(self, reach: int) -> tuple[int, int]:
+        """Zeros before and after the input of a convolution whose kernel spans `reach + 1` samples."""
+        return _around(reach, self.padding)
+
     def frames(self, length: int) -> int:
         """The number of latent frames that `length` samples encode to (`length / hop_length` for even strides)."""
         for stride in self.strides:
-            length = convolution.conv_length(length, 2 * stride, stride=stride, padding=stride // 2)
+            length = (length + sum(self.padding_of(stride))) // stride - 1
         return length
 
     def decoded_length(self, frames: int) -> int:
         """The number of samples that `frames` latent frames decode to (`frames * hop_length` for even strides)."""
         for stride in reversed(self.strides):
-            frames = frames * stride + stride % 2
+            frames = (frames + 1) * stride - sum(self.padding_of(stride))
         return frames
 
     @property
     def min_length(self) -> int:
-        """The fewest samples that encode to a latent frame: at least `hop_length`, more for odd strides."""
-        return self.decoded_length(1)  # the transposed convolutions undo the lengths exactly
+        """The fewest samples that encode to a latent frame: `hop_length` for even strides."""
+        return max(1, self.decoded_length(1))  # the transposed convolutions undo the lengths exactly
 
     def shapes(self) -> dict:
         """The shapes of the model's variables, without computing them."""
@@ -273,12 +333,19 @@ class AudioVAE(nn.Module):
             self.strides,
             self.kernel_size,
             self.dilations,
+            self.activation,
+            self.padding,
             self.dtype,
             self.weight_norm,
             self.remat,
         )
-        self.encoder = Encoder(architecture, self.latent_dim)
-        self.decoder = Decoder(architecture, self.in_channels)
+        features = parameters_per_latent(self.posterior) * self.latent_dim
+        self.encoder = Encoder(architecture, features, self.bottleneck_channels)
+        if self.decoder_base_channels is not None:
+            architecture = dataclasses.replace(architecture, base_channels=self.decoder_base_channels)
+        self.decoder = Decoder(
+            architecture, self.in_channels, self.final_bias, self.final_tanh, self.bottleneck_channels
+        )
         shape = (self.latent_dim,)
         self.latent_mean = self.variable("latent_statistics", "latent_mean", jnp.zeros, shape)
         self.latent_std = self.variable("latent_statistics", "latent_std", jnp.ones, shape)
@@ -317,15 +384,19 @@ class AudioVAE(nn.Module):
             raise ValueError(
                 f"{audio.shape[1]} samples are too short to encode; pad them to min_length={self.min_length} or more"
             )
-        mean, logvar = jnp.split(self.encoder(audio, span).astype(jnp.float32), 2, axis=-1)
+        return self.sample(self.encoder(audio, span), deterministic, noise)
+
+    def sample(self, parameters, deterministic: bool = False, noise=None) -> Posterior:
+        """The encoder's output to `(z, mean, logvar)`; arguments as in `__call__`."""
+        parameters = parameters.astype(jnp.float32)
         if self.encoder_frozen:
-            mean, logvar = jax.lax.stop_gradient((mean, logvar))
-        logvar = jnp.clip(logvar, *LOGVAR_RANGE)
+            parameters = jax.lax.stop_gradient(parameters)
+        mean, logvar, std = POSTERIORS[self.posterior](parameters)
         sample = mean
-        if not deterministic:
+        if not deterministic and self.posterior != "none":
             if noise is None:
                 noise = jax.random.normal(self.make_rng("sample"), mean.shape)
-            sample = mean + noise * jnp.exp(logvar / 2)
+            sample = mean + noise * std
         z = (sample - self.latent_mean.value) / (self.latent_std.value + _STD_FLOOR)
         return Posterior(z, mean, logvar)
 
@@ -339,5 +410,19 @@ class AudioVAE(nn.Module):
         """
         if z.ndim != 3 or z.shape[-1] != self.latent_dim:
             raise ValueError(f"z must be [B, frames, {self.latent_dim}], not {tuple(z.shape)}")
-        z = z * (self.latent_std.value + _STD_FLOOR) + self.latent_mean.value
-        return self.decoder(z, span).astype(jnp.float32)
+        return self.decoder(self.uncalibrated(z), span).astype(jnp.float32)
+
+    def uncalibrated(self, z):
+        """Calibrated latents to samples of the posterior."""
+        return z * (self.latent_std.value + _STD_FLOOR) + self.latent_mean.value
+
+
+def _around_strided(stride, padding):
+    if padding == "causal":
+        return stride, 0
+    half = stride // 2 if padding == "floor" else -(-stride // 2)
+    return half, half
+
+
+def _around(reach, padding):
+    return (reach, 0) if padding == "causal" else (reach // 2, reach // 2)

@@ -1,4 +1,4 @@
-"""The layers of all networks: Snake and weight-normalised convolutions.
+"""The layers of all networks: activations and weight-normalised convolutions.
 
 Parameters and weight norm are float32. Convolutions compute in `dtype`.
 """
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax.ops import convolution
-from audiovae_jax.ops.activations import snake
+from audiovae_jax.ops.activations import snake, snake_beta
 from audiovae_jax.ops.initializers import uniform
 
 Dtype = Any
@@ -42,28 +42,53 @@ class Snake(nn.Module):
         return snake(x, alpha).astype(self.dtype)
 
 
+class SnakeBeta(nn.Module):
+    """`x + sin(a * x)^2 / (b + 1e-9)`, whose `a` and `b` per channel are stored as logarithms (Lee et al., 2022)."""
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        alpha = self.param("alpha", nn.initializers.zeros, (x.shape[-1],))
+        beta = self.param("beta", nn.initializers.zeros, (x.shape[-1],))
+        return snake_beta(x, jnp.exp(alpha), jnp.exp(beta)).astype(self.dtype)
+
+
+class ELU(nn.Module):
+    """`x` where it is positive, `exp(x) - 1` elsewhere (Clevert et al., 2016)."""
+
+    dtype: Dtype = jnp.float32
+
+    def __call__(self, x):
+        return jax.nn.elu(x).astype(self.dtype)
+
+
+ACTIVATIONS = {"snake": Snake, "snake_beta": SnakeBeta, "elu": ELU}
+
+
 class _WeightNormed(nn.Module):
     """Weight norm `g * v / ||v||` (Salimans and Kingma, 2016), or the folded `kernel`."""
 
     features: int
     dtype: Dtype = jnp.float32
     weight_norm: bool = True
+    use_bias: bool = True
 
     def _parameters(self, shape, fan_in, norm_axis):
         """Return the kernel and bias in `dtype`; `norm_axis` is the kernel axis along which `g` lies."""
         bound = 1 / math.sqrt(fan_in)  # torch's default initialisation
-        bias = self.param("bias", uniform, (self.features,), bound)
+        bias = self.param("bias", uniform, (self.features,), bound).astype(self.dtype) if self.use_bias else None
         if self.weight_norm:
             v = self.param("v", uniform, shape, bound)
             g = self.param("g", lambda _, v: _initial_gain(v, norm_axis), v)
             kernel = fold_weight_norm(g, v, norm_axis)
         else:
             kernel = self.param("kernel", uniform, shape, bound)
-        return kernel.astype(self.dtype), bias.astype(self.dtype)
+        return kernel.astype(self.dtype), bias
 
 
 class WNConv1d(_WeightNormed):
-    """Weight-normalised 1-D convolution of `[..., T, C]`.
+    """Weight-normalised 1-D convolution of `[..., T, C]`, zero-padded by `padding` on both sides, or before and after.
 
     Params: `v: [kernel_size, C / groups, features]`, `g: [features]`, `bias: [features]`.
     """
@@ -71,7 +96,7 @@ class WNConv1d(_WeightNormed):
     kernel_size: int = 1
     stride: int = 1
     dilation: int = 1
-    padding: int = 0
+    padding: int | tuple[int, int] = 0
     groups: int = 1
 
     @nn.compact
@@ -80,26 +105,36 @@ class WNConv1d(_WeightNormed):
         shape = (self.kernel_size, c_in, self.features)
         kernel, bias = self._parameters(shape, self.kernel_size * c_in, norm_axis=-1)
         x = x.astype(self.dtype)
+        before, after = _both_sides(self.padding)
+        both = min(before, after)
+        if before != after:
+            x = jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((before - both, after - both), (0, 0)))
         return convolution.conv1d(
-            x, kernel, bias, stride=self.stride, dilation=self.dilation, padding=self.padding, groups=self.groups
+            x, kernel, bias, stride=self.stride, dilation=self.dilation, padding=both, groups=self.groups
         )
 
 
 class WNConvTranspose1d(_WeightNormed):
-    """Weight-normalised transposed convolution of `[B, T, C]`, kernel `2 * stride`, padding `stride // 2`.
+    """Weight-normalised transposed convolution of `[B, T, C]` with kernel `2 * stride`.
+
+    The first and last `padding` outputs are omitted.
 
     Params: `v: [2 * stride, C, features]`, `g: [C]` (torch's first axis is the input channel here),
     `bias: [features]`.
     """
 
     stride: int = 1
+    padding: int | tuple[int, int] = 0
 
     @nn.compact
     def __call__(self, x):
         shape = (2 * self.stride, x.shape[-1], self.features)
         kernel, bias = self._parameters(shape, 2 * self.stride * self.features, norm_axis=-2)
         x = x.astype(self.dtype)
-        return convolution.conv_transpose1d(x, kernel, bias, stride=self.stride, padding=self.stride // 2)
+        before, after = _both_sides(self.padding)
+        both = min(before, after)
+        y = convolution.conv_transpose1d(x, kernel, bias, stride=self.stride, padding=both)
+        return y if before == after else y[:, before - both : y.shape[1] - (after - both)]
 
 
 class WNConv2d(_WeightNormed):
@@ -119,6 +154,10 @@ class WNConv2d(_WeightNormed):
         kernel, bias = self._parameters(shape, math.prod(shape[:-1]), norm_axis=-1)
         x = x.astype(self.dtype)
         return convolution.conv2d(x, kernel, bias, stride=self.stride, dilation=self.dilation, padding=self.padding)
+
+
+def _both_sides(padding):
+    return (padding, padding) if isinstance(padding, int) else padding
 
 
 def fold_weight_norm(g, v, norm_axis: int):

@@ -1,9 +1,9 @@
 """The model's receptive field: the latent frames of context that make a window's result exact."""
 
-import math
 from typing import NamedTuple
 
 from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.models.layer_list import decoder_layers, encoder_layers, inputs
 
 
 class Context(NamedTuple):
@@ -15,29 +15,12 @@ class Context(NamedTuple):
 
 def encoder_context(model: AudioVAE) -> Context:
     """Return the audio that the encoder needs around a frame's own samples, in frames."""
-    low = high = 0  # range of positions that one latent frame depends on, traced back layer by layer to samples
-    low, high = low - 1, high + 1  # the final convolution of 3 taps
-    for stride in reversed(model.strides):
-        padding = stride // 2
-        low, high = low * stride - padding, high * stride - padding + 2 * stride - 1
-        low, high = low - _residual_reach(model), high + _residual_reach(model)
-    low, high = low - 3, high + 3  # the input convolution of 7
+    low, high = inputs(encoder_layers(model), 0, 0)
     hop = model.hop_length
-    return Context(before=math.ceil(-low / hop), after=math.ceil((high + 1) / hop) - 1)
+    return Context(before=-(low // hop), after=max(0, high // hop))
 
 
 def decoder_context(model: AudioVAE) -> Context:
     """Return the latent frames that the decoder needs around a frame to decode it."""
-    low, high = 0, model.hop_length - 1
-    low, high = low - 3, high + 3  # the final convolution of 7 taps
-    for stride in model.strides:
-        low, high = low - _residual_reach(model), high + _residual_reach(model)
-        padding = stride // 2
-        # An output position sees the inputs i with 0 <= position + padding - i * stride < 2 * stride.
-        low, high = -((2 * stride - 1 - padding - low) // stride), (high + padding) // stride
-    low, high = low - 3, high + 3  # the input convolution of 7
+    low, high = inputs(decoder_layers(model), 0, model.hop_length - 1)
     return Context(before=-low, after=high)
-
-
-def _residual_reach(model):
-    return sum((model.kernel_size - 1) * dilation // 2 for dilation in model.dilations)

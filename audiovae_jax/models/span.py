@@ -19,13 +19,16 @@ class Span(NamedTuple):
     start: jax.Array
     length: jax.Array
 
-    def down(self, stride: int) -> "Span":
-        """Return the span after a downsampling by `stride`, which must divide `start`."""
-        return Span(self.start // stride, (self.length - stride % 2) // stride)
+    def down(self, stride: int, padding: int) -> "Span":
+        """Return the span after a convolution with kernel `2 * stride` and `padding` zeros in total.
 
-    def up(self, stride: int) -> "Span":
-        """Return the span after an upsampling by `stride`."""
-        return Span(self.start * stride, self.length * stride + stride % 2)
+        `stride` must divide `start`.
+        """
+        return Span(self.start // stride, (self.length + padding) // stride - 1)
+
+    def up(self, stride: int, padding: int) -> "Span":
+        """Return the span after a transposed convolution with kernel `2 * stride` that omits `padding` outputs."""
+        return Span(self.start * stride, (self.length + 1) * stride - padding)
 
 
 def clear_outside(x, span: Span | None):

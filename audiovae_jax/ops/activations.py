@@ -1,4 +1,4 @@
-"""Activations as functions: Snake, and the leaky ReLU of discriminators.
+"""Activations as functions: Snake, SnakeBeta, and the leaky ReLU of discriminators.
 
 Snake computes a cheap sine, and stores one array for its gradient.
 
@@ -17,6 +17,7 @@ from jax import lax
 from audiovae_jax.ops.column_sum import column_sum
 
 _EPS = 1e-8
+_EPS_BETA = 1e-9
 # pi as a sum of three. The first two have few bits, so that their multiples are exact for |u| < 10,000.
 # Beyond that, the error is about that of rounding u.
 _PI = tuple(np.float32(part) for part in (3.140625, 9.67502593994140625e-4, 1.50995794e-7))
@@ -40,35 +41,63 @@ def snake(x, alpha):
 
     Only reverse mode can differentiate it.
     """
-    return _forward(x, alpha)
+    return _forward(x, alpha, 1 / (alpha + _EPS))
 
 
-def _forward(x, alpha):
+@jax.custom_vjp
+def snake_beta(x, alpha, beta):
+    """`x + sin(alpha * x)^2 / (beta + 1e-9)` (Lee et al., 2022), computed as `snake` is.
+
+    Args:
+      x: `[..., C]` of any floating dtype.
+      alpha, beta: `[C]` float32.
+
+    Returns:
+      `[..., C]` of x's dtype.
+
+    Only reverse mode can differentiate it.
+    """
+    return _forward(x, alpha, 1 / (beta + _EPS_BETA))
+
+
+def _forward(x, alpha, inverse):
     u = x.astype(jnp.float32)
     s, _ = _sin_cos(_reduced(alpha * u))
-    return (u + s * s * (1 / (alpha + _EPS))).astype(x.dtype)
+    return (u + s * s * inverse).astype(x.dtype)
 
 
-def _forward_with_residuals(x, alpha):
-    return _forward(x, alpha), (x, alpha)
-
-
-def _backward(residuals, g):
-    x, alpha = residuals
+def _recomputed(x, alpha, g):
+    """Return `x`, the cotangent, and sine and cosine of `alpha * x`, each `[rows, C]` in float32."""
     shape = x.shape
     # Reshaped and tied to the cotangent. Otherwise XLA computes parts of this in the forward pass's loop over x, and
     # keeps them in float32 until they are needed.
     x, g = lax.optimization_barrier(x).reshape(-1, shape[-1]), g.astype(jnp.float32).reshape(-1, shape[-1])
     u = x.astype(jnp.float32) + 0 * g[0, 0]
+    return u, g, *_sin_cos(_reduced(alpha * u))
+
+
+def _snake_backward(residuals, g):
+    x, alpha = residuals
     inverse = 1 / (alpha + _EPS)
-    s, c = _sin_cos(_reduced(alpha * u))
+    u, g, s, c = _recomputed(x, alpha, g)
     dx = g * (1 + alpha * inverse * (2 * s * c))
     # Written as u * (2 * s * c) - s * s * inverse, XLA for GPUs would compute and store only the sine.
     dalpha = column_sum(g * s * (2 * u * c - s * inverse) * inverse)
-    return dx.astype(x.dtype).reshape(shape), dalpha
+    return dx.astype(x.dtype).reshape(x.shape), dalpha
 
 
-snake.defvjp(_forward_with_residuals, _backward)
+def _snake_beta_backward(residuals, g):
+    x, alpha, beta = residuals
+    inverse = 1 / (beta + _EPS_BETA)
+    u, g, s, c = _recomputed(x, alpha, g)
+    dx = g * (1 + alpha * inverse * (2 * s * c))
+    dalpha = column_sum(g * s * (2 * u * c)) * inverse
+    dbeta = -column_sum(g * s * s) * jnp.square(inverse)
+    return dx.astype(x.dtype).reshape(x.shape), dalpha, dbeta
+
+
+snake.defvjp(lambda x, alpha: (snake(x, alpha), (x, alpha)), _snake_backward)
+snake_beta.defvjp(lambda x, alpha, beta: (snake_beta(x, alpha, beta), (x, alpha, beta)), _snake_beta_backward)
 
 
 def _reduced(u):

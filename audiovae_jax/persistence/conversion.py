@@ -15,7 +15,7 @@ from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.persistence.locate import Kind, locate_model
 from audiovae_jax.torch_io import audio_vae, export, layout, training
 from audiovae_jax.torch_io.discriminator import read_discriminator
-from audiovae_jax.torch_io.files import reader
+from audiovae_jax.torch_io.source import read_source
 from audiovae_jax.torch_io.state_dict import Line
 from audiovae_jax.training.optimizer import cosine
 
@@ -63,20 +63,25 @@ class Exported:
 
 
 def import_torch(
-    source: str, target: str, *, dilations: tuple[int, ...] | None = None, strict: bool = True
+    source: str,
+    target: str,
+    *,
+    dilations: tuple[int, ...] | None = None,
+    strict: bool = True,
+    model_config: str | None = None,
 ) -> Imported:
     """Convert a PyTorch file to a saved model.
 
     Args:
-      source: a torch, Lightning or safetensors file.
+      source: a torch, Lightning or safetensors file, or a folder of another project.
       target: the folder to create, or its URL in a bucket.
-      dilations, strict: see `torch_io.import_audio_vae`.
+      dilations, strict, model_config: see `torch_io.import_audio_vae`.
 
     Raises:
       CheckpointError: the file cannot be converted, or the folder cannot be written.
     """
     model_folder.require_target(target)
-    imported = training.read_training(source, dilations=dilations, strict=strict)
+    imported = training.read_training(source, dilations=dilations, strict=strict, model_config=model_config)
     model = imported.audio_vae
     lines, notes = list(model.lines), list(imported.notes)
     discriminator = params = None
@@ -101,25 +106,28 @@ def import_torch(
         discriminator_params=params,
         sample_rate=model.sample_rate,
     )
-    compared, difference = _round_trip(source, target)
+    compared, difference = _round_trip(source, target, model.dialect)
     return Imported(model.model, tuple(lines), tuple(notes), imported.moments is not None, compared, difference)
 
 
-def export_torch(source: str, target: str, *, step: int | None = None) -> Exported:
-    """Write a model to a `.pt` or `.safetensors` file of the PyTorch system.
+def export_torch(source: str, target: str, *, step: int | None = None, project: str | None = None) -> Exported:
+    """Write a model to a `.pt` or `.safetensors` file of the PyTorch system, or for another project.
 
     If the source is a training workdir, a `.pt` file also contains the states of the optimizer and the schedule.
 
     Args:
       source: any path that `load_model` accepts.
-      target: a path that ends in `.pt` or `.safetensors`.
+      target: a path that ends in `.pt` or `.safetensors`. For another project, see `export.export_for`.
       step: the checkpoint of a workdir; by default the best.
+      project: "diffusers" or "stable-audio-tools".
 
     Raises:
       CheckpointError: the model cannot be read, or the file cannot be written.
     """
-    export.require_target(target)
+    export.require_target(target, project)
     loaded = saved_model.open_model(source, step=step)
+    if project is not None:
+        return _export_for(project, source, loaded, target)
     states, notes = {}, []
     if loaded.kind is Kind.CHECKPOINT and Path(target).suffix == ".pt":
         states = _optimizer_states(source, loaded, notes)
@@ -138,6 +146,17 @@ def export_torch(source: str, target: str, *, step: int | None = None) -> Export
     count = sum(tensor.size for tensor in written.values())
     optimizer_step = loaded.global_step if states else None
     return Exported(loaded.model, len(written), count, optimizer_step, tuple(notes), tuple(left_out))
+
+
+def _export_for(project, source, loaded, target):
+    left_out = _left_out(source, loaded, target)
+    if model_folder.is_calibrated(loaded.variables):
+        left_out.append(f"the latent statistics, which {project} has not: its latents are those before calibration")
+    export.export_for(project, loaded.model, loaded.variables, target, loaded.sample_rate)
+    dialect = export.PROJECTS[project].dialect
+    written = export.audio_vae_state_dict(loaded.variables, dialect, len(loaded.model.strides))
+    count = sum(tensor.size for tensor in written.values())
+    return Exported(loaded.model, len(written), count, None, (), tuple(left_out))
 
 
 def _left_out(source, loaded, target):
@@ -192,16 +211,16 @@ def _prefixed(line, prefix):
     return Line(f"{prefix}.{line.key}", line.shape, line.dtype, became, line.note)
 
 
-def _round_trip(source, target):
-    """Compare the tensors in `source` with those exported from `target`.
+def _round_trip(source, target, dialect):
+    """Compare the tensors in `source` with those exported from `target` in its dialect.
 
     Returns:
       `(number of tensors, largest difference)`.
     """
     loaded = saved_model.open_model(target)
-    back = export.audio_vae_state_dict(loaded.variables)
-    found = audio_vae.model_state_dict(reader.read_checkpoint(source, skip=audio_vae.TRAINING_KEYS))
-    worst = 0.0
+    back = export.audio_vae_state_dict(loaded.variables, dialect, len(loaded.model.strides))
+    found, _ = audio_vae.find_model(read_source(source, skip=audio_vae.TRAINING_KEYS), [], [])
+    worst, compared = 0.0, 0
     names = {key: key for key in back} | {layout.parametrized_key(key): key for key in back}
     for key, tensor in found.items():
         if key in names:
@@ -211,5 +230,8 @@ def _round_trip(source, target):
             ours = g * v / np.sqrt(np.sum(np.square(v), axis=(1, 2), keepdims=True))
         else:
             continue
+        compared += 1
+        if ours.shape != tensor.shape:  # of an activation's parameter
+            ours = ours.reshape(tensor.shape)
         worst = max(worst, float(np.abs(ours - np.asarray(tensor, np.float32)).max(initial=0)))
-    return len(found), worst
+    return compared, worst

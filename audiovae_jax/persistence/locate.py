@@ -10,6 +10,7 @@ from pathlib import Path
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
+from audiovae_jax.torch_io import source
 
 DESCRIPTION = "model.json"  # of a saved model
 CHECKPOINTS = "checkpoints"  # folder in a workdir
@@ -28,10 +29,12 @@ class Kind(enum.Enum):
     SAVED_MODEL = "saved model"
     LATENTS = "latents"  # a safetensors file of them
     TORCH_FILE = "torch file"  # any other file; only reading it shows whether there is a model in it
+    TORCH_FOLDER = "torch folder"  # weights of another project with their config, such as a folder of diffusers
     OTHER = "other"  # a folder without a model, a pipe or a device
 
 
 OURS = (Kind.WORKDIR, Kind.CHECKPOINT, Kind.SAVED_MODEL)  # folders with a model
+TORCH = (Kind.TORCH_FILE, Kind.TORCH_FOLDER)  # what `torch_io` reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +118,8 @@ def _classified(path):
     for folder in (path / CHECKPOINTS, path):
         if folder.is_dir() and any(_is_checkpoint(child) for child in folder.iterdir()):
             return Place(path, Kind.WORKDIR, folder)
+    if source.is_folder_of_another_project(path):
+        return Place(path, Kind.TORCH_FOLDER)
     return Place(path, Kind.OTHER)
 
 

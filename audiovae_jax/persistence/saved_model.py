@@ -84,8 +84,9 @@ def load_model(
     """Load a trained model; its architecture is read from the file.
 
     Args:
-      path: a saved model, a training workdir, its `checkpoints` folder or one checkpoint in it; a `.pt`, `.ckpt` or
-        `.safetensors` file of the PyTorch system; or the `s3://` or `gs://` URL of one of these.
+      path: a saved model, a training workdir, its `checkpoints` folder or one checkpoint in it; a `.pt`, `.pth`,
+        `.ckpt` or `.safetensors` file of the PyTorch system or another project; a folder of diffusers; or the `s3://`
+        or `gs://` URL of one of these.
       step: the checkpoint of a workdir; by default the best by validation loss.
       device: device for the arrays; by default JAX's first.
       strict: for files of the PyTorch system, see `torch_io.import_audio_vae`.
@@ -108,7 +109,7 @@ class LoadedModel:
 
     Attributes:
       model, variables: the model; arrays are numpy's or JAX's.
-      kind: `SAVED_MODEL`, `CHECKPOINT` (of a workdir, too) or `TORCH_FILE`.
+      kind: `SAVED_MODEL`, `CHECKPOINT` (of a workdir, too), `TORCH_FILE` or `TORCH_FOLDER`.
       sample_rate: in Hz; None if unknown.
       epoch, global_step: the epoch and step of training; None if unknown.
       metadata: values saved with the model; for a checkpoint, its validation metrics.
@@ -177,7 +178,7 @@ def _open(path, step, strict, training):
     if place.kind is Kind.SAVED_MODEL:
         return _open_saved(place.path, training)
     with at_hand(path) as local:
-        return _open_torch(local, strict)
+        return _open_torch(local, place.kind, strict)
 
 
 def load_from_lightning_checkpoint(path: str | Path) -> tuple[AudioVAE, dict]:
@@ -255,12 +256,12 @@ def _open_step(checkpoints, folder, step):
     )
 
 
-def _open_torch(path, strict):
+def _open_torch(path, kind, strict):
     found = audio_vae.read_audio_vae(path, strict=strict)
     return LoadedModel(
         found.model,
         found.variables,
-        Kind.TORCH_FILE,
+        kind,
         sample_rate=found.sample_rate,
         epoch=found.epoch,
         global_step=found.global_step,

@@ -13,7 +13,7 @@ from audiovae_jax.errors import CheckpointError
 from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.persistence import saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.persistence.locate import Kind, locate_model
+from audiovae_jax.persistence.locate import TORCH, Kind, locate_model
 from audiovae_jax.storage import array_store
 from audiovae_jax.torch_io import training
 from audiovae_jax.torch_io.discriminator import read_discriminator
@@ -60,7 +60,7 @@ def training_state_of(
         "discriminator": None,
         "discriminator_params": None,
     }
-    if loaded.kind is Kind.TORCH_FILE:
+    if loaded.kind in TORCH:
         return state | _torch_training_state(path, loaded, optimizer)
     trees, described = _trees(path, loaded)
     if optimizer is not None and "optimizer" in trees:
@@ -93,7 +93,7 @@ def beside(loaded: saved_model.LoadedModel, path: str | Path) -> Beside:
     Raises:
       CheckpointError: the training state cannot be read.
     """
-    if loaded.kind is Kind.TORCH_FILE:
+    if loaded.kind in TORCH:
         with saved_model.at_hand(path) as local:
             imported = training.read_training(local)
         tensors, described = imported.discriminator, resolve.dotted_name(EnCodecDiscriminator)

@@ -14,7 +14,7 @@ from audiovae_jax.config import configuration, resolve
 from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError, ConfigError, naming
-from audiovae_jax.models.audio_vae import CONFIG_KEYS
+from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
 from audiovae_jax.persistence import init_source, saved_model
 from audiovae_jax.persistence.checkpoint import VARIABLES
 from audiovae_jax.persistence.locate import OURS, locate_model
@@ -150,7 +150,8 @@ def require_same_model(config: ml_collections.ConfigDict, reader: TorchReader | 
             imported = (reader or TorchReader()).read(path)
             theirs = {key: getattr(imported.audio_vae.model, key) for key in CONFIG_KEYS}
             step = imported.step
-    pairs = {key: (_plain(theirs[key]), _plain(config.model[key])) for key in CONFIG_KEYS if key in theirs}
+    theirs = {key: theirs.get(key, getattr(AudioVAE, key)) for key in CONFIG_KEYS}  # older runs lack the newer keys
+    pairs = {key: (_plain(theirs[key]), _plain(config.model[key])) for key in CONFIG_KEYS}
     other = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     if other:
         lines = [f"  model.{key}: {there} there, {here} here" for key, (there, here) in other.items()]

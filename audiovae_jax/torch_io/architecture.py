@@ -7,6 +7,7 @@ import numpy as np
 
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.torch_io import layout
+from audiovae_jax.torch_io.dialects import NATIVE, Dialect
 
 # Shapes do not determine dilations, periods and scales; these are the usual ones.
 _DILATIONS = (1, 3, 9)
@@ -17,20 +18,26 @@ _MAX_HOP = 1 << 20  # samples
 _FFT_LENGTHS = (4, 65536)  # samples
 
 
-def infer_audio_vae(state_dict: Mapping[str, np.ndarray]) -> dict:
-    """Infer the arguments of `AudioVAE`, except `dilations`, from its tensors.
+def infer_audio_vae(state_dict: Mapping[str, np.ndarray], dialect: Dialect = NATIVE) -> dict:
+    """Infer the size of an `AudioVAE`, except `dilations`, from its tensors.
 
     Args:
-      state_dict: of the model, with `encoder.*` keys at the top level.
+      state_dict: of the model, without prefix.
+      dialect: of its names.
 
     Raises:
       CheckpointError: the tensors do not belong to an AudioVAE.
     """
     shapes = _Shapes(state_dict)
-    base, channels, _ = shapes.weight("encoder.input_conv", 3)
+    blocks = count_blocks(state_dict, dialect)
+
+    def name_of(*modules):
+        return dialect.module(modules, blocks)
+
+    base, channels, _ = shapes.weight(name_of("encoder", "input_conv"), 3)
     mults, strides = [], []
-    while shapes.has(f"encoder.blocks.{len(mults)}.downsample.1"):
-        name = f"encoder.blocks.{len(mults)}.downsample.1"
+    for i in range(blocks):
+        name = name_of("encoder", f"blocks_{i}", "downsample")
         width, _, taps = shapes.weight(name, 3)
         if width % base or taps % 2:
             raise CheckpointError(
@@ -44,9 +51,10 @@ def infer_audio_vae(state_dict: Mapping[str, np.ndarray]) -> dict:
                 f"its strides {strides} give a hop of {math.prod(strides)} samples, which no AudioVAE has"
             )
     if not mults:
-        raise CheckpointError("the state dict has no encoder.blocks.0.downsample.1, so it is not an AudioVAE's")
-    twice_latent, *_ = shapes.weight("encoder.final_conv.1", 3)
-    *_, kernel_size = shapes.weight("encoder.blocks.0.res_units.0.block.1", 3)
+        first = name_of("encoder", "blocks_0", "downsample")
+        raise CheckpointError(f"the state dict has no {first}, so it is not an AudioVAE's")
+    twice_latent, *_ = shapes.weight(name_of("encoder", "final_conv"), 3)
+    *_, kernel_size = shapes.weight(name_of("encoder", "blocks_0", "res_units_0", "conv1"), 3)
     return {
         "in_channels": channels,
         "base_channels": base,
@@ -55,6 +63,61 @@ def infer_audio_vae(state_dict: Mapping[str, np.ndarray]) -> dict:
         "latent_dim": twice_latent // 2,
         "kernel_size": kernel_size,
     }
+
+
+def count_blocks(state_dict: Mapping[str, np.ndarray], dialect: Dialect = NATIVE) -> int:
+    """Number of blocks of the encoder."""
+    shapes, blocks = _Shapes(state_dict), 0
+    while shapes.has(dialect.module(("encoder", f"blocks_{blocks}", "downsample"), blocks)):
+        blocks += 1
+    return blocks
+
+
+def infer_kind(state_dict: Mapping[str, np.ndarray], dialect: Dialect, size: dict) -> dict:
+    """Infer the kind of a model of another project from its tensors.
+
+    Args:
+      state_dict, dialect: see `infer_audio_vae`.
+      size: the result of `infer_audio_vae`, whose `latent_dim` is corrected.
+
+    Returns:
+      Arguments of `AudioVAE`. `posterior` is missing if shapes do not determine it.
+
+    Raises:
+      CheckpointError: encoder and decoder do not fit together.
+    """
+    shapes = _Shapes(state_dict)
+    blocks = len(size["strides"])
+
+    def name_of(*modules):
+        return dialect.module(modules, blocks)
+
+    kind = dict(dialect.kind)
+    snake = name_of("encoder", "final_snake")
+    kind["activation"] = next(
+        (name for leaf, name in (("beta", "snake_beta"), ("alpha", "snake")) if f"{snake}.{leaf}" in state_dict), "elu"
+    )
+    kind["final_bias"] = name_of("decoder", "final_conv") + ".bias" in state_dict
+    channels, width, _ = shapes.weight(name_of("decoder", "final_conv"), 3)
+    if channels != size["in_channels"]:
+        raise CheckpointError(
+            f"it encodes {size['in_channels']} channels and decodes {channels}; an AudioVAE has one number of channels"
+        )
+    kind["decoder_base_channels"] = None if width == size["base_channels"] else width
+    ends = [("encoder", "final_conv"), ("decoder", "input_conv")]
+    if dialect.projections:
+        kind["bottleneck_channels"] = shapes.weight(name_of("encoder", "final_conv"), 3)[0]
+        ends = [("encoder", "projection"), ("decoder", "projection")]
+    encoded, size["latent_dim"] = (shapes.weight(name_of(*end), 3)[i] for i, end in enumerate(ends))
+    fits = {1: "none", 2: "softplus"}.get(encoded / size["latent_dim"])
+    if fits is None or fits != kind.get("posterior", fits):
+        raise CheckpointError(
+            f"its encoder has {encoded} output channels and its decoder {size['latent_dim']} input channels, which is "
+            f"no model of {dialect.name}"
+        )
+    if fits == "softplus":  # else there may be a bottleneck without weights
+        kind["posterior"] = fits
+    return kind
 
 
 def count_dilations(state_dict: Mapping[str, np.ndarray]) -> int:

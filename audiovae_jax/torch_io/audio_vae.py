@@ -1,4 +1,4 @@
-"""`import_audio_vae`: reads the model in a file of the PyTorch system."""
+"""`import_audio_vae`: reads the model in a file of the PyTorch system or of another project."""
 
 import collections
 import dataclasses
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error, naming
-from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
-from audiovae_jax.torch_io import architecture, state_dict
+from audiovae_jax.models.audio_vae import KIND_KEYS, SIZE_KEYS, AudioVAE
+from audiovae_jax.torch_io import architecture, dialects, foreign, source, state_dict
+from audiovae_jax.torch_io.dialects import NATIVE, Dialect
 from audiovae_jax.torch_io.files import reader
 from audiovae_jax.torch_io.state_dict import Line
 
@@ -44,6 +45,7 @@ class ImportedAudioVAE:
       epoch: as the file counts it.
       global_step: number of batches seen; see `batches_seen`.
       metadata: saved with the model. Values that JSON cannot represent are strings.
+      dialect: of the file's names.
     """
 
     model: AudioVAE
@@ -54,6 +56,7 @@ class ImportedAudioVAE:
     epoch: int | None = None
     global_step: int | None = None
     metadata: dict = dataclasses.field(default_factory=dict)
+    dialect: Dialect = NATIVE
 
     def jax_variables(self) -> dict:
         """Return the variables as JAX arrays."""
@@ -61,20 +64,28 @@ class ImportedAudioVAE:
 
 
 def import_audio_vae(
-    path: str | Path, *, dilations: tuple[int, ...] | None = None, strict: bool = True
+    path: str | Path,
+    *,
+    dilations: tuple[int, ...] | None = None,
+    strict: bool = True,
+    model_config: str | Path | None = None,
 ) -> tuple[AudioVAE, dict]:
-    """Import the model in a file of the PyTorch system.
+    """Import the model in a file of the PyTorch system or of another project.
+
+    The other projects are diffusers (`AutoencoderOobleck`), stable-audio-tools (`oobleck`), DAC and DACVAE.
 
     Torch is not needed, and nothing in the file is executed. The file may be written by `save_model`, or be a Lightning
     checkpoint, a bare state dict, or safetensors. Keys may have the prefixes `model.`, `module.` and `_orig_mod.`.
     Weight norm may have either of torch's forms, or be folded. Without a `model_config`, the architecture is inferred
-    from the tensors' shapes, and a warning lists it.
+    from the tensors' shapes, and a warning lists it. A model of another project may be a part of a larger one. If the
+    file also has the average (EMA) of its weights, the average is imported.
 
     Args:
-      path: the file.
+      path: the file, or a folder; see `source.read_source`.
       dilations: of the residual units, if the file has no `model_config`; by default 1, 3, 9.
       strict: if False, tensors that do not fit are left out. Their parameters keep initial values, and a warning lists
         them.
+      model_config: the file of another project's config; by default one beside the weights.
 
     Returns:
       `(model, variables)`.
@@ -83,17 +94,21 @@ def import_audio_vae(
       CheckpointError: the file cannot be read, or does not contain a complete model. The message lists the keys that
         are missing, surplus or of another shape.
     """
-    imported = read_audio_vae(path, dilations=dilations, strict=strict)
+    imported = read_audio_vae(path, dilations=dilations, strict=strict, model_config=model_config)
     for note in imported.notes:
         warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
     return imported.model, imported.jax_variables()
 
 
 def read_audio_vae(
-    path: str | Path, *, dilations: tuple[int, ...] | None = None, strict: bool = True
+    path: str | Path,
+    *,
+    dilations: tuple[int, ...] | None = None,
+    strict: bool = True,
+    model_config: str | Path | None = None,
 ) -> ImportedAudioVAE:
     """Like `import_audio_vae`, and report what happened to each tensor."""
-    checkpoint = reader.read_checkpoint(path, skip=TRAINING_KEYS)
+    checkpoint = source.read_source(path, skip=TRAINING_KEYS, model_config=model_config)
     with naming(path), as_checkpoint_error("its contents are not those of a file of the PyTorch system"):
         return from_checkpoint(checkpoint, dilations=dilations, strict=strict)
 
@@ -101,7 +116,7 @@ def read_audio_vae(
 def from_checkpoint(
     checkpoint: dict, *, dilations: tuple[int, ...] | None = None, strict: bool = True
 ) -> ImportedAudioVAE:
-    """Build the model from the result of `read_checkpoint`.
+    """Build the model from the result of `read_checkpoint` or `read_source`.
 
     This removes the state dict from `checkpoint`.
 
@@ -110,13 +125,21 @@ def from_checkpoint(
     """
     notes, lines = [], []
     describe(checkpoint)
-    tensors = model_state_dict(checkpoint, lines)
+    tensors, dialect = find_model(checkpoint, lines, notes)
     notes += _other_parts(lines)
     adversarial = any(line.key.startswith("discriminator.") for line in lines)
     for key in _STATE_DICTS:
         checkpoint.pop(key, None)
-    model = _build(checkpoint, tensors, dilations, notes)
-    statistics = _latent_statistics(checkpoint, tensors)
+    if dialect is NATIVE:
+        model, sample_rate = _build(checkpoint, tensors, dilations, notes), None
+        statistics = _latent_statistics(checkpoint, tensors)
+    else:
+        model, stated = foreign.build(tensors, dialect, _foreign_config(checkpoint), notes)
+        sample_rate, width = stated.sample_rate, model.latent_dim
+        statistics = {
+            "latent_mean": np.zeros(width, np.float32),
+            "latent_std": np.full(width, stated.scale, np.float32),
+        }
     stored = sum(tensor.size for tensor in tensors.values())
     shapes = model.shapes()["params"]
     claimed = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
@@ -124,13 +147,17 @@ def from_checkpoint(
         raise CheckpointError(
             f"its tensors have {stored:,} values, but the model that they describe would have {claimed:,}"
         )
-    filled = state_dict.fill(shapes, tensors)
+    blocks = len(model.strides)
+    filled = state_dict.fill(
+        shapes, tensors, lambda path: dialect.key(path, blocks), reason_to_leave_out=dialect.reason_to_leave_out
+    )
     params, problems = filled.params, filled.problems
     own = []
     for name, tensor in statistics.items():
         fault = _statistics_fault(name, tensor, model.latent_dim)
         if fault is None:
-            own.append(Line(name, tensor.shape, str(tensor.dtype), f"latent_statistics/{name}"))
+            if dialect is NATIVE:
+                own.append(Line(name, tensor.shape, str(tensor.dtype), f"latent_statistics/{name}"))
             statistics[name] = np.asarray(tensor, np.float32).reshape(-1)
             continue
         problems["missing" if tensor is None else "unusable"].append(f"{name}{fault}")
@@ -156,9 +183,10 @@ def from_checkpoint(
         variables,
         lines,
         notes,
-        sample_rate=_sample_rate(hyperparameters) or _sample_rate(metadata),
+        sample_rate=sample_rate or _sample_rate(hyperparameters) or _sample_rate(metadata),
         epoch=_count(checkpoint.get("epoch")),
-        global_step=batches_seen(checkpoint, [], adversarial),
+        global_step=batches_seen(checkpoint, [], adversarial) if dialect is NATIVE else None,
+        dialect=dialect,
         metadata={str(key): _for_json(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {},
     )
 
@@ -178,36 +206,60 @@ def find_state_dict(checkpoint: dict) -> dict:
             if not isinstance(checkpoint[key], dict):
                 raise CheckpointError(f"its {key} is a {type(checkpoint[key]).__name__}, not a dict")
             return checkpoint[key]
-    bare = {key: value for key, value in checkpoint.items() if key not in (reader.METADATA, *_DESCRIBED)}
+    known = (reader.METADATA, source.CONFIG, *_DESCRIBED)
+    bare = {key: value for key, value in checkpoint.items() if key not in known}
     if bare and all(isinstance(value, np.ndarray) for value in bare.values()):
         return bare
     shown = ", ".join(map(str, list(checkpoint)[:10])) or "nothing"
     raise CheckpointError(f"it contains no state dict, only {shown}")
 
 
-def model_state_dict(checkpoint: dict, lines: list[Line] | None = None) -> dict[str, np.ndarray]:
-    """The model's tensors in a checkpoint, without prefixes.
+def find_model(checkpoint: dict, lines: list[Line], notes: list[str]) -> tuple[dict[str, np.ndarray], Dialect]:
+    """Find the model's tensors in a checkpoint, without prefixes.
 
     Args:
       checkpoint: as `read_checkpoint` returns it.
-      lines: gets an entry for each tensor of another part, if given.
+      lines: gets an entry for each tensor of another part.
+      notes: gets a line if one of several copies was chosen.
+
+    Returns:
+      `(tensors, dialect)`.
 
     Raises:
-      CheckpointError: it contains no model.
+      CheckpointError: it contains no model, or several.
     """
     tensors = state_dict.unwrapped(find_state_dict(checkpoint))
-    if any(key.startswith("encoder.") for key in tensors):
-        return tensors
-    if not any(key.startswith("model.encoder.") for key in tensors):
-        parts = sorted({key.partition(".")[0] for key in tensors})
-        raise CheckpointError(
-            "there is no AudioVAE in it: no key begins with encoder. or model.encoder., "
-            f"only with {', '.join(parts[:10])}"
-        )
+    dialect, prefix = dialects.find(tensors, notes) or (NATIVE, "")
+    if dialect is NATIVE and not any(key.startswith("encoder.") for key in tensors):
+        prefix = "model."
+        if not any(key.startswith("model.encoder.") for key in tensors):
+            _raise_no_model(checkpoint, tensors)
+    own = {}
+    starts = (prefix,) if dialect is NATIVE else tuple(prefix + part for part in dialects.PARTS)
     for key, tensor in tensors.items():
-        if lines is not None and not key.startswith("model."):
+        if key.startswith(starts):
+            own[key.removeprefix(prefix)] = tensor
+        else:
             lines.append(Line(key, tensor.shape, str(tensor.dtype), note="of another part, not of the model"))
-    return {key.removeprefix("model."): tensor for key, tensor in tensors.items() if key.startswith("model.")}
+    return own, dialect
+
+
+def _raise_no_model(checkpoint, tensors):
+    config = _foreign_config(checkpoint) or {}
+    kind = config.get("_class_name") or config.get("model_type")
+    of = f"; its config is of {kind}. Give the file or folder of the autoencoder" if kind else ""
+    parts = sorted({key.partition(".")[0] for key in tensors})
+    raise CheckpointError(
+        "there is no AudioVAE in it: no key begins with encoder. or model.encoder., "
+        f"only with {', '.join(parts[:10])}{of}"
+    )
+
+
+def _foreign_config(checkpoint):
+    """The config of another project that was read with a checkpoint; None without one."""
+    metadata = checkpoint.get("metadata")
+    candidates = (checkpoint.get(source.CONFIG), checkpoint.get("model_config"), metadata)
+    return next((c for c in candidates if isinstance(c, dict) and c.keys() & {"_class_name", "model", "kwargs"}), None)
 
 
 def batches_seen(checkpoint: dict, notes: list[str], adversarial: bool, updates: Collection[int] = ()) -> int | None:
@@ -323,7 +375,7 @@ def _check_config(given, shown):
     """
     if not isinstance(given, dict):
         raise CheckpointError(f"its model_config is a {type(given).__name__}, not a dict")
-    unknown = [str(key) for key in given if key not in (*CONFIG_KEYS, "_target_")]
+    unknown = [str(key) for key in given if key not in (*SIZE_KEYS, "_target_")]
     if unknown:
         raise CheckpointError(f"its model_config has unknown keys: {', '.join(unknown)}")
     for key, value in shown.items():
@@ -388,4 +440,5 @@ def _for_json(value):
 
 def spell_config(model: AudioVAE) -> str:
     """A model's architecture in one line."""
-    return ", ".join(f"{key}={getattr(model, key)}" for key in CONFIG_KEYS)
+    shown = [*SIZE_KEYS, *(key for key in KIND_KEYS if getattr(model, key) != getattr(AudioVAE, key))]
+    return ", ".join(f"{key}={getattr(model, key)}" for key in shown)

@@ -12,6 +12,7 @@ import numpy as np
 from audiovae_jax import discriminators
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.ops import signal
+from audiovae_jax.torch_io import layout
 from audiovae_jax.torch_io import state_dict as torch_state_dict
 
 PyTree = Any
@@ -47,7 +48,7 @@ def read_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module) 
         shapes = jax.eval_shape(discriminator.init, key, audio)["params"]
     tensors = discriminator_tensors(state_dict)
     _check_constants(tensors, discriminator)
-    filled = torch_state_dict.fill(shapes, tensors, constants=True)
+    filled = torch_state_dict.fill(shapes, tensors, reason_to_leave_out=layout.reason_of_constant)
     account = torch_state_dict.explain(filled.problems)
     if account:
         raise CheckpointError(f"the state dict does not fit {type(discriminator).__name__}:\n{account}")

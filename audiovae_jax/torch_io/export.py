@@ -1,7 +1,8 @@
 """`export_audio_vae`: writes a model as a file of the PyTorch system."""
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import numpy as np
 import safetensors.numpy
 
 from audiovae_jax.errors import CheckpointError, whole_number
-from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
+from audiovae_jax.models.audio_vae import KIND_KEYS, SIZE_KEYS, AudioVAE
 from audiovae_jax.storage import array_store, atomic
-from audiovae_jax.torch_io import layout, state_dict
+from audiovae_jax.torch_io import foreign, layout, source, state_dict
 from audiovae_jax.torch_io.audio_vae import STATISTICS
+from audiovae_jax.torch_io.dialects import DIFFUSERS, NATIVE, STABLE_AUDIO_TOOLS, Dialect
 from audiovae_jax.torch_io.files import reader, writer
 
 
@@ -49,15 +51,16 @@ def export_audio_vae(
     """
     path = Path(path)
     require_target(path)
-    variables = {name: jax.tree.map(lambda x: np.asarray(x, np.float32), tree) for name, tree in variables.items()}
-    needed, given = array_store.describe_shapes(model.shapes()), array_store.describe_shapes(variables)
-    for name, ours, theirs in array_store.differences(needed, given):
-        raise CheckpointError(
-            f"{path} was not written: {name} is {theirs} in the variables and {ours} in the model; give the model that "
-            "the variables belong to"
-        )
+    for key in KIND_KEYS:
+        if (value := getattr(model, key)) != (theirs := getattr(AudioVAE, key)):
+            raise CheckpointError(
+                f" was not written: the model has {key}={value!r}, and the PyTorch system only {theirs!r}; give the "
+                "project to export it for",
+                path=path,
+            )
+    variables = _checked(model, variables, path)
     weights = audio_vae_state_dict(variables)
-    config = {key: _listed(getattr(model, key)) for key in CONFIG_KEYS}
+    config = {key: _listed(getattr(model, key)) for key in SIZE_KEYS}
     if sample_rate is not None:
         rate = whole_number(sample_rate, "sample_rate", CheckpointError)
         metadata = {**(metadata or {}), "sample_rate": rate}
@@ -86,31 +89,116 @@ def export_audio_vae(
         raise CheckpointError(f" was not written: {error.strerror or error}", path=path) from error
 
 
-def require_target(path: str | Path):
-    """Raise CheckpointError unless `export_audio_vae` can write to `path`. Call it before expensive work."""
-    if Path(path).suffix not in (".pt", ".safetensors"):
-        raise CheckpointError(": the name must end in .pt or .safetensors", path=path)
+def export_for(project: str, model: AudioVAE, variables: Mapping[str, Any], path: str | Path, sample_rate: int | None):
+    """Write a model for another project, without torch.
+
+    Its latent statistics are not written, because the other projects have none.
+
+    Args:
+      project: one of `PROJECTS`.
+      model, variables: the model.
+      path: for diffusers, a folder to create, which gets `config.json` and the weights. For stable-audio-tools, a name
+        that ends in `.ckpt` or `.safetensors`; the model config is written beside it, with the suffix `.json`.
+      sample_rate: in Hz; None for 44,100.
+
+    Raises:
+      CheckpointError: the project has no such model, or the file cannot be written.
+    """
+    path = Path(path)
+    require_target(path, project)
+    try:
+        config = PROJECTS[project].config(model, sample_rate)
+    except CheckpointError as error:
+        raise CheckpointError(f" was not written: {error}", path=path) from None
+    weights = audio_vae_state_dict(_checked(model, variables, path), PROJECTS[project].dialect, len(model.strides))
+    text = json.dumps(config, indent=2) + "\n"
+    try:
+        if project == DIFFUSERS.name:
+            with atomic.replacing_folder(path) as temporary:
+                temporary.mkdir()
+                (temporary / source.DIFFUSERS_CONFIG).write_text(text)
+                safetensors.numpy.save_file(weights, temporary / source.DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
+            return
+        if path.suffix == ".ckpt":
+            writer.write_checkpoint(path, {"state_dict": weights, "model_config": config})
+        else:
+            with atomic.replacing(path) as temporary:
+                safetensors.numpy.save_file(weights, temporary, metadata={"format": "pt"})
+        with atomic.replacing(path.with_suffix(".json")) as temporary:
+            temporary.write_text(text)
+    except OSError as error:
+        raise CheckpointError(f" was not written: {error.strerror or error}", path=path) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _Project:
+    dialect: Dialect
+    config: Callable[[AudioVAE, int | None], dict]
+    suffixes: tuple[str, ...]
+
+
+PROJECTS = {
+    DIFFUSERS.name: _Project(DIFFUSERS, foreign.diffusers_config, ()),
+    STABLE_AUDIO_TOOLS.name: _Project(STABLE_AUDIO_TOOLS, foreign.stable_audio_tools_config, (".ckpt", ".safetensors")),
+}
+
+
+def require_target(path: str | Path, project: str | None = None):
+    """Raise CheckpointError unless a model can be written to `path`. Call it before expensive work.
+
+    Args:
+      path: a file, or a folder for diffusers.
+      project: one of `PROJECTS`; None for the PyTorch system.
+    """
+    suffixes = (".pt", ".safetensors") if project is None else PROJECTS[project].suffixes
+    if suffixes and Path(path).suffix not in suffixes:
+        raise CheckpointError(f": the name must end in {' or '.join(suffixes)}", path=path)
+    if not suffixes and Path(path).exists():
+        raise CheckpointError(" exists; give another folder", path=path)
     try:
         atomic.require_writable(path)
     except OSError as error:
         raise CheckpointError(f" cannot be written: {error.strerror or error}; give another path", path=path) from error
 
 
-def audio_vae_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def audio_vae_state_dict(
+    variables: Mapping[str, Any], dialect: Dialect = NATIVE, blocks: int = 0
+) -> dict[str, np.ndarray]:
     """The model's state dict, with torch's names, layout and order.
 
     Kernels without weight norm are written with it: their norm as the gain, and themselves as the direction.
+
+    Args:
+      variables: of the model.
+      dialect: of the names. Those of other projects are sorted, and have no latent statistics.
+      blocks: number of the model's blocks, for dialects of other projects.
     """
-    tensors = {name: np.asarray(variables["latent_statistics"][name])[None, :, None] for name in STATISTICS}
+    tensors = {}
+    if dialect is NATIVE:
+        tensors = {name: np.asarray(variables["latent_statistics"][name])[None, :, None] for name in STATISTICS}
     for path, array in flax.traverse_util.flatten_dict(variables["params"]).items():
-        tensor = np.ascontiguousarray(layout.to_torch(path, np.asarray(array, np.float32)))
+        array, key = np.asarray(array, np.float32), dialect.key(path, blocks)
+        is_flat = dialect.flat_activations and path[-1] in layout.ACTIVATION
+        tensor = array if is_flat else np.ascontiguousarray(layout.to_torch(path, array))
         if path[-1] != "kernel":
-            tensors[layout.torch_key(path)] = tensor
+            tensors[key] = tensor
             continue
-        stem = layout.torch_key(path).rpartition(".")[0]
+        stem = key.rpartition(".")[0]
         tensors[f"{stem}.weight_g"] = state_dict.unfolded(tensor, gain=True)
         tensors[f"{stem}.weight_v"] = state_dict.unfolded(tensor, gain=False)
-    return {key: tensors[key] for key in sorted(tensors, key=layout.order)}
+    return {key: tensors[key] for key in sorted(tensors, key=layout.order if dialect is NATIVE else None)}
+
+
+def _checked(model, variables, path):
+    """Return the variables as float32 arrays, if they are the model's."""
+    variables = {name: jax.tree.map(lambda x: np.asarray(x, np.float32), tree) for name, tree in variables.items()}
+    needed, given = array_store.describe_shapes(model.shapes()), array_store.describe_shapes(variables)
+    for name, ours, theirs in array_store.differences(needed, given):
+        raise CheckpointError(
+            f"{path} was not written: {name} is {theirs} in the variables and {ours} in the model; give the model that "
+            "the variables belong to"
+        )
+    return variables
 
 
 def _listed(value):

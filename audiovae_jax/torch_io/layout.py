@@ -9,7 +9,7 @@ rename and transpose.
 | `v: [taps, in, out]` of a transposed convolution | `weight_v: [in, out, taps]` |
 | `v: [rows, cols, in, out]` | `weight_v: [out, in, rows, cols]` |
 | `g: [n]` | `weight_g: [n, 1, ...]` |
-| `alpha: [C]` | `alpha: [1, C, 1]` |
+| `alpha: [C]`, `beta: [C]` | `alpha: [1, C, 1]`, `beta: [1, C, 1]`; in stable-audio-tools `[C]` |
 """
 
 import numpy as np
@@ -26,7 +26,8 @@ _ORDER = (
     *("latent_mean", "latent_std", "encoder", "decoder", "input_conv", "blocks"),
     *("upsample", "res_units", "downsample", "final_conv", "alpha", "bias", "weight_g", "weight_v"),
 )
-_LEAVES = {"v": "weight_v", "g": "weight_g", "kernel": "weight", "bias": "bias", "alpha": "alpha"}
+LEAVES = {"v": "weight_v", "g": "weight_g", "kernel": "weight", "bias": "bias", "alpha": "alpha", "beta": "beta"}
+ACTIVATION = ("alpha", "beta")
 
 
 def torch_key(path: tuple[str, ...]) -> str:
@@ -52,7 +53,7 @@ def torch_key(path: tuple[str, ...]) -> str:
                 names.append(f"convs.{number}.0")
             else:
                 names.append(f"{stem}.{number}")
-    return ".".join([*names, _LEAVES[leaf]])
+    return ".".join([*names, LEAVES[leaf]])
 
 
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -66,7 +67,7 @@ def to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
         return array.transpose((1, 2, 0) if path[-2] == "upsample" else range(array.ndim)[::-1])
     if path[-1] == "bias":
         return array
-    return array[None, :, None] if path[-1] == "alpha" else array[:, None, None]
+    return array[None, :, None] if path[-1] in ACTIVATION else array[:, None, None]
 
 
 def from_torch(path: tuple[str, ...], tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -82,7 +83,7 @@ def from_torch(path: tuple[str, ...], tensor: np.ndarray, shape: tuple[int, ...]
         if array.ndim != len(shape):
             return None
         array = array.transpose((2, 0, 1) if path[-2] == "upsample" else (*range(2, array.ndim), 1, 0))
-    elif path[-1] == "alpha":
+    elif path[-1] in ACTIVATION:
         array = array[0, :, 0] if array.ndim == 3 and array.shape[::2] == (1, 1) else array
     elif path[-1] == "g":
         array = array.reshape(-1) if array.ndim and array.size == array.shape[0] else array
@@ -101,6 +102,11 @@ def is_constant(key: str) -> bool:
     Torch keeps these constants next to the weights.
     """
     return key.rpartition(".")[2] in ("window", "fb")
+
+
+def reason_of_constant(key: str) -> str:
+    """Why a constant is not imported; empty if the key names no constant."""
+    return "a constant, computed here" if is_constant(key) else ""
 
 
 def order(key: str) -> tuple:

@@ -1,6 +1,7 @@
 """Fills a parameter tree from a torch state dict, and reports every mismatch."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
@@ -72,7 +73,12 @@ def unwrapped(state_dict: dict[str, Any]) -> dict[str, np.ndarray]:
     return plain
 
 
-def fill(shapes: PyTree, state_dict: dict[str, np.ndarray], constants: bool = False) -> Filled:
+def fill(
+    shapes: PyTree,
+    state_dict: dict[str, np.ndarray],
+    key_of: Callable[[tuple[str, ...]], str] = layout.torch_key,
+    reason_to_leave_out: Callable[[str], str] = lambda key: "",
+) -> Filled:
     """Fill the parameter tree of `shapes` from a state dict of numpy arrays.
 
     Weight-normalised convolutions may be stored as `weight_g` and `weight_v`, as `parametrizations.weight.original0`
@@ -83,7 +89,8 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray], constants: bool = Fa
       shapes: the tree to fill; leaves have a `shape`.
       state_dict: with torch's names and layout, unwrapped. Tensors are removed as they are used, so that only one copy
         of the weights is in memory.
-      constants: if True, windows and filterbanks are not reported as surplus.
+      key_of: the key of a path in `shapes`.
+      reason_to_leave_out: why the tensor of an unused key is left out. If it is empty, the tensor is surplus.
 
     Returns:
       The filled parameters. Others are absent from `params`, and `problems` lists why.
@@ -93,7 +100,7 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray], constants: bool = Fa
     problems: dict[str, list[str]] = {"missing": [], "unusable": [], "surplus": []}
     folded = set()
     for path, leaf in flax.traverse_util.flatten_dict(shapes).items():
-        key, tensor = _find(path, state_dict)
+        key, tensor = _find(key_of(path), path, state_dict)
         if tensor is None:
             problems["missing"].append(key)
             continue
@@ -122,10 +129,10 @@ def fill(shapes: PyTree, state_dict: dict[str, np.ndarray], constants: bool = Fa
     for key in folded:
         del state_dict[key]
     for key, tensor in state_dict.items():
-        constant = constants and layout.is_constant(key)
-        note = "a constant, computed here" if constant else "there is no parameter of that name here"
+        reason = reason_to_leave_out(key)
+        note = reason or "there is no parameter of that name here"
         lines.append(Line(key, tensor.shape, str(tensor.dtype), note=note))
-        if not constant:
+        if not reason:
             problems["surplus"].append(key)
     lines.sort(key=lambda line: position[line.key])
     return Filled(flax.traverse_util.unflatten_dict(filled), lines, problems)
@@ -173,9 +180,8 @@ def unfolded(weight: np.ndarray, gain: bool) -> np.ndarray:
     return np.where(norm > 0, weight, np.float32(1))
 
 
-def _find(path, state_dict):
-    """`(key, tensor)` of the parameter at `path`, under the first name that exists."""
-    key = layout.torch_key(path)
+def _find(key, path, state_dict):
+    """`(key, tensor)` of the parameter at `path`, under the first name of `key` that exists."""
     names = [key, layout.parametrized_key(key)]
     if path[-1] in ("g", "v"):
         names.append(key.rpartition(".")[0] + ".weight")

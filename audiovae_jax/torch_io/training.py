@@ -13,9 +13,8 @@ import optax
 
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error, naming
 from audiovae_jax.models.audio_vae import CONFIG_KEYS
-from audiovae_jax.torch_io import architecture, audio_vae, export, hyperparameters, layout, state_dict
+from audiovae_jax.torch_io import architecture, audio_vae, dialects, export, hyperparameters, layout, source, state_dict
 from audiovae_jax.torch_io.discriminator import discriminator_tensors, import_discriminator
-from audiovae_jax.torch_io.files import reader
 from audiovae_jax.training.state import TrainState, split_trainable
 from audiovae_jax.training.step import Recipe
 
@@ -68,21 +67,24 @@ class ImportedTraining:
 
 
 def read_training(
-    path: str | Path, *, dilations: tuple[int, ...] | None = None, strict: bool = True
+    path: str | Path,
+    *,
+    dilations: tuple[int, ...] | None = None,
+    strict: bool = True,
+    model_config: str | Path | None = None,
 ) -> ImportedTraining:
     """Read a run from a Lightning checkpoint or a `save_model` file.
 
-    A file that contains only weights is read as a run at its start.
+    A file that contains only weights is read as a run at its start, and so is a file of another project.
 
     Args:
-      path: the file.
-      dilations: see `audio_vae.import_audio_vae`.
-      strict: see `audio_vae.import_audio_vae`.
+      path: the file, or a folder of another project.
+      dilations, strict, model_config: see `audio_vae.import_audio_vae`.
 
     Raises:
       CheckpointError: the file cannot be read, or its parts do not fit together.
     """
-    checkpoint = reader.read_checkpoint(path)
+    checkpoint = source.read_source(path, model_config=model_config)
     with naming(path), as_checkpoint_error("its contents are not those of a file of the PyTorch system"):
         return _training(checkpoint, dilations, strict)
 
@@ -208,6 +210,8 @@ def _training(checkpoint, dilations, strict):
     notes = []
     audio_vae.describe(checkpoint)
     tensors = state_dict.unwrapped(audio_vae.find_state_dict(checkpoint))
+    if dialects.find(tensors, []):
+        return _of_another_project(checkpoint, tensors, dilations, strict)
     optimizers = checkpoint.get("optimizer_states", [checkpoint.get("optimizer_state_dict")])
     optimizers = [found for found in optimizers if found] if isinstance(optimizers, list) else []
     schedulers = checkpoint.get("lr_schedulers", [checkpoint.get("scheduler_state_dict")])
@@ -228,8 +232,7 @@ def _training(checkpoint, dilations, strict):
     )  # counted below, with the optimizers' updates
     updates = [found.step for found in moments if found is not None]
     step = audio_vae.batches_seen(checkpoint, notes, bool(of_discriminator), updates) or 0
-    overrides = {f"model.{key}": getattr(imported.model, key) for key in CONFIG_KEYS}
-    overrides |= {"data.channels": imported.model.in_channels, **hyperparameters.settings(hparams)}
+    overrides = {**_model_overrides(imported), **hyperparameters.settings(hparams)}
     if imported.sample_rate is not None:
         overrides["data.sample_rate"] = imported.sample_rate
     if imported.model.encoder_frozen or _encoder_was_frozen(moments[0], networks["model"], notes):
@@ -262,6 +265,30 @@ def _training(checkpoint, dilations, strict):
         overrides=overrides,
         notes=[*imported.notes, *notes],
     )
+
+
+def _of_another_project(checkpoint, tensors, dilations, strict):
+    """Read the weights of another project's model as a run at its start."""
+    others = [name for name in audio_vae.TRAINING_KEYS if checkpoint.get(name)]
+    imported = audio_vae.from_checkpoint(checkpoint, dilations=dilations, strict=strict)
+    notes = list(imported.notes)
+    if others:
+        notes.append(f"only the weights are read, not {', '.join(others)} and the step of its training")
+    judges = [key for key in tensors if key.startswith("discriminator.")]
+    if judges:
+        notes.append(
+            f"its discriminator ({len(judges)} tensors) is not imported, train a new one: EnCodec's convolutions see "
+            "all audio channels together and dilate over frames, ours see each channel alone and dilate over bins"
+        )
+    overrides = _model_overrides(imported)
+    if imported.sample_rate is not None:
+        overrides["data.sample_rate"] = imported.sample_rate
+    return ImportedTraining(imported, 0, None, None, None, overrides, notes)
+
+
+def _model_overrides(imported):
+    found = {f"model.{key}": getattr(imported.model, key) for key in CONFIG_KEYS}
+    return {**found, "data.channels": imported.model.in_channels}
 
 
 def _is_of_model(key):

@@ -54,6 +54,18 @@ def test_calibration_reports_its_measurements_and_their_files(folder, monkeypatc
     assert lines[-1] == "written to n"
 
 
+def test_inspection_ends_with_a_table_of_layers(folder, monkeypatch, capsys):
+    monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(step=None, json=False))
+    models.INSPECT_MODEL.main("m")
+    lines = capsys.readouterr().out.splitlines()
+    (start,) = (i for i, line in enumerate(lines) if line.startswith("layer "))
+    names = ("input_conv", "blocks_0", "blocks_1", "final_conv")
+    rows = [line.split() for line in lines[start + 1 :]]
+    assert [row[0] for row in rows] == [f"{part}/{name}" for part in ("encoder", "decoder") for name in names]
+    assert rows[0][1:4] == ["2", "1", "unknown"]  # width, samples per position, rate
+    assert len({len(line) for line in lines[start:]}) == 1
+
+
 @pytest.mark.slow
 def test_models_are_written_to_a_bucket(bucket, folder, monkeypatch, capsys):
     _calibrate(monkeypatch, "m", "songs", f"{bucket}/calibrated", verify=True)

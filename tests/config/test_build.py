@@ -115,6 +115,14 @@ def test_the_model_is_tried_too(micro_config):
         build.build_recipe(micro_config)
 
 
+def test_a_kl_weight_without_posterior_is_refused(micro_config):
+    micro_config.model.posterior = "none"
+    with pytest.raises(ConfigError, match=r"config.model.posterior=none has no KL divergence; set config.kl.weight=0"):
+        build.build_recipe(micro_config)
+    micro_config.kl.weight = 0.0
+    assert build.build_recipe(micro_config).model.posterior == "none"
+
+
 def test_a_loss_cannot_have_the_name_of_a_metric(micro_config):
     micro_config.losses.kl_loss = _section(_target_="audiovae_jax.losses.waveform_l1", weight=1.0)
     with pytest.raises(ConfigError, match="config.losses.kl_loss: this name is taken by one of the run's own metrics"):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from conftest import applied, random_variables
+from conftest import KINDS, applied, random_variables
 
 from audiovae_jax import AudioVAE
 from audiovae_jax.errors import DataError
@@ -17,6 +17,8 @@ CONFIGS = {
               "dilations": (1, 2)},
     "mono, even kernel": {"in_channels": 1, "base_channels": 3, "channel_mults": (1, 1), "strides": (2, 4),
                           "latent_dim": 3, "kernel_size": 4, "dilations": (2,)},
+    **{kind: {"base_channels": 3, "channel_mults": (1, 2), "strides": strides, "latent_dim": 3, **KINDS[kind]}
+       for kind, strides in (("oobleck", (3, 5)), ("dac", (5, 3)), ("dacvae", (2, 8)))},
 }  # fmt: skip
 LENGTHS = (1, 7, "hop-1", "hop", "hop+1", 1003)
 
@@ -58,7 +60,7 @@ def test_contexts_are_what_gradients_say(model):
 
 def test_every_chunk_size_and_length_gives_one_pass(model):
     model, variables = model
-    every_size = [ChunkedModel(model, variables, chunk_length=n, batch_size=3) for n in (1, 100, 5000)]
+    every_size = [ChunkedModel(model, variables, chunk_length=n, batch_size=3) for n in (1, 40, 100, 333, 5000)]
     for length in LENGTHS:
         length = {"hop-1": model.hop_length - 1, "hop": model.hop_length, "hop+1": model.hop_length + 1}.get(
             length, length

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import applied, random_variables
+from conftest import KINDS, applied, random_variables
 
 from audiovae_jax import AudioVAE, Codec
 from audiovae_jax.errors import CheckpointError
@@ -38,6 +38,8 @@ assert not [name for name in sys.modules if name.startswith(("audiovae_jax", "fl
     ("config", "atol"),
     [
         ({}, 1e-5),
+        ({**KINDS["oobleck"], "strides": (2, 3)}, 1e-5),
+        ({**KINDS["dacvae"], **ONE_BLOCK}, 1e-5),
         ({**ONE_BLOCK, "strides": (5,), "in_channels": 1, "kernel_size": 3}, 1e-5),
         pytest.param(
             {**ONE_BLOCK, "dtype": "bfloat16", "kernel_size": 5, "dilations": (2, 5)}, 1e-2, marks=pytest.mark.slow

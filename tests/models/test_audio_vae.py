@@ -3,7 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import applied, initialised, random_variables
+from conftest import KINDS, applied, initialised, random_variables
 
 from audiovae_jax import AudioVAE
 from audiovae_jax.models.layers import count_parameters
@@ -22,6 +22,60 @@ def test_the_published_model_has_torchs_parameter_count():
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 4096, 2)), deterministic=True))
     assert count_parameters(shapes) == 37_737_220
     assert model.hop_length == 256
+
+
+@pytest.mark.parametrize(("strides", "count"), [((2, 4, 4, 8, 8), 156_077_696), ((2, 4, 4, 6, 10), 168_660_608)])
+def test_stable_audio_and_ace_step_have_their_parameter_counts(strides, count):
+    model = AudioVAE(base_channels=128, channel_mults=(1, 2, 4, 8, 16), strides=strides, **KINDS["oobleck"])
+    folded = model.clone(weight_norm=False)
+    assert count_parameters(folded.shapes()["params"]) == count
+    assert len(jax.tree.leaves(model.shapes()["params"])) == 365
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_folding_changes_no_kinds_output(kind):
+    model = AudioVAE(**{**SMALL, "strides": (2, 3), **KINDS[kind]})
+    variables = random_variables(model)
+    audio = jax.random.normal(jax.random.key(7), (2, 67, model.in_channels))
+    expected = applied(model, variables, audio, deterministic=True)
+    plain, folded = model.folded(variables)
+    for a, b in zip(applied(plain, folded, audio, deterministic=True), expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert expected.reconstruction.shape == audio.shape
+    assert model.final_tanh == bool(np.abs(expected.reconstruction).max() <= 1)
+
+
+def test_softplus_scales_are_standard_deviations():
+    model = AudioVAE(**SMALL, **KINDS["oobleck"])
+    audio, variables = _init(model)
+    output = applied(model, variables, audio, noise=jnp.ones((2, 8, 3)))
+    raw = model.apply(variables, audio, method=lambda module, audio: module.encoder(audio, None))
+    std = np.log1p(np.exp(np.asarray(raw[..., 3:], np.float64))) + 1e-4
+    np.testing.assert_allclose(output.mean, raw[..., :3], atol=1e-6)
+    np.testing.assert_allclose(output.z - output.mean, std, atol=1e-5)
+    np.testing.assert_allclose(output.logvar, 2 * np.log(std), atol=1e-5)
+
+
+def test_an_autoencoder_without_posterior_adds_no_noise():
+    model = AudioVAE(**{**SMALL, **KINDS["dac"]})
+    audio, variables = _init(model)
+    output = applied(model, variables, audio, noise=jnp.full((2, 8, 3), 1e3))
+    np.testing.assert_array_equal(output.z, output.mean)
+    np.testing.assert_array_equal(output.mean + 1e3 * jnp.exp(output.logvar / 2), output.mean)
+    assert variables["params"]["encoder"]["final_conv"]["v"].shape[-1] == 3
+
+
+@pytest.mark.parametrize("length", [59, 60, 61, 74, 75, 76])
+def test_odd_strides_that_are_padded_more_are_those_of_dac(length):
+    model = AudioVAE(**{**SMALL, "strides": (3, 5), **KINDS["oobleck"]})
+    frames = ((length + 1) // 3 + 1) // 5
+    assert model.frames(length) == frames
+    assert model.decoded_length(frames) == (frames * 5 - 1) * 3 - 1
+    audio = jax.ShapeDtypeStruct((1, length, 2), jnp.float32)
+    output = jax.eval_shape(lambda v, x: model.apply(v, x, deterministic=True), model.shapes(), audio)
+    assert output.mean.shape == (1, frames, 3)
+    assert output.reconstruction.shape == (1, length, 2)
 
 
 @pytest.mark.slow
@@ -124,6 +178,10 @@ def test_bfloat16_returns_float32_near_the_full_precision():
         ({"strides": (2, 4, 8)}, "channel_mults has 2 entries and strides 3"),
         ({"kernel_size": 4}, "use an odd kernel_size"),
         ({"latent_dim": 0}, "latent_dim=0 must be positive"),
+        ({"decoder_base_channels": 0}, "decoder_base_channels=0 must be positive"),
+        ({"activation": "relu"}, "activation='relu' is unknown; choose from snake, snake_beta, elu"),
+        ({"posterior": "gauss"}, "posterior='gauss' is unknown; choose from logvar, softplus, none"),
+        ({"padding": "even"}, "padding='even' is unknown; choose from floor, ceil, causal"),
     ],
 )
 def test_impossible_architectures_are_refused(config, message):
@@ -142,9 +200,11 @@ def test_wrong_audio_is_refused_with_the_shape():
         model.apply(variables, jnp.zeros((1, 8, 4)), method="decode")
 
 
+@pytest.mark.parametrize("padding", ["floor", "ceil", "causal"])
 @pytest.mark.parametrize("strides", [(2, 3), (3, 5, 2), (4,), (3, 3)])
-def test_the_shortest_audio_gives_one_frame(strides):
-    model = AudioVAE(**{**SMALL, "strides": strides, "channel_mults": (1,) * len(strides)})
+def test_the_shortest_audio_gives_one_frame(strides, padding):
+    kind = {"strides": strides, "channel_mults": (1,) * len(strides), "padding": padding}
+    model = AudioVAE(**{**SMALL, **kind})
     assert model.frames(model.min_length) == 1
     assert model.frames(model.min_length - 1) == 0
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from audiovae_jax.ops.activations import snake
+from audiovae_jax.ops.activations import snake, snake_beta
 
 ALPHA = np.array([0.5, 1.0, 2.0, 7.3])
 
@@ -31,6 +31,33 @@ def test_its_gradients_are_those_of_the_formula():
     np.testing.assert_allclose(dx, g * (1 + np.sin(2 * u)), rtol=1e-5, atol=1e-5)
     by_alpha = x * np.sin(2 * u) / ALPHA - np.sin(u) ** 2 / ALPHA**2
     np.testing.assert_allclose(dalpha, (g * by_alpha).sum((0, 1)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e3])
+def test_snake_beta_and_its_gradients_are_those_of_the_formula(scale):
+    rng = np.random.default_rng(1)
+    x, g = (s * rng.standard_normal((2, 300, 4)).astype(np.float32) for s in (scale, 1.0))
+    beta = np.array([0.25, 1.0, 3.0, 0.02], np.float32)
+    y, pull_back = jax.vjp(snake_beta, *map(jnp.asarray, (x, ALPHA.astype(np.float32), beta)))
+    dx, dalpha, dbeta = pull_back(jnp.asarray(g))
+    u = (x * ALPHA.astype(np.float32)).astype(np.float64)
+    inverse = 1 / (beta.astype(np.float64) + 1e-9)
+    np.testing.assert_allclose(y, x + np.sin(u) ** 2 * inverse, rtol=2e-7, atol=3e-5)
+    np.testing.assert_allclose(dx, g * (1 + ALPHA * np.sin(2 * u) * inverse), rtol=1e-5, atol=1e-3)
+    by_alpha, by_beta = g * x * np.sin(2 * u) * inverse, -g * np.sin(u) ** 2 * inverse**2
+    for actual, terms in ((dalpha, by_alpha), (dbeta, by_beta)):
+        np.testing.assert_allclose(actual, terms.sum((0, 1)), rtol=1e-4, atol=1e-6 * np.abs(terms).sum((0, 1)).max())
+
+
+def test_snake_beta_with_equal_parameters_is_snake():
+    x = jax.random.normal(jax.random.key(0), (2, 30, 4), jnp.bfloat16)
+    alpha = jnp.asarray(ALPHA, jnp.float32)
+    y, pull_back = jax.vjp(snake_beta, x, alpha, alpha)
+    expected, pull_back_snake = jax.vjp(snake, x, alpha)
+    np.testing.assert_array_equal(y, expected)
+    dx, dalpha, dbeta = pull_back(y)
+    np.testing.assert_allclose(dalpha + dbeta, pull_back_snake(y)[1], rtol=1e-5)
+    assert (y.dtype, dx.dtype, dbeta.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
 
 
 def test_it_keeps_the_type_and_computes_in_float32():

@@ -4,11 +4,13 @@ import dataclasses
 import functools
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import KINDS
 from small_step import (
     SHAPE,
     SmallDiscriminator,
@@ -21,9 +23,10 @@ from small_step import (
     run,
 )
 
-from audiovae_jax import AdversarialLossCalculator, losses
+from audiovae_jax import AdversarialLossCalculator, AudioVAE, losses
 from audiovae_jax.distributed import mesh
 from audiovae_jax.losses import WeightedLosses
+from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.training import step
 
 
@@ -153,6 +156,21 @@ def test_a_frozen_encoder_has_no_optimizer_state_and_does_not_move():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_of_every_kind_is_trained(kind):
+    size = {"base_channels": 4, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 4, "dilations": (1,)}
+    model = AudioVAE(**size, **{**KINDS[kind], "in_channels": 2})
+    weight = 0.0 if model.posterior == "none" else 1e-3
+    recipe = make_recipe(model=model, kl=KLTerm(weight=weight, warmup_steps=0, reduction="frame"))
+    state, history = run(recipe, steps=2)
+    before = jax.device_get(initial_state(recipe)).params
+    for path, (old, new) in flax.traverse_util.flatten_dict(jax.tree.map(lambda *x: x, before, state.params)).items():
+        assert (old != new).any(), path
+    assert not any(metrics["g_skipped"] for metrics in history)
+    assert all(np.isfinite(metrics["kl_loss"]) and metrics["kl_weight"] == weight for metrics in history)
+
+
 def test_noise_depends_only_on_seed_step_and_row():
     model = make_recipe().model
 

@@ -106,7 +106,7 @@ def _under(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in list(folders):
             found = _located(Path(place, name))
-            if found.kind in OURS:
+            if found.kind in OURS or found.kind is Kind.TORCH_FOLDER:
                 folders.remove(name)
                 if _is_inside(found, root):
                     yield found.path
@@ -132,6 +132,8 @@ def _is_inside(place, root):
         parts.append(place.path / DESCRIPTION)
     elif place.kind is Kind.CHECKPOINT:
         parts.append(place.path / STATE)
+    elif place.kind is Kind.TORCH_FOLDER:
+        parts += [path for path in place.path.rglob("*") if path.is_file()]
     elif place.kind is Kind.WORKDIR:
         parts += [folder, *(step / STATE for step in folder.iterdir() if step.name.isdigit())]
     return all(_lies_in(part, root) for part in parts)

@@ -50,6 +50,8 @@ def read_checkpoint(path: str | Path, *, skip: Collection[str] = ()) -> dict[str
     try:
         with path.open("rb") as file:
             start = file.read(9)
+        if start == b"version h":
+            raise Refused("it is a Git LFS pointer; download the file that it points to")
         if start[8:9] == b"{":
             return _read_safetensors(path, skip)
         return archive.read_archive(path, lambda key: key not in skip)

@@ -1,0 +1,42 @@
+"""Stable Audio's VAE ("Oobleck"): 44.1 kHz, a hop of 2048, 156.1 M parameters.
+
+Losses, optimizers and crops are those of Stable Audio 2.0, with these differences. The learning rate follows a cosine,
+not an inverse square root. Weights are not averaged. The discriminator sees each channel alone.
+"""
+
+from configs import base
+
+
+def override(config):
+    config.model.base_channels = 128
+    config.model.channel_mults = (1, 2, 4, 8, 16)
+    config.model.strides = (2, 4, 4, 8, 8)
+    config.model.latent_dim = 64
+    config.model.activation = "snake_beta"
+    config.model.posterior = "softplus"
+    config.model.padding = "ceil"
+    config.model.final_bias = False
+    config.losses.stft.w_sc = 1.0
+    config.losses.stft.w_lin_mag = 0.0
+    config.losses.left_and_right = config.losses.stft.copy_and_resolve_references()
+    config.losses.left_and_right._target_ = "audiovae_jax.losses.multi_resolution_stft"
+    del config.losses.left_and_right.w_sum, config.losses.left_and_right.w_diff
+    config.losses.left_and_right.sample_rate = config.data.get_ref("sample_rate")
+    config.losses.mel.weight = 0.0
+    config.kl.weight = 2e-4  # 1e-4 there, without our factor of 1/2
+    config.kl.reduction = "frame"
+    config.kl.warmup_steps = 0
+    config.adversarial.adversarial_weight = 0.1
+    config.adversarial.feature_matching_weight = 5.0
+    config.discriminator.stft_filters = 64
+    config.discriminator.use_msd = False
+    config.discriminator.use_mpd = False
+    for optimizer, learning_rate in ((config.optimizer, 1.5e-4), (config.discriminator_optimizer, 3e-4)):
+        optimizer.learning_rate = learning_rate
+        optimizer.b1 = 0.8
+        optimizer.b2 = 0.99
+        optimizer.weight_decay = 1e-3
+
+
+def get_config(names=""):
+    return base.get_config(f"oobleck,{names}")
