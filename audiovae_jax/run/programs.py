@@ -36,6 +36,7 @@ class Programs:
         self._count_flops, self.flops = count_flops, None
         self._scalars = program.place_scalars(recipe, devices)
         self._compiled: dict[tuple[str, bool], Background] = {}
+        self._shared: set[tuple[str, bool]] = set()  # programs that all processes have compiled
 
     def step(self, at: int, state, batch, *, may_stop: bool = False) -> Callable:
         """Return `train_step(state, batch)` of the step that follows `at` steps."""
@@ -69,6 +70,10 @@ class Programs:
                     )
                 wait_for(self._compiled[key], self._group, may_stop)
         compiled = self._compiled[key].result()
+        if key not in self._shared:
+            # Gloo ends a run if a process waits 30 seconds for another's first collective.
+            self._group.meet(f"compiled/{name}/{adversarial}")
+            self._shared.add(key)
         return lambda *arguments: compiled(*arguments, self._scalars)
 
     def _set_flops(self, flops):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import old_configs
+import pytest
 from conftest import GOLDEN
 
 from audiovae_jax.commands import cli
@@ -65,6 +66,7 @@ def test_the_list_is_printed_without_jax_and_help_without_what_the_command_runs(
     assert not modules & {"orbax", "grain", "scipy.signal", "tensorboardX", "audiovae_jax.run.train"}
 
 
+@pytest.mark.slow
 def test_files_are_read_without_a_device(tmp_path):
     old_configs.write(tmp_path / "old")
     inspected, migrated = _run(

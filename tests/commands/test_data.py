@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 
+@pytest.mark.slow
 def test_a_report_is_made_and_the_status_is_training_s(audio_folder, tmp_path):
     (audio_folder / "bad.wav").write_bytes(b"nonsense")
 

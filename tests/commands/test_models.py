@@ -54,6 +54,7 @@ def test_calibration_reports_its_measurements_and_their_files(folder, monkeypatc
     assert lines[-1] == "written to n"
 
 
+@pytest.mark.slow
 def test_inspection_ends_with_a_table_of_layers(folder, monkeypatch, capsys):
     monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(step=None, json=False))
     models.INSPECT_MODEL.main("m")
@@ -115,6 +116,6 @@ def test_a_model_is_described_in_one_line_per_value(folder, monkeypatch, capsys)
 def test_a_bad_output_is_refused_before_any_work(folder, monkeypatch):
     monkeypatch.setattr(saved_model, "open_model", lambda *_, **__: pytest.fail("it read the model"))
     for name, reason in (("x.pth", "must end in .pt or .safetensors"), ("m/model.json/x.pt", "cannot be written")):
-        monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(step=None))
+        monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(step=None, project=None))
         with pytest.raises(CheckpointError, match=reason):
             models.EXPORT_TORCH.main("m", name)

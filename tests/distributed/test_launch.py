@@ -234,6 +234,7 @@ def _join(address, count, index, **environment):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_who_does_not_come_is_missed_with_a_clear_line():
     address = f"127.0.0.1:{free_port()}"
     ended = _join(address, 2, 1)
@@ -244,6 +245,7 @@ def test_who_does_not_come_is_missed_with_a_clear_line():
     assert f"error: not all 2 processes joined process 0 at {address} within 2 s; start them all" in ended.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("excluded", ["", "127.0.0.1"])
 def test_a_proxy_is_named_if_nothing_answers(excluded):
     proxies = {"http_proxy": "http://127.0.0.1:1", "https_proxy": "", "grpc_proxy": "", "no_proxy": excluded}

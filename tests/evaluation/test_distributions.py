@@ -25,6 +25,7 @@ def test_the_frechet_distance_is_that_of_a_matrix_root():
     assert distributions.frechet(first, second) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_kernel_distance_of_gaussians_is_its_closed_form():
     rng = np.random.default_rng(0)
     dimensions, spread, shift = 3, 1.5, 1.0

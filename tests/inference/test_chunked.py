@@ -58,6 +58,7 @@ def test_contexts_are_what_gradients_say(model):
     assert (frame - seen[0], seen[-1] - frame) == (before, after)
 
 
+@pytest.mark.slow
 def test_every_chunk_size_and_length_gives_one_pass(model):
     model, variables = model
     every_size = [ChunkedModel(model, variables, chunk_length=n, batch_size=3) for n in (1, 40, 100, 333, 5000)]

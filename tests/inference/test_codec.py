@@ -220,6 +220,7 @@ def test_latents_kept_in_halves_are_rounded(stereo, tmp_path, dtype, share):
         latents.save(tmp_path / "x.safetensors", "int8")
 
 
+@pytest.mark.slow
 def test_a_long_file_is_encoded_with_progress_and_its_latents_kept_as_asked(tmp_path):
     codec = Codec(*_model(), sample_rate=8000, chunk_length=400, batch_size=1)
     audio = _noise(4000, 2)

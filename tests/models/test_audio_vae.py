@@ -46,6 +46,7 @@ def test_folding_changes_no_kinds_output(kind):
     assert model.final_tanh == bool(np.abs(expected.reconstruction).max() <= 1)
 
 
+@pytest.mark.slow
 def test_softplus_scales_are_standard_deviations():
     model = AudioVAE(**SMALL, **KINDS["oobleck"])
     audio, variables = _init(model)

@@ -12,7 +12,7 @@ from audiovae_jax.models.layers import count_parameters
 SMALL = {"base_channels": 3, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3}
 
 
-@pytest.mark.parametrize("kind", [{}, *KINDS.values()])
+@pytest.mark.parametrize("kind", [{}, *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS.values())])
 def test_every_parameter_is_counted_once(kind):
     model = AudioVAE(**{**SMALL, **kind})
     for version in (model, model.clone(weight_norm=False)):

@@ -245,6 +245,7 @@ def test_without_a_config_shapes_are_used_and_reported(tmp_path):
     assert read_audio_vae(path).model.final_tanh
 
 
+@pytest.mark.slow
 def test_each_model_is_a_codec(tmp_path):
     for name in golden.MODELS:
         codec = Codec.load(write(tmp_path / name, name))
@@ -274,6 +275,7 @@ def test_an_import_reports_each_tensor_and_compares_it(tmp_path, name):
         require_numbers(*load_model(tmp_path / exported), name)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_folder_of_diffusers(tmp_path, micro_config):
     micro_config.init_from, micro_config.init_weights_only = str(write(tmp_path / "m", "diffusers")), True
     micro_config.use_adversarial = False
@@ -384,7 +386,7 @@ def test_what_is_no_autoencoder_is_refused(tmp_path):
         ({"final_tanh": True}, "diffusers", "final_tanh=True: models of diffusers have final_tanh=False"),
         ({"base_channels": 8}, "diffusers", "base_channels=8 and latent_dim=3: in diffusers, base_channels is twice"),
         ({"dilations": (1, 2)}, "stable-audio-tools", r"dilations=\(1, 2\): models of stable-audio-tools have dil"),
-        ({"padding": "floor"}, "stable-audio-tools", "padding=down: models of stable-audio-tools"),
+        ({"padding": "floor"}, "stable-audio-tools", "padding=floor: models of stable-audio-tools"),
         ({}, None, "the model has activation='snake_beta', and the PyTorch system only 'snake'"),
     ],
 )

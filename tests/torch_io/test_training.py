@@ -76,6 +76,7 @@ def test_the_steps_without_lightnings_loops(tmp_path, checkpoint):
     assert imported.overrides["adversarial.warmup_steps"] == 10
 
 
+@pytest.mark.slow
 def test_both_moments_counts_and_weights_are_taken_over(micro_config):
     config, _ = _adopted(micro_config, LIGHTNING)
     _, state, notes = _state(config, LIGHTNING)

@@ -171,6 +171,7 @@ def test_every_parameter_of_every_kind_is_trained(kind):
     assert all(np.isfinite(metrics["kl_loss"]) and metrics["kl_weight"] == weight for metrics in history)
 
 
+@pytest.mark.slow
 def test_noise_depends_only_on_seed_step_and_row():
     model = make_recipe().model
 
