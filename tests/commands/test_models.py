@@ -17,6 +17,10 @@ from audiovae_jax.errors import CheckpointError
 from audiovae_jax.persistence import saved_model
 
 
+def _import_flags():
+    return types.SimpleNamespace(dilations=None, strict=True, step=None, model_config=None, project=None)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder with songs and a model of unknown sample rate. It is the working directory."""
@@ -72,7 +76,7 @@ def test_models_are_written_to_a_bucket(bucket, folder, monkeypatch, capsys):
     _calibrate(monkeypatch, "m", "songs", f"{bucket}/calibrated", verify=True)
     assert saved_model.open_model(f"{bucket}/calibrated").sample_rate == 8000
     assert json.loads((bucket / "calibrated" / "model.json").read_text())["latent_statistics"] == "calibrated"
-    monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(dilations=None, strict=True, step=None))
+    monkeypatch.setattr(flags, "FLAGS", _import_flags())
     models.IMPORT_TORCH.main(str(GOLDEN / "lightning.ckpt"), f"{bucket}/imported")
     assert "largest difference 0\n" in capsys.readouterr().out
     imported, original = (load_model(path)[1] for path in (f"{bucket}/imported", GOLDEN / "lightning.ckpt"))
@@ -83,7 +87,7 @@ def test_models_are_written_to_a_bucket(bucket, folder, monkeypatch, capsys):
 @pytest.mark.slow
 def test_both_conversions_print_their_reports(folder, monkeypatch, capsys):
     source = str(GOLDEN / "lightning.ckpt")
-    monkeypatch.setattr(flags, "FLAGS", types.SimpleNamespace(dilations=None, strict=True, step=None))
+    monkeypatch.setattr(flags, "FLAGS", _import_flags())
     models.IMPORT_TORCH.main(source, "imported")
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines if line}
