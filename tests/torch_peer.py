@@ -5,6 +5,7 @@ output: first its description, then `{"seconds": ..., "peak_bytes": ...}` for ea
 """
 
 import contextlib
+import inspect
 import json
 import os
 import sys
@@ -25,8 +26,7 @@ class AlternatingStep:
 
     def __init__(self, job, device):
         config = job["config"]
-        settings = {k: v for k, v in config["model"].items() if k not in _NOT_TORCH}
-        self.model = ref.AudioVAE(**settings).to(device)
+        self.model = _build(ref.AudioVAE, config["model"]).to(device)
         for name in ("latent_mean", "latent_std"):
             getattr(self.model, name).requires_grad_(False)
         self.loss = _reconstruction_loss(config["losses"])
@@ -34,8 +34,7 @@ class AlternatingStep:
         self.weights = config["adversarial"]
         self.discriminator = None
         if config["use_adversarial"]:
-            settings = {k: v for k, v in config["discriminator"].items() if k not in _NOT_TORCH}
-            self.discriminator = ref.EnCodecDiscriminator(**settings).to(device)
+            self.discriminator = _build(ref.EnCodecDiscriminator, config["discriminator"]).to(device)
         self.optimizers = [
             torch.optim.AdamW(module.parameters(), lr=section["learning_rate"], weight_decay=section["weight_decay"])
             for module, section in (
@@ -92,8 +91,7 @@ def step(job, device):
 
 
 def codec(job, device):
-    settings = {k: v for k, v in job["config"]["model"].items() if k not in _NOT_TORCH}
-    model = _folded(ref.AudioVAE(**settings)).to(device).eval()
+    model = _folded(_build(ref.AudioVAE, job["config"]["model"])).to(device).eval()
     return _codec(job, device, lambda audio: model.encode(audio)[0], model.decode)
 
 
@@ -111,6 +109,12 @@ def oobleck(job, device):
     )
     model = _folded(model).to(device).eval()
     return _codec(job, device, lambda audio: model.encode(audio).latent_dist.mode(), lambda z: model.decode(z).sample)
+
+
+def _build(module, settings):
+    """Build `module` from the settings that it has. The others are at the torch system's values: `peer.check`."""
+    known = inspect.signature(module).parameters
+    return module(**{key: value for key, value in settings.items() if key in known})
 
 
 def _folded(model):
@@ -138,12 +142,6 @@ def _codec(job, device, encode, decode):
         return once
 
     return {"encode": inferring(encode, audio), "decode": inferring(decode, latents)}
-
-
-# Keys that only our configs have: the torch system uses its defaults, or autocast decides.
-_NOT_TORCH = (
-    "_target_", "dtype", "encoder_frozen", "remat", "mel_stft_sample_rate", "mel_stft_f_min", "mel_stft_f_max"
-)  # fmt: skip
 
 
 def _reconstruction_loss(sections):

@@ -14,6 +14,7 @@ import numpy as np
 
 from audiovae_jax.config import configuration
 from audiovae_jax.errors import ConfigError
+from audiovae_jax.models.audio_vae import KIND_KEYS, AudioVAE
 
 _PROGRAM = Path(__file__).resolve().parents[3] / "tests" / "torch_peer.py"
 # By name in `--against`: the kind of job if it is fixed, and whether torch compiles the work.
@@ -57,12 +58,19 @@ def check(system: str, kind: str, config: ml_collections.ConfigDict):
         for key, value in fixed.items():
             if list(np.atleast_1d(model[key])) != list(np.atleast_1d(value)):
                 raise ConfigError(f"--against={system} has only models with config.model.{key}={value}")
+    else:
+        for key in KIND_KEYS:
+            _require(config, f"model.{key}", getattr(AudioVAE, key))
     if kind == "codec":
         return
     for key, value in _FOLLOWED.items():
-        found = configuration.flatten(config).get(key, value)
-        if found != value:
-            raise ConfigError(f"the torch reference supports only config.{key}={value!r}, not {found!r}")
+        _require(config, key, value)
+
+
+def _require(config, key, value):
+    found = configuration.flatten(config).get(key, value)
+    if found != value:
+        raise ConfigError(f"the torch reference supports only config.{key}={value!r}, not {found!r}")
 
 
 def check_devices(config: ml_collections.ConfigDict, against: list[str]):

@@ -186,3 +186,6 @@ def test_a_config_that_torch_cannot_follow_is_refused(micro_config):
     micro_config.losses.mine = {"_target_": "audiovae_jax.losses.si_sdr", "weight": 1.0}
     with pytest.raises(ConfigError, match=r"the torch reference has no loss like config.losses.mine"):
         command.run("step", micro_config, **{**OPTIONS, "against": ["torch"]})
+    micro_config.model.padding = "causal"
+    with pytest.raises(ConfigError, match=r"the torch reference supports only config.model.padding='floor'"):
+        command.run("codec", micro_config, **{**OPTIONS, "against": ["torch"]})

@@ -83,8 +83,8 @@ def test_the_plan_is_of_the_program_that_training_runs(micro_config, tmp_path, m
     compiled = []
     real = compilation.compiled
 
-    def keep(*args):
-        compiled.append(real(*args))
+    def keep(*args, **options):
+        compiled.append(real(*args, **options))
         return compiled[-1]
 
     monkeypatch.setattr(programs.compilation, "compiled", keep)
