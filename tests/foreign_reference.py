@@ -7,18 +7,11 @@ import math
 
 import torch
 from torch import nn
-from torch_reference import weight_norm
+from torch_reference import Snake, weight_norm
 
 
-class Snake(nn.Module):
-    """Of DAC."""
-
-    def __init__(self, channels):
-        super().__init__()
-        self.alpha = nn.Parameter(torch.ones(1, channels, 1))
-
-    def forward(self, x):
-        return x + torch.sin(self.alpha * x) ** 2 / (self.alpha + 1e-9)
+def dac_snake(channels):
+    return Snake(channels, epsilon=1e-9)
 
 
 class SnakeBeta(nn.Module):
@@ -102,7 +95,7 @@ def dac(base, decoder_base, strides):
     widths, decoder_widths = ([width * power for power in powers] for width in (base, decoder_base))
     latent = widths[-1]
     return Numbered(
-        ("block", "model", "block"), Snake, 1, widths, decoder_widths, strides, latent, latent, bias=True, tanh=True
+        ("block", "model", "block"), dac_snake, 1, widths, decoder_widths, strides, latent, latent, bias=True, tanh=True
     )
 
 

@@ -22,12 +22,12 @@ def weight_norm(module):
 
 
 class Snake(nn.Module):
-    def __init__(self, channels):
+    def __init__(self, channels, epsilon=1e-8):
         super().__init__()
-        self.alpha = nn.Parameter(torch.ones(1, channels, 1))
+        self.alpha, self.epsilon = nn.Parameter(torch.ones(1, channels, 1)), epsilon
 
     def forward(self, x):
-        return x + torch.sin(self.alpha * x) ** 2 / (self.alpha + 1e-8)
+        return x + torch.sin(self.alpha * x) ** 2 / (self.alpha + self.epsilon)
 
 
 class ResidualUnit(nn.Module):

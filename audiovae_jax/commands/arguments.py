@@ -226,9 +226,9 @@ def _may_be_model(path: str) -> bool:
     if server.is_url(path):
         return True
     # Imported late, since it loads Orbax.
-    from audiovae_jax.persistence.locate import OURS, Kind, locate
+    from audiovae_jax.persistence.locate import FOLDERS, Kind, locate
 
     kind = locate(path).kind
     if kind is Kind.TORCH_FILE:
         return Path(path).suffix.lower() not in EXTENSIONS
-    return kind in (*OURS, Kind.TORCH_FOLDER)
+    return kind in FOLDERS

@@ -20,7 +20,7 @@ from audiovae_jax.inference import arrays
 from audiovae_jax.inference.chunked import ChunkedModel
 from audiovae_jax.inference.latents import Latents, require_model
 from audiovae_jax.inference.live import StreamDecoder, StreamEncoder
-from audiovae_jax.models.audio_vae import KIND_KEYS, AudioVAE, Posterior
+from audiovae_jax.models.audio_vae import AudioVAE, Posterior, kind_of
 from audiovae_jax.persistence import saved_model
 from audiovae_jax.storage import array_store
 
@@ -124,7 +124,7 @@ class Codec:
     def fingerprint_of(model: AudioVAE, variables: dict) -> str:
         """Return sixteen hex digits that identify a model's architecture and weights."""
         config = {name: getattr(model, name) for name in ("in_channels", "strides", "kernel_size", "dilations")}
-        config |= {name: getattr(model, name) for name in KIND_KEYS if getattr(model, name) != getattr(AudioVAE, name)}
+        config |= kind_of(model)
         described = array_store.describe(jax.tree.map(np.asarray, dict(variables)))
         text = json.dumps([config, described], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -244,7 +244,6 @@ class Codec:
           A stream with `push(audio) -> z`, `flush() -> z` and `latency` in samples; `audio: [n, in_channels]` and
           `z: [m, latent_dim]`. For a mono model, use a stream per channel.
         """
-        block_frames = whole_number(block_frames, "block_frames", DataError)
         return StreamEncoder(self.model, self.variables, self._chunked.frames_of, block_frames)
 
     def stream_decoder(self, *, block_frames: int = 1) -> StreamDecoder:
@@ -255,7 +254,6 @@ class Codec:
         Returns:
           A stream with `push(z) -> audio`, `flush() -> audio` and `latency` in samples.
         """
-        block_frames = whole_number(block_frames, "block_frames", DataError)
         return StreamDecoder(self.model, self.variables, block_frames)
 
     def encode_file(

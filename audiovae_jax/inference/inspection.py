@@ -67,7 +67,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
         "metadata": loaded.metadata,
         "notes": loaded.notes,
         "discriminator": discriminator,
-        "layers": [_layer(row, rate) for row in layer_table(model)],
+        "layers": [_layer(row, rate) for row in layer_table(model, variables["params"])],
     }
 
 

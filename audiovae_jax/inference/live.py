@@ -8,34 +8,41 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from audiovae_jax.errors import DataError
+from audiovae_jax.errors import DataError, whole_number
 from audiovae_jax.inference import arrays
 from audiovae_jax.models import layer_list
 from audiovae_jax.models.audio_vae import AudioVAE
 
 
 class _Stream:
-    """A network that runs on a stream, in steps of `size` inputs that give `size_out` results.
+    """A network that runs on a stream, in steps of `block_frames` latent frames.
 
     Args:
       step: a function of `(variables, states, x, index, length)`, see `_encode`.
       variables: with folded weight norm.
       layers: the network's layers.
-      size, size_out: inputs and results of a step.
+      block_frames: latent frames of one step.
+      hop, hop_out: number of inputs and of results per latent frame.
       width: channels of the input.
       lengths: returns the length of the whole input and of the whole result, given the number of inputs.
+
+    Raises:
+      DataError: `block_frames` is not a positive integer.
     """
 
-    def __init__(self, step, variables: dict, layers, *, size: int, size_out: int, width: int, lengths: Callable):
+    def __init__(
+        self, step, variables: dict, layers, *, block_frames: int, hop: int, hop_out: int, width: int, lengths: Callable
+    ):
+        block_frames = whole_number(block_frames, "block_frames", DataError)
         self._step, self._variables, self._lengths = step, variables, lengths
-        self._size, self._size_out = size, size_out
+        self._size, self._size_out = block_frames * hop, block_frames * hop_out
         self._first = layer_list.first_output(layers)
-        self._steady = layer_list.blocks_until_steady(layers, size)
-        empty = jax.ShapeDtypeStruct((size, width), jnp.float32)
-        self._start = jax.tree.map(
-            lambda shape: jnp.zeros(shape.shape, shape.dtype), jax.eval_shape(step, variables, (), empty, 0, 0)[0]
+        self._steady = layer_list.blocks_until_steady(layers, self._size)
+        states, result = jax.eval_shape(
+            step, variables, (), jax.ShapeDtypeStruct((self._size, width), np.float32), 0, 0
         )
-        self._empty = np.zeros((0, width), np.float32)
+        self._start = jax.tree.map(lambda state: jnp.zeros(state.shape, state.dtype), states)
+        self._empty, self._no_results = (np.zeros((0, n), np.float32) for n in (width, result.shape[-1]))
         self._restart()
 
     def push(self, x: Any) -> np.ndarray:
@@ -58,7 +65,7 @@ class _Stream:
         results = []
         while len(self._held) >= self._size:
             results.append(self._next())
-        return np.concatenate([self._no_results(), *results])
+        return np.concatenate([self._no_results, *results])
 
     def flush(self) -> np.ndarray:
         """End the stream, and return its remaining results. The next `push` starts another stream."""
@@ -68,7 +75,7 @@ class _Stream:
             self._held = np.pad(self._held, ((0, max(0, self._size - len(self._held))), (0, 0)))
             results.append(self._next(length))
         self._restart()
-        return np.concatenate([self._no_results(), *results])[: total - returned]
+        return np.concatenate([self._no_results, *results])[: total - returned]
 
     def _restart(self):
         self._held, self._count, self._index, self._states = self._empty, 0, 0, self._start
@@ -90,9 +97,6 @@ class _Stream:
         self._index += 1
         return np.asarray(y)[early:]
 
-    def _no_results(self):
-        return np.zeros((0, self._width_out), np.float32)
-
 
 class StreamEncoder(_Stream):
     """Encodes a live signal, see `Codec.stream_encoder`.
@@ -102,17 +106,17 @@ class StreamEncoder(_Stream):
     """
 
     def __init__(self, model: AudioVAE, variables: dict, frames_of: Callable[[int], int], block_frames: int):
-        self._width_out = model.latent_dim
         super().__init__(
             _compiled(_encode, model),
             variables,
             layer_list.encoder_layers(model),
-            size=block_frames * model.hop_length,
-            size_out=block_frames,
+            block_frames=block_frames,
+            hop=model.hop_length,
+            hop_out=1,
             width=model.in_channels,
             lengths=lambda count: (model.decoded_length(frames_of(count)), frames_of(count)),
         )
-        self.latency = (block_frames - self._first) * model.hop_length
+        self.latency = (self._size_out - self._first) * model.hop_length
 
 
 class StreamDecoder(_Stream):
@@ -123,17 +127,17 @@ class StreamDecoder(_Stream):
     """
 
     def __init__(self, model: AudioVAE, variables: dict, block_frames: int):
-        self._width_out = model.in_channels
         super().__init__(
             _compiled(_decode, model),
             variables,
             layer_list.decoder_layers(model),
-            size=block_frames,
-            size_out=block_frames * model.hop_length,
+            block_frames=block_frames,
+            hop=1,
+            hop_out=model.hop_length,
             width=model.latent_dim,
             lengths=lambda count: (count, model.decoded_length(count)),
         )
-        self.latency = (block_frames - 1) * model.hop_length - self._first
+        self.latency = self._size_out - model.hop_length - self._first
 
 
 def _encode(model, variables, states, x, index, length):

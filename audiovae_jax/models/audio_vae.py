@@ -22,6 +22,7 @@ from audiovae_jax.models.layers import (
     fold_weight_norm,
     normalized_dtype,
 )
+from audiovae_jax.models.padding import PADDINGS, around, around_strided, downsampled, upsampled
 from audiovae_jax.models.posterior import POSTERIORS, parameters_per_latent
 from audiovae_jax.models.span import Span, clear_outside
 
@@ -32,7 +33,6 @@ KIND_KEYS = (
     *("decoder_base_channels", "bottleneck_channels"),
 )
 CONFIG_KEYS = (*SIZE_KEYS, *KIND_KEYS)
-_PADDINGS = ("floor", "ceil", "causal")
 _STD_FLOOR = 1e-8
 
 
@@ -73,27 +73,23 @@ class Architecture:
 
     def conv(self, features: int, kernel_size: int, name: str, *, dilation: int = 1, bias: bool = True) -> WNConv1d:
         """A convolution that keeps the length."""
-        padding = _around((kernel_size - 1) * dilation, self.padding)
+        padding = around((kernel_size - 1) * dilation, self.padding)
         options = {"kernel_size": kernel_size, "dilation": dilation, "padding": padding, "use_bias": bias}
         return WNConv1d(features, self.dtype, self.weight_norm, **options, name=name)
 
     def downsample(self, features: int, stride: int, name: str) -> WNConv1d:
         """`[B, T, C] -> [B, T / stride, features]`."""
-        options = {"kernel_size": 2 * stride, "stride": stride, "padding": self.padding_of(stride)}
+        options = {"kernel_size": 2 * stride, "stride": stride, "padding": around_strided(stride, self.padding)}
         return WNConv1d(features, self.dtype, self.weight_norm, **options, name=name)
 
     def upsample(self, features: int, stride: int, name: str) -> WNConvTranspose1d:
         """`[B, T, C] -> [B, T * stride, features]`."""
-        options = {"stride": stride, "padding": self.padding_of(stride)[::-1]}
+        options = {"stride": stride, "padding": around_strided(stride, self.padding)[::-1]}
         return WNConvTranspose1d(features, self.dtype, self.weight_norm, **options, name=name)
 
     def activation(self, name: str) -> nn.Module:
         """The activation."""
         return ACTIVATIONS[self.activation_name](self.dtype, name=name)
-
-    def padding_of(self, stride: int) -> tuple[int, int]:
-        """Zeros before and after the input of a convolution with this stride."""
-        return _around_strided(stride, self.padding)
 
 
 class ResidualUnit(nn.Module):
@@ -125,7 +121,7 @@ class EncoderBlock(nn.Module):
         for i, dilation in enumerate(layers.dilations):
             x = clear_outside(ResidualUnit(layers, dilation, name=f"res_units_{i}")(x), span)
         x = layers.downsample(self.features, self.stride, "downsample")(layers.activation("snake")(x))
-        return clear_outside(x, span and span.down(self.stride, sum(layers.padding_of(self.stride))))
+        return clear_outside(x, span and span.down(self.stride, layers.padding))
 
 
 class DecoderBlock(nn.Module):
@@ -139,7 +135,7 @@ class DecoderBlock(nn.Module):
     def __call__(self, x, span: Span | None = None):
         layers = self.architecture
         x = layers.upsample(self.features, self.stride, "upsample")(layers.activation("snake")(x))
-        span = span and span.up(self.stride, sum(layers.padding_of(self.stride)))
+        span = span and span.up(self.stride, layers.padding)
         x = clear_outside(x, span)
         for i, dilation in enumerate(layers.dilations):
             x = clear_outside(ResidualUnit(layers, dilation, name=f"res_units_{i}")(x), span)
@@ -160,7 +156,7 @@ class Encoder(nn.Module):
         block_class = nn.remat(EncoderBlock) if layers.remat else EncoderBlock
         for i, (mult, stride) in enumerate(zip(layers.channel_mults, layers.strides, strict=True)):
             x = block_class(layers, layers.base_channels * mult, stride, name=f"blocks_{i}")(x, span)
-            span = span and span.down(stride, sum(layers.padding_of(stride)))
+            span = span and span.down(stride, layers.padding)
         x = layers.conv(self.bottleneck_channels or self.features, 3, "final_conv")(layers.activation("final_snake")(x))
         return layers.conv(self.features, 1, "projection")(x) if self.bottleneck_channels else x
 
@@ -184,7 +180,7 @@ class Decoder(nn.Module):
         block_class = nn.remat(DecoderBlock) if layers.remat else DecoderBlock
         for i, (width, stride) in enumerate(zip(widths, reversed(layers.strides), strict=True)):
             x = block_class(layers, width, stride, name=f"blocks_{i}")(x, span)
-            span = span and span.up(stride, sum(layers.padding_of(stride)))
+            span = span and span.up(stride, layers.padding)
         x = layers.conv(self.out_channels, 7, "final_conv", bias=self.final_bias)(layers.activation("final_snake")(x))
         return jnp.tanh(x.astype(jnp.float32)) if self.final_tanh else x
 
@@ -266,7 +262,7 @@ class AudioVAE(nn.Module):
                     f"kernel_size={self.kernel_size} with dilation {dilation} cannot keep the length; "
                     "use an odd kernel_size"
                 )
-        choices = {"activation": ACTIVATIONS, "posterior": POSTERIORS, "padding": _PADDINGS}
+        choices = {"activation": ACTIVATIONS, "posterior": POSTERIORS, "padding": PADDINGS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
@@ -276,27 +272,16 @@ class AudioVAE(nn.Module):
         """Samples per latent frame."""
         return math.prod(self.strides)
 
-    def padding_of(self, stride: int) -> tuple[int, int]:
-        """Zeros before and after the input of a convolution with this stride.
-
-        A transposed convolution omits as many outputs, after and before.
-        """
-        return _around_strided(stride, self.padding)
-
-    def padding_around(self, reach: int) -> tuple[int, int]:
-        """Zeros before and after the input of a convolution whose kernel spans `reach + 1` samples."""
-        return _around(reach, self.padding)
-
     def frames(self, length: int) -> int:
         """The number of latent frames that `length` samples encode to (`length / hop_length` for even strides)."""
         for stride in self.strides:
-            length = (length + sum(self.padding_of(stride))) // stride - 1
+            length = downsampled(length, stride, self.padding)
         return length
 
     def decoded_length(self, frames: int) -> int:
         """The number of samples that `frames` latent frames decode to (`frames * hop_length` for even strides)."""
         for stride in reversed(self.strides):
-            frames = (frames + 1) * stride - sum(self.padding_of(stride))
+            frames = upsampled(frames, stride, self.padding)
         return frames
 
     @property
@@ -417,12 +402,6 @@ class AudioVAE(nn.Module):
         return z * (self.latent_std.value + _STD_FLOOR) + self.latent_mean.value
 
 
-def _around_strided(stride, padding):
-    if padding == "causal":
-        return stride, 0
-    half = stride // 2 if padding == "floor" else -(-stride // 2)
-    return half, half
-
-
-def _around(reach, padding):
-    return (reach, 0) if padding == "causal" else (reach // 2, reach // 2)
+def kind_of(model: AudioVAE) -> dict:
+    """The arguments of `KIND_KEYS` that differ from their defaults."""
+    return {key: value for key in KIND_KEYS if (value := getattr(model, key)) != getattr(AudioVAE, key)}

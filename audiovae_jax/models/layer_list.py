@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from audiovae_jax.models.audio_vae import AudioVAE
 from audiovae_jax.models.layers import ACTIVATIONS
+from audiovae_jax.models.padding import around, around_strided
 from audiovae_jax.models.span import Span, clear_outside
 from audiovae_jax.ops import convolution
 
@@ -75,7 +76,8 @@ class Conv:
         """Return the length of a signal's output."""
         if self.is_transposed:
             return (length + 1) * self.stride - sum(self.padding)
-        return (length + sum(self.padding) - self._reach - 1) // self.stride + 1
+        length = length + sum(self.padding)
+        return convolution.conv_length(length, self.kernel_size, stride=self.stride, dilation=self.dilation)
 
     def step(self, params: dict, state: tuple, block: Block, dtype) -> tuple[tuple, Block]:
         """Return the next state and the output for one block."""
@@ -161,7 +163,7 @@ def _encoder_layers(model) -> Iterator[Layer]:
     for i, stride in enumerate(model.strides):
         yield from _residual_units(model, f"blocks_{i}")
         yield Activation((f"blocks_{i}", "snake"), model.activation)
-        yield Conv((f"blocks_{i}", "downsample"), 2 * stride, stride, padding=model.padding_of(stride))
+        yield Conv((f"blocks_{i}", "downsample"), 2 * stride, stride, padding=around_strided(stride, model.padding))
     yield Activation(("final_snake",), model.activation)
     yield _same(model, "final_conv", 3)
     if model.bottleneck_channels:
@@ -174,7 +176,7 @@ def _decoder_layers(model) -> Iterator[Layer]:
     yield _same(model, "input_conv", 7)
     for i, stride in enumerate(reversed(model.strides)):
         yield Activation((f"blocks_{i}", "snake"), model.activation)
-        padding = model.padding_of(stride)[::-1]
+        padding = around_strided(stride, model.padding)[::-1]
         yield Conv((f"blocks_{i}", "upsample"), 2 * stride, stride, padding=padding, is_transposed=True)
         yield from _residual_units(model, f"blocks_{i}")
     yield Activation(("final_snake",), model.activation)
@@ -184,7 +186,7 @@ def _decoder_layers(model) -> Iterator[Layer]:
 def _residual_units(model, block) -> Iterator[Layer]:
     for i, dilation in enumerate(model.dilations):
         unit = (block, f"res_units_{i}")
-        padding = model.padding_around((model.kernel_size - 1) * dilation)
+        padding = around((model.kernel_size - 1) * dilation, model.padding)
         yield Residual(
             (
                 Activation((*unit, "snake1"), model.activation),
@@ -196,7 +198,7 @@ def _residual_units(model, block) -> Iterator[Layer]:
 
 
 def _same(model, name, kernel_size):
-    return Conv((name,), kernel_size, padding=model.padding_around(kernel_size - 1))
+    return Conv((name,), kernel_size, padding=around(kernel_size - 1, model.padding))
 
 
 def first_output(layers: tuple[Layer, ...], first: int = 0) -> int:

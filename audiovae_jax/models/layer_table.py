@@ -28,14 +28,18 @@ class Row(NamedTuple):
     parameters: int
 
 
-def layer_table(model: AudioVAE) -> list[Row]:
-    """Return the layers from audio to latent, and back to audio."""
-    shapes = model.shapes()["params"]
-    encoder = _rows("encoder", encoder_layers(model), shapes["encoder"], 1)
-    return [*encoder, *_rows("decoder", decoder_layers(model), shapes["decoder"], model.hop_length)]
+def layer_table(model: AudioVAE, params: dict) -> list[Row]:
+    """Return the layers from audio to latent, and back to audio.
+
+    Args:
+      model: the model.
+      params: its parameters, as arrays or shapes.
+    """
+    encoder = _rows("encoder", encoder_layers(model), params["encoder"], 1)
+    return [*encoder, *_rows("decoder", decoder_layers(model), params["decoder"], model.hop_length)]
 
 
-def _rows(part, layers, shapes, unit) -> Iterator[Row]:
+def _rows(part, layers, params, unit) -> Iterator[Row]:
     """Yield the rows of a network whose input has `unit` audio samples per position."""
     stride = unit
     for name, members in itertools.groupby(enumerate(layers, start=1), lambda member: _module(member[1])):
@@ -44,8 +48,8 @@ def _rows(part, layers, shapes, unit) -> Iterator[Row]:
             if isinstance(layer, Conv):
                 stride = stride // layer.stride if layer.is_transposed else stride * layer.stride
         low, high = inputs(layers[: members[-1][0]], 0, 0)
-        modules = [shapes[name], shapes.get("final_snake", {}) if name == "final_conv" else {}]
-        yield Row(f"{part}/{name}", _width(members, shapes), stride, (high - low + 1) * unit, count_parameters(modules))
+        modules = [params[name], params.get("final_snake", {}) if name == "final_conv" else {}]
+        yield Row(f"{part}/{name}", _width(members, params), stride, (high - low + 1) * unit, count_parameters(modules))
 
 
 def _module(layer):
@@ -54,8 +58,8 @@ def _module(layer):
     return "final_conv" if name == "final_snake" else name
 
 
-def _width(members, shapes):
+def _width(members, params):
     (*_, last) = (conv for _, layer in members for conv in getattr(layer, "layers", (layer,)) if isinstance(conv, Conv))
     for name in last.path:
-        shapes = shapes[name]
-    return (shapes["v"] if "v" in shapes else shapes["kernel"]).shape[-1]
+        params = params[name]
+    return (params["v"] if "v" in params else params["kernel"]).shape[-1]

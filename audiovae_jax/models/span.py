@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from audiovae_jax.models.padding import downsampled, upsampled
+
 
 class Span(NamedTuple):
     """A batch of windows: `start: [B]` is each window's first position in its signal of `length: [B]`.
@@ -19,16 +21,13 @@ class Span(NamedTuple):
     start: jax.Array
     length: jax.Array
 
-    def down(self, stride: int, padding: int) -> "Span":
-        """Return the span after a convolution with kernel `2 * stride` and `padding` zeros in total.
+    def down(self, stride: int, padding: str) -> "Span":
+        """Return the span after a downsampling by `stride`, which must divide `start`."""
+        return Span(self.start // stride, downsampled(self.length, stride, padding))
 
-        `stride` must divide `start`.
-        """
-        return Span(self.start // stride, (self.length + padding) // stride - 1)
-
-    def up(self, stride: int, padding: int) -> "Span":
-        """Return the span after a transposed convolution with kernel `2 * stride` that omits `padding` outputs."""
-        return Span(self.start * stride, (self.length + 1) * stride - padding)
+    def up(self, stride: int, padding: str) -> "Span":
+        """Return the span after an upsampling by `stride`."""
+        return Span(self.start * stride, upsampled(self.length, stride, padding))
 
 
 def clear_outside(x, span: Span | None):

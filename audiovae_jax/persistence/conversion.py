@@ -132,7 +132,7 @@ def export_torch(source: str, target: str, *, step: int | None = None, project: 
     if loaded.kind is Kind.CHECKPOINT and Path(target).suffix == ".pt":
         states = _optimizer_states(source, loaded, notes)
     left_out = _left_out(source, loaded, target)
-    export.export_audio_vae(
+    written = export.export_audio_vae(
         loaded.model,
         loaded.variables,
         target,
@@ -142,21 +142,21 @@ def export_torch(source: str, target: str, *, step: int | None = None, project: 
         sample_rate=loaded.sample_rate,
         **states,
     )
-    written = export.audio_vae_state_dict(loaded.variables)
-    count = sum(tensor.size for tensor in written.values())
     optimizer_step = loaded.global_step if states else None
-    return Exported(loaded.model, len(written), count, optimizer_step, tuple(notes), tuple(left_out))
+    return _exported(loaded.model, written, optimizer_step, notes, left_out)
 
 
 def _export_for(project, source, loaded, target):
     left_out = _left_out(source, loaded, target)
     if model_folder.is_calibrated(loaded.variables):
         left_out.append(f"the latent statistics, which {project} has not: its latents are those before calibration")
-    export.export_for(project, loaded.model, loaded.variables, target, loaded.sample_rate)
-    dialect = export.PROJECTS[project].dialect
-    written = export.audio_vae_state_dict(loaded.variables, dialect, len(loaded.model.strides))
+    written = export.export_for(project, loaded.model, loaded.variables, target, loaded.sample_rate)
+    return _exported(loaded.model, written, None, [], left_out)
+
+
+def _exported(model, written, optimizer_step, notes, left_out):
     count = sum(tensor.size for tensor in written.values())
-    return Exported(loaded.model, len(written), count, None, (), tuple(left_out))
+    return Exported(model, len(written), count, optimizer_step, tuple(notes), tuple(left_out))
 
 
 def _left_out(source, loaded, target):

@@ -33,7 +33,8 @@ class Kind(enum.Enum):
     OTHER = "other"  # a folder without a model, a pipe or a device
 
 
-OURS = (Kind.WORKDIR, Kind.CHECKPOINT, Kind.SAVED_MODEL)  # folders with a model
+OURS = (Kind.WORKDIR, Kind.CHECKPOINT, Kind.SAVED_MODEL)  # folders with a model of this library
+FOLDERS = (*OURS, Kind.TORCH_FOLDER)  # folders with any model
 TORCH = (Kind.TORCH_FILE, Kind.TORCH_FOLDER)  # what `torch_io` reads
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error, naming
-from audiovae_jax.models.audio_vae import KIND_KEYS, SIZE_KEYS, AudioVAE
+from audiovae_jax.models.audio_vae import SIZE_KEYS, AudioVAE, kind_of
 from audiovae_jax.torch_io import architecture, dialects, foreign, source, state_dict
 from audiovae_jax.torch_io.dialects import NATIVE, Dialect
 from audiovae_jax.torch_io.files import reader
@@ -440,5 +440,4 @@ def _for_json(value):
 
 def spell_config(model: AudioVAE) -> str:
     """A model's architecture in one line."""
-    shown = [*SIZE_KEYS, *(key for key in KIND_KEYS if getattr(model, key) != getattr(AudioVAE, key))]
-    return ", ".join(f"{key}={getattr(model, key)}" for key in shown)
+    return ", ".join(f"{key}={getattr(model, key)}" for key in (*SIZE_KEYS, *kind_of(model)))

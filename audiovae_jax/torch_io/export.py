@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 
 from audiovae_jax.errors import CheckpointError, whole_number
-from audiovae_jax.models.audio_vae import KIND_KEYS, SIZE_KEYS, AudioVAE
+from audiovae_jax.models.audio_vae import SIZE_KEYS, AudioVAE, kind_of
 from audiovae_jax.storage import array_store, atomic
 from audiovae_jax.torch_io import foreign, layout, source, state_dict
 from audiovae_jax.torch_io.audio_vae import STATISTICS
@@ -31,7 +31,7 @@ def export_audio_vae(
     global_step: int | None = None,
     metadata: dict[str, Any] | None = None,
     sample_rate: int | None = None,
-):
+) -> dict[str, np.ndarray]:
     """Write a model with the names and layout of the PyTorch system, without torch.
 
     Args:
@@ -46,18 +46,20 @@ def export_audio_vae(
       metadata: saved with the weights.
       sample_rate: in Hz. It is saved in the metadata, because the torch system has no field for it.
 
+    Returns:
+      The tensors that were written.
+
     Raises:
       CheckpointError: the suffix is unknown, or the file cannot contain these values or be written.
     """
     path = Path(path)
     require_target(path)
-    for key in KIND_KEYS:
-        if (value := getattr(model, key)) != (theirs := getattr(AudioVAE, key)):
-            raise CheckpointError(
-                f" was not written: the model has {key}={value!r}, and the PyTorch system only {theirs!r}; give the "
-                "project to export it for",
-                path=path,
-            )
+    for key, value in kind_of(model).items():
+        raise CheckpointError(
+            f" was not written: the model has {key}={value!r}, and the PyTorch system only "
+            f"{getattr(AudioVAE, key)!r}; give the project to export it for",
+            path=path,
+        )
     variables = _checked(model, variables, path)
     weights = audio_vae_state_dict(variables)
     config = {key: _listed(getattr(model, key)) for key in SIZE_KEYS}
@@ -87,9 +89,12 @@ def export_audio_vae(
         raise CheckpointError(f" was not written: {error}", path=path) from None
     except OSError as error:
         raise CheckpointError(f" was not written: {error.strerror or error}", path=path) from error
+    return weights
 
 
-def export_for(project: str, model: AudioVAE, variables: Mapping[str, Any], path: str | Path, sample_rate: int | None):
+def export_for(
+    project: str, model: AudioVAE, variables: Mapping[str, Any], path: str | Path, sample_rate: int | None
+) -> dict[str, np.ndarray]:
     """Write a model for another project, without torch.
 
     Its latent statistics are not written, because the other projects have none.
@@ -100,6 +105,9 @@ def export_for(project: str, model: AudioVAE, variables: Mapping[str, Any], path
       path: for diffusers, a folder to create, which gets `config.json` and the weights. For stable-audio-tools, a name
         that ends in `.ckpt` or `.safetensors`; the model config is written beside it, with the suffix `.json`.
       sample_rate: in Hz; None for 44,100.
+
+    Returns:
+      The tensors that were written.
 
     Raises:
       CheckpointError: the project has no such model, or the file cannot be written.
@@ -118,7 +126,7 @@ def export_for(project: str, model: AudioVAE, variables: Mapping[str, Any], path
                 temporary.mkdir()
                 (temporary / source.DIFFUSERS_CONFIG).write_text(text)
                 safetensors.numpy.save_file(weights, temporary / source.DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
-            return
+            return weights
         if path.suffix == ".ckpt":
             writer.write_checkpoint(path, {"state_dict": weights, "model_config": config})
         else:
@@ -128,6 +136,7 @@ def export_for(project: str, model: AudioVAE, variables: Mapping[str, Any], path
             temporary.write_text(text)
     except OSError as error:
         raise CheckpointError(f" was not written: {error.strerror or error}", path=path) from error
+    return weights
 
 
 @dataclasses.dataclass(frozen=True)

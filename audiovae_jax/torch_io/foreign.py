@@ -9,6 +9,7 @@ import numpy as np
 
 from audiovae_jax.errors import CheckpointError, whole_number
 from audiovae_jax.models.audio_vae import AudioVAE
+from audiovae_jax.models.posterior import parameters_per_latent
 from audiovae_jax.torch_io import architecture
 from audiovae_jax.torch_io.dialects import DACVAE, Dialect
 
@@ -143,7 +144,7 @@ def stable_audio_tools_config(model: AudioVAE, sample_rate: int | None) -> dict:
         "strides": list(model.strides),
         "use_snake": model.activation == "snake_beta",
     }
-    encoded = model.latent_dim * (1 if model.posterior == "none" else 2)
+    encoded = parameters_per_latent(model.posterior) * model.latent_dim
     encoder = {"in_channels": model.in_channels, "channels": model.base_channels, **shared, "latent_dim": encoded}
     width = model.decoder_base_channels or model.base_channels
     decoder = {"out_channels": model.in_channels, "channels": width, **shared, "latent_dim": model.latent_dim}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from audiovae_jax.errors import CheckpointError, DataError, naming, printable
 from audiovae_jax.inference.codec import Codec
-from audiovae_jax.persistence.locate import CHECKPOINTS, DESCRIPTION, OURS, STATE, Kind, Place, locate, locate_model
+from audiovae_jax.persistence.locate import CHECKPOINTS, DESCRIPTION, FOLDERS, STATE, Kind, Place, locate, locate_model
 from audiovae_jax.storage import atomic
 
 _TORCH_FILES = (".pt", ".ckpt", ".safetensors")
@@ -106,7 +106,7 @@ def _under(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in list(folders):
             found = _located(Path(place, name))
-            if found.kind in OURS or found.kind is Kind.TORCH_FOLDER:
+            if found.kind in FOLDERS:
                 folders.remove(name)
                 if _is_inside(found, root):
                     yield found.path
