@@ -61,12 +61,19 @@ def _base():
     # training goes wrong (audiovae_jax/run/README.md). 0 disables them.
     config.diagnose_every = 1000
     config.use_adversarial = True
+    # Parts of each device's items that are computed one after the other, for less memory: a batch of 64 with 4 takes
+    # the memory of 16. The update is that of the whole batch.
+    config.accumulation_steps = 1
+    config.latent_noise = 0.0  # standard deviation of noise on the latent in training, for a robust decoder
     config.generator_update_every = 1  # steps, while the discriminator is active
     config.discriminator_update_every = 1  # steps, while the discriminator is active
     # Where a new workdir starts from: parameters, both optimizer states and the step are restored. Give one of
     # - a workdir, one of its checkpoints, or a saved model; the config may differ in all but the model;
     # - a torch, Lightning or safetensors file, whose settings replace the ones here.
     config.init_from = config_dict.placeholder(str)
+    # Patterns of the model's parameters that keep their initial values then. Others may be of another latent_dim or
+    # in_channels: ("encoder/final_conv", "decoder/input_conv") for another latent_dim.
+    config.init_reset = ()
     config.init_weights_only = False  # True restores only the networks: step 0, new optimizers, the settings here
 
     # Where metrics are logged, in addition to metrics.jsonl in the workdir (audiovae_jax/run/tracking/README.md).
@@ -169,8 +176,11 @@ def _base():
     config.kl.free_bits = 0.0  # nats per latent element
     config.kl.reduction = "sum"  # sums over latents and time; "frame" divides by the frames, for any crop length
 
-    # AdamW with a cosine schedule over num_steps and an optional warm-up.
     config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adamw"  # also "lion", "adafactor", "muon" and "schedule_free_adamw"
+    # "cosine" falls over num_steps. "constant", "inverse_sqrt" and "warmup_stable_decay": training/optimizer.py
+    config.optimizer.schedule = "cosine"
+    config.optimizer.decay_steps = 0  # steps of the last two schedules' decay
     config.optimizer.learning_rate = 1.5e-4  # at step 0
     config.optimizer.final_learning_rate = 1e-5  # at num_steps
     # Steps over which the rate rises linearly to the cosine schedule. For the discriminator they start at
@@ -182,8 +192,17 @@ def _base():
     config.optimizer.weight_decay = 1e-4  # decoupled, on every parameter
     config.optimizer.clip_norm = 1.0  # global gradient norm; 0 disables clipping
     config.discriminator_optimizer = ml_collections.ConfigDict(config.optimizer.to_dict())
+    # Of the model only: pairs of a pattern of parameters and a factor of their rate, for instance
+    # (("encoder", 0.0), ("decoder/blocks_*", 0.1)). The first match counts; 0 freezes.
+    config.optimizer.learning_rate_factors = ()
     config.discriminator_optimizer.learning_rate = 1e-4
     config.discriminator_optimizer.final_learning_rate = 1e-6
+
+    # The moving average of the model's parameters. If there is one, it is validated, sampled and saved.
+    config.ema = ml_collections.ConfigDict()
+    config.ema.decay = 0.0  # for instance 0.999; 0 for no average
+    config.ema.start_step = 0  # until then the average equals the parameters
+    config.ema.power = 0.0  # the decay rises as 1 - (1 + n)**-power over n steps, for instance 0.75; 0 for at once
 
     config.data = ml_collections.ConfigDict()
     # A folder of audio, a manifest (.jsonl, .csv), shards, tars, MUSDB18-HQ or GTZAN. It may be local or a URL

@@ -11,7 +11,7 @@ from audiovae_jax.distributed import mesh
 from audiovae_jax.losses import WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.training import program, step
-from audiovae_jax.training.optimizer import AdamW
+from audiovae_jax.training.optimizer import Optimizer
 from audiovae_jax.training.state import create_train_state
 
 SHAPE = (1, 256, 2)
@@ -30,10 +30,10 @@ def make_recipe(**changes) -> step.Recipe:
         model=AudioVAE(base_channels=4, channel_mults=(1, 2), strides=(2, 4), latent_dim=4, dilations=(1,)),
         losses=WeightedLosses((("l1", 100.0, losses.waveform_l1),)),
         kl=KLTerm(weight=1e-3, warmup_steps=10),
-        optimizer=AdamW(num_steps=100, learning_rate=1e-3, **ADAMW),
+        optimizer=Optimizer(num_steps=100, learning_rate=1e-3, **ADAMW),
         discriminator=SmallDiscriminator(),
         adversarial=AdversarialLossCalculator(),
-        discriminator_optimizer=AdamW(num_steps=100, learning_rate=1e-3, **ADAMW),
+        discriminator_optimizer=Optimizer(num_steps=100, learning_rate=1e-3, **ADAMW),
     )
     return dataclasses.replace(recipe, **changes)
 

@@ -6,6 +6,7 @@ Each object is traced on the shape of a batch, so that errors appear before anyt
 import inspect
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -17,7 +18,8 @@ from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.losses.weighted import is_off
 from audiovae_jax.models.audio_vae import AudioVAE
-from audiovae_jax.training.optimizer import AdamW
+from audiovae_jax.training.ema import Ema
+from audiovae_jax.training.optimizer import Optimizer, factor_of
 from audiovae_jax.training.step import RESERVED_METRICS, Recipe
 
 
@@ -43,7 +45,10 @@ def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
         model=model,
         losses=build_losses(config),
         kl=_build_kl(config, model),
-        optimizer=_build_optimizer(config, "optimizer"),
+        optimizer=_build_model_optimizer(config, model),
+        ema=_build_ema(config),
+        accumulation_steps=config.accumulation_steps,
+        latent_noise=config.latent_noise,
         generator_update_every=config.generator_update_every,
         discriminator_update_every=config.discriminator_update_every,
         seed=config.seed,
@@ -140,9 +145,35 @@ def example_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
 
 def _build_optimizer(config, name, first_step=0):
     try:
-        return AdamW(num_steps=config.num_steps, first_step=first_step, **config[name])
+        return Optimizer(num_steps=config.num_steps, first_step=first_step, **config[name])
     except ValueError as error:
         raise ConfigError(f"config.{name}.{error}") from error
+
+
+def _build_model_optimizer(config, model):
+    where = "config.optimizer.learning_rate_factors"
+    optimizer = _build_optimizer(config, "optimizer")
+    if not optimizer.learning_rate_factors:
+        return optimizer
+    paths = flax.traverse_util.flatten_dict(model.shapes()["params"])
+    for pair in optimizer.learning_rate_factors:
+        if not any(factor_of(path, (pair,)) == pair[1] for path in paths):
+            top = ", ".join(sorted({"/".join(path[:2]) for path in paths}))
+            raise ConfigError(f"{where} has {pair[0]!r}, which matches no parameter; the model has {top}")
+    if all(factor_of(path, optimizer.learning_rate_factors) == 0 for path in paths):
+        raise ConfigError(f"{where} freezes every parameter; leave some to train")
+    return optimizer
+
+
+def _build_ema(config):
+    if not config.ema.decay:
+        return None
+    if config.optimizer.name == "schedule_free_adamw":
+        raise ConfigError(
+            f"config.ema.decay={config.ema.decay}: schedule_free_adamw averages the parameters itself; "
+            "set config.ema.decay=0"
+        )
+    return _construct(Ema, config.ema, "config.ema")
 
 
 def _build_kl(config, model):

@@ -39,10 +39,14 @@ HOST_KEYS = tuple(key for key in OPERATIONAL_KEYS if key.startswith("data."))
 _LATER_KEYS = {
     "data.mix": (), "data.padding": "zero", "data.mixture_share": 0.25, "data.full_band_share": None,
     "data.min_loudness_db": None, "data.augment.gain_db": (0.0, 0.0), "data.augment.polarity_probability": 0.0,
-    "data.augment.swap_probability": 0.0, "data.val_root": None, "init_weights_only": False,
+    "data.augment.swap_probability": 0.0, "data.val_root": None, "init_weights_only": False, "init_reset": (),
     "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0, "model.activation": "snake",
     "model.posterior": "logvar", "model.padding": "floor", "model.final_bias": True, "model.final_tanh": False,
-    "model.decoder_base_channels": None, "model.bottleneck_channels": None,
+    "model.decoder_base_channels": None, "model.bottleneck_channels": None, "accumulation_steps": 1,
+    "latent_noise": 0.0, "ema.decay": 0.0, "ema.start_step": 0, "ema.power": 0.0, "optimizer.learning_rate_factors": (),
+    "optimizer.name": "adamw", "optimizer.schedule": "cosine", "optimizer.decay_steps": 0,
+    "discriminator_optimizer.name": "adamw", "discriminator_optimizer.schedule": "cosine",
+    "discriminator_optimizer.decay_steps": 0,
 }  # fmt: skip
 _MAX_SAMPLE_SECONDS = 300  # samples are kept in memory and plotted completely
 # Sections whose keys are arguments of a callable. They are checked against its signature instead.
@@ -81,13 +85,21 @@ def check(config: ml_collections.ConfigDict, device_count: int):
     counts = ("num_steps", "batch_size", "validate_every", "checkpoint_every", "sample_every")
     for key in (*counts, "checkpoints_kept", "max_failed_saves"):
         _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")
-    for key in ("generator_update_every", "discriminator_update_every"):
+    for key in ("generator_update_every", "discriminator_update_every", "accumulation_steps"):
         _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")
     _require(
         config.batch_size % device_count == 0,
         f"config.batch_size={config.batch_size} cannot be split over {device_count} devices; "
         f"use {_nearest_multiples(config.batch_size, device_count)}",
     )
+    parts = device_count * config.accumulation_steps
+    _require(
+        config.batch_size % parts == 0,
+        f"config.batch_size={config.batch_size} cannot be split over {device_count} devices and "
+        f"config.accumulation_steps={config.accumulation_steps} parts; use "
+        f"{_nearest_multiples(config.batch_size, parts)}",
+    )
+    _require(config.latent_noise >= 0, f"config.latent_noise={config.latent_noise} must be at least 0")
     for key, least in (("max_skipped", 1), ("max_rollbacks", 0), ("kept_batches", 0)):
         _require(config.safety[key] >= least, f"config.safety.{key}={config.safety[key]} must be at least {least}")
     for key in ("checkpoint_every_minutes", "diagnose_every", "stuck_timeout"):

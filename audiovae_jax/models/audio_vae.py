@@ -335,7 +335,7 @@ class AudioVAE(nn.Module):
         self.latent_mean = self.variable("latent_statistics", "latent_mean", jnp.zeros, shape)
         self.latent_std = self.variable("latent_statistics", "latent_std", jnp.ones, shape)
 
-    def __call__(self, audio, deterministic: bool = False, noise=None) -> Reconstruction:
+    def __call__(self, audio, deterministic: bool = False, noise=None, latent_noise: float = 0.0) -> Reconstruction:
         """Encode and decode.
 
         Args:
@@ -343,6 +343,8 @@ class AudioVAE(nn.Module):
           deterministic: use the posterior's mean instead of a sample.
           noise: standard normal `[B, frames, latent_dim]` to sample with. By default it is drawn from the rng stream
             `sample`.
+          latent_noise: standard deviation of more noise on the sample, in units of the mean, which makes the decoder
+            robust. `mean` and `logvar` are without it.
 
         Returns:
           `(reconstruction, z, mean, logvar)`; the reconstruction has the input's length.
@@ -350,14 +352,16 @@ class AudioVAE(nn.Module):
         Raises:
           ValueError: the audio is not `[B, T, in_channels]`, or is too short.
         """
-        posterior = self.encode(audio, deterministic, noise)
+        posterior = self.encode(audio, deterministic, noise, latent_noise=latent_noise)
         length = audio.shape[1]
         reconstruction = self.decode(posterior.z)[:, :length]
         missing = length - reconstruction.shape[1]
         reconstruction = jnp.pad(reconstruction, ((0, 0), (0, missing), (0, 0)))
         return Reconstruction(reconstruction, *posterior)
 
-    def encode(self, audio, deterministic: bool = False, noise=None, span: Span | None = None) -> Posterior:
+    def encode(
+        self, audio, deterministic: bool = False, noise=None, span: Span | None = None, latent_noise: float = 0.0
+    ) -> Posterior:
         """`audio: [B, T, C]` to `(z, mean, logvar)`; arguments and errors as in `__call__`.
 
         With a `span` the audio is a window of a longer signal. It starts at a multiple of the hop, and is zero beyond
@@ -369,16 +373,18 @@ class AudioVAE(nn.Module):
             raise ValueError(
                 f"{audio.shape[1]} samples are too short to encode; pad them to min_length={self.min_length} or more"
             )
-        return self.sample(self.encoder(audio, span), deterministic, noise)
+        return self.sample(self.encoder(audio, span), deterministic, noise, latent_noise)
 
-    def sample(self, parameters, deterministic: bool = False, noise=None) -> Posterior:
+    def sample(self, parameters, deterministic: bool = False, noise=None, latent_noise: float = 0.0) -> Posterior:
         """The encoder's output to `(z, mean, logvar)`; arguments as in `__call__`."""
         parameters = parameters.astype(jnp.float32)
         if self.encoder_frozen:
             parameters = jax.lax.stop_gradient(parameters)
         mean, logvar, std = POSTERIORS[self.posterior](parameters)
         sample = mean
-        if not deterministic and self.posterior != "none":
+        if latent_noise:
+            std = jnp.sqrt(jnp.square(std) + latent_noise**2)  # of the sum of both noises
+        if not deterministic and (self.posterior != "none" or latent_noise):
             if noise is None:
                 noise = jax.random.normal(self.make_rng("sample"), mean.shape)
             sample = mean + noise * std

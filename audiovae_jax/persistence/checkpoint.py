@@ -26,11 +26,12 @@ from audiovae_jax.persistence.step_objects import StepObjects
 from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath, ServerAwayError
 from audiovae_jax.storage.checksum import json_checksum
-from audiovae_jax.training.state import TrainState
+from audiovae_jax.training.state import TrainState, merged
 
 BEST_METRIC = "total_loss"
 # The variable collections of `model.apply`.
 VARIABLES = ("params", "latent_statistics")
+AVERAGED = "averaged_params"  # the field of the train state that replaces `params` for evaluation
 _FORMAT = 3
 _RUN_FILE = "run/metadata"
 
@@ -190,6 +191,22 @@ class Checkpoints:
         described = self._run(step)["arrays"]
         with self._opened(step) as folder:
             return array_store.read_tree(folder / STATE, described, self._directory / str(step), names)
+
+    def has_average(self, step: int) -> bool:
+        """Whether the checkpoint at `step` has averaged parameters.
+
+        Raises:
+          CheckpointError: the description cannot be read.
+        """
+        return any(name.startswith(f"{AVERAGED}/") for name in self._run(step)["arrays"])
+
+    def variables(self, step: int) -> dict:
+        """Read the model's variables, with the averaged parameters where there are any.
+
+        Raises:
+          CheckpointError: see `parts`.
+        """
+        return evaluated(self.parts(step, (*VARIABLES, AVERAGED) if self.has_average(step) else VARIABLES))
 
     def restore(self, abstract_state: TrainState, sharding, step: int | None = None) -> Restored:
         """Restore the checkpoint at `step`, or the newest intact one.
@@ -418,3 +435,11 @@ def _comparable_loss(metrics):
 
 def _is_unvalidated(loss):
     return loss is not None and math.isnan(loss)
+
+
+def evaluated(parts: dict) -> dict:
+    """Return `parts` of a state with the averaged parameters, if there are any, in place of the trained ones."""
+    parts = dict(parts)
+    if (averaged := parts.pop(AVERAGED, None)) is not None:
+        parts["params"] = merged(parts["params"], averaged)
+    return parts

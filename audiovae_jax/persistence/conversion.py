@@ -128,10 +128,14 @@ def export_torch(source: str, target: str, *, step: int | None = None, project: 
     loaded = saved_model.open_model(source, step=step)
     if project is not None:
         return _export_for(project, source, loaded, target)
-    states, notes = {}, []
+    states, notes, foreign = {}, [], None
     if loaded.kind is Kind.CHECKPOINT and Path(target).suffix == ".pt":
-        states = _optimizer_states(source, loaded, notes)
+        checkpoints = Checkpoints(locate_model(source).checkpoints, read_only=True)
+        config = checkpoints.config(loaded.global_step)
+        if (foreign := _not_of_torch(config["optimizer"], loaded)) is None:
+            states = _optimizer_states(checkpoints, config, loaded, notes)
     left_out = _left_out(source, loaded, target)
+    left_out += [f"the optimizer's state, {foreign}"] if foreign is not None else []
     written = export.export_audio_vae(
         loaded.model,
         loaded.variables,
@@ -180,9 +184,17 @@ def _left_out(source, loaded, target):
     return left_out
 
 
-def _optimizer_states(source, loaded, notes):
-    checkpoints = Checkpoints(locate_model(source).checkpoints, read_only=True)
-    config = checkpoints.config(loaded.global_step)
+def _not_of_torch(settings, loaded):
+    """Return why the state of an optimizer cannot be that of torch's AdamW with a cosine schedule, or None."""
+    if loaded.averaged:
+        return "which belongs to the trained parameters, not to their average"
+    for key, value in (("name", "adamw"), ("schedule", "cosine")):
+        if (found := settings.get(key, value)) != value:
+            return f"which is that of config.optimizer.{key}={found}"
+    return None
+
+
+def _optimizer_states(checkpoints, config, loaded, notes):
     opt_state = checkpoints.parts(loaded.global_step, ("opt_state",))["opt_state"]
     settings, step, num_steps = config["optimizer"], loaded.global_step, config["num_steps"]
     first, last = settings["learning_rate"], settings["final_learning_rate"]

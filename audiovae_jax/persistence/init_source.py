@@ -7,7 +7,7 @@ from typing import Any
 from audiovae_jax.distributed import agreement
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.persistence import model_folder
-from audiovae_jax.persistence.checkpoint import VARIABLES, Checkpoints, OutOfReachError
+from audiovae_jax.persistence.checkpoint import AVERAGED, VARIABLES, Checkpoints, OutOfReachError, evaluated
 from audiovae_jax.persistence.locate import Kind, locate_model
 
 # Names in a saved model of the optional parts of a train state.
@@ -77,8 +77,8 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
     Args:
       path: a workdir, one of its checkpoints, or a saved model.
       wanted: fields of `TrainState`. The model's own fields must exist.
-      best: use the best checkpoint of a workdir by validation loss, as `load_model` does. By default, the newest
-        intact one is used.
+      best: use the best checkpoint of a workdir by validation loss, with averaged parameters if there are any, as
+        `load_model` does. By default, the newest intact one is used.
 
     Raises:
       CheckpointError: nothing intact was found.
@@ -95,7 +95,9 @@ def read(path: str, wanted: Collection[str], *, best: bool = False) -> Earlier:
     for step in order:
         found = error = None
         try:
-            found = _of_checkpoint(checkpoints, step, wanted)
+            found = _of_checkpoint(checkpoints, step, {*wanted, AVERAGED} if best else wanted)
+            if best:
+                found = dataclasses.replace(found, parts=evaluated(found.parts))
         except OutOfReachError:  # it may be intact
             raise
         except CheckpointError as caught:
@@ -113,7 +115,10 @@ def _of_checkpoint(checkpoints, step, wanted):
     config = checkpoints.config(step)
     with as_checkpoint_error(f"checkpoint {step}: its config does not describe its contents"):
         adversarial = config["use_adversarial"]
-    names = tuple(name for name in wanted if adversarial or not name.startswith("discriminator_"))
+    left_out = () if checkpoints.has_average(step) else (AVERAGED,)
+    names = tuple(
+        name for name in wanted if name not in left_out and (adversarial or not name.startswith("discriminator_"))
+    )
     return Earlier(f"checkpoint {step}", step, checkpoints.parts(step, names))
 
 

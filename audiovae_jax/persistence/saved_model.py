@@ -116,6 +116,7 @@ class LoadedModel:
       notes: what was inferred, assumed or left out.
       discriminator: dotted name and arguments of a saved model's discriminator.
       training: arrays of a saved model's optimizer and discriminator, if requested.
+      averaged: whether the parameters of a checkpoint are averages of the trained ones.
     """
 
     model: AudioVAE
@@ -128,6 +129,7 @@ class LoadedModel:
     notes: list[str] = dataclasses.field(default_factory=list)
     discriminator: dict | None = None
     training: dict[str, PyTree] = dataclasses.field(default_factory=dict)
+    averaged: bool = False
 
 
 def save_loaded(loaded: LoadedModel, path: str | Path | BucketPath):
@@ -239,7 +241,7 @@ def _open_checkpoint(folder, step):
 
 
 def _open_step(checkpoints, folder, step):
-    variables = checkpoints.parts(step, checkpoint.VARIABLES)
+    variables = checkpoints.variables(step)
     try:
         with as_checkpoint_error(": its config does not describe a model", folder / str(step)):
             config = ml_collections.ConfigDict(checkpoints.config(step), convert_dict=True)
@@ -253,6 +255,7 @@ def _open_step(checkpoints, folder, step):
         sample_rate=sample_rate,
         global_step=step,
         metadata=checkpoints.metrics(step),
+        averaged=checkpoints.has_average(step),
     )
 
 

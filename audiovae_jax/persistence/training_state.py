@@ -17,7 +17,8 @@ from audiovae_jax.persistence.locate import TORCH, Kind, locate_model
 from audiovae_jax.storage import array_store
 from audiovae_jax.torch_io import training
 from audiovae_jax.torch_io.discriminator import read_discriminator
-from audiovae_jax.training.state import split_trainable
+from audiovae_jax.training.optimizer import FROZEN_ENCODER
+from audiovae_jax.training.state import trainable_params
 
 
 def load_training_state(
@@ -112,7 +113,7 @@ def _torch_training_state(path, loaded, optimizer):
         imported = training.read_training(local)
     state = {"global_step": imported.step}
     if optimizer is not None and imported.moments is not None:
-        trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
+        trainable = _trainable(loaded)
         filled = training.with_moments(optimizer.init(trainable), trainable, imported.moments)
         if filled is None:
             raise CheckpointError(": its optimizer's moments are for folded weights, or for another network", path=path)
@@ -140,8 +141,7 @@ def _trees(path, loaded):
 
 def _fill_optimizer(optimizer, loaded, tree, path):
     """Return the state of `optimizer` with the saved arrays, matched by tree path."""
-    trainable, _ = split_trainable(loaded.variables["params"], loaded.model.encoder_frozen)
-    for params in (trainable, loaded.variables["params"]):
+    for params in (_trainable(loaded), loaded.variables["params"]):
         state = jax.eval_shape(optimizer.init, params)
         filled = array_store.like(state, tree)
         if filled is not None:
@@ -152,3 +152,7 @@ def _fill_optimizer(optimizer, loaded, tree, path):
         f": the optimizer's state belongs to another transform; {missing[0]} and {len(missing) - 1} more arrays differ",
         path=path,
     )
+
+
+def _trainable(loaded):
+    return trainable_params(loaded.variables["params"], FROZEN_ENCODER if loaded.model.encoder_frozen else ())

@@ -350,6 +350,8 @@ def describe(config, recipe, data) -> list[str]:
         f"model: {count:,} parameters ({with_statistics:,} with latent statistics), "
         f"hop {recipe.model.hop_length} samples, {recipe.model.dtype}"
     ]
+    if recipe.model.encoder_frozen and config.init_from is None:
+        lines.append("warning: config.model.encoder_frozen without config.init_from: the encoder stays as it was drawn")
     if recipe.discriminator is not None:
         lines.append(
             f"discriminator: {type(recipe.discriminator).__name__}, "

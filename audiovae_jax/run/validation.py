@@ -42,7 +42,7 @@ class Validation:
         Raises:
           Stopped: the run was asked to stop meanwhile.
         """
-        self._programs.validation(state.variables, self._batches[0], may_stop=True)
+        self._programs.validation(state.evaluation_variables, self._batches[0], may_stop=True)
 
     def compile_diagnosis(self, state: TrainState, at: int):
         """Compile the diagnosis of the last of `at` steps; see `compile`."""
@@ -55,8 +55,9 @@ class Validation:
           TrainingError: the total loss is not finite, and a rollback cannot help.
           RollBack: the total loss is not finite.
         """
-        validate = self._programs.validation(state.variables, self._batches[0])
-        results = self._measure(lambda rows: validate(state.variables, rows)[0])
+        variables = state.evaluation_variables
+        validate = self._programs.validation(variables, self._batches[0])
+        results = self._measure(lambda rows: validate(variables, rows)[0])
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}
         self._session.safety.require_finite_validation(at, metrics["total_loss"])
         self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
@@ -82,7 +83,7 @@ class Validation:
         Raises:
           Stopped: with `may_stop`, the run was asked to stop meanwhile.
         """
-        call = Background(lambda: self._samples and self._samples.reconstruct(state.variables))
+        call = Background(lambda: self._samples and self._samples.reconstruct(state.evaluation_variables))
         with self._progress.phase("sampling"):
             try:
                 samples = self._progress.made(wait_for(call, self._session.group, may_stop))

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+import flax.traverse_util
 import jax
 import ml_collections
 import numpy as np
@@ -16,12 +17,13 @@ from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError, ConfigError, naming
 from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
 from audiovae_jax.persistence import init_source, saved_model
-from audiovae_jax.persistence.checkpoint import VARIABLES
+from audiovae_jax.persistence.checkpoint import AVERAGED, VARIABLES
 from audiovae_jax.persistence.locate import OURS, locate_model
 from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.torch_io import training
-from audiovae_jax.training.state import TrainState
+from audiovae_jax.training.optimizer import matches
+from audiovae_jax.training.state import TrainState, trainable_params, with_initial
 from audiovae_jax.training.step import Recipe
 
 _KEY = "config.init_from"
@@ -34,6 +36,9 @@ _ADOPTABLE = (
 )
 # The subset that describes the networks and not their training.
 _OF_NETWORKS = (*(f"model.{key}" for key in CONFIG_KEYS), "data.channels", "data.sample_rate", "discriminator.")
+
+# Arguments of the model that may differ with `config.init_reset`.
+RESETTABLE = {"latent_dim", "in_channels"}
 
 # Discriminator arguments that do not change its output. Linen adds the last two.
 _NOT_COMPARED = ("dtype", "remat", "parent", "name")
@@ -153,16 +158,37 @@ def require_same_model(config: ml_collections.ConfigDict, reader: TorchReader | 
     theirs = {key: theirs.get(key, getattr(AudioVAE, key)) for key in CONFIG_KEYS}  # older runs lack the newer keys
     pairs = {key: (_plain(theirs[key]), _plain(config.model[key])) for key in CONFIG_KEYS}
     other = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-    if other:
+    if other and other.keys() <= RESETTABLE and config.init_reset:
+        _require_reset(config, theirs)
+    elif other:
         lines = [f"  model.{key}: {there} there, {here} here" for key, (there, here) in other.items()]
         given = [f"--config.model.{key}={shlex.quote(str(there))}" for key, (there, _) in other.items()]
         raise CheckpointError(
             f"config.init_from={path}: its model differs from config.model:\n"
             + "\n".join(lines)
             + f"\nto start from it, give {' '.join(given)}"
+            + (", or the parameters to re-initialise in --config.init_reset" if other.keys() <= RESETTABLE else "")
         )
     if not config.init_weights_only:
         require_steps_to_make(config, step or 0)
+
+
+def _require_reset(config, theirs):
+    """Raise CheckpointError unless `config.init_reset` covers all parameters whose shapes differ."""
+    models = [AudioVAE(**{key: _plain(each[key]) for key in CONFIG_KEYS}) for each in (config.model, theirs)]
+    here, there = (flax.traverse_util.flatten_dict(model.shapes()["params"]) for model in models)
+    left = sorted(
+        {
+            "/".join(path[:-1])
+            for path, array in here.items()
+            if array.shape != there[path].shape and not any(matches(path, pattern) for pattern in config.init_reset)
+        }
+    )
+    if left:
+        raise CheckpointError(
+            f"config.init_from={config.init_from}: parameters of other shapes there: {', '.join(left)}; add them to "
+            f"config.init_reset={tuple(config.init_reset)}"
+        )
 
 
 def require_steps_to_make(config: ml_collections.ConfigDict, step: int):
@@ -211,7 +237,7 @@ def take_over(
         imported = reader.read(path)
         reader.forget()
         notes = list(imported.notes)
-        state = training.train_state(imported, recipe, fresh, notes, weights_only=weights_only)
+        state = training.train_state(imported, recipe, fresh, notes, weights_only=weights_only, reset=config.init_reset)
     for note in notes:
         say(f"{path}: {note}")
     return jax.device_put(state, sharding)
@@ -226,11 +252,18 @@ def _take_over_ours(config, recipe, fresh, sharding, say):
     optional = ["discriminator_params"] if fresh.discriminator_params is not None else []
     if not weights_only:
         optional = ["opt_state", *optional, *(["discriminator_opt_state"] if optional else [])]
+        optional += [AVERAGED] if fresh.averaged_params is not None else []
     found = init_source.read(path, (*VARIABLES, *optional), best=weights_only)
     for reason in found.passed_over:
         say(f"warning: skipped a checkpoint: {reason}")
     step = 0 if weights_only or found.step is None else found.step
     parts = {"step": np.asarray(step, np.int32)}
+    if config.init_reset:
+        optional = [name for name in optional if name not in ("opt_state", AVERAGED)]
+        found.parts["params"] = with_initial(found.parts["params"], fresh.params, config.init_reset)
+        if array_store.like(fresh.latent_statistics, found.parts["latent_statistics"]) is None:
+            found.parts["latent_statistics"] = fresh.latent_statistics
+        say(f"config.init_reset={tuple(config.init_reset)}: these parameters and the optimizer's state are new")
     for name in (*VARIABLES, *optional):
         parts[name] = array_store.like(getattr(fresh, name), found.parts[name]) if name in found.parts else None
     if parts["params"] is None or parts["latent_statistics"] is None:
@@ -241,6 +274,8 @@ def _take_over_ours(config, recipe, fresh, sharding, say):
         parts["discriminator_params"] = None
     if "discriminator_opt_state" in parts and parts["discriminator_params"] is None:
         parts["discriminator_opt_state"] = None  # its moments belong to other weights
+    if fresh.averaged_params is not None and parts.get(AVERAGED) is None:
+        parts[AVERAGED] = trainable_params(parts["params"], recipe.optimizer.learning_rate_factors)
     for name in optional:
         if parts[name] is None:
             why = "does not fit" if name in found.parts else "is missing"

@@ -15,7 +15,7 @@ from audiovae_jax.errors import CheckpointError, as_checkpoint_error, naming
 from audiovae_jax.models.audio_vae import CONFIG_KEYS
 from audiovae_jax.torch_io import architecture, audio_vae, dialects, export, hyperparameters, layout, source, state_dict
 from audiovae_jax.torch_io.discriminator import discriminator_tensors, import_discriminator
-from audiovae_jax.training.state import TrainState, split_trainable
+from audiovae_jax.training.state import TrainState, trainable_params, with_initial
 from audiovae_jax.training.step import Recipe
 
 PyTree = Any
@@ -90,7 +90,13 @@ def read_training(
 
 
 def train_state(
-    imported: ImportedTraining, recipe: Recipe, fresh: TrainState, notes: list[str], *, weights_only: bool = False
+    imported: ImportedTraining,
+    recipe: Recipe,
+    fresh: TrainState,
+    notes: list[str],
+    *,
+    weights_only: bool = False,
+    reset: tuple[str, ...] = (),
 ) -> TrainState:
     """Return `fresh` with the state of an imported run.
 
@@ -102,6 +108,8 @@ def train_state(
       fresh: its initial state.
       notes: gets a line for what was imported, and for each part that starts from its initial value.
       weights_only: whether to keep the step and optimizers of `fresh`.
+      reset: patterns of the model's parameters to keep from `fresh`, with its optimizer's state. Every parameter of
+        another shape must match one.
 
     Raises:
       CheckpointError: the model differs from the recipe's.
@@ -109,7 +117,7 @@ def train_state(
     model = imported.audio_vae
     for key in CONFIG_KEYS:
         theirs, ours = getattr(model.model, key), getattr(recipe.model, key)
-        if theirs != ours:
+        if theirs != ours and not reset:
             raise CheckpointError(
                 f"its model has {key}={theirs}, but config.model.{key} is {ours}; set it to the file's"
             )
@@ -117,8 +125,16 @@ def train_state(
         "step": jnp.asarray(0 if weights_only else imported.step, jnp.int32),
         **model.jax_variables(),
     }
-    trainable, _ = split_trainable(parts["params"], recipe.model.encoder_frozen)
-    optimizers = {"opt_state": (fresh.opt_state, trainable, imported.moments)}
+    if reset:
+        parts["params"] = with_initial(parts["params"], fresh.params, reset)
+        statistics = parts["latent_statistics"]
+        if jax.tree.map(jnp.shape, statistics) != jax.tree.map(jnp.shape, fresh.latent_statistics):
+            parts["latent_statistics"] = fresh.latent_statistics
+        notes.append(f"config.init_reset={tuple(reset)}: these parameters are new")
+    trainable = trainable_params(parts["params"], recipe.optimizer.learning_rate_factors)
+    if fresh.averaged_params is not None:
+        parts["averaged_params"] = jax.tree.map(jnp.array, trainable)  # copies: a step donates both
+    optimizers = {"opt_state": (fresh.opt_state, trainable, None if reset else imported.moments)}
     if recipe.discriminator is not None and imported.discriminator is not None:
         try:
             params = import_discriminator(imported.discriminator, recipe.discriminator)
@@ -133,11 +149,13 @@ def train_state(
     elif recipe.discriminator is not None:
         notes.append("it contains no discriminator; ours keeps its initial values")
     for name, (opt_state, params, moments) in ({} if weights_only else optimizers).items():
-        taken = None if moments is None else with_moments(opt_state, params, moments)
+        is_adamw = (recipe.optimizer if name == "opt_state" else recipe.discriminator_optimizer).name == "adamw"
+        taken = with_moments(opt_state, params, moments) if is_adamw and moments is not None else None
         if taken is not None:
             parts[name] = taken
         else:
             why = "there are no moments that fit" if moments is None else "the moments belong to folded weights"
+            why = why if is_adamw else "config has another optimizer than AdamW"
             notes.append(f"{name} keeps its initial value: {why}")
     counted = "the step and the optimizers are reset;" if weights_only else f"step {imported.step},"
     notes.append(f"restored: {counted} {', '.join(name for name in parts if name != 'step')}")
@@ -173,7 +191,7 @@ def optimizer_state_dict(
     """The state dict of `torch.optim.AdamW` over all parameters of the torch model.
 
     Args:
-      opt_state: of `optimizer.AdamW`.
+      opt_state: of `Optimizer`, named "adamw".
       variables: of the model, which give the order of its parameters.
       learning_rate: current.
       settings: `b1`, `b2`, `eps`, `weight_decay`.

@@ -4,12 +4,14 @@ import functools
 from typing import Any
 
 import flax.struct
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 from jax.sharding import Mesh
 
 from audiovae_jax.distributed import mesh
+from audiovae_jax.training.optimizer import factor_of, matches
 
 try:  # not a public API of jax; without it, the state is created by one large program
     from jax.interpreters.partial_eval import dce_jaxpr
@@ -30,6 +32,8 @@ class TrainState:
       opt_state: optax state over the trainable part of `params`.
       discriminator_params: None in a run without a discriminator.
       discriminator_opt_state: likewise.
+      averaged_params: the parameters to evaluate and save, where they are not the trained ones. Frozen parameters are
+        left out.
     """
 
     step: jax.Array
@@ -38,20 +42,45 @@ class TrainState:
     opt_state: PyTree
     discriminator_params: PyTree = None
     discriminator_opt_state: PyTree = None
+    averaged_params: PyTree = None
 
     @property
     def variables(self) -> dict:
-        """The variables for `model.apply`."""
+        """The variables for `model.apply`, as trained."""
         return {"params": self.params, "latent_statistics": self.latent_statistics}
 
+    @property
+    def evaluation_variables(self) -> dict:
+        """The variables to evaluate and save: with `averaged_params`, where there are any."""
+        if self.averaged_params is None:
+            return self.variables
+        return {**self.variables, "params": merged(self.params, self.averaged_params)}
 
-def split_trainable(params: dict, encoder_frozen: bool) -> tuple[dict, dict]:
-    """`(trainable, frozen)` top-level parts of the model's parameters."""
-    frozen = {"encoder"} if encoder_frozen else set()
-    return (
-        {name: part for name, part in params.items() if name not in frozen},
-        {name: part for name, part in params.items() if name in frozen},
-    )
+
+def trainable_params(params: dict, factors: tuple[tuple[str, float], ...]) -> dict:
+    """Return the model's parameters without the frozen ones, which have no gradient, optimizer state or weight decay.
+
+    Args:
+      params: nested dicts.
+      factors: `learning_rate_factors` of the optimizer. A parameter with factor 0 is frozen.
+    """
+    if not factors:
+        return params
+    flat = flax.traverse_util.flatten_dict(params)
+    return flax.traverse_util.unflatten_dict({path: x for path, x in flat.items() if factor_of(path, factors) != 0})
+
+
+def with_initial(params: dict, fresh: dict, patterns: tuple[str, ...]) -> dict:
+    """Return `params` with the leaves of `fresh` where one of `patterns` matches, see `optimizer.matches`."""
+    flat, initial = (flax.traverse_util.flatten_dict(tree) for tree in (params, fresh))
+    kept = {path: leaf for path, leaf in initial.items() if any(matches(path, pattern) for pattern in patterns)}
+    return flax.traverse_util.unflatten_dict(flat | kept)
+
+
+def merged(params: dict, others: dict) -> dict:
+    """Return `params`, nested dicts, with the leaves of `others` added or replaced."""
+    flat, more = (flax.traverse_util.flatten_dict(tree) for tree in (params, others))
+    return flax.traverse_util.unflatten_dict(flat | more)
 
 
 def create_train_state(recipe, audio_shape: tuple[int, int, int]) -> TrainState:
@@ -66,7 +95,7 @@ def create_train_state(recipe, audio_shape: tuple[int, int, int]) -> TrainState:
     model_key, discriminator_key = jax.random.split(key)
     variables = recipe.model.init(model_key, audio, deterministic=True)
     params = variables["params"]
-    trainable, _ = split_trainable(params, recipe.model.encoder_frozen)
+    trainable = trainable_params(params, recipe.optimizer.learning_rate_factors)
     discriminator_params = discriminator_opt_state = None
     if recipe.discriminator is not None:
         discriminator_params = recipe.discriminator.init(discriminator_key, audio)["params"]
@@ -78,6 +107,7 @@ def create_train_state(recipe, audio_shape: tuple[int, int, int]) -> TrainState:
         opt_state=recipe.optimizer.init(trainable),
         discriminator_params=discriminator_params,
         discriminator_opt_state=discriminator_opt_state,
+        averaged_params=trainable if recipe.ema is not None or recipe.optimizer.averages else None,
     )
 
 

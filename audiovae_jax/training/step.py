@@ -5,6 +5,8 @@ pass is pulled back once per loss that needs it.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,8 +21,9 @@ from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.losses.weighted import weighted_sum
 from audiovae_jax.models.audio_vae import AudioVAE, Reconstruction
 from audiovae_jax.training.adversarial import adversarial_pass
-from audiovae_jax.training.optimizer import AdamW
-from audiovae_jax.training.state import TrainState, split_trainable
+from audiovae_jax.training.ema import Ema
+from audiovae_jax.training.optimizer import FROZEN_ENCODER, Optimizer
+from audiovae_jax.training.state import TrainState, merged, trainable_params
 
 # Metric names that a user's loss cannot have.
 RESERVED_METRICS = (
@@ -45,18 +48,31 @@ class Recipe:
       generator_update_every: while the discriminator is active, the model is updated at steps divisible by this.
       discriminator_update_every: the discriminator is updated at steps divisible by this.
       seed: of the latent noise and the initial parameters.
+      ema: average of the model's parameters, for evaluation; None for none.
+      accumulation_steps: parts of each device's share of the batch. One after the other is computed, for less memory;
+        their gradients are averaged before one update.
+      latent_noise: standard deviation of noise that is added to the latent, see `AudioVAE.__call__`.
     """
 
     model: AudioVAE
     losses: WeightedLosses
     kl: KLTerm
-    optimizer: AdamW
+    optimizer: Optimizer
     discriminator: nn.Module | None = None
     adversarial: AdversarialLossCalculator | None = None
-    discriminator_optimizer: AdamW | None = None
+    discriminator_optimizer: Optimizer | None = None
     generator_update_every: int = 1
     discriminator_update_every: int = 1
     seed: int = 0
+    ema: Ema | None = None
+    accumulation_steps: int = 1
+    latent_noise: float = 0.0
+
+    def __post_init__(self):
+        factors = self.optimizer.learning_rate_factors
+        if self.model.encoder_frozen and FROZEN_ENCODER[0] not in factors:
+            optimizer = dataclasses.replace(self.optimizer, learning_rate_factors=(*FROZEN_ENCODER, *factors))
+            object.__setattr__(self, "optimizer", optimizer)
 
 
 def train_step(
@@ -92,17 +108,74 @@ def train_step(
     Returns:
       The new state and scalar metrics, both the same on every device.
     """
+    trainable = trainable_params(state.params, recipe.optimizer.learning_rate_factors)
+    noise = latent_noise(recipe, state.step, audio)
+    model_every = recipe.generator_update_every if adversarial else 1
+    compute = functools.partial(_compute, recipe, state, trainable, adversarial)
+    if recipe.accumulation_steps == 1:
+        computed = compute(audio, noise)
+    else:
+        due = [state.step % every == 0 for every in (model_every, recipe.discriminator_update_every)]
+        computed = _accumulate(compute, audio, noise, recipe.accumulation_steps, due)
+    # Averaged before the updates, which depend on them.
+    metrics = lax.pmean(computed.metrics, AXIS)
+    batch_is_finite = metrics.pop("finite") == 1
+    model = _update(
+        recipe.optimizer,
+        computed.model_gradient,
+        state.opt_state,
+        trainable,
+        state.step,
+        every=model_every,
+        loss_is_finite=batch_is_finite & jnp.isfinite(metrics["total_g_loss"]),
+    )
+    metrics |= {
+        "g_grad_norm": model.grad_norm,
+        "g_skipped": model.skipped,
+        "kl_weight": jnp.float32(recipe.kl.weight_at(state.step)),
+    }
+    state = state.replace(params=merged(state.params, model.params), opt_state=model.opt_state)
+    if recipe.optimizer.averages:
+        state = state.replace(averaged_params=recipe.optimizer.evaluation_params(model.opt_state, model.params))
+    elif recipe.ema is not None:
+        state = state.replace(averaged_params=recipe.ema.update(state.averaged_params, model.params, state.step))
+    if adversarial:
+        discriminator = _update(
+            recipe.discriminator_optimizer,
+            # After the model's gradient, so that the memory of one pull-back is free before the next.
+            lambda: computed.discriminator_gradient(model.grad_norm),
+            state.discriminator_opt_state,
+            state.discriminator_params,
+            state.step,
+            every=recipe.discriminator_update_every,
+            loss_is_finite=batch_is_finite & jnp.isfinite(metrics["d_loss"]),
+        )
+        metrics |= {"d_grad_norm": discriminator.grad_norm, "d_skipped": discriminator.skipped}
+        state = state.replace(
+            discriminator_params=discriminator.params, discriminator_opt_state=discriminator.opt_state
+        )
+    return state.replace(step=state.step + 1), metrics
+
+
+class _Computed(NamedTuple):
+    """Metrics of one device, and functions that compute the gradients when called."""
+
+    metrics: dict[str, jax.Array]
+    model_gradient: Callable[[], Any]
+    discriminator_gradient: Callable[[jax.Array], Any] | None
+
+
+def _compute(recipe, state, trainable, adversarial, audio, noise) -> _Computed:
+    """The forward passes and losses of `audio: [b, T, C]`."""
     # Marked as varying between devices, so that gradients stay local until pmean: the gradient of a replicated value
     # would already be a sum over devices.
-    trainable, frozen = split_trainable(state.params, recipe.model.encoder_frozen)
-    varying, discriminator_params = _varying((trainable, state.discriminator_params))
-    noise = latent_noise(recipe, state.step, audio)
+    trainable, discriminator_params = _varying((trainable, state.discriminator_params))
 
     def reconstruct(trainable):
-        variables = {"params": {**trainable, **frozen}, "latent_statistics": state.latent_statistics}
-        return recipe.model.apply(variables, audio, noise=noise)
+        variables = {**state.variables, "params": merged(state.params, trainable)}
+        return recipe.model.apply(variables, audio, noise=noise, latent_noise=recipe.latent_noise)
 
-    output, pull_back_model = jax.vjp(reconstruct, varying)
+    output, pull_back_model = jax.vjp(reconstruct, trainable)
     kl_weight = recipe.kl.weight_at(state.step)
 
     def objective(output: Reconstruction):
@@ -129,36 +202,39 @@ def train_step(
             total = total._replace(reconstruction=total.reconstruction + of_pass.audio_gradient())
         return pull_back_model(total)[0]
 
-    # Averaged before the updates, which depend on them.
-    metrics = lax.pmean({**metrics, "total_g_loss": loss, "finite": _is_finite(audio, output.reconstruction)}, AXIS)
-    batch_is_finite = metrics.pop("finite") == 1
-    model = _update(
-        recipe.optimizer,
-        model_gradient,
-        state.opt_state,
-        trainable,
-        state.step,
-        every=recipe.generator_update_every if adversarial else 1,
-        loss_is_finite=batch_is_finite & jnp.isfinite(metrics["total_g_loss"]),
-    )
-    metrics |= {"g_grad_norm": model.grad_norm, "g_skipped": model.skipped, "kl_weight": jnp.float32(kl_weight)}
-    state = state.replace(params={**model.params, **frozen}, opt_state=model.opt_state)
-    if adversarial:
-        discriminator = _update(
-            recipe.discriminator_optimizer,
-            # After the model's gradient, so that the memory of one pull-back is free before the next.
-            lambda: of_pass.params_gradient(model.grad_norm),
-            state.discriminator_opt_state,
-            state.discriminator_params,
-            state.step,
-            every=recipe.discriminator_update_every,
-            loss_is_finite=batch_is_finite & jnp.isfinite(metrics["d_loss"]),
-        )
-        metrics |= {"d_grad_norm": discriminator.grad_norm, "d_skipped": discriminator.skipped}
-        state = state.replace(
-            discriminator_params=discriminator.params, discriminator_opt_state=discriminator.opt_state
-        )
-    return state.replace(step=state.step + 1), metrics
+    metrics |= {"total_g_loss": loss, "finite": _is_finite(audio, output.reconstruction)}
+    return _Computed(metrics, model_gradient, of_pass.params_gradient if adversarial else None)
+
+
+def _accumulate(compute, audio, noise, steps, due) -> _Computed:
+    """Average metrics and gradients over `steps` parts of the batch, computed one after the other.
+
+    Args:
+      compute: `(audio, noise) -> _Computed`.
+      audio, noise: of all parts.
+      steps: the number of parts.
+      due: whether the model's and the discriminator's gradient are needed; the other stays 0.
+    """
+
+    def one(part):
+        metrics, *gradients = compute(*part)
+        gradients = [gradient for gradient in gradients if gradient is not None]
+        taken = []
+        for is_due, gradient in zip(due, gradients, strict=False):
+            # The second after the first, as in a step without accumulation.
+            call = functools.partial(gradient, *(optax.tree.norm(before) for before in taken))
+            taken.append(lax.cond(is_due, call, functools.partial(_zeros, jax.eval_shape(call))))
+        return metrics, taken
+
+    parts = jax.tree.map(lambda x: x.reshape(steps, x.shape[0] // steps, *x.shape[1:]), (audio, noise))
+    start = _zeros(jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts)))
+    total, _ = lax.scan(lambda total, part: (jax.tree.map(jnp.add, total, one(part)), None), start, parts)
+    metrics, gradients = jax.tree.map(lambda x: x / steps, total)
+    return _Computed(metrics, lambda: gradients[0], lambda after: gradients[1])
+
+
+def _zeros(shapes):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
 
 def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tuple[dict[str, jax.Array], jax.Array]:

@@ -182,3 +182,28 @@ def test_a_discriminators_rate_warms_up_from_where_it_joins(micro_config):
     for step, ours, theirs in ((0, 0.1, 0.0), (9, 1.0, 0.0), (100, 1.0, 0.1), (109, 1.0, 1.0)):
         rates = [float(each.learning_rate_at(step)) for each in (recipe.optimizer, recipe.discriminator_optimizer)]
         assert rates == pytest.approx([full[0] * ours, full[1] * theirs], rel=1e-5), step
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": {"learning_rate_factors": (("encode", 0.0),)}}, "has 'encode', which matches no parameter"),
+        ({"optimizer": {"learning_rate_factors": (("*", 0.0),)}}, "freezes every parameter; leave some to train"),
+        ({"ema": {"decay": 1.5}}, "decay=1.5 must be below 1"),
+        ({"ema": {"decay": 0.9}, "optimizer": {"name": "schedule_free_adamw"}}, "averages the parameters itself"),
+        ({"optimizer": {"schedule": "inverse_sqrt"}}, "config.optimizer.schedule='inverse_sqrt' needs decay_steps"),
+    ],
+)
+def test_averages_and_factors_that_cannot_be_are_refused(micro_config, change, message):
+    micro_config.update(change)
+    micro_config.use_adversarial = False
+    with pytest.raises(ConfigError, match=message):
+        build.build_recipe(micro_config)
+
+
+def test_a_recipe_of_a_frozen_encoder_trains_the_decoder_only(micro_config):
+    micro_config.model.encoder_frozen = True
+    micro_config.use_adversarial = False
+    micro_config.optimizer.learning_rate_factors = (("decoder/final_conv", 0.5),)
+    recipe = build.build_recipe(micro_config)
+    assert recipe.optimizer.learning_rate_factors == (("encoder", 0.0), ("decoder/final_conv", 0.5))

@@ -92,6 +92,7 @@ def _changed(**changes):
     [
         ({"data__crop_length": 33075}, "not a multiple of the model's hop of 256 samples.*use 33024 or 33280"),
         ({"batch_size": 6}, "batch_size=6 cannot be split over 4 devices; use 4 or 8"),
+        ({"batch_size": 8, "accumulation_steps": 3}, "4 devices and config.accumulation_steps=3 parts; use 12"),
         ({"model__strides": (2, 4, 8)}, "channel_mults has 4 entries and config.model.strides 3"),
         ({"data__crop_length": 1024}, "has an FFT of 2048 samples, longer than config.data.crop_length=1024"),
         ({"model__strides": (2, 4, 4, 0)}, "strides=.* must be positive whole numbers"),

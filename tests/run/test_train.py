@@ -19,6 +19,7 @@ import soundfile
 from audiovae_jax import losses
 from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.errors import ConfigError, DataError, TrainingError
+from audiovae_jax.persistence import saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train
 from audiovae_jax.run.loop import Loop
@@ -114,6 +115,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(micro_config, tmp_path):
     micro_config.optimizer.final_learning_rate = 0.0
     micro_config.adversarial.warmup_steps = 1  # stops at the checkpoint
     micro_config.discriminator_update_every = 2
+    micro_config.ema.decay = 0.5
     whole = train.train(micro_config, tmp_path / "whole")
     # The same run, stopped after step 1's checkpoint, as the third batch is fetched.
     real, calls = Loop.next_batch, []
@@ -133,6 +135,9 @@ def test_a_stopped_run_resumes_to_the_same_bits(micro_config, tmp_path):
         Loop.next_batch = real
     resumed = train.train(micro_config, tmp_path / "cut")
     _assert_same_state(resumed, whole)
+    loaded = saved_model.open_model(tmp_path / "cut" / "checkpoints" / "3")
+    assert loaded.averaged
+    _assert_same_state(loaded.variables["params"], resumed.averaged_params)
     metrics = []
     for name in ("whole", "cut"):
         store = Checkpoints(tmp_path / name / "checkpoints", read_only=True)

@@ -53,7 +53,7 @@ _known = {}
 
 def _traced(config):
     """Return the recipe and the shapes of a state. Cached, since tracing takes a second."""
-    key = config.model.to_json() + config.discriminator.to_json()
+    key = config.model.to_json() + config.discriminator.to_json() + config.ema.to_json()
     if key not in _known:
         recipe = build.build_recipe(config)
         create = functools.partial(create_train_state, recipe, build.example_shape(config))
@@ -297,3 +297,51 @@ def test_a_fine_tune_that_only_worsens_keeps_what_it_began_with(
     # The same command resumes in its workdir, without the file that it started from.
     shutil.rmtree(calibrated)
     _assert_same(train.train(micro_config, tmp_path / "run"), state)
+
+
+@pytest.mark.parametrize("kind", ["workdir", "torch file"])
+def test_parameters_to_reset_keep_their_initial_values(micro_config, trained_run, kind):
+    micro_config.num_steps = 1000
+    path, theirs = trained_run[0], trained_run[2].params
+    if kind == "torch file":
+        path = LIGHTNING
+        warm_start.adopt_settings(_from(micro_config, path), (), trained_run[0])
+        theirs = saved_model.open_model(path).variables["params"]
+    micro_config.init_from = str(path)
+    micro_config.model.latent_dim += 1
+    with pytest.raises(CheckpointError, match=r"or the parameters to re-initialise in --config.init_reset"):
+        warm_start.require_same_model(micro_config)
+    micro_config.init_reset = ("encoder/final_conv",)
+    with pytest.raises(CheckpointError, match=r"other shapes there: decoder/input_conv; add them to config.init_reset"):
+        warm_start.require_same_model(micro_config)
+    micro_config.init_reset = ("encoder/final_conv", "decoder/input_conv")
+    warm_start.require_same_model(micro_config)
+    state, fresh, said = _take_over(micro_config, path, ema={"decay": 0.9})
+    for part, name in (("encoder", "final_conv"), ("decoder", "input_conv")):
+        _assert_same(state.params[part][name], fresh.params[part][name])
+    _assert_same(state.params["decoder"]["final_conv"], theirs["decoder"]["final_conv"])
+    _assert_same(state.params["encoder"]["blocks_0"], theirs["encoder"]["blocks_0"])
+    _assert_same((state.latent_statistics, state.opt_state), (fresh.latent_statistics, fresh.opt_state))
+    _assert_same(state.averaged_params, state.params)
+    assert "config.init_reset=('encoder/final_conv', 'decoder/input_conv')" in said
+
+
+def _from(config, path):
+    config.init_from = str(path)
+    return config
+
+
+def test_weights_alone_are_those_that_are_evaluated(micro_config, trained_run, tmp_path):
+    trained = trained_run[2]
+    halved = jax.tree.map(lambda x: x / 2, trained.params)
+    store = Checkpoints(tmp_path / "checkpoints")
+    config = configuration.plain(trained_run[1])
+    store.save(trained.replace(averaged_params=halved), step=2, config=config, data={}, metrics={"total_loss": 1.0})
+    store.close()
+    _assert_same(load_model(tmp_path)[1]["params"], halved)
+    state, _, _ = _take_over(micro_config, tmp_path, init_weights_only=True)
+    _assert_same(state.params, halved)
+    state, _, _ = _take_over(micro_config, tmp_path, init_weights_only=False, ema={"decay": 0.9})
+    _assert_same((state.params, state.averaged_params), (trained.params, halved))
+    state, _, _ = _take_over(micro_config, trained_run[0])  # a run without an average
+    _assert_same((state.params, state.averaged_params), (trained.params, trained.params))

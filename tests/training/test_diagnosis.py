@@ -14,7 +14,7 @@ from audiovae_jax.losses import WeightedLosses, adversarial
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.training import diagnosis, step
 from audiovae_jax.training.gan_health import Figures
-from audiovae_jax.training.optimizer import AdamW
+from audiovae_jax.training.optimizer import Optimizer
 from audiovae_jax.training.state import create_train_state
 
 ADAMW = {"learning_rate": 1e-3, "final_learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
@@ -30,7 +30,7 @@ class TwoParts(nn.Module):
 
 
 def _recipe(**calculator):
-    optimizer = AdamW(num_steps=10, weight_decay=0.0, clip_norm=1.0, **ADAMW)
+    optimizer = Optimizer(num_steps=10, weight_decay=0.0, clip_norm=1.0, **ADAMW)
     return step.Recipe(
         model=AudioVAE(base_channels=4, channel_mults=(1,), strides=(4,), latent_dim=3, dilations=(1,)),
         losses=WeightedLosses((("l1", 2.0, losses.waveform_l1),)),

@@ -4,13 +4,13 @@ import numpy as np
 import optax
 import pytest
 
-from audiovae_jax.training.optimizer import AdamW
+from audiovae_jax.training.optimizer import OPTIMIZERS, Optimizer
 
 OPTIONS = {"num_steps": 100, "learning_rate": 1e-2, "final_learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "eps": 1e-8}
 
 
 def _optimizer(**numbers):
-    return AdamW(**OPTIONS | {"weight_decay": 0.0, "clip_norm": 0.0} | numbers)
+    return Optimizer(**OPTIONS | {"weight_decay": 0.0, "clip_norm": 0.0} | numbers)
 
 
 def test_the_learning_rate_is_a_cosine_between_its_ends():
@@ -53,6 +53,11 @@ def test_a_rate_that_is_traced_is_the_rate_that_is_not():
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be above 0"),
         ({"warmup_steps": -1}, "warmup_steps=-1 must not be negative"),
         ({"num_steps": 0}, "num_steps=0 must be above 0"),
+        ({"name": "sgd"}, "name='sgd' is unknown; choose from adamw, lion"),
+        ({"schedule": "linear"}, "schedule='linear' is unknown; choose from cosine"),
+        ({"schedule": "inverse_sqrt"}, "needs decay_steps above 0"),
+        ({"name": "schedule_free_adamw", "b1": 0.0}, "b1=0 leaves schedule_free_adamw without its average"),
+        ({"learning_rate_factors": ("encoder", 0.0)}, "give pairs of a pattern and a factor"),
     ],
 )
 def test_numbers_out_of_range_are_refused(change, message):
@@ -142,3 +147,72 @@ def test_no_moment_is_copied():
         line for line in lowered.compile().as_text().splitlines() if " = f32[256,256]" in line and " copy(" in line
     ]
     assert not copied, copied
+
+
+def test_other_schedules_follow_their_formulas():
+    def rates(steps, **options):
+        return [float(_optimizer(**options).learning_rate_at(step)) for step in steps]
+
+    assert rates((0, 70, 200), schedule="constant") == pytest.approx([1e-2] * 3)
+    falling = rates((0, 30, 80, 10**6), schedule="inverse_sqrt", decay_steps=10)
+    assert falling == pytest.approx([1e-2, 1e-2 / 2, 1e-2 / 3, 1e-3])
+    stable = rates((0, 80, 90, 100, 150), schedule="warmup_stable_decay", decay_steps=20)
+    assert stable == pytest.approx([1e-2, 1e-2, 5.5e-3, 1e-3, 1e-3])
+    assert rates((0, 3), schedule="constant", warmup_steps=4) == pytest.approx([2.5e-3, 1e-2])
+
+
+def _reference(name):
+    """The same optimizer, as optax has it."""
+    if name == "lion":
+        return optax.lion(1e-2, b1=0.9, b2=0.999, weight_decay=0.1)
+    if name == "adafactor":
+        return optax.chain(optax.adafactor(weight_decay_rate=0.1), optax.scale(1e-2))
+    if name == "muon":
+        axes = optax.contrib.MuonDimensionNumbers((0, 1), 2)
+        return optax.contrib.muon(
+            1e-2, weight_decay=0.1, adam_b2=0.999, adam_weight_decay=0.1,
+            muon_weight_dimension_numbers=lambda params: {"kernel": axes, "bias": None},
+        )  # fmt: skip
+    return optax.contrib.schedule_free_adamw(1e-2, b1=0.9, b2=0.999, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "adamw"])
+def test_other_optimizers_are_those_of_optax(name):
+    ours, theirs = _optimizer(name=name, schedule="constant", weight_decay=0.1), _reference(name)
+    rng = np.random.default_rng(0)
+
+    def draw():
+        shapes = {"kernel": (3, 4, 5), "bias": (5,)}
+        return {key: jnp.asarray(rng.standard_normal(shape), jnp.float32) for key, shape in shapes.items()}
+
+    params = [draw()] * 2
+    states = [ours.init(params[0]), theirs.init(params[0])]
+    update = jax.jit(lambda gradient, state, params: ours.update(gradient, state, params, step=3))
+    for _ in range(3):
+        gradient = draw()
+        updates, states[0] = update(gradient, states[0], params[0])
+        params[0] = optax.apply_updates(params[0], updates)
+        updates, states[1] = jax.jit(theirs.update)(gradient, states[1], params[1])
+        params[1] = optax.apply_updates(params[1], updates)
+    for key in params[0]:
+        np.testing.assert_allclose(params[0][key], params[1][key], rtol=1e-4, atol=1e-6)
+    if ours.averages:
+        averaged = ours.evaluation_params(states[0], params[0])
+        expected = optax.contrib.schedule_free_eval_params(states[1], params[1])
+        np.testing.assert_allclose(averaged["kernel"], expected["kernel"], rtol=1e-4, atol=1e-6)
+        assert np.abs(averaged["kernel"] - params[0]["kernel"]).max() > 1e-4
+    kept = ours.update(jax.tree.map(lambda x: x * jnp.nan, gradient), states[0], params[0], step=3, apply=False)[1]
+    jax.tree.map(np.testing.assert_array_equal, kept, states[0])
+
+
+def test_the_first_factor_that_matches_scales_the_rate():
+    factors = (("decoder/final", 0.5), ("decoder", 0.1), ("*/bias", 0.0))
+    params = {
+        "decoder": {"final": {"bias": jnp.ones(1)}, "b": jnp.ones(1)},
+        "e": {"bias": jnp.ones(1), "v": jnp.ones(1)},
+    }
+    plain, scaled = _optimizer(), _optimizer(learning_rate_factors=factors)
+    updates = [each.update(params, each.init(params), params, step=0)[0] for each in (plain, scaled)]
+    ratios = jax.tree.map(lambda a, b: float(b[0] / a[0]), *updates)
+    expected = {"decoder": {"final": {"bias": 0.5}, "b": 0.1}, "e": {"bias": 0.0, "v": 1.0}}
+    jax.tree.map(lambda ratio, factor: np.testing.assert_allclose(ratio, factor, rtol=1e-6), ratios, expected)

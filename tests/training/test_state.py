@@ -14,7 +14,8 @@ from audiovae_jax.config import build
 from audiovae_jax.discriminators.base import Discriminator
 from audiovae_jax.distributed import mesh
 from audiovae_jax.models.layers import count_parameters
-from audiovae_jax.training.state import create_state, create_train_state, split_trainable
+from audiovae_jax.training.optimizer import FROZEN_ENCODER
+from audiovae_jax.training.state import create_state, create_train_state, trainable_params
 
 
 def test_a_state_contains_both_networks_and_their_optimizers(micro_config):
@@ -35,12 +36,12 @@ def test_a_frozen_encoder_has_no_optimizer_state(micro_config):
     micro_config.use_adversarial = False
     recipe = build.build_recipe(micro_config)
     state = jax.eval_shape(functools.partial(create_train_state, recipe, build.example_shape(micro_config)))
-    trainable, frozen = split_trainable(state.params, encoder_frozen=True)
-    assert set(frozen) == {"encoder"}
+    trainable = trainable_params(state.params, FROZEN_ENCODER)
+    assert set(trainable) == {"decoder"}
     assert count_parameters(state.opt_state) == 2 * count_parameters(trainable) + 1
     assert state.discriminator_params is None
     assert state.discriminator_opt_state is None
-    assert split_trainable(state.params, encoder_frozen=False) == (state.params, {})
+    assert trainable_params(state.params, ()) == state.params
 
 
 @pytest.mark.slow

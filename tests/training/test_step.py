@@ -12,6 +12,7 @@ import optax
 import pytest
 from conftest import KINDS
 from small_step import (
+    ADAMW,
     SHAPE,
     SmallDiscriminator,
     assert_trees_close,
@@ -28,6 +29,8 @@ from audiovae_jax.distributed import mesh
 from audiovae_jax.losses import WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.training import step
+from audiovae_jax.training.ema import Ema
+from audiovae_jax.training.optimizer import Optimizer
 
 
 @pytest.mark.slow
@@ -355,3 +358,76 @@ def test_skipping_needs_no_collective_of_its_own(adversarial):
     collectives = [line for line in compiled.splitlines() if " all-reduce(" in line or " all-reduce-start(" in line]
     assert 1 <= len(collectives) <= 1 + adversarial  # one per update at most
     assert not any(f" {name}" in compiled for name in ("all-gather(", "all-to-all(", "reduce-scatter("))
+
+
+def test_parts_of_a_batch_give_the_update_of_the_whole():
+    recipe = make_recipe(ema=Ema(decay=0.5))
+    whole, whole_history = run(recipe, steps=3)
+    parts, history = run(dataclasses.replace(recipe, accumulation_steps=2), steps=3)
+    assert_trees_close(parts, whole, rtol=1e-5)
+    for a, b in zip(history, whole_history, strict=True):
+        assert_trees_close(a, b, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_parts_follow_the_intervals_of_updates_and_skip_what_is_not_finite():
+    recipe = make_recipe(generator_update_every=2, discriminator_update_every=3)
+    whole, _ = run(recipe, steps=4, devices=2)
+    parts, _ = run(dataclasses.replace(recipe, accumulation_steps=2), steps=4, devices=2)
+    assert_trees_close(parts, whole, rtol=1e-5)
+    broken = dataclasses.replace(recipe, losses=WeightedLosses((("l1", 1e38, lambda **audio: jnp.inf),)))
+    state, history = run(dataclasses.replace(broken, accumulation_steps=2))
+    assert history[0]["g_skipped"]
+    assert_trees_equal(state.params, jax.device_get(initial_state(recipe)).params)
+
+
+def test_the_average_follows_every_step_and_leaves_training_alone():
+    plain, _ = run(make_recipe(), steps=2)
+    averaged, _ = run(make_recipe(ema=Ema(decay=0.75)), steps=2)
+    assert_trees_equal(averaged.params, plain.params)
+    first, _ = run(make_recipe(), steps=1)
+    start = jax.device_get(initial_state(make_recipe())).params
+    expected = jax.tree.map(lambda a, b, c: 0.75 * (0.75 * a + 0.25 * b) + 0.25 * c, start, first.params, plain.params)
+    assert_trees_close(averaged.averaged_params, expected, rtol=1e-5)
+    assert_trees_equal(averaged.evaluation_variables["params"], averaged.averaged_params)
+
+
+@pytest.mark.parametrize("name", ["lion", "adafactor", "muon", "schedule_free_adamw"])
+@pytest.mark.slow
+def test_every_optimizer_trains_with_frozen_parts_and_latent_noise(name):
+    def optimizer(**options):
+        return Optimizer(
+            num_steps=100, learning_rate=1e-3, **{**ADAMW, "name": name, "schedule": "constant", **options}
+        )
+
+    recipe = make_recipe(
+        optimizer=optimizer(learning_rate_factors=(("encoder", 0.0), ("*/bias", 0.0))),
+        discriminator_optimizer=optimizer(),
+        latent_noise=0.3,
+    )
+    initial = jax.device_get(initial_state(recipe))
+    state, history = run(recipe, steps=5)
+    assert all(np.isfinite(value) for metrics in history for value in metrics.values())
+    old, new = (flax.traverse_util.flatten_dict(each.params) for each in (initial, state))
+    for path in old:
+        is_frozen = path[0] == "encoder" or path[-1] == "bias"
+        assert (old[path] == new[path]).all() == is_frozen, path
+    moments = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.opt_state)]
+    assert not any("encoder" in path or "bias" in path for path in moments)
+    if name == "schedule_free_adamw":
+        merged = flax.traverse_util.flatten_dict(state.evaluation_variables["params"])
+        assert merged.keys() == new.keys()
+        assert any((merged[path] != new[path]).any() for path in new)
+
+
+def test_latent_noise_adds_to_the_posteriors_variance():
+    model = AudioVAE(base_channels=4, channel_mults=(1,), strides=(4,), latent_dim=4, dilations=(1,))
+    audio = jnp.asarray(batch(size=1))
+    variables = model.init(jax.random.key(0), audio, deterministic=True)
+    noise = jax.random.normal(jax.random.key(1), (1, 64, 4))
+    plain, noisy = (
+        model.apply(variables, audio, noise=noise, latent_noise=sigma, method="encode") for sigma in (0.0, 2.0)
+    )
+    expected = plain.mean + noise * jnp.sqrt(jnp.exp(plain.logvar) + 4.0)
+    np.testing.assert_allclose(noisy.z, expected, rtol=1e-4, atol=1e-5)
+    assert_trees_equal((noisy.mean, noisy.logvar), (plain.mean, plain.logvar))
