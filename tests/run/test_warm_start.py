@@ -333,6 +333,7 @@ def _from(config, path):
 
 def test_weights_alone_are_those_that_are_evaluated(micro_config, trained_run, tmp_path):
     trained = trained_run[2]
+    trained = jax.tree.map(jnp.asarray, trained)
     halved = jax.tree.map(lambda x: x / 2, trained.params)
     store = Checkpoints(tmp_path / "checkpoints")
     config = configuration.plain(trained_run[1])
