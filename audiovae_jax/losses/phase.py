@@ -98,7 +98,8 @@ def stereo_correlation(*, prediction, target, n_fft=2048, hop_length=None, n_mel
       sample_rate: in Hz.
 
     Returns:
-      A float32 scalar from 0 to 2. Bands and frames are weighted by the root of the product of the target's powers.
+      A float32 scalar from 0 to 2. A band of a frame is weighted by the root of the product of its channels' powers,
+      in the quieter one of both signals, as a share of the item's average power of the target's channels.
 
     Raises:
       ValueError: the audio is not stereo, or shorter than the FFT allows.
@@ -108,16 +109,20 @@ def stereo_correlation(*, prediction, target, n_fft=2048, hop_length=None, n_mel
     (resolution,) = spectral.stft_resolutions((n_fft,), hop_length and (hop_length,), None)
     bands = signal.mel_filterbank(sample_rate, n_fft, n_mels) if n_mels > 1 else jnp.ones((n_fft // 2 + 1, 1))
     x, y = (signal.stft(jnp.moveaxis(audio, -1, 0), *resolution) for audio in (prediction, target))
-    correlation, _ = _correlation(x, bands)
-    wanted, weight = _correlation(y, bands)
-    total = jnp.sum(weight, axis=(1, 2))
-    return jnp.mean(jnp.sum(weight * jnp.abs(correlation - wanted), axis=(1, 2)) / total)
+    correlation, size, _ = _correlation(x, bands)
+    wanted, wanted_size, power = _correlation(y, bands)
+    weight = jax.lax.stop_gradient(jnp.minimum(size, wanted_size))
+    return jnp.mean(jnp.sum(weight * jnp.abs(correlation - wanted), axis=(1, 2)) / jnp.sum(power, axis=(1, 2)))
 
 
 def _correlation(spectra, bands):
-    """Return correlations and root products of powers, both `[B, frames, bands]`, of `[2, B, frames, bins]`."""
+    """Return the correlation of two channels, and the geometric and arithmetic mean of their powers.
+
+    All are `[B, frames, bands]`, of `spectra: [2, B, frames, bins]`.
+    """
     left, right = spectra
     cross = signal.mel_spectrogram(left.real * right.real + left.imag * right.imag, bands)
     powers = signal.mel_spectrogram(jnp.square(spectra.real) + jnp.square(spectra.imag), bands)
-    scale = jnp.prod(jnp.sqrt(jnp.maximum(powers, _MIN_POWER)), axis=0)
-    return cross / scale, scale
+    powers = jnp.maximum(powers, _MIN_POWER)
+    size = jnp.sqrt(powers[0]) * jnp.sqrt(powers[1])
+    return cross / size, size, jnp.mean(powers, axis=0)

@@ -117,9 +117,8 @@ def cqt(x, sample_rate: int, hop_length: int, *, f_min: float = 32.70, octaves: 
       ValueError: the hop is not such a multiple, or the highest bin reaches half the sample rate.
     """
     if hop_length % 2 ** (octaves - 1):
-        raise ValueError(
-            f"a CQT of {octaves} octaves needs a hop in multiples of {2 ** (octaves - 1)}, not {hop_length}"
-        )
+        step = 2 ** (octaves - 1)
+        raise ValueError(f"a CQT of {octaves} octaves needs a hop that is a multiple of {step}, not {hop_length}")
     kernels, scales = _cqt_kernels(sample_rate, f_min, octaves, bins_per_octave)
     *batch, length = x.shape
     frames, taps = 1 + length // hop_length, kernels.shape[0]
