@@ -141,6 +141,7 @@ def require_range(name: str, value: float, *, above: float | None = None, below:
 
     if isinstance(value, jax.core.Tracer):
         return
+    value = value.item() if isinstance(value, jax.Array) and value.ndim == 0 else value
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not number or not math.isfinite(value):
         raise ValueError(f"{name}={value!r} must be a finite number")

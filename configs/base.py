@@ -133,6 +133,13 @@ def _base():
     config.discriminator.mel_stft_sample_rate = sample_rate
     config.discriminator.mel_stft_f_min = 0.0  # Hz
     config.discriminator.mel_stft_f_max = config_dict.placeholder(float)  # Hz; unset: half the sample rate
+    config.discriminator.use_cqt = False
+    config.discriminator.cqt_filters = 32
+    config.discriminator.cqt_bins_per_octave = (24, 36, 48)
+    config.discriminator.cqt_hop_lengths = (512, 256, 256)  # samples, multiples of 2 ** (cqt_octaves - 1)
+    config.discriminator.cqt_octaves = 9
+    config.discriminator.cqt_f_min = 32.70  # Hz; the highest octave must end below half the sample rate
+    config.discriminator.cqt_sample_rate = sample_rate
     config.discriminator.dtype = "float32"  # of the convolutions; STFTs stay float32
     config.discriminator.remat = False  # True: a fifth less memory on GPUs, for slightly more memory traffic
 
@@ -141,6 +148,8 @@ def _base():
     config.adversarial.adversarial_weight = 1.0
     config.adversarial.feature_matching_weight = 10.0
     config.adversarial.warmup_steps = 0  # steps before the discriminator is used
+    config.adversarial.loss = "hinge"  # also "least_squares" and "relativistic" (pairs of real and generated audio)
+    config.adversarial.ramp_steps = 0  # steps after the warm-up over which both weights rise linearly from 0
 
     # Reconstruction losses by name: a dotted path, a weight and the function's options.
     config.losses = ml_collections.ConfigDict()
@@ -155,7 +164,9 @@ def _base():
     config.losses.stft.w_lin_mag = 1.0
     config.losses.stft.w_sum = 1.0
     config.losses.stft.w_diff = 1.0
-    config.losses.stft.perceptual_weighting = True  # A-weighting
+    config.losses.stft.w_log1p_mag = 0.0
+    # True or "a" for A-weighting, "k" for K-weighting (ITU-R BS.1770), False for none.
+    config.losses.stft.perceptual_weighting = config_dict.FieldReference(True, field_type=object)
     config.losses.stft.sample_rate = sample_rate
     config.losses.mel = ml_collections.ConfigDict()
     config.losses.mel._target_ = "audiovae_jax.losses.multi_scale_mel"
@@ -175,6 +186,9 @@ def _base():
     config.kl.warmup_steps = 5000  # steps over which the weight rises from 0
     config.kl.free_bits = 0.0  # nats per latent element
     config.kl.reduction = "sum"  # sums over latents and time; "frame" divides by the frames, for any crop length
+    config.kl.cycle_steps = 0  # steps after which the warm-up restarts (cyclic annealing); 0 for a single warm-up
+    # Bits per second of audio. If set, the term is (KL / target - 1)^2, which needs a weight near 1.
+    config.kl.target_bits_per_second = config_dict.placeholder(float)
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adamw"  # also "lion", "adafactor", "muon" and "schedule_free_adamw"

@@ -3,6 +3,7 @@
 Each object is traced on the shape of a batch, so that errors appear before anything is compiled.
 """
 
+import dataclasses
 import inspect
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import ml_collections
 
 from audiovae_jax.config import resolve
 from audiovae_jax.discriminators import base
+from audiovae_jax.distributed.mesh import AXIS
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
@@ -177,7 +179,8 @@ def _build_ema(config):
 
 
 def _build_kl(config, model):
-    kl = _construct(KLTerm, config.kl, "config.kl")
+    frame_rate = config.data.sample_rate / model.hop_length
+    kl = _construct(KLTerm, {**config.kl, "frame_rate": frame_rate}, "config.kl")
     if model.posterior == "none" and not is_off(kl.weight):
         raise ConfigError(
             f"config.kl.weight={kl.weight}: a model with config.model.posterior=none has no KL divergence; "
@@ -185,7 +188,7 @@ def _build_kl(config, model):
         )
     shape = jax.ShapeDtypeStruct((1, 1, config.model.latent_dim), jnp.float32)
     _trace(kl, "config.kl", "KLTerm", shape, shape)
-    return kl
+    return dataclasses.replace(kl, axis_name=AXIS)
 
 
 def _construct(cls, section, where):

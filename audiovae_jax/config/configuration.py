@@ -42,7 +42,12 @@ _LATER_KEYS = {
     "data.augment.swap_probability": 0.0, "data.val_root": None, "init_weights_only": False, "init_reset": (),
     "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0, "model.activation": "snake",
     "model.posterior": "logvar", "model.padding": "floor", "model.final_bias": True, "model.final_tanh": False,
-    "model.decoder_base_channels": None, "model.bottleneck_channels": None, "accumulation_steps": 1,
+    "model.decoder_base_channels": None, "model.bottleneck_channels": None, "adversarial.loss": "hinge",
+    "adversarial.ramp_steps": 0, "kl.cycle_steps": 0, "kl.target_bits_per_second": None,
+    "losses.stft.w_log1p_mag": 0.0, "discriminator.use_cqt": False, "discriminator.cqt_filters": 32,
+    "discriminator.cqt_bins_per_octave": (24, 36, 48), "discriminator.cqt_hop_lengths": (512, 256, 256),
+    "discriminator.cqt_octaves": 9, "discriminator.cqt_f_min": 32.70,
+    "accumulation_steps": 1,
     "latent_noise": 0.0, "ema.decay": 0.0, "ema.start_step": 0, "ema.power": 0.0, "optimizer.learning_rate_factors": (),
     "optimizer.name": "adamw", "optimizer.schedule": "cosine", "optimizer.decay_steps": 0,
     "discriminator_optimizer.name": "adamw", "discriminator_optimizer.schedule": "cosine",
@@ -209,13 +214,17 @@ def differences(old: dict, new: dict) -> list[str]:
     Args:
       old, new: configs as nested dicts.
     """
-    old, new = _LATER_KEYS | flatten(old), _LATER_KEYS | flatten(new)
+    old, new = _with_later_keys(flatten(old)), _with_later_keys(flatten(new))
     missing = "(absent)"
     return [
         f"{key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
         for key in sorted(old.keys() | new.keys())
         if _comparable(old.get(key, missing)) != _comparable(new.get(key, missing)) and key not in OPERATIONAL_KEYS
     ]
+
+
+def _with_later_keys(flat):
+    return {**_LATER_KEYS, "discriminator.cqt_sample_rate": flat.get("data.sample_rate"), **flat}
 
 
 def to_json(config: ml_collections.ConfigDict) -> str:

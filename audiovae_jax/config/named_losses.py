@@ -68,4 +68,6 @@ def _default(section, where, option):
         near = did_you_mean(option, options)
         raise ConfigError(f"{where}: {target} has no option {option!r}{near}; its options are {', '.join(options)}")
     default = options[option]
-    return config_dict.placeholder(object) if default is None else default
+    if default is None or parameters[option].annotation == bool | str:
+        return config_dict.FieldReference(default, field_type=object)
+    return default

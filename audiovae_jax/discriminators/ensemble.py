@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from audiovae_jax.discriminators.base import Discriminator, Output, in_turn
+from audiovae_jax.discriminators.cqt import MultiScaleSubBandCQTDiscriminator
 from audiovae_jax.discriminators.mel_stft import MultiScaleMelSTFTDiscriminator
 from audiovae_jax.discriminators.period import MultiPeriodDiscriminator
 from audiovae_jax.discriminators.scale import MultiScaleDiscriminator
@@ -11,7 +12,7 @@ from audiovae_jax.models.layers import Dtype
 
 
 class EnCodecDiscriminator(Discriminator):
-    """An ensemble with outputs in the order MS-STFT, MSD, MPD, Mel-STFT.
+    """An ensemble with outputs in the order MS-STFT, MSD, MPD, Mel-STFT, CQT.
 
     Attributes:
       stft_filters, n_ffts: see `MultiScaleSTFTDiscriminator`.
@@ -19,8 +20,9 @@ class EnCodecDiscriminator(Discriminator):
       msd_scales, use_msd: see `MultiScaleDiscriminator`.
       mpd_periods, mpd_channels, use_mpd: see `MultiPeriodDiscriminator`.
       mel_stft_*, use_mel_stft: see `MultiScaleMelSTFTDiscriminator`.
+      cqt_*, use_cqt: see `MultiScaleSubBandCQTDiscriminator`.
       dtype: dtype of the convolutions.
-      remat: applies to MS-STFT and Mel-STFT, see `SpectrogramStack`.
+      remat: applies to MS-STFT, Mel-STFT and CQT, see `SpectrogramStack`.
     """
 
     stft_filters: int = 32
@@ -38,6 +40,13 @@ class EnCodecDiscriminator(Discriminator):
     mel_stft_sample_rate: int = 44100
     mel_stft_f_min: float = 0.0
     mel_stft_f_max: float | None = None
+    use_cqt: bool = False
+    cqt_filters: int = 32
+    cqt_bins_per_octave: tuple[int, ...] = (24, 36, 48)
+    cqt_hop_lengths: tuple[int, ...] = (512, 256, 256)
+    cqt_octaves: int = 9
+    cqt_f_min: float = 32.70
+    cqt_sample_rate: int = 44100
     dtype: Dtype = jnp.float32
     remat: bool = False
 
@@ -59,9 +68,20 @@ class EnCodecDiscriminator(Discriminator):
                 remat=self.remat,
                 **parts,
             )
+        if self.use_cqt:
+            self.cqt = MultiScaleSubBandCQTDiscriminator(
+                self.cqt_filters,
+                bins_per_octave=self.cqt_bins_per_octave,
+                hop_lengths=self.cqt_hop_lengths,
+                octaves=self.cqt_octaves,
+                f_min=self.cqt_f_min,
+                sample_rate=self.cqt_sample_rate,
+                remat=self.remat,
+                **parts,
+            )
 
     def discriminate(self, audio, known_maps=None) -> Output:
-        parts = ["msstft"] + [name for name in ("msd", "mpd", "mel_stft") if getattr(self, f"use_{name}")]
+        parts = ["msstft"] + [name for name in ("msd", "mpd", "mel_stft", "cqt") if getattr(self, f"use_{name}")]
         logits, feature_maps = [], []
         for part in parts:
             known = known_maps and known_maps[len(feature_maps) :]

@@ -10,6 +10,7 @@ from audiovae_jax.errors import require_range
 from audiovae_jax.ops import signal
 
 _EPS = 1e-8
+_WEIGHTINGS = {False: None, True: signal.a_weight, "a": signal.a_weight, "k": signal.k_weight}
 # Parallel WaveGAN's FFT, hop and window lengths in samples, used if `fft_sizes` is None.
 _FFT_SIZES, _HOP_SIZES, _WIN_LENGTHS = (1024, 2048, 512), (120, 240, 50), (600, 1200, 240)
 
@@ -24,7 +25,8 @@ def multi_resolution_stft(
     w_sc=1.0,
     w_log_mag=1.0,
     w_lin_mag=0.0,
-    perceptual_weighting=False,
+    w_log1p_mag=0.0,
+    perceptual_weighting: bool | str = False,
     sample_rate=44100,
 ):
     """Average spectral convergence and magnitude distances over resolutions.
@@ -38,7 +40,9 @@ def multi_resolution_stft(
       w_sc: weight of `||Y - X||_F / ||Y||_F`, per item.
       w_log_mag: weight of the mean `|log X - log Y|`.
       w_lin_mag: weight of the mean `|X - Y|`.
-      perceptual_weighting: whether to A-weight both signals first.
+      w_log1p_mag: weight of the mean `|log(1 + X) - log(1 + Y)|`, in which quiet bins count little.
+      perceptual_weighting: the filter of both signals: True or "a" for the A weighting (IEC 61672-1), "k" for the K
+        weighting (ITU-R BS.1770), False for none.
       sample_rate: in Hz, used only by the perceptual weighting.
 
     Returns:
@@ -48,11 +52,13 @@ def multi_resolution_stft(
       ValueError: shapes differ, lists differ in length, or the audio is shorter than an FFT allows.
     """
     prediction, target = items(prediction, target)
-    require_weights(w_sc=w_sc, w_log_mag=w_log_mag, w_lin_mag=w_lin_mag)
+    require_weights(w_sc=w_sc, w_log_mag=w_log_mag, w_lin_mag=w_lin_mag, w_log1p_mag=w_log1p_mag)
     require_range("sample_rate", sample_rate, above=0)
-    if perceptual_weighting:
-        prediction = signal.a_weight(prediction, sample_rate)
-        target = signal.a_weight(target, sample_rate)
+    if perceptual_weighting not in _WEIGHTINGS:
+        raise ValueError(f'perceptual_weighting={perceptual_weighting!r} is none of True, "a", "k" and False')
+    if (weight := _WEIGHTINGS[perceptual_weighting]) is not None:
+        prediction = weight(prediction, sample_rate)
+        target = weight(target, sample_rate)
     if fft_sizes is None:
         fft_sizes = _FFT_SIZES
         hop_sizes = _HOP_SIZES if hop_sizes is None else hop_sizes
@@ -68,6 +74,8 @@ def multi_resolution_stft(
             total += w_log_mag * jnp.mean(jnp.abs(jnp.log(x + _EPS) - jnp.log(y + _EPS)))
         if w_lin_mag:
             total += w_lin_mag * jnp.mean(jnp.abs(x - y))
+        if w_log1p_mag:
+            total += w_log1p_mag * jnp.mean(jnp.abs(jnp.log1p(x) - jnp.log1p(y)))
     return jnp.asarray(total / len(resolutions), jnp.float32)
 
 
@@ -84,7 +92,7 @@ def sum_and_difference_stft(*, prediction, target, w_sum=1.0, w_diff=1.0, **opti
     Raises:
       ValueError: the audio is not stereo, or `multi_resolution_stft` raises it.
     """
-    _require_stereo("sum_and_difference_stft", prediction, target)
+    require_stereo("sum_and_difference_stft", prediction, target)
     require_weights(w_sum=w_sum, w_diff=w_diff)
     total, difference = (
         multi_resolution_stft(prediction=_fold(prediction, sign), target=_fold(target, sign), **options)
@@ -106,7 +114,7 @@ def mid_side_stft(*, prediction, target, **options):
     Raises:
       ValueError: the audio is not stereo, or `multi_resolution_stft` raises it.
     """
-    _require_stereo("mid_side_stft", prediction, target)
+    require_stereo("mid_side_stft", prediction, target)
     return multi_resolution_stft(prediction=mid_side(prediction), target=mid_side(target), **options)
 
 
@@ -197,7 +205,8 @@ def _fold(audio, sign):
     return audio[..., :1] + sign * audio[..., 1:]
 
 
-def _require_stereo(name, prediction, target):
+def require_stereo(name, prediction, target):
+    """Raise ValueError unless both arrays are `[B, T, 2]`."""
     require_same_shape(prediction, target)
     if prediction.shape[-1] != 2:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Signal processing as plain functions: framing, STFT, mel filters, A-weighting.
+"""Signal processing as plain functions: framing, STFT, CQT, mel filters, A- and K-weighting.
 
 All of it computes in float32, even if the networks use bfloat16, which is too coarse for log-magnitudes.
 """
@@ -9,6 +9,8 @@ import warnings
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from audiovae_jax.ops import k_weighting
 
 A_WEIGHTING_TAPS = 101
 
@@ -93,6 +95,80 @@ def mel_spectrogram(magnitudes, filters):
     return jnp.matmul(magnitudes, filters, precision=lax.Precision.HIGHEST)
 
 
+def cqt(x, sample_rate: int, hop_length: int, *, f_min: float = 32.70, octaves: int = 9, bins_per_octave: int = 24):
+    """Constant-Q transform with centred frames and zero padding, as `librosa.cqt` computes it.
+
+    All octaves use the kernels of the highest one, as direct strided convolutions. Each octave below is computed at
+    half the rate of the one above (Schörkhuber and Klapuri, 2010). The spectrum of the whole signal is cut for that,
+    which removes all that would alias.
+
+    Args:
+      x: `[..., T]` real signal.
+      sample_rate: in Hz.
+      hop_length: samples between frames, a multiple of `2 ** (octaves - 1)`.
+      f_min: centre frequency of the lowest bin in Hz.
+      octaves: number of octaves above `f_min`.
+      bins_per_octave: bins in each octave.
+
+    Returns:
+      Complex64 `[..., frames, octaves * bins_per_octave]`, `frames = 1 + T // hop_length`, lowest bin first.
+
+    Raises:
+      ValueError: the hop is not such a multiple, or the highest bin reaches half the sample rate.
+    """
+    if hop_length % 2 ** (octaves - 1):
+        step = 2 ** (octaves - 1)
+        raise ValueError(f"a CQT of {octaves} octaves needs a hop that is a multiple of {step}, not {hop_length}")
+    kernels, scales = _cqt_kernels(sample_rate, f_min, octaves, bins_per_octave)
+    *batch, length = x.shape
+    frames, taps = 1 + length // hop_length, kernels.shape[0]
+    n_fft = _fast_length(length, 2**octaves)
+    spectrum = jnp.fft.rfft(x.reshape(-1, length).astype(jnp.float32), n_fft, axis=-1)
+    parts = []
+    for octave in range(octaves):  # from the highest
+        rate = 2**octave
+        slow = jnp.fft.irfft(spectrum[:, : n_fft // rate // 2 + 1], n_fft // rate, axis=-1) / rate
+        hop = hop_length // rate
+        right = (frames - 1) * hop + taps - taps // 2 - slow.shape[-1]
+        slow = lax.pad(slow, jnp.float32(0), [(0, 0, 0), (taps // 2, right, 0)])  # right < 0 cuts
+        parts.append(
+            lax.conv_general_dilated(
+                slow[..., None], kernels, (hop,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"),
+                precision=lax.Precision.HIGHEST,
+            )
+        )  # fmt: skip
+    real, imaginary = (
+        jnp.concatenate([p[..., half] for p in reversed(parts)], axis=-1) * scales
+        for half in (slice(bins_per_octave), slice(bins_per_octave, None))
+    )
+    return lax.complex(real, imaginary).reshape(*batch, frames, octaves * bins_per_octave)
+
+
+@functools.cache
+def _cqt_kernels(sample_rate, f_min, octaves, bins_per_octave):
+    """Return `(kernels [taps, 1, 2 * bins], scales [octaves * bins])` of a CQT.
+
+    The kernels are the real and imaginary parts of the highest octave's. Their magnitudes sum to 1. `scales` are the
+    square roots of the lengths in samples of the kernels of all octaves.
+    """
+    import librosa
+
+    frequencies = f_min * 2.0 ** (np.arange(octaves * bins_per_octave) / bins_per_octave)
+    if frequencies[-1] * 2 ** (1 / bins_per_octave) > sample_rate / 2:
+        raise ValueError(
+            f"a CQT of {octaves} octaves from {f_min:g} Hz passes half the sample rate of {sample_rate} Hz; use fewer"
+        )
+    lengths, _ = librosa.filters.wavelet_lengths(freqs=frequencies, sr=sample_rate)
+    kernels, _ = librosa.filters.wavelet(
+        freqs=frequencies[-bins_per_octave:], sr=sample_rate, norm=1, dtype=np.complex128
+    )
+    # Their phase is 0 in the middle of an even number of taps. Padding is cut down to the longest.
+    middle, half = kernels.shape[1] // 2, int(np.ceil(lengths[-bins_per_octave] / 2))
+    kernels = kernels[:, middle - half : middle + half]
+    kernels = np.concatenate([kernels.real, -kernels.imag]).T[:, None]  # conjugates
+    return kernels.astype(np.float32), np.sqrt(lengths).astype(np.float32)
+
+
 @functools.cache
 def a_weighting_fir(sample_rate: int) -> np.ndarray:
     """A-weighting (IEC 61672-1) as a linear-phase FIR of 101 taps.
@@ -116,6 +192,32 @@ def a_weighting_fir(sample_rate: int) -> np.ndarray:
 def a_weight(x, sample_rate: int):
     """Filter `x: [..., T]` with the A-weighting FIR; zero padding keeps the length."""
     return _fir_same(x.astype(jnp.float32), a_weighting_fir(sample_rate))
+
+
+def k_weight(x, sample_rate: int):
+    """Filter `x: [..., T]` with the K weighting of ITU-R BS.1770, from zero initial state.
+
+    The recursive filters are applied as a product of spectra. The zeros that are appended are longer than their decay.
+    """
+    length = x.shape[-1]
+    n_fft = _fast_length(length + sample_rate // 10)
+    spectrum = jnp.fft.rfft(x.astype(jnp.float32), n_fft, axis=-1)
+    return jnp.fft.irfft(spectrum * _k_weighting_response(sample_rate, n_fft), n_fft, axis=-1)[..., :length]
+
+
+@functools.cache
+def _k_weighting_response(sample_rate: int, n_fft: int) -> np.ndarray:
+    import scipy.signal
+
+    bins = 2 * np.pi * np.arange(n_fft // 2 + 1) / n_fft
+    return scipy.signal.sosfreqz(k_weighting.sections(sample_rate), bins)[1].astype(np.complex64)
+
+
+def _fast_length(least: int, multiple: int = 1) -> int:
+    """Return the smallest product of `multiple` and a number with small factors that is at least `least`."""
+    import scipy.fft
+
+    return multiple * scipy.fft.next_fast_len(-(-least // multiple), real=True)
 
 
 def _fir_same(x, taps: np.ndarray, block: int = 128):

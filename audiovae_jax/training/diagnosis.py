@@ -56,7 +56,7 @@ def diagnose(state: TrainState, audio: jax.Array, *, recipe: Recipe, adversarial
 
 
 def _of_the_discriminator(state, audio, output, recipe):
-    calculator = recipe.adversarial
+    calculator = recipe.adversarial.at(state.step)
 
     @jax.jit
     def judge(audio):
@@ -69,7 +69,7 @@ def _of_the_discriminator(state, audio, output, recipe):
         return recipe.losses(prediction=reconstruction, target=audio)[0]
 
     def adversarial_loss(fake):
-        return calculator.adversarial_weight * gan.generator_hinge(fake[0])
+        return calculator.adversarial_weight * gan.LOSSES[calculator.loss].generator(real[0], fake[0])
 
     def feature_matching_loss(fake):
         return calculator.feature_matching_weight * gan.feature_matching(real[1], fake[1])
@@ -84,7 +84,7 @@ def _of_the_discriminator(state, audio, output, recipe):
     values["kl"] = recipe.kl.weight_at(state.step) * recipe.kl(output.mean, output.logvar)
     total = sum(jnp.abs(value) for value in values.values())
     return {
-        **gan.by_discriminator(real[0], fake[0]),
+        **gan.by_discriminator(real[0], fake[0], calculator.loss),
         "feature_matching_share": jnp.abs(values["feature_matching"]) / jnp.maximum(total, 1e-20),
         **{f"{name}_gradient": jnp.sum(jnp.square(gradient)) for name, gradient in gradients.items()},
     }

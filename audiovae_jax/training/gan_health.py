@@ -13,7 +13,7 @@ CONSECUTIVE_CHECKS = 3  # consecutive checks with or without a sign that switch 
 ACTIVE_VARIANCE = 0.01  # of a channel's mean over data: Burda et al., "Importance Weighted Autoencoders", 2016
 _FEW_CHANNELS, _NO_INFORMATION = 0.1, 0.05  # fraction of channels; nats per frame of a channel that equals the prior
 _IDLE_DECODER = 0.02  # RMS of the latent's effect on the reconstruction, relative to the reconstruction
-_CERTAIN, _LOSS_OF_CERTAIN = 0.99, 0.05  # accuracy and hinge loss of a discriminator that has nothing to learn
+_CERTAIN, _LOSS_OF_CERTAIN = 0.99, 0.05  # accuracy and loss of a discriminator that has nothing to learn
 _SILENT = 1e-3  # fraction of the gradient at the decoder's output
 
 

@@ -29,7 +29,7 @@ from audiovae_jax.training.state import TrainState, merged, trainable_params
 RESERVED_METRICS = (
     "reconstruction_loss", "kl_loss", "kl_weight", "total_g_loss", "total_loss", "best_total_loss", "si_sdr_db",
     "g_adv_loss", "feature_matching_loss", "d_loss", "d_real_acc", "d_fake_acc", "g_grad_norm", "d_grad_norm",
-    "g_skipped", "d_skipped", "skipped_g_updates", "skipped_d_updates",
+    "g_skipped", "d_skipped", "skipped_g_updates", "skipped_d_updates", "kl_bits_per_second", "gradient_penalty",
 )  # fmt: skip
 
 
@@ -182,12 +182,13 @@ def _compute(recipe, state, trainable, adversarial, audio, noise) -> _Computed:
         loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
         kl_loss = recipe.kl(output.mean, output.logvar)
         metrics = {**values, "reconstruction_loss": loss, "kl_loss": kl_loss}
+        metrics |= recipe.kl.metrics(output.mean, output.logvar)
         return weighted_sum([(1.0, loss), (kl_weight, kl_loss)]), metrics
 
     (loss, metrics), cotangent = jax.value_and_grad(objective, has_aux=True)(output)
     if adversarial:
         of_pass = adversarial_pass(
-            recipe.discriminator, recipe.adversarial, discriminator_params, audio, output.reconstruction
+            recipe.discriminator, recipe.adversarial.at(state.step), discriminator_params, audio, output.reconstruction
         )
         loss += of_pass.generator["total_adv_loss"]
         metrics |= {
@@ -257,6 +258,7 @@ def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tup
         "kl_loss": kl_loss,
         "total_loss": weighted_sum([(1.0, loss), (recipe.kl.weight, kl_loss)]),
         "si_sdr_db": -si_sdr(prediction=reconstruction, target=audio),
+        **recipe.kl.metrics(output.mean, output.logvar),
     }
     return lax.pmean(metrics, AXIS), reconstruction
 

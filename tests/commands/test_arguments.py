@@ -142,6 +142,17 @@ def test_a_loss_is_added_by_its_name(read_config, config):
     assert names == list(read.losses)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("=k", "k"), ("=a", "a"), ("=False", False), ("=true", True), ("", True), ("no", False)],
+)
+@pytest.mark.parametrize("loss", ["stft", "mid_side_stft"])
+def test_a_weighting_is_a_name_or_a_boolean(read_config, loss, given, expected):
+    key = f"config.losses.{loss}.perceptual_weighting"
+    read = read_config(f"--no{key}" if given == "no" else f"--{key}{given}", f"--config.losses.{loss}.weight=1")
+    assert read.losses[loss].perceptual_weighting == expected
+
+
 def test_every_loss_of_the_package_is_added_by_its_name(read_config):
     read = read_config(*(f"--config.losses.{name}.weight=1" for name in named_losses.names()))
     assert len(named_losses.names()) >= 8

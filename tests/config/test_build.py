@@ -1,10 +1,15 @@
 """Custom parts, named by a dotted path: the contract and its errors."""
 
+import jax
 import ml_collections
+import numpy as np
 import pytest
 
 from audiovae_jax.config import build
+from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import ConfigError
+from audiovae_jax.training import program
+from audiovae_jax.training.state import create_train_state
 
 PARTS = """
 import flax.linen as nn
@@ -156,6 +161,10 @@ def test_a_stereo_loss_on_mono_audio_names_the_remedy(micro_config):
         ("kl.weight", -1.0, "config.kl: .* weight=-1.0 must not be negative"),
         ("kl.warmup_steps", -5, "config.kl: .* warmup_steps=-5 must not be negative"),
         ("kl.free_bits", -0.5, "config.kl: .* free_bits=-0.5 must not be negative"),
+        ("kl.target_bits_per_second", -1.0, "config.kl: .* target_bits_per_second=-1.0 must be above 0"),
+        ("kl.cycle_steps", 10, "config.kl: .* warmup_steps=5000 must be below 11"),
+        ("adversarial.loss", "wgan", "config.adversarial: .* loss='wgan' is unknown; use one of hinge"),
+        ("losses.stft.perceptual_weighting", "c", "config.losses.stft: .* perceptual_weighting='c' is none of True"),
         ("adversarial.feature_matching_weight", float("inf"), "feature_matching_weight=inf must be a finite number"),
         ("losses.mel.weight", -1.0, "config.losses: the weight of mel=-1.0 must not be negative"),
         ("losses.mel.w_log_mag", -1.0, "config.losses.mel: .* w_log_mag=-1.0 must not be negative"),
@@ -172,6 +181,41 @@ def test_numbers_that_turn_or_break_the_training_are_refused(micro_config, key, 
     at[name] = value
     with pytest.raises(ConfigError, match=message):
         build.build_recipe(micro_config)
+
+
+def test_every_objective_trains(micro_config):
+    config = micro_config
+    config.adversarial.loss, config.adversarial.ramp_steps = "relativistic", 10
+    config.kl.target_bits_per_second, config.kl.weight = 30_000.0, 1.0
+    config.kl.cycle_steps, config.kl.warmup_steps = 4, 2
+    config.losses.stft.perceptual_weighting, config.losses.stft.w_log1p_mag = "k", 1.0
+    for name, options in (("phase_derivatives", {"fft_sizes": (64,)}), ("stereo_correlation", {"n_fft": 512})):
+        config.losses[name] = _section(_target_=f"audiovae_jax.losses.{name}", weight=0.1, **options)
+    config.discriminator.use_mpd = False
+    config.discriminator.use_cqt = True
+    config.discriminator.cqt_filters = 2
+    config.discriminator.cqt_octaves, config.discriminator.cqt_f_min = 3, 1000.0
+    config.discriminator.cqt_bins_per_octave, config.discriminator.cqt_hop_lengths = (6,), (64,)
+    recipe = build.build_recipe(config)
+    assert recipe.kl.frame_rate == 44100 / 8
+    devices = mesh.make_mesh(jax.devices()[:2])
+    step, scalars = program.map_step(recipe, devices, True), program.place_scalars(recipe, devices)
+    initial = jax.device_get(create_train_state(recipe, (1, 1024, 2)))
+    state = mesh.replicate(initial, mesh.replicated(devices))
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, (4, 1024, 2)).astype(np.float32)
+    history = []
+    for _ in range(5):
+        state, metrics = step(state, mesh.place_batch(devices, audio), scalars)
+        history.append(jax.device_get(metrics))
+    assert all(np.isfinite(value) for metrics in history for value in metrics.values())
+    assert not any(metrics["g_skipped"] or metrics["d_skipped"] for metrics in history)
+    assert [metrics["kl_weight"] for metrics in history] == pytest.approx([0, 0.5, 1, 1, 0])
+    assert all(metrics["d_real_acc"] == metrics["d_fake_acc"] for metrics in history)
+    assert history[-1]["reconstruction_loss"] < history[0]["reconstruction_loss"]
+    # Every parameter was updated.
+    for old, new in ((initial.params, state.params), (initial.discriminator_params, state.discriminator_params)):
+        for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
+            assert (before != np.asarray(after)).any(), jax.tree_util.keystr(path)
 
 
 def test_a_discriminators_rate_warms_up_from_where_it_joins(micro_config):

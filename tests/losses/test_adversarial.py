@@ -68,3 +68,56 @@ def test_sub_discriminators_have_equal_weight_for_any_size():
 def test_negative_weights_are_refused():
     with pytest.raises(ValueError, match="adversarial_weight=-1"):
         AdversarialLossCalculator(adversarial_weight=-1)
+    with pytest.raises(ValueError, match="loss='wgan' is unknown; use one of hinge, least_squares, relativistic"):
+        AdversarialLossCalculator(loss="wgan")
+
+
+@pytest.mark.parametrize(
+    ("loss", "g_adv_loss", "d_loss", "accuracies"),
+    [
+        ("least_squares", 1.25**2, 0.5**2 + 0.25**2, (0.0, 1.0)),  # a logit of 0.5 lies on the boundary
+        ("relativistic", np.log1p(np.exp(0.75)), np.log1p(np.exp(-0.75)), (1.0, 1.0)),
+    ],
+)
+def test_other_losses_in_closed_form(loss, g_adv_loss, d_loss, accuracies):
+    calculator = AdversarialLossCalculator(loss=loss, adversarial_weight=2.0, feature_matching_weight=0.0)
+    g = calculator.compute_generator_loss(discriminator, REAL, FAKE, global_step=0)
+    assert g["g_adv_loss"] == pytest.approx(g_adv_loss)
+    assert g["total_adv_loss"] == pytest.approx(2 * g_adv_loss)
+    d = calculator.compute_discriminator_loss(discriminator, REAL, FAKE)
+    assert d["d_loss"] == pytest.approx(d_loss)
+    assert (d["d_real_acc"], d["d_fake_acc"]) == accuracies
+    each = adversarial.by_discriminator(discriminator(REAL)[0], discriminator(FAKE)[0], loss)
+    assert each["d_loss"] == pytest.approx(d_loss)
+    assert (each["d_real_acc"], each["d_fake_acc"]) == accuracies
+
+
+def test_relativistic_pairs_count_where_real_is_above_fake_at_any_level():
+    real, fake = [jnp.asarray([3.0, -1.0, 5.0, 0.0])], [jnp.asarray([2.0, -2.0, 6.0, 0.0])]
+    assert adversarial.accuracies(real, fake, "relativistic") == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("loss", adversarial.LOSSES)
+def test_the_generators_gradient_raises_the_fake_logits_only(loss):
+    calculator = AdversarialLossCalculator(loss=loss, feature_matching_weight=0.0)
+
+    def total(real, fake):
+        return calculator.compute_generator_loss(discriminator, real, fake, 0)["total_adv_loss"]
+
+    to_real, to_fake = jax.grad(total, argnums=(0, 1))(REAL, FAKE)
+    assert (to_fake < 0).all()
+    assert (to_real == 0).all()
+
+
+def test_the_ramp_raises_both_weights_linearly_after_the_warm_up():
+    constant = AdversarialLossCalculator(2.0, 4.0, warmup_steps=10)
+    assert constant.at(3) is constant
+    calculator = AdversarialLossCalculator(2.0, 4.0, warmup_steps=10, ramp_steps=100)
+    traced = jax.jit(lambda step: calculator.compute_generator_loss(discriminator, REAL, FAKE, step)["total_adv_loss"])
+    for step, share in ((9, 0), (10, 0), (35, 0.25), (110, 1), (500, 1)):
+        total = calculator.compute_generator_loss(discriminator, REAL, FAKE, step)["total_adv_loss"]
+        assert total == pytest.approx(share * (2 * 0.25 + 4 * 0.75)), step
+        assert traced(step) == pytest.approx(share * (2 * 0.25 + 4 * 0.75)), step
+    without = AdversarialLossCalculator(0.0, 4.0, ramp_steps=100).at(50)
+    assert without.adversarial_weight == 0
+    assert without.feature_matching_weight == pytest.approx(2.0)

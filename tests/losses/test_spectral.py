@@ -5,6 +5,7 @@ import pytest
 
 from audiovae_jax import losses
 from audiovae_jax.losses import spectral
+from audiovae_jax.ops import signal
 
 STFT = {"fft_sizes": (256, 128), "hop_sizes": None, "win_lengths": None}
 
@@ -25,6 +26,38 @@ def test_twice_the_signal_has_closed_form_distances():
     # The loss is linear in the weights, and zero if all are zero.
     assert loss(w_log_mag=3.0, w_sc=0.5) == pytest.approx(3 * np.log(2) + 0.5, rel=1e-3)
     assert loss() == 0.0
+
+
+def test_log1p_magnitudes_equal_numpy():
+    x, y = _audio(1), _audio(2)
+
+    def magnitudes(audio):
+        return np.abs(signal.stft(jnp.moveaxis(audio, -1, 1), 256))
+
+    expected = np.abs(np.log1p(magnitudes(x)) - np.log1p(magnitudes(y))).mean()
+    found = losses.multi_resolution_stft(
+        prediction=x, target=y, fft_sizes=(256,), w_sc=0.0, w_log_mag=0.0, w_log1p_mag=2.0
+    )
+    assert found == pytest.approx(2 * expected, rel=1e-4)
+
+
+def test_perceptual_weightings_filter_both_signals():
+    x, y = _audio(1), _audio(2)
+    args = {"fft_sizes": (256,), "w_lin_mag": 1.0}
+
+    def filtered(audio):
+        return jnp.moveaxis(signal.k_weight(jnp.moveaxis(audio, -1, 1), 44100), 1, -1)
+
+    expected = losses.multi_resolution_stft(prediction=filtered(x), target=filtered(y), **args)
+    found = losses.multi_resolution_stft(prediction=x, target=y, perceptual_weighting="k", **args)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    a, true = (
+        losses.multi_resolution_stft(prediction=x, target=y, perceptual_weighting=w, **args) for w in ("a", True)
+    )
+    assert a == true
+    assert abs(found - a) > 1e-2
+    with pytest.raises(ValueError, match="perceptual_weighting='c' is none of True"):
+        losses.multi_resolution_stft(prediction=x, target=y, perceptual_weighting="c")
 
 
 @pytest.mark.slow

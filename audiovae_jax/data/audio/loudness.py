@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.signal
 
+from audiovae_jax.ops import k_weighting
+
 BLOCK_SECONDS = 0.4
 _STEPS = 4  # per block: consecutive blocks start a quarter of a block apart
 _ABSOLUTE_GATE, _RELATIVE_GATE = -70.0, -10.0
@@ -46,7 +48,7 @@ class Meter:
 
     def __init__(self, sample_rate: int, channels: int):
         self._step = round(BLOCK_SECONDS / _STEPS * sample_rate)
-        self._weighting = weighting(sample_rate)
+        self._weighting = k_weighting.sections(sample_rate)
         self._state = np.zeros((len(self._weighting), 2, channels))
         self._channel_weights = _WEIGHTS_5_1 if channels == 6 else np.ones(channels)
         self._held, self._steps = np.zeros((0, channels)), []
@@ -103,27 +105,6 @@ class TruePeak:
         end.add(np.zeros_like(self._before))
         peak = max(self._peak, end._peak)
         return 20 * np.log10(peak) if peak > 0 else None
-
-
-def weighting(sample_rate: int) -> np.ndarray:
-    """Return the second-order sections `[2, 6]` of the K weighting at a sample rate.
-
-    The first is a shelf that models the head, the second a high-pass. The standard gives coefficients for 48 kHz. These
-    are the analog filters behind them, for any rate.
-    """
-    gain, quality = 10 ** (3.999843853973347 / 20), 0.7071752369554196
-    k = np.tan(np.pi * 1681.974450955533 / sample_rate)
-    middle = gain**0.4996667741545416
-    shelf = [
-        gain + middle * k / quality + k * k, 2 * (k * k - gain), gain - middle * k / quality + k * k,
-        1 + k / quality + k * k, 2 * (k * k - 1), 1 - k / quality + k * k,
-    ]  # fmt: skip
-    quality = 0.5003270373238773
-    k = np.tan(np.pi * 38.13547087602444 / sample_rate)
-    # The numerator is the standard's, which does not have unit gain.
-    high_pass = [1, -2, 1, 1, 2 * (k * k - 1) / (1 + k / quality + k * k), (1 - k / quality + k * k)]
-    high_pass[5] /= 1 + k / quality + k * k
-    return np.array([np.array(shelf) / shelf[3], high_pass])
 
 
 def _gated(powers):

@@ -10,7 +10,7 @@ import jax
 
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (?:.*?op_name=\"([^\"]*)\")?", re.MULTILINE)
 # The flax modules in an operation's path that identify parts of the networks.
-_MODULES = r"encoder|decoder|msstft|msd|mpd|mel_stft|(?:blocks|discriminators)_\d+"
+_MODULES = r"encoder|decoder|msstft|msd|mpd|mel_stft|cqt|(?:blocks|discriminators)_\d+"
 _PART = re.compile(rf"(?<![\w.])({_MODULES})(?=/|\.(?:discriminate|each_view)/)")
 
 

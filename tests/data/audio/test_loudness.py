@@ -17,14 +17,6 @@ def test_the_standard_s_own_tone(rate):
     assert loudness.integrated([_sine(rate, amplitude=0.1)], rate) == pytest.approx(-23.01, abs=0.02)
 
 
-def test_the_filters_are_those_of_the_standard():
-    published = [
-        [1.53512485958697, -2.69169618940638, 1.19839281085285, 1.0, -1.69065929318241, 0.73248077421585],
-        [1.0, -2.0, 1.0, 1.0, -1.99004745483398, 0.99007225036621],
-    ]
-    np.testing.assert_allclose(loudness.weighting(48000), published, rtol=1e-6)
-
-
 def test_quiet_parts_are_not_counted():
     loud, quiet = _sine(48000, 4.0), _sine(48000, 4.0, 1e-5)
     assert loudness.integrated([loud, quiet], 48000) == pytest.approx(loudness.integrated([loud], 48000), abs=1e-6)
