@@ -64,6 +64,9 @@ def _base():
     # Parts of each device's items that are computed one after the other, for less memory: a batch of 64 with 4 takes
     # the memory of 16. The update is that of the whole batch.
     config.accumulation_steps = 1
+    # Above 0: each loss on the reconstruction gets its weight's share of a gradient of this norm, at any scale of the
+    # losses (EnCodec's balancer).
+    config.balancer_norm = 0.0
     config.latent_noise = 0.0  # standard deviation of noise on the latent in training, for a robust decoder
     config.generator_update_every = 1  # steps, while the discriminator is active
     config.discriminator_update_every = 1  # steps, while the discriminator is active
@@ -150,6 +153,8 @@ def _base():
     config.adversarial.warmup_steps = 0  # steps before the discriminator is used
     config.adversarial.loss = "hinge"  # also "least_squares" and "relativistic" (pairs of real and generated audio)
     config.adversarial.ramp_steps = 0  # steps after the warm-up over which both weights rise linearly from 0
+    config.adversarial.r1_weight = 0.0  # of the gradient penalty of real audio, in the discriminator's loss
+    config.adversarial.r2_weight = 0.0  # of that of generated audio
 
     # Reconstruction losses by name: a dotted path, a weight and the function's options.
     config.losses = ml_collections.ConfigDict()

@@ -51,6 +51,7 @@ def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
         ema=_build_ema(config),
         accumulation_steps=config.accumulation_steps,
         latent_noise=config.latent_noise,
+        balancer_norm=config.balancer_norm,
         generator_update_every=config.generator_update_every,
         discriminator_update_every=config.discriminator_update_every,
         seed=config.seed,

@@ -43,12 +43,13 @@ _LATER_KEYS = {
     "optimizer.warmup_steps": 0, "discriminator_optimizer.warmup_steps": 0, "model.activation": "snake",
     "model.posterior": "logvar", "model.padding": "floor", "model.final_bias": True, "model.final_tanh": False,
     "model.decoder_base_channels": None, "model.bottleneck_channels": None, "adversarial.loss": "hinge",
-    "adversarial.ramp_steps": 0, "kl.cycle_steps": 0, "kl.target_bits_per_second": None,
+    "adversarial.ramp_steps": 0, "adversarial.r1_weight": 0.0, "adversarial.r2_weight": 0.0, "balancer_norm": 0.0,
+    "kl.cycle_steps": 0, "kl.target_bits_per_second": None,
     "losses.stft.w_log1p_mag": 0.0, "discriminator.use_cqt": False, "discriminator.cqt_filters": 32,
     "discriminator.cqt_bins_per_octave": (24, 36, 48), "discriminator.cqt_hop_lengths": (512, 256, 256),
     "discriminator.cqt_octaves": 9, "discriminator.cqt_f_min": 32.70,
-    "accumulation_steps": 1,
-    "latent_noise": 0.0, "ema.decay": 0.0, "ema.start_step": 0, "ema.power": 0.0, "optimizer.learning_rate_factors": (),
+    "accumulation_steps": 1, "latent_noise": 0.0,
+    "ema.decay": 0.0, "ema.start_step": 0, "ema.power": 0.0, "optimizer.learning_rate_factors": (),
     "optimizer.name": "adamw", "optimizer.schedule": "cosine", "optimizer.decay_steps": 0,
     "discriminator_optimizer.name": "adamw", "discriminator_optimizer.schedule": "cosine",
     "discriminator_optimizer.decay_steps": 0,
@@ -104,7 +105,8 @@ def check(config: ml_collections.ConfigDict, device_count: int):
         f"config.accumulation_steps={config.accumulation_steps} parts; use "
         f"{_nearest_multiples(config.batch_size, parts)}",
     )
-    _require(config.latent_noise >= 0, f"config.latent_noise={config.latent_noise} must be at least 0")
+    for key in ("latent_noise", "balancer_norm"):
+        _require(config[key] >= 0, f"config.{key}={config[key]} must be at least 0")
     for key, least in (("max_skipped", 1), ("max_rollbacks", 0), ("kept_batches", 0)):
         _require(config.safety[key] >= least, f"config.safety.{key}={config.safety[key]} must be at least {least}")
     for key in ("checkpoint_every_minutes", "diagnose_every", "stuck_timeout"):

@@ -86,6 +86,25 @@ def feature_matching(real_maps, fake_maps):
     return _mean_over(lambda real, fake: jnp.mean(jnp.abs(fake - jax.lax.stop_gradient(real))), real_maps, fake_maps)
 
 
+def gradient_penalty(discriminator, audio):
+    """Return `mean_b |d D(audio_b) / d audio_b|^2` (Mescheder et al., 2018), `D` being the average logit of an item.
+
+    It is R1 for real audio, and R2 for generated audio.
+
+    Args:
+      discriminator: callable `audio [B, T, C] -> (logits, feature_maps)`, twice differentiable.
+      audio: `[B, T, C]`.
+
+    Returns:
+      A float32 scalar.
+    """
+
+    def score(audio):
+        return audio.shape[0] * _mean_over(jnp.mean, discriminator(audio)[0])
+
+    return jnp.sum(jnp.square(jax.grad(score)(audio).astype(jnp.float32))) / audio.shape[0]
+
+
 def accuracies(real_logits, fake_logits, loss="hinge"):
     """Return the fractions of real and of fake logits that the discriminator classifies correctly.
 
@@ -145,6 +164,8 @@ class AdversarialLossCalculator:
       warmup_steps: number of steps before the discriminator is used.
       loss: "hinge", "least_squares" or "relativistic", see `LOSSES`.
       ramp_steps: number of steps after the warm-up over which both weights rise linearly from 0, see `at`.
+      r1_weight, r2_weight: weights of half the `gradient_penalty` of real and of generated audio, in the
+        discriminator's loss.
     """
 
     adversarial_weight: float = 1.0
@@ -152,9 +173,12 @@ class AdversarialLossCalculator:
     warmup_steps: int = 0
     loss: str = "hinge"
     ramp_steps: int = 0
+    r1_weight: float = 0.0
+    r2_weight: float = 0.0
 
     def __post_init__(self):
-        for name in ("adversarial_weight", "feature_matching_weight", "warmup_steps", "ramp_steps"):
+        counts = ("warmup_steps", "ramp_steps")
+        for name in ("adversarial_weight", "feature_matching_weight", "r1_weight", "r2_weight", *counts):
             require_range(name, getattr(self, name))
         if self.loss not in LOSSES:
             raise ValueError(f"loss={self.loss!r} is unknown; use one of {', '.join(LOSSES)}")
@@ -205,10 +229,27 @@ class AdversarialLossCalculator:
         """Return the discriminator's loss. No gradient reaches `fake_audio`.
 
         Returns:
-          A dict of scalars: `d_loss`, and the fractions of correct logits `d_real_acc` and `d_fake_acc`, see
-          `accuracies`.
+          A dict of scalars: `d_loss`, the fractions of correct logits `d_real_acc` and `d_fake_acc`, see `accuracies`,
+          and, where it is in use, the `gradient_penalty` that `d_loss` includes.
         """
-        return self.discriminator_losses(discriminator(real_audio), discriminator(jax.lax.stop_gradient(fake_audio)))
+        fake_audio = jax.lax.stop_gradient(fake_audio)
+        losses = self.discriminator_losses(discriminator(real_audio), discriminator(fake_audio))
+        if not self.is_penalized:
+            return losses
+        penalty = self.penalty(discriminator, real_audio, fake_audio)
+        return {**losses, "d_loss": losses["d_loss"] + penalty, "gradient_penalty": penalty}
+
+    @property
+    def is_penalized(self) -> bool:
+        """Whether a gradient penalty is in use."""
+        return not (is_off(self.r1_weight) and is_off(self.r2_weight))
+
+    def penalty(self, discriminator, real_audio, fake_audio):
+        """Return the weighted gradient penalties of `[B, T, C]` audio."""
+        terms = [(self.r1_weight, real_audio), (self.r2_weight, fake_audio)]
+        return weighted_sum(
+            (weight / 2, gradient_penalty(discriminator, audio)) for weight, audio in terms if not is_off(weight)
+        )
 
     def generator_losses(self, real_output, fake_output):
         """Return the generator's losses from two discriminator outputs, without warm-up or ramp."""

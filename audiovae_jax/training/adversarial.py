@@ -18,13 +18,14 @@ class AdversarialPass(NamedTuple):
     Attributes:
       generator: the result of `AdversarialLossCalculator.generator_losses`.
       discriminator: the result of `AdversarialLossCalculator.discriminator_losses`.
-      audio_gradient: the gradient of the generator's total with respect to the generated audio.
+      audio_gradient: the gradient of the generator's total with respect to the generated audio, or of the one of its
+        unweighted losses that its argument names.
       params_gradient: the gradient of the discriminator's loss; its argument is an array to be scheduled after.
     """
 
     generator: dict[str, jax.Array]
     discriminator: dict[str, jax.Array]
-    audio_gradient: Callable[[], jax.Array]
+    audio_gradient: Callable[..., jax.Array]
     params_gradient: Callable[[jax.Array], Any]
 
 
@@ -33,7 +34,23 @@ def adversarial_pass(
 ) -> AdversarialPass:
     """Run the discriminator on `real` and `fake`, `[b, T, C]` each."""
     run = _joint_pass if takes_known_maps(discriminator) else _separate_passes
-    return run(discriminator, *_loss_functions(losses), params, real, fake)
+    passed = run(discriminator, *_loss_functions(losses), params, real, fake)
+    return _penalized(passed, discriminator, losses, params, real, fake) if losses.is_penalized else passed
+
+
+def _penalized(passed, discriminator, losses, params, real, fake):
+    def penalty(params):
+        return losses.penalty(lambda audio: discriminator.apply({"params": params}, audio), real, fake)
+
+    value, gradient = jax.value_and_grad(penalty)(params)
+    return passed._replace(
+        discriminator={
+            **passed.discriminator,
+            "d_loss": passed.discriminator["d_loss"] + value,
+            "gradient_penalty": value,
+        },
+        params_gradient=lambda after: jax.tree.map(jnp.add, passed.params_gradient(after), gradient),
+    )
 
 
 def separate_passes(
@@ -73,9 +90,9 @@ def _joint_pass(discriminator: Discriminator, generator_loss, discriminator_loss
     )
     (_, values), cotangent = jax.value_and_grad(lambda x: discriminator_loss(*halves(x)), has_aux=True)(output)
 
-    def audio_gradient():
+    def audio_gradient(name=None):
         _, pull_back_audio = jax.vjp(lambda audio: call(params, audio, known_maps=fake_output[1]), fake)
-        return pull_back_audio(fake_cotangent)[0]
+        return pull_back_audio(_cotangent(generator_loss, real_output, fake_output, name) or fake_cotangent)[0]
 
     def params_gradient(after):
         # Only the logits carry a cotangent. A barrier around the maps' zeros would make arrays of them.
@@ -83,6 +100,11 @@ def _joint_pass(discriminator: Discriminator, generator_loss, discriminator_loss
         return pull_back((lax.optimization_barrier((logits, after))[0], feature_maps))[0]
 
     return AdversarialPass(generator, values, audio_gradient, params_gradient)
+
+
+def _cotangent(generator_loss, real_output, fake_output, name):
+    """Return the gradient of the generator's loss `name` with respect to the outputs; None without a name."""
+    return name and jax.grad(lambda x: generator_loss(real_output, x)[1][name])(fake_output)
 
 
 def _first_half(x):
@@ -109,9 +131,9 @@ def _separate_passes(discriminator, generator_loss, discriminator_loss, params, 
         real_output, fake_output
     )
 
-    def audio_gradient():
+    def audio_gradient(name=None):
         # The unused gradient of the parameters is dropped by the compiler.
-        return pull_back_fake(fake_cotangent)[1]
+        return pull_back_fake(_cotangent(generator_loss, real_output, fake_output, name) or fake_cotangent)[1]
 
     def params_gradient(after):
         # One pull-back after the other is faster on CPUs than XLA's own order, but takes more memory.

@@ -17,6 +17,7 @@ from jax import lax
 
 from audiovae_jax.distributed.mesh import AXIS
 from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses, si_sdr
+from audiovae_jax.losses.balancer import balanced_gradient
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.losses.weighted import weighted_sum
 from audiovae_jax.models.audio_vae import AudioVAE, Reconstruction
@@ -52,6 +53,8 @@ class Recipe:
       accumulation_steps: parts of each device's share of the batch. One after the other is computed, for less memory;
         their gradients are averaged before one update.
       latent_noise: standard deviation of noise that is added to the latent, see `AudioVAE.__call__`.
+      balancer_norm: if above 0, the gradients of the losses on the reconstruction are balanced to this norm, see
+        `losses.balancer`.
     """
 
     model: AudioVAE
@@ -67,6 +70,7 @@ class Recipe:
     ema: Ema | None = None
     accumulation_steps: int = 1
     latent_noise: float = 0.0
+    balancer_norm: float = 0.0
 
     def __post_init__(self):
         factors = self.optimizer.learning_rate_factors
@@ -197,9 +201,23 @@ def _compute(recipe, state, trainable, adversarial, audio, noise) -> _Computed:
             **of_pass.discriminator,
         }
 
+    def balanced():
+        gradients = {
+            name: jax.grad(lambda audio_out, fn=fn: fn(prediction=audio_out, target=audio))(output.reconstruction)
+            for name, _, fn in recipe.losses.terms
+        }
+        weights = {name: weight for name, weight, _ in recipe.losses.terms}
+        if adversarial:
+            names = {"g_adv_loss": "adversarial_weight", "fm_loss": "feature_matching_weight"}
+            gradients |= {name: of_pass.audio_gradient(name) for name in names}
+            weights |= {name: getattr(recipe.adversarial.at(state.step), weight) for name, weight in names.items()}
+        return balanced_gradient(gradients, weights, recipe.balancer_norm, AXIS)
+
     def model_gradient():
         total = cotangent
-        if adversarial:
+        if recipe.balancer_norm:
+            total = total._replace(reconstruction=balanced())
+        elif adversarial:
             total = total._replace(reconstruction=total.reconstruction + of_pass.audio_gradient())
         return pull_back_model(total)[0]
 

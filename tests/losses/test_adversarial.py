@@ -121,3 +121,20 @@ def test_the_ramp_raises_both_weights_linearly_after_the_warm_up():
     without = AdversarialLossCalculator(0.0, 4.0, ramp_steps=100).at(50)
     assert without.adversarial_weight == 0
     assert without.feature_matching_weight == pytest.approx(2.0)
+
+
+def test_the_gradient_penalty_of_a_linear_discriminator_is_the_square_of_its_weights():
+    weights = jnp.asarray(np.random.default_rng(0).standard_normal((8, 2)), jnp.float32)
+
+    def discriminator(audio):
+        scores = jnp.sum(weights * audio, axis=(1, 2))
+        return [scores[:, None], 3 * scores[:, None]], []
+
+    audio = jnp.asarray(np.random.default_rng(1).standard_normal((4, 8, 2)), jnp.float32)
+    expected = 4 * float(jnp.sum(weights**2))  # of the average of both logits
+    assert float(adversarial.gradient_penalty(discriminator, audio)) == pytest.approx(expected, rel=1e-5)
+    plain, penalized = AdversarialLossCalculator(), AdversarialLossCalculator(r1_weight=0.5, r2_weight=0.1)
+    losses = penalized.compute_discriminator_loss(discriminator, audio, -audio)
+    assert float(losses["gradient_penalty"]) == pytest.approx(0.3 * expected, rel=1e-5)
+    without = plain.compute_discriminator_loss(discriminator, audio, -audio)
+    assert float(losses["d_loss"] - without["d_loss"]) == pytest.approx(0.3 * expected, rel=1e-4)

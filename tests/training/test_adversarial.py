@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from small_step import assert_trees_close, batch
 
 from audiovae_jax import AdversarialLossCalculator, discriminators
 from audiovae_jax.discriminators.base import takes_known_maps
@@ -85,3 +87,38 @@ def test_a_discriminator_called_in_another_way_is_called():
     plain = _gradients(discriminators.MultiPeriodDiscriminator((2,), channels=(2, 4)), params, 2 * real, 2 * fake)
     np.testing.assert_allclose(louder[1]["d_loss"], plain[1]["d_loss"], rtol=1e-6)
     np.testing.assert_allclose(louder[2], 2 * plain[2], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_gradient_penalties_reach_the_discriminator_only():
+    """Through every kind of sub-discriminator, whose operations must be differentiable twice."""
+    real, fake = (jnp.asarray(batch(seed, size=2)) for seed in (0, 1))
+    discriminator = discriminators.EnCodecDiscriminator(
+        stft_filters=2, n_ffts=(64,), msd_scales=(1,), mpd_periods=(2,), mpd_channels=(2, 4), use_mel_stft=True,
+        mel_stft_filters=2, mel_stft_n_ffts=(64,), mel_stft_n_mels=(8,),
+    )  # fmt: skip
+    params = jax.jit(discriminator.init)(jax.random.key(0), real)["params"]
+    plain, penalized = AdversarialLossCalculator(), AdversarialLossCalculator(r1_weight=10.0, r2_weight=10.0)
+
+    def penalty(params):
+        return penalized.penalty(lambda audio: discriminator.apply({"params": params}, audio), real, fake)
+
+    @jax.jit
+    def run(params):
+        passes = [adversarial.adversarial_pass(discriminator, each, params, real, fake) for each in (plain, penalized)]
+        gradients = [each.params_gradient(jnp.zeros(())) for each in passes]
+        audio = [each.audio_gradient() for each in passes]
+        return [each.discriminator for each in passes], gradients, audio, jax.grad(penalty)(params)
+
+    (without, values), gradients, audio, expected = run(params)
+    np.testing.assert_array_equal(audio[0], audio[1])
+    assert values["gradient_penalty"] > 0
+    np.testing.assert_allclose(values["d_loss"], without["d_loss"] + values["gradient_penalty"], rtol=1e-5)
+    difference = jax.tree.map(jnp.subtract, gradients[1], gradients[0])
+    assert_trees_close(difference, expected, rtol=1e-3)
+    # By finite differences along the gradient, in the penalty itself.
+    norm = float(optax.tree.norm(expected))
+    step = 1e-3 / norm
+    moved = [jax.tree.map(lambda p, g, s=sign: p + s * step * g, params, expected) for sign in (1, -1)]
+    slope = float(jax.jit(penalty)(moved[0]) - jax.jit(penalty)(moved[1])) / (2 * step)
+    assert slope == pytest.approx(norm**2, rel=2e-2)

@@ -431,3 +431,20 @@ def test_latent_noise_adds_to_the_posteriors_variance():
     expected = plain.mean + noise * jnp.sqrt(jnp.exp(plain.logvar) + 4.0)
     np.testing.assert_allclose(noisy.z, expected, rtol=1e-4, atol=1e-5)
     assert_trees_equal((noisy.mean, noisy.logvar), (plain.mean, plain.logvar))
+
+
+@pytest.mark.slow
+def test_balanced_losses_ignore_the_scale_of_a_loss():
+    def recipe(scale, **options):
+        terms = (
+            ("l1", 1.0, lambda **audio: scale * losses.waveform_l1(**audio)),
+            ("sdr", 1.0, losses.si_sdr),
+        )
+        return make_recipe(losses=WeightedLosses(terms), balancer_norm=1.0, kl=KLTerm(weight=0.0), **options)
+
+    (one, history), (other, _) = run(recipe(1.0), steps=3), run(recipe(1000.0), steps=3)
+    assert_trees_close(other.params, one.params, rtol=1e-4)
+    assert changed(one.params, jax.device_get(initial_state(recipe(1.0))).params)
+    assert all(np.isfinite(value) for metrics in history for value in metrics.values())
+    devices, _ = run(recipe(1.0), steps=3, devices=4)
+    assert_trees_close(devices.params, one.params, rtol=1e-4)
