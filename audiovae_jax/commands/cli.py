@@ -35,6 +35,7 @@ COMMANDS = {
     "evaluate": Entry(
         "judging", "Evaluate models, and compare them with Opus and MP3: a table, and a page with audio."
     ),
+    "probe_latents": Entry("judging", "Compare latents by the loss of a small generator that is trained on them."),
     "serve": Entry("judging", "Serve a page for listening to models and editing latents."),
     "convert_musdb18": Entry("data", "Convert MUSDB18 (.stem.mp4) to the layout of MUSDB18-HQ; needs ffmpeg."),
     "plan": Entry("planning", "Plan a run for other machines: memory, largest batch, traffic."),
