@@ -26,6 +26,7 @@ COMMANDS = {
     "encode_dataset": Entry("latents", "Encode a data set to shards of latents, for training on them."),
     "inspect_model": Entry("models", "Describe a model: architecture, size, sample rate, training."),
     "calibrate_latents": Entry("models", "Set a model's latent statistics, for latents of mean 0 and variance 1."),
+    "average_checkpoints": Entry("models", "Average the parameters of a run's checkpoints to one saved model."),
     "export_stablehlo": Entry("models", "Export encoder and decoder for serving with only JAX."),
     "import_torch": Entry("models", "Convert a PyTorch file to a saved model, with a report on each tensor."),
     "export_torch": Entry("models", "Write a model to a file for the PyTorch system."),
@@ -75,7 +76,7 @@ def load(name: str):
 
 def _list():
     yield f"{_program()} COMMAND, where COMMAND is one of\n"
-    yield from (f"  {name.ljust(18)} {entry.summary}" for name, entry in COMMANDS.items())
+    yield from (f"  {name.ljust(19)} {entry.summary}" for name, entry in COMMANDS.items())
     yield f"\n{_program()} COMMAND --help lists its arguments and flags."
 
 

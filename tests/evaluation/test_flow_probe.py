@@ -17,8 +17,8 @@ def _noise(seed, count=20, frames=40, width=4):
 
 
 def _structured(seed):
-    """Latents that repeat one random vector, with a shift, scale and noise of their own in each channel."""
-    held = [excerpt[:1] + 0.3 * excerpt for excerpt in _noise(seed)]
+    """Latents that repeat one random number over time and channels, each with its own shift, scale and noise."""
+    held = [excerpt[:1, :1] + 0.1 * excerpt for excerpt in _noise(seed, count=60)]
     return [excerpt * np.float32([1, 10, 0.1, 3]) + np.float32([0, 5, -5, 1]) for excerpt in held]
 
 
@@ -36,8 +36,8 @@ def test_white_noise_has_the_closed_form_loss_whatever_its_scale():
 def test_structured_latents_have_a_lower_loss_that_falls_and_is_repeatable():
     train, validation = _structured(0), _structured(1)
     found = _probe(train, validation)
-    assert found.relative_loss < 0.9
-    assert found.training_losses[-1] < 0.95 * found.training_losses[0]
+    assert found.relative_loss < 0.8
+    assert found.training_losses[-1] < 0.8 * found.training_losses[0]
     assert found.relative_standard_error < 0.02
     assert 1e6 < found.parameters < 2e6
     assert _probe(train, validation) == found
