@@ -163,9 +163,9 @@ def _define_probe():
     codec.define_codec_flags()
     _define_data()
     what = "maximum number of tracks on each side of the split, spread evenly over all"
-    flags.DEFINE_integer("limit", 100, what, lower_bound=1)
-    flags.DEFINE_float("seconds", 1.0, "audio of each crop", lower_bound=0.0)
-    flags.DEFINE_integer("steps", 300, "training steps of the transformer", lower_bound=1)
+    flags.DEFINE_integer("limit", 50, what, lower_bound=1)
+    flags.DEFINE_float("seconds", 2.0, "audio of each crop", lower_bound=0.0)
+    flags.DEFINE_integer("steps", 500, "training steps of the transformer", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "seed of the transformer's training", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_string("json", None, "file for the results as JSON")
 
@@ -184,10 +184,10 @@ def _probe(*given):
         raise DataError(f"{root} has one track; the probe trains on some files and needs others to validate on")
     print(f"{found.origin}: {len(sides[0])} to train on, {len(sides[1])} for validation", flush=True)
     progress = functools.partial(tqdm.tqdm, dynamic_ncols=True)
-    encoded, sizes = {}, {}
+    encoded, crops = {}, {}
     for name, path in names:
         loaded = codec.load(path)
-        sizes[name] = flow_probe.frames_per_crop(loaded, values.seconds)
+        crops[name] = flow_probe.crop_shape(loaded, values.seconds)
         shown = progress([*sides[0], *sides[1]], unit="file", desc=name)
         encoded[name], skipped = flow_probe.encode(loaded, shown, mix=values.mix, read_timeout=timeout)
         print("".join(f"{name}: skipped {key}: {reason}\n" for key, reason in skipped), end="", flush=True)
@@ -196,13 +196,13 @@ def _probe(*given):
     for name, latents in encoded.items():
         train, validation = ([z for track in side if track.key in common for z in latents[track.key]] for side in sides)
         results[name] = flow_probe.probe(
-            train, validation, frames=sizes[name], steps=values.steps, seed=values.seed,
+            train, validation, crop=crops[name], steps=values.steps, seed=values.seed,
             progress=functools.partial(progress, unit="step", desc=name),
         )  # fmt: skip
     print("\n".join(_probe_lines(results)))
     if values.json is not None:
         with atomic.replacing(Path(values.json)) as temporary:
-            report = {name: dataclasses.asdict(result) for name, result in results.items()}
+            report = {name: dataclasses.asdict(each) | {"crop": each.crop._asdict()} for name, each in results.items()}
             temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
@@ -212,7 +212,7 @@ def _probe_lines(results):
     for name, found in results.items():
         relative = f"{found.relative_loss:.4f} +- {found.relative_standard_error:.4f}"
         loss = f"{found.loss:.4f} +- {found.standard_error:.4f}"
-        size = f"{found.frames_per_crop} x {found.latent_dim}"
+        size = f"{found.crop.frames} x {found.crop.latent_dim}"
         rows.append((name, relative, loss, f"{found.independent_loss:.4f}", size))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -5,12 +5,16 @@ Rectified flow (Liu et al., 2022, arXiv 2209.03003) interpolates `x = (1 - t) z 
 each element is independent standard normal, and the best prediction is `gain(t) x` with `gain(t) = (2 t - 1) / ((1 -
 t)^2 + t^2)`. Its expected loss is `1 / ((1 - t)^2 + t^2)`, so pi / 2 over uniform t. The transformer learns what is to
 be added to that prediction. So it starts at this loss, and falls below it as far as the latents have structure.
+
+Neighbouring frames are grouped to tokens of about 20 ms, so that models of different frame rates give the transformer
+about equally many. Longer frames are one token each.
 """
 
 import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,10 +30,28 @@ from audiovae_jax.inference.codec import Codec
 
 INDEPENDENT_LOSS = math.pi / 2  # expected loss without context
 EXCERPT_SECONDS = 10.0  # from the middle of each track
+TOKEN_SECONDS = 0.02
 _BATCH, _VALIDATION_CROPS, _DRAWS = 8, 64, 16  # crops per step, and draws of noise for each validation crop
 _LEARNING_RATE, _WARMUP, _CLIP_NORM = 1e-3, 0.1, 1.0  # peak, fraction of the steps, norm of the gradient
 _MIN_STD = 1e-6  # a narrower channel is constant, and is not scaled
 _CURVE = 10  # means of the training loss that are reported
+
+
+class CropShape(NamedTuple):
+    """The shape of a crop.
+
+    Attributes:
+      tokens, frames_per_token, latent_dim: their product is the number of elements.
+    """
+
+    tokens: int
+    frames_per_token: int
+    latent_dim: int
+
+    @property
+    def frames(self) -> int:
+        """The number of latent frames."""
+        return self.tokens * self.frames_per_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +66,7 @@ class ProbeResult:
       relative_standard_error: of `relative_loss`, over the draws.
       training_losses: training loss relative to `INDEPENDENT_LOSS`, averaged over each tenth of the steps.
       steps, parameters: of the transformer.
-      frames_per_crop, latent_dim: size of a crop.
+      crop: its shape.
     """
 
     loss: float
@@ -55,17 +77,18 @@ class ProbeResult:
     training_losses: tuple[float, ...]
     steps: int
     parameters: int
-    frames_per_crop: int
-    latent_dim: int
+    crop: CropShape
 
 
 class FlowTransformer(nn.Module):
     """A transformer that predicts velocities, with adaptive layer norm (Peebles and Xie, 2022, arXiv 2212.09748).
 
     Attributes:
-      width, depth, heads: of the blocks. The default has 1.2 M parameters.
+      frames_per_token: frames that are one token.
+      width, depth, heads: of the blocks. The default has 1.2 M parameters, and those of the first and last layer.
     """
 
+    frames_per_token: int = 1
     width: int = 128
     depth: int = 4
     heads: int = 4
@@ -74,14 +97,16 @@ class FlowTransformer(nn.Module):
     def __call__(self, x, t):
         """Return the velocity `[B, frames, latent_dim]` at `x`, of the same shape, and `t: [B]` in 0 to 1."""
         time = nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(_sinusoids(1000 * t, self.width))))[:, None]
-        h = nn.Dense(self.width)(x) + _sinusoids(jnp.arange(x.shape[1]), self.width)
+        tokens = x.reshape(len(x), -1, self.frames_per_token * x.shape[2])
+        h = nn.Dense(self.width)(tokens) + _sinusoids(jnp.arange(tokens.shape[1]), self.width)
         for _ in range(self.depth):
             shift, scale, gate = self._modulation(time, 3)
             h += gate * nn.MultiHeadDotProductAttention(self.heads)(_normed(h, shift, scale))
             shift, scale, gate = self._modulation(time, 3)
             h += gate * nn.Dense(self.width)(nn.gelu(nn.Dense(4 * self.width)(_normed(h, shift, scale))))
-        correction = nn.Dense(x.shape[-1], kernel_init=nn.initializers.zeros)(_normed(h, *self._modulation(time, 2)))
-        return _gain(t)[:, None, None] * x + correction
+        h = _normed(h, *self._modulation(time, 2))
+        correction = nn.Dense(tokens.shape[-1], kernel_init=nn.initializers.zeros)(h)
+        return _gain(t)[:, None, None] * x + correction.reshape(x.shape)
 
     def _modulation(self, time, count):
         return jnp.split(nn.Dense(count * self.width, kernel_init=nn.initializers.zeros)(nn.silu(time)), count, axis=-1)
@@ -117,26 +142,25 @@ def encode(
     return found, skipped
 
 
-def frames_per_crop(codec: Codec, seconds: float) -> int:
-    """Return the number of latent frames nearest to `seconds` of audio.
+def crop_shape(codec: Codec, seconds: float) -> CropShape:
+    """Return the shape of a crop of about `seconds` of audio.
 
     Raises:
-      ConfigError: there are fewer than two.
+      ConfigError: there are fewer than two tokens.
     """
-    frames = round(seconds * codec.sample_rate / codec.model.hop_length)
-    if frames < 2:
-        raise ConfigError(
-            f"--seconds={seconds:g} has {frames} latent frames; use {2 * codec.model.hop_length / codec.sample_rate:g} "
-            "or more"
-        )
-    return frames
+    rate = codec.sample_rate / codec.model.hop_length
+    frames_per_token = max(1, round(TOKEN_SECONDS * rate))
+    tokens = round(seconds * rate / frames_per_token)
+    if tokens < 2:
+        raise ConfigError(f"--seconds={seconds:g} is too short; use {2 * frames_per_token / rate:.2g} or more")
+    return CropShape(tokens, frames_per_token, codec.model.latent_dim)
 
 
 def probe(
     train: Sequence[np.ndarray],
     validation: Sequence[np.ndarray],
     *,
-    frames: int,
+    crop: CropShape,
     steps: int,
     seed: int = 0,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
@@ -148,7 +172,7 @@ def probe(
 
     Args:
       train, validation: latents `[n, latent_dim]` of each excerpt. Shorter ones than a crop are left out.
-      frames: frames of a crop.
+      crop: the shape of a crop.
       steps: training steps.
       seed: of the initial parameters, the crops and the noise.
       progress: iterates over the steps, and may show progress.
@@ -156,12 +180,12 @@ def probe(
     Raises:
       DataError: no excerpt is as long as a crop.
     """
-    sides = {"train": train, "validation": validation}
+    sides, frames = {"train": train, "validation": validation}, crop.frames
     for name, excerpts in sides.items():
         sides[name] = [excerpt for excerpt in excerpts if len(excerpt) >= frames]
         if not sides[name]:
             raise DataError(f"no {name} file has {frames} latent frames; use a smaller --seconds, or longer files")
-    moments = RunningMoments(train[0].shape[-1])
+    moments = RunningMoments(crop.latent_dim)
     for excerpt in sides["train"]:
         moments.add(excerpt)
     mean, std = moments.mean, np.where(moments.std < _MIN_STD, 1.0, moments.std)
@@ -169,12 +193,12 @@ def probe(
         [((excerpt - mean) / std).astype(np.float32) for excerpt in excerpts] for excerpts in sides.values()
     )
 
-    model = FlowTransformer()
+    model = FlowTransformer(crop.frames_per_token)
     warmup = max(1, round(_WARMUP * steps))
     rate = optax.warmup_cosine_decay_schedule(0.0, _LEARNING_RATE, warmup, max(steps, warmup + 1))
     optimizer = optax.chain(optax.clip_by_global_norm(_CLIP_NORM), optax.adam(rate))
     key, draws = jax.random.key(seed), np.random.default_rng(seed)
-    params = jax.jit(model.init)(key, jnp.zeros((1, frames, train[0].shape[-1])), jnp.zeros(1))
+    params = jax.jit(model.init)(key, jnp.zeros((1, frames, crop.latent_dim)), jnp.zeros(1))
     state = optimizer.init(params)
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -201,8 +225,7 @@ def probe(
         training_losses=tuple(float(np.mean(tenth)) / INDEPENDENT_LOSS for tenth in tenths if len(tenth)),
         steps=steps,
         parameters=sum(leaf.size for leaf in jax.tree.leaves(params)),
-        frames_per_crop=frames,
-        latent_dim=train[0].shape[-1],
+        crop=crop,
     )
 
 

@@ -43,7 +43,7 @@ class Loop:
         """Train to the last step or an early stop, rolling back to a checkpoint when needed.
 
         Returns:
-          `(state, last validation metrics, stop message)`. The message is None unless the run was stopped early. It
+          `(state, last validation metrics, stop message)`. The message is None unless the run was asked to stop. It
           gives the step and the reason.
         """
         while True:
@@ -73,7 +73,7 @@ class Loop:
             if config.init_from is not None:
                 # The initial model may be better than every later checkpoint.
                 self.save(state, start_step, metrics)
-        elif metrics and (reason := self._stopping.reason()):
+        elif metrics and start_step < config.num_steps and (reason := self._stopping.reason()):
             self._reporter.say(reason)
             return state, metrics, None
         self._timer.restart()
@@ -117,11 +117,12 @@ class Loop:
             if checkpoint_due or validation_due or timed_checkpoint_due or not safety.is_whole:
                 pending = self._report(pending)
             checkpoint_due = safety.may_save(checkpoint_due) or done == config.num_steps
+            early = None
             if checkpoint_due or validation_due:
                 metrics = self._validation.validate(state, done)
                 self._stopping.see(metrics, done)
-            # Never stop while updates are being skipped, since the state is not saved then.
-            early = self._stopping.reason() if safety.is_whole else None
+                # Never stop while updates are being skipped, since the state is not saved then.
+                early = self._stopping.reason() if safety.is_whole and done < config.num_steps else None
             if self._diagnosis_due(done):
                 self._validation.diagnose(state, done)
             if self._is_due(done, config.sample_every) or early:

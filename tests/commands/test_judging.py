@@ -95,11 +95,12 @@ def test_two_models_are_probed_on_the_same_files(audio_folder, tmp_path):
     for seed, strides in enumerate([(2, 4), (4, 4)]):
         model = AudioVAE(**SMALL_MODEL | {"strides": strides})
         save_model(model, random_variables(model, seed), tmp_path / str(seed), sample_rate=44100)
-    flags = ("--steps=3", "--seconds=0.02", "--json=probe.json")
+    flags = ("--steps=3", "--seconds=0.2", "--json=probe.json")
     done = command_line.run("probe_latents", "fine=0", "coarse=1", audio_folder, *flags, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "probe.json").read_text())
-    assert {name: result["frames_per_crop"] for name, result in found.items()} == {"fine": 110, "coarse": 55}
+    frames = {name: (result["crop"]["tokens"], result["crop"]["frames_per_token"]) for name, result in found.items()}
+    assert frames == {"fine": (10, 110), "coarse": (10, 55)}
     lines = done.stdout.splitlines()
     for line, (name, result) in zip(lines[-2:], found.items(), strict=True):
         assert line.split()[:2] == [name, f"{result['relative_loss']:.4f}"]

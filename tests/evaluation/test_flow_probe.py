@@ -22,7 +22,8 @@ def _structured(seed):
     return [excerpt * np.float32([1, 10, 0.1, 3]) + np.float32([0, 5, -5, 1]) for excerpt in held]
 
 
-_probe = functools.partial(flow_probe.probe, frames=16, steps=40)
+_CROP = flow_probe.CropShape(tokens=8, frames_per_token=2, latent_dim=4)
+_probe = functools.partial(flow_probe.probe, crop=_CROP, steps=40)
 
 
 def test_white_noise_has_the_closed_form_loss_whatever_its_scale():
@@ -42,8 +43,8 @@ def test_structured_latents_have_a_lower_loss_that_falls_and_is_repeatable():
     assert 1e6 < found.parameters < 2e6
     assert _probe(train, validation) == found
     assert _probe(train, validation, seed=1).independent_loss == found.independent_loss
-    with pytest.raises(DataError, match="no validation file has 41 latent frames"):
-        _probe([np.concatenate(train)], validation, frames=41)
+    with pytest.raises(DataError, match="no validation file has 42 latent frames"):
+        _probe([np.concatenate(train)], validation, crop=_CROP._replace(tokens=21))
 
 
 def test_the_middle_of_each_file_is_encoded_and_bad_files_are_skipped(audio_folder, monkeypatch):
@@ -58,6 +59,6 @@ def test_the_middle_of_each_file_is_encoded_and_bad_files_are_skipped(audio_fold
     start = (22050 - 11025) // 2
     whole = tracks[0].audio.read(start, 11025)
     np.testing.assert_allclose(z, codec.encode(whole, 44100).z[0], atol=1e-5)
-    assert flow_probe.frames_per_crop(codec, 0.1) == 551
-    with pytest.raises(ConfigError, match="--seconds=0.0001 has 1 latent frames; use 0.00036"):
-        flow_probe.frames_per_crop(codec, 0.0001)
+    assert flow_probe.crop_shape(codec, 1.0) == (50, 110, 3)  # 5512.5 frames per second
+    with pytest.raises(ConfigError, match="--seconds=0.01 is too short; use 0.04 or more"):
+        flow_probe.crop_shape(codec, 0.01)
