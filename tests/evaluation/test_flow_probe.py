@@ -43,6 +43,7 @@ def test_structured_latents_have_a_lower_loss_that_falls_and_is_repeatable():
     assert found.relative_standard_error < 0.02
     assert 1e6 < found.parameters < 2e6
     assert _probe(train, validation, steps=40) == found
+    assert _probe(_noise(0), _noise(1), steps=40).relative_loss == pytest.approx(1, abs=0.02)
     other = _probe(train, validation, steps=1, seed=1)
     assert (other.independent_loss, other.loss != found.loss) == (found.independent_loss, True)
     with pytest.raises(DataError, match="no validation file has 42 latent frames"):
