@@ -52,6 +52,8 @@ def _base():
     config.checkpoint_every = 5000  # steps; each checkpoint is also validated, so that the best is known
     config.checkpoint_every_minutes = 10.0  # since the last one, without a validation; 0 disables these
     config.checkpoints_kept = 3  # the most recent validated ones; the best and the newest other are kept in addition
+    config.best_checkpoints_kept = 1
+    config.best_metric = "total_loss"  # of validation; also "si_sdr_db", "kl_loss" or a loss by its name
     config.max_failed_saves = 10  # failed saves in a row before the run ends, e.g. on a full disk
     # Seconds without progress, outside of compiling, after which a run of several processes ends so that it can be
     # restarted (audiovae_jax/run/README.md). It must exceed the longest step. 0 for no limit.
@@ -60,6 +62,11 @@ def _base():
     # Steps between diagnostics of the latent and the discriminator on the validation crops. They warn when
     # training goes wrong (audiovae_jax/run/README.md). 0 disables them.
     config.diagnose_every = 1000
+    # Ends the run after `patience` validations in a row without an improvement of the metric by more than `min_delta`.
+    config.early_stopping = ml_collections.ConfigDict()
+    config.early_stopping.patience = 0  # validations; 0 disables early stopping
+    config.early_stopping.metric = "total_loss"  # see best_metric
+    config.early_stopping.min_delta = 0.0
     config.use_adversarial = True
     # Parts of each device's items that are computed one after the other, for less memory: a batch of 64 with 4 takes
     # the memory of 16. The update is that of the whole batch.

@@ -41,6 +41,7 @@ SMALL = {  # flags that shorten a command
     "train --config=configs/mine.py": f"{_MODEL} {_TRAINING} {_DISCRIMINATOR}",
     "doctor": _NETWORKS,
     "plan": f"{_NETWORKS} --target=cpu:2 --compiles=1",  # other targets need their compilers
+    "probe_latents": "--steps=2 --seconds=0.1",
     "benchmark step": f"{_NETWORKS} --crop=2048 --repeats=1 --warmup=0",
     "benchmark codec": f"{_NETWORKS} --seconds=0.2 --repeats=1 --warmup=0",
     "benchmark data": f"{_NETWORKS} --repeats=1 --warmup=0",

@@ -26,6 +26,7 @@ COMMANDS = {
     "encode_dataset": Entry("latents", "Encode a data set to shards of latents, for training on them."),
     "inspect_model": Entry("models", "Describe a model: architecture, size, sample rate, training."),
     "calibrate_latents": Entry("models", "Set a model's latent statistics, for latents of mean 0 and variance 1."),
+    "average_checkpoints": Entry("models", "Average the parameters of a run's checkpoints to one saved model."),
     "export_stablehlo": Entry("models", "Export encoder and decoder for serving with only JAX."),
     "import_torch": Entry("models", "Convert a PyTorch file to a saved model, with a report on each tensor."),
     "export_torch": Entry("models", "Write a model to a file for the PyTorch system."),
@@ -35,6 +36,7 @@ COMMANDS = {
     "evaluate": Entry(
         "judging", "Evaluate models, and compare them with Opus and MP3: a table, and a page with audio."
     ),
+    "probe_latents": Entry("judging", "Compare latents by the loss of a small generator that is trained on them."),
     "serve": Entry("judging", "Serve a page for listening to models and editing latents."),
     "convert_musdb18": Entry("data", "Convert MUSDB18 (.stem.mp4) to the layout of MUSDB18-HQ; needs ffmpeg."),
     "plan": Entry("planning", "Plan a run for other machines: memory, largest batch, traffic."),
@@ -74,7 +76,7 @@ def load(name: str):
 
 def _list():
     yield f"{_program()} COMMAND, where COMMAND is one of\n"
-    yield from (f"  {name.ljust(18)} {entry.summary}" for name, entry in COMMANDS.items())
+    yield from (f"  {name.ljust(19)} {entry.summary}" for name, entry in COMMANDS.items())
     yield f"\n{_program()} COMMAND --help lists its arguments and flags."
 
 

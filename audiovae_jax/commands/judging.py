@@ -1,12 +1,16 @@
-"""The commands `evaluate` (metrics and report) and `serve` (interactive page)."""
+"""The commands `evaluate` (metrics, report), `probe_latents` (a generator's loss) and `serve` (interactive page)."""
 
 import contextlib
+import dataclasses
+import functools
+import json
 import os
 import signal
 import threading
 import time
 from pathlib import Path
 
+import tqdm
 from absl import flags
 
 from audiovae_jax.commands import bundled_configs, codec
@@ -16,7 +20,7 @@ from audiovae_jax.data.feeding import pipeline
 from audiovae_jax.data.sets import catalog, sources
 from audiovae_jax.data.sets.catalog import Track
 from audiovae_jax.errors import ConfigError, DataError, printable
-from audiovae_jax.evaluation import distributions, evaluate, systems
+from audiovae_jax.evaluation import distributions, evaluate, flow_probe, systems
 from audiovae_jax.evaluation.listening import server
 from audiovae_jax.evaluation.listening.models import Models
 from audiovae_jax.evaluation.presets import PRESETS
@@ -35,16 +39,20 @@ def _define():
     flags.DEFINE_enum("preset", None, list(PRESETS), "published table to compare with, measured in the same way")
     flags.DEFINE_integer("measure_at", None, "rate in Hz to resample to before measuring; default each file's own", 1)
     flags.DEFINE_enum("side", _ALL, [_ALL, "train", "validation"], "side of ROOT's split")
-    flags.DEFINE_enum("source", sources.AUTO, list(sources.NAMES), "type of ROOT; auto detects it")
-    what = "fraction of the tracks to validate on, if ROOT has no split; default as in training"
-    flags.DEFINE_float("validation_fraction", None, what, lower_bound=0.0, upper_bound=1.0)
+    _define_data()
     flags.DEFINE_integer("limit", None, "maximum number of tracks to evaluate, spread evenly over all", lower_bound=1)
-    flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
     flags.DEFINE_bool(
         "visqol", False, "also compute the ViSQOL score; slow, and needs visqol-python (the extra visqol)"
     )
     what = "your module:function from audio [T, C] and Hz to embeddings [n, dimensions]; adds FAD and KAD"
     flags.DEFINE_string("embedding", None, what)
+
+
+def _define_data():
+    flags.DEFINE_enum("source", sources.AUTO, list(sources.NAMES), "type of ROOT; auto detects it")
+    what = "fraction of the tracks to validate on, if ROOT has no split; default as in training"
+    flags.DEFINE_float("validation_fraction", None, what, lower_bound=0.0, upper_bound=1.0)
+    flags.DEFINE_bool("mix", False, "mix channels down or up to the model's")
 
 
 def _evaluate(*given):
@@ -62,8 +70,7 @@ def _evaluate(*given):
         )
     root = given[-1]
     tracks, skipped, timeout = _tracks(root, out)
-    if values.limit is not None and values.limit < len(tracks):
-        tracks = [tracks[i * len(tracks) // values.limit] for i in range(values.limit)]
+    tracks = _limited(tracks)
     models = [systems.Model(name, codec.load(path), _name(path), mix=values.mix) for name, path in names]
     for note in notes:
         print(note, flush=True)
@@ -74,6 +81,14 @@ def _evaluate(*given):
     )  # fmt: skip
     print("\n".join(_lines(result)))
     print(f"{result['files']} files evaluated, {len(result['skipped'])} skipped; see {out / 'report.html'}")
+
+
+def _limited(tracks):
+    """Return at most `--limit` tracks, spread evenly over all."""
+    limit = flags.FLAGS.limit
+    if limit is None or limit >= len(tracks):
+        return tracks
+    return [tracks[i * len(tracks) // limit] for i in range(limit)]
 
 
 def _name(place):
@@ -94,11 +109,7 @@ def _tracks(root, out):
             return [Track(path.name, audio_file.probe(path, allow_silence=True))], [], 0.0
         except DataError as error:
             raise DataError(f"{printable(path)}: {error}") from error
-    data = bundled_configs.reference().data
-    data.root, data.source, data.channels, data.min_seconds = root, values.source, 1, 0.0
-    if values.validation_fraction is not None:
-        data.validation_fraction = values.validation_fraction
-    found = pipeline.open_catalog(data, leave_out=[out])
+    found, timeout = _catalog(root, leave_out=[out])
     sides = {"train": found.train, "validation": found.validation}
     chosen = found.train + found.validation if values.side == _ALL else sides[values.side]
     tracks = list({track.key: track for track in chosen}.values())
@@ -106,7 +117,18 @@ def _tracks(root, out):
         raise DataError(f"{root} has no tracks for --side={values.side}")
     lines = [f"{found.origin}: {len(tracks)} tracks", *(f"warning: {notice}" for notice in catalog.notices(tracks))]
     print("\n".join(lines), flush=True)
-    return tracks, list(found.skipped), pipeline.read_timeout(data, found)
+    return tracks, list(found.skipped), timeout
+
+
+def _catalog(root, leave_out=()):
+    """Return the catalog of a data set, and the read timeout in seconds."""
+    values = flags.FLAGS
+    data = bundled_configs.reference().data
+    data.root, data.source, data.channels, data.min_seconds = root, values.source, 1, 0.0
+    if values.validation_fraction is not None:
+        data.validation_fraction = values.validation_fraction
+    found = pipeline.open_catalog(data, leave_out=leave_out)
+    return found, pipeline.read_timeout(data, found)
 
 
 def _lines(result):
@@ -135,6 +157,66 @@ def _require_writable(out):
         atomic.require_writable(out / "report.html")
     except OSError as error:
         raise ConfigError(f"--out={printable(out)} cannot be written: {error.strerror or error}") from error
+
+
+def _define_probe():
+    codec.define_codec_flags()
+    _define_data()
+    what = "maximum number of tracks on each side of the split, spread evenly over all"
+    flags.DEFINE_integer("limit", 50, what, lower_bound=1)
+    flags.DEFINE_float("seconds", 2.0, "audio of each crop", lower_bound=0.0)
+    flags.DEFINE_integer("steps", 500, "training steps of the transformer", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "seed of the transformer's training", lower_bound=0, upper_bound=2**32 - 1)
+    flags.DEFINE_string("json", None, "file for the results as JSON")
+
+
+def _probe(*given):
+    values, root = flags.FLAGS, given[-1]
+    names = systems.named_models(list(given[:-1]))
+    if values.json is not None:
+        try:
+            atomic.require_writable(Path(values.json))
+        except OSError as error:
+            raise ConfigError(f"--json={printable(values.json)}: {error.strerror or error}") from error
+    found, timeout = _catalog(root)
+    sides = [_limited(side) for side in (found.train, found.validation)]
+    if {track.key for track in sides[0]} & {track.key for track in sides[1]}:
+        raise DataError(f"{root} has one track; the probe trains on some files and needs others to validate on")
+    print(f"{found.origin}: {len(sides[0])} to train on, {len(sides[1])} for validation", flush=True)
+    progress = functools.partial(tqdm.tqdm, dynamic_ncols=True)
+    encoded, crops = {}, {}
+    for name, path in names:
+        loaded = codec.load(path)
+        crops[name] = flow_probe.crop_shape(loaded, values.seconds)
+        shown = progress([*sides[0], *sides[1]], unit="file", desc=name)
+        encoded[name], skipped = flow_probe.encode(loaded, shown, mix=values.mix, read_timeout=timeout)
+        print("".join(f"{name}: skipped {key}: {reason}\n" for key, reason in skipped), end="", flush=True)
+    common = set.intersection(*map(set, encoded.values()))  # all models get the same files
+    results = {}
+    for name, latents in encoded.items():
+        train, validation = ([z for track in side if track.key in common for z in latents[track.key]] for side in sides)
+        results[name] = flow_probe.probe(
+            train, validation, crop=crops[name], steps=values.steps, seed=values.seed,
+            progress=functools.partial(progress, unit="step", desc=name),
+        )  # fmt: skip
+    print("\n".join(_probe_lines(results)))
+    if values.json is not None:
+        with atomic.replacing(Path(values.json)) as temporary:
+            report = {name: dataclasses.asdict(each) | {"crop": each.crop._asdict()} for name, each in results.items()}
+            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _probe_lines(results):
+    """Yield the lines of a text table of the probe's results."""
+    rows = [("model", "relative loss", "loss per element", "without context", "latents per crop")]
+    for name, found in results.items():
+        relative = f"{found.relative_loss:.4f} +- {found.relative_standard_error:.4f}"
+        loss = f"{found.loss:.4f} +- {found.standard_error:.4f}"
+        size = f"{found.crop.frames} x {found.crop.latent_dim}"
+        rows.append((name, relative, loss, f"{found.independent_loss:.4f}", size))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _define_serve():
@@ -193,6 +275,17 @@ or a value of config.data.root: a folder, a manifest, shards, MUSDB18-HQ, GTZAN,
     positional=("MODEL...", "ROOT"),
     define_flags=_define,
     interrupted="files.jsonl has the results so far; the tables and the page were not written",
+)
+PROBE_LATENTS = Command(
+    name="probe_latents",
+    details="""\
+MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. NAME=MODEL gives it a name. ROOT is a
+value of config.data.root, as in `evaluate`. A small rectified-flow transformer is trained on the latents of its
+training side, and measured on the other. A relative loss below 1 is the share that context does not explain.""",
+    main=_probe,
+    positional=("MODEL...", "ROOT"),
+    define_flags=_define_probe,
+    interrupted="nothing was written",
 )
 SERVE = Command(
     name="serve",

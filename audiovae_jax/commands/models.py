@@ -1,4 +1,4 @@
-"""Commands on one model: inspect, calibrate, export, convert from and to torch."""
+"""Commands on one model: inspect, calibrate, average, export, convert from and to torch."""
 
 import functools
 import json
@@ -10,9 +10,9 @@ from absl import flags
 
 from audiovae_jax.commands import arguments, codec
 from audiovae_jax.commands.arguments import MODEL, Command
-from audiovae_jax.errors import printable
+from audiovae_jax.errors import ConfigError, printable
 from audiovae_jax.inference import calibration, inspection, stablehlo
-from audiovae_jax.persistence import conversion
+from audiovae_jax.persistence import averaging, conversion
 from audiovae_jax.torch_io import audio_vae, export
 
 _NAMES_PER_LINE = 10  # file names per line
@@ -107,6 +107,21 @@ def _calibration_lines(made):
         yield f"{when}: |mean| at most {mean:.4f}, variance {variance.min():.4f} to {variance.max():.4f}"
 
 
+def _average_flags():
+    flags.DEFINE_integer("last", None, "number of the newest checkpoints to average; default 3", lower_bound=2)
+    flags.DEFINE_list("steps", None, "steps of the checkpoints to average, instead of --last")
+
+
+def _average(workdir, target):
+    values = flags.FLAGS
+    if values.last is not None and values.steps is not None:
+        raise ConfigError("--last and --steps are both given; leave one out")
+    given = {} if values.last is None else {"last": values.last}
+    steps = arguments.whole_numbers("steps", values.steps)
+    steps = averaging.average_checkpoints(workdir, target, steps=steps, **given)
+    print(f"the mean of checkpoints {', '.join(map(str, steps))} is written to {target}")
+
+
 def _export_flags():
     codec.define_codec_flags()
     flags.DEFINE_list("platforms", list(stablehlo.PLATFORMS), "platforms to export for")
@@ -188,6 +203,16 @@ IN is an audio file or a folder of them. OUT is the saved model to write, local 
     positional=(MODEL, "IN", "OUT"),
     bucket_output=True,
     define_flags=_calibrate_flags,
+)
+AVERAGE_CHECKPOINTS = Command(
+    name="average_checkpoints",
+    details="""\
+WORKDIR is the workdir of a run. OUT is the saved model to write, local or in a bucket. It has the mean of the
+checkpoints' parameters, without a discriminator, and their steps in its metadata.""",
+    main=_average,
+    positional=("WORKDIR", "OUT"),
+    bucket_output=True,
+    define_flags=_average_flags,
 )
 EXPORT_STABLEHLO = Command(
     name="export_stablehlo",

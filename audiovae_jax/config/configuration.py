@@ -26,7 +26,8 @@ LEGACY_KEYS = {
 }
 # Keys that may differ when a run is resumed. They change how it is operated and recorded, not what it computes.
 OPERATIONAL_KEYS = (
-    "checkpoint_every", "checkpoint_every_minutes", "checkpoints_kept", "max_failed_saves", "sample_every",
+    "checkpoint_every", "checkpoint_every_minutes", "checkpoints_kept", "best_checkpoints_kept", "best_metric",
+    "early_stopping.metric", "early_stopping.patience", "early_stopping.min_delta", "max_failed_saves", "sample_every",
     "validate_every", "diagnose_every", "safety.max_skipped", "safety.max_rollbacks", "safety.kept_batches",
     "model.remat", "discriminator.remat",
     "data.sample_seconds", "data.num_threads", "data.prefetch_batches", "data.source", "data.max_bad_share",
@@ -54,6 +55,7 @@ _LATER_KEYS = {
     "discriminator_optimizer.name": "adamw", "discriminator_optimizer.schedule": "cosine",
     "discriminator_optimizer.decay_steps": 0,
 }  # fmt: skip
+_VALIDATION_METRICS = ("total_loss", "reconstruction_loss", "kl_loss", "si_sdr_db")  # and each loss by its name
 _MAX_SAMPLE_SECONDS = 300  # samples are kept in memory and plotted completely
 # Sections whose keys are arguments of a callable. They are checked against its signature instead.
 _OPEN_SECTIONS = ("discriminator", "losses")
@@ -89,7 +91,7 @@ def warn_legacy_key(old: str, new: str):
 def check(config: ml_collections.ConfigDict, device_count: int):
     """Raise ConfigError, with a remedy, for invalid or incompatible values."""
     counts = ("num_steps", "batch_size", "validate_every", "checkpoint_every", "sample_every")
-    for key in (*counts, "checkpoints_kept", "max_failed_saves"):
+    for key in (*counts, "checkpoints_kept", "best_checkpoints_kept", "max_failed_saves"):
         _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")
     for key in ("generator_update_every", "discriminator_update_every", "accumulation_steps"):
         _require(config[key] >= 1, f"config.{key}={config[key]} must be at least 1")
@@ -154,6 +156,7 @@ def check(config: ml_collections.ConfigDict, device_count: int):
     _require(len(config.losses) > 0, "config.losses is empty; name at least one reconstruction loss")
     for name, loss in config.losses.items():
         _require("weight" in loss, f"config.losses.{name} has no weight; give one, for instance 1.0")
+    _check_choice(config)
     if config.use_adversarial:
         _require(
             TARGET in config.discriminator,
@@ -176,6 +179,20 @@ def check(config: ml_collections.ConfigDict, device_count: int):
     _check_data(config.data)
     for key in ("sample_rate", "channels", "validation_crops", "num_samples", "num_threads", "prefetch_batches"):
         _require(config.data[key] >= 1, f"config.data.{key}={config.data[key]} must be at least 1")
+
+
+def _check_choice(config):
+    """Check the keys that choose checkpoints and the end of the run by validation metrics."""
+    metrics = (*_VALIDATION_METRICS, *config.losses)
+    for key, name in {"best_metric": config.best_metric, "early_stopping.metric": config.early_stopping.metric}.items():
+        _require(
+            name in metrics,
+            f"config.{key}={name!r} is no metric of validation{did_you_mean(name, metrics)}; use one of "
+            f"{', '.join(metrics)}",
+        )
+    for key in ("patience", "min_delta"):
+        value = config.early_stopping[key]
+        _require(value >= 0, f"config.early_stopping.{key}={value} must be at least 0")
 
 
 def _check_data(data):

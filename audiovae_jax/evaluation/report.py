@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from audiovae_jax.errors import printable
-from audiovae_jax.evaluation import clips
 from audiovae_jax.evaluation.metrics import COLUMNS
 from audiovae_jax.evaluation.presets import Preset
-from audiovae_jax.html import drawing, picture
+from audiovae_jax.html import clips, drawing, picture
 from audiovae_jax.html.document import document, escaped, facts, player, table
 from audiovae_jax.storage import atomic
 

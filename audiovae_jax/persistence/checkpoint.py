@@ -1,8 +1,9 @@
 """Checkpoints of a run, stored with Orbax and verified by a checksum per array.
 
 A checkpoint contains the train state and a JSON item. The JSON item has the config, the data position, the validation
-metrics and the checksums. These are kept: the most recent validated checkpoints, the best one by `total_loss`, and the
-newest one without a validation. Restoring falls back to the newest intact checkpoint.
+metrics and the checksums. These are kept: the most recent validated checkpoints, the best ones, and the newest one
+without a validation. The best are those by the `best_metric` of the newest checkpoint's config. Restoring falls back to
+the newest intact checkpoint.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ from audiovae_jax.storage.bucket_path import BucketPath, ServerAwayError
 from audiovae_jax.storage.checksum import json_checksum
 from audiovae_jax.training.state import TrainState, merged
 
-BEST_METRIC = "total_loss"
+BEST_METRIC = "total_loss"  # if the config names none
+_HIGHER_IS_BETTER = ("si_sdr_db",)
 # The variable collections of `model.apply`.
 VARIABLES = ("params", "latent_statistics")
 AVERAGED = "averaged_params"  # the field of the train state that replaces `params` for evaluation
@@ -67,6 +69,7 @@ class Checkpoints:
       read_only: never move or write anything.
       still_ours: returns whether this run still owns the directory, so that leftovers of a failed write may be removed.
       kept: number of most recent validated checkpoints to keep, in addition to the best and the newest not validated.
+      kept_best: number of best checkpoints to keep.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Checkpoints:
         read_only: bool = False,
         still_ours: Callable[[], bool] = lambda: True,
         kept: int = 3,
+        kept_best: int = 1,
     ):
         if read_only and not directory.is_dir():
             raise CheckpointError(": there is no such folder", path=directory)
@@ -83,7 +87,8 @@ class Checkpoints:
         self._writer = None
         self._newest_loss: dict[int, float] = {}  # of the checkpoint being written
         self._failed: set[int] = set()  # steps whose failed writes may have left files
-        self._still_ours, self._kept = still_ours, kept
+        self._still_ours, self._kept, self._kept_best = still_ours, kept, kept_best
+        self._best_metric: str | None = None  # of the last save
 
     def steps(self) -> list[int]:
         """Return the steps of finished checkpoints, ascending."""
@@ -93,8 +98,9 @@ class Checkpoints:
             raise CheckpointError(f" cannot be listed: {error.strerror or error}", path=self._directory) from error
 
     def best(self) -> tuple[int, float] | None:
-        """Return `(step, loss)` of the lowest `total_loss`; None if no loss is known."""
-        return _best_of(self._losses())
+        """Return `(step, value of the best metric)` of the best checkpoint; None if no value is known."""
+        metric, losses = self._metric_and_losses()
+        return next(((step, as_loss(metric, loss)) for step, loss in _best_of(losses)), None)
 
     def best_first(self) -> list[int]:
         """Return all steps in the order in which to look for the best model.
@@ -103,10 +109,10 @@ class Checkpoints:
         others from newest to oldest.
         """
         losses = self._losses()
-        best = _best_of(losses)
+        best = [step for step, _ in _best_of(losses)[:1]]
 
         def place(step):
-            return (losses[step] is not None, best is None or step != best[0], -step)
+            return (losses[step] is not None, step not in best, -step)
 
         return sorted(losses, key=place)
 
@@ -147,7 +153,8 @@ class Checkpoints:
         with self._writing():
             if self._writer is None:
                 self._writer = self._folders.writer(self._to_keep, self._still_ours)
-            self._newest_loss = {step: _comparable_loss(metrics)}
+            self._best_metric = config.get("best_metric", BEST_METRIC)
+            self._newest_loss = {step: comparable_loss(metrics, self._best_metric)}
             self._writer.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
@@ -389,13 +396,21 @@ class Checkpoints:
         return run
 
     def _losses(self):
-        """Return `{step: total_loss}`: infinite if not finite, NaN without a validation, None if unreadable."""
-        losses = {}
+        """Return `{step: comparable_loss}` by the best metric; None if unreadable."""
+        return self._metric_and_losses()[1]
+
+    def _metric_and_losses(self):
+        """Return the name of the best metric, and `_losses`."""
+        runs = {}
         for step in self.steps():
-            losses[step] = None
+            runs[step] = None
             with contextlib.suppress(CheckpointError):
-                losses[step] = _comparable_loss(self.metrics(step))
-        return losses
+                runs[step] = self._run(step)
+        named = [run["config"].get("best_metric", BEST_METRIC) for run in runs.values() if run is not None]
+        metric = self._best_metric or (named or [BEST_METRIC])[-1]
+        return metric, {
+            step: None if run is None else comparable_loss(run["metrics"], metric) for step, run in runs.items()
+        }
 
     def _is_described(self, step):
         try:
@@ -409,28 +424,33 @@ class Checkpoints:
     def _to_keep(self, steps):
         """Return the subset of `steps` to keep."""
         losses = {step: loss for step, loss in {**self._losses(), **self._newest_loss}.items() if step in steps}
-        best = _best_of(losses)
+        best = [step for step, _ in _best_of(losses)[: self._kept_best]]
         unknown = {step for step, loss in losses.items() if loss is None}  # one of them may be the best
         unvalidated = sorted(step for step, loss in losses.items() if _is_unvalidated(loss))
         validated = sorted(set(steps) - set(unvalidated))
-        return {*validated[-self._kept :], *unvalidated[-1:], *unknown, *(best[:1] if best else ())}
+        return {*validated[-self._kept :], *unvalidated[-1:], *unknown, *best}
 
 
 def _best_of(losses):
-    """Return `(step, loss)` of the lowest finite loss, or None."""
-    finite = {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
-    return min(finite.items(), key=lambda item: (item[1], item[0])) if finite else None
+    """Return `(step, loss)` of each finite loss, the lowest first."""
+    finite = [(step, loss) for step, loss in losses.items() if loss is not None and math.isfinite(loss)]
+    return sorted(finite, key=lambda item: (item[1], item[0]))
 
 
-def _comparable_loss(metrics):
-    """Return the loss to compare checkpoints by, infinite if it is not finite, NaN without a validation.
+def as_loss(name: str, value: float) -> float:
+    """Return a metric of validation with the sign of a loss, or the metric of such a loss."""
+    return -value if name in _HIGHER_IS_BETTER else value
 
-    Neither counts as the best loss.
+
+def comparable_loss(metrics: dict[str, float], name: str) -> float:
+    """Return the metric `name` as a loss to compare validations by.
+
+    It is infinite if the metric is missing or not finite, and NaN without a validation. Neither counts as the best.
     """
-    if BEST_METRIC not in metrics:
+    if not metrics:
         return math.nan
-    loss = metrics[BEST_METRIC]
-    return loss if isinstance(loss, float) and math.isfinite(loss) else math.inf
+    value = metrics.get(name)
+    return as_loss(name, value) if isinstance(value, float) and math.isfinite(value) else math.inf
 
 
 def _is_unvalidated(loss):

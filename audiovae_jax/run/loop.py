@@ -7,17 +7,18 @@ import jax
 from audiovae_jax.config import configuration
 from audiovae_jax.data.feeding.stalls import StallMeter
 from audiovae_jax.distributed import agreement, mesh
+from audiovae_jax.persistence.checkpoint import as_loss, comparable_loss
 from audiovae_jax.run.programs import Programs, Stopped
 from audiovae_jax.run.reporter import is_recorded, peak_memory
 from audiovae_jax.run.safety import RollBack
 from audiovae_jax.run.saving import SaveTimer
 from audiovae_jax.run.start import Session, Start
-from audiovae_jax.run.validation import Validation
+from audiovae_jax.run.validation import EarlyStopping, Validation
 from audiovae_jax.training.state import TrainState
 
 
 class Loop:
-    """Trains to the last step: step, report, validate, sample, save.
+    """Trains to the last step or an early stop: step, report, validate, sample, save.
 
     The device computes a step while this process loads the next batch and reports the previous step.
 
@@ -39,13 +40,14 @@ class Loop:
         self._records, self._saved_at, self._best = session.data.train, None, self._best_saved()
 
     def run(self, start: Start) -> tuple[TrainState, dict[str, float] | None, str | None]:
-        """Train to the last step, rolling back to a checkpoint when needed.
+        """Train to the last step or an early stop, rolling back to a checkpoint when needed.
 
         Returns:
-          `(state, last validation metrics, stop message)`. The message is None unless the run was stopped early. It
+          `(state, last validation metrics, stop message)`. The message is None unless the run was asked to stop. It
           gives the step and the reason.
         """
         while True:
+            self._stopping = EarlyStopping(self._config.early_stopping, start.position)
             try:
                 return self._train(*start[:3])
             except RollBack as reason:
@@ -71,6 +73,9 @@ class Loop:
             if config.init_from is not None:
                 # The initial model may be better than every later checkpoint.
                 self.save(state, start_step, metrics)
+        elif metrics and start_step < config.num_steps and (reason := self._stopping.reason()):
+            self._reporter.say(reason)
+            return state, metrics, None
         self._timer.restart()
         self._records = session.data.train.in_order(safety.order)
         stalls = StallMeter(
@@ -112,16 +117,23 @@ class Loop:
             if checkpoint_due or validation_due or timed_checkpoint_due or not safety.is_whole:
                 pending = self._report(pending)
             checkpoint_due = safety.may_save(checkpoint_due) or done == config.num_steps
+            early = None
             if checkpoint_due or validation_due:
                 metrics = self._validation.validate(state, done)
+                self._stopping.see(metrics, done)
+                # Never stop while updates are being skipped, since the state is not saved then.
+                early = self._stopping.reason() if safety.is_whole and done < config.num_steps else None
             if self._diagnosis_due(done):
                 self._validation.diagnose(state, done)
-            if self._is_due(done, config.sample_every):
+            if self._is_due(done, config.sample_every) or early:
                 self._validation.sample(state, done)
-            if checkpoint_due:
+            if checkpoint_due or early:
                 self.save(state, done, metrics)
             elif timed_checkpoint_due and safety.is_whole:
                 self.save(state, done, {})  # not validated, so that it cannot be the best
+            if early:
+                self._reporter.say(early)
+                break
         self._report(pending)
         return state, metrics, None
 
@@ -139,17 +151,20 @@ class Loop:
         session.lock.require_held()
         self._saved_at = at
         self._timer.saved()
-        self._best = min(self._best, metrics.get("total_loss", math.inf))
         if (health := session.data.health) is not None:
             self._reporter.scalars(
                 at, {"data/bad_files": health.bad_files, "data/replaced_crops": health.replaced_crops}
             )
         if metrics:
-            metrics = {**metrics, "best_total_loss": self._best}
-            self._reporter.scalars(at, {"val/best_total_loss": self._best})
+            name = self._config.best_metric
+            self._best = min(self._best, comparable_loss(metrics, name))
+            if math.isfinite(self._best):
+                metrics = {**metrics, f"best_{name}": as_loss(name, self._best)}
+                self._reporter.scalars(at, {f"val/best_{name}": as_loss(name, self._best)})
         self._reporter.scalars(at, session.clock.metrics())
         self._reporter.flush()  # a kill after the checkpoint would lose earlier records
         position = {"step": at, "fingerprint": session.data.fingerprint, **session.safety.position()}
+        position |= self._stopping.position()
         config = configuration.plain(self._config)
         with session.group.progress.phase("saving"):
             session.saving.save(state, step=at, config=config, data=position, metrics=metrics)
@@ -157,12 +172,14 @@ class Loop:
 
     def _best_saved(self):
         """Return the best loss among existing checkpoints. A loss without a checkpoint does not count."""
-        return (self._session.checkpoints.best() or (None, math.inf))[1]
+        best = self._session.checkpoints.best()
+        return math.inf if best is None else as_loss(self._config.best_metric, best[1])
 
     def _first_validation(self, state, at):
         self._validation.compile(state)
         with self._reporter.timed("running the first validation"):
             metrics = self._validation.validate(state, at)
+            self._stopping.see(metrics, at)
             self._validation.sample(state, at, may_stop=True)
         return metrics
 

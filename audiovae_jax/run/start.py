@@ -169,7 +169,10 @@ def open_session(
     if not is_first:
         lock.require_shared(token)
     # 3. Check the source of the run's state before the data is read, which may take minutes.
-    checkpoints = Checkpoints(workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", still_ours=lock.is_held, kept=config.checkpoints_kept,
+        kept_best=config.best_checkpoints_kept,
+    )  # fmt: skip
     ending.callback(checkpoints.close)
     group.let_write(checkpoints.is_writing)
     if config.init_from is not None and not checkpoints.steps():

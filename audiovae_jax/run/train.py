@@ -1,6 +1,7 @@
 """Train a model: `train(config, workdir)`."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 import sys
@@ -13,6 +14,7 @@ from audiovae_jax.distributed.group import Group
 from audiovae_jax.distributed.launch import HEARTBEAT_TIMEOUT
 from audiovae_jax.errors import TrainingError, printable
 from audiovae_jax.persistence import saved_model
+from audiovae_jax.persistence.checkpoint import BEST_METRIC
 from audiovae_jax.run import warm_start
 from audiovae_jax.run.loop import Loop
 from audiovae_jax.run.start import open_session
@@ -48,7 +50,7 @@ def train(
       reader: the reader that has read a torch file at `config.init_from` before, if any.
 
     Returns:
-      The last train state, at step `config.num_steps` unless the run was stopped.
+      The last train state, at step `config.num_steps` unless the run was stopped or `config.early_stopping` ended it.
 
     Raises:
       ConfigError: the config is invalid, or the workdir belongs to another config, is in use or is not writable.
@@ -73,35 +75,38 @@ def train(
         loop = Loop(session)
         state, metrics, stopped = loop.run(start)
         with group.progress.phase("saving"):
-            _finish(session, stopped)
+            _finish(session, int(state.step), stopped)
         session.reporter.scalars(int(state.step), session.clock.metrics())
         session.reporter.say(sessions.summary(session.clock.sessions()))
     if stopped is not None:
         print(f"{stopped}; run the same command to resume", flush=True)
         return state
-    step, loss = session.checkpoints.best() or (config.num_steps, math.nan)
+    step, best = session.checkpoints.best() or (int(state.step), math.nan)
+    metric = "" if config.best_metric == BEST_METRIC else f"{config.best_metric} "
     if skipped := session.safety.summary():
         say(skipped)
     say(
-        f"done: step {config.num_steps}, val/total_loss {metrics['total_loss']:.4f} (best {loss:.4f}, of checkpoint "
-        f"{step}). Checkpoints, samples and TensorBoard events are in {printable(session.workdir)}"
+        f"done: step {int(state.step)}, val/total_loss {metrics['total_loss']:.4f} (best {metric}{best:.4f}, of "
+        f"checkpoint {step}). Checkpoints, samples and TensorBoard events are in {printable(session.workdir)}"
     )
     return state
 
 
-def _finish(session, stopped):
-    """Wait for the last checkpoint, and record the best model of a run that ended."""
+def _finish(session, step, stopped):
+    """Wait for the last checkpoint, of `step` steps, and record the best model of a run that ended."""
     checkpoints, group, config = session.checkpoints, session.group, session.config
     # A stopped run does not wait to retry a failed save.
     session.saving.finish(lambda: stopped is not None or group.is_asked_to_stop)
     group.meet("saved")  # only the first process waits for uploads to a bucket
     session.lock.require_held()
-    if stopped is None and config.num_steps not in checkpoints.steps():
+    if stopped is None and step not in checkpoints.steps():
         raise TrainingError(f"the last checkpoint is not in {session.workdir}: something else deleted or moved it")
     if stopped is None:
         session.reporter.finish(functools.partial(_save_best, config, session.workdir))
 
 
 def _save_best(config, workdir, path):
-    model, variables = saved_model.load_model(workdir)
-    saved_model.save_model(model, variables, path, sample_rate=config.data.sample_rate)
+    """Write the best checkpoint as a saved model, with its step, and its validation metrics as metadata."""
+    loaded = saved_model.open_model(workdir)
+    metadata = {name: value for name, value in loaded.metadata.items() if math.isfinite(value)}
+    saved_model.save_loaded(dataclasses.replace(loaded, sample_rate=config.data.sample_rate, metadata=metadata), path)

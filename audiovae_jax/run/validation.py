@@ -1,4 +1,6 @@
-"""Measurements between training steps: validation losses, diagnosis, samples."""
+"""Measurements between training steps: validation losses, diagnosis, samples, and the early stop that they decide."""
+
+import math
 
 import jax
 import numpy as np
@@ -6,6 +8,7 @@ import numpy as np
 from audiovae_jax.distributed import mesh
 from audiovae_jax.distributed.background import Background
 from audiovae_jax.errors import DataError
+from audiovae_jax.persistence.checkpoint import as_loss, comparable_loss
 from audiovae_jax.run.programs import Programs, wait_for
 from audiovae_jax.run.samples import Samples
 from audiovae_jax.run.start import Session
@@ -111,6 +114,46 @@ class Validation:
             optimizers["discriminator_learning_rate"] = recipe.discriminator_optimizer
         with jax.default_device(self._host):
             return {f"train/{name}": float(each.learning_rate_at(at)) for name, each in optimizers.items()}
+
+
+class EarlyStopping:
+    """Decides from the validations whether a run ends before its last step.
+
+    The metrics are the same in all processes, so all decide the same.
+
+    Args:
+      config: the section `early_stopping`.
+      position: position of the checkpoint that the run resumes from; empty for a new run.
+    """
+
+    def __init__(self, config, position: dict):
+        self._config = config
+        self._best, self._best_step, self._since = None, None, 0
+        if config.patience and (saved := position.get("early_stopping", {})).get("metric") == config.metric:
+            self._best, self._best_step, self._since = saved["best"], saved["best_step"], saved["since"]
+
+    def see(self, metrics: dict[str, float], step: int):
+        """Process the metrics of a validation after `step` steps."""
+        loss = comparable_loss(metrics, self._config.metric)
+        if math.isfinite(loss) and (self._best is None or loss < self._best - self._config.min_delta):
+            self._best, self._best_step, self._since = loss, step, 0
+        else:
+            self._since += 1
+
+    def reason(self) -> str | None:
+        """Return why the run ends, or None if it does not."""
+        if not self._config.patience or self._since < self._config.patience:
+            return None
+        name = self._config.metric
+        best = "" if self._best is None else f" (best {as_loss(name, self._best):.4f}, at step {self._best_step})"
+        return f"stopping early: val/{name} has not improved in {self._since} validations{best}"
+
+    def position(self) -> dict:
+        """Return the state to save in a checkpoint; empty if early stopping is disabled."""
+        if not self._config.patience:
+            return {}
+        state = {"best": self._best, "best_step": self._best_step, "since": self._since}
+        return {"early_stopping": {"metric": self._config.metric, **state}}
 
 
 def _host_device():

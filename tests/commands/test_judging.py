@@ -1,4 +1,4 @@
-"""The command `evaluate`."""
+"""The commands `evaluate` and `probe_latents`."""
 
 import json
 from pathlib import Path
@@ -88,3 +88,23 @@ def test_mistakes_are_errors_before_the_work(tmp_path, values):
     values.embedding, values.baselines = None, ["opus24"]
     with pytest.raises(ConfigError, match="a model and a baseline both have the name 'opus24'"):
         judging._evaluate("opus24=m", "songs")
+
+
+@pytest.mark.slow
+def test_two_models_are_probed_on_the_same_files(audio_folder, tmp_path):
+    for seed, strides in enumerate([(2, 4), (4, 4)]):
+        model = AudioVAE(**SMALL_MODEL | {"strides": strides})
+        save_model(model, random_variables(model, seed), tmp_path / str(seed), sample_rate=44100)
+    flags = ("--steps=3", "--seconds=0.2", "--json=probe.json")
+    done = command_line.run("probe_latents", "fine=0", "coarse=1", audio_folder, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "probe.json").read_text())
+    frames = {name: (result["crop"]["tokens"], result["crop"]["frames_per_token"]) for name, result in found.items()}
+    assert frames == {"fine": (10, 110), "coarse": (10, 55)}
+    lines = done.stdout.splitlines()
+    for line, (name, result) in zip(lines[-2:], found.items(), strict=True):
+        assert line.split()[:2] == [name, f"{result['relative_loss']:.4f}"]
+    for given, reason in ((tmp_path / "none", "there is no such folder"), (audio_folder / "deeper", "has one track")):
+        done = command_line.run("probe_latents", "0", given, cwd=tmp_path)
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+        assert reason in done.stderr.splitlines()[-1]

@@ -112,6 +112,12 @@ def _changed(**changes):
         ({"data__validation_fraction": 1.5}, "validation_fraction=1.5 must lie between 0 and 1"),
         ({"discriminator": ml_collections.ConfigDict()}, "discriminator must be provided when use_adversarial=True"),
         ({"losses": ml_collections.ConfigDict()}, "losses is empty"),
+        (
+            {"best_metric": "mell"},
+            "best_metric='mell' is no metric of validation; did you mean 'mel'.*use one of total",
+        ),
+        ({"early_stopping__metric": "d_loss"}, "early_stopping.metric='d_loss' is no metric of validation"),
+        ({"early_stopping__patience": -1}, "early_stopping.patience=-1 must be at least 0"),
     ],
 )
 def test_impossible_values_are_refused_with_the_remedy(changes, message):

@@ -58,6 +58,19 @@ def test_the_last_few_and_the_best_are_kept_and_nan_is_never_best(tmp_path, kept
     assert store.best()[0] == 2
 
 
+def test_the_best_few_are_kept_by_the_metric_of_the_config(tmp_path):
+    store = Checkpoints(tmp_path / "checkpoints", kept=1, kept_best=2)
+    for step, ratio in enumerate([3.0, 9.0, math.inf, 5.0, 1.0], start=1):
+        metrics = {"total_loss": float(step), "si_sdr_db": ratio}
+        store.save(_state(), step=step, config={"best_metric": "si_sdr_db"}, data={}, metrics=metrics)
+        store.wait()
+    store.close()
+    for opened in (store, Checkpoints(tmp_path / "checkpoints", read_only=True)):
+        assert opened.steps() == [2, 4, 5]
+        assert opened.best() == (2, 9.0)
+        assert opened.best_first() == [2, 5, 4]
+
+
 def test_only_the_newest_without_a_validation_is_kept_beside_the_validated_ones(tmp_path):
     store = Checkpoints(tmp_path / "checkpoints", kept=2)
     for step in range(1, 12):

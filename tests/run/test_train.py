@@ -23,7 +23,8 @@ from audiovae_jax.persistence import saved_model
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import train
 from audiovae_jax.run.loop import Loop
-from audiovae_jax.run.tracking import history, sessions
+from audiovae_jax.run.tracking import history, recorder, sessions
+from audiovae_jax.run.tracking.writer import Writer, Writers
 from audiovae_jax.run.validation import Validation
 from audiovae_jax.run.workdir_lock import WorkdirLock
 
@@ -271,6 +272,57 @@ def test_the_best_is_one_that_is_on_disk(micro_config, tmp_path, monkeypatch, ca
     train.train(next_config, tmp_path / "next")
     assert "val/total_loss 8.0000 (best 6.0000, of checkpoint 4)" in capsys.readouterr().out
     assert Checkpoints(tmp_path / "next" / "checkpoints", read_only=True).steps() == [4, 6]
+
+
+@pytest.mark.slow
+def test_early_stopping_finishes_a_run_and_a_resumed_one_at_the_same_step(micro_config, tmp_path, monkeypatch, capsys):
+    micro_config.use_adversarial = False
+    micro_config.num_steps, micro_config.validate_every, micro_config.checkpoint_every = 7, 1, 2
+    micro_config.best_metric = micro_config.early_stopping.metric = "mel"
+    micro_config.early_stopping.patience = 2
+    values = [5.0, 4.0, 3.5, 3.6, 3.7, 3.0, 2.0, 1.0]
+    real, real_save, exported = Validation.validate, Loop.save, []
+
+    class Taking(Writer):
+        takes_models = True
+
+        def model(self, folder):
+            exported.append(saved_model.open_model(folder))
+
+    monkeypatch.setattr(Validation, "validate", lambda self, state, at: {**real(self, state, at), "mel": values[at]})
+    monkeypatch.setattr(recorder, "open_writers", lambda *_: Writers([Taking()]))
+    whole = train.train(micro_config, tmp_path / "whole")
+    printed = capsys.readouterr().out
+    assert "stopping early: val/mel has not improved in 2 validations (best 3.5000, at step 2)" in printed
+    assert "done: step 4, val/total_loss " in printed
+    assert "(best mel 3.5000, of checkpoint 2)" in printed
+    (best,) = exported
+    assert (best.global_step, best.metadata["mel"], best.metadata["best_mel"]) == (2, 3.5, 3.5)
+    assert best.metadata["total_loss"] > 0
+
+    def stop(self, state, done, metrics):
+        if done == 4:  # after the checkpoint of step 2, and a validation without an improvement
+            self._session.checkpoints.wait()
+            raise KeyboardInterrupt
+        real_save(self, state, done, metrics)
+
+    monkeypatch.setattr(Loop, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(micro_config, tmp_path / "cut")
+    monkeypatch.setattr(Loop, "save", real_save)
+    for _ in range(2):  # the second time, it has finished already
+        _assert_same_state(train.train(micro_config, tmp_path / "cut"), whole)
+        assert "done: step 4, " in capsys.readouterr().out
+    micro_config.early_stopping.patience = 0
+    assert train.train(micro_config, tmp_path / "cut").step == 7
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_seed_have_the_same_bits_and_record_what_they_ran(micro_config, trained_run, tmp_path):
+    _assert_same_state(train.train(micro_config, tmp_path), trained_run[2])
+    (session,) = sessions.read(tmp_path)
+    assert session["versions"]["jax"] == jax.__version__
+    assert "pytest" in session["command"]
 
 
 @pytest.mark.slow

@@ -262,7 +262,7 @@ class _Looker:
     def disk(self):
         _require_folder(self._workdir)
         size = self._state_bytes()
-        kept = self._config.checkpoints_kept + 1  # plus the best one
+        kept = self._config.checkpoints_kept + self._config.best_checkpoints_kept
         needed, there = (kept + 1) * size, self._free(self._workdir)
         said = (
             f"{table.size(there)} free; {kept} checkpoints of {table.size(size)} are kept, and a new "

@@ -1,16 +1,23 @@
-"""`sessions.json` of a workdir: where the time of a run went, by session.
+"""`sessions.json` of a workdir: where the time of a run went, by session, and what each session ran.
 
 A session is one start of the run, until its end or its kill. Every second of it belongs to one part, so the parts add
 up to its wall-clock time.
 """
 
 import contextlib
+import importlib.metadata
 import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import audiovae_jax
 from audiovae_jax.distributed.progress import Progress
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
@@ -31,6 +38,8 @@ MEASURED = (*dict.fromkeys(_PART_OF.values()), "other")
 PARTS = (*MEASURED, "lost")
 _PAUSE, _PAUSE_IN_BUCKET = 10.0, 60.0  # seconds between updates of the file
 _PATIENCE = 10.0  # seconds that training waits for a bucket
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_GIT_TIMEOUT = 10.0  # seconds for one git command
 
 
 class SessionClock:
@@ -45,6 +54,7 @@ class SessionClock:
         self._started = time.time() - sum(progress.seconds().values())
         self._path: Path | BucketPath | None = None
         self._earlier: list[dict] = []
+        self._origin: dict[str, Any] = {}
         self._first = 0
 
     def open(self, workdir: Path | BucketPath, step: int, is_ours: Callable[[], bool]):
@@ -58,7 +68,7 @@ class SessionClock:
         self._pause = _PAUSE
         if isinstance(workdir, BucketPath):
             workdir, self._pause = workdir.patient(_PATIENCE), _PAUSE_IN_BUCKET
-        self._first = step
+        self._first, self._origin = step, origin()
         with contextlib.suppress(OSError):  # rather no record of this session than none of the earlier ones
             self._earlier = read(workdir)
             self._path, self._is_ours = workdir / NAME, is_ours
@@ -95,8 +105,51 @@ class SessionClock:
             "steps": place.steps,
             "repeated_steps": place.steps - (last - self._first),  # by rollbacks
             "seconds": seconds,
+            **self._origin,
         }
         return [*self._earlier, session]
+
+
+def origin() -> dict[str, Any]:
+    """Return what this process runs, as JSON values.
+
+    Returns:
+      `command`: the command line. `versions`: of Python and the packages; None for a package that is not installed.
+      `git`: for `package` and `working_directory`, if git finds them in a repository: the `commit`, and whether tracked
+      files are changed (`dirty`). The package counts only if its files are tracked, unlike in an environment's folder.
+    """
+    versions: dict[str, str | None] = {"python": platform.python_version(), "audiovae_jax": audiovae_jax.__version__}
+    for name in _PACKAGES:
+        versions[name] = None
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    git = {}
+    package = Path(__file__).parent
+    if _git(package, "ls-files", "--error-unmatch", Path(__file__).name) is not None:
+        git["package"] = _git_state(package)
+    git["working_directory"] = _git_state(Path())
+    git = {name: state for name, state in git.items() if state is not None}
+    return {"command": shlex.join(sys.orig_argv), "versions": versions, "git": git}
+
+
+def _git_state(folder):
+    """Return `{"commit", "dirty"}` of a folder's repository, or None."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None or changed is None else {"commit": commit, "dirty": bool(changed)}
+
+
+def _git(folder, *arguments):
+    """Return the output of a git command, or None if git is missing or fails."""
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", timeout=_GIT_TIMEOUT, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def read(workdir: Path | BucketPath) -> list[dict[str, Any]]:

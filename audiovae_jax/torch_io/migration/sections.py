@@ -257,7 +257,7 @@ def _model_checkpoint(section: Section, found: Findings):
         if (value := section.whole(key)) is not None:
             found.facts[fact] = (section.key(key), value)
     where = "checkpoints are in the workdir, by their step"
-    kept = "the most recent ones and the best by val/total_loss are kept"
+    kept = "the most recent ones and the best are kept: see config.best_metric and config.best_checkpoints_kept"
     section.drop({"dirpath": where, "filename": where})
     for key, value in (("monitor", "val/total_loss"), ("mode", "min"), ("save_last", True)):
         if (given := section.whatever(key, value)) != value:
@@ -352,7 +352,7 @@ _CLASSES: dict[str, Callable[[Section, Findings], None]] = {
     "Trainer": _trainer,
     "ModelCheckpoint": _model_checkpoint,
     "AudioReconstructionCallback": _samples,
-    "EarlyStopping": _because("a run ends at config.num_steps; the best checkpoint is kept"),
+    "EarlyStopping": _because("set config.early_stopping, whose patience counts validations"),
     "LearningRateMonitor": _elsewhere("the learning rate is recorded with the losses"),
     "RichProgressBar": _elsewhere("there is always a progress bar"),
     "TQDMProgressBar": _elsewhere("there is always a progress bar"),

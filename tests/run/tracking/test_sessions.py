@@ -1,7 +1,11 @@
 import json
+import subprocess
 
+import jax
+import numpy as np
 import pytest
 
+import audiovae_jax
 from audiovae_jax.distributed import progress
 from audiovae_jax.distributed.progress import Progress
 from audiovae_jax.run.tracking import sessions
@@ -121,3 +125,40 @@ def test_an_unreadable_record_is_not_replaced(clock, tmp_path):
     session.update()
     assert (tmp_path / sessions.NAME).is_dir()
     assert len(session.sessions()) == 1
+
+
+def test_versions_command_and_git_state_are_recorded_for_each_session(clock, tmp_path, monkeypatch):
+    repository, workdir = tmp_path / "repository", tmp_path / "run"
+    repository.mkdir()
+    workdir.mkdir()
+
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        done = subprocess.run(
+            ["git", *identity, *arguments], cwd=repository, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    (repository / "config.py").write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    monkeypatch.chdir(repository)
+    monkeypatch.setattr("sys.orig_argv", ["python", "train.py", "--config=a b"])
+    SessionClock(Progress()).open(workdir, 0, lambda: True)
+    (repository / "config.py").write_text("2")
+    SessionClock(Progress()).open(workdir, 1, lambda: True)
+    monkeypatch.chdir(workdir)
+    monkeypatch.setenv("PATH", "")  # there is no git
+    SessionClock(Progress()).open(workdir, 2, lambda: True)
+    clean, dirty, without = sessions.read(workdir)
+    assert clean["git"]["working_directory"] == {"commit": commit, "dirty": False}
+    assert dirty["git"]["working_directory"] == {"commit": commit, "dirty": True}
+    assert without["git"] == {}
+    for session in (clean, dirty, without):
+        assert session["command"] == "python train.py '--config=a b'"
+        versions = session["versions"]
+        assert (versions["audiovae_jax"], versions["jax"]) == (audiovae_jax.__version__, jax.__version__)
+        assert versions["numpy"] == np.__version__
+        assert None not in versions.values()

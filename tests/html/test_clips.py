@@ -6,7 +6,7 @@ import io
 import numpy as np
 import soundfile
 
-from audiovae_jax.evaluation import clips
+from audiovae_jax.html import clips
 
 
 def test_a_player_plays_what_it_was_given_up_to_full_scale():

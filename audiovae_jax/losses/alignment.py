@@ -1,0 +1,92 @@
+"""Alignment of latents with the features of a frozen teacher (VA-VAE, arXiv 2501.01423).
+
+Latents that follow a teacher's features are easier to generate. The paper uses margins of 0.5 for `marginal_cosine`
+and 0.25 for `distance_matrix`, so that only latents that are far from the teacher have a gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_EPS = 1e-6  # lower bound of a vector's norm
+
+
+def align_frames(features, frames: int):
+    """Interpolate features to another number of frames that spans the same time.
+
+    The interpolation between frame centers is linear, and constant beyond the outer ones. It is that of torch's
+    `interpolate(mode="linear", align_corners=False)`.
+
+    Args:
+      features: `[B, n, D]`.
+      frames: the number of frames to return.
+
+    Returns:
+      `[B, frames, D]` float32.
+    """
+    features = features.astype(jnp.float32)
+    shape = (features.shape[0], frames, features.shape[2])
+    return features if features.shape == shape else jax.image.resize(features, shape, "linear", antialias=False)
+
+
+def marginal_cosine(projected, teacher, margin: float = 0.5):
+    """Return the mean of `relu(1 - margin - cos(projected, teacher))` over frames.
+
+    Args:
+      projected: latents `[B, frames, D]`, projected to the teacher's size by a learned linear map.
+      teacher: features `[B, n, D]` of the same audio. They are interpolated to `frames`, and have no gradient.
+      margin: cosine distance up to which a frame counts as aligned.
+
+    Returns:
+      A float32 scalar from 0 to `2 - margin`.
+
+    Raises:
+      ValueError: the batches or sizes differ.
+    """
+    _require_same_batch(projected, teacher)
+    if projected.shape[2] != teacher.shape[2]:
+        raise ValueError(
+            f"projected has {projected.shape[2]} features and teacher {teacher.shape[2]}; project to these"
+        )
+    teacher = align_frames(lax.stop_gradient(teacher), projected.shape[1])
+    cosine = jnp.sum(_unit(projected) * _unit(teacher), axis=-1)
+    return jnp.mean(jax.nn.relu(1 - margin - cosine))
+
+
+def distance_matrix(z, teacher, margin: float = 0.25):
+    """Return the mean of `relu(|cos(z_i, z_j) - cos(teacher_i, teacher_j)| - margin)` over pairs of frames of an item.
+
+    It needs no projection, since only similarities are compared. Memory grows with the square of `frames`.
+
+    Args:
+      z: latents `[B, frames, D]`.
+      teacher: features `[B, n, E]` of the same audio. They are interpolated to `frames`, and have no gradient.
+      margin: difference of two similarities that is not penalised.
+
+    Returns:
+      A float32 scalar from 0 to `2 - margin`.
+
+    Raises:
+      ValueError: the batches differ.
+    """
+    _require_same_batch(z, teacher)
+    teacher = align_frames(lax.stop_gradient(teacher), z.shape[1])
+    return jnp.mean(jax.nn.relu(jnp.abs(_similarities(z) - _similarities(teacher)) - margin))
+
+
+def _similarities(features):
+    """Return the cosines `[B, n, n]` of all pairs of frames `[B, n, D]`."""
+    unit = _unit(features)
+    return jnp.einsum("bid,bjd->bij", unit, unit)
+
+
+def _unit(features):
+    """Scale vectors to a norm of 1. Vectors of zeros stay zeros, with a finite gradient."""
+    features = features.astype(jnp.float32)
+    squares = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
+    return features * lax.rsqrt(jnp.maximum(squares, _EPS**2))
+
+
+def _require_same_batch(a, b):
+    if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0]:
+        raise ValueError(f"latents {a.shape} and features {b.shape} must be [B, frames, D] of the same batch")
