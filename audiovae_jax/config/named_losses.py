@@ -68,6 +68,7 @@ def _default(section, where, option):
         near = did_you_mean(option, options)
         raise ConfigError(f"{where}: {target} has no option {option!r}{near}; its options are {', '.join(options)}")
     default = options[option]
-    if default is None or parameters[option].annotation == bool | str:
+    takes_a_name = option in parameters and parameters[option].annotation == bool | str
+    if default is None or takes_a_name:
         return config_dict.FieldReference(default, field_type=object)
     return default

@@ -7,7 +7,7 @@ from conftest import applied, initialised
 from audiovae_jax import EnCodecDiscriminator, discriminators
 from audiovae_jax.training import contract
 
-SMALL = {"filters": 2, "bins_per_octave": (4, 6), "hop_lengths": (32, 16), "octaves": 3, "f_min": 1000.0}
+SMALL = {"filters": 2, "bins_per_octave": (6,), "hop_lengths": (32,), "octaves": 2, "f_min": 1000.0}
 
 
 def test_the_cqt_discriminator_keeps_the_contract():
@@ -27,6 +27,7 @@ def test_shapes_are_those_of_the_transforms():
     assert [x.shape for x in logits] == [(3, 3, 216, 1), (3, 5, 324, 1), (3, 5, 432, 1)]
 
 
+@pytest.mark.slow
 def test_it_is_a_part_of_the_ensemble():
     audio = jnp.asarray(np.random.default_rng(0).standard_normal((1, 512, 2)), jnp.float32)
     options = {f"cqt_{name}": value for name, value in SMALL.items()}
@@ -35,7 +36,7 @@ def test_it_is_a_part_of_the_ensemble():
     logits, _ = applied(whole, variables, audio)
     part = discriminators.MultiScaleSubBandCQTDiscriminator(**SMALL)
     alone, _ = applied(part, {"params": variables["params"]["cqt"]}, audio)
-    for ours, theirs in zip(logits[-2:], alone, strict=True):
+    for ours, theirs in zip(logits[-1:], alone, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
