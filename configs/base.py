@@ -202,6 +202,13 @@ def _base():
     # Bits per second of audio. If set, the term is (KL / target - 1)^2, which needs a weight near 1.
     config.kl.target_bits_per_second = config_dict.placeholder(float)
 
+    # Alignment of the latents with the features of a frozen teacher (audiovae_jax/config/README.md).
+    config.alignment = ml_collections.ConfigDict()
+    config.alignment._target_ = config_dict.placeholder(str)  # a function of your own; unset: no alignment
+    config.alignment.weight = 0.1  # 0 disables it too
+    config.alignment.cosine_margin = 0.5  # cosine distance of latents and features that costs nothing
+    config.alignment.distance_margin = 0.25  # difference of similarities that costs nothing
+
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adamw"  # also "lion", "adafactor", "muon" and "schedule_free_adamw"
     # "cosine" falls over num_steps. "constant", "inverse_sqrt" and "warmup_stable_decay": training/optimizer.py

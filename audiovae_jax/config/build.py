@@ -11,12 +11,14 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from audiovae_jax.config import resolve
 from audiovae_jax.discriminators import base
 from audiovae_jax.distributed.mesh import AXIS
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses
+from audiovae_jax.losses.alignment import Alignment, takes_batches
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.losses.weighted import is_off
 from audiovae_jax.models.audio_vae import AudioVAE
@@ -43,11 +45,13 @@ def build_recipe(config: ml_collections.ConfigDict) -> Recipe:
             ),
         }
     model = build_model(config)
+    optimizer = _build_model_optimizer(config, model)
     return Recipe(
         model=model,
         losses=build_losses(config),
         kl=_build_kl(config, model),
-        optimizer=_build_model_optimizer(config, model),
+        alignment=_build_alignment(config, model, optimizer),
+        optimizer=optimizer,
         ema=_build_ema(config),
         accumulation_steps=config.accumulation_steps,
         latent_noise=config.latent_noise,
@@ -190,6 +194,40 @@ def _build_kl(config, model):
     shape = jax.ShapeDtypeStruct((1, 1, config.model.latent_dim), jnp.float32)
     _trace(kl, "config.kl", "KLTerm", shape, shape)
     return dataclasses.replace(kl, axis_name=AXIS)
+
+
+def _build_alignment(config, model, optimizer):
+    where, name, rate = "config.alignment", config.alignment[resolve.TARGET], config.data.sample_rate
+    if name is None or is_off(config.alignment.weight):
+        return None
+    paths = flax.traverse_util.flatten_dict(model.shapes()["params"])
+    factors = optimizer.learning_rate_factors
+    if model.encoder_frozen or all(factor_of(path, factors) == 0 for path in paths if path[0] == "encoder"):
+        raise ConfigError(
+            f"{where}.{resolve.TARGET}={name!r} has no effect, since the encoder is frozen; leave it out, or train the "
+            "encoder (config.model.encoder_frozen, config.optimizer.learning_rate_factors)"
+        )
+    teacher = resolve.resolve(name, where)
+    if not callable(teacher):
+        raise ConfigError(f"{where}.{resolve.TARGET}={name!r} is a {type(teacher).__name__}, not a function")
+
+    def run(audio):
+        if takes_batches(teacher):
+            return teacher(audio, rate)
+        silence = np.zeros(audio.shape[1:], np.float32)
+        return np.stack([np.asarray(teacher(silence, rate))] * audio.shape[0])
+
+    def check(features):
+        shape = np.shape(features)
+        if len(shape) != 3 or shape[0] != config.batch_size or shape[1] < 2:
+            raise TypeError(
+                f"its features have shape {shape}; they must be [{config.batch_size}, frames, D], with at least 2 "
+                "frames of a crop"
+            )
+
+    shape = _trace(run, where, name, _batch(config), check=check).shape
+    section = {**config.alignment, "teacher": teacher, "sample_rate": rate, "frames": shape[1], "size": shape[2]}
+    return _construct(Alignment, section, where)
 
 
 def _construct(cls, section, where):

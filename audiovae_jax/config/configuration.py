@@ -46,6 +46,8 @@ _LATER_KEYS = {
     "model.decoder_base_channels": None, "model.bottleneck_channels": None, "adversarial.loss": "hinge",
     "adversarial.ramp_steps": 0, "adversarial.r1_weight": 0.0, "adversarial.r2_weight": 0.0, "balancer_norm": 0.0,
     "kl.cycle_steps": 0, "kl.target_bits_per_second": None,
+    "alignment._target_": None, "alignment.weight": 0.1, "alignment.cosine_margin": 0.5,
+    "alignment.distance_margin": 0.25,
     "losses.stft.w_log1p_mag": 0.0, "discriminator.use_cqt": False, "discriminator.cqt_filters": 32,
     "discriminator.cqt_bins_per_octave": (24, 36, 48), "discriminator.cqt_hop_lengths": (512, 256, 256),
     "discriminator.cqt_octaves": 9, "discriminator.cqt_f_min": 32.70,

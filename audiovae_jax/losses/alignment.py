@@ -4,9 +4,17 @@ Latents that follow a teacher's features are easier to generate. The paper uses 
 and 0.25 for `distance_matrix`, so that only latents that are far from the teacher have a gradient.
 """
 
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+from audiovae_jax.errors import require_range
 
 _EPS = 1e-6  # lower bound of a vector's norm
 
@@ -90,3 +98,67 @@ def _unit(features):
 def _require_same_batch(a, b):
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0]:
         raise ValueError(f"latents {a.shape} and features {b.shape} must be [B, frames, D] of the same batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """The weighted alignment term of the training objective, with its teacher.
+
+    Attributes:
+      teacher: `(audio, sample_rate) -> features`, which is not trained, see `takes_batches`. Features that are not
+        finite make the loss not finite.
+      sample_rate: of the audio in Hz.
+      frames, size: shape of the teacher's features of one crop.
+      weight: of the term.
+      cosine_margin, distance_margin: see `marginal_cosine` and `distance_matrix`.
+    """
+
+    teacher: Callable
+    sample_rate: int
+    frames: int
+    size: int
+    weight: float = 0.1
+    cosine_margin: float = 0.5
+    distance_margin: float = 0.25
+
+    def __post_init__(self):
+        for name in ("weight", "cosine_margin", "distance_margin"):
+            require_range(name, getattr(self, name))
+
+    def init(self, key, latent_dim: int) -> dict:
+        """Return the initial parameters of the projection from latents to features."""
+        return {"kernel": nn.initializers.lecun_normal()(key, (latent_dim, self.size))}
+
+    def features(self, audio):
+        """Return the teacher's features `[B, frames, size]` float32 of `audio: [B, T, C]`, without a gradient."""
+        if takes_batches(self.teacher):
+            return lax.stop_gradient(self.teacher(audio, self.sample_rate).astype(jnp.float32))
+        shape = jax.ShapeDtypeStruct((audio.shape[0], self.frames, self.size), jnp.float32)
+        return jax.pure_callback(functools.partial(_on_host, self.teacher, self.sample_rate, shape.shape), shape, audio)
+
+    def __call__(self, z, features, params):
+        """Return the unweighted term: the sum of both losses.
+
+        Args:
+          z: latents `[B, n, latent_dim]`.
+          features: see `features`.
+          params: see `init`.
+        """
+        projected = z.astype(jnp.float32) @ params["kernel"]
+        cosine = marginal_cosine(projected, features, self.cosine_margin)
+        return cosine + distance_matrix(z, features, self.distance_margin)
+
+
+def takes_batches(teacher: Callable) -> bool:
+    """Whether a teacher is a JAX function of `[B, T, C]` to `[B, frames, size]`: its attribute of this name is True.
+
+    Other teachers are called on the host, for one crop at a time: `[T, C]` float32 to `[frames, size]`, both numpy.
+    """
+    return bool(getattr(teacher, "takes_batches", False))
+
+
+def _on_host(teacher, sample_rate, shape, audio):
+    features = np.stack([np.asarray(teacher(crop, sample_rate), np.float32) for crop in np.asarray(audio)])
+    if features.shape != shape:
+        raise ValueError(f"the teacher of config.alignment returned features {features.shape[1:]}, not {shape[1:]}")
+    return features

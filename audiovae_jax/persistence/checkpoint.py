@@ -27,13 +27,14 @@ from audiovae_jax.persistence.step_objects import StepObjects
 from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath, ServerAwayError
 from audiovae_jax.storage.checksum import json_checksum
-from audiovae_jax.training.state import TrainState, merged
+from audiovae_jax.training.state import ALIGNMENT, TrainState, merged
 
 BEST_METRIC = "total_loss"  # if the config names none
 _HIGHER_IS_BETTER = ("si_sdr_db",)
 # The variable collections of `model.apply`.
 VARIABLES = ("params", "latent_statistics")
 AVERAGED = "averaged_params"  # the field of the train state that replaces `params` for evaluation
+ALIGNED = "alignment_params"  # the field of the train state with the projection of `losses.alignment`
 _FORMAT = 3
 _RUN_FILE = "run/metadata"
 
@@ -205,7 +206,15 @@ class Checkpoints:
         Raises:
           CheckpointError: the description cannot be read.
         """
-        return any(name.startswith(f"{AVERAGED}/") for name in self._run(step)["arrays"])
+        return self.has(step, AVERAGED)
+
+    def has(self, step: int, part: str) -> bool:
+        """Whether the checkpoint at `step` has the field `part` of the state.
+
+        Raises:
+          CheckpointError: the description cannot be read.
+        """
+        return any(name.startswith(f"{part}/") for name in self._run(step)["arrays"])
 
     def variables(self, step: int) -> dict:
         """Read the model's variables, with the averaged parameters where there are any.
@@ -463,3 +472,9 @@ def evaluated(parts: dict) -> dict:
     if (averaged := parts.pop(AVERAGED, None)) is not None:
         parts["params"] = merged(parts["params"], averaged)
     return parts
+
+
+def without_projection(opt_state) -> dict[str, jax.Array | np.ndarray]:
+    """Return an optimizer's arrays by name, without those of the projection of `losses.alignment`."""
+    leaves = array_store.named_leaves(opt_state)
+    return {name: leaf for name, leaf in leaves.items() if ALIGNMENT not in name.split("/")}

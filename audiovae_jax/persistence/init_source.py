@@ -7,7 +7,7 @@ from typing import Any
 from audiovae_jax.distributed import agreement
 from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.persistence import model_folder
-from audiovae_jax.persistence.checkpoint import AVERAGED, VARIABLES, Checkpoints, OutOfReachError, evaluated
+from audiovae_jax.persistence.checkpoint import ALIGNED, AVERAGED, VARIABLES, Checkpoints, OutOfReachError, evaluated
 from audiovae_jax.persistence.locate import Kind, locate_model
 
 # Names in a saved model of the optional parts of a train state.
@@ -115,7 +115,7 @@ def _of_checkpoint(checkpoints, step, wanted):
     config = checkpoints.config(step)
     with as_checkpoint_error(f"checkpoint {step}: its config does not describe its contents"):
         adversarial = config["use_adversarial"]
-    left_out = () if checkpoints.has_average(step) else (AVERAGED,)
+    left_out = tuple(name for name in (AVERAGED, ALIGNED) if not checkpoints.has(step, name))
     names = tuple(
         name for name in wanted if name not in left_out and (adversarial or not name.startswith("discriminator_"))
     )

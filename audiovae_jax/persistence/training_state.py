@@ -12,7 +12,7 @@ from audiovae_jax.discriminators import EnCodecDiscriminator
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.persistence import saved_model
-from audiovae_jax.persistence.checkpoint import Checkpoints
+from audiovae_jax.persistence.checkpoint import Checkpoints, without_projection
 from audiovae_jax.persistence.locate import TORCH, Kind, locate_model
 from audiovae_jax.storage import array_store
 from audiovae_jax.torch_io import training
@@ -141,6 +141,7 @@ def _trees(path, loaded):
 
 def _fill_optimizer(optimizer, loaded, tree, path):
     """Return the state of `optimizer` with the saved arrays, matched by tree path."""
+    tree = without_projection(tree)
     for params in (_trainable(loaded), loaded.variables["params"]):
         state = jax.eval_shape(optimizer.init, params)
         filled = array_store.like(state, tree)

@@ -45,7 +45,7 @@ class Validation:
         Raises:
           Stopped: the run was asked to stop meanwhile.
         """
-        self._programs.validation(state.evaluation_variables, self._batches[0], may_stop=True)
+        self._programs.validation(state.validation_variables, self._batches[0], may_stop=True)
 
     def compile_diagnosis(self, state: TrainState, at: int):
         """Compile the diagnosis of the last of `at` steps; see `compile`."""
@@ -58,7 +58,7 @@ class Validation:
           TrainingError: the total loss is not finite, and a rollback cannot help.
           RollBack: the total loss is not finite.
         """
-        variables = state.evaluation_variables
+        variables = state.validation_variables
         validate = self._programs.validation(variables, self._batches[0])
         results = self._measure(lambda rows: validate(variables, rows)[0])
         metrics = {name: float(np.mean([result[name] for result in results])) for name in results[0]}

@@ -17,7 +17,7 @@ from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError, ConfigError, naming
 from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
 from audiovae_jax.persistence import init_source, saved_model
-from audiovae_jax.persistence.checkpoint import AVERAGED, VARIABLES
+from audiovae_jax.persistence.checkpoint import ALIGNED, AVERAGED, VARIABLES, without_projection
 from audiovae_jax.persistence.locate import OURS, locate_model
 from audiovae_jax.storage import array_store
 from audiovae_jax.storage.bucket_path import BucketPath
@@ -238,6 +238,8 @@ def take_over(
         reader.forget()
         notes = list(imported.notes)
         state = training.train_state(imported, recipe, fresh, notes, weights_only=weights_only, reset=config.init_reset)
+    if fresh.alignment_params is not None:
+        notes.append(f"{ALIGNED} is missing, and keeps its initial value")
     for note in notes:
         say(f"{path}: {note}")
     return jax.device_put(state, sharding)
@@ -253,6 +255,7 @@ def _take_over_ours(config, recipe, fresh, sharding, say):
     if not weights_only:
         optional = ["opt_state", *optional, *(["discriminator_opt_state"] if optional else [])]
         optional += [AVERAGED] if fresh.averaged_params is not None else []
+    optional += [ALIGNED] if fresh.alignment_params is not None else []
     found = init_source.read(path, (*VARIABLES, *optional), best=weights_only)
     for reason in found.passed_over:
         say(f"warning: skipped a checkpoint: {reason}")
@@ -264,6 +267,10 @@ def _take_over_ours(config, recipe, fresh, sharding, say):
         if array_store.like(fresh.latent_statistics, found.parts["latent_statistics"]) is None:
             found.parts["latent_statistics"] = fresh.latent_statistics
         say(f"config.init_reset={tuple(config.init_reset)}: these parameters and the optimizer's state are new")
+    if "opt_state" in found.parts and array_store.like(fresh.alignment_params, found.parts.get(ALIGNED)) is None:
+        ours, of_model = array_store.named_leaves(fresh.opt_state), without_projection(fresh.opt_state)
+        of_projection = {name: leaf for name, leaf in ours.items() if name not in of_model}
+        found.parts["opt_state"] = without_projection(found.parts["opt_state"]) | of_projection
     for name in (*VARIABLES, *optional):
         parts[name] = array_store.like(getattr(fresh, name), found.parts[name]) if name in found.parts else None
     if parts["params"] is None or parts["latent_statistics"] is None:

@@ -15,7 +15,7 @@ from audiovae_jax.errors import CheckpointError, as_checkpoint_error, naming
 from audiovae_jax.models.audio_vae import CONFIG_KEYS
 from audiovae_jax.torch_io import architecture, audio_vae, dialects, export, hyperparameters, layout, source, state_dict
 from audiovae_jax.torch_io.discriminator import discriminator_tensors, import_discriminator
-from audiovae_jax.training.state import TrainState, trainable_params, with_initial
+from audiovae_jax.training.state import TrainState, split_projection, trainable_params, with_initial, with_projection
 from audiovae_jax.training.step import Recipe
 
 PyTree = Any
@@ -134,7 +134,8 @@ def train_state(
     trainable = trainable_params(parts["params"], recipe.optimizer.learning_rate_factors)
     if fresh.averaged_params is not None:
         parts["averaged_params"] = jax.tree.map(jnp.array, trainable)  # copies: a step donates both
-    optimizers = {"opt_state": (fresh.opt_state, trainable, None if reset else imported.moments)}
+    trained = with_projection(trainable, fresh.alignment_params)
+    optimizers = {"opt_state": (fresh.opt_state, trained, None if reset else imported.moments)}
     if recipe.discriminator is not None and imported.discriminator is not None:
         try:
             params = import_discriminator(imported.discriminator, recipe.discriminator)
@@ -169,7 +170,7 @@ def with_moments(opt_state: PyTree, params: PyTree, moments: Moments) -> PyTree 
       None if the moments are of other parameters. This includes folded weights, whose moments are not those of gain and
       direction.
     """
-    shapes = jax.eval_shape(lambda: params)
+    shapes = jax.eval_shape(lambda: split_projection(params)[0])
     trees = []
     for tensors in (moments.exp_avg, moments.exp_avg_sq):
         filled = state_dict.fill(shapes, dict(tensors))
@@ -199,7 +200,8 @@ def optimizer_state_dict(
     count = float(optax.tree.get(opt_state, "count"))
     moments = {}
     for ours, theirs in (("mu", "exp_avg"), ("nu", "exp_avg_sq")):
-        for path, array in flax.traverse_util.flatten_dict(optax.tree.get(opt_state, ours)).items():
+        of_model, _ = split_projection(optax.tree.get(opt_state, ours))
+        for path, array in flax.traverse_util.flatten_dict(of_model).items():
             tensor = np.ascontiguousarray(layout.to_torch(path, np.asarray(array, np.float32)))
             moments.setdefault(layout.torch_key(path), {})[theirs] = tensor
     keys = list(export.audio_vae_state_dict(variables))

@@ -27,6 +27,7 @@ from audiovae_jax.training.step import Recipe
 _SCHEDULE = ("num_steps", "learning_rate", "final_learning_rate", "warmup_steps", "first_step")
 _FIELDS = {
     "kl": ("weight", "warmup_steps"),
+    "alignment": ("weight",),
     "adversarial": ("adversarial_weight", "feature_matching_weight", "r1_weight", "r2_weight"),
     "optimizer": _SCHEDULE,
     "discriminator_optimizer": _SCHEDULE,

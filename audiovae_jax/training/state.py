@@ -19,6 +19,7 @@ except ImportError:
     dce_jaxpr = None
 
 PyTree = Any
+ALIGNMENT = "alignment"  # the key of the projection of `losses.alignment` in trees of all trained parameters
 
 
 @flax.struct.dataclass
@@ -29,11 +30,12 @@ class TrainState:
       step: int32 scalar, the number of batches seen.
       params: the model's parameters.
       latent_statistics: the model's `latent_statistics` collection; not trained.
-      opt_state: optax state over the trainable part of `params`.
+      opt_state: optax state over the trainable part of `params`, see `with_projection`.
       discriminator_params: None in a run without a discriminator.
       discriminator_opt_state: likewise.
       averaged_params: the parameters to evaluate and save, where they are not the trained ones. Frozen parameters are
         left out.
+      alignment_params: parameters of the projection of `losses.alignment`; None without an alignment.
     """
 
     step: jax.Array
@@ -43,6 +45,7 @@ class TrainState:
     discriminator_params: PyTree = None
     discriminator_opt_state: PyTree = None
     averaged_params: PyTree = None
+    alignment_params: PyTree = None
 
     @property
     def variables(self) -> dict:
@@ -56,6 +59,11 @@ class TrainState:
             return self.variables
         return {**self.variables, "params": merged(self.params, self.averaged_params)}
 
+    @property
+    def validation_variables(self) -> dict:
+        """The variables for `step.validation_step`: with the projection of `losses.alignment`, if there is one."""
+        return with_projection(self.evaluation_variables, self.alignment_params)
+
 
 def trainable_params(params: dict, factors: tuple[tuple[str, float], ...]) -> dict:
     """Return the model's parameters without the frozen ones, which have no gradient, optimizer state or weight decay.
@@ -68,6 +76,16 @@ def trainable_params(params: dict, factors: tuple[tuple[str, float], ...]) -> di
         return params
     flat = flax.traverse_util.flatten_dict(params)
     return flax.traverse_util.unflatten_dict({path: x for path, x in flat.items() if factor_of(path, factors) != 0})
+
+
+def with_projection(tree: dict, projection: dict | None) -> dict:
+    """Return `tree` with the parameters of the projection of `losses.alignment`, which are trained with the model's."""
+    return tree if projection is None else {**tree, ALIGNMENT: projection}
+
+
+def split_projection(tree: dict) -> tuple[dict, dict | None]:
+    """Return the arguments of `with_projection`."""
+    return {key: branch for key, branch in tree.items() if key != ALIGNMENT}, tree.get(ALIGNMENT)
 
 
 def with_initial(params: dict, fresh: dict, patterns: tuple[str, ...]) -> dict:
@@ -100,14 +118,18 @@ def create_train_state(recipe, audio_shape: tuple[int, int, int]) -> TrainState:
     if recipe.discriminator is not None:
         discriminator_params = recipe.discriminator.init(discriminator_key, audio)["params"]
         discriminator_opt_state = recipe.discriminator_optimizer.init(discriminator_params)
+    projection = None
+    if recipe.alignment is not None:
+        projection = recipe.alignment.init(jax.random.fold_in(key, 2), recipe.model.latent_dim)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         latent_statistics=variables["latent_statistics"],
-        opt_state=recipe.optimizer.init(trainable),
+        opt_state=recipe.optimizer.init(with_projection(trainable, projection)),
         discriminator_params=discriminator_params,
         discriminator_opt_state=discriminator_opt_state,
         averaged_params=trainable if recipe.ema is not None or recipe.optimizer.averages else None,
+        alignment_params=projection,
     )
 
 

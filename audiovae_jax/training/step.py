@@ -17,6 +17,7 @@ from jax import lax
 
 from audiovae_jax.distributed.mesh import AXIS
 from audiovae_jax.losses import AdversarialLossCalculator, WeightedLosses, si_sdr
+from audiovae_jax.losses.alignment import Alignment
 from audiovae_jax.losses.balancer import balanced_gradient
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.losses.weighted import weighted_sum
@@ -24,13 +25,21 @@ from audiovae_jax.models.audio_vae import AudioVAE, Reconstruction
 from audiovae_jax.training.adversarial import adversarial_pass
 from audiovae_jax.training.ema import Ema
 from audiovae_jax.training.optimizer import FROZEN_ENCODER, Optimizer
-from audiovae_jax.training.state import TrainState, merged, trainable_params
+from audiovae_jax.training.state import (
+    ALIGNMENT,
+    TrainState,
+    merged,
+    split_projection,
+    trainable_params,
+    with_projection,
+)
 
 # Metric names that a user's loss cannot have.
 RESERVED_METRICS = (
     "reconstruction_loss", "kl_loss", "kl_weight", "total_g_loss", "total_loss", "best_total_loss", "si_sdr_db",
     "g_adv_loss", "feature_matching_loss", "d_loss", "d_real_acc", "d_fake_acc", "g_grad_norm", "d_grad_norm",
     "g_skipped", "d_skipped", "skipped_g_updates", "skipped_d_updates", "kl_bits_per_second", "gradient_penalty",
+    "alignment_loss",
 )  # fmt: skip
 
 
@@ -55,6 +64,7 @@ class Recipe:
       latent_noise: standard deviation of noise that is added to the latent, see `AudioVAE.__call__`.
       balancer_norm: if above 0, the gradients of the losses on the reconstruction are balanced to this norm, see
         `losses.balancer`.
+      alignment: of the latents with a teacher's features; None for none.
     """
 
     model: AudioVAE
@@ -71,11 +81,16 @@ class Recipe:
     accumulation_steps: int = 1
     latent_noise: float = 0.0
     balancer_norm: float = 0.0
+    alignment: Alignment | None = None
 
     def __post_init__(self):
         factors = self.optimizer.learning_rate_factors
-        if self.model.encoder_frozen and FROZEN_ENCODER[0] not in factors:
-            optimizer = dataclasses.replace(self.optimizer, learning_rate_factors=(*FROZEN_ENCODER, *factors))
+        first = FROZEN_ENCODER if self.model.encoder_frozen else ()
+        if self.alignment is not None and factors:
+            first += ((ALIGNMENT, 1.0),)  # the factors are the model's
+        first = tuple(pair for pair in first if pair not in factors)
+        if first:
+            optimizer = dataclasses.replace(self.optimizer, learning_rate_factors=(*first, *factors))
             object.__setattr__(self, "optimizer", optimizer)
 
 
@@ -88,6 +103,8 @@ def train_step(
 
         output = model(audio, noise(seed, step, row))
         loss = sum(weight * loss(output.reconstruction, audio)) + kl_weight * kl(output.mean, output.logvar)
+        if alignment is not None:
+            loss += alignment_weight * alignment(output.z, teacher(audio), projection)  # it is trained with the model
         if adversarial:
             real, fake = D(audio), D(output.reconstruction)
             loss += adversarial_weight * hinge(fake) + feature_matching_weight * |fake.maps - real.maps|
@@ -113,6 +130,7 @@ def train_step(
       The new state and scalar metrics, both the same on every device.
     """
     trainable = trainable_params(state.params, recipe.optimizer.learning_rate_factors)
+    trainable = with_projection(trainable, state.alignment_params)
     noise = latent_noise(recipe, state.step, audio)
     model_every = recipe.generator_update_every if adversarial else 1
     compute = functools.partial(_compute, recipe, state, trainable, adversarial)
@@ -138,11 +156,13 @@ def train_step(
         "g_skipped": model.skipped,
         "kl_weight": jnp.float32(recipe.kl.weight_at(state.step)),
     }
-    state = state.replace(params=merged(state.params, model.params), opt_state=model.opt_state)
+    params, projection = split_projection(model.params)
+    state = state.replace(params=merged(state.params, params), opt_state=model.opt_state, alignment_params=projection)
     if recipe.optimizer.averages:
-        state = state.replace(averaged_params=recipe.optimizer.evaluation_params(model.opt_state, model.params))
+        averaged, _ = split_projection(recipe.optimizer.evaluation_params(model.opt_state, model.params))
+        state = state.replace(averaged_params=averaged)
     elif recipe.ema is not None:
-        state = state.replace(averaged_params=recipe.ema.update(state.averaged_params, model.params, state.step))
+        state = state.replace(averaged_params=recipe.ema.update(state.averaged_params, params, state.step))
     if adversarial:
         discriminator = _update(
             recipe.discriminator_optimizer,
@@ -174,6 +194,7 @@ def _compute(recipe, state, trainable, adversarial, audio, noise) -> _Computed:
     # Marked as varying between devices, so that gradients stay local until pmean: the gradient of a replicated value
     # would already be a sum over devices.
     trainable, discriminator_params = _varying((trainable, state.discriminator_params))
+    trainable, projection = split_projection(trainable)
 
     def reconstruct(trainable):
         variables = {**state.variables, "params": merged(state.params, trainable)}
@@ -181,15 +202,18 @@ def _compute(recipe, state, trainable, adversarial, audio, noise) -> _Computed:
 
     output, pull_back_model = jax.vjp(reconstruct, trainable)
     kl_weight = recipe.kl.weight_at(state.step)
+    align = _alignment(recipe, audio)
 
-    def objective(output: Reconstruction):
+    def objective(output: Reconstruction, projection):
         loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
         kl_loss = recipe.kl(output.mean, output.logvar)
         metrics = {**values, "reconstruction_loss": loss, "kl_loss": kl_loss}
         metrics |= recipe.kl.metrics(output.mean, output.logvar)
-        return weighted_sum([(1.0, loss), (kl_weight, kl_loss)]), metrics
+        aligned, alignment_metrics = align(output.z, projection)
+        return weighted_sum([(1.0, loss), (kl_weight, kl_loss), *aligned]), metrics | alignment_metrics
 
-    (loss, metrics), cotangent = jax.value_and_grad(objective, has_aux=True)(output)
+    gradient = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
+    (loss, metrics), (cotangent, projection_gradient) = gradient(output, projection)
     if adversarial:
         of_pass = adversarial_pass(
             recipe.discriminator, recipe.adversarial.at(state.step), discriminator_params, audio, output.reconstruction
@@ -219,10 +243,23 @@ def _compute(recipe, state, trainable, adversarial, audio, noise) -> _Computed:
             total = total._replace(reconstruction=balanced())
         elif adversarial:
             total = total._replace(reconstruction=total.reconstruction + of_pass.audio_gradient())
-        return pull_back_model(total)[0]
+        return with_projection(pull_back_model(total)[0], projection_gradient)
 
     metrics |= {"total_g_loss": loss, "finite": _is_finite(audio, output.reconstruction)}
     return _Computed(metrics, model_gradient, of_pass.params_gradient if adversarial else None)
+
+
+def _alignment(recipe, audio):
+    """Return `(z, projection) -> (weighted terms, metrics)`, both empty without an alignment."""
+    if recipe.alignment is None:
+        return lambda z, projection: ([], {})
+    features = recipe.alignment.features(audio)
+
+    def align(z, projection):
+        loss = recipe.alignment(z, features, projection)
+        return [(recipe.alignment.weight, loss)], {"alignment_loss": loss}
+
+    return align
 
 
 def _accumulate(compute, audio, noise, steps, due) -> _Computed:
@@ -263,20 +300,28 @@ def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tup
     noise at every validation, so that all validations of a run can be compared. `si_sdr_db` and the reconstruction use
     the posterior's mean, as a trained model does.
 
+    Args:
+      variables: see `TrainState.validation_variables`.
+      audio: `[b, T, C]`, this device's rows.
+      recipe: the run's recipe.
+
     Returns:
       Scalar metrics (the same on every device) and this device's reconstruction `[b, T, C]`.
     """
+    variables, projection = split_projection(variables)
     output = recipe.model.apply(variables, audio, noise=latent_noise(recipe, 0, audio))
     loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
     kl_loss = recipe.kl(output.mean, output.logvar)
+    aligned, alignment_metrics = _alignment(recipe, audio)(output.z, projection)
     reconstruction = recipe.model.apply(variables, audio, deterministic=True).reconstruction
     metrics = {
         **values,
         "reconstruction_loss": loss,
         "kl_loss": kl_loss,
-        "total_loss": weighted_sum([(1.0, loss), (recipe.kl.weight, kl_loss)]),
+        "total_loss": weighted_sum([(1.0, loss), (recipe.kl.weight, kl_loss), *aligned]),
         "si_sdr_db": -si_sdr(prediction=reconstruction, target=audio),
         **recipe.kl.metrics(output.mean, output.logvar),
+        **alignment_metrics,
     }
     return lax.pmean(metrics, AXIS), reconstruction
 

@@ -128,6 +128,62 @@ def test_a_kl_weight_without_posterior_is_refused(micro_config):
     assert build.build_recipe(micro_config).model.posterior == "none"
 
 
+def _blocks(audio, sample_rate):
+    return audio.reshape(16, -1)
+
+
+def _blocks_of_batches(audio, sample_rate):
+    return audio.reshape(audio.shape[0], 16, -1)
+
+
+_blocks_of_batches.takes_batches = True
+
+
+@pytest.mark.parametrize("name", ["_blocks", "_blocks_of_batches"])
+def test_an_alignment_knows_the_shape_of_its_teachers_features(micro_config, name):
+    micro_config.alignment._target_ = f"{__name__}.{name}"
+    term = build.build_recipe(micro_config).alignment
+    assert (term.frames, term.size, term.sample_rate, term.weight) == (16, 128, 44100, 0.1)
+    micro_config.alignment.weight = 0.0
+    assert build.build_recipe(micro_config).alignment is None
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "_mean",
+            {},
+            r"_mean on a batch failed: TypeError: its features have shape \(4, 2\); they must be \[4,",
+        ),
+        ("_one", {}, r"its features have shape \(4, 1, 2\); they must be .* at least 2 frames of a crop"),
+        ("_broken", {}, "_broken on a batch failed: KeyError"),
+        ("__name__", {}, "is a str, not a function"),
+        ("_blocks", {"alignment.distance_margin": -1.0}, "distance_margin=-1.0 must not be negative"),
+        ("_blocks", {"model.encoder_frozen": True}, "has no effect, since the encoder is frozen; leave it out"),
+        ("_blocks", {"optimizer.learning_rate_factors": (("encoder", 0.0),)}, "has no effect, since the encoder"),
+    ],
+)
+def test_an_alignment_without_use_or_features_is_refused(micro_config, name, changes, message):
+    micro_config.alignment._target_ = f"{__name__}.{name}"
+    micro_config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError, match=message) as error:
+        build.build_recipe(micro_config)
+    assert "config.alignment" in str(error.value)
+
+
+def _mean(audio, sample_rate):
+    return audio.mean(axis=0)
+
+
+def _one(audio, sample_rate):
+    return audio.mean(axis=0, keepdims=True)
+
+
+def _broken(audio, sample_rate):
+    return {}["weights"]
+
+
 def test_a_loss_cannot_have_the_name_of_a_metric(micro_config):
     micro_config.losses.kl_loss = _section(_target_="audiovae_jax.losses.waveform_l1", weight=1.0)
     with pytest.raises(ConfigError, match="config.losses.kl_loss: this name is taken by one of the run's own metrics"):

@@ -66,6 +66,27 @@ def test_gradients_reach_the_latents_only_and_bring_them_to_the_teacher():
     assert loss(z, teacher) < 0.05 * before
 
 
+def test_the_term_is_the_sum_of_both_losses_of_the_projected_latents():
+    def teacher(crop, sample_rate):
+        return sample_rate * crop.reshape(6, -1)
+
+    audio, z, kernel = jnp.asarray(_normal(0, 2, 24, 2)), _normal(1, 2, 5, 3), _normal(2, 3, 8)
+    term = alignment.Alignment(teacher, 10, frames=6, size=8, cosine_margin=0.2, distance_margin=0.1)
+    features = jax.jit(term.features)(audio)
+    np.testing.assert_allclose(features, 10 * audio.reshape(2, 6, 8), rtol=1e-6)
+    expected = alignment.marginal_cosine(z @ kernel, features, 0.2) + alignment.distance_matrix(z, features, 0.1)
+    assert term(z, features, {"kernel": kernel}) == pytest.approx(float(expected), rel=1e-5)
+    assert term.init(jax.random.key(0), 3)["kernel"].shape == (3, 8)
+    with pytest.raises(ValueError, match="cosine_margin=-1 must not be negative"):
+        alignment.Alignment(teacher, 10, frames=6, size=8, cosine_margin=-1)
+
+
+def test_features_of_another_shape_than_announced_end_the_call():
+    term = alignment.Alignment(lambda crop, rate: crop, 10, frames=6, size=8)
+    with pytest.raises(Exception, match=r"config.alignment returned features \(24, 2\), not \(6, 8\)"):
+        jax.block_until_ready(term.features(jnp.zeros((2, 24, 2))))
+
+
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match="same batch"):
         alignment.distance_matrix(_normal(0, 2, 5, 3), _normal(0, 1, 5, 3))

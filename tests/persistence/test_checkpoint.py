@@ -48,6 +48,13 @@ def test_a_checkpoint_comes_back_bit_for_bit_with_its_config_and_metrics(store):
     assert restored.state.params["a"].sharding.num_devices == 4
 
 
+def test_a_checkpoint_of_a_state_with_fewer_fields_is_readable(store):
+    older = {name: getattr(_state(), name) for name in ("step", "params", "latent_statistics", "opt_state")}
+    store.save(older, step=3, config={}, data={}, metrics={})
+    store.wait()
+    jax.tree.map(np.testing.assert_array_equal, _restore(store).state, _state())
+
+
 @pytest.mark.parametrize(("kept", "steps"), [(1, [2, 6]), (3, [2, 4, 5, 6])])
 def test_the_last_few_and_the_best_are_kept_and_nan_is_never_best(tmp_path, kept, steps):
     store = Checkpoints(tmp_path / "checkpoints", kept=kept)

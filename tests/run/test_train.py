@@ -110,6 +110,11 @@ def test_events_have_the_documented_names(trained_run):
     assert {f"train/{name}" for name in wanted.split()} | {"val/total_loss"} <= names
 
 
+def teach(audio, sample_rate):
+    """A teacher of `config.alignment`: eight features of each of four frames."""
+    return np.abs(audio).reshape(4, 8, -1).mean(axis=2)
+
+
 @pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bits(micro_config, tmp_path):
     micro_config.num_steps = 3
@@ -117,6 +122,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(micro_config, tmp_path):
     micro_config.adversarial.warmup_steps = 1  # stops at the checkpoint
     micro_config.discriminator_update_every = 2
     micro_config.ema.decay = 0.5
+    micro_config.alignment._target_ = f"{__name__}.teach"
     whole = train.train(micro_config, tmp_path / "whole")
     # The same run, stopped after step 1's checkpoint, as the third batch is fetched.
     real, calls = Loop.next_batch, []
@@ -138,6 +144,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(micro_config, tmp_path):
     _assert_same_state(resumed, whole)
     loaded = saved_model.open_model(tmp_path / "cut" / "checkpoints" / "3")
     assert loaded.averaged
+    assert resumed.alignment_params["kernel"].shape == (4, 8)
     _assert_same_state(loaded.variables["params"], resumed.averaged_params)
     metrics = []
     for name in ("whole", "cut"):

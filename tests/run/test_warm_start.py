@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 from conftest import GOLDEN
 
@@ -16,10 +17,11 @@ from audiovae_jax.config import build, configuration
 from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import CheckpointError, ConfigError
 from audiovae_jax.models.audio_vae import CONFIG_KEYS
-from audiovae_jax.persistence import saved_model, step_folders
+from audiovae_jax.persistence import conversion, saved_model, step_folders
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import start, train, warm_start
 from audiovae_jax.run.validation import Validation
+from audiovae_jax.torch_io import training
 from audiovae_jax.training import compilation
 from audiovae_jax.training.state import create_train_state
 
@@ -53,7 +55,8 @@ _known = {}
 
 def _traced(config):
     """Return the recipe and the shapes of a state. Cached, since tracing takes a second."""
-    key = config.model.to_json() + config.discriminator.to_json() + config.ema.to_json()
+    sections = (config.model, config.discriminator, config.ema, config.alignment)
+    key = "".join(section.to_json() for section in sections)
     if key not in _known:
         recipe = build.build_recipe(config)
         create = functools.partial(create_train_state, recipe, build.example_shape(config))
@@ -346,3 +349,52 @@ def test_weights_alone_are_those_that_are_evaluated(micro_config, trained_run, t
     _assert_same((state.params, state.averaged_params), (trained.params, halved))
     state, _, _ = _take_over(micro_config, trained_run[0])  # a run without an average
     _assert_same((state.params, state.averaged_params), (trained.params, trained.params))
+
+
+def teach(audio, sample_rate):
+    """A teacher of `config.alignment`: eight features of each of four frames."""
+    return np.abs(audio).reshape(4, 8, -1).mean(axis=2)
+
+
+def test_the_projection_of_an_alignment_is_restored_or_new(micro_config, trained_run, tmp_path):
+    workdir, _, trained = trained_run
+    alignment = {"_target_": f"{__name__}.teach"}
+    started, fresh, said = _take_over(micro_config, workdir, alignment=alignment)
+    assert "alignment_params is missing, and keeps its initial value" in said
+    assert "opt_state is missing" not in said
+    _assert_same((started.params, started.alignment_params), (trained.params, fresh.alignment_params))
+    moments = optax.tree.get(started.opt_state, "mu")
+    _assert_same(moments.pop("alignment"), {"kernel": np.zeros((4, 8))})
+    _assert_same(moments, optax.tree.get(trained.opt_state, "mu"))
+
+    store = Checkpoints(tmp_path / "checkpoints")
+    aligned = started.replace(alignment_params={"kernel": jnp.ones((4, 8))})
+    aligned = aligned.replace(opt_state=jax.tree.map(lambda x: x + 1, aligned.opt_state))
+    store.save(aligned, step=2, config=configuration.plain(micro_config), data={}, metrics={"total_loss": 1.0})
+    store.close()
+    state, _, said = _take_over(micro_config, tmp_path)
+    assert "alignment_params" in said.splitlines()[-1]
+    _assert_same((state.alignment_params, state.opt_state), (aligned.alignment_params, aligned.opt_state))
+
+    # Elsewhere, only the model's moments are of use.
+    of_model = jax.tree.map(lambda x: x + 1, trained.opt_state)
+    micro_config.alignment._target_ = None
+    state, _, said = _take_over(micro_config, tmp_path)
+    assert "alignment" not in said
+    _assert_same(state.opt_state, of_model)
+    recipe, _ = _traced(micro_config)
+    _assert_same(load_training_state(tmp_path, recipe.optimizer)["optimizer_state"], of_model)
+    conversion.export_torch(str(tmp_path), str(tmp_path / "x.pt"))
+    _assert_same(training.read_training(tmp_path / "x.pt").audio_vae.variables["params"], trained.params)
+
+
+def test_a_torch_file_has_no_projection(micro_config, trained_run):
+    micro_config.alignment._target_ = f"{__name__}.teach"
+    warm_start.adopt_settings(_from(micro_config, LIGHTNING), (), trained_run[0])
+    state, fresh, said = _take_over(micro_config, LIGHTNING)
+    assert "alignment_params is missing, and keeps its initial value" in said
+    _assert_same(state.alignment_params, fresh.alignment_params)
+    moments = optax.tree.get(state.opt_state, "mu")
+    assert list(moments) == ["alignment", "decoder", "encoder"]
+    assert not np.any(moments["alignment"]["kernel"])
+    assert np.any(moments["encoder"]["final_conv"]["v"])

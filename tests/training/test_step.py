@@ -27,8 +27,9 @@ from small_step import (
 from audiovae_jax import AdversarialLossCalculator, AudioVAE, losses
 from audiovae_jax.distributed import mesh
 from audiovae_jax.losses import WeightedLosses
+from audiovae_jax.losses.alignment import Alignment
 from audiovae_jax.losses.kl import KLTerm
-from audiovae_jax.training import step
+from audiovae_jax.training import program, step
 from audiovae_jax.training.ema import Ema
 from audiovae_jax.training.optimizer import Optimizer
 
@@ -448,3 +449,55 @@ def test_balanced_losses_ignore_the_scale_of_a_loss():
     assert all(np.isfinite(value) for metrics in history for value in metrics.values())
     devices, _ = run(recipe(1.0), steps=3, devices=4)
     assert_trees_close(devices.params, one.params, rtol=1e-4)
+
+
+def _on_host(audio, sample_rate):
+    assert isinstance(audio, np.ndarray)
+    assert sample_rate == 8000
+    blocks = audio.reshape(8, -1)
+    return np.stack([blocks.mean(1), blocks.std(1), np.abs(blocks).max(1)], axis=1)
+
+
+def _in_batches(audio, sample_rate):
+    blocks = audio.reshape(audio.shape[0], 8, -1)
+    return jnp.stack([blocks.mean(2), blocks.std(2), jnp.abs(blocks).max(2)], axis=2)
+
+
+_in_batches.takes_batches = True
+
+
+def test_an_alignment_trains_the_encoder_and_its_projection_with_either_kind_of_teacher():
+    # No other loss has a gradient, and the factors freeze all of the model but the encoder.
+    optimizer = Optimizer(num_steps=100, learning_rate=1e-2, **ADAMW)
+    recipe = make_recipe(
+        losses=WeightedLosses((("l1", 0.0, losses.waveform_l1),)),
+        kl=KLTerm(weight=0.0),
+        alignment=Alignment(_in_batches, 8000, frames=8, size=3, cosine_margin=0.1, distance_margin=0.0),
+        optimizer=dataclasses.replace(optimizer, learning_rate_factors=(("encoder", 1.0), ("*", 0.0))),
+        ema=Ema(decay=0.5),
+    )
+    initial = jax.device_get(initial_state(recipe))
+    trained, history = run(recipe, steps=5, adversarial=False)
+    values = [metrics["alignment_loss"] for metrics in history]
+    assert values[-1] < 0.8 * values[0]
+    assert history[0]["total_g_loss"] == pytest.approx(0.1 * values[0], rel=1e-6)
+    assert changed(trained.params["encoder"], initial.params["encoder"])
+    assert changed(trained.alignment_params, initial.alignment_params)
+    assert trained.alignment_params["kernel"].shape == (4, 3)
+    assert_trees_equal(trained.params["decoder"], initial.params["decoder"])
+    assert list(optax.tree.get(trained.opt_state, "mu")) == ["alignment", "encoder"]
+    assert list(trained.averaged_params) == ["encoder"]
+
+    on_host = dataclasses.replace(recipe.alignment, teacher=_on_host)
+    other, other_history = run(
+        dataclasses.replace(recipe, alignment=on_host, accumulation_steps=2), steps=5, devices=2, adversarial=False
+    )
+    assert_trees_close(other, trained, rtol=1e-4)
+    assert_trees_close(other_history, history, rtol=1e-4)
+
+    devices = mesh.make_mesh(jax.devices()[:1])
+    metrics, _ = program.map_validation(recipe, devices)(
+        trained.validation_variables, mesh.place_batch(devices, batch()), program.place_scalars(recipe, devices)
+    )
+    assert 0 < metrics["alignment_loss"] < values[0]
+    assert metrics["total_loss"] == pytest.approx(0.1 * float(metrics["alignment_loss"]), rel=1e-6)
