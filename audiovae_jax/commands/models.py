@@ -212,8 +212,9 @@ IMPORT_TORCH = Command(
     name="import_torch",
     details="""\
 MODEL is a `save_model` file, a Lightning checkpoint, a bare state dict or safetensors, or the model of another project:
-a folder of diffusers (`AutoencoderOobleck`), or a checkpoint of stable-audio-tools, DAC or DACVAE. OUT is the folder to
-write, local or in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
+a folder of diffusers (`AutoencoderOobleck`), or a checkpoint of stable-audio-tools, DAC or DACVAE. It may be on the
+hub: hf://owner/name[/folder][@revision]. OUT is the folder to write, local or in a bucket. Nothing in MODEL is
+executed, and torch is not needed.""",
     main=_import,
     positional=(MODEL, "OUT"),
     bucket_output=True,

@@ -107,9 +107,9 @@ def train_step(
 
     def objective(output: Reconstruction):
         loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
-        kl_loss = recipe.kl(output.mean, output.logvar)
-        metrics = {**values, "reconstruction_loss": loss, "kl_loss": kl_loss}
-        return weighted_sum([(1.0, loss), (kl_weight, kl_loss)]), metrics
+        kl = _kl(output, recipe)
+        metrics = {**values, "reconstruction_loss": loss, **kl}
+        return weighted_sum([(1.0, loss), *((kl_weight, value) for value in kl.values())]), metrics
 
     (loss, metrics), cotangent = jax.value_and_grad(objective, has_aux=True)(output)
     if adversarial:
@@ -141,7 +141,8 @@ def train_step(
         every=recipe.generator_update_every if adversarial else 1,
         loss_is_finite=batch_is_finite & jnp.isfinite(metrics["total_g_loss"]),
     )
-    metrics |= {"g_grad_norm": model.grad_norm, "g_skipped": model.skipped, "kl_weight": jnp.float32(kl_weight)}
+    metrics |= {"g_grad_norm": model.grad_norm, "g_skipped": model.skipped}
+    metrics |= {"kl_weight": jnp.float32(kl_weight)} if "kl_loss" in metrics else {}
     state = state.replace(params={**model.params, **frozen}, opt_state=model.opt_state)
     if adversarial:
         discriminator = _update(
@@ -173,16 +174,21 @@ def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tup
     """
     output = recipe.model.apply(variables, audio, noise=latent_noise(recipe, 0, audio))
     loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
-    kl_loss = recipe.kl(output.mean, output.logvar)
+    kl = _kl(output, recipe)
     reconstruction = recipe.model.apply(variables, audio, deterministic=True).reconstruction
     metrics = {
         **values,
         "reconstruction_loss": loss,
-        "kl_loss": kl_loss,
-        "total_loss": weighted_sum([(1.0, loss), (recipe.kl.weight, kl_loss)]),
+        **kl,
+        "total_loss": weighted_sum([(1.0, loss), *((recipe.kl.weight, value) for value in kl.values())]),
         "si_sdr_db": -si_sdr(prediction=reconstruction, target=audio),
     }
     return lax.pmean(metrics, AXIS), reconstruction
+
+
+def _kl(output, recipe):
+    """Return the KL term as a metric; none without a posterior."""
+    return {} if recipe.model.posterior == "none" else {"kl_loss": recipe.kl(output.mean, output.logvar)}
 
 
 class _Update(NamedTuple):

@@ -304,13 +304,13 @@ def test_a_run_starts_from_a_model_on_the_hub_and_names_its_commit(
     hub, micro_config, trained_run, calibrated, tmp_path
 ):
     commit = hub.upload("me/model", calibrated)
-    micro_config.init_from = "hf://me/model"
+    micro_config.update({"init_from": "hf://me/model", "init_weights_only": True})
     assert warm_start.adopt_settings(micro_config, (), tmp_path) == []
     url = f"hf://me/model@{commit}"
     assert micro_config.init_from == url
     warm_start.require_same_model(micro_config)
     hub.commit("me/model", {"model.json": b"{}"})
-    state, _, said = _take_over(micro_config, url, init_weights_only=True)
+    state, _, said = _take_over(micro_config, url)
     _assert_same(state.params, trained_run[2].params)
     assert f"restored from {url}: the step and the optimizers are reset" in said
 

@@ -70,10 +70,10 @@ def test_shards_are_downloaded_with_their_index(hub):
 
 
 def test_a_saved_model_is_opened_at_a_branch(hub, tmp_path):
-    variables = saved_model(tmp_path / "m")
+    variables = saved_model(tmp_path / "first")
     old, branch = hub.commit("me/small", {"README.md": b""}), "refs/pr/1"
-    hub.commit("me/small", {f"first/{path.relative_to(tmp_path / 'm').as_posix()}": path.read_bytes()
-                            for path in (tmp_path / "m").rglob("*") if path.is_file()} | {"demo.wav": b""}, branch)  # fmt: skip
+    (tmp_path / "demo.wav").write_bytes(b"RIFF")
+    hub.upload("me/small", tmp_path, branch)
     codec = Codec.load(f"hf://me/small/first@{branch}")
     assert (codec.model.strides, codec.sample_rate) == ((2,), 8000)
     assert "demo.wav" not in hub.downloads
