@@ -111,6 +111,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path = urllib.parse.urlsplit(self.path).path
         file = _FILE.fullmatch(path)
         match = file or _INFO.fullmatch(path)
+        if match is None:
+            return self._answer({}, 404)
         name, revision = match["name"], urllib.parse.unquote(match["revision"] or "main")
         commit, files = self.hub.found(name, revision)
         if files is None:
