@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for type checkers and editors; the same names as in _MODULE
     from audiovae_jax.inference.latents import Latents as Latents
     from audiovae_jax.losses import AdversarialLossCalculator as AdversarialLossCalculator
     from audiovae_jax.models.audio_vae import AudioVAE as AudioVAE
+    from audiovae_jax.persistence.publication import push_to_hub as push_to_hub
     from audiovae_jax.persistence.saved_model import load_from_lightning_checkpoint as load_from_lightning_checkpoint
     from audiovae_jax.persistence.saved_model import load_model as load_model
     from audiovae_jax.persistence.saved_model import save_model as save_model
@@ -33,6 +34,7 @@ _MODULES = {  # the module of each public name
     "load_from_lightning_checkpoint": "persistence.saved_model",
     "load_model": "persistence.saved_model",
     "load_training_state": "persistence.training_state",
+    "push_to_hub": "persistence.publication",
     "save_model": "persistence.saved_model",
 }
 _PACKAGES = ("discriminators", "losses", "torch_io")  # public as well

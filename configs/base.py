@@ -79,7 +79,8 @@ def _base():
     config.discriminator_update_every = 1  # steps, while the discriminator is active
     # Where a new workdir starts from: parameters, both optimizer states and the step are restored. Give one of
     # - a workdir, one of its checkpoints, or a saved model; the config may differ in all but the model;
-    # - a torch, Lightning or safetensors file, whose settings replace the ones here.
+    # - a torch, Lightning or safetensors file, whose settings replace the ones here;
+    # - the URL of one of these, such as hf://owner/name. The run's config names the commit.
     config.init_from = config_dict.placeholder(str)
     # Patterns of the model's parameters that keep their initial values then. Others may be of another latent_dim or
     # in_channels: ("encoder/final_conv", "decoder/input_conv") for another latent_dim.

@@ -50,7 +50,7 @@ from audiovae_jax.performance.planning import targets
 from audiovae_jax.run import train
 from configs import base
 
-pytest_plugins = ["s3"]  # fixtures of a bucket
+pytest_plugins = ["s3", "hub_server"]  # fixtures of a bucket, and of a hub
 process.drop_orbax_log_lines()  # as in every command: on a full disk, its log lines would fail too
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import golden_configs as names
+import hub_server
 import jax
 import numpy as np
 import pytest
@@ -75,11 +76,19 @@ def test_the_front_page(workplace):
 
 @pytest.mark.slow
 def test_saving_and_loading(workplace):
-    (namespace,) = _run("audiovae_jax/persistence/README.md")
+    namespace = next(_run("audiovae_jax/persistence/README.md"))
     state = namespace["state"]
     assert (state["epoch"], state["global_step"]) == (50, 25000)
     assert state["metadata"] == {"val_loss": 0.123, "notes": "Best model so far"}
     assert jax.tree.structure(state["optimizer_state"]) == jax.tree.structure(namespace["opt_state"])
+    assert isinstance(namespace["model"], AudioVAE)
+
+
+@pytest.mark.slow
+def test_models_on_the_hub(workplace, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+    *_, namespace = _run("audiovae_jax/persistence/README.md")
+    assert list(hub.repositories) == ["me/my-vae"]
     assert isinstance(namespace["model"], AudioVAE)
 
 

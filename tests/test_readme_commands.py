@@ -12,6 +12,7 @@ from pathlib import Path
 
 import command_line
 import golden_foreign
+import hub_server
 import numpy as np
 import old_configs
 import pytest
@@ -141,7 +142,11 @@ def test_the_commands_of_all_pages_are_found():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_runs_unchanged(workplace, page):
+def test_every_command_runs_unchanged(workplace, page, request, monkeypatch):
+    has_hub = importlib.util.find_spec("huggingface_hub") is not None
+    if has_hub:
+        request.getfixturevalue("hub")
+        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
     environment = command_line.environment()
     seen = [] if page == "README.md" else _commands(ROOT / "README.md")
     # With the default structure. Only `report` needs a whole run, which uses a micro model.
@@ -152,6 +157,8 @@ def test_every_command_runs_unchanged(workplace, page):
         if (start, command, given) in seen:
             continue
         if any("mlflow" in part for part in given) and importlib.util.find_spec("mlflow") is None:
+            continue
+        if command == "push_to_hub" and not has_hub:
             continue
         given = [re.sub(r"^(.*?)/(path/to|data)/", rf"\1{workplace}/\2/", part) for part in given]
         if command == "benchmark":  # comparisons with torch run in the benchmark's own tests

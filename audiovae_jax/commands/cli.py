@@ -30,6 +30,7 @@ COMMANDS = {
     "export_stablehlo": Entry("models", "Export encoder and decoder for serving with only JAX."),
     "import_torch": Entry("models", "Convert a PyTorch file to a saved model, with a report on each tensor."),
     "export_torch": Entry("models", "Write a model to a file for the PyTorch system."),
+    "push_to_hub": Entry("models", "Write a model, with a model card, to a repository of the Hugging Face hub."),
     "make_shards": Entry("data", "Convert a data set to shards, for fast reading of crops."),
     "benchmark": Entry("benchmark", "Benchmark the step, the codec, the data, compiling or memory."),
     "check_data": Entry("data", "Report on a data set: contents, skipped files, reading speed."),

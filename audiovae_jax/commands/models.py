@@ -12,7 +12,7 @@ from audiovae_jax.commands import arguments, codec
 from audiovae_jax.commands.arguments import MODEL, Command
 from audiovae_jax.errors import ConfigError, printable
 from audiovae_jax.inference import calibration, inspection, stablehlo
-from audiovae_jax.persistence import averaging, conversion
+from audiovae_jax.persistence import averaging, conversion, publication
 from audiovae_jax.torch_io import audio_vae, export
 
 _NAMES_PER_LINE = 10  # file names per line
@@ -188,6 +188,18 @@ def _export_torch(model, target):
         print(f"not in the file: {'; '.join(made.left_out)}")
 
 
+def _push_flags():
+    codec.define_step()
+    flags.DEFINE_string("license", None, "license for the model card, as the hub spells it: apache-2.0, mit")
+    flags.DEFINE_bool("private", False, "make a new repository private")
+
+
+def _push(model, target):
+    values = flags.FLAGS
+    pushed = publication.push_to_hub(model, target, step=values.step, license=values.license, private=values.private)
+    print(f"{pushed.address}: commit {pushed.commit}")
+
+
 INSPECT_MODEL = Command(
     name="inspect_model",
     details="MODEL is a saved model, a workdir, a StableHLO export, or a torch, Lightning or safetensors file.",
@@ -225,8 +237,9 @@ IMPORT_TORCH = Command(
     name="import_torch",
     details="""\
 MODEL is a `save_model` file, a Lightning checkpoint, a bare state dict or safetensors, or the model of another project:
-a folder of diffusers (`AutoencoderOobleck`), or a checkpoint of stable-audio-tools, DAC or DACVAE. OUT is the folder to
-write, local or in a bucket. Nothing in MODEL is executed, and torch is not needed.""",
+a folder of diffusers (`AutoencoderOobleck`), or a checkpoint of stable-audio-tools, DAC or DACVAE. It may be on the
+hub: hf://owner/name[/folder][@revision]. OUT is the folder to write, local or in a bucket. Nothing in MODEL is
+executed, and torch is not needed.""",
     main=_import,
     positional=(MODEL, "OUT"),
     bucket_output=True,
@@ -240,4 +253,14 @@ For stable-audio-tools it ends in .ckpt or .safetensors, and for diffusers it is
     main=_export_torch,
     positional=(MODEL, "OUT"),
     define_flags=_export_torch_flags,
+)
+PUSH_TO_HUB = Command(
+    name="push_to_hub",
+    details="""\
+MODEL is any model. HUB is hf://owner/name[/folder][@branch]. A repository that does not exist is created. A saved model
+there is replaced, in one commit. A README.md that was edited by hand is kept.""",
+    main=_push,
+    positional=(MODEL, "HUB"),
+    define_flags=_push_flags,
+    interrupted="nothing was written",
 )

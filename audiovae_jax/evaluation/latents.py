@@ -3,11 +3,12 @@
 import numpy as np
 
 from audiovae_jax.inference.calibration import RunningMoments
-from audiovae_jax.models.audio_vae import Posterior
+from audiovae_jax.models.audio_vae import AudioVAE, Posterior
 
 # Variance of a channel's posterior mean above which it is active (Burda et al., 2016, "Importance weighted
 # autoencoders").
 ACTIVE = 1e-2
+_INFORMATION = ("kl_nats_per_frame", "bits_per_second")  # of a posterior
 
 
 class LatentStatistics:
@@ -15,12 +16,19 @@ class LatentStatistics:
 
     Args:
       latent_dim: channels of the latent.
+      has_posterior: whether the model has a posterior. Without one, there is no KL divergence to report.
     """
 
-    def __init__(self, latent_dim: int):
+    def __init__(self, latent_dim: int, *, has_posterior: bool = True):
+        self._has_posterior = has_posterior
         self._means, self._latents = RunningMoments(latent_dim), RunningMoments(latent_dim)
         self._divergence = np.zeros(latent_dim)
         self._lanes = 1
+
+    @classmethod
+    def of(cls, model: AudioVAE) -> "LatentStatistics":
+        """Return empty statistics of a model's latents."""
+        return cls(model.latent_dim, has_posterior=model.posterior != "none")
 
     def add(self, posterior: Posterior):
         """Add `(z, mean, logvar)`, each `[n, lanes, latent_dim]`."""
@@ -38,13 +46,14 @@ class LatentStatistics:
     def columns(self, seconds: float) -> dict[str, float]:
         """Return the columns of the table for audio of this length."""
         frames = self._means.count / self._lanes
-        return {
+        columns = {
             "kl_nats_per_frame": float(self.divergence().sum()),
             "active_channels": float((np.square(self._means.std) > ACTIVE).sum()),
             "latent_mean_abs": float(np.abs(self._latents.mean).mean()),
             "latent_std": float(self._latents.std.mean()),
             "bits_per_second": float(self.divergence().sum() * frames / np.log(2) / seconds),
         }
+        return {name: value for name, value in columns.items() if self._has_posterior or name not in _INFORMATION}
 
     def channels(self) -> dict[str, list[float]]:
         """Return the statistics of each channel for the summary.
@@ -52,9 +61,10 @@ class LatentStatistics:
         They are the KL divergence, the variance of the posterior's mean, and the mean and standard deviation of the
         calibrated latents.
         """
-        return {
+        channels = {
             "kl_nats_per_frame": self.divergence().tolist(),
             "variance_of_mean": np.square(self._means.std).tolist(),
             "mean": self._latents.mean.tolist(),
             "std": self._latents.std.tolist(),
         }
+        return {name: value for name, value in channels.items() if self._has_posterior or name not in _INFORMATION}

@@ -78,7 +78,7 @@ class Model:
 
     def reconstruct(self, source: AudioStream, target: Path, progress: Callable[[float], None]) -> Made:
         """Encode to the posterior's mean, decode, and write to `target`."""
-        statistics = LatentStatistics(self._codec.model.latent_dim)
+        statistics = LatentStatistics.of(self._codec.model)
         start = time.perf_counter()
         made = self._codec.reconstruct_stream(source, mix=self._mix, watch=statistics.add)
         stream.write(made, target, progress)

@@ -10,8 +10,8 @@ from audiovae_jax.models.audio_vae import CONFIG_KEYS
 from audiovae_jax.models.layer_table import layer_table
 from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.models.receptive_field import decoder_context, encoder_context
-from audiovae_jax.persistence import model_folder, saved_model, training_state
-from audiovae_jax.storage.bucket_path import BucketPath, as_path
+from audiovae_jax.persistence import locate, model_folder, saved_model, training_state
+from audiovae_jax.storage.bucket_path import BucketPath
 
 
 def inspect_model(path: str, *, step: int | None = None) -> dict:
@@ -24,6 +24,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
     """
     if stablehlo.is_export(path):
         return stablehlo.inspect_export(path)
+    path = locate.pinned(path)
     loaded = saved_model.open_model(path, step=step, training=True)
     try:
         state = training_state.training_state_of(loaded, path)
@@ -45,7 +46,7 @@ def inspect_model(path: str, *, step: int | None = None) -> dict:
     return {
         "path": str(path),
         "kind": loaded.kind.value,
-        "bytes": _size(as_path(path)),
+        "bytes": _size(locate.opened_path(path)),
         "fingerprint": Codec.fingerprint_of(model, variables),
         "config": {key: getattr(model, key) for key in CONFIG_KEYS},
         "computes in": str(np.dtype(model.dtype)),

@@ -12,7 +12,8 @@ from audiovae_jax.errors import CheckpointError
 from audiovae_jax.models.audio_vae import AudioVAE
 from audiovae_jax.persistence import model_folder, saved_model, training_state
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.persistence.locate import Kind, locate_model
+from audiovae_jax.persistence.locate import Kind, locate_model, pinned
+from audiovae_jax.storage.hub import is_hub
 from audiovae_jax.torch_io import audio_vae, export, layout, training
 from audiovae_jax.torch_io.discriminator import read_discriminator
 from audiovae_jax.torch_io.source import read_source
@@ -73,7 +74,8 @@ def import_torch(
     """Convert a PyTorch file to a saved model.
 
     Args:
-      source: a torch, Lightning or safetensors file, or a folder of another project.
+      source: a torch, Lightning or safetensors file, or a folder of another project; or the URL of one. The metadata
+        of the saved model names it. For a model on the hub, this is its URL with the commit.
       target: the folder to create, or its URL in a bucket.
       dilations, strict, model_config: see `torch_io.import_audio_vae`.
 
@@ -81,7 +83,9 @@ def import_torch(
       CheckpointError: the file cannot be converted, or the folder cannot be written.
     """
     model_folder.require_target(target)
-    imported = training.read_training(source, dilations=dilations, strict=strict, model_config=model_config)
+    source = pinned(source)
+    with saved_model.at_hand(source) as local:
+        imported = training.read_training(local, dilations=dilations, strict=strict, model_config=model_config)
     model = imported.audio_vae
     lines, notes = list(model.lines), list(imported.notes)
     discriminator = params = None
@@ -101,7 +105,7 @@ def import_torch(
         target,
         epoch=model.epoch,
         global_step=imported.step,
-        metadata={**model.metadata, "imported_from": Path(source).name},
+        metadata={**model.metadata, "imported_from": source if is_hub(source) else Path(source).name},
         discriminator=discriminator,
         discriminator_params=params,
         sample_rate=model.sample_rate,
@@ -231,7 +235,8 @@ def _round_trip(source, target, dialect):
     """
     loaded = saved_model.open_model(target)
     back = export.audio_vae_state_dict(loaded.variables, dialect, len(loaded.model.strides))
-    found, _ = audio_vae.find_model(read_source(source, skip=audio_vae.TRAINING_KEYS), [], [])
+    with saved_model.at_hand(source) as local:
+        found, _ = audio_vae.find_model(read_source(local, skip=audio_vae.TRAINING_KEYS), [], [])
     worst, compared = 0.0, 0
     names = {key: key for key in back} | {layout.parametrized_key(key): key for key in back}
     for key, tensor in found.items():

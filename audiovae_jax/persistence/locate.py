@@ -8,11 +8,13 @@ import stat
 from pathlib import Path
 
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.storage import atomic
+from audiovae_jax.storage import atomic, hub
 from audiovae_jax.storage.bucket_path import BucketPath, as_path
 from audiovae_jax.torch_io import source
 
 DESCRIPTION = "model.json"  # of a saved model
+TREES = ("model", "optimizer", "discriminator")  # folders of arrays in a saved model
+ARRAYS = "arrays-"  # of the folder of the trees in a bucket, the start of its name
 CHECKPOINTS = "checkpoints"  # folder in a workdir
 STATE = "state"  # folder in a checkpoint
 LATENTS_KEY = "audiovae_latents"  # key in a safetensors file's metadata that marks a file of latents
@@ -92,10 +94,14 @@ def locate_model(path: str | Path | BucketPath) -> Place:
 def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
     """Return a user's path as a `Path` or `BucketPath`, after any replacement in progress.
 
+    A model on the hub is downloaded to huggingface_hub's cache.
+
     Raises:
       CheckpointError: the path is a URL that cannot be reached.
     """
     try:
+        if hub.is_hub(path):
+            return hub.fetch(path, _files_on_hub)
         opened = as_path(path)
         if isinstance(opened, BucketPath):
             opened.exists()
@@ -104,6 +110,32 @@ def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
     except OSError as error:
         raise CheckpointError(f": {error.strerror or error}", path=path) from error
     return opened
+
+
+def pinned(path: str | Path | BucketPath) -> str | Path | BucketPath:
+    """Return a path that stays valid: the URL of a model on the hub with its commit, and other paths unchanged.
+
+    Raises:
+      CheckpointError: the hub cannot be reached, or has no such repository or revision.
+    """
+    try:
+        return hub.pinned(path) if hub.is_hub(path) else path
+    except OSError as error:
+        raise CheckpointError(f": {error.strerror or error}", path=path) from error
+
+
+def _files_on_hub(place):
+    """Return the files of a repository that reading the model at `place` needs."""
+    if (place / DESCRIPTION).is_file():
+        names = [name for name in place.files() if name.startswith((*(f"{tree}/" for tree in TREES), ARRAYS))]
+        return [place / name for name in (DESCRIPTION, *names)]
+    if place.is_file() or source.is_folder_of_another_project(place):
+        return source.files_of(place)
+    raise CheckpointError(
+        f" contains no model, but {hub.listed(place)}; give the folder of a saved model or of diffusers, or a file "
+        "with weights",
+        path=place,
+    )
 
 
 def _classified(path):

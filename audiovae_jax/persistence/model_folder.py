@@ -20,21 +20,21 @@ from audiovae_jax.errors import CheckpointError, as_checkpoint_error
 from audiovae_jax.models.audio_vae import AudioVAE
 from audiovae_jax.models.layers import count_parameters
 from audiovae_jax.persistence import locate
-from audiovae_jax.persistence.locate import DESCRIPTION, Kind
-from audiovae_jax.storage import array_store, atomic
+from audiovae_jax.persistence.locate import ARRAYS, DESCRIPTION, TREES, Kind
+from audiovae_jax.storage import array_store, atomic, hub
 from audiovae_jax.storage.bucket_path import BucketPath, as_path, local_copy
 from audiovae_jax.storage.checksum import json_checksum
 
 PyTree = Any
 _Result = TypeVar("_Result")
-MODEL, OPTIMIZER, DISCRIMINATOR = TREES = ("model", "optimizer", "discriminator")
+MODEL, OPTIMIZER, DISCRIMINATOR = TREES
 _FORMAT = 1
 _KEYS = {
     *("format", "config", "sample_rate", "channels", "hop_length", "latent_statistics", "encoder_frozen"),
     *("parameter_count", "epoch", "global_step", "metadata", "discriminator", "arrays", "checksum"),
 }
 _ARRAYS_FOLDER = "arrays_folder"  # key of `model.json` in a bucket: name of the folder with the trees
-_IS_ARRAYS_FOLDER = re.compile(r"arrays-[0-9a-f]{16}")
+_IS_ARRAYS_FOLDER = re.compile(rf"{ARRAYS}[0-9a-f]{{16}}")
 _MAX_RETRY = 30.0  # seconds during which a read is retried while another process replaces the model
 _ABANDONED = 86400.0  # seconds after which arrays that no `model.json` names count as an interrupted upload
 
@@ -51,7 +51,7 @@ def write(path: str | Path | BucketPath, description: dict[str, Any], trees: dic
       CheckpointError: `model_of` would reject the model, or it cannot be written. The previous model is kept.
     """
     target = require_target(path)
-    arrays_folder = f"arrays-{secrets.token_hex(8)}" if isinstance(target, BucketPath) else None
+    arrays_folder = f"{ARRAYS}{secrets.token_hex(8)}" if isinstance(target, BucketPath) else None
     with as_checkpoint_error(" was not written: its trees contain other values than arrays", path):
         arrays = {name: array_store.describe(tree) for name, tree in trees.items()}
     description = {"format": _FORMAT, **description, "arrays": arrays}
@@ -126,6 +126,8 @@ def settled(path: str | Path | BucketPath, read: Callable[[Path | BucketPath], _
                 continue
             if isinstance(error, OSError):
                 raise CheckpointError(f": {error.strerror or error}", path=path) from error
+            if error.path == place and hub.is_hub(path):
+                error.path = path  # instead of the copy in the cache
             raise
 
 

@@ -22,9 +22,9 @@ from audiovae_jax.errors import CheckpointError, ConfigError, as_checkpoint_erro
 from audiovae_jax.models.audio_vae import AudioVAE
 from audiovae_jax.persistence import checkpoint, model_folder
 from audiovae_jax.persistence.checkpoint import Checkpoints
-from audiovae_jax.persistence.locate import Kind, locate_model
-from audiovae_jax.storage.bucket_path import BucketPath, as_path, local_copy
-from audiovae_jax.torch_io import audio_vae
+from audiovae_jax.persistence.locate import Kind, locate_model, opened_path
+from audiovae_jax.storage.bucket_path import BucketPath, local_copy
+from audiovae_jax.torch_io import audio_vae, source
 
 PyTree = Any
 
@@ -85,8 +85,8 @@ def load_model(
 
     Args:
       path: a saved model, a training workdir, its `checkpoints` folder or one checkpoint in it; a `.pt`, `.pth`,
-        `.ckpt` or `.safetensors` file of the PyTorch system or another project; a folder of diffusers; or the `s3://`
-        or `gs://` URL of one of these.
+        `.ckpt` or `.safetensors` file of the PyTorch system or another project; a folder of diffusers; the `s3://`
+        or `gs://` URL of one of these; or a model on the hub, `hf://owner/name[/folder][@revision]`.
       step: the checkpoint of a workdir; by default the best by validation loss.
       device: device for the arrays; by default JAX's first.
       strict: for files of the PyTorch system, see `torch_io.import_audio_vae`.
@@ -190,14 +190,16 @@ def load_from_lightning_checkpoint(path: str | Path) -> tuple[AudioVAE, dict]:
 
 @contextlib.contextmanager
 def at_hand(path: str | Path | BucketPath) -> Iterator[Path]:
-    """A context with a local copy of a file that may be in a bucket.
+    """A context with a local copy of a torch file or folder that may be in a bucket or on the hub.
 
     Raises:
       CheckpointError: the file cannot be fetched. Errors raised inside the context name `path`.
     """
     local = None
     try:
-        with local_copy(as_path(path)) as local:
+        opened = opened_path(path)
+        files = source.files_of(opened) if isinstance(opened, BucketPath) else None
+        with local_copy(opened, files) as local:
             yield local
     except OSError as error:
         raise CheckpointError(f": {error.strerror or error}", path=path) from error

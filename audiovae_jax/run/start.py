@@ -152,12 +152,13 @@ def open_session(
     """
     is_first = jax.process_index() == 0
     # 1. Check the config, in each process and between processes.
+    workdir = as_workdir(workdir)
     configuration.check(config, jax.device_count())
+    warm_start.pin_revision(config, workdir)
     _refuse_debug_nans()
     recorder.check(config)
     group.meet("config", same=what_all_share(config))
     # 2. Lock the workdir. From here on, a stop request ends the run and releases the lock.
-    workdir = as_workdir(workdir)
     lock = lock_of(workdir, enabled=is_first)
     taken_from = lock.acquire()
     ending.callback(lock.release)

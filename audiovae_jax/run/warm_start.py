@@ -18,8 +18,8 @@ from audiovae_jax.errors import CheckpointError, ConfigError, naming
 from audiovae_jax.models.audio_vae import CONFIG_KEYS, AudioVAE
 from audiovae_jax.persistence import init_source, saved_model
 from audiovae_jax.persistence.checkpoint import ALIGNED, AVERAGED, VARIABLES, without_projection
-from audiovae_jax.persistence.locate import OURS, locate_model
-from audiovae_jax.storage import array_store
+from audiovae_jax.persistence.locate import OURS, locate_model, pinned
+from audiovae_jax.storage import array_store, hub
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.torch_io import training
 from audiovae_jax.training.optimizer import matches
@@ -65,13 +65,38 @@ class TorchReader:
         self._kept = {}
 
 
+def pin_revision(config: ml_collections.ConfigDict, workdir: Path | BucketPath):
+    """Set the commit of a model on the hub in `config.init_from`, so that the run's config names it.
+
+    A resumed run keeps its commit. If the config names another commit, `start.claim_workdir` reports that.
+
+    Raises:
+      CheckpointError: the hub cannot be reached, or has no such repository or revision.
+    """
+    path = config.init_from
+    if not hub.is_hub(path):
+        return
+    earlier = (_settings_before(workdir) or {}).get("init_from")
+    resumed = hub.is_hub(earlier) and hub.without_revision(earlier) == hub.without_revision(path)
+    if resumed and path == hub.without_revision(path):
+        config.init_from = earlier
+        return
+    try:
+        with naming(path, _KEY):
+            config.init_from = pinned(path)
+    except CheckpointError:
+        if not resumed:
+            raise
+        config.init_from = earlier
+
+
 def adopt_settings(
     config: ml_collections.ConfigDict,
     given: Collection[str],
     workdir: Path | BucketPath,
     reader: TorchReader | None = None,
 ) -> list[str]:
-    """Copy the settings of the torch file at `config.init_from` into the config.
+    """Copy the settings of the torch file at `config.init_from` into the config, after `pin_revision`.
 
     The settings are architectures, learning rates and loss weights. Keys given on the command line keep their value.
     With `init_weights_only`, only the keys that describe the networks are set. Nothing is copied from our own runs
@@ -90,6 +115,7 @@ def adopt_settings(
       CheckpointError: the file cannot be read.
       ConfigError: the config's key does not accept a setting.
     """
+    pin_revision(config, workdir)
     path = config.init_from
     if path is None:
         return []
@@ -332,13 +358,18 @@ def _adopted_before(workdir, path):
 
     Only keys that a torch file can set are returned. Without such a session, returns None.
     """
-    try:
-        flat = configuration.flatten(json.loads((workdir / "config.json").read_text()))
-    except (OSError, ValueError, AttributeError):
-        return None
-    if flat.get("init_from") != path:
+    flat = _settings_before(workdir)
+    if flat is None or flat.get("init_from") != path:
         return None
     return {key: value for key, value in flat.items() if key.startswith(_ADOPTABLE)}
+
+
+def _settings_before(workdir):
+    """Return the config of an earlier session in `workdir` by key; None without one."""
+    try:
+        return configuration.flatten(json.loads((workdir / "config.json").read_text()))
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def _is_the_ensemble(section):

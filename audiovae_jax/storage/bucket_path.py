@@ -12,7 +12,7 @@ import functools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -259,7 +259,8 @@ def as_path(path: "str | os.PathLike | BucketPath") -> "Path | BucketPath":
     text = os.fspath(path) if not isinstance(path, Path) else ""
     if isinstance(text, str) and server.is_url(text):
         if not text.startswith(("s3://", "gs://")):
-            raise OSError(errno.EINVAL, "only s3:// and gs:// URLs can be written to", text)
+            hint = "; push_to_hub writes to the hub" if text.startswith("hf://") else ""
+            raise OSError(errno.EINVAL, f"only s3:// and gs:// URLs can be written to{hint}", text)
         return BucketPath(text)
     return Path(text or path)
 
@@ -275,10 +276,14 @@ def write_json(path: Path | BucketPath, value: Any):
 
 
 @contextlib.contextmanager
-def local_copy(path: "Path | BucketPath") -> Iterator[Path]:
+def local_copy(path: "Path | BucketPath", files: "Collection[BucketPath] | None" = None) -> Iterator[Path]:
     """A context with a local path of the same files.
 
     Files in a bucket are fetched to a temporary folder. Local paths are returned unchanged.
+
+    Args:
+      path: a file or folder.
+      files: the files under `path` or beside it to fetch; by default all under it.
 
     Raises:
       OSError: the files cannot be fetched.
@@ -288,7 +293,12 @@ def local_copy(path: "Path | BucketPath") -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="audiovae_jax_") as folder:
         local = Path(folder) / path.name
-        if path.is_file():
+        if files is not None:
+            for file in files:
+                target = local.parent / str(file)[len(str(path)) - len(path.name) :]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.download_file(target)
+        elif path.is_file():
             path.download_file(local)
         else:
             path.download(local)

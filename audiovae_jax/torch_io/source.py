@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Collection
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from audiovae_jax.errors import CheckpointError
 from audiovae_jax.storage.bucket_path import BucketPath
+from audiovae_jax.storage.hub import HubPath
 from audiovae_jax.torch_io.files import reader
 from audiovae_jax.torch_io.foreign import DIFFUSERS_CLASS
 
@@ -42,14 +43,24 @@ def read_source(path: str | Path, *, skip: Collection[str] = (), model_config: s
         if config is None:
             raise CheckpointError(" is not a config of diffusers or stable-audio-tools", path=model_config)
     if config is None:
-        beside = (path.with_suffix(".json"), path.parent / STABLE_AUDIO_TOOLS_CONFIG, path.parent / DIFFUSERS_CONFIG)
-        config = next(filter(None, map(_json, beside)), None)
+        config = next(filter(None, map(_json, _configs_beside(path))), None)
     if config is not None:
         checkpoint[CONFIG] = config
     return checkpoint
 
 
-def is_folder_of_another_project(path: Path | BucketPath) -> bool:
+def files_of(path: Path | BucketPath | HubPath) -> list:
+    """Return the files that `read_source` reads at `path`: the weights, and configs beside them.
+
+    Raises:
+      CheckpointError: a folder has no weights or several.
+    """
+    weights = _in_folder(path)[0] if path.is_dir() else path
+    shards = _shards(weights) if weights.name.endswith(".index.json") else []
+    return [weights, *shards, *(config for config in _configs_beside(weights) if config.is_file())]
+
+
+def is_folder_of_another_project(path: Path | BucketPath | HubPath) -> bool:
     """Whether `read_source` reads the folder at `path`."""
     names = (STABLE_AUDIO_TOOLS_CONFIG, DIFFUSERS_CONFIG)
     return (
@@ -74,7 +85,8 @@ def _in_folder(folder):
         )
     config = config or _json(folder / STABLE_AUDIO_TOOLS_CONFIG)
     for suffix in _WEIGHTS if not weights else ():
-        weights = sorted(file for file in folder.iterdir() if file.suffix == suffix and file.is_file())
+        found = (file for file in folder.iterdir() if file.suffix == suffix and file.is_file())
+        weights = sorted(found, key=lambda file: file.name)
         if weights:
             break
     if len(weights) != 1:
@@ -87,17 +99,28 @@ def _diffusers_weights():
     return DIFFUSERS_WEIGHTS, f"{DIFFUSERS_WEIGHTS}.index.json"
 
 
-def _sharded(index):
-    """Read the safetensors files that an index lists."""
+def _configs_beside(weights):
+    named = f"{PurePath(weights.name).stem}.json"
+    return [weights.parent / name for name in (named, STABLE_AUDIO_TOOLS_CONFIG, DIFFUSERS_CONFIG)]
+
+
+def _shards(index):
+    """Return the safetensors files that an index lists."""
     try:
         files = dict.fromkeys(json.loads(index.read_text())["weight_map"].values())
         parts = [index.parent / Path(name).name for name in files]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f" is no index of safetensors files ({error})", path=index) from error
-    tensors: dict[str, Any] = {}
     for part in parts:
         if not part.is_file():
             raise CheckpointError(f" lacks {part.name}, which {index.name} lists; download it again", path=index.parent)
+    return parts
+
+
+def _sharded(index):
+    """Read the safetensors files that an index lists."""
+    tensors: dict[str, Any] = {}
+    for part in _shards(index):
         tensors |= reader.read_checkpoint(part)
     tensors.pop(reader.METADATA, None)
     return {"state_dict": tensors}
@@ -116,4 +139,4 @@ def _json(path):
 
 
 def _size(path):
-    return path.size() if isinstance(path, BucketPath) else path.stat().st_size
+    return path.stat().st_size if isinstance(path, Path) else path.size()

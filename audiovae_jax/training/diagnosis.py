@@ -27,7 +27,7 @@ def diagnose(state: TrainState, audio: jax.Array, *, recipe: Recipe, adversarial
     Returns:
       A dict with
 
-      - `kl_per_channel: [latent_dim]`: in nats per frame.
+      - `kl_per_channel: [latent_dim]`: in nats per frame; not without a posterior.
       - `mean`, `mean_square: [latent_dim]`: of the posterior's mean.
       - `square`: the mean square of the reconstruction.
       - `change_square`: the mean square of its difference to the decoded origin of the latent space.
@@ -42,9 +42,10 @@ def diagnose(state: TrainState, audio: jax.Array, *, recipe: Recipe, adversarial
     output = recipe.model.apply(state.variables, audio, noise=latent_noise(recipe, 0, audio))
     reconstruction = output.reconstruction
     without = recipe.model.apply(state.variables, jnp.zeros_like(output.z), method="decode")
+    is_certain = recipe.model.posterior == "none"
     length = min(audio.shape[1], without.shape[1])
     figures = {
-        "kl_per_channel": kl_per_channel(mean=output.mean, logvar=output.logvar),
+        **({} if is_certain else {"kl_per_channel": kl_per_channel(mean=output.mean, logvar=output.logvar)}),
         "mean": jnp.mean(output.mean, axis=(0, 1)),
         "mean_square": jnp.mean(jnp.square(output.mean), axis=(0, 1)),
         "square": jnp.mean(jnp.square(reconstruction)),
@@ -81,7 +82,8 @@ def _of_the_discriminator(state, audio, output, recipe):
     for name, loss in (("adversarial", adversarial_loss), ("feature_matching", feature_matching_loss)):
         values[name], cotangent = jax.value_and_grad(loss)(fake)
         (gradients[name],) = pull_back(cotangent)
-    values["kl"] = recipe.kl.weight_at(state.step) * recipe.kl(output.mean, output.logvar)
+    if recipe.model.posterior != "none":
+        values["kl"] = recipe.kl.weight_at(state.step) * recipe.kl(output.mean, output.logvar)
     total = sum(jnp.abs(value) for value in values.values())
     return {
         **gan.by_discriminator(real[0], fake[0], calculator.loss),

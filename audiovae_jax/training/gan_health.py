@@ -25,7 +25,7 @@ class Figures:
     empty and numbers are None.
 
     Attributes:
-      kl_per_channel: in nats per frame, `[latent_dim]`.
+      kl_per_channel: in nats per frame, `[latent_dim]`; empty without a posterior.
       variance_per_channel: of the posterior's mean, over crops and frames, `[latent_dim]`.
       latent_effect: RMS of the latent's effect on the reconstruction, divided by the RMS of the reconstruction.
       d_loss, d_real_acc, d_fake_acc: of each sub-discriminator, `[n]`.
@@ -61,7 +61,7 @@ class Figures:
                 "feature_matching_gradient_share": _over(norms["feature_matching"], sum(norms.values())),
             }
         return cls(
-            kl_per_channel=means["kl_per_channel"],
+            kl_per_channel=means.get("kl_per_channel", np.zeros(0)),
             variance_per_channel=np.maximum(means["mean_square"] - np.square(means["mean"]), 0),
             latent_effect=_over(float(np.sqrt(means["change_square"])), float(np.sqrt(means["square"]))),
             **part,
@@ -74,7 +74,7 @@ class Figures:
 
     @property
     def informative_channels(self) -> int:
-        """Number of latent channels that are active or differ from the prior.
+        """Number of latent channels that are active or differ from the prior, for a model with a posterior.
 
         A small KL weight leaves the scale of the means free, so a small variance alone does not mean an unused channel.
         """
@@ -123,7 +123,7 @@ class Sign:
 SIGNS = (
     Sign(
         "posterior_collapsed",
-        lambda f: f.informative_channels < max(1, _FEW_CHANNELS * len(f.kl_per_channel)),
+        lambda f: len(f.kl_per_channel) > 0 and f.informative_channels < max(1, _FEW_CHANNELS * len(f.kl_per_channel)),
         lambda f: (
             f"the posterior has collapsed: {f.informative_channels} of {len(f.kl_per_channel)} latent channels differ "
             f"from the prior, KL {f.kl_per_channel.sum():.3g} nats a frame"

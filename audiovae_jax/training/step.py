@@ -151,11 +151,9 @@ def train_step(
         every=model_every,
         loss_is_finite=batch_is_finite & jnp.isfinite(metrics["total_g_loss"]),
     )
-    metrics |= {
-        "g_grad_norm": model.grad_norm,
-        "g_skipped": model.skipped,
-        "kl_weight": jnp.float32(recipe.kl.weight_at(state.step)),
-    }
+    metrics |= {"g_grad_norm": model.grad_norm, "g_skipped": model.skipped}
+    if "kl_loss" in metrics:
+        metrics["kl_weight"] = jnp.float32(recipe.kl.weight_at(state.step))
     params, projection = split_projection(model.params)
     state = state.replace(params=merged(state.params, params), opt_state=model.opt_state, alignment_params=projection)
     if recipe.optimizer.averages:
@@ -201,16 +199,14 @@ def _compute(recipe, state, trainable, adversarial, audio, noise) -> _Computed:
         return recipe.model.apply(variables, audio, noise=noise, latent_noise=recipe.latent_noise)
 
     output, pull_back_model = jax.vjp(reconstruct, trainable)
-    kl_weight = recipe.kl.weight_at(state.step)
     align = _alignment(recipe, audio)
 
     def objective(output: Reconstruction, projection):
         loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
-        kl_loss = recipe.kl(output.mean, output.logvar)
-        metrics = {**values, "reconstruction_loss": loss, "kl_loss": kl_loss}
-        metrics |= recipe.kl.metrics(output.mean, output.logvar)
+        kl, kl_metrics = _kl(recipe, output, recipe.kl.weight_at(state.step))
         aligned, alignment_metrics = align(output.z, projection)
-        return weighted_sum([(1.0, loss), (kl_weight, kl_loss), *aligned]), metrics | alignment_metrics
+        metrics = {**values, "reconstruction_loss": loss, **kl_metrics, **alignment_metrics}
+        return weighted_sum([(1.0, loss), *kl, *aligned]), metrics
 
     gradient = jax.value_and_grad(objective, argnums=(0, 1), has_aux=True)
     (loss, metrics), (cotangent, projection_gradient) = gradient(output, projection)
@@ -225,28 +221,39 @@ def _compute(recipe, state, trainable, adversarial, audio, noise) -> _Computed:
             **of_pass.discriminator,
         }
 
-    def balanced():
-        gradients = {
-            name: jax.grad(lambda audio_out, fn=fn: fn(prediction=audio_out, target=audio))(output.reconstruction)
-            for name, _, fn in recipe.losses.terms
-        }
-        weights = {name: weight for name, weight, _ in recipe.losses.terms}
-        if adversarial:
-            names = {"g_adv_loss": "adversarial_weight", "fm_loss": "feature_matching_weight"}
-            gradients |= {name: of_pass.audio_gradient(name) for name in names}
-            weights |= {name: getattr(recipe.adversarial.at(state.step), weight) for name, weight in names.items()}
-        return balanced_gradient(gradients, weights, recipe.balancer_norm, AXIS)
-
     def model_gradient():
         total = cotangent
         if recipe.balancer_norm:
-            total = total._replace(reconstruction=balanced())
+            balanced = _balanced(recipe, state.step, audio, output.reconstruction, of_pass if adversarial else None)
+            total = total._replace(reconstruction=balanced)
         elif adversarial:
             total = total._replace(reconstruction=total.reconstruction + of_pass.audio_gradient())
         return with_projection(pull_back_model(total)[0], projection_gradient)
 
     metrics |= {"total_g_loss": loss, "finite": _is_finite(audio, output.reconstruction)}
     return _Computed(metrics, model_gradient, of_pass.params_gradient if adversarial else None)
+
+
+def _balanced(recipe, step, audio, reconstruction, of_pass):
+    """The gradient of the reconstruction's losses, and of those of `of_pass` unless it is None, balanced."""
+    gradients = {
+        name: jax.grad(lambda prediction, fn=fn: fn(prediction=prediction, target=audio))(reconstruction)
+        for name, _, fn in recipe.losses.terms
+    }
+    weights = {name: weight for name, weight, _ in recipe.losses.terms}
+    if of_pass is not None:
+        losses = recipe.adversarial.at(step)
+        gradients |= {name: of_pass.audio_gradient(name) for name in ("g_adv_loss", "fm_loss")}
+        weights |= {"g_adv_loss": losses.adversarial_weight, "fm_loss": losses.feature_matching_weight}
+    return balanced_gradient(gradients, weights, recipe.balancer_norm, AXIS)
+
+
+def _kl(recipe, output, weight):
+    """Return `(weighted terms, metrics)` of the KL divergence, both empty without a posterior."""
+    if recipe.model.posterior == "none":
+        return [], {}
+    kl_loss = recipe.kl(output.mean, output.logvar)
+    return [(weight, kl_loss)], {"kl_loss": kl_loss, **recipe.kl.metrics(output.mean, output.logvar)}
 
 
 def _alignment(recipe, audio):
@@ -311,16 +318,15 @@ def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tup
     variables, projection = split_projection(variables)
     output = recipe.model.apply(variables, audio, noise=latent_noise(recipe, 0, audio))
     loss, values = recipe.losses(prediction=output.reconstruction, target=audio)
-    kl_loss = recipe.kl(output.mean, output.logvar)
+    kl, kl_metrics = _kl(recipe, output, recipe.kl.weight)
     aligned, alignment_metrics = _alignment(recipe, audio)(output.z, projection)
     reconstruction = recipe.model.apply(variables, audio, deterministic=True).reconstruction
     metrics = {
         **values,
         "reconstruction_loss": loss,
-        "kl_loss": kl_loss,
-        "total_loss": weighted_sum([(1.0, loss), (recipe.kl.weight, kl_loss), *aligned]),
+        **kl_metrics,
+        "total_loss": weighted_sum([(1.0, loss), *kl, *aligned]),
         "si_sdr_db": -si_sdr(prediction=reconstruction, target=audio),
-        **recipe.kl.metrics(output.mean, output.logvar),
         **alignment_metrics,
     }
     return lax.pmean(metrics, AXIS), reconstruction

@@ -91,6 +91,16 @@ def test_a_model_reconstructs_as_its_codec_does(tmp_path):
     assert made.columns["bits_per_second"] == pytest.approx(total / np.log(2) / 2.0, rel=1e-4)
 
 
+def test_a_model_without_a_posterior_has_no_information_to_report(tmp_path):
+    size = {"base_channels": 2, "channel_mults": (1,), "strides": (2,), "latent_dim": 3, "dilations": (1,)}
+    model = AudioVAE(**size, posterior="none")
+    source = stream.of_array(_music(seconds=0.2, rate=8000), 8000)
+    codec = Codec(model, random_variables(model), sample_rate=8000)
+    made = systems.Model("m", codec, "m").reconstruct(source, tmp_path / "made.wav", _quiet)
+    assert set(made.columns) == {"active_channels", "latent_mean_abs", "latent_std"}
+    assert set(made.latents) == {"variance_of_mean", "mean", "std"}
+
+
 def test_latent_statistics_in_closed_form():
     rng = np.random.default_rng(0)
     statistics = LatentStatistics(3)

@@ -1,11 +1,13 @@
 """The two commands that convert between torch's files and saved models."""
 
 import functools
+import json
 import shutil
 import warnings
 from pathlib import Path
 
 import command_line
+import golden_foreign
 import jax
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from audiovae_jax.config import build
 from audiovae_jax.persistence import conversion
 from audiovae_jax.persistence.saved_model import load_model, open_model, save_model
 from audiovae_jax.torch_io import export_audio_vae, import_audio_vae, read_checkpoint, training
+from audiovae_jax.torch_io.files.writer import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -145,3 +148,35 @@ def test_our_run_resumes_in_torch(tmp_path, trained_run):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     scheduler.step()
+
+
+def test_an_import_from_the_hub_pins_the_commit(hub, tmp_path):
+    write_checkpoint(tmp_path / "dac.pth", {"state_dict": golden_foreign.load("dac")[0]})
+    commit = hub.commit("them/dac", {"README.md": b"", "old/dac.pth": (tmp_path / "dac.pth").read_bytes()})
+    made = conversion.import_torch("hf://them/dac/old/dac.pth", str(tmp_path / "m"))
+    assert (made.compared > 0, made.largest_difference) == (True, 0)
+    metadata = open_model(tmp_path / "m").metadata
+    assert metadata["imported_from"] == f"hf://them/dac/old/dac.pth@{commit}"
+    hub.commit("them/dac", {"old/dac.pth": b"another"})
+    conversion.import_torch(metadata["imported_from"], str(tmp_path / "n"))
+    assert open_model(tmp_path / "n").metadata == metadata
+    assert hub.downloads == ["old/dac.pth"]
+
+
+@pytest.mark.slow
+def test_an_import_from_a_bucket_reads_the_config_beside_the_file(bucket, tmp_path):
+    """As on disk."""
+    (tmp_path / "sat").mkdir()
+    write_checkpoint(tmp_path / "sat" / "model.ckpt", {"state_dict": golden_foreign.load("elu")[0]})
+    (tmp_path / "sat" / "model_config.json").write_text(json.dumps(golden_foreign.config("elu")))
+    (tmp_path / "sat" / "notes.txt").write_text("not read")
+    bucket.upload(tmp_path)
+    local = open_model(tmp_path / "sat" / "model.ckpt")
+    assert (local.notes, local.model.final_tanh, local.sample_rate) == ([], True, golden_foreign.RATE)
+    for url in (f"{bucket}/sat/model.ckpt", f"{bucket}/sat"):
+        there = open_model(url)
+        assert (there.model, there.sample_rate, there.notes) == (local.model, local.sample_rate, [])
+        jax.tree.map(np.testing.assert_array_equal, there.variables, local.variables)
+    conversion.import_torch(f"{bucket}/sat/model.ckpt", str(tmp_path / "m"))
+    found = open_model(tmp_path / "m")
+    assert (found.model, found.metadata["imported_from"]) == (local.model, "model.ckpt")

@@ -1,6 +1,7 @@
 """Warm starts from workdirs, saved models and torch files: complete, or only the weights."""
 
 import functools
+import json
 import shutil
 
 import flax.linen as nn
@@ -398,3 +399,58 @@ def test_a_torch_file_has_no_projection(micro_config, trained_run):
     assert list(moments) == ["alignment", "decoder", "encoder"]
     assert not np.any(moments["alignment"]["kernel"])
     assert np.any(moments["encoder"]["final_conv"]["v"])
+
+
+def test_a_run_starts_from_a_model_on_the_hub_and_names_its_commit(
+    hub, micro_config, trained_run, calibrated, tmp_path
+):
+    commit = hub.upload("me/model", calibrated)
+    micro_config.update({"init_from": "hf://me/model", "init_weights_only": True})
+    assert warm_start.adopt_settings(micro_config, (), tmp_path) == []
+    url = f"hf://me/model@{commit}"
+    assert micro_config.init_from == url
+    warm_start.require_same_model(micro_config)
+    hub.commit("me/model", {"model.json": b"{}"})
+    state, _, said = _take_over(micro_config, url)
+    _assert_same(state.params, trained_run[2].params)
+    assert f"restored from {url}: the step and the optimizers are reset" in said
+
+
+def test_a_torch_file_on_the_hub_gives_its_settings(hub, micro_config, tmp_path):
+    commit = hub.commit("me/old", {"last.ckpt": LIGHTNING.read_bytes()})
+    micro_config.init_from = "hf://me/old/last.ckpt@main"
+    lines = warm_start.adopt_settings(micro_config, (), tmp_path)
+    assert lines[0].startswith(f"settings of the run in hf://me/old/last.ckpt@{commit}; ")
+    assert micro_config.model.base_channels == 2
+
+
+def test_a_resumed_run_keeps_the_commit_that_it_started_from(hub, micro_config, tmp_path):
+    first, second = (hub.commit("me/model", {"model.json": text}) for text in (b"1", b"2"))
+    (tmp_path / "config.json").write_text(json.dumps({"init_from": f"hf://me/model@{first}"}))
+
+    def pinned(url):
+        micro_config.init_from = url
+        warm_start.pin_revision(micro_config, tmp_path)
+        return micro_config.init_from
+
+    assert pinned("hf://me/model") == f"hf://me/model@{first}"
+    assert pinned("hf://me/model@main") == f"hf://me/model@{second}"  # which `claim_workdir` refuses
+    with pytest.raises(CheckpointError, match="^config.init_from=hf://me/other: there is no such repository"):
+        pinned("hf://me/other")
+    hub.stop()
+    assert pinned("hf://me/model@main") == f"hf://me/model@{first}"
+    assert pinned(None) is None
+
+
+@pytest.mark.slow
+def test_a_run_from_the_hub_is_recorded_with_its_commit_and_resumed(
+    hub, micro_config, calibrated, audio_folder, tmp_path
+):
+    commit = hub.upload("me/model", calibrated)
+    micro_config.data.root, micro_config.init_weights_only = str(audio_folder), True
+    for _ in range(2):  # the second resumes, without the model
+        micro_config.init_from = "hf://me/model"
+        state = train.train(micro_config, tmp_path / "run")
+        assert int(state.step) == micro_config.num_steps
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["init_from"] == f"hf://me/model@{commit}"
+        hub.stop()

@@ -1,5 +1,6 @@
 """The statistics, compared with their definitions."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -94,6 +95,19 @@ def test_the_figures_are_those_of_their_definitions():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_model_without_a_posterior_has_no_divergence():
+    recipe = _recipe(adversarial_weight=3.0, feature_matching_weight=5.0)
+    size = {"base_channels": 4, "channel_mults": (1,), "strides": (4,), "latent_dim": 3, "dilations": (1,)}
+    # A weight that would count: only configs refuse it.
+    certain = dataclasses.replace(recipe, model=AudioVAE(**size, posterior="none"))
+    figures, _, _ = _diagnosed(certain)
+    assert figures.kl_per_channel.size == 0
+    assert figures.variance_per_channel.shape == (3,)
+    off, _, _ = _diagnosed(dataclasses.replace(certain, kl=KLTerm(weight=0.0)))
+    assert figures.feature_matching_share == off.feature_matching_share > 0
+
+
 def test_silent_feature_matching_and_an_idle_decoder_are_zeros():
     def deaf(state):
         first = state.params["decoder"]["input_conv"]

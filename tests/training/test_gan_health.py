@@ -47,6 +47,17 @@ def test_figures_are_the_means_over_batches():
     assert not any(name.startswith(("health_d", "health/feature")) for name in alone.metrics())
 
 
+def test_a_model_without_a_posterior_has_no_divergence_and_cannot_collapse():
+    batch = {"square": 4.0, "change_square": 1.0, "mean": np.zeros(2), "mean_square": np.full(2, 1e-4)}
+    figures, said = Figures.of([batch]), []
+    health = GanHealth(said.append, 0)
+    for step in range(2 * CONSECUTIVE_CHECKS):
+        metrics, _ = health.look(step, figures)
+    assert said == []
+    assert not any(name.startswith("health_kl/") for name in metrics)
+    assert metrics["health/posterior_collapsed"] == 0
+
+
 def test_metrics_name_every_channel_and_every_part():
     metrics = WELL.metrics()
     assert metrics["health/active_channels"] == 3

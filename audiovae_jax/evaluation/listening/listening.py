@@ -123,7 +123,7 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
       DataError: the audio is unusable.
     """
     source, name = open_audio(codec, path, mix=mix), path.stem
-    blocks, statistics = [], LatentStatistics(codec.model.latent_dim)
+    blocks, statistics = [], LatentStatistics.of(codec.model)
 
     def watch(posterior):
         blocks.append(posterior.z)

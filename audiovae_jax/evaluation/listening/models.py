@@ -10,7 +10,7 @@ from pathlib import Path
 from audiovae_jax.errors import CheckpointError, DataError, naming, printable
 from audiovae_jax.inference.codec import Codec
 from audiovae_jax.persistence.locate import CHECKPOINTS, DESCRIPTION, FOLDERS, STATE, Kind, Place, locate, locate_model
-from audiovae_jax.storage import atomic
+from audiovae_jax.storage import atomic, hub
 
 _TORCH_FILES = (".pt", ".ckpt", ".safetensors")
 _MAX_LOADED = 2  # maximum number of models in memory
@@ -39,6 +39,8 @@ def find(path: str) -> dict[str, str]:
             )
         return dict(sorted(found.items()))
     locate_model(path)
+    if hub.is_hub(path):
+        return {hub.without_revision(path).rpartition("/")[2]: path}
     return {printable(given.resolve().name) if isinstance(given, Path) else given.name: str(path)}
 
 
