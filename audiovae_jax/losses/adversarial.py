@@ -49,7 +49,8 @@ def generator_least_squares(fake_logits):
 def discriminator_relativistic(real_logits, fake_logits):
     """Average `mean softplus(fake - real)` over sub-discriminators.
 
-    A pair is the logit of a recording and the logit of its reconstruction at the same place.
+    A pair is the logit of a recording and the logit of its reconstruction at the same place. A bias of the last layer
+    has no effect.
     """
     return _mean_over(lambda real, fake: jnp.mean(jax.nn.softplus(fake - real)), real_logits, fake_logits)
 

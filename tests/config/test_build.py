@@ -254,7 +254,7 @@ def test_every_objective_trains(micro_config):
     config.discriminator.cqt_bins_per_octave, config.discriminator.cqt_hop_lengths = (6,), (64,)
     recipe = build.build_recipe(config)
     assert recipe.kl.frame_rate == 44100 / 8
-    devices = mesh.make_mesh(jax.devices()[:2])
+    devices = mesh.make_mesh(jax.devices()[:1])
     step, scalars = program.map_step(recipe, devices, True), program.place_scalars(recipe, devices)
     initial = jax.device_get(create_train_state(recipe, (1, 1024, 2)))
     state = mesh.replicate(initial, mesh.replicated(devices))
@@ -268,10 +268,11 @@ def test_every_objective_trains(micro_config):
     assert [metrics["kl_weight"] for metrics in history] == pytest.approx([0, 0.5, 1, 1, 0])
     assert all(metrics["d_real_acc"] == metrics["d_fake_acc"] for metrics in history)
     assert history[-1]["reconstruction_loss"] < history[0]["reconstruction_loss"]
-    # Every parameter was updated.
+    # Every parameter was updated but the last biases of the discriminator, which cancel in differences of logits.
     for old, new in ((initial.params, state.params), (initial.discriminator_params, state.discriminator_params)):
         for (path, before), after in zip(jax.tree_util.tree_leaves_with_path(old), jax.tree.leaves(new), strict=True):
-            assert (before != np.asarray(after)).any(), jax.tree_util.keystr(path)
+            name = jax.tree_util.keystr(path)
+            assert (before != np.asarray(after)).any() != name.endswith("['conv_post']['bias']"), name
 
 
 def test_a_discriminators_rate_warms_up_from_where_it_joins(micro_config):
