@@ -35,7 +35,8 @@ if not _IS_WORKER:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "tmp")
     os.mkdir(tempfile.tempdir)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Small programs too: a run starts with 80 of them, and clears jax's caches of its process.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 gc.set_threshold(100_000, 50, 100)  # tracing creates many objects: the default collects for a tenth of the time
 
