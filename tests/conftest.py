@@ -17,12 +17,16 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if "XLA_FLAGS" not in os.environ:
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    # Saves a third of the compile time. XLA aborts on unknown flags, so another process tries them first.
-    sooner = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_cpu_use_fusion_emitters=false"}
-    asked = subprocess.run([sys.executable, "-c", "import jax; jax.devices()"], env=sooner, capture_output=True)
-    if asked.returncode == 0:
-        os.environ["XLA_FLAGS"] = sooner["XLA_FLAGS"]
+    flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    # These halve the compile time, but only some releases have them. XLA aborts on unknown flags and names them, so
+    # another process tries them first.
+    newer = ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
+    trial = subprocess.run(
+        [sys.executable, "-c", "import jax; jax.devices()"],
+        env={**os.environ, "XLA_FLAGS": " ".join(flags + newer)}, capture_output=True, text=True,
+    )  # fmt: skip
+    flags += [flag for flag in newer if trial.returncode == 0 or flag not in trial.stderr]
+    os.environ["XLA_FLAGS"] = " ".join(flags)
 if not _IS_WORKER:
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="audiovae_jax_tests_")
     # Set it to reuse compiled programs in the next run.
@@ -31,7 +35,8 @@ if not _IS_WORKER:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(os.environ["XDG_CACHE_HOME"], "tmp")
     os.mkdir(tempfile.tempdir)
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Small programs too: a run starts with 80 of them, and clears jax's caches of its process.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 gc.set_threshold(100_000, 50, 100)  # tracing creates many objects: the default collects for a tenth of the time
 
@@ -56,7 +61,16 @@ process.drop_orbax_log_lines()  # as in every command: on a full disk, its log l
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()  # collections while tests run pass over their own objects only
+
+
 def pytest_sessionfinish():
+    # pytest collects garbage after a worker has reported its end. From then on, execnet waits five seconds before it
+    # raises KeyboardInterrupt there. So the long collection is here, and the one that follows has nothing to do.
+    gc.collect()
+    gc.freeze()
     if not _IS_WORKER:
         shutil.rmtree(os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
@@ -190,19 +204,19 @@ def random_variables(model, seed: int = 0) -> dict:
 
 
 @functools.cache
-def _jitted(method, options):
-    return jax.jit(functools.partial(method, **dict(options)))
+def _jitted(module, method, options):
+    return jax.jit(functools.partial(getattr(module, method), **dict(options)))
 
 
 def applied(module, variables, *args, **options):
     """Return `module.apply`'s result, compiled as one program instead of one per operation."""
     static = {name: options.pop(name) for name in ("deterministic", "method") if name in options}
-    return _jitted(module.apply, tuple(static.items()))(variables, *args, **options)
+    return _jitted(module, "apply", tuple(static.items()))(variables, *args, **options)
 
 
 def initialised(module, audio, **options):
     """Return a module's variables from seed 0, compiled as one program."""
-    return _jitted(module.init, tuple(options.items()))(jax.random.key(0), audio)
+    return _jitted(module, "init", tuple(options.items()))(jax.random.key(0), audio)
 
 
 def plannable(name: str) -> targets.Target:

@@ -1,6 +1,7 @@
 """A small training step, shared by the tests of its parts."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ from audiovae_jax.losses import WeightedLosses
 from audiovae_jax.losses.kl import KLTerm
 from audiovae_jax.training import program, step
 from audiovae_jax.training.optimizer import Optimizer
-from audiovae_jax.training.state import create_train_state
+from audiovae_jax.training.state import create_state
 
 SHAPE = (1, 256, 2)
 ADAMW = {"final_learning_rate": 1e-5, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-4, "clip_norm": 1.0}
@@ -42,15 +43,25 @@ def batch(seed=0, size=4):
     return np.random.default_rng(seed).standard_normal((size, *SHAPE[1:])).astype(np.float32)
 
 
+@functools.cache
+def _drawn(recipe):
+    return jax.device_get(create_state(recipe, mesh.make_mesh(jax.devices()[:1]), SHAPE))
+
+
+@functools.cache
+def _train_step(recipe, devices, adversarial):
+    return program.map_step(recipe, devices, adversarial)
+
+
 def initial_state(recipe, devices=None):
     devices = devices or mesh.make_mesh(jax.devices()[:1])
-    return jax.jit(lambda: create_train_state(recipe, SHAPE), out_shardings=mesh.replicated(devices))()
+    return jax.device_put(_drawn(recipe), mesh.replicated(devices), may_alias=False)  # a step may donate it
 
 
 def run(recipe, steps=1, devices=1, adversarial=True):
     """Return the final state and each step's metrics."""
     devices = mesh.make_mesh(jax.devices()[:devices])
-    train_step, scalars = program.map_step(recipe, devices, adversarial), program.place_scalars(recipe, devices)
+    train_step, scalars = _train_step(recipe, devices, adversarial), program.place_scalars(recipe, devices)
     state = initial_state(recipe, devices)
     history = []
     for i in range(steps):

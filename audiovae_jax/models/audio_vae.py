@@ -6,6 +6,7 @@ of Stable Audio ("Oobleck"; Evans et al., 2024), whose weights `torch_io` import
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -291,9 +292,7 @@ class AudioVAE(nn.Module):
 
     def shapes(self) -> dict:
         """The shapes of the model's variables, without computing them."""
-        key = jax.eval_shape(lambda: jax.random.key(0))
-        audio = jax.ShapeDtypeStruct((1, self.min_length, self.in_channels), jnp.float32)
-        return jax.eval_shape(lambda key, audio: self.init(key, audio, deterministic=True), key, audio)
+        return jax.tree.map(lambda shape: shape, _shapes(self))  # the caller may change its dictionaries
 
     def folded(self, variables: dict) -> tuple["AudioVAE", dict]:
         """The same model with weight norm folded into its kernels, and its variables: for inference."""
@@ -411,3 +410,10 @@ class AudioVAE(nn.Module):
 def kind_of(model: AudioVAE) -> dict:
     """The arguments of `KIND_KEYS` that differ from their defaults."""
     return {key: value for key in KIND_KEYS if (value := getattr(model, key)) != getattr(AudioVAE, key)}
+
+
+@functools.lru_cache(maxsize=16)  # tracing takes up to a second, and reading a model needs its shapes several times
+def _shapes(model):
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    audio = jax.ShapeDtypeStruct((1, model.min_length, model.in_channels), jnp.float32)
+    return jax.eval_shape(lambda key, audio: model.init(key, audio, deterministic=True), key, audio)

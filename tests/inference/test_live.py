@@ -59,6 +59,7 @@ def test_streams_equal_one_pass(name):
     _require_near(_streamed(codec.stream_decoder(block_frames=5), expected, 3), decoded, codec.model)
 
 
+@pytest.mark.slow
 def test_a_stream_of_single_samples_returns_each_frame_after_its_latency():
     for name in ("small", "causal"):
         codec = _codec(name)

@@ -83,7 +83,7 @@ def test_a_perfect_prediction_costs_nothing_and_has_a_finite_gradient():
             options["win_lengths"] = None
         if fn is losses.multi_scale_mel:
             options["n_mels"] = (16,)
-        value, grad = jax.value_and_grad(lambda p, fn=fn, o=options: fn(prediction=p, target=x, **o))(x)
+        value, grad = jax.jit(jax.value_and_grad(lambda p, fn=fn, o=options: fn(prediction=p, target=x, **o)))(x)
         assert value == pytest.approx(0.0, abs=1e-6)
         assert np.isfinite(grad).all()
 

@@ -13,9 +13,11 @@ from audiovae_jax.training.state import trainable_params
 SMALL = {"base_channels": 4, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3, "dilations": (1, 3)}
 
 
-def _init(model, length=64):
+def _inputs(model, length=64):
     audio = jax.random.normal(jax.random.key(7), (2, length, model.in_channels))
-    return audio, initialised(model, audio, deterministic=True)
+    width = model.latent_dim
+    uncalibrated = {"latent_mean": jnp.zeros(width), "latent_std": jnp.ones(width)}
+    return audio, {**random_variables(model), "latent_statistics": uncalibrated}
 
 
 def test_the_published_model_has_torchs_parameter_count():
@@ -25,6 +27,7 @@ def test_the_published_model_has_torchs_parameter_count():
     assert model.hop_length == 256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strides", "count"), [((2, 4, 4, 8, 8), 156_077_696), ((2, 4, 4, 6, 10), 168_660_608)])
 def test_stable_audio_and_ace_step_have_their_parameter_counts(strides, count):
     model = AudioVAE(base_channels=128, channel_mults=(1, 2, 4, 8, 16), strides=strides, **KINDS["oobleck"])
@@ -51,7 +54,7 @@ def test_folding_changes_no_kinds_output(kind):
 @pytest.mark.slow
 def test_softplus_scales_are_standard_deviations():
     model = AudioVAE(**SMALL, **KINDS["oobleck"])
-    audio, variables = _init(model)
+    audio, variables = _inputs(model)
     output = applied(model, variables, audio, noise=jnp.ones((2, 8, 3)))
     raw = model.apply(variables, audio, method=lambda module, audio: module.encoder(audio, None))
     std = np.log1p(np.exp(np.asarray(raw[..., 3:], np.float64))) + 1e-4
@@ -62,7 +65,7 @@ def test_softplus_scales_are_standard_deviations():
 
 def test_an_autoencoder_without_posterior_adds_no_noise():
     model = AudioVAE(**{**SMALL, **KINDS["dac"]})
-    audio, variables = _init(model)
+    audio, variables = _inputs(model)
     output = applied(model, variables, audio, noise=jnp.full((2, 8, 3), 1e3))
     np.testing.assert_array_equal(output.z, output.mean)
     np.testing.assert_array_equal(output.mean + 1e3 * jnp.exp(output.logvar / 2), output.mean)
@@ -86,7 +89,7 @@ def test_odd_strides_that_are_padded_more_are_those_of_dac(length):
 @pytest.mark.parametrize("length", [33, 64, 100])
 def test_any_configuration_and_length_keeps_the_length(config, length):
     model = AudioVAE(**{**SMALL, **config})
-    audio, variables = _init(model, length)
+    audio, variables = _inputs(model, length)
     output = applied(model, variables, audio, deterministic=True)
     assert output.reconstruction.shape == audio.shape
     assert output.mean.shape == (2, model.frames(length), 3)
@@ -95,7 +98,7 @@ def test_any_configuration_and_length_keeps_the_length(config, length):
 
 def test_sampling_uses_the_rng_stream_or_the_given_noise():
     model = AudioVAE(**SMALL)
-    audio, variables = _init(model)
+    audio, variables = _inputs(model)
     noise = jax.random.normal(jax.random.key(3), (2, 8, 3))
     given = applied(model, variables, audio, noise=noise)
     np.testing.assert_allclose(given.z, given.mean + noise * jnp.exp(given.logvar / 2), atol=1e-5)
@@ -108,7 +111,7 @@ def test_sampling_uses_the_rng_stream_or_the_given_noise():
 
 def test_latent_statistics_scale_z_and_cancel_in_the_reconstruction():
     model = AudioVAE(**SMALL)
-    audio, variables = _init(model)
+    audio, variables = _inputs(model)
     plain = applied(model, variables, audio, deterministic=True)
     statistics = {"latent_mean": jnp.array([1.0, -2.0, 0.5]), "latent_std": jnp.array([2.0, 0.5, 3.0])}
     calibrated = applied(model, {**variables, "latent_statistics": statistics}, audio, deterministic=True)
@@ -119,7 +122,7 @@ def test_latent_statistics_scale_z_and_cancel_in_the_reconstruction():
 
 def test_logvar_is_clipped():
     model = AudioVAE(**SMALL)
-    audio, variables = _init(model)
+    audio, variables = _inputs(model)
     flat = flax.traverse_util.flatten_dict(variables["params"])
     flat[("encoder", "final_conv", "bias")] = jnp.full((6,), 1e3)
     output = applied(model, {**variables, "params": flax.traverse_util.unflatten_dict(flat)}, audio, deterministic=True)
@@ -129,7 +132,7 @@ def test_logvar_is_clipped():
 @pytest.mark.slow
 def test_a_frozen_encoder_gets_no_gradient_and_the_decoder_does():
     model = AudioVAE(**SMALL, encoder_frozen=True)
-    audio, variables = _init(model)
+    audio, variables = _inputs(model)
 
     def loss(params):
         return jnp.sum(model.apply({**variables, "params": params}, audio, deterministic=True).reconstruction ** 2)
@@ -167,7 +170,8 @@ def test_remat_changes_neither_parameters_nor_gradients():
 @pytest.mark.slow
 def test_bfloat16_returns_float32_near_the_full_precision():
     model = AudioVAE(**SMALL)
-    audio, variables = _init(model)
+    audio = jax.random.normal(jax.random.key(7), (2, 64, 2))
+    variables = initialised(model, audio, deterministic=True)
     full = applied(model, variables, audio, deterministic=True)
     half = applied(model.clone(dtype="bfloat16"), variables, audio, deterministic=True)
     assert half.reconstruction.dtype == half.mean.dtype == jnp.float32
@@ -191,9 +195,15 @@ def test_impossible_architectures_are_refused(config, message):
         AudioVAE(**{**SMALL, **config})
 
 
+def test_shapes_may_be_changed_by_the_caller():
+    model = AudioVAE(**SMALL)
+    model.shapes()["params"].clear()
+    assert model.shapes()["params"]
+
+
 def test_wrong_audio_is_refused_with_the_shape():
     model = AudioVAE(**SMALL)
-    _, variables = _init(model)
+    _, variables = _inputs(model)
     with pytest.raises(ValueError, match=r"audio must be \[B, T, 2\], not \(2, 64, 1\)"):
         model.apply(variables, jnp.zeros((2, 64, 1)), deterministic=True)
     with pytest.raises(ValueError, match="2 samples are too short to encode"):

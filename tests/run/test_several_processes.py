@@ -97,7 +97,9 @@ def test_a_restart_on_other_hosts_finds_the_programs(micro_config, tmp_path):
     """
 
     def start(name, **settings):
-        homes = [{"JAX_COMPILATION_CACHE_DIR": None, "XDG_CACHE_HOME": str(tmp_path / f"{name}{i}")} for i in range(2)]
+        # A start compiles some small programs twice, so it would find its own.
+        environment = {"JAX_COMPILATION_CACHE_DIR": None, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+        homes = [{**environment, "XDG_CACHE_HOME": str(tmp_path / f"{name}{i}")} for i in range(2)]
         each = {i: {"run_cache": True, "environment": homes[i], **settings} for i in range(2)}
         with Run(tmp_path, "run", _config(micro_config), each=each) as run:
             run.finished()

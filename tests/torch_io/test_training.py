@@ -50,9 +50,14 @@ def _adopted(micro_config, path):
     return configuration.finalize(config, base.get_config()), lines
 
 
+@functools.cache
+def _shapes(recipe, audio_shape):
+    return jax.eval_shape(functools.partial(create_train_state, recipe, audio_shape))
+
+
 def _state(config, path):
     recipe = build.build_recipe(config)
-    shapes = jax.eval_shape(functools.partial(create_train_state, recipe, build.example_shape(config)))
+    shapes = _shapes(recipe, build.example_shape(config))
     fresh = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     notes = []
     return recipe, training.train_state(training.read_training(path), recipe, fresh, notes), notes

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import initialised
 from small_step import assert_trees_close, batch
 
 from audiovae_jax import AdversarialLossCalculator, discriminators
@@ -55,7 +56,7 @@ def _gradients(discriminator, params, real, fake):
 def test_together_is_apart(discriminator, channels):
     rng = np.random.default_rng(0)
     real, fake = jnp.asarray(rng.uniform(-0.5, 0.5, (2, 3, 512, channels)), jnp.float32)
-    params = discriminator.init(jax.random.key(0), real)["params"]
+    params = initialised(discriminator, real)["params"]
     assert takes_known_maps(discriminator)
     together = _gradients(discriminator, params, real, fake)
     apart = _gradients(_Any(discriminator), {"inner": params}, real, fake)
@@ -70,9 +71,9 @@ def test_remat_changes_neither_parameters_nor_gradients():
     plain = discriminators.MultiScaleSTFTDiscriminator(2, n_ffts=(64,))
     saving = plain.clone(remat=True)
     real, fake = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 512, 2)), jnp.float32)
-    params = plain.init(jax.random.key(0), real)["params"]
+    params = initialised(plain, real)["params"]
     expected, got = (_gradients(discriminator, params, real, fake) for discriminator in (plain, saving))
-    assert jax.tree.structure(saving.init(jax.random.key(0), real)["params"]) == jax.tree.structure(params)
+    assert jax.tree.structure(initialised(saving, real)["params"]) == jax.tree.structure(params)
     for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6 * max(1, float(jnp.abs(theirs).max())))
 
@@ -82,7 +83,7 @@ def test_a_discriminator_called_in_another_way_is_called():
     discriminator = _Louder((2,), channels=(2, 4))
     assert not takes_known_maps(discriminator)
     real, fake = jnp.asarray(np.random.default_rng(0).uniform(-0.5, 0.5, (2, 1, 128, 2)), jnp.float32)
-    params = discriminator.init(jax.random.key(0), real)["params"]
+    params = initialised(discriminator, real)["params"]
     louder = _gradients(discriminator, params, real, fake)
     plain = _gradients(discriminators.MultiPeriodDiscriminator((2,), channels=(2, 4)), params, 2 * real, 2 * fake)
     np.testing.assert_allclose(louder[1]["d_loss"], plain[1]["d_loss"], rtol=1e-6)

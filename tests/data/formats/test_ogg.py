@@ -92,7 +92,15 @@ def test_windows_of_vorbis_are_exact(tmp_path, level):
 
 @pytest.mark.parametrize(
     ("audio", "level"),
-    [(_rich(10), 0.98), (_rich(10), 0.9), (_rich(6, 2), 0.8), (_rich(6, 2), 0.5), (_voice(10), 0.95), (_voice(6), 0.8)],
+    [
+        (_rich(10), 0.98),
+        (_rich(6, 2), 0.5),
+        (_voice(6), 0.8),
+        *(
+            pytest.param(audio, level, marks=pytest.mark.slow)
+            for audio, level in ((_rich(10), 0.9), (_rich(6, 2), 0.8), (_voice(10), 0.95))
+        ),
+    ],
 )
 def test_windows_of_opus_are_exact(tmp_path, audio, level):
     encoded = _encode(audio, "OPUS", compression_level=level)

@@ -16,10 +16,9 @@ from audiovae_jax.evaluation.listening.models import Models, find
 SMALL = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Two saved models and a torch file, next to files that are not models."""
-    root = tmp_path / "models"
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    root = tmp_path_factory.mktemp("template")
     for seed, name in enumerate(("one", "deeper/two")):
         save_model(SMALL, random_variables(SMALL, seed), root / name, sample_rate=8000)
     shutil.copy(GOLDEN / "lightning.ckpt", root / "old.ckpt")
@@ -29,6 +28,12 @@ def folder(tmp_path):
     (root / ".hidden").mkdir()
     shutil.copy(GOLDEN / "lightning.ckpt", root / ".hidden" / "old.ckpt")
     return root
+
+
+@pytest.fixture
+def folder(template, tmp_path):
+    """Two saved models and a torch file, next to files that are not models."""
+    return Path(shutil.copytree(template, tmp_path / "models"))
 
 
 def test_a_folder_is_searched_and_a_model_is_itself(folder):
