@@ -28,7 +28,8 @@ class Loop:
 
     def __init__(self, session: Session):
         self._session, self._config, self._reporter = session, session.config, session.reporter
-        are_equal = session.config.generator_update_every == session.config.discriminator_update_every == 1
+        intervals = ("generator_update_every", "discriminator_update_every", "accumulation_steps")
+        are_equal = all(session.config[key] == 1 for key in intervals)  # a loop's operations are counted once
         self._programs = Programs(
             session.recipe, session.devices, session.group, session.reporter.timed,
             count_flops=session.peak_flops is not None and are_equal,

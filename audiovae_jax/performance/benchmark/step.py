@@ -58,7 +58,9 @@ class Step:
         seconds = {"initialise": initialised - start, "compile": time.perf_counter() - initialised}
         # For GPUs, XLA does not count the work of library calls in the compiled program.
         counted = compiled if jax.devices()[0].platform == "cpu" else mapped.lower(state, audio, scalars)
-        return cls(compiled, (counted.cost_analysis() or {}).get("flops", 0.0), state, audio, scalars, seconds)
+        # Of a loop over parts of the batch, one is counted.
+        flops = config.accumulation_steps * (counted.cost_analysis() or {}).get("flops", 0.0)
+        return cls(compiled, flops, state, audio, scalars, seconds)
 
     def __call__(self):
         self.state, metrics = self.compiled(self.state, self.audio, self.scalars)

@@ -91,7 +91,8 @@ class StepCompiler:
         self.devices = Devices(found[0].device_kind, len(found), hosts, usable_bytes(target, found))
         # The recipe does not depend on the batch. One that splits over these devices passes the check.
         self._config = ml_collections.ConfigDict(config)
-        self._config.batch_size = self.devices.count
+        self.parts = config.accumulation_steps
+        self._config.batch_size = self.devices.count * self.parts
         configuration.check(self._config, self.devices.count)
         self._recipe = build.build_recipe(self._config)
         self._mesh = mesh.make_mesh(found)
@@ -103,7 +104,7 @@ class StepCompiler:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._state))
 
     def compile(self, batch_per_device: int) -> Compiled | None:
-        """Compile the step for this many items per device.
+        """Compile the step for this many items per device and part, see `config.accumulation_steps`.
 
         Returns:
           The compiled step, or None if the compiler runs out of device memory.
@@ -121,7 +122,7 @@ class StepCompiler:
             if "RESOURCE_EXHAUSTED" in str(error):
                 return None
             raise PlanError(f"{self._target.name}: compiling failed: {str(error).splitlines()[0]}") from error
-        return _read(executable, batch_per_device, seconds, has_peak=self._platform == "tpu")
+        return _read(executable, batch_per_device, self.parts, seconds, has_peak=self._platform == "tpu")
 
     def flops(self, batch_per_device: int) -> float:
         """Floating-point operations of a step on one device, before compilation.
@@ -133,11 +134,12 @@ class StepCompiler:
         state = training_program.abstract_state(self._recipe, one, build.example_shape(self._config))
         with compilation.sparing():
             lowered = self._trace(one, batch_per_device, state).lower(lowering_platforms=(self._platform,))
-        return float((lowered.cost_analysis() or {}).get("flops", 0.0))
+        # The work of a loop over parts is counted once.
+        return self.parts * float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
     def _trace(self, devices, batch_per_device, state=None):
         adversarial = self._config.use_adversarial
-        shape = (batch_per_device * devices.size, *build.example_shape(self._config)[1:])
+        shape = (batch_per_device * self.parts * devices.size, *build.example_shape(self._config)[1:])
         step = training_program.map_step(self._recipe, devices, adversarial)
         batch = training_program.abstract_batch(devices, shape)
         scalars = training_program.abstract_scalars(self._recipe, devices)
@@ -195,7 +197,7 @@ def available_memory() -> int | None:
         return None
 
 
-def _read(executable, batch_per_device, seconds, has_peak):
+def _read(executable, batch_per_device, parts, seconds, has_peak):
     memory = executable.memory_analysis()
     cost = executable.cost_analysis() or {}
     text = executable.as_text()
@@ -215,7 +217,7 @@ def _read(executable, batch_per_device, seconds, has_peak):
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         peak_bytes=peak + memory.generated_code_size_in_bytes,
-        bytes_moved=moved,
+        bytes_moved=parts * moved,  # of a loop over parts, one is counted
         bytes_moved_of=moved_of,
         collectives=tuple(hlo.collectives(text)),
         seconds=seconds,

@@ -242,7 +242,7 @@ class _Looker:
     def memory(self):
         config = self._config
         self._compiler = StepCompiler(config, Target(HERE, HERE))
-        batch = config.batch_size // jax.device_count()
+        batch = config.batch_size // jax.device_count() // config.accumulation_steps
         compiled = self._compiler.compile(batch)
         usable = self._compiler.devices.usable_bytes
         remedy = "a smaller config.batch_size, config.model.remat=True or dtype bfloat16; see the command plan"

@@ -75,6 +75,7 @@ def describe(config: ml_collections.ConfigDict) -> str:
         f"{config.model.base_channels}, crops of {config.data.crop_length} samples, model {config.model.dtype}"
         + (f", {discriminator}" if discriminator else "")
         + (", remat" if config.model.remat else "")
+        + (f", {config.accumulation_steps} parts one after the other" if config.accumulation_steps > 1 else "")
     )
 
 
@@ -82,8 +83,9 @@ def _fill(entry, config, target, limits, say):
     start = time.perf_counter()
     with Worker(config, target, limits.host_memory, limits.seconds) as worker:
         devices = worker.devices
-        splits = config.batch_size % devices.count == 0
-        batch = config.batch_size // devices.count if splits else 1
+        parts = devices.count * config.accumulation_steps
+        splits = config.batch_size % parts == 0
+        batch = config.batch_size // parts if splits else 1
         entry |= dataclasses.asdict(devices) | {
             "batch_size": config.batch_size,
             "batch_per_device": batch,
@@ -94,7 +96,7 @@ def _fill(entry, config, target, limits, say):
         }
         say(f"{devices.count} x {devices.kind}, {worker.state_bytes / 1e9:.2f} GB of state; tracing")
         if not splits:
-            say(f"config.batch_size={config.batch_size} cannot be split over {devices.count}; planning 1 per device")
+            say(f"config.batch_size={config.batch_size} cannot be split over {parts}; planning 1 per device")
         known = {}
 
         def peak(size):
@@ -164,7 +166,7 @@ def _bounds(entry, config, target: Target, devices: Devices) -> dict:
         hosts=devices.hosts,
         per_host=devices.per_host,
     )
-    crops = entry["figures_of_batch"] * devices.count
+    crops = entry["figures_of_batch"] * devices.count * config.accumulation_steps
     return {
         "bound_seconds": bounds,
         "crops_per_second_at_most": crops / max(bounds.values()),

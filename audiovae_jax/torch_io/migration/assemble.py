@@ -126,7 +126,7 @@ def _batch_size(found):
     key, size = found.facts["batch_size"]
     counts = {name: _count(_factor(found, name)) for name in _FACTORS}
     total = int(size) * math.prod(count or 1 for count in counts.values())
-    found.settings["batch_size"] = total
+    found.settings |= {"batch_size": total, "accumulation_steps": counts["accumulate_grad_batches"] or 1}
     unknown = [name for name, count in counts.items() if count is None]
     if unknown:
         values = ", ".join(f"{name}={_factor(found, name)}" for name in unknown)

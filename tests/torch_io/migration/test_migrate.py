@@ -100,7 +100,7 @@ def test_the_batch_of_one_device_becomes_that_of_an_update(tmp_path, devices, co
     made, config = _migrated(tmp_path, old_configs.PUBLISHED, f"trainer.devices={devices}", "trainer.num_nodes=2",
                              "trainer.accumulate_grad_batches=3", "trainer.val_check_interval=30")  # fmt: skip
     size = 8 * count * 2 * 3
-    assert config.batch_size == size
+    assert (config.batch_size, config.accumulation_steps) == (size, 3)
     assert config.num_steps == 100 * (8000 // size)
     assert config.validate_every == 10  # which counted batches, not updates
     assert _has(
