@@ -233,7 +233,7 @@ PUSH_TO_HUB = Command(
     name="push_to_hub",
     details="""\
 MODEL is any model. OUT is hf://owner/name[/folder][@branch]. A repository that does not exist is created. A saved model
-there is replaced, in one commit. A README.md that was edited by hand is kept.""",
+there is replaced, in one commit. A README.md of your own is kept, and one that push_to_hub wrote is replaced.""",
     main=_push,
     positional=(MODEL, "OUT"),
     bucket_output=True,
