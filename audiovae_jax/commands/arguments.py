@@ -41,7 +41,7 @@ class Command:
       positional: names of the positional arguments. A name that ends in "..." stands for one or more arguments. A name
         in brackets is optional.
       define_flags: function that defines the command's flags.
-      bucket_output: whether OUT may be the URL of a bucket.
+      bucket_output: whether OUT may be a URL, of a bucket or of the hub.
       interrupted: message after Ctrl-C.
     """
 

@@ -257,10 +257,11 @@ For stable-audio-tools it ends in .ckpt or .safetensors, and for diffusers it is
 PUSH_TO_HUB = Command(
     name="push_to_hub",
     details="""\
-MODEL is any model. HUB is hf://owner/name[/folder][@branch]. A repository that does not exist is created. A saved model
-there is replaced, in one commit. A README.md that was edited by hand is kept.""",
+MODEL is any model. OUT is hf://owner/name[/folder][@branch]. A repository that does not exist is created. A saved model
+there is replaced, in one commit. A README.md of your own is kept, and one that push_to_hub wrote is replaced.""",
     main=_push,
-    positional=(MODEL, "HUB"),
+    positional=(MODEL, "OUT"),
+    bucket_output=True,
     define_flags=_push_flags,
     interrupted="nothing was written",
 )
