@@ -31,7 +31,7 @@ COMMANDS = {
     "import_torch": Entry("models", "Convert a PyTorch file to a saved model, with a report on each tensor."),
     "export_torch": Entry("models", "Write a model to a file for the PyTorch system."),
     "make_shards": Entry("data", "Convert a data set to shards, for fast reading of crops."),
-    "benchmark": Entry("benchmark", "Benchmark the step, the codec, the data, compiling or memory."),
+    "benchmark": Entry("benchmark", "Benchmark the step, the codec, the data, compiling, memory or learning."),
     "check_data": Entry("data", "Report on a data set: contents, skipped files, reading speed."),
     "evaluate": Entry(
         "judging", "Evaluate models, and compare them with Opus and MP3: a table, and a page with audio."
