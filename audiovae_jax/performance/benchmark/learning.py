@@ -64,7 +64,8 @@ def run(config: ml_collections.ConfigDict, *, against: list[str]) -> dict:
                 for name, system in systems.items():
                     for metric, value in system.run("validate")["result"].items():
                         curves[name].setdefault(metric, []).append(value)
-                print(table(curves)[-1], file=sys.stderr, flush=True)
+                lines = table(curves)
+                print("\n".join(lines[-1:] if at else lines), file=sys.stderr, flush=True)
             if at < config.num_steps:
                 ours.prepare(at)
                 for name, system in systems.items():
@@ -137,7 +138,8 @@ class _Ours:
             jax.block_until_ready(self._state)
         else:
             values = jax.device_get([self._measure(self._state.evaluation_variables, x) for x in self._validation])
-            result = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+            names = [*(name for name, _, _ in self._recipe.losses.terms), "waveform_l1", _SI_SDR]
+            result = {name: float(np.mean([value[name] for value in values])) for name in dict.fromkeys(names)}
         return {"seconds": time.perf_counter() - start, "result": result}
 
 
@@ -185,7 +187,7 @@ def table(curves: dict) -> list[str]:
         ]
         if len(systems) > 1:
             compared = [_compared(metric, curves, i) for i in range(len(curves["step"]))]
-            columns.append((_comparison(metric), [f"{value:.4f}" for value in compared]))
+            columns.append((_comparison(metric), [f"{value:z.4f}" for value in compared]))
     widths = [max(map(len, (header, *cells))) for header, cells in columns]
     rows = zip(*([header, *cells] for header, cells in columns), strict=True)
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -16,8 +16,8 @@ def short_config(micro_config):
     micro_config.num_steps = 3
     micro_config.kl.weight = 0.01
     micro_config.kl.warmup_steps = 2
-    micro_config.optimizer.learning_rate = 1e-3
-    micro_config.optimizer.final_learning_rate = 1e-4
+    micro_config.optimizer.learning_rate = 1e-2
+    micro_config.optimizer.final_learning_rate = 1e-3
     micro_config.use_adversarial = False
     return micro_config
 
