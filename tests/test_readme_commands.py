@@ -48,6 +48,7 @@ SMALL = {  # flags that shorten a command
     "benchmark data": f"{_NETWORKS} --repeats=1 --warmup=0",
     "benchmark compile": _NETWORKS,
     "benchmark memory": f"{_NETWORKS} --crop=2048 --repeats=1",
+    "benchmark learning": f"{_NETWORKS} --crop=2048 --config.num_steps=1 --config.data.validation_crops=4",
 }
 GOING_ON = f"--config.num_steps=4 --config.batch_size=4 --config.data.crop_length=2048 {_TRAINING.split(' ', 1)[1]}"
 ELSEWHERE = "--config.data.root=songs --config.data.source=folder --config.logging.writers=('tensorboard',)"
@@ -170,5 +171,5 @@ def test_every_command_runs_unchanged(workplace, page, request, monkeypatch):
             continue
         done = subprocess.run(line, capture_output=True, text=True, cwd=workplace, env=environment, check=False)
         assert done.returncode == 0, f"{shlex.join(line)}\n{done.stdout}{done.stderr}"
-        for written in (part.partition("=")[2] for part in given if re.match("--(out|json|page)=", part)):
+        for written in (part.partition("=")[2] for part in given if re.match("--(out|json|page|picture)=", part)):
             assert (workplace / written).exists(), f"{shlex.join(line)} wrote no {written}"

@@ -1,19 +1,23 @@
 """The PyTorch system, or diffusers' Oobleck, in its own process. It does one piece of work per line of input.
 
 `audiovae-jax benchmark` starts it, with a job as JSON in its first argument. It writes lines of JSON to standard
-output: first its description, then `{"seconds": ..., "peak_bytes": ...}` for each line of input.
+output: first its description, then `{"seconds": ..., "peak_bytes": ..., "result": ...}` for each line of input.
 """
 
 import contextlib
+import functools
 import inspect
 import json
 import os
 import sys
 import time
 import warnings
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch_reference as ref
+import torch_training
 
 
 class AlternatingStep:
@@ -29,7 +33,7 @@ class AlternatingStep:
         self.model = _build(ref.AudioVAE, config["model"]).to(device)
         for name in ("latent_mean", "latent_std"):
             getattr(self.model, name).requires_grad_(False)
-        self.loss = _reconstruction_loss(config["losses"])
+        self.loss = _weighted(_losses(config["losses"]))
         self.kl_weight = config["kl"]["weight"]
         self.weights = config["adversarial"]
         self.discriminator = None
@@ -84,6 +88,78 @@ class AlternatingStep:
         if self.clip:
             torch.nn.utils.clip_grad_norm_(module.parameters(), self.clip)
         optimizer.step()
+
+
+class Learning:
+    """Training on the weights, batches and latent noise that `performance.benchmark.learning` writes to a folder."""
+
+    def __init__(self, job, device):
+        config, self.folder, self.device = job["config"], Path(job["folder"]), device
+        model, discriminator = _build(ref.AudioVAE, config["model"]), None
+        if config["use_adversarial"]:
+            discriminator = _build(ref.EnCodecDiscriminator, config["discriminator"])
+        with np.load(self.folder / "weights.npz") as weights:
+            for prefix, module in (("model.", model), ("discriminator.", discriminator)):
+                if module is not None:
+                    own = {k.removeprefix(prefix): weights[k] for k in weights if k.startswith(prefix)}
+                    _load(module.to(device), own)
+        self.losses = _losses(config["losses"])
+        sections = [config["optimizer"], config["discriminator_optimizer"]]
+        self.training = torch_training.Run(
+            model,
+            discriminator,
+            _weighted(self.losses),
+            num_steps=config["num_steps"],
+            rates=[(section["learning_rate"], section["final_learning_rate"]) for section in sections],
+            kl_weight=config["kl"]["weight"],
+            kl_warmup_steps=config["kl"]["warmup_steps"],
+            adversarial_weight=config["adversarial"]["adversarial_weight"],
+            feature_matching_weight=config["adversarial"]["feature_matching_weight"],
+            warmup_steps=config["adversarial"]["warmup_steps"],
+            settings=[
+                {"betas": (x["b1"], x["b2"]), "eps": x["eps"], "weight_decay": x["weight_decay"]} for x in sections
+            ],
+            clip_norms=[section["clip_norm"] for section in sections],
+        )
+
+    def step(self):
+        with np.load(self.folder / "batch.npz") as batch:
+            audio, noise = (torch.tensor(batch[name], device=self.device) for name in ("audio", "noise"))
+        self.training.step(audio, noise)
+
+    def validate(self):
+        """Return the metrics of reconstructions from the posterior's mean, averaged over batches."""
+        found = []
+        with torch.no_grad():
+            for audio in torch.tensor(np.load(self.folder / "validation.npy"), device=self.device):
+                fake = self.training.model(audio)[0]
+                metrics = {name: loss(fake, audio) for name, _, loss in self.losses}
+                metrics |= {"waveform_l1": (fake - audio).abs().mean(), "si_sdr_db": _si_sdr(fake, audio)}
+                found.append(metrics)
+        return {name: float(np.mean([metrics[name].item() for metrics in found])) for name in found[0]}
+
+
+def _load(module, weights):
+    """Load arrays that may lack axes of size 1. Windows and filterbanks keep the module's values."""
+    state = module.state_dict()
+    constants = {key for key in state if key.rpartition(".")[2] in ("window", "fb")}
+    if wrong := (state.keys() - constants) ^ weights.keys():
+        raise SystemExit(f"the weights do not fit the torch reference at {', '.join(sorted(wrong))}")
+    module.load_state_dict(state | {k: torch.tensor(x).reshape(state[k].shape) for k, x in weights.items()})
+
+
+def _si_sdr(prediction, target):
+    """Le Roux et al., 2019, in dB, averaged over channels and items."""
+    prediction, target = (x - x.mean(-1, keepdim=True) for x in (prediction, target))
+    scale = (prediction * target).sum(-1, keepdim=True) / (target.square().sum(-1, keepdim=True) + 1e-8)
+    signal, noise = scale * target, prediction - scale * target
+    ratio = signal.square().sum(-1) / (noise.square().sum(-1) + 1e-8)
+    return (10 * torch.log10(ratio + 1e-8)).mean()
+
+
+def learning(job, device):
+    training = Learning(job, device)
+    return {"step": training.step, "validate": training.validate}
 
 
 def step(job, device):
@@ -144,28 +220,36 @@ def _codec(job, device, encode, decode):
     return {"encode": inferring(encode, audio), "decode": inferring(decode, latents)}
 
 
-def _reconstruction_loss(sections):
-    """Return the two losses of the system's config; others raise an error."""
+def _losses(sections):
+    """Return `(name, weight, loss)` of the two losses of the system's config; others raise an error."""
     terms = []
     for name, section in sections.items():
         target = section["_target_"].rsplit(".", 1)[-1]
         weight = section["weight"]
+        if section.get("perceptual_weighting") == "k":
+            raise SystemExit(
+                f"the torch reference has no K-weighting: set config.losses.{name}.perceptual_weighting=True"
+            )
         if target == "sum_and_difference_stft":
             options = {
                 "ffts": section["fft_sizes"], "hops": section["hop_sizes"], "wins": section["win_lengths"],
                 "w_sc": section["w_sc"], "w_log": section["w_log_mag"], "w_lin": section["w_lin_mag"],
                 "weighted": section["sample_rate"] if section["perceptual_weighting"] else None,
             }  # fmt: skip
-            terms.append((weight, ref.sum_and_difference_stft, options))
+            terms.append((name, weight, functools.partial(ref.sum_and_difference_stft, **options)))
         elif target == "multi_scale_mel":
             options = {
                 "ffts": section["fft_sizes"], "n_mels": section["n_mels"], "sample_rate": section["sample_rate"],
                 "convergence": section["convergence"],
             }  # fmt: skip
-            terms.append((weight, ref.multi_scale_mel, options))
+            terms.append((name, weight, functools.partial(ref.multi_scale_mel, **options)))
         else:
             raise SystemExit(f"the torch reference has no loss like config.losses.{name} ({section['_target_']})")
-    return lambda x, y: sum(weight * loss(x, y, **options) for weight, loss, options in terms)
+    return terms
+
+
+def _weighted(losses):
+    return lambda x, y: sum(weight * loss(x, y) for _, weight, loss in losses)
 
 
 def _noise(model, audio):
@@ -200,7 +284,7 @@ def main():
     job = json.loads(sys.argv[1])
     device = torch.device("cuda" if torch.cuda.is_available() and job["gpu"] else "cpu")
     torch.backends.cudnn.benchmark = True  # like XLA, it may search for the fastest algorithm
-    work = {"step": step, "codec": codec, "oobleck": oobleck}[job["kind"]](job, device)
+    work = {"step": step, "codec": codec, "oobleck": oobleck, "learning": learning}[job["kind"]](job, device)
     answer(torch=torch.__version__, device=str(device), threads=torch.get_num_threads())
     for line in sys.stdin:
         name = line.strip()
@@ -212,12 +296,12 @@ def main():
             answer()
             continue
         start = time.perf_counter()
-        work[name]()
+        result = work[name]()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_memory()
-        answer(seconds=seconds, peak_bytes=peak)
+        answer(seconds=seconds, peak_bytes=peak, result=result)
 
 
 if __name__ == "__main__":

@@ -14,50 +14,62 @@ class Run:
     reconstruction, so their gradient is only rounding.
 
     Args:
-      model, discriminator: modules of the reference.
+      model, discriminator: modules of the reference; the discriminator may be None.
       reconstruction_loss: `(prediction, target) -> scalar`.
       num_steps: of the cosine schedules.
       rates: `(first, last)` learning rate of the model and of the discriminator.
+      settings: further arguments of both optimizers.
+      clip_norms: of both networks; 0 for no clipping.
+      kl_warmup_steps: over which the weight rises from 0.
+      warmup_steps: before the discriminator is used.
     """
 
     def __init__(
         self, model, discriminator, reconstruction_loss, num_steps, rates=((1.5e-4, 1e-5), (1e-4, 1e-6)),
-        kl_weight=0.0, adversarial_weight=1.0, feature_matching_weight=10.0, betas=(0.9, 0.999), weight_decay=1e-4,
+        kl_weight=0.0, adversarial_weight=1.0, feature_matching_weight=10.0, settings=({}, {}), clip_norms=(1.0, 1.0),
+        kl_warmup_steps=0, warmup_steps=0,
     ):  # fmt: skip
         self.model, self.discriminator, self.reconstruction_loss = model, discriminator, reconstruction_loss
         self.num_steps, self.rates, self.done = num_steps, rates, 0
         self.weights = (kl_weight, adversarial_weight, feature_matching_weight)
         for name in ("latent_mean", "latent_std"):
             getattr(model, name).requires_grad_(False)
-        settings = {"betas": betas, "weight_decay": weight_decay, "eps": 1e-8}
+        self.clip_norms, self.kl_warmup_steps, self.warmup_steps = clip_norms, kl_warmup_steps, warmup_steps
+        usual = {"betas": (0.9, 0.999), "weight_decay": 1e-4, "eps": 1e-8}
         self.optimizers = [
-            torch.optim.AdamW(module.parameters(), lr=first, **settings)
-            for module, (first, _) in zip((model, discriminator), rates, strict=True)
+            torch.optim.AdamW(module.parameters(), lr=first, **(usual | own))
+            for module, (first, _), own in zip((model, discriminator), rates, settings, strict=True)
+            if module is not None
         ]
 
     def step(self, audio, eps=None):
-        """Train on one batch; return `(generator loss, discriminator loss)`."""
+        """Train on one batch; return the losses of the networks that were updated, the model's first."""
         kl_weight, adversarial_weight, feature_matching_weight = self.weights
+        if self.done < self.kl_warmup_steps:
+            kl_weight *= self.done / self.kl_warmup_steps
         fake, _, mean, logvar = self.model(audio, eps)
-        real_logits, real_maps = self.discriminator(audio)
-        fake_logits, fake_maps = self.discriminator(fake)
-        g_loss = self.reconstruction_loss(fake, audio) + kl_weight * ref.kl_divergence(mean, logvar)
-        g_loss = g_loss + adversarial_weight * ref.hinge_g(fake_logits)
-        g_loss = g_loss + feature_matching_weight * ref.feature_matching(real_maps, fake_maps)
-        d_loss = ref.hinge_d(real_logits, self.discriminator(fake.detach())[0])
+        losses = [self.reconstruction_loss(fake, audio) + kl_weight * ref.kl_divergence(mean, logvar)]
+        if self.discriminator is not None and self.done >= self.warmup_steps:
+            real_logits, real_maps = self.discriminator(audio)
+            fake_logits, fake_maps = self.discriminator(fake)
+            losses[0] = losses[0] + adversarial_weight * ref.hinge_g(fake_logits)
+            losses[0] = losses[0] + feature_matching_weight * ref.feature_matching(real_maps, fake_maps)
+            losses.append(ref.hinge_d(real_logits, self.discriminator(fake.detach())[0]))
         gradients = []
-        for loss, module in ((g_loss, self.model), (d_loss, self.discriminator)):
+        for loss, module in zip(losses, (self.model, self.discriminator), strict=False):
             parameters = [p for p in module.parameters() if p.requires_grad]
             gradients.append((parameters, torch.autograd.grad(loss, parameters, retain_graph=True)))
-        for optimizer, (parameters, grads), (first, last) in zip(self.optimizers, gradients, self.rates, strict=True):
+        updates = zip(self.optimizers, gradients, self.rates, self.clip_norms, strict=False)
+        for optimizer, (parameters, grads), (first, last), clip_norm in updates:
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            if clip_norm:
+                torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
             progress = min(self.done / self.num_steps, 1)
             optimizer.param_groups[0]["lr"] = last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
             optimizer.step()
         self.done += 1
-        return g_loss.item(), d_loss.item()
+        return tuple(loss.item() for loss in losses)
 
     def load(self, checkpoint):
         """Resume from a Lightning checkpoint, read by torch."""

@@ -19,6 +19,7 @@ _USED = {
     "data": ("batch_size", "crop", "against", "repeats", "warmup"),
     "compile": ("batch_size", "crop", "adversarial"),
     "memory": ("batch_size", "crop", "adversarial", "against", "repeats"),
+    "learning": ("batch_size", "crop", "adversarial", "against", "picture"),
 }
 
 
@@ -33,6 +34,7 @@ def _flags():
     flags.DEFINE_integer("warmup", 1, "rounds before the measured ones", lower_bound=0)
     flags.DEFINE_bool("profile", False, "for step, report the time of each part")
     flags.DEFINE_string("json", None, "file for the report as JSON")
+    flags.DEFINE_string("picture", None, "for learning, file for the curves: .svg or .png")
 
 
 def _benchmark(subcommand, model=None):
@@ -56,6 +58,7 @@ def _benchmark(subcommand, model=None):
         seconds=values.seconds,
         signals=signals,
         model=model,
+        picture=values.picture,
     )
     print("\n".join(benchmark.lines(report)), flush=True)
 
@@ -71,7 +74,7 @@ BENCHMARK = Command(
     name="benchmark",
     details="--config describes the measured step, codec or data. codec can also measure a trained MODEL.",
     main=_benchmark,
-    positional=("step|codec|data|compile|memory", "[MODEL]"),
+    positional=("step|codec|data|compile|memory|learning", "[MODEL]"),
     define_flags=_flags,
     interrupted="no report was made",
 )

@@ -32,7 +32,7 @@ COMMANDS = {
     "export_torch": Entry("models", "Write a model to a file for the PyTorch system."),
     "push_to_hub": Entry("models", "Write a model, with a model card, to a repository of the Hugging Face hub."),
     "make_shards": Entry("data", "Convert a data set to shards, for fast reading of crops."),
-    "benchmark": Entry("benchmark", "Benchmark the step, the codec, the data, compiling or memory."),
+    "benchmark": Entry("benchmark", "Benchmark the step, the codec, the data, compiling, memory or learning."),
     "check_data": Entry("data", "Report on a data set: contents, skipped files, reading speed."),
     "evaluate": Entry(
         "judging", "Evaluate models, and compare them with Opus and MP3: a table, and a page with audio."

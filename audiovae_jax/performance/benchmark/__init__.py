@@ -1,1 +1,1 @@
-"""Benchmarks: the step, the codec, data, compiling and memory."""
+"""Benchmarks: the step, the codec, data, compiling, memory and learning."""

@@ -8,11 +8,11 @@ import ml_collections
 
 from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError
-from audiovae_jax.performance.benchmark import codec, data, fresh, peer, step
+from audiovae_jax.performance.benchmark import codec, data, fresh, learning, peer, step
 from audiovae_jax.persistence import saved_model
 from audiovae_jax.storage.atomic import replacing, require_writable
 
-SUBCOMMANDS = ("step", "codec", "data", "compile", "memory")
+SUBCOMMANDS = ("step", "codec", "data", "compile", "memory", "learning")
 
 
 def set_keys(config: ml_collections.ConfigDict, *, batch_size: int | None, crop: int | None, adversarial: bool | None):
@@ -37,6 +37,7 @@ def run(
     json_path: str | None,
     signals: int = 1,
     model: str | None = None,
+    picture: str | None = None,
 ) -> dict:
     """Run a benchmark, and optionally write its report as JSON.
 
@@ -51,6 +52,7 @@ def run(
       json_path: file to write the report to, or None.
       signals: number of signals in a batch of `codec`.
       model: a trained model for `codec`, any path that `load_model` accepts. `config` is changed to match.
+      picture: file for the curves of `learning`, or None.
 
     Raises:
       ConfigError: the subcommand or system is unknown, or a value is invalid.
@@ -72,11 +74,15 @@ def run(
     if subcommand == "data" and set(against) - {data.WHOLE}:
         raise ConfigError(f"data can only be compared with --against={data.WHOLE}, which decodes whole files")
     for system in [] if subcommand == "data" else against:
-        peer.check(system, "codec" if subcommand == "codec" else "step", config)
+        peer.check(system, subcommand if subcommand in ("codec", "learning") else "step", config)
     if not math.isfinite(seconds):
         raise ConfigError(f"--seconds={seconds} must be a number of seconds")
     if json_path is not None:
-        _require_writable(json_path)
+        _require_writable("--json", json_path)
+    if picture is not None:
+        _require_writable("--picture", picture)
+        if Path(picture).suffix.lower() not in learning.PICTURES:
+            raise ConfigError(f"--picture={picture} must end in {' or '.join(learning.PICTURES)}")
     if subcommand not in ("compile", "memory"):  # they check in their own process: some devices serve only one
         peer.check_devices(config, [] if subcommand == "data" else against)
     if subcommand == "step":
@@ -90,6 +96,8 @@ def run(
             report["what"] += f", {model}"
     elif subcommand == "data":
         report = data.run(config, against=against, repeats=repeats, warmup=warmup)
+    elif subcommand == "learning":
+        report = learning.run(config, against=against)
     elif subcommand == "compile":
         report = fresh.first_step(config)
     else:
@@ -97,19 +105,21 @@ def run(
     if json_path is not None:
         with replacing(Path(json_path)) as path:
             path.write_text(json.dumps(report, indent=2) + "\n")
+    if picture is not None:
+        learning.draw(report, Path(picture))
     return report
 
 
-def _require_writable(json_path):
-    if not json_path or Path(json_path).is_dir():
-        raise ConfigError(f"--json={json_path} must name a file")
-    folder = Path(json_path).absolute().parent
+def _require_writable(flag, path):
+    if not path or Path(path).is_dir():
+        raise ConfigError(f"{flag}={path} must name a file")
+    folder = Path(path).absolute().parent
     if not folder.is_dir():
-        raise ConfigError(f"--json={json_path}: there is no folder {folder}; create it first")
+        raise ConfigError(f"{flag}={path}: there is no folder {folder}; create it first")
     try:
-        require_writable(json_path)
+        require_writable(path)
     except OSError as error:
-        raise ConfigError(f"--json={json_path}: cannot write to {folder} ({error.strerror})") from None
+        raise ConfigError(f"{flag}={path}: cannot write to {folder} ({error.strerror})") from None
 
 
 def lines(report: dict) -> list[str]:
@@ -126,9 +136,11 @@ def lines(report: dict) -> list[str]:
             f"{ceilings['bytes'] / 1e9:.1f} GB/s (copy)"
         )
     for name, value in report.items():
-        if name in ("machine", "ceilings", "profile", "ratios") or not isinstance(value, dict):
+        if name in ("machine", "ceilings", "profile", "ratios", "curves") or not isinstance(value, dict):
             continue
         shown += [f"{name}: {text}" for text in _entry(value)]
+    if "curves" in report:
+        shown += learning.table(report["curves"])
     for name, ratio in report.get("ratios", {}).items():
         shown.append(f"ours / {name}: {ratio:.3f}")
     if not report.get("profile", [None]):

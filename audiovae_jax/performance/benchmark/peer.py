@@ -23,28 +23,43 @@ SYSTEMS = {"torch": (None, False), "torch_compile": (None, True), "oobleck": ("o
 _FOLLOWED = {
     "model.encoder_frozen": False,
     "discriminator._target_": "audiovae_jax.discriminators.EnCodecDiscriminator",
-    "accumulation_steps": 1,
-    "latent_noise": 0.0,
-    "balancer_norm": 0.0,
-    "ema.decay": 0.0,
-    "optimizer.name": "adamw",
-    "discriminator_optimizer.name": "adamw",
+    "discriminator.use_cqt": False,
     "adversarial.loss": "hinge",
-    "adversarial.ramp_steps": 0,
     "adversarial.r1_weight": 0.0,
     "adversarial.r2_weight": 0.0,
-    "discriminator.use_cqt": False,
-    "kl.target_bits_per_second": None,
+    "adversarial.ramp_steps": 0,
+    "ema.decay": 0.0,
     "generator_update_every": 1,
     "discriminator_update_every": 1,
+    "accumulation_steps": 1,
+    "balancer_norm": 0.0,
+    "latent_noise": 0.0,
+    "optimizer.name": "adamw",
+    "optimizer.learning_rate_factors": (),
+    "discriminator_optimizer.name": "adamw",
     "kl.free_bits": 0.0,
     "kl.reduction": "sum",
+    "kl.target_bits_per_second": None,
     "losses.stft.w_sum": 1.0,
     "losses.stft.w_diff": 1.0,
+    "losses.stft.w_log1p_mag": 0.0,
     "losses.mel.hop_sizes": None,
     "losses.mel.win_lengths": None,
     "losses.mel.w_sc": 1.0,
     "losses.mel.w_log_mag": 1.0,
+}
+# Of its training, in addition.
+_FOLLOWED_IN_TRAINING = {
+    "model.dtype": "float32",
+    "discriminator.dtype": "float32",
+    "adversarial.ramp_steps": 0,
+    "kl.cycle_steps": 0,
+    "optimizer.schedule": "cosine",
+    "optimizer.warmup_steps": 0,
+    "discriminator_optimizer.schedule": "cosine",
+    "discriminator_optimizer.warmup_steps": 0,
+    "ema.decay": 0.0,
+    "init_from": None,
 }
 
 
@@ -57,6 +72,8 @@ def check(system: str, kind: str, config: ml_collections.ConfigDict):
     if system not in SYSTEMS:
         raise ConfigError(f"--against={system} is unknown; choose from {', '.join(SYSTEMS)}")
     other, _ = SYSTEMS[system]
+    if system != "torch" and kind == "learning":
+        raise ConfigError(f"--against={system} is not for learning; use torch")
     if other is not None and kind == "step":
         raise ConfigError(f"--against={system} is for the codec; for the step use torch or torch_compile")
     if not _PROGRAM.exists():
@@ -75,7 +92,7 @@ def check(system: str, kind: str, config: ml_collections.ConfigDict):
             _require(config, f"model.{key}", getattr(AudioVAE, key))
     if kind == "codec":
         return
-    for key, value in _FOLLOWED.items():
+    for key, value in (_FOLLOWED | (_FOLLOWED_IN_TRAINING if kind == "learning" else {})).items():
         _require(config, key, value)
 
 
@@ -104,7 +121,7 @@ class Peer:
 
     Args:
       system: a key of `SYSTEMS`.
-      kind: "step" or "codec".
+      kind: "step", "codec" or "learning".
       config: ours, which the peer follows.
       **job: further entries of the peer's job.
 
@@ -136,7 +153,7 @@ class Peer:
             )
 
     def run(self, work: str) -> dict:
-        """Run `work` once; return `seconds` and the `peak_bytes` so far."""
+        """Run `work` once; return `seconds`, the `peak_bytes` so far and the `result` of the work."""
         with contextlib.suppress(BrokenPipeError):  # the peer has ended; `_answer` reports why
             self._process.stdin.write(work + "\n")
             self._process.stdin.flush()

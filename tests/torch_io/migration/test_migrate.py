@@ -79,9 +79,8 @@ def test_the_flat_form_of_before(tmp_path):
         {"audio_vae.yaml": "use_adversarial: true\nadversarial_warmup_steps: 5\nadversarial_weight: 0.1\n"
                            "feature_matching_weight: 2\nkl_weight: 1e-5"},
     )  # fmt: skip
-    assert {key: config.adversarial[key] for key in ("adversarial_weight", "feature_matching_weight", "warmup_steps")} == {
-        "adversarial_weight": 0.1, "feature_matching_weight": 2.0, "warmup_steps": 5,
-    }  # fmt: skip
+    expected = {"adversarial_weight": 0.1, "feature_matching_weight": 2.0, "warmup_steps": 5}
+    assert {key: config.adversarial[key] for key in expected} == expected
     assert config.kl.weight == 1e-5
 
 
