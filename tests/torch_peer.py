@@ -140,12 +140,13 @@ class Learning:
 
 
 def _load(module, weights):
-    """Load arrays that may lack axes of size 1. Windows and filterbanks keep the module's values."""
+    """Load arrays that may lack last axes of size 1. Windows and filterbanks keep the module's values."""
     state = module.state_dict()
     constants = {key for key in state if key.rpartition(".")[2] in ("window", "fb")}
     if wrong := (state.keys() - constants) ^ weights.keys():
         raise SystemExit(f"the weights do not fit the torch reference at {', '.join(sorted(wrong))}")
-    module.load_state_dict(state | {k: torch.tensor(x).reshape(state[k].shape) for k, x in weights.items()})
+    whole = {k: torch.tensor(x).reshape(x.shape + (1,) * (state[k].ndim - x.ndim)) for k, x in weights.items()}
+    module.load_state_dict(state | whole)
 
 
 def _si_sdr(prediction, target):

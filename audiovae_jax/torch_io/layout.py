@@ -57,14 +57,19 @@ def torch_key(path: tuple[str, ...]) -> str:
 
 
 def torch_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in torch of the parameter at `path`, for 1-D convolutions."""
+    """The shape in torch of the parameter at `path`; see `to_torch`."""
     return to_torch(path, np.broadcast_to(np.float32(0), shape)).shape
 
 
 def to_torch(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
-    """Our parameter at `path` in torch's layout, for 1-D convolutions; a view."""
+    """Our parameter at `path` in torch's layout; a view.
+
+    Axes of size 1 that only torch has are missing: the last ones of the multi-period discriminator and of the gains of
+    2-D convolutions.
+    """
     if path[-1] in ("v", "kernel"):
-        return array.transpose((1, 2, 0) if path[-2] == "upsample" else range(array.ndim)[::-1])
+        n = array.ndim
+        return array.transpose((1, 2, 0) if path[-2] == "upsample" else (n - 1, n - 2, *range(n - 2)))
     if path[-1] == "bias":
         return array
     return array[None, :, None] if path[-1] in ACTIVATION else array[:, None, None]

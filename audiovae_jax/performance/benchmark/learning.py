@@ -144,10 +144,7 @@ class _Ours:
 
 
 def torch_weights(state: TrainState) -> dict[str, np.ndarray]:
-    """The networks' parameters by their torch names, with the prefix `model.` or `discriminator.`.
-
-    Kernels of the multi-period discriminator lack torch's last axis, which has the size 1.
-    """
+    """The networks' parameters by torch's names after `model.` or `discriminator.`, see `layout.to_torch`."""
     weights = {f"model.{key}": tensor for key, tensor in audio_vae_state_dict(state.variables).items()}
     for path, array in flax.traverse_util.flatten_dict(state.discriminator_params or {}).items():
         weights[f"discriminator.{layout.torch_key(path)}"] = layout.to_torch(path, np.asarray(array))

@@ -36,7 +36,8 @@ def test_three_steps_have_torchs_curves(short_config, tmp_path):
         assert abs(ours[-1] / ours[0] - 1) > 0.01  # far more than the bound
     assert report["final"]["mel_ratio"] == curves["ours"]["mel"][-1] / curves["torch"]["mel"][-1]
     lines = command.lines(report)
-    assert lines[-1].split()[:3] == ["3", *(f"{curves[name]['stft'][-1]:.4f}" for name in ("ours", "torch"))]
+    first = next(iter(curves["ours"]))
+    assert lines[-1].split()[:3] == ["3", *(f"{curves[name][first][-1]:.4f}" for name in ("ours", "torch"))]
     assert (tmp_path / "curves.svg").read_text().count("si_sdr_db")
 
 
@@ -45,9 +46,12 @@ def test_adversarial_steps_after_a_warm_up_have_torchs_curves(short_config):
     pytest.importorskip("torch")
     short_config.use_adversarial = True
     short_config.adversarial.warmup_steps = 1
+    short_config.optimizer.learning_rate = 3e-3  # at which rounding grows slowly
+    short_config.discriminator_optimizer.learning_rate = 1e-2
     curves = command.run("learning", short_config, against=["torch"], **OPTIONS)["curves"]
     for metric, ours in curves["ours"].items():
-        np.testing.assert_allclose(ours, curves["torch"][metric], rtol=1e-3)
+        # A wrong discriminator, or one that is not updated, changes SI-SDR by 1e-4.
+        np.testing.assert_allclose(ours, curves["torch"][metric], rtol=2e-5)
 
 
 def test_what_torch_cannot_follow_is_refused(short_config):
