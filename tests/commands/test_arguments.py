@@ -46,7 +46,8 @@ def test_an_argument_in_brackets_may_be_left_out():
 
 def test_a_command_that_does_not_write_to_a_bucket_refuses_its_url_before_any_work():
     with_output = [command for command in map(cli.load, cli.COMMANDS) if command.positional[-1:] == ("OUT",)]
-    to_buckets = {"calibrate_latents", "import_torch", "push_to_hub"}  # the last takes URLs of the hub, and checks that
+    # The last takes URLs of the hub, and checks that.
+    to_buckets = {"average_checkpoints", "calibrate_latents", "import_torch", "push_to_hub"}
     assert {command.name for command in with_output} > to_buckets
     for command in with_output:
         given = [*(["x"] * (len(command.positional) - 1)), "s3://bucket/out.pt"]

@@ -38,7 +38,7 @@ def _run(*lines, platform="cpu"):
 
 def test_every_command_has_model_inputs_and_output_in_this_order():
     order = [
-        ("STEP|CODEC|DATA|COMPILE|MEMORY",),
+        ("STEP|CODEC|DATA|COMPILE|MEMORY|LEARNING",),
         ("MODEL", "MODEL_OR_FOLDER"),
         ("ROOT", "IN", "WORKDIR", "OLD"),
         ("OUT",),

@@ -19,6 +19,8 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_every_config_can_be_built(name):
     config = importlib.import_module(f"configs.{name}").get_config()
+    if config.init_weights_only:
+        config.init_from = "MODEL"
     config = configuration.finalize(config, base.get_config())
     configuration.check(config, device_count=1)
     recipe = build.build_recipe(config)
