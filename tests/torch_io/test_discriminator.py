@@ -10,7 +10,7 @@ from conftest import GOLDEN, applied
 
 from audiovae_jax import EnCodecDiscriminator, discriminators
 from audiovae_jax.errors import CheckpointError
-from audiovae_jax.torch_io import import_discriminator, read_checkpoint
+from audiovae_jax.torch_io import import_discriminator, layout, read_checkpoint
 
 
 def test_the_discriminator_gives_torchs_numbers():
@@ -59,3 +59,14 @@ def test_half_precision_runs_round_their_constants_too():
         other = EnCodecDiscriminator(**names.MICRO_DISCRIMINATOR, mel_stft_sample_rate=48000)
         with pytest.raises(CheckpointError, match="sample_rate=48000"):
             import_discriminator(rounded, other)
+
+
+def test_the_way_back_to_torch_gives_the_same_tensors():
+    state = read_checkpoint(GOLDEN / "lightning.ckpt")["state_dict"]
+    params = import_discriminator(state, EnCodecDiscriminator(**names.MICRO_DISCRIMINATOR))
+    for path, array in jax.tree_util.tree_leaves_with_path(params):
+        path = tuple(part.key for part in path)
+        tensor = state[f"discriminator.{layout.torch_key(path)}"]
+        back = layout.to_torch(path, np.asarray(array))
+        assert back.shape == tensor.shape[: back.ndim]  # the others are 1
+        np.testing.assert_array_equal(back.ravel(), tensor.ravel())
