@@ -17,6 +17,9 @@ from jax import lax
 from audiovae_jax.errors import require_range
 
 _EPS = 1e-6  # lower bound of a vector's norm
+# Samples of an operand of a callback on CPUs. jax copies larger ones in a thread of its pool, and as many devices as
+# cores occupy all threads while they wait for the callback.
+_PIECE = 25_000
 
 
 def align_frames(features, frames: int):
@@ -133,8 +136,11 @@ class Alignment:
         """Return the teacher's features `[B, frames, size]` float32 of `audio: [B, T, C]`, without a gradient."""
         if takes_batches(self.teacher):
             return lax.stop_gradient(self.teacher(audio, self.sample_rate).astype(jnp.float32))
-        shape = jax.ShapeDtypeStruct((audio.shape[0], self.frames, self.size), jnp.float32)
-        return jax.pure_callback(functools.partial(_on_host, self.teacher, self.sample_rate, shape.shape), shape, audio)
+        made = jax.ShapeDtypeStruct((audio.shape[0], self.frames, self.size), jnp.float32)
+        call = functools.partial(_on_host, self.teacher, self.sample_rate, audio.shape, made.shape)
+        flat = audio.astype(jnp.float32).reshape(-1)
+        pieces = list(range(_PIECE, flat.size, _PIECE)) if jax.default_backend() == "cpu" else []
+        return jax.pure_callback(call, made, *jnp.split(flat, pieces))
 
     def __call__(self, z, features, params):
         """Return the unweighted term: the sum of both losses.
@@ -157,8 +163,9 @@ def takes_batches(teacher: Callable) -> bool:
     return bool(getattr(teacher, "takes_batches", False))
 
 
-def _on_host(teacher, sample_rate, shape, audio):
-    features = np.stack([np.asarray(teacher(crop, sample_rate), np.float32) for crop in np.asarray(audio)])
+def _on_host(teacher, sample_rate, audio_shape, shape, *pieces):
+    audio = np.concatenate(pieces).reshape(audio_shape)
+    features = np.stack([np.asarray(teacher(crop, sample_rate), np.float32) for crop in audio])
     if features.shape != shape:
         raise ValueError(f"the teacher of config.alignment returned features {features.shape[1:]}, not {shape[1:]}")
     return features

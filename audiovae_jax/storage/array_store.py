@@ -112,7 +112,7 @@ def read_like(directory: Path, abstract: PyTree, where: Any) -> PyTree:
 
     Args:
       directory: a directory that Orbax's standard handler wrote.
-      abstract: a tree of shapes.
+      abstract: a dataclass of trees of shapes. A field that is None may be missing in the directory.
       where: path to name in errors.
 
     Raises:
@@ -122,7 +122,12 @@ def read_like(directory: Path, abstract: PyTree, where: Any) -> PyTree:
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
     try:
         with _reader(ocp.StandardCheckpointHandler) as checkpointer:
-            return checkpointer.restore(directory.absolute(), args=ocp.args.StandardRestore(target))
+            there = _metadata(checkpointer, directory)
+            # Orbax compares fields that are None too. Trees of older versions lack the newer ones.
+            target = {name: part for name, part in vars(target).items() if part is not None or name in there}
+            restored = checkpointer.restore(directory.absolute(), args=ocp.args.StandardRestore(target))
+        leaves = named_leaves(restored)
+        return jax.tree.unflatten(jax.tree.structure(abstract), [leaves[name] for name in named_leaves(abstract)])
     except Exception as error:  # Orbax and its storage raise exceptions of any type
         raise CheckpointError(" is damaged", path=where, detail=first_line(error)) from error
 
@@ -141,10 +146,7 @@ def read_tree(directory: Path, described: dict[str, str], where: Any, parts: tup
     """
     try:
         with _reader(ocp.PyTreeCheckpointHandler) as checkpointer:
-            metadata = checkpointer.metadata(directory.absolute()).item_metadata
-            if metadata is None:
-                raise FileNotFoundError("its description is missing or cannot be read")
-            tree = metadata.tree
+            tree = _metadata(checkpointer, directory)
             if parts is not None:
                 tree = {part: tree[part] for part in parts}
             restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -176,6 +178,13 @@ def storage_reason(error: Exception) -> str:
                 return getattr(error, "strerror", None) or os.strerror(number)
         last, error = error, error.__cause__ or error.__context__
     return first_line(last)
+
+
+def _metadata(checkpointer, directory):
+    metadata = checkpointer.metadata(directory.absolute()).item_metadata
+    if metadata is None:
+        raise FileNotFoundError("its description is missing or cannot be read")
+    return metadata.tree
 
 
 def _reader(handler):

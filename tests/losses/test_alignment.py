@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +88,37 @@ def test_features_of_another_shape_than_announced_end_the_call():
     term = alignment.Alignment(lambda crop, rate: crop, 10, frames=6, size=8)
     with pytest.raises(Exception, match=r"config.alignment returned features \(24, 2\), not \(6, 8\)"):
         jax.block_until_ready(term.features(jnp.zeros((2, 24, 2))))
+
+
+_CROPS_OF_SEVERAL_DEVICES = """
+import jax
+import numpy as np
+
+jax.config.update("jax_num_cpu_devices", 4)
+from audiovae_jax.distributed import mesh
+from audiovae_jax.losses.alignment import Alignment
+
+devices = mesh.make_mesh()
+term = Alignment(lambda crop, rate: crop.reshape(64, -1), 44100, 64, 2048)
+
+
+def sum_features(state, audio):
+    return jax.lax.pmean(state + term.features(audio).sum(), mesh.AXIS)
+
+
+step = mesh.map_devices(sum_features, devices, jax.P())
+for _ in range(3):
+    total = step(np.float32(0), mesh.place_batch(devices, np.ones((8, 65536, 2), np.float32)))
+print(float(total))
+"""
+
+
+@pytest.mark.slow
+def test_crops_of_several_devices_reach_the_host_on_few_cores():
+    made = subprocess.run(
+        [sys.executable, "-c", _CROPS_OF_SEVERAL_DEVICES], capture_output=True, text=True, timeout=240, check=True
+    )
+    assert float(made.stdout) == 2 * 65536 * 2
 
 
 def test_other_shapes_are_refused():

@@ -364,7 +364,7 @@ def test_the_projection_of_an_alignment_is_restored_or_new(micro_config, trained
     assert "alignment_params is missing, and keeps its initial value" in said
     assert "opt_state is missing" not in said
     _assert_same((started.params, started.alignment_params), (trained.params, fresh.alignment_params))
-    moments = optax.tree.get(started.opt_state, "mu")
+    moments = dict(optax.tree.get(started.opt_state, "mu"))
     _assert_same(moments.pop("alignment"), {"kernel": np.zeros((4, 8))})
     _assert_same(moments, optax.tree.get(trained.opt_state, "mu"))
 
