@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 import soundfile
+from small_step import make_recipe
 
 from audiovae_jax import losses
 from audiovae_jax.data.feeding import pipeline
@@ -21,7 +22,6 @@ from audiovae_jax.run.bad_batches import BadBatches
 from audiovae_jax.run.loop import Loop
 from audiovae_jax.run.safety import RollBack, Safety
 from audiovae_jax.run.validation import Validation
-from audiovae_jax.training.step import Recipe
 
 AUDIO = np.zeros((2, 8, 1), np.float32)
 
@@ -199,7 +199,8 @@ def test_a_run_that_cannot_continue_ends_with_a_report(micro_config, tmp_path, m
 
 def _safety(tmp_path, said, position=None, **changes):
     section = ml_collections.ConfigDict({"max_skipped": 3, "max_rollbacks": 1, "kept_batches": 1} | changes)
-    recipe = Recipe(None, WeightedLosses((("l1", 1.0, losses.waveform_l1),)), None, None, discriminator_update_every=2)
+    terms = (("l1", 1.0, losses.waveform_l1),)
+    recipe = make_recipe(losses=WeightedLosses(terms), adversarial=None, discriminator_update_every=2)
     batches = BadBatches(tmp_path, 8000, section.kept_batches, 0, said.append)
     return Safety(section, recipe, batches, said.append, position or {})
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -329,7 +330,7 @@ def test_two_runs_of_one_seed_have_the_same_bits_and_record_what_they_ran(micro_
     _assert_same_state(train.train(micro_config, tmp_path), trained_run[2])
     (session,) = sessions.read(tmp_path)
     assert session["versions"]["jax"] == jax.__version__
-    assert "pytest" in session["command"]
+    assert session["command"] == shlex.join(sys.orig_argv)
 
 
 @pytest.mark.slow
