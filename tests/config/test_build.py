@@ -238,6 +238,7 @@ def test_numbers_that_turn_or_break_the_training_are_refused(micro_config, key, 
         build.build_recipe(micro_config)
 
 
+@pytest.mark.slow
 def test_every_objective_trains(micro_config):
     config = micro_config
     config.adversarial.loss, config.adversarial.ramp_steps = "relativistic", 10

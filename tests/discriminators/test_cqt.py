@@ -10,6 +10,7 @@ from audiovae_jax.training import contract
 SMALL = {"filters": 2, "bins_per_octave": (6,), "hop_lengths": (32,), "octaves": 2, "f_min": 1000.0}
 
 
+@pytest.mark.slow
 def test_the_cqt_discriminator_keeps_the_contract():
     contract.check_discriminator(discriminators.MultiScaleSubBandCQTDiscriminator(**SMALL), length=512)
 

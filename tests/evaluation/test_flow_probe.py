@@ -26,6 +26,7 @@ _CROP = flow_probe.CropShape(tokens=8, frames_per_token=2, latent_dim=4)
 _probe = functools.partial(flow_probe.probe, crop=_CROP)
 
 
+@pytest.mark.slow
 def test_white_noise_has_the_closed_form_loss_whatever_its_scale():
     found = _probe([3 * z + 7 for z in _noise(0)], [3 * z + 7 for z in _noise(1)], steps=5)
     assert found.independent_loss == pytest.approx(np.pi / 2, abs=0.03)

@@ -67,6 +67,7 @@ def test_k_weight_is_the_standards_recursive_filter(rate):
 CQT = {"f_min": 110.0, "octaves": 5, "bins_per_octave": 12}
 
 
+@pytest.mark.slow
 def test_cqt_equals_librosa():
     x = np.random.default_rng(0).standard_normal(8192).astype(np.float32)
     ours = np.asarray(signal.cqt(jnp.asarray(x), 16000, 64, **CQT))

@@ -357,6 +357,7 @@ def teach(audio, sample_rate):
     return np.abs(audio).reshape(4, 8, -1).mean(axis=2)
 
 
+@pytest.mark.slow
 def test_the_projection_of_an_alignment_is_restored_or_new(micro_config, trained_run, tmp_path):
     workdir, _, trained = trained_run
     alignment = {"_target_": f"{__name__}.teach"}

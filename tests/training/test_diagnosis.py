@@ -108,6 +108,7 @@ def test_a_model_without_a_posterior_has_no_divergence():
     assert figures.feature_matching_share == off.feature_matching_share > 0
 
 
+@pytest.mark.slow
 def test_silent_feature_matching_and_an_idle_decoder_are_zeros():
     def deaf(state):
         first = state.params["decoder"]["input_conv"]

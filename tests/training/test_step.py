@@ -160,7 +160,6 @@ def test_a_frozen_encoder_has_no_optimizer_state_and_does_not_move():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_of_every_kind_is_trained(kind):
     size = {"base_channels": 4, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 4, "dilations": (1,)}
@@ -364,6 +363,7 @@ def test_skipping_needs_no_collective_of_its_own(adversarial):
     assert not any(f" {name}" in compiled for name in ("all-gather(", "all-to-all(", "reduce-scatter("))
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_give_the_update_of_the_whole():
     recipe = make_recipe(ema=Ema(decay=0.5))
     whole, whole_history = run(recipe, steps=3)
@@ -385,6 +385,7 @@ def test_parts_follow_the_intervals_of_updates_and_skip_what_is_not_finite():
     assert_trees_equal(state.params, jax.device_get(initial_state(recipe)).params)
 
 
+@pytest.mark.slow
 def test_the_average_follows_every_step_and_leaves_training_alone():
     plain, _ = run(make_recipe(), steps=2)
     averaged, _ = run(make_recipe(ema=Ema(decay=0.75)), steps=2)
@@ -481,6 +482,7 @@ def _aligned_recipe():
     )
 
 
+@pytest.mark.slow
 def test_an_alignment_trains_the_encoder_and_its_projection():
     recipe = _aligned_recipe()
     initial = jax.device_get(initial_state(recipe))
