@@ -29,7 +29,11 @@ def _flags():
     flags.DEFINE_integer("crop", None, "samples per item; default the config's", lower_bound=1)
     flags.DEFINE_bool("adversarial", None, "whether to use the discriminator; default the config's")
     flags.DEFINE_float("seconds", 10.0, "length of each signal for codec", 0.1, 3600)
-    flags.DEFINE_list("against", [], "systems to compare with: torch, torch_compile, oobleck (codec), whole (data)")
+    flags.DEFINE_list(
+        "against",
+        [],
+        "systems to compare with: torch, torch_compile, oobleck and oobleck_compile (codec), whole (data)",
+    )
     flags.DEFINE_integer("repeats", 5, "measured rounds", lower_bound=1)
     flags.DEFINE_integer("warmup", 1, "rounds before the measured ones", lower_bound=0)
     flags.DEFINE_bool("profile", False, "for step, report the time of each part")

@@ -338,9 +338,11 @@ def _continue_here(config, path, audio, steps, monkeypatch):
         donate_argnums=0,
     )
     state = jax.device_put(state, mesh.replicated(devices))
+    losses = []
     for batch in audio[:steps]:
-        state, _ = train_step(state, mesh.place_batch(devices, np.moveaxis(batch, 1, -1)))
-    return state
+        state, metrics = train_step(state, mesh.place_batch(devices, np.moveaxis(batch, 1, -1)))
+        losses.append((float(metrics["total_g_loss"]), float(metrics["d_loss"])))
+    return state, losses
 
 
 def _noise_shape(recipe, audio):
@@ -371,11 +373,12 @@ def _check_against_torch(config, path, model_config, discriminator_config, lengt
     )
     theirs.load(torch.load(path, weights_only=False))  # our file, or the reference's
     before = {k: v.clone() for k, v in theirs.model.state_dict().items()}
-    for batch in audio:
-        theirs.step(torch.tensor(batch))
+    losses = [theirs.step(torch.tensor(batch)) for batch in audio]
     config.kl.weight = 0.0
     config.batch_size = 2
-    state = _continue_here(config, path, audio, 5, monkeypatch)
+    state, ours_losses = _continue_here(config, path, audio, 5, monkeypatch)
+    np.testing.assert_allclose(ours_losses[0], losses[0], rtol=1e-6)  # before any update of ours
+    np.testing.assert_allclose(ours_losses, losses, rtol=1e-5)
     ours = audio_vae_state_dict(state.variables)
     errors, moved = {}, {}
     for key, tensor in theirs.model.state_dict().items():

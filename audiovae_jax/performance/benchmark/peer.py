@@ -18,7 +18,12 @@ from audiovae_jax.models.audio_vae import KIND_KEYS, AudioVAE
 
 _PROGRAM = Path(__file__).resolve().parents[3] / "tests" / "torch_peer.py"
 # By name in `--against`: the kind of job if it is fixed, and whether torch compiles the work.
-SYSTEMS = {"torch": (None, False), "torch_compile": (None, True), "oobleck": ("oobleck", False)}
+SYSTEMS = {
+    "torch": (None, False),
+    "torch_compile": (None, True),
+    "oobleck": ("oobleck", False),
+    "oobleck_compile": ("oobleck", True),
+}
 # The settings of the torch system's step that a config could change.
 _FOLLOWED = {
     "model.encoder_frozen": False,

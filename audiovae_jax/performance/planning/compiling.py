@@ -201,7 +201,8 @@ def _read(executable, batch_per_device, parts, seconds, has_peak):
     memory = executable.memory_analysis()
     cost = executable.cost_analysis() or {}
     text = executable.as_text()
-    moved, moved_of = int(cost.get("bytes accessed", 0)), "cost analysis"
+    # Of a loop over parts, one is counted here.
+    moved, moved_of = parts * int(cost.get("bytes accessed", 0)), "cost analysis"
     if not moved:
         moved, moved_of = hlo.entry_traffic(text), "entry instructions"
     new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
@@ -217,7 +218,7 @@ def _read(executable, batch_per_device, parts, seconds, has_peak):
         temp_bytes=memory.temp_size_in_bytes,
         code_bytes=memory.generated_code_size_in_bytes,
         peak_bytes=peak + memory.generated_code_size_in_bytes,
-        bytes_moved=parts * moved,  # of a loop over parts, one is counted
+        bytes_moved=moved,
         bytes_moved_of=moved_of,
         collectives=tuple(hlo.collectives(text)),
         seconds=seconds,

@@ -19,6 +19,8 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<=]*)\]")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
+_BODY = re.compile(r"\bbody=%?([\w.\-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _COUNTED_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")  # the axes and sizes, and the axes of a group
@@ -66,13 +68,19 @@ def collectives(text: str) -> list[Collective]:
 def entry_traffic(text: str) -> int:
     """Bytes that the entry computation's instructions read and write, each alone.
 
-    A fusion is one instruction, and its internal traffic does not count. This is an estimate: instructions may share a
-    cache, or read only part of an operand.
+    A loop counts as its body, as often as it runs. A fusion is one instruction, and its internal traffic does not
+    count. This is an estimate: instructions may share a cache, or read only part of an operand.
     """
+    return _traffic(_entry(text), text)
+
+
+def _traffic(computation, text):
     sizes, moved = {}, 0
-    for instruction in _instructions(_entry(text)):
+    for instruction in _instructions(computation):
         sizes[instruction.name] = size = _size(instruction.type)
-        if instruction.op not in _FREE and not instruction.op.endswith("-done"):
+        if instruction.op == "while":
+            moved += _rounds(instruction.line) * _traffic(_body(instruction.line, text), text)
+        elif instruction.op not in _FREE and not instruction.op.endswith("-done"):
             moved += size + sum(sizes.get(name, 0) for name in instruction.operands)
     return moved
 
@@ -80,6 +88,17 @@ def entry_traffic(text: str) -> int:
 def _entry(text):
     start = re.search(r"^ENTRY ", text, flags=re.MULTILINE)
     return text[start.start() :] if start else text
+
+
+def _body(line, text):
+    name = re.escape(_BODY.search(line).group(1))
+    start = re.search(rf"^%?{name} .*\{{$", text, flags=re.MULTILINE)
+    return text[start.start() : text.index("\n}", start.start())]
+
+
+def _rounds(line):
+    match = _TRIPS.search(line)
+    return int(match.group(1)) if match else 1
 
 
 def _instructions(text) -> Iterator[_Instruction]:

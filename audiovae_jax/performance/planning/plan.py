@@ -88,7 +88,8 @@ def _fill(entry, config, target, limits, say):
         batch = config.batch_size // parts if splits else 1
         entry |= dataclasses.asdict(devices) | {
             "batch_size": config.batch_size,
-            "batch_per_device": batch,
+            "parts": config.accumulation_steps,
+            "batch_per_device": batch,  # of a part
             "checkpoint_bytes": worker.state_bytes,
             "largest_batch_per_device": None,
             "search_ended": False,

@@ -66,7 +66,9 @@ def _cell(text, entry):
 def _batch(entry):
     planned = entry.get("figures_of_batch", entry["batch_per_device"])
     instead = "" if planned == entry["batch_per_device"] else f" ({entry['batch_per_device']} do not fit)"
-    return f"{planned} per device, {planned * entry['count']} in total{instead}"
+    parts = entry.get("parts", 1)
+    split = f" in {parts} parts of {planned}" if parts > 1 else ""
+    return f"{planned * parts} per device{split}, {planned * parts * entry['count']} in total{instead}"
 
 
 def _memory(entry):
@@ -98,7 +100,7 @@ _ROWS = (
     ("arguments", lambda e: size(e["argument_bytes"])),
     ("temporaries", lambda e: size(e["temp_bytes"])),
     ("peak, program included", _memory),
-    ("largest batch a device", _largest),
+    ("largest batch or part", _largest),
     ("arithmetic", lambda e: f"{e['flops'] / 1e12:#.4g} TFLOP"),
     ("memory traffic", lambda e: f"{size(e['bytes_moved'])} ({e['bytes_moved_of']})"),
     ("collectives", lambda e: collectives([(each["op"], each["bytes"]) for each in e["collectives"]])),

@@ -63,6 +63,16 @@ def test_traffic_is_what_the_entrys_instructions_read_and_write():
     assert hlo.entry_traffic(GPU) == start + copy + gemm
 
 
+def test_a_loop_counts_as_often_as_it_runs():
+    def rounds(x, length):
+        return lax.scan(lambda carry, _: (jnp.sin(carry @ x), None), x, None, length=length)[0]
+
+    x = jax.ShapeDtypeStruct((64, 64), jnp.float32)
+    three, ten = (hlo.entry_traffic(jax.jit(rounds, static_argnums=1).lower(x, n).compile().as_text()) for n in (3, 10))
+    body = 3 * 64 * 64 * 4 + 2 * 64 * 64 * 4  # a product and a sine
+    assert ten - three == pytest.approx(7 * body, rel=0.3)
+
+
 def test_unreadable_text_counts_nothing():
     assert hlo.collectives("") == []
     assert hlo.entry_traffic("ENTRY %main {\n  %x = token[] after-all()\n  junk = = (\n") == 0
