@@ -72,7 +72,7 @@ def build_model(config: ml_collections.ConfigDict) -> AudioVAE:
     model = _construct(AudioVAE, config.model, "config.model")
 
     def run(key, audio):
-        return model.apply(model.init(key, audio, deterministic=True), audio, deterministic=True)
+        return model.init_with_output(key, audio, deterministic=True)[0]
 
     _trace(run, "config.model", "AudioVAE", jax.random.key(0), _batch(config))
     return model

@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from audiovae_jax.config import configuration
+from audiovae_jax.config import build, configuration
 from audiovae_jax.data.feeding.stalls import StallMeter
 from audiovae_jax.distributed import agreement, mesh
 from audiovae_jax.persistence.checkpoint import as_loss, comparable_loss
@@ -14,6 +14,7 @@ from audiovae_jax.run.safety import RollBack
 from audiovae_jax.run.saving import SaveTimer
 from audiovae_jax.run.start import Session, Start
 from audiovae_jax.run.validation import EarlyStopping, Validation
+from audiovae_jax.training import program
 from audiovae_jax.training.state import TrainState
 
 
@@ -67,6 +68,9 @@ class Loop:
     def _train(self, state, start_step, metrics):
         config, session, safety = self._config, self._session, self._session.safety
         if metrics is None:
+            # While the validation is compiled and run.
+            shape = (config.batch_size, *build.example_shape(config)[1:])
+            self._programs.begin_step(start_step, state, program.abstract_batch(session.devices, shape))
             try:
                 metrics = self._first_validation(state, start_step)
             except Stopped as stopped:

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
+
 from audiovae_jax.distributed.background import Background
 from audiovae_jax.distributed.group import Group
 from audiovae_jax.training import compilation, program
@@ -18,7 +20,7 @@ class Programs:
     """Compiles the training step, the validation and the diagnosis when they are first needed.
 
     Each is compiled once without and once with the discriminator, in a background thread. With `may_stop`, a stop
-    request raises `Stopped` without waiting for the compiler.
+    request raises `Stopped` without waiting for the compiler. Several programs may be compiled at the same time.
 
     Args:
       recipe: the run's recipe.
@@ -37,6 +39,11 @@ class Programs:
         self._scalars = program.place_scalars(recipe, devices)
         self._compiled: dict[tuple[str, bool], Background] = {}
         self._shared: set[tuple[str, bool]] = set()  # programs that all processes have compiled
+
+    def begin_step(self, at: int, state, batch):
+        """Start to compile the step that follows `at` steps, unless that has started. `batch` may be a shape."""
+        adversarial = self._is_adversarial(at)
+        self._begin("the step", adversarial, program.map_step, (adversarial,), (state, batch))
 
     def step(self, at: int, state, batch, *, may_stop: bool = False) -> Callable:
         """Return `train_step(state, batch)` of the step that follows `at` steps."""
@@ -57,18 +64,24 @@ class Programs:
     def _is_adversarial(self, at):
         return self._recipe.adversarial is not None and self._recipe.adversarial.is_active(at)
 
+    def _begin(self, name, adversarial, mapped, options, arguments):
+        key = (name, adversarial)
+        if key not in self._compiled:
+            function = functools.partial(mapped, self._recipe, self._mesh, *options)
+            count = self._set_flops if self._count_flops and name == "the step" else None
+            # Shapes only, since the step donates its state to the next one while others are compiled.
+            shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), arguments)
+            self._compiled[key] = Background(
+                lambda: compilation.compiled(function(), *shapes, self._scalars, count=count)
+            )
+        return self._compiled[key]
+
     def _program(self, name, adversarial, mapped, options, arguments, may_stop):
         key = (name, adversarial)
         if key not in self._compiled or self._compiled[key].is_alive():
             what = f"compiling {name}" + (" with discriminator" if adversarial else "")
             with self._group.progress.phase("compiling"), self._timed(what):
-                if key not in self._compiled:
-                    function = functools.partial(mapped, self._recipe, self._mesh, *options)
-                    count = self._set_flops if self._count_flops and name == "the step" else None
-                    self._compiled[key] = Background(
-                        lambda: compilation.compiled(function(), *arguments, self._scalars, count=count)
-                    )
-                wait_for(self._compiled[key], self._group, may_stop)
+                wait_for(self._begin(name, adversarial, mapped, options, arguments), self._group, may_stop)
         compiled = self._compiled[key].result()
         if key not in self._shared:
             # Gloo ends a run if a process waits 30 seconds for another's first collective.

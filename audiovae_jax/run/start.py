@@ -34,7 +34,7 @@ from audiovae_jax.run.tracking.trace import StepTrace
 from audiovae_jax.storage import bucket_path
 from audiovae_jax.storage.bucket_path import BucketPath
 from audiovae_jax.training import compilation, program
-from audiovae_jax.training.state import TrainState, create_state, create_train_state
+from audiovae_jax.training.state import Creation, TrainState
 from audiovae_jax.training.step import Recipe
 
 BAD_FILES = "bad_files.jsonl"  # in the workdir; the other processes put their index into the name
@@ -187,9 +187,12 @@ def open_session(
     group.meet("data", same={"fingerprint of the audio": data.fingerprint})
     # 5. Restore or create the state.
     devices = mesh.make_mesh()
+    with group.progress.phase("compiling"), compilation.sparing():
+        creation = Creation(recipe, build.example_shape(config))
     if is_first:
-        say("\n".join(describe(config, recipe, data)))
-    start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader, group.progress)
+        say("\n".join(describe(config, recipe, data, creation.shapes)))
+    start = initial_state(config, recipe, devices, checkpoints, data.fingerprint, say, reader, group.progress, creation)
+    del creation
     compilation.forget()
     group.meet("state", same={"checkpoint to resume from": start.step})
     # 6. Open the reporter, the checkpoint writer and the safety checks.
@@ -309,22 +312,24 @@ def initial_state(
     say,
     reader: warm_start.TorchReader | None = None,
     progress: Progress | None = None,
+    creation: Creation | None = None,
 ) -> Start:
     """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
     What is done is reported to `say`, line by line. `reader` has already read a torch file at `config.init_from`.
-    `progress` follows the phases.
+    `progress` follows the phases. `creation` is that of the state, if it is traced already.
 
     Raises:
       CheckpointError: there are checkpoints, but none is intact.
     """
     progress = progress or Progress()
     sharding = mesh.replicated(devices)
-    shape = build.example_shape(config)
     restored = None
+    if creation is None:
+        creation = Creation(recipe, build.example_shape(config))
     with progress.phase("restoring"):
         if agreement.of_first(checkpoints.steps()):
-            restored = checkpoints.restore(program.abstract_state(recipe, devices, shape), sharding)
+            restored = checkpoints.restore(program.on_every_device(creation.shapes, devices), sharding)
     if restored is not None:
         for reason in restored.damaged:
             say(f"warning: skipped a checkpoint: {reason}")
@@ -336,7 +341,7 @@ def initial_state(
             )
         return Start(restored.state, restored.step, restored.metrics, restored.data)
     with progress.phase("compiling"), timed("drawing the initial parameters", say), compilation.sparing():
-        state = jax.block_until_ready(create_state(recipe, devices, shape))
+        state = jax.block_until_ready(creation.run(devices))
     if config.init_from is None:
         return Start(state, 0, None, {})
     with progress.phase("restoring"):
@@ -345,9 +350,8 @@ def initial_state(
     return Start(state, int(state.step), None, {})
 
 
-def describe(config, recipe, data) -> list[str]:
-    """Describe the model, the discriminator, the batch and the data, in lines."""
-    shapes = jax.eval_shape(functools.partial(create_train_state, recipe, build.example_shape(config)))
+def describe(config, recipe, data, shapes: TrainState) -> list[str]:
+    """Describe the model, the discriminator, the batch and the data, in lines. `shapes` are those of the state."""
     count = count_parameters(shapes.params)
     with_statistics = count + count_parameters(shapes.latent_statistics)
     lines = [

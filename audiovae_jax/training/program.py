@@ -10,6 +10,7 @@ A weight of exactly 0 is part of the program too: its loss is reported, but has 
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +92,7 @@ def place_scalars(recipe: Recipe, devices: Mesh) -> Scalars:
 
 def abstract_scalars(recipe: Recipe, devices: Mesh) -> Scalars:
     """Shapes of the recipe's numbers on every device."""
-    return _abstract(scalars_of(recipe), devices)
+    return on_every_device(scalars_of(recipe), devices)
 
 
 def abstract_state(recipe: Recipe, devices: Mesh, audio_shape: tuple[int, int, int]) -> TrainState:
@@ -102,7 +103,7 @@ def abstract_state(recipe: Recipe, devices: Mesh, audio_shape: tuple[int, int, i
       devices: a mesh along `data`.
       audio_shape: any `(B, T, C)` that the networks accept.
     """
-    return _abstract(jax.eval_shape(functools.partial(create_train_state, recipe, audio_shape)), devices)
+    return on_every_device(jax.eval_shape(functools.partial(create_train_state, recipe, audio_shape)), devices)
 
 
 def abstract_batch(devices: Mesh, shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
@@ -110,7 +111,8 @@ def abstract_batch(devices: Mesh, shape: tuple[int, int, int]) -> jax.ShapeDtype
     return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(devices, P(AXIS)))
 
 
-def _abstract(tree, devices):
+def on_every_device(tree: Any, devices: Mesh) -> Any:
+    """Shapes of a tree's leaves, replicated on every device."""
     everywhere = mesh.replicated(devices)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree)
 

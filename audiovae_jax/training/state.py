@@ -134,24 +134,41 @@ def create_train_state(recipe, audio_shape: tuple[int, int, int]) -> TrainState:
 
 
 def create_state(recipe, devices: Mesh, audio_shape: tuple[int, int, int]) -> TrainState:
-    """Create the initial state on every device.
-
-    It runs the traced program of `create_train_state` operation by operation, so that arrays of one shape share a
-    compiled program: 8 s instead of 29 s for `configs/base.py` on two cores.
+    """Create the initial state on every device; see `Creation`.
 
     Args:
       recipe: a `step.Recipe`.
       devices: a mesh along `data`.
       audio_shape: any `(B, T, C)` that the networks accept.
     """
-    create = functools.partial(create_train_state, recipe, audio_shape)
-    if dce_jaxpr is None:
-        return jax.jit(create, out_shardings=mesh.replicated(devices))()
-    program, shapes = jax.make_jaxpr(create, return_shape=True)()
-    leaves = core.jaxpr_as_fun(_without_dead_code(program))()
-    for i, shape in enumerate(jax.tree.leaves(shapes)):
-        leaves[i] = _copy(leaves[i], shape.dtype)
-    return mesh.replicate(jax.tree.unflatten(jax.tree.structure(shapes), leaves), mesh.replicated(devices))
+    return Creation(recipe, audio_shape).run(devices)
+
+
+class Creation:
+    """The traced program that creates the initial state.
+
+    It runs operation by operation, so that arrays of one shape share a compiled program: 8 s instead of 29 s for
+    `configs/base.py` on two cores.
+
+    Args:
+      recipe, audio_shape: see `create_state`.
+
+    Attributes:
+      shapes: of the state.
+    """
+
+    def __init__(self, recipe, audio_shape: tuple[int, int, int]):
+        self._create = functools.partial(create_train_state, recipe, audio_shape)
+        self._program, self.shapes = jax.make_jaxpr(self._create, return_shape=True)()
+
+    def run(self, devices: Mesh) -> TrainState:
+        """Return the state, on every device of a mesh along `data`."""
+        if dce_jaxpr is None:
+            return jax.jit(self._create, out_shardings=mesh.replicated(devices))()
+        leaves = core.jaxpr_as_fun(_without_dead_code(self._program))()
+        for i, shape in enumerate(jax.tree.leaves(self.shapes)):
+            leaves[i] = _copy(leaves[i], shape.dtype)
+        return mesh.replicate(jax.tree.unflatten(jax.tree.structure(self.shapes), leaves), mesh.replicated(devices))
 
 
 def _without_dead_code(program):

@@ -11,6 +11,7 @@ from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.persistence.checkpoint import Checkpoints
 from audiovae_jax.run import start, train
+from audiovae_jax.training.state import Creation
 
 
 @pytest.mark.parametrize("name", ["jax_debug_nans", "jax_debug_infs"])
@@ -24,6 +25,11 @@ def test_flags_without_effect_on_a_compiled_step_are_refused(micro_config, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def _described(config, data):
+    recipe = build.build_recipe(config)
+    return start.describe(config, recipe, data, Creation(recipe, build.example_shape(config)).shapes)
+
+
 @pytest.mark.parametrize(("files", "share"), [(9, "11%"), (12, "25%"), (30, "10%")])
 def test_the_actual_share_of_validation_files_is_reported(micro_config, tmp_path, files, share):
     rng = np.random.default_rng(0)
@@ -34,9 +40,7 @@ def test_the_actual_share_of_validation_files_is_reported(micro_config, tmp_path
     data = pipeline.open_data(micro_config.data, batch_size=4, seed=0)
     validating = len(data.catalog.validation)
     assert validating == (1 if files < 10 else 3)
-    (line,) = [
-        line for line in start.describe(micro_config, build.build_recipe(micro_config), data) if line.startswith("data")
-    ]
+    (line,) = [line for line in _described(micro_config, data) if line.startswith("data")]
     assert (
         f"{files - validating} to train on (0.0 min) and {validating} for validation (0.0 min, {share} of all)" in line
     )
@@ -51,7 +55,7 @@ def test_a_run_reports_loud_files_and_assumed_speakers_once(micro_config, audio_
     micro_config.data.root, micro_config.data.index = str(audio_folder), False
     micro_config.use_adversarial = False
     data = pipeline.open_data(micro_config.data, batch_size=4, seed=0)
-    said = start.describe(micro_config, build.build_recipe(micro_config), data)
+    said = _described(micro_config, data)
     surround, loud = [line for line in said if line.startswith("warning: ")]
     assert surround.startswith("warning: 1 file with 6 channels and no channel map, read as 5.1; the first: ")
     assert loud.startswith(f"warning: 1 file far above full scale; the loudest: {audio_folder}/loud.wav peaks at +26.0")
@@ -69,7 +73,7 @@ def test_a_start_warns_of_copies_in_both_splits_and_names_what_is_left_out(micro
     def described():
         (tmp_path / "list.jsonl").write_text("\n".join(lines))
         data = pipeline.open_data(micro_config.data, batch_size=4, seed=0)
-        return "\n".join(start.describe(micro_config, build.build_recipe(micro_config), data))
+        return "\n".join(_described(micro_config, data))
 
     assert "warning" not in described()
     samples, rate = soundfile.read(tmp_path / "1.wav", dtype="int16")
