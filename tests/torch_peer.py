@@ -222,7 +222,7 @@ def _codec(job, device, encode, decode):
 
 
 def _losses(sections):
-    """Return `(name, weight, loss)` of the two losses of the system's config; others raise an error."""
+    """Return `(name, weight, loss)` of losses that the system has; others raise an error."""
     terms = []
     for name, section in sections.items():
         target = section["_target_"].rsplit(".", 1)[-1]
@@ -244,6 +244,8 @@ def _losses(sections):
                 "convergence": section["convergence"],
             }  # fmt: skip
             terms.append((name, weight, functools.partial(ref.multi_scale_mel, **options)))
+        elif target == "waveform_l1":
+            terms.append((name, weight, torch.nn.functional.l1_loss))
         else:
             raise SystemExit(f"the torch reference has no loss like config.losses.{name} ({section['_target_']})")
     return terms
