@@ -68,9 +68,9 @@ class Loop:
     def _train(self, state, start_step, metrics):
         config, session, safety = self._config, self._session, self._session.safety
         if metrics is None:
-            # While the validation is compiled and run.
-            shape = (config.batch_size, *build.example_shape(config)[1:])
-            self._programs.begin_step(start_step, state, program.abstract_batch(session.devices, shape))
+            if jax.process_count() == 1:  # while the validation is compiled and run
+                shape = (config.batch_size, *build.example_shape(config)[1:])
+                self._programs.begin_step(start_step, state, program.abstract_batch(session.devices, shape))
             try:
                 metrics = self._first_validation(state, start_step)
             except Stopped as stopped:
