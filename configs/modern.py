@@ -1,6 +1,7 @@
-"""A recipe that learns more than base's in as many steps, for the same model: Muon, a waveform loss, an average.
+"""Muon, a waveform loss and an average: learned more than base's recipe in as many steps, on a small model.
 
-`audiovae_jax/training/README.md` says what each choice was worth. The learning rate was found with `base_channels` 16.
+It was measured with `base_channels` 16 and without a discriminator. `audiovae_jax/training/README.md` says what each
+choice was worth, and what is not known.
 """
 
 import ml_collections
@@ -12,9 +13,9 @@ def override(config):
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 20
-    config.losses.waveform_l1 = ml_collections.ConfigDict()
-    config.losses.waveform_l1._target_ = "audiovae_jax.losses.waveform_l1"
-    config.losses.waveform_l1.weight = 30.0
+    config.losses.waveform_l1 = ml_collections.ConfigDict(
+        {"_target_": "audiovae_jax.losses.waveform_l1", "weight": 30.0}
+    )
     config.adversarial.loss = "relativistic"
     for optimizer in (config.optimizer, config.discriminator_optimizer):
         optimizer.b1 = 0.8

@@ -23,9 +23,9 @@ def override(config):
     config.losses.mel.fft_sizes = (2048, 512)
     config.losses.mel.n_mels = (128, 32)
     # Without it, the losses say nothing about phase, and 300 steps end at an SI-SDR of -9 dB instead of 5 dB.
-    config.losses.waveform_l1 = ml_collections.ConfigDict()
-    config.losses.waveform_l1._target_ = "audiovae_jax.losses.waveform_l1"
-    config.losses.waveform_l1.weight = 10.0
+    config.losses.waveform_l1 = ml_collections.ConfigDict(
+        {"_target_": "audiovae_jax.losses.waveform_l1", "weight": 10.0}
+    )
     config.optimizer.learning_rate = 3e-3
     config.optimizer.b1 = 0.8
     config.optimizer.b2 = 0.99

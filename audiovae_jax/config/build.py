@@ -147,7 +147,12 @@ def build_losses(config: ml_collections.ConfigDict) -> WeightedLosses:
 
 def example_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
     """Return the shape of one crop, `(1, T, C)`, for initialising the networks."""
-    return (1, config.data.crop_length, config.data.channels)
+    return (1, *batch_shape(config)[1:])
+
+
+def batch_shape(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+    """Return the shape of a batch of all devices, `(B, T, C)`."""
+    return (config.batch_size, config.data.crop_length, config.data.channels)
 
 
 def _build_optimizer(config, name, first_step=0):
@@ -235,7 +240,7 @@ def _construct(cls, section, where):
 
 
 def _batch(config):
-    return jax.ShapeDtypeStruct((config.batch_size, config.data.crop_length, config.data.channels), jnp.float32)
+    return jax.ShapeDtypeStruct(batch_shape(config), jnp.float32)
 
 
 def _trace(fn, where, name, *args, check=lambda output: None):

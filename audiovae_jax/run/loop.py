@@ -69,8 +69,8 @@ class Loop:
         config, session, safety = self._config, self._session, self._session.safety
         if metrics is None:
             if jax.process_count() == 1:  # while the validation is compiled and run
-                shape = (config.batch_size, *build.example_shape(config)[1:])
-                self._programs.begin_step(start_step, state, program.abstract_batch(session.devices, shape))
+                batch = program.abstract_batch(session.devices, build.batch_shape(config))
+                self._programs.begin_step(start_step, state, batch)
             try:
                 metrics = self._first_validation(state, start_step)
             except Stopped as stopped:

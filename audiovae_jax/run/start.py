@@ -325,9 +325,9 @@ def initial_state(
     progress = progress or Progress()
     sharding = mesh.replicated(devices)
     restored = None
-    if creation is None:
-        creation = Creation(recipe, build.example_shape(config))
     with progress.phase("restoring"):
+        if creation is None:
+            creation = Creation(recipe, build.example_shape(config))
         if agreement.of_first(checkpoints.steps()):
             restored = checkpoints.restore(program.on_every_device(creation.shapes, devices), sharding)
     if restored is not None:

@@ -50,8 +50,7 @@ class Step:
         with compilation.sparing():
             state = jax.block_until_ready(create_state(recipe, devices, build.example_shape(config)))
         compilation.forget()  # as training does
-        shape = (config.batch_size, *build.example_shape(config)[1:])
-        audio = mesh.place_batch(devices, 0.3 * jax.random.normal(jax.random.key(0), shape))
+        audio = mesh.place_batch(devices, 0.3 * jax.random.normal(jax.random.key(0), build.batch_shape(config)))
         initialised = time.perf_counter()
         mapped = program.map_step(recipe, devices, config.use_adversarial)
         compiled = compilation.compiled(mapped, state, audio, scalars)

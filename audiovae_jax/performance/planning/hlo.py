@@ -19,6 +19,7 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 _ARRAY = re.compile(r"\b([a-z][a-z0-9]*)\[([\d,<=]*)\]")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
 _NAME = re.compile(r"%([\w.\-]+)")
+_COMPUTATION = re.compile(r"^(?:(ENTRY) )?%?([\w.\-]+) .*\{$", flags=re.MULTILINE)
 _BODY = re.compile(r"\bbody=%?([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
@@ -71,34 +72,26 @@ def entry_traffic(text: str) -> int:
     A loop counts as its body, as often as it runs. A fusion is one instruction, and its internal traffic does not
     count. This is an estimate: instructions may share a cache, or read only part of an operand.
     """
-    return _traffic(_entry(text), text)
+    return _traffic("ENTRY", _computations(text))
 
 
-def _traffic(computation, text):
+def _traffic(name, computations):
     sizes, moved = {}, 0
-    for instruction in _instructions(computation):
+    for instruction in _instructions(computations.get(name, "")):
         sizes[instruction.name] = size = _size(instruction.type)
         if instruction.op == "while":
-            moved += _rounds(instruction.line) * _traffic(_body(instruction.line, text), text)
+            rounds, body = _TRIPS.search(instruction.line), _BODY.search(instruction.line)
+            moved += int(rounds.group(1) if rounds else 1) * _traffic(body.group(1) if body else "", computations)
         elif instruction.op not in _FREE and not instruction.op.endswith("-done"):
             moved += size + sum(sizes.get(name, 0) for name in instruction.operands)
     return moved
 
 
-def _entry(text):
-    start = re.search(r"^ENTRY ", text, flags=re.MULTILINE)
-    return text[start.start() :] if start else text
-
-
-def _body(line, text):
-    name = re.escape(_BODY.search(line).group(1))
-    start = re.search(rf"^%?{name} .*\{{$", text, flags=re.MULTILINE)
-    return text[start.start() : text.index("\n}", start.start())]
-
-
-def _rounds(line):
-    match = _TRIPS.search(line)
-    return int(match.group(1)) if match else 1
+def _computations(text):
+    """The text of each computation by its name, or "ENTRY"."""
+    starts = list(_COMPUTATION.finditer(text))
+    ends = [start.start() for start in starts[1:]] + [len(text)]
+    return {start[1] or start[2]: text[start.end() : end] for start, end in zip(starts, ends, strict=True)}
 
 
 def _instructions(text) -> Iterator[_Instruction]:

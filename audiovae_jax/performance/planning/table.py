@@ -66,7 +66,7 @@ def _cell(text, entry):
 def _batch(entry):
     planned = entry.get("figures_of_batch", entry["batch_per_device"])
     instead = "" if planned == entry["batch_per_device"] else f" ({entry['batch_per_device']} do not fit)"
-    parts = entry.get("parts", 1)
+    parts = entry["parts"]
     split = f" in {parts} parts of {planned}" if parts > 1 else ""
     return f"{planned * parts} per device{split}, {planned * parts * entry['count']} in total{instead}"
 
