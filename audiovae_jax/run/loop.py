@@ -68,9 +68,9 @@ class Loop:
     def _train(self, state, start_step, metrics):
         config, session, safety = self._config, self._session, self._session.safety
         if metrics is None:
-            if jax.process_count() == 1:  # while the validation is compiled and run
-                batch = program.abstract_batch(session.devices, build.batch_shape(config))
-                self._programs.begin_step(start_step, state, batch)
+            # While the validation is compiled and run.
+            batch = program.abstract_batch(session.devices, build.batch_shape(config))
+            self._programs.begin_step(start_step, state, batch)
             try:
                 metrics = self._first_validation(state, start_step)
             except Stopped as stopped:

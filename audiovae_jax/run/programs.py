@@ -78,15 +78,15 @@ class Programs:
 
     def _program(self, name, adversarial, mapped, options, arguments, may_stop):
         key = (name, adversarial)
-        if key not in self._compiled or self._compiled[key].is_alive():
+        # Not whether this process has compiled it: the processes must agree on a stop equally often.
+        if key not in self._shared:
             what = f"compiling {name}" + (" with discriminator" if adversarial else "")
             with self._group.progress.phase("compiling"), self._timed(what):
                 wait_for(self._begin(name, adversarial, mapped, options, arguments), self._group, may_stop)
-        compiled = self._compiled[key].result()
-        if key not in self._shared:
             # Gloo ends a run if a process waits 30 seconds for another's first collective.
             self._group.meet(f"compiled/{name}/{adversarial}")
             self._shared.add(key)
+        compiled = self._compiled[key].result()
         return lambda *arguments: compiled(*arguments, self._scalars)
 
     def _set_flops(self, flops):
