@@ -69,8 +69,7 @@ def _base():
     config.early_stopping.min_delta = 0.0
     config.use_adversarial = True
     # Parts of each device's items that are computed one after the other, for less memory: a batch of 64 with 4 takes
-    # the memory of 16. The update is that of the whole batch. This is for GPUs and TPUs: CPUs become several times
-    # slower.
+    # the memory of 16. The update is that of the whole batch.
     config.accumulation_steps = 1
     # Above 0: each loss on the reconstruction gets its weight's share of a gradient of this norm, at any scale of the
     # losses (EnCodec's balancer).

@@ -220,7 +220,58 @@ def _dense_1d(x, kernel, window):
 def _of_stride_1(x, kernel, dilation=1):
     if kernel.shape[0] == 1:
         return jnp.matmul(x, kernel[0])
+    return _contiguous(x, kernel, dilation)
+
+
+# The next three functions are a 1-D convolution without padding and its two gradients. Each derivative of one is another.
+# All have the order of axes of XLA's fast CPU kernel. XLA reorders the gradients that JAX derives, but not inside loops
+# and conditionals, and not those of gradients. Without these functions, a step of `tiny.py` takes 9 times as long in two
+# parts, and 4 times as long with an R1 penalty.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _contiguous(x, kernel, dilation):
+    """Convolve `[B, T, in]` with `[taps, in, out]`."""
     return _plain(x, kernel, Window((1,), (dilation,), (0,)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _input_gradient(g, kernel, dilation):
+    """The gradient with respect to `x` of `_contiguous`, for the gradient `g` of its result."""
+    reach = (kernel.shape[0] - 1) * dilation
+    return _plain(g, kernel[::-1].transpose(0, 2, 1), Window((1,), (dilation,), (reach,)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _kernel_gradient(x, g, dilation):
+    """The gradient with respect to `kernel` of `_contiguous`."""
+    # The channels of `x` are the batch, and the batch is summed over as channels.
+    return _plain(x.transpose(2, 1, 0), g.transpose(1, 0, 2), Window((dilation,), (1,), (0,))).transpose(1, 0, 2)
+
+
+def _with_gradients(function, to_first, to_second):
+    def forward(first, second, dilation):
+        return function(first, second, dilation), (first, second)
+
+    def backward(dilation, operands, cotangent):
+        return to_first(*operands, cotangent, dilation), to_second(*operands, cotangent, dilation)
+
+    function.defvjp(forward, backward)
+
+
+_with_gradients(
+    _contiguous,
+    lambda x, kernel, g, dilation: _input_gradient(g, kernel, dilation),
+    lambda x, kernel, g, dilation: _kernel_gradient(x, g, dilation),
+)
+_with_gradients(
+    _input_gradient,
+    lambda g, kernel, x, dilation: _contiguous(x, kernel, dilation),
+    lambda g, kernel, x, dilation: _kernel_gradient(x, g, dilation),
+)
+_with_gradients(
+    _kernel_gradient,
+    lambda x, g, kernel, dilation: _input_gradient(g, kernel, dilation),
+    lambda x, g, kernel, dilation: _contiguous(x, kernel, dilation),
+)
 
 
 def _grouped(x, kernel, stride, groups, n_out):

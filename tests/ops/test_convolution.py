@@ -1,5 +1,7 @@
 """Every fast form against XLA's own convolution, values and gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,3 +161,39 @@ def test_rows_may_be_strided_beyond_the_kernel():
     x, kernel = _random(1, 7, 12, 8), _random(1, 3, 8, 6)
     y = convolution.conv2d(x, kernel, stride=(2, 1), padding=(0, 1))
     np.testing.assert_allclose(y, convolution.conv2d(x[:, ::2], kernel, padding=(0, 1)), atol=1e-4)
+
+
+def test_second_derivatives_are_xlas():
+    def penalty(form):
+        def squared(x, kernel):
+            pulled = jax.grad(lambda x: jnp.sin(form(x, kernel)).sum())(x)
+            return jnp.square(pulled).sum()
+
+        return jax.grad(squared, (0, 1))
+
+    args = _random(2, 40, 5), _random(7, 5, 4)
+    window = conv_forms.Window((1,), (3,), (9,))
+    ours = penalty(lambda x, kernel: conv_forms.convolve(x, kernel, None, window))
+    theirs = penalty(lambda x, kernel: conv_forms._plain(x, kernel, window))
+    for a, b in zip(ours(*args), theirs(*args), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_gradients_in_a_loop_are_in_the_order_of_xlas_fast_kernel(order):
+    def loss(x, kernel):
+        return jnp.square(conv_forms.convolve(x, kernel, None, conv_forms.Window((1,), (3,), (9,)))).sum()
+
+    def penalty(x, kernel):
+        return jnp.square(jax.grad(loss)(x, kernel)).sum()
+
+    def summed(x, kernel):
+        of_part = {1: loss, 2: penalty}[order]
+        return lax.scan(lambda total, part: (total + of_part(part, kernel), None), 0.0, x)[0]
+
+    program = jax.jit(jax.grad(summed, (0, 1))).lower(_random(3, 2, 64, 16), _random(7, 16, 8)).compile().as_text()
+    windows = re.findall(r"convolution\(.*window={(.*?)}, dim_labels=(\w+)->(\w+)", program)
+    assert len(windows) >= 1 + order
+    for window, *order_of_axes in windows:
+        assert order_of_axes == ["b0f_0io", "b0f"]
+        assert "lhs_dilate" not in window
