@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from audiovae_jax.commands import arguments, bundled_configs, process
+from audiovae_jax.commands import arguments, bundled_configs
 from audiovae_jax.commands.arguments import Command
 from audiovae_jax.config import configuration
 from audiovae_jax.errors import ConfigError
@@ -45,7 +45,6 @@ def _benchmark(subcommand, model=None):
     _require_used(subcommand)
     # Other systems and measuring processes need memory on the same accelerator.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    process.restart_with_huge_pages()  # like training; other systems inherit the setting
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that child processes end too
     values = flags.FLAGS
     signals = (values.batch_size or 1) if subcommand == "codec" else 1

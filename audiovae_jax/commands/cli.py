@@ -8,16 +8,25 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from audiovae_jax.commands import huge_pages
+
 
 class Entry(NamedTuple):
-    """A command: the module in this package that contains it, and a one-line summary."""
+    """A command.
+
+    Attributes:
+      module: the module in this package that contains it.
+      summary: in one line.
+      huge_pages: whether it runs with huge pages, if the system offers them.
+    """
 
     module: str
     summary: str
+    huge_pages: bool = False
 
 
 COMMANDS = {
-    "train": Entry("training", "Train an audio VAE, or resume a run from its workdir."),
+    "train": Entry("training", "Train an audio VAE, or resume a run from its workdir.", huge_pages=True),
     "report": Entry("training", "Compare runs on one HTML page: curves, samples, warnings and configs."),
     "migrate_config": Entry("training", "Convert the PyTorch system's Hydra configs to a config file."),
     "reconstruct": Entry("codec", "Encode and decode audio files."),
@@ -32,7 +41,9 @@ COMMANDS = {
     "export_torch": Entry("models", "Write a model to a file for the PyTorch system."),
     "push_to_hub": Entry("models", "Write a model, with a model card, to a repository of the Hugging Face hub."),
     "make_shards": Entry("data", "Convert a data set to shards, for fast reading of crops."),
-    "benchmark": Entry("benchmark", "Benchmark the step, the codec, the data, compiling, memory or learning."),
+    "benchmark": Entry(
+        "benchmark", "Benchmark the step, the codec, the data, compiling, memory or learning.", huge_pages=True
+    ),
     "check_data": Entry("data", "Report on a data set: contents, skipped files, reading speed."),
     "evaluate": Entry(
         "judging", "Evaluate models, and compare them with Opus and MP3: a table, and a page with audio."
@@ -54,12 +65,15 @@ def main(name: str | None = None):
     if name is None and sys.argv[1:2] in ([], ["-h"], ["--help"]):
         print("\n".join(_list()))
         sys.exit(0 if sys.argv[1:] else 1)
-    # Imported late, since they import JAX, which takes seconds.
-    from audiovae_jax.commands import arguments, process
     from audiovae_jax.errors import UserError
 
     try:
         name = _take_name() if name is None else name
+        if COMMANDS[name].huge_pages:
+            huge_pages.restart()
+        # Imported late, since they import JAX, which takes seconds.
+        from audiovae_jax.commands import arguments, process
+
         command = load(name)
         process.prepare()
         try:

@@ -70,7 +70,6 @@ def _flags():
 
 
 def _train():
-    process.restart_with_huge_pages()
     process.show_stacks_on_signal()
     from audiovae_jax.performance.planning import accelerators
     from audiovae_jax.run import bucket_lock, train, warm_start

@@ -172,8 +172,9 @@ class Reporter:
                 audio = np.clip(audio, -1, 1)
                 soundfile.write(folder / f"{i}_{name}.wav", audio, self._sample_rate, subtype="PCM_16")
                 self._events.audio(f"sample_{i}/{name}", audio, step, self._sample_rate)
-            image = picture.draw(*both, self._sample_rate, folder / f"{i}.png", title=sample.title(step))
-            self._events.image(f"sample_{i}/spectrograms", image, step)
+            png = picture.png(*both, self._sample_rate, title=sample.title(step))
+            (folder / f"{i}.png").write_bytes(png)
+            self._events.image(f"sample_{i}/spectrograms", png, step)
         self._events.flush()
 
     def finish(self, save_best: Callable[[Path], None]):

@@ -48,8 +48,8 @@ class Background(Writer):
     def audio(self, name, audio, step, sample_rate):
         self._put("audio", name, audio, step, sample_rate)
 
-    def image(self, name, image, step):
-        self._put("image", name, image, step)
+    def image(self, name, png, step):
+        self._put("image", name, png, step)
 
     def model(self, folder):
         """Record a saved model; `folder` must exist until `close` has returned."""

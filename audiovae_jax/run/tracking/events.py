@@ -1,6 +1,7 @@
 """TensorBoard events, written synchronously to disk or a bucket."""
 
 import os
+import struct
 import tempfile
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto import event_pb2
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from audiovae_jax.run.tracking.writer import Writer
 from audiovae_jax.storage.bucket_path import BucketPath
@@ -60,9 +61,12 @@ class Events(Writer):
         """Record `[T, C]` audio in -1..1."""
         self._write(event_pb2.Event(step=step, summary=summary.audio(name, audio, sample_rate)))
 
-    def image(self, name: str, image: np.ndarray, step: int):
-        """Record a picture, `[height, width, 3]` uint8."""
-        self._write(event_pb2.Event(step=step, summary=summary.image(name, image, dataformats="HWC")))
+    def image(self, name: str, png: bytes, step: int):
+        """Record a picture, a file in the PNG format."""
+        width, height = struct.unpack(">II", png[16:24])  # the first fields of the first chunk
+        image = summary_pb2.Summary.Image(width=width, height=height, encoded_image_string=png)
+        value = summary_pb2.Summary.Value(tag=name, image=image)
+        self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
 
     def flush(self):
         """Write recorded events to disk or the bucket, or retry after a failure."""

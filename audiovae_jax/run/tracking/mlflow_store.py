@@ -66,12 +66,10 @@ class MlflowStore(Writer):
             soundfile.write(path, np.clip(audio, -1, 1), sample_rate, subtype="PCM_16")
             self._client.log_artifact(self._run_id, str(path), f"samples/step_{step:08d}")
 
-    def image(self, name, image, step):
-        from matplotlib.image import imsave
-
+    def image(self, name, png, step):
         with tempfile.TemporaryDirectory(prefix="audiovae_jax_mlflow_") as folder:
             path = Path(folder) / f"{name.replace('/', '_')}.png"
-            imsave(path, image)
+            path.write_bytes(png)
             self._client.log_artifact(self._run_id, str(path), f"samples/step_{step:08d}")
 
     def model(self, folder):

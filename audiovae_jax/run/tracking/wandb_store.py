@@ -1,5 +1,6 @@
 """Weights & Biases in offline mode: a run in `wandb/`, uploaded by `wandb sync`."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -52,8 +53,10 @@ class WandbStore(Writer):
         audio = np.clip(audio, -1, 1)
         self._run.log({name: self._wandb.Audio(audio, sample_rate=sample_rate), _STEP: step})
 
-    def image(self, name, image, step):
-        self._run.log({name: self._wandb.Image(image), _STEP: step})
+    def image(self, name, png, step):
+        from PIL import Image  # wandb needs it too
+
+        self._run.log({name: self._wandb.Image(Image.open(io.BytesIO(png))), _STEP: step})
 
     def model(self, folder):
         self._run.log_artifact(str(folder), name="best_model", type="model")

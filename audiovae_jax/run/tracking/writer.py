@@ -28,8 +28,8 @@ class Writer:
     def audio(self, name: str, audio: np.ndarray, step: int, sample_rate: int):
         """Record `[T, C]` audio in -1..1."""
 
-    def image(self, name: str, image: np.ndarray, step: int):
-        """Record a picture, `[height, width, 3]` uint8."""
+    def image(self, name: str, png: bytes, step: int):
+        """Record a picture, a file in the PNG format."""
 
     def model(self, folder: Path):
         """Record a saved model."""
@@ -64,8 +64,8 @@ class Writers(Writer):
     def audio(self, name, audio, step, sample_rate):
         self._each(lambda writer: writer.audio(name, audio, step, sample_rate))
 
-    def image(self, name, image, step):
-        self._each(lambda writer: writer.image(name, image, step))
+    def image(self, name, png, step):
+        self._each(lambda writer: writer.image(name, png, step))
 
     def model(self, folder):
         self._each(lambda writer: writer.model(folder))

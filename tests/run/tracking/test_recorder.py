@@ -6,6 +6,7 @@ import pytest
 
 from audiovae_jax import load_model, save_model
 from audiovae_jax.errors import ConfigError
+from audiovae_jax.html import picture
 from audiovae_jax.run.reporter import Reporter
 from audiovae_jax.run.tracking import history, json_lines, page, recorder
 from audiovae_jax.run.tracking.json_lines import JsonLines
@@ -109,7 +110,7 @@ def test_mlflow_records_a_run_and_resumes_it(micro_config, trained_run, tmp_path
             writers.scalars({"train/x": float(step), "train/nan": float("nan")}, step)
         writers.text("warning", "something is odd", first)
         writers.audio("sample_0/original", np.zeros((800, 2), np.float32), first, 8000)
-        writers.image("sample_0/spectrograms", np.zeros((4, 5, 3), np.uint8), first)
+        writers.image("sample_0/spectrograms", picture.png(*np.zeros((2, 800, 2)), 8000), first)
         if finished:
             writers.model(tmp_path / "model")
         writers.close(finished)
@@ -147,7 +148,7 @@ def test_wandb_keeps_a_run_offline_under_one_id(micro_config, trained_run, tmp_p
         writers.scalars({"train/x": float(first)}, first)
         writers.text("warning", "something is odd", first)
         writers.audio("sample_0/original", np.zeros((800, 2), np.float32), first, 8000)
-        writers.image("sample_0/spectrograms", np.zeros((4, 5, 3), np.uint8), first)
+        writers.image("sample_0/spectrograms", picture.png(*np.zeros((2, 800, 2)), 8000), first)
         if first:
             model, variables = load_model(trained_run[0])
             save_model(model, variables, tmp_path / "model")
