@@ -76,23 +76,25 @@ def check_discriminator(discriminator, state_dict, io):
 def step_at_ties(features, real, fake, difference):
     """Return the part of a gradient's difference that feature matching's ties explain.
 
-    Where a feature of both recordings is the same to rounding, the gradient of their absolute difference is -1, 0 or 1
-    by chance. Each such feature may change the gradient along its own.
+    Where a feature of both recordings is the same to rounding, the sign of its difference is the machine's choice.
+    Another choice adds a multiple of that feature's gradient.
     """
 
-    def apart(fake):
+    def distances(fake):
         layers = zip(jax.tree.leaves(features(fake)), jax.tree.leaves(features(real)), strict=True)
         return jnp.concatenate([((a - b) / jnp.abs(b).max()).ravel() for a, b in layers])
 
-    @jax.jit
-    def gradients(ties):
-        _, pull = jax.vjp(apart, fake)
-        return jax.lax.map(lambda tie: pull(jnp.zeros(distance.shape).at[tie].set(1.0))[0].ravel(), ties)
-
-    distance = np.abs(jax.jit(apart)(fake))
-    ties = np.flatnonzero(distance < 3e-7)  # at most 52 of them, in 2,000 to 8,192 samples
+    distance = np.abs(jax.jit(distances)(fake))
+    ties = np.flatnonzero(distance < 3e-7)
+    assert len(ties) < 64  # few, or they would explain anything: a recording has 2,000 to 8,192 samples
     if not len(ties):
         return jnp.zeros_like(fake)
+
+    @jax.jit
+    def gradients(ties):
+        _, pull_back = jax.vjp(distances, fake)
+        return jax.lax.map(lambda tie: pull_back(jnp.zeros(distance.shape).at[tie].set(1.0))[0].ravel(), ties)
+
     directions = np.asarray(gradients(ties)).T
     return (directions @ np.linalg.lstsq(directions, np.ravel(difference))[0]).reshape(fake.shape)
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from audiovae_jax.commands import huge_pages
+from audiovae_jax.commands import process
 
 
 class Entry(NamedTuple):
@@ -41,7 +41,7 @@ COMMANDS = {
     "export_torch": Entry("models", "Write a model to a file for the PyTorch system."),
     "push_to_hub": Entry("models", "Write a model, with a model card, to a repository of the Hugging Face hub."),
     "make_shards": Entry("data", "Convert a data set to shards, for fast reading of crops."),
-    "benchmark": Entry(
+    "benchmark": Entry(  # like training; other systems inherit the setting
         "benchmark", "Benchmark the step, the codec, the data, compiling, memory or learning.", huge_pages=True
     ),
     "check_data": Entry("data", "Report on a data set: contents, skipped files, reading speed."),
@@ -70,9 +70,9 @@ def main(name: str | None = None):
     try:
         name = _take_name() if name is None else name
         if COMMANDS[name].huge_pages:
-            huge_pages.restart()
+            process.restart_with_huge_pages()
         # Imported late, since they import JAX, which takes seconds.
-        from audiovae_jax.commands import arguments, process
+        from audiovae_jax.commands import arguments
 
         command = load(name)
         process.prepare()

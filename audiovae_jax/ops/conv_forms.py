@@ -158,8 +158,9 @@ _in_order.defvjp(lambda kernel: (_in_order(kernel), None), _in_order_backward)
 
 def _on_tpu(x, kernel, bias, window):
     """Space to depth for strided 1-D convolutions, otherwise the plain form."""
-    form = _dense if x.ndim == 3 and window.stride[0] > 1 and window.groups == 1 else _plain
-    return add_bias(form(x, kernel, window), bias)
+    if x.ndim == 3 and window.stride[0] > 1 and window.groups == 1:
+        return add_bias(_dense_1d(x, kernel, window, of_stride_1=_without_padding), bias)
+    return add_bias(_plain(x, kernel, window), bias)
 
 
 def _on_cpu(x, kernel, bias, window):
@@ -201,11 +202,12 @@ def _rows_as_channels(x, kernel, window):
     return x, kernel, Window((1, window.stride[1]), window.dilation, (0, window.padding[1]))
 
 
-def _dense_1d(x, kernel, window):
+def _dense_1d(x, kernel, window, of_stride_1=None):
+    of_stride_1 = of_stride_1 or _contiguous
     (stride,), (dilation,), (padding,) = window.stride, window.dilation, window.padding
     length, channels = x.shape[1:]
     if stride == 1 and window.groups == 1:
-        return _of_stride_1(_pad(x, 1, padding, padding), kernel, dilation)
+        return _of_stride_1(_pad(x, 1, padding, padding), kernel, dilation, of_stride_1)
     # Space to depth: `stride` samples become the channels of one sample. The kernel's taps are grouped likewise.
     n_out = conv_length(length, kernel.shape[0], stride=stride, padding=padding)
     taps = -(-kernel.shape[0] // stride)
@@ -214,23 +216,24 @@ def _dense_1d(x, kernel, window):
     if window.groups > 1:
         return _grouped(x, kernel, stride, window.groups, n_out)
     x = x.reshape(x.shape[0], -1, stride * channels)
-    return _of_stride_1(x, kernel.reshape(taps, -1, kernel.shape[-1]))
+    return _of_stride_1(x, kernel.reshape(taps, -1, kernel.shape[-1]), 1, of_stride_1)
 
 
-def _of_stride_1(x, kernel, dilation=1):
-    if kernel.shape[0] == 1:
-        return jnp.matmul(x, kernel[0])
-    return _contiguous(x, kernel, dilation)
+def _of_stride_1(x, kernel, dilation, convolved):
+    return jnp.matmul(x, kernel[0]) if kernel.shape[0] == 1 else convolved(x, kernel, dilation)
+
+
+def _without_padding(x, kernel, dilation):
+    return _plain(x, kernel, Window((1,), (dilation,), (0,)))
 
 
 # The next three functions are a 1-D convolution without padding and its two gradients; each derivative of one is
-# another. All have the order of axes of XLA's fast CPU kernel. XLA reorders the gradients that JAX derives, but not
-# inside loops and conditionals, and not those of gradients. Without these functions, a step of `tiny.py` takes 6.5 times
-# as long in two parts, and 4 times with an R1 penalty.
+# another. All have the order of axes of XLA's fast CPU kernel. XLA gives this order to the gradients that JAX derives,
+# except in loops, in conditionals and in second derivatives. There they take several times as long.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _contiguous(x, kernel, dilation):
     """Convolve `[B, T, in]` with `[taps, in, out]`."""
-    return _plain(x, kernel, Window((1,), (dilation,), (0,)))
+    return _without_padding(x, kernel, dilation)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -68,7 +68,7 @@ class Loop:
     def _train(self, state, start_step, metrics):
         config, session, safety = self._config, self._session, self._session.safety
         if metrics is None:
-            # While the validation is compiled and run.
+            # Beside the validation, which is compiled and run meanwhile.
             batch = program.abstract_batch(session.devices, build.batch_shape(config))
             self._programs.begin_step(start_step, state, batch)
             try:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -80,9 +81,10 @@ class Programs:
         key = (name, adversarial)
         # Not whether this process has compiled it: the processes must agree on a stop equally often.
         if key not in self._shared:
+            call = self._begin(name, adversarial, mapped, options, arguments)
             what = f"compiling {name}" + (" with discriminator" if adversarial else "")
-            with self._group.progress.phase("compiling"), self._timed(what):
-                wait_for(self._begin(name, adversarial, mapped, options, arguments), self._group, may_stop)
+            with self._group.progress.phase("compiling"), self._timed(what) if call.is_alive() else nullcontext():
+                wait_for(call, self._group, may_stop)
             # Gloo ends a run if a process waits 30 seconds for another's first collective.
             self._group.meet(f"compiled/{name}/{adversarial}")
             self._shared.add(key)

@@ -66,6 +66,17 @@ def test_the_list_is_printed_without_jax_and_help_without_what_the_command_runs(
     assert not modules & {"orbax", "grain", "scipy.signal", "tensorboardX", "audiovae_jax.run.train"}
 
 
+@pytest.mark.parametrize("name", ["train", "benchmark"])
+def test_a_restart_precedes_the_import_of_jax(name):
+    program = (
+        "import sys\n"
+        "from audiovae_jax.commands import cli, process\n"
+        "process.restart_with_huge_pages = lambda: sys.exit(int('jax' in sys.modules) + 2)\n"
+        f"cli.main({name!r})\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 2
+
+
 @pytest.mark.slow
 def test_files_are_read_without_a_device(tmp_path):
     old_configs.write(tmp_path / "old")

@@ -1,5 +1,8 @@
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from audiovae_jax.html import picture
 
@@ -29,12 +32,12 @@ def test_bands_contain_the_total_power():
     np.testing.assert_allclose(picture.mel_levels(10 * noise, RATE) - levels, 20.0, atol=0.01)
 
 
-def test_the_difference_is_red_where_the_reconstruction_is_louder_and_blue_where_it_is_softer(tmp_path):
+def test_the_difference_is_red_where_the_reconstruction_is_louder_and_blue_where_it_is_softer():
     noise = 0.1 * np.random.default_rng(0).standard_normal((RATE // 2, 1)).astype(np.float32)
     pictures = {
-        gain: picture.draw(noise, gain * noise, RATE, tmp_path / "x.png", title="t") for gain in (0.2, 1.0, 5.0)
+        gain: np.asarray(Image.open(io.BytesIO(picture.png(noise, gain * noise, RATE, title="t"))))
+        for gain in (0.2, 1.0, 5.0)
     }
-    assert (tmp_path / "x.png").exists()
     third = len(pictures[1.0]) // 3
 
     def excess_of_red(gain):
@@ -42,18 +45,15 @@ def test_the_difference_is_red_where_the_reconstruction_is_louder_and_blue_where
         return (panel[..., 0] - panel[..., 2]).mean()
 
     assert excess_of_red(0.2) < -5 < excess_of_red(1.0) < 5 < excess_of_red(5.0)
-    assert pictures[1.0].dtype == np.uint8
-    assert pictures[1.0].shape[2] == 3
 
 
 @pytest.mark.parametrize("samples", [1, 100, 5000])
-def test_silence_and_short_signals_have_a_picture_too(tmp_path, samples):
+def test_silence_and_short_signals_have_a_picture_too(samples):
     silence = np.zeros((samples, 1), np.float32)
     assert np.isfinite(picture.mel_levels(silence, 44100)).all()
-    picture.draw(silence, silence, 44100, tmp_path / "x.png")
+    assert picture.png(silence, silence, 44100).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["$x_$.wav", "a$b_^c$.wav", "\\frac{$$.wav"])
-def test_a_title_may_contain_any_characters_of_a_file_name(tmp_path, name):
-    picture.draw(_tone(440), _tone(440), RATE, tmp_path / "x.png", title=f"step 3: {name}")
-    assert (tmp_path / "x.png").stat().st_size > 10_000
+def test_a_title_may_contain_any_characters_of_a_file_name(name):
+    assert len(picture.png(_tone(440), _tone(440), RATE, title=f"step 3: {name}")) > 10_000

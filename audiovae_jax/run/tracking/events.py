@@ -64,7 +64,7 @@ class Events(Writer):
     def image(self, name: str, png: bytes, step: int):
         """Record a picture, a file in the PNG format."""
         width, height = struct.unpack(">II", png[16:24])  # the first fields of the first chunk
-        image = summary_pb2.Summary.Image(width=width, height=height, encoded_image_string=png)
+        image = summary_pb2.Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
         value = summary_pb2.Summary.Value(tag=name, image=image)
         self._write(event_pb2.Event(step=step, summary=summary_pb2.Summary(value=[value])))
 

@@ -54,7 +54,7 @@ class WandbStore(Writer):
         self._run.log({name: self._wandb.Audio(audio, sample_rate=sample_rate), _STEP: step})
 
     def image(self, name, png, step):
-        from PIL import Image  # wandb needs it too
+        from PIL import Image
 
         self._run.log({name: self._wandb.Image(Image.open(io.BytesIO(png))), _STEP: step})
 

@@ -15,7 +15,7 @@ _SHARED = ("in_channels", "sample_rate")  # arguments that have one shared key i
 _FACTORS = {
     "devices": "a run uses all devices that JAX sees; select them with CUDA_VISIBLE_DEVICES",
     "num_nodes": "start the same command on each host",
-    "accumulate_grad_batches": "config.accumulation_steps; 1 is faster where the whole batch fits into memory",
+    "accumulate_grad_batches": "config.accumulation_steps; 1 unless memory is short",
 }
 # Keys, in any section, whose counterpart is not a config key.
 _REMARKS = {
