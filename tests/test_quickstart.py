@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, with two steps instead of 300, and narrow networks."""
+"""The notebook runs from top to bottom, with two steps instead of 500, and narrow networks."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     namespace = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            exec("".join(cell["source"]).replace("steps = 300", "steps = 2"), namespace)
+            exec("".join(cell["source"]).replace("steps = 500", "steps = 2"), namespace)
     original, reconstruction, image, own = shown
     assert original[0].shape == reconstruction[0].shape == own[0].shape
     assert original[1] == own[1] == 44100
