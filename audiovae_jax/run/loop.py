@@ -185,7 +185,8 @@ class Loop:
         with self._reporter.timed("running the first validation"):
             metrics = self._validation.validate(state, at)
             self._stopping.see(metrics, at)
-            self._validation.sample(state, at, may_stop=True)
+            if self._config.init_from is not None:  # an untrained model would make noise
+                self._validation.sample(state, at, may_stop=True)
         return metrics
 
     def _stop(self, state, start_step, at, reason):
