@@ -50,7 +50,8 @@ def test_a_run_leaves_what_it_should(micro_config, tmp_path, audio_folder, capsy
     store = Checkpoints(workdir / "checkpoints", read_only=True)
     assert store.steps()[-1] == 2
     store.close()
-    samples = workdir / "samples" / "step_00000002"
+    (samples,) = (workdir / "samples").iterdir()  # none of the untrained model
+    assert samples.name == "step_00000002"
     assert sorted(p.name for p in samples.iterdir()) == ["0.png", "0_original.wav", "0_reconstruction.wav"]
     for name in ("original", "reconstruction"):
         audio, rate = soundfile.read(samples / f"0_{name}.wav")
@@ -389,6 +390,8 @@ def test_init_from_resumes_in_a_new_workdir(micro_config, trained_run, tmp_path,
     micro_config.discriminator.mpd_channels = (3,)
     taken = train.train(micro_config, tmp_path / "second")
     assert taken.step == 4
+    samples = {path.name for path in (tmp_path / "second" / "samples").iterdir()}
+    assert samples == {"step_00000002", "step_00000004"}  # those of the model it starts from come first
     assert int(taken.opt_state[1].count) == int(first.opt_state[1].count) + 2
     out = capsys.readouterr()
     for name in ("discriminator_params", "discriminator_opt_state"):
