@@ -1,6 +1,6 @@
 """Process-wide settings that only commands may change: huge pages, log filters, import paths.
 
-It imports no JAX itself, so that a command restarts before that takes its time.
+It imports no JAX, so that a restart comes before that import.
 """
 
 import builtins

@@ -156,10 +156,65 @@ def _in_order_backward(_, g):
 _in_order.defvjp(lambda kernel: (_in_order(kernel), None), _in_order_backward)
 
 
+def _valid(x, kernel, dilation):
+    """The plain form of a 1-D convolution of stride 1 without padding."""
+    return _plain(x, kernel, Window((1,), (dilation,), (0,)))
+
+
+# The next three functions are a 1-D convolution without padding and its two gradients; each derivative of one is
+# another. All have the order of axes of XLA's fast CPU kernel. XLA gives this order to the gradients that JAX derives,
+# except in loops, in conditionals and in second derivatives. There they take several times as long.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _valid_on_cpu(x, kernel, dilation):
+    """Convolve `[B, T, in]` with `[taps, in, out]`."""
+    return _valid(x, kernel, dilation)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _input_gradient(g, kernel, dilation):
+    """The gradient with respect to `x` of `_valid_on_cpu`, for the gradient `g` of its result."""
+    reach = (kernel.shape[0] - 1) * dilation
+    return _plain(g, kernel[::-1].transpose(0, 2, 1), Window((1,), (dilation,), (reach,)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _kernel_gradient(x, g, dilation):
+    """The gradient with respect to `kernel` of `_valid_on_cpu`."""
+    # The channels of `x` are the batch, and the batch is summed over as channels.
+    return _plain(x.transpose(2, 1, 0), g.transpose(1, 0, 2), Window((dilation,), (1,), (0,))).transpose(1, 0, 2)
+
+
+def _with_gradients(function, to_first, to_second):
+    def forward(first, second, dilation):
+        return function(first, second, dilation), (first, second)
+
+    def backward(dilation, operands, cotangent):
+        return to_first(*operands, cotangent, dilation), to_second(*operands, cotangent, dilation)
+
+    function.defvjp(forward, backward)
+
+
+_with_gradients(
+    _valid_on_cpu,
+    lambda x, kernel, g, dilation: _input_gradient(g, kernel, dilation),
+    lambda x, kernel, g, dilation: _kernel_gradient(x, g, dilation),
+)
+_with_gradients(
+    _input_gradient,
+    lambda g, kernel, x, dilation: _valid_on_cpu(x, kernel, dilation),
+    lambda g, kernel, x, dilation: _kernel_gradient(x, g, dilation),
+)
+_with_gradients(
+    _kernel_gradient,
+    lambda x, g, kernel, dilation: _input_gradient(g, kernel, dilation),
+    lambda x, g, kernel, dilation: _valid_on_cpu(x, kernel, dilation),
+)
+
+
 def _on_tpu(x, kernel, bias, window):
     """Space to depth for strided 1-D convolutions, otherwise the plain form."""
     if x.ndim == 3 and window.stride[0] > 1 and window.groups == 1:
-        return add_bias(_dense_1d(x, kernel, window, of_stride_1=_without_padding), bias)
+        return add_bias(_dense_1d(x, kernel, window, valid=_valid), bias)
     return add_bias(_plain(x, kernel, window), bias)
 
 
@@ -202,79 +257,22 @@ def _rows_as_channels(x, kernel, window):
     return x, kernel, Window((1, window.stride[1]), window.dilation, (0, window.padding[1]))
 
 
-def _dense_1d(x, kernel, window, of_stride_1=None):
-    of_stride_1 = of_stride_1 or _contiguous
+def _dense_1d(x, kernel, window, valid=_valid_on_cpu):
     (stride,), (dilation,), (padding,) = window.stride, window.dilation, window.padding
     length, channels = x.shape[1:]
     if stride == 1 and window.groups == 1:
-        return _of_stride_1(_pad(x, 1, padding, padding), kernel, dilation, of_stride_1)
-    # Space to depth: `stride` samples become the channels of one sample. The kernel's taps are grouped likewise.
-    n_out = conv_length(length, kernel.shape[0], stride=stride, padding=padding)
-    taps = -(-kernel.shape[0] // stride)
-    x = _pad(x, 1, padding, (n_out - 1 + taps) * stride - length - padding)
-    kernel = _pad(kernel, 0, 0, taps * stride - kernel.shape[0])
-    if window.groups > 1:
-        return _grouped(x, kernel, stride, window.groups, n_out)
-    x = x.reshape(x.shape[0], -1, stride * channels)
-    return _of_stride_1(x, kernel.reshape(taps, -1, kernel.shape[-1]), 1, of_stride_1)
-
-
-def _of_stride_1(x, kernel, dilation, convolved):
-    return jnp.matmul(x, kernel[0]) if kernel.shape[0] == 1 else convolved(x, kernel, dilation)
-
-
-def _without_padding(x, kernel, dilation):
-    return _plain(x, kernel, Window((1,), (dilation,), (0,)))
-
-
-# The next three functions are a 1-D convolution without padding and its two gradients; each derivative of one is
-# another. All have the order of axes of XLA's fast CPU kernel. XLA gives this order to the gradients that JAX derives,
-# except in loops, in conditionals and in second derivatives. There they take several times as long.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _contiguous(x, kernel, dilation):
-    """Convolve `[B, T, in]` with `[taps, in, out]`."""
-    return _without_padding(x, kernel, dilation)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _input_gradient(g, kernel, dilation):
-    """The gradient with respect to `x` of `_contiguous`, for the gradient `g` of its result."""
-    reach = (kernel.shape[0] - 1) * dilation
-    return _plain(g, kernel[::-1].transpose(0, 2, 1), Window((1,), (dilation,), (reach,)))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _kernel_gradient(x, g, dilation):
-    """The gradient with respect to `kernel` of `_contiguous`."""
-    # The channels of `x` are the batch, and the batch is summed over as channels.
-    return _plain(x.transpose(2, 1, 0), g.transpose(1, 0, 2), Window((dilation,), (1,), (0,))).transpose(1, 0, 2)
-
-
-def _with_gradients(function, to_first, to_second):
-    def forward(first, second, dilation):
-        return function(first, second, dilation), (first, second)
-
-    def backward(dilation, operands, cotangent):
-        return to_first(*operands, cotangent, dilation), to_second(*operands, cotangent, dilation)
-
-    function.defvjp(forward, backward)
-
-
-_with_gradients(
-    _contiguous,
-    lambda x, kernel, g, dilation: _input_gradient(g, kernel, dilation),
-    lambda x, kernel, g, dilation: _kernel_gradient(x, g, dilation),
-)
-_with_gradients(
-    _input_gradient,
-    lambda g, kernel, x, dilation: _contiguous(x, kernel, dilation),
-    lambda g, kernel, x, dilation: _kernel_gradient(x, g, dilation),
-)
-_with_gradients(
-    _kernel_gradient,
-    lambda x, g, kernel, dilation: _input_gradient(g, kernel, dilation),
-    lambda x, g, kernel, dilation: _contiguous(x, kernel, dilation),
-)
+        x = _pad(x, 1, padding, padding)
+    else:
+        # Space to depth: `stride` samples become the channels of one sample. The kernel's taps are grouped likewise.
+        n_out = conv_length(length, kernel.shape[0], stride=stride, padding=padding)
+        taps = -(-kernel.shape[0] // stride)
+        x = _pad(x, 1, padding, (n_out - 1 + taps) * stride - length - padding)
+        kernel = _pad(kernel, 0, 0, taps * stride - kernel.shape[0])
+        if window.groups > 1:
+            return _grouped(x, kernel, stride, window.groups, n_out)
+        x = x.reshape(x.shape[0], -1, stride * channels)
+        kernel, dilation = kernel.reshape(taps, -1, kernel.shape[-1]), 1
+    return jnp.matmul(x, kernel[0]) if kernel.shape[0] == 1 else valid(x, kernel, dilation)
 
 
 def _grouped(x, kernel, stride, groups, n_out):

@@ -45,6 +45,8 @@ def test_the_difference_is_red_where_the_reconstruction_is_louder_and_blue_where
         return (panel[..., 0] - panel[..., 2]).mean()
 
     assert excess_of_red(0.2) < -5 < excess_of_red(1.0) < 5 < excess_of_red(5.0)
+    assert pictures[1.0].dtype == np.uint8
+    assert pictures[1.0].shape == (900, 900, 4)
 
 
 @pytest.mark.parametrize("samples", [1, 100, 5000])
