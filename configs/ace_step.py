@@ -15,4 +15,4 @@ def override(config):
 
 
 def get_config(names=""):
-    return base.get_config(f"ace_step,{names}")
+    return base.get_config(names, override)

@@ -15,16 +15,19 @@ from audiovae_jax.config.resolve import did_you_mean
 from audiovae_jax.errors import ConfigError
 
 
-def get_config(names: str = "") -> ml_collections.ConfigDict:
+def get_config(names: str = "", override=None) -> ml_collections.ConfigDict:
     """Return the base config with the overrides of other configs.
 
     Args:
       names: comma-separated configs, applied in order, e.g. "lightweight,staged".
+      override: a function that changes a config in place, applied before them. Each config file passes its own.
 
     Raises:
       ConfigError: a name is unknown.
     """
     config = _base()
+    if override is not None:
+        override(config)
     given = list(filter(None, (name.strip() for name in names.split(","))))
     # A repeated name is applied at its last position.
     for name in [name for i, name in enumerate(given) if name not in given[i + 1 :]]:

@@ -21,4 +21,4 @@ def override(config):
 
 
 def get_config(names=""):
-    return base.get_config(f"decoder_finetune,{names}")
+    return base.get_config(names, override)

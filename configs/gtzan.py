@@ -14,4 +14,4 @@ def override(config):
 
 
 def get_config(names=""):
-    return base.get_config(f"gtzan,{names}")
+    return base.get_config(names, override)

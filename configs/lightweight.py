@@ -13,4 +13,4 @@ def override(config):
 
 
 def get_config(names=""):
-    return base.get_config(f"lightweight,{names}")
+    return base.get_config(names, override)

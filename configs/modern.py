@@ -25,4 +25,4 @@ def override(config):
 
 
 def get_config(names=""):
-    return base.get_config(f"modern,{names}")
+    return base.get_config(names, override)

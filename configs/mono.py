@@ -6,8 +6,9 @@ from configs import base
 def override(config):
     config.data.channels = 1
     config.losses.stft._target_ = "audiovae_jax.losses.multi_resolution_stft"
-    del config.losses.stft.w_sum, config.losses.stft.w_diff
+    for key in {"w_sum", "w_diff"} & set(config.losses.stft):
+        del config.losses.stft[key]
 
 
 def get_config(names=""):
-    return base.get_config(f"mono,{names}")
+    return base.get_config(names, override)

@@ -12,4 +12,4 @@ def override(config):
 
 
 def get_config(names=""):
-    return base.get_config(f"musdb18,{names}")
+    return base.get_config(names, override)

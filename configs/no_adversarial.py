@@ -8,4 +8,4 @@ def override(config):
 
 
 def get_config(names=""):
-    return base.get_config(f"no_adversarial,{names}")
+    return base.get_config(names, override)

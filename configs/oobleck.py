@@ -20,7 +20,8 @@ def override(config):
     config.losses.stft.w_lin_mag = 0.0
     config.losses.left_and_right = config.losses.stft.copy_and_resolve_references()
     config.losses.left_and_right._target_ = "audiovae_jax.losses.multi_resolution_stft"
-    del config.losses.left_and_right.w_sum, config.losses.left_and_right.w_diff
+    for key in {"w_sum", "w_diff"} & set(config.losses.left_and_right):
+        del config.losses.left_and_right[key]
     config.losses.left_and_right.sample_rate = config.data.get_ref("sample_rate")
     config.losses.mel.weight = 0.0
     config.kl.weight = 2e-4  # 1e-4 there, without our factor of 1/2
@@ -39,4 +40,4 @@ def override(config):
 
 
 def get_config(names=""):
-    return base.get_config(f"oobleck,{names}")
+    return base.get_config(names, override)

@@ -30,4 +30,4 @@ def override(config):
 
 
 def get_config(names=""):
-    return base.get_config(f"overfit,{names}")
+    return base.get_config(names, override)

@@ -46,4 +46,4 @@ def override(config):
 
 
 def get_config(names=""):
-    return base.get_config(f"tiny,{names}")
+    return base.get_config(names, override)

@@ -1,6 +1,7 @@
-import importlib
+import importlib.util
 import json
 import pkgutil
+from pathlib import Path
 
 import ml_collections
 import pytest
@@ -36,6 +37,17 @@ def test_configs_mix_in_the_order_given():
     assert importlib.import_module("configs.mono").get_config("mono").data.channels == 1
     with pytest.raises(ConfigError, match="no config 'lightwait' to add; did you mean 'lightweight'"):
         base.get_config("lightwait")
+
+
+def test_a_copy_of_a_config_uses_its_own_values(tmp_path):
+    text = (Path(configs.__file__).parent / "tiny.py").read_text()
+    assert "config.batch_size = 4" in text
+    (tmp_path / "my.py").write_text(text.replace("config.batch_size = 4", "config.batch_size = 12"))
+    spec = importlib.util.spec_from_file_location("my", tmp_path / "my.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.get_config().batch_size == 12
+    assert module.get_config("mono").data.channels == 1
 
 
 def test_shared_keys_follow_each_other():
