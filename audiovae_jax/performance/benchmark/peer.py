@@ -57,13 +57,11 @@ _FOLLOWED = {
 _FOLLOWED_IN_TRAINING = {
     "model.dtype": "float32",
     "discriminator.dtype": "float32",
-    "adversarial.ramp_steps": 0,
     "kl.cycle_steps": 0,
     "optimizer.schedule": "cosine",
     "optimizer.warmup_steps": 0,
     "discriminator_optimizer.schedule": "cosine",
     "discriminator_optimizer.warmup_steps": 0,
-    "ema.decay": 0.0,
     "init_from": None,
 }
 

@@ -97,7 +97,7 @@ def _fill(entry, config, target, limits, say):
         }
         say(f"{devices.count} x {devices.kind}, {worker.state_bytes / 1e9:.2f} GB of state; tracing")
         if not splits:
-            say(f"config.batch_size={config.batch_size} cannot be split over {parts}; planning 1 per device")
+            say(f"config.batch_size={config.batch_size} cannot be split over {parts}; planning 1 item for each")
         known = {}
 
         def peak(size):
@@ -126,13 +126,14 @@ def _fill(entry, config, target, limits, say):
 
 
 def _compile(worker, size, entry, say) -> Compiled | None:
-    say(f"compiling for {size} item{'s' * (size > 1)} a device")
+    each = "per device and part" if entry["parts"] > 1 else "per device"
+    say(f"compiling for {size} item{'s' * (size > 1)} {each}")
     compiled = worker.compile(size)
     if compiled is None:
-        say(f"{size} per device: the compiler ran out of device memory")
+        say(f"{size} {each}: the compiler ran out of device memory")
         entry["compiled"].append({"batch_per_device": size, "peak_bytes": None, "seconds": None})
         return None
-    say(f"{size} per device: peak {compiled.peak_bytes / 1e9:.2f} GB, compiled in {compiled.seconds:.0f} s")
+    say(f"{size} {each}: peak {compiled.peak_bytes / 1e9:.2f} GB, compiled in {compiled.seconds:.0f} s")
     entry["compiled"].append(
         {"batch_per_device": size, "peak_bytes": compiled.peak_bytes, "temp_bytes": compiled.temp_bytes,
          "bytes_moved": compiled.bytes_moved, "seconds": compiled.seconds}

@@ -1,5 +1,6 @@
 """TensorBoard events, written synchronously to disk or a bucket."""
 
+import contextlib
 import os
 import struct
 import tempfile
@@ -134,6 +135,10 @@ class Events(Writer):
 
     def _give_up(self, error):
         first = self._failed_at is None
+        # Close the file itself: the writer's `close` flushes first, fails there, and leaves the file open.
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer._py_recordio_writer.close()
         self._writer, self._failed_at = None, time.monotonic()
         if first:  # warn after changing the state, since warnings are recorded too
             self._warn(f"warning: writing TensorBoard events failed, and is retried later: {error.strerror or error}")

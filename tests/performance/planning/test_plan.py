@@ -58,7 +58,7 @@ def test_a_plan_for_cpus(small):
     lines = "\n".join(table.plan_lines(report))
     assert "3 per device, 6 in total" in lines
     assert "3 or more (compiled: 3)" in lines
-    assert any("compiling for 3 items a device" in text for text in said)
+    assert any("compiling for 3 items per device" in text for text in said)
 
 
 def test_a_failure_belongs_to_one_target(small):
