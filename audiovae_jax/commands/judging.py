@@ -1,4 +1,4 @@
-"""The commands `evaluate` (metrics, report), `probe_latents` (a generator's loss) and `serve` (interactive page)."""
+"""The commands `evaluate`, `probe_latents` and `serve`."""
 
 import contextlib
 import dataclasses

@@ -94,11 +94,14 @@ class Group:
         self._before_exit.append(action)
 
     def let_write(self, is_writing: Callable[[], bool]):
-        """Register a check: while it returns True, a thread that ends the process waits up to a minute."""
+        """Register a check that lets a write finish before the process ends.
+
+        While it returns True, a thread that ends the process waits, for up to a minute.
+        """
         self._is_writing = is_writing
 
     def slowest(self, waiting: float) -> tuple[float, str]:
-        """Publish this process's fraction of time spent waiting for data, and return the largest one.
+        """Publish this process's share of waiting for data; return the largest share.
 
         Returns:
           `(fraction, name of its process)`. The other processes' fractions are those of their last heartbeats. With

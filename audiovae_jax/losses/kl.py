@@ -1,7 +1,7 @@
-"""KL divergence of the latent from the standard normal (Kingma and Welling, 2014).
+"""KL divergence of the latent from the standard normal.
 
-It has the factor 1/2. The KL term of stable-audio-tools and DACVAE does not. A weight quoted there is twice that
-weight here, with `reduction="frame"`.
+The definition is that of Kingma and Welling, 2014. It has the factor 1/2. The KL term of stable-audio-tools and DACVAE
+does not. A weight quoted there is twice that weight here, with `reduction="frame"`.
 """
 
 import dataclasses

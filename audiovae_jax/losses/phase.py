@@ -62,7 +62,10 @@ def phase_derivatives(
 
 
 def _distance_of_differences(x, y, axis, magnitude_weighted):
-    """Average the wrapped distance of phase differences along an axis of `[N, frames, bins]`."""
+    """Average the wrapped distance of phase differences along an axis.
+
+    `x` and `y` are spectra `[N, frames, bins]`.
+    """
     x_size, y_size = signal.magnitude(x, _MIN_POWER), signal.magnitude(y, _MIN_POWER)
     # Phases of differences are products with conjugates, so no phase has to be unwrapped.
     product = _difference(x / x_size, axis) * jnp.conj(_difference(y / y_size, axis))
@@ -85,7 +88,7 @@ def _pairwise(fn, x, axis):
 
 
 def stereo_correlation(*, prediction, target, n_fft=2048, hop_length=None, n_mels=32, sample_rate=44100):
-    """Average the difference of the correlation between channels, per mel band and frame.
+    """Average the error of the channels' correlation over mel bands and frames.
 
     The correlation is the real part of the cross spectrum of left and right in a band, divided by the root of the
     product of their powers. It is 1 for a centred source, and -1 if a channel is inverted. Levels do not affect it.
@@ -116,9 +119,10 @@ def stereo_correlation(*, prediction, target, n_fft=2048, hop_length=None, n_mel
 
 
 def _correlation(spectra, bands):
-    """Return the correlation of two channels, and the geometric and arithmetic mean of their powers.
+    """Return the correlation of two channels, and two means of their powers.
 
-    All are `[B, frames, bands]`, of `spectra: [2, B, frames, bins]`.
+    The means are the geometric and the arithmetic one. All are `[B, frames, bands]`, of `spectra: [2, B, frames,
+    bins]`.
     """
     left, right = spectra
     cross = signal.mel_spectrogram(left.real * right.real + left.imag * right.imag, bands)

@@ -8,7 +8,10 @@ PADDINGS = ("floor", "ceil", "causal")
 
 
 def around(reach: int, padding: str) -> tuple[int, int]:
-    """Zeros before and after the input of a convolution whose kernel spans `reach + 1` samples."""
+    """Return the zeros before and after a convolution's input.
+
+    The kernel spans `reach + 1` samples.
+    """
     return (reach, 0) if padding == "causal" else (reach // 2, reach // 2)
 
 

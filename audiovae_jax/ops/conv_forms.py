@@ -172,14 +172,17 @@ def _valid_on_cpu(x, kernel, dilation):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _input_gradient(g, kernel, dilation):
-    """The gradient with respect to `x` of `_valid_on_cpu`, for the gradient `g` of its result."""
+    """The gradient of `_valid_on_cpu` with respect to `x`.
+
+    `g` is the gradient of its result.
+    """
     reach = (kernel.shape[0] - 1) * dilation
     return _plain(g, kernel[::-1].transpose(0, 2, 1), Window((1,), (dilation,), (reach,)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _kernel_gradient(x, g, dilation):
-    """The gradient with respect to `kernel` of `_valid_on_cpu`."""
+    """The gradient of `_valid_on_cpu` with respect to `kernel`."""
     # The channels of `x` are the batch, and the batch is summed over as channels.
     return _plain(x.transpose(2, 1, 0), g.transpose(1, 0, 2), Window((dilation,), (1,), (0,))).transpose(1, 0, 2)
 

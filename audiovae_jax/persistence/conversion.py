@@ -1,4 +1,4 @@
-"""Conversion between PyTorch files and saved models, with a report on each tensor."""
+"""Conversion between PyTorch files and saved models, with reports."""
 
 import dataclasses
 from pathlib import Path
@@ -115,7 +115,7 @@ def import_torch(
 
 
 def export_torch(source: str, target: str, *, step: int | None = None, project: str | None = None) -> Exported:
-    """Write a model to a `.pt` or `.safetensors` file of the PyTorch system, or for another project.
+    """Write a model as a file of the PyTorch system, or for another project.
 
     If the source is a training workdir, a `.pt` file also contains the states of the optimizer and the schedule.
 
@@ -189,7 +189,10 @@ def _left_out(source, loaded, target):
 
 
 def _not_of_torch(settings, loaded):
-    """Return why the state of an optimizer cannot be that of torch's AdamW with a cosine schedule, or None."""
+    """Return why an optimizer's state cannot be torch's, or None.
+
+    Torch's is that of AdamW with a cosine schedule.
+    """
     if loaded.averaged:
         return "which belongs to the trained parameters, not to their average"
     for key, value in (("name", "adamw"), ("schedule", "cosine")):
@@ -228,7 +231,9 @@ def _prefixed(line, prefix):
 
 
 def _round_trip(source, target, dialect):
-    """Compare the tensors in `source` with those exported from `target` in its dialect.
+    """Compare the tensors in `source` with those exported from `target`.
+
+    The export uses the dialect of `source`.
 
     Returns:
       `(number of tensors, largest difference)`.

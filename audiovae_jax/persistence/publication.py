@@ -1,4 +1,4 @@
-"""`push_to_hub`: writes a model, with a model card, to a repository of the Hugging Face hub."""
+"""`push_to_hub`: writes a model with a model card to the Hugging Face hub."""
 
 import json
 import numbers

@@ -27,7 +27,7 @@ _MAIN_METRICS = (
 
 
 class RollBack(Exception):
-    """The run must resume from its last checkpoint, with its data in a different order."""
+    """The run must resume from its last checkpoint, in another order of the data."""
 
 
 class Safety:

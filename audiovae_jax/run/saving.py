@@ -133,7 +133,10 @@ class SaveTimer:
         self._since = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Whether to save a checkpoint of `step` steps. All processes call this after every step."""
+        """Return whether to save a checkpoint of `step` steps.
+
+        All processes call this after every step.
+        """
         if not self._interval or step < self._next:
             return False
         name = f"save/{next(self._decisions)}"

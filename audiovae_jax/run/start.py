@@ -1,4 +1,4 @@
-"""The start of a run: claim the workdir, open the data, get the state, describe the run."""
+"""The start of a run: claim the workdir, open the data, get the state."""
 
 import contextlib
 import dataclasses
@@ -238,7 +238,7 @@ def _refuse_debug_nans():
 
 
 def open_data(config: ml_collections.ConfigDict, workdir: Path | BucketPath) -> pipeline.Data:
-    """Open the data of a run in `workdir`, without the samples that the run writes there.
+    """Open the data of a run in `workdir`, without the samples that it writes.
 
     Warnings about files go to standard error, in one line each.
 
@@ -351,7 +351,10 @@ def initial_state(
 
 
 def describe(config, recipe, data, shapes: TrainState) -> list[str]:
-    """Describe the model, the discriminator, the batch and the data, in lines. `shapes` are those of the state."""
+    """Describe the model, the discriminator, the batch and the data, in lines.
+
+    `shapes` are those of the state.
+    """
     count = count_parameters(shapes.params)
     with_statistics = count + count_parameters(shapes.latent_statistics)
     lines = [

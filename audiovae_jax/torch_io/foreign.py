@@ -1,4 +1,4 @@
-"""Builds the models of other projects: what their configs state, and what shapes determine."""
+"""Builds the models of other projects from their configs and shapes."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ _UNSUPPORTED = ("antialias_activation", "use_nearest_upsample", "soft_clip")  # 
 
 @dataclasses.dataclass(frozen=True)
 class Stated:
-    """What a project's config states.
+    """The settings that a project's config states.
 
     Attributes:
       arguments: of `AudioVAE`.

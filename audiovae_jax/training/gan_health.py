@@ -74,9 +74,10 @@ class Figures:
 
     @property
     def informative_channels(self) -> int:
-        """Number of latent channels that are active or differ from the prior, for a model with a posterior.
+        """Number of latent channels that are active or differ from the prior.
 
-        A small KL weight leaves the scale of the means free, so a small variance alone does not mean an unused channel.
+        The model must have a posterior. A small KL weight leaves the scale of the means free, so a small variance alone
+        does not mean an unused channel.
         """
         return int(((self.variance_per_channel > ACTIVE_VARIANCE) | (self.kl_per_channel > _NO_INFORMATION)).sum())
 

@@ -317,7 +317,7 @@ def _reason(error: soundfile.LibsndfileError):
 
 
 def _no_audio(place, reason):
-    """Return a reason that names the file's actual content, if its first bytes tell it."""
+    """Return a reason that names the file's content, if its first bytes show it."""
     with contextlib.closing(open(place, "rb") if isinstance(place, Path) else place.open()) as reader:
         content = magic.content(reader.read(magic.SIZE))
     return f"not audio that can be read ({reason})" + ("" if content is None else f": it is {content}")

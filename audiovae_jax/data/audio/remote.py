@@ -20,7 +20,10 @@ from audiovae_jax.storage.server import is_url as is_url  # re-exported
 
 
 class RemoteError(DataError):
-    """A file behind a URL that cannot be read. Its path is the URL, and its detail the reason."""
+    """A file behind a URL that cannot be read.
+
+    Its path is the URL, and its detail the reason.
+    """
 
     def __init__(self, url: str, reason: str):
         super().__init__(path=url, detail=reason)

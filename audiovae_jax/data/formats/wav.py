@@ -13,7 +13,9 @@ _UNCLOSED = 8  # the RIFF size, with a data size of 0, for which libsndfile read
 
 
 def repair(file: BinaryIO, begin: int = 0) -> list | None:
-    """Return pieces (see `reader.Pieces`) of a file that libsndfile reads in full, or None if the file is one.
+    """Return pieces of a WAV file that libsndfile reads in full.
+
+    The result is None if libsndfile reads the file itself in full. See `reader.Pieces`.
 
     - A data chunk of unknown size extends to the end of the file, unless other chunks follow it.
     - A chunk of odd size without the byte that pads it gets one.

@@ -119,7 +119,7 @@ class Catalog:
 
 
 def by_hash(tracks: Sequence[Track], fraction: float) -> tuple[list[Track], list[Track]]:
-    """`(train, validation)`: about `fraction` of the tracks validate, and of ten files or more at least three.
+    """Split tracks by a hash of their keys into `(train, validation)`.
 
     The side depends on the hash of a track's key: it stays there when others come. Where too few would validate, the
     tracks whose hashes come next do. At least one track is on each side; a single one is on both. The tracks of a group
@@ -157,7 +157,7 @@ def split_by_hash(
 
 
 def fingerprint(tracks: Iterable[Track], fraction: float | None = None) -> str:
-    """Of the tracks' keys, lengths, rates, channels, weights and groups.
+    """Hash the tracks' keys, lengths, rates, channels, weights and groups.
 
     Args:
       tracks: all of them.
@@ -184,9 +184,10 @@ def digest(text: str) -> str:
 
 
 def _validating(tracks, fraction):
-    """`(groups by hash, how many validate by fraction alone, how many do)`.
+    """Return groups of tracks by hash, and two counts of those that validate.
 
-    A group is a list of tracks. Those without a group are one each.
+    The first count follows from `fraction` alone. The second includes the minimum of files. A group is a list of
+    tracks. Those without a group are one each.
     """
     groups: dict[str | int, list[Track]] = {}
     for i, track in enumerate(tracks):
@@ -288,7 +289,10 @@ def without_validated(catalog: Catalog, validation: Iterable[Track]) -> Catalog:
 
 
 def notices(tracks: Iterable[Track]) -> list[str]:
-    """Describe files that are too loud or slow to read, or whose speakers are assumed, in one line per kind."""
+    """Describe files that are loud, slow to read, or of assumed speakers.
+
+    Each kind is one line.
+    """
     files = {}
     for track in tracks:
         audio = track.audio
@@ -333,7 +337,10 @@ def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], 
 
 
 def summary(entries: Sequence[tuple[str, str]]) -> list[str]:
-    """Summarise `(name, reason)` pairs as one line per reason, with the number of names and the first."""
+    """Summarise `(name, reason)` pairs as one line per reason.
+
+    A line has the number of names and the first one.
+    """
     names = collections.defaultdict(list)
     for name, reason in entries:
         names[reason].append(name)

@@ -77,10 +77,10 @@ def fingerprint(audio: Audio, read: Callable[[int, int], np.ndarray] | None = No
 
 
 def matches(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
-    """Return the pairs of positions, each in order, whose fingerprints are of one recording.
+    """Return the pairs of positions whose fingerprints are of one recording.
 
-    An index of the words selects the pairs that are compared, so that the work hardly grows faster than the number of
-    tracks.
+    The positions of a pair are in order. An index of the words selects the pairs that are compared, so that the work
+    hardly grows faster than the number of tracks.
     """
     if len(fingerprints) < 2:
         return []
@@ -96,7 +96,10 @@ def is_same(one: Fingerprint, other: Fingerprint) -> bool:
 
 
 def error(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the least fraction of bits that differ, over alignments of up to 1 s, of two stretches' words."""
+    """Return the smallest fraction of bits in which two stretches' words differ.
+
+    Alignments of up to 1 s are tried.
+    """
     size = min(len(one), len(other))
     one, other = one[:size], other[:size]
     shifted = np.lib.stride_tricks.sliding_window_view(np.pad(one, _MAX_SHIFT), max(size, 1))
@@ -107,7 +110,10 @@ def error(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _lead(audio, read):
-    """Return the number of samples of leading silence; all of them if there is nothing else."""
+    """Return the number of samples of leading silence.
+
+    In silent audio, these are all samples.
+    """
     size = audio.sample_rate
     for start in range(0, min(audio.frames, round(_MAX_LEAD_SECONDS * audio.sample_rate)), size):
         block = np.abs(read(start, min(size, audio.frames - start))).max(axis=1)

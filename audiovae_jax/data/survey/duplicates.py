@@ -143,7 +143,10 @@ def _fingerprints(catalog, tracks, options) -> list[Fingerprint]:
 
 
 def _cached(subject, tracks: Sequence[Track], take, options, doing) -> list[Any]:
-    """Return `take(audio, read)` of each track, or "" if it cannot be read, from a cache if it has not changed."""
+    """Return `take(audio, read)` of each track, cached until the track changes.
+
+    The value is "" for a track that cannot be read.
+    """
 
     def measure(i):
         audio = tracks[i].audio
