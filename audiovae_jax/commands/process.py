@@ -1,6 +1,7 @@
 """Process-wide settings that only commands may change.
 
-These are huge pages, log filters and import paths. It imports no JAX, so that a restart comes before that import.
+These are huge pages, log filters and import paths. This module imports no JAX, because a restart must come before that
+import.
 """
 
 import builtins
@@ -66,8 +67,8 @@ def show_stacks_on_signal():
 def limit_nccl(seconds: float):
     """Limit the time of an NCCL operation, unless XLA_FLAGS sets a limit.
 
-    Call this before jax uses the devices. XLA has no limit by default. It aborts on flags that it does not know. So
-    this changes XLA_FLAGS only if there are plugins for GPUs, and they and jaxlib know the flag.
+    Call this before jax uses the devices. XLA has no limit by default. XLA aborts on unknown flags. So XLA_FLAGS is
+    changed only if there are GPU plugins, and both they and jaxlib know the flag.
     """
     import jaxlib
 

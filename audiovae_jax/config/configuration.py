@@ -189,7 +189,7 @@ def _check_choice(config):
     for key, name in {"best_metric": config.best_metric, "early_stopping.metric": config.early_stopping.metric}.items():
         _require(
             name in metrics,
-            f"config.{key}={name!r} is no metric of validation{did_you_mean(name, metrics)}; use one of "
+            f"config.{key}={name!r} is not a validation metric{did_you_mean(name, metrics)}; use one of "
             f"{', '.join(metrics)}",
         )
     for key in ("patience", "min_delta"):

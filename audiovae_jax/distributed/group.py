@@ -67,7 +67,7 @@ class Group:
         self._dead: set[int] = set()
         self._numbers = itertools.count()
         self._waiting = 0.0
-        self._beats: dict[int, Beat] = {}  # the last one of each process that has not left
+        self._beats: dict[int, Beat] = {}  # latest heartbeat of each process that has not left
         self._thread: threading.Thread | None = None
 
     def __enter__(self):
@@ -348,7 +348,7 @@ class Group:
         """Keep the first failure, which ends the run."""
         if self._failure is not None:
             return
-        if isinstance(failure, StuckError):  # now, before the main thread returns from where it is
+        if isinstance(failure, StuckError):  # print the stacks before the main thread moves on
             with contextlib.suppress(Exception):  # standard error may be closed
                 print(f"stacks of process {self.index} of {self.count}: {failure}", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback()

@@ -328,5 +328,5 @@ def _failure(arguments, error):
     if method == "deactivate":
         return f"the processes of this run could not join: {reason}"
     if not isinstance(error, RuntimeError):
-        reason = f"{type(error).__name__}: {reason}"  # the texts of others are short, such as those of an IndexError
+        reason = f"{type(error).__name__}: {reason}"  # without its type, an error such as IndexError explains little
     return f"the processes of this run (detected by {method}) could not join: {reason}; {_GIVE_FLAGS}"

@@ -15,7 +15,7 @@ class Place(NamedTuple):
     """Where a process is.
 
     Attributes:
-      steps: number of training steps begun. After a rollback, it counts on.
+      steps: number of training steps begun. A rollback does not reset it.
       changes: number of changes of the phase since then.
       phase: for example "reading".
       step: the number of the training step.

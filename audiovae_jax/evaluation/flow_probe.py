@@ -3,11 +3,11 @@
 Rectified flow (Liu et al., 2022, arXiv 2209.03003) interpolates `x = (1 - t) z + t noise`, and learns the velocity
 `noise - z`. The latents are the posterior's means, standardised per channel by the training files. Without any context,
 each element is independent standard normal, and the best prediction is `gain(t) x` with `gain(t) = (2 t - 1) / ((1 -
-t)^2 + t^2)`. Its expected loss is `1 / ((1 - t)^2 + t^2)`, so pi / 2 over uniform t. The transformer learns what is to
-be added to that prediction. So it starts at this loss, and falls below it as far as the latents have structure.
+t)^2 + t^2)`. Its expected loss is `1 / ((1 - t)^2 + t^2)`, so pi / 2 over uniform t. The transformer learns a
+correction to that prediction. So its loss starts at this value, and falls below if the latents have structure.
 
-Neighbouring frames are grouped to tokens of about 20 ms, so that models of different frame rates give the transformer
-about equally many. Longer frames are one token each.
+Neighbouring frames are grouped to tokens of about 20 ms. So models of any frame rate give the transformer about the
+same number of tokens. A longer frame is one token.
 """
 
 import dataclasses

@@ -95,7 +95,7 @@ class _Stream:
 
         `length` is the length of the whole input, if it is known.
         """
-        # Later steps are all like the first one in which every layer is past the signal's start, so positions never
+        # Once every layer is past the signal's start, all steps are alike. They share one index, so positions never
         # overflow.
         index = min(self._index, self._steady)
         passed = (self._index - index) * self._size

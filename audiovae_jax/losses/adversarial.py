@@ -90,8 +90,8 @@ def feature_matching(real_maps, fake_maps):
 def gradient_penalty(discriminator, audio):
     """Return the mean squared norm of the discriminator's gradient at the audio.
 
-    It is `mean_b |d D(audio_b) / d audio_b|^2`, where `D` is the average logit of an item (Mescheder et al., 2018). It
-    is R1 for real audio, and R2 for generated audio.
+    It is `mean_b |d D(audio_b) / d audio_b|^2`, where `D` is the average logit of an item (Mescheder et al., 2018). The
+    penalty is called R1 for real audio, and R2 for generated audio.
 
     Args:
       discriminator: callable `audio [B, T, C] -> (logits, feature_maps)`, twice differentiable.

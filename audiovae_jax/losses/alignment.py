@@ -67,8 +67,8 @@ def marginal_cosine(projected, teacher, margin: float = 0.5):
 def distance_matrix(z, teacher, margin: float = 0.25):
     """Return the mean difference of similarities, above a margin.
 
-    It is the mean of `relu(|cos(z_i, z_j) - cos(teacher_i, teacher_j)| - margin)` over pairs of frames of an item. It
-    needs no projection, since only similarities are compared. Memory grows with the square of `frames`.
+    It is the mean of `relu(|cos(z_i, z_j) - cos(teacher_i, teacher_j)| - margin)` over pairs of frames of an item. Only
+    similarities are compared, so no projection is needed. Memory grows with the square of `frames`.
 
     Args:
       z: latents `[B, frames, D]`.

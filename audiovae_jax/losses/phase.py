@@ -11,8 +11,8 @@ from audiovae_jax.errors import require_range
 from audiovae_jax.losses import spectral
 from audiovae_jax.ops import signal
 
-_MIN_POWER = 1e-8  # of an STFT bin that has a phase
-_MIN_PRODUCT = 1e-12  # squared magnitude of a product of unit phases that is not silent
+_MIN_POWER = 1e-8  # STFT bins below have no phase
+_MIN_PRODUCT = 1e-12  # squared magnitude; a smaller product of unit phases counts as silent
 
 
 def phase_derivatives(
@@ -38,9 +38,9 @@ def phase_derivatives(
       win_lengths: Hann window lengths in samples; None for the FFT length.
       w_frequency: weight of the instantaneous frequency, in radians per hop.
       w_delay: weight of the group delay, in radians per bin.
-      magnitude_weighted: True weights each distance by the smallest of its magnitudes, as a share of the item's sum of
-        target magnitudes. The gradient is then bounded where the prediction is silent. False weights all equally, as
-        Ai and Ling do. Silent bins have no distance.
+      magnitude_weighted: if True, the weight of a distance is the smallest magnitude that it involves, divided by the
+        item's sum of target magnitudes. The gradient is then bounded where the prediction is silent. If False, all
+        weights are equal, as in Ai and Ling. Silent bins have no distance.
 
     Returns:
       A float32 scalar.
@@ -101,8 +101,8 @@ def stereo_correlation(*, prediction, target, n_fft=2048, hop_length=None, n_mel
       sample_rate: in Hz.
 
     Returns:
-      A float32 scalar from 0 to 2. A band of a frame is weighted by the root of the product of its channels' powers,
-      in the quieter one of both signals, as a share of the item's average power of the target's channels.
+      A float32 scalar from 0 to 2. The weight of a band in a frame is the geometric mean of its channels' powers in the
+      quieter of both signals. It is divided by the item's average power of the target's channels.
 
     Raises:
       ValueError: the audio is not stereo, or shorter than the FFT allows.

@@ -1,7 +1,7 @@
 """The audio VAE, from residual units and blocks to the whole model.
 
-The convolutional autoencoder of SoundStream (Zeghidour et al., 2021) and DAC (Kumar et al., 2023),
-with a Gaussian latent instead of their quantiser. Audio is `[B, T, C]` in -1..1. Options make it the models of DAC and
+It is the convolutional autoencoder of SoundStream (Zeghidour et al., 2021) and DAC (Kumar et al., 2023), with a
+Gaussian latent instead of their quantiser. Audio is `[B, T, C]` in -1..1. With other options, it is the model of DAC or
 of Stable Audio ("Oobleck"; Evans et al., 2024), whose weights `torch_io` imports.
 """
 
@@ -205,14 +205,14 @@ class AudioVAE(nn.Module):
       activation: "snake", "snake_beta" or "elu", see `layers`.
       posterior: "logvar", "softplus" or "none", see `posterior`.
       padding: "floor", "ceil" or "causal". The first two pad both sides of every convolution. Strided ones pad half
-        their stride, rounded like this. With "ceil" and odd strides, decoded audio is shorter than
-        `frames * hop_length`; with "floor", it is longer. "causal" pads only the past, so that live audio has a latency
+        their stride, rounded as the name says. With "ceil" and odd strides, decoded audio is shorter than
+        `frames * hop_length`. With "floor", it is longer. "causal" pads only the past, so that live audio has a latency
         of one hop.
       final_bias: whether the decoder's last convolution has a bias.
       final_tanh: whether the decoded audio is the last convolution's tanh.
       decoder_base_channels: `base_channels` of the decoder; None for the encoder's.
-      bottleneck_channels: width of the encoder's output and the decoder's input, which convolutions of one tap project
-        to and from the latent; None without these convolutions.
+      bottleneck_channels: width of the encoder's output and the decoder's input. Convolutions of one tap project it to
+        and from the latent. None omits these convolutions.
       encoder_frozen: if True, the encoder gets no gradient, optimizer state or weight decay.
       dtype: of the convolutions, "float32" or "bfloat16". Parameters, latents and the returned audio are float32.
       weight_norm: if False, kernels have weight norm folded in, for inference.

@@ -1,7 +1,7 @@
 """Zero padding of convolutions by its name, and the lengths that follow from it.
 
-"floor" and "ceil" pad both sides alike; strided convolutions pad half their stride, rounded like this. "causal" pads
-only the past. Strided convolutions have kernels of `2 * stride`.
+"floor" and "ceil" pad both sides alike. Strided convolutions then pad half their stride, rounded as the name says.
+"causal" pads only the past. Strided convolutions have kernels of `2 * stride`.
 """
 
 PADDINGS = ("floor", "ceil", "causal")

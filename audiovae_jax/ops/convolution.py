@@ -42,7 +42,7 @@ def conv1d(x, kernel, bias=None, *, stride: int = 1, dilation: int = 1, padding:
 def conv_transpose1d(x, kernel, bias=None, *, stride: int, padding: int = 0):
     """1-D transposed convolution of `x: [B, T, in]`.
 
-    The kernel is `[2 * stride, in, out]`. It is a stride-1 convolution and depth to space on every platform. As a
+    The kernel is `[2 * stride, in, out]`. Every platform computes a stride-1 convolution, then depth to space. As a
     dilated convolution it would move 1.3 to 1.5 times as many bytes, planned for an H200 with 16 items in bfloat16.
 
     Returns:

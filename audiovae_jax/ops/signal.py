@@ -102,8 +102,8 @@ def cqt(x, sample_rate: int, hop_length: int, *, f_min: float = 32.70, octaves: 
     """Constant-Q transform with centred frames and zero padding.
 
     `librosa.cqt` computes the same. All octaves use the kernels of the highest one, as direct strided convolutions.
-    Each octave below is computed at half the rate of the one above (Schörkhuber and Klapuri, 2010). The spectrum of the
-    whole signal is cut for that, which removes all that would alias.
+    Each octave below is computed at half the rate of the one above (Schörkhuber and Klapuri, 2010). To halve the rate,
+    the spectrum of the whole signal is cut. This removes everything that would alias.
 
     Args:
       x: `[..., T]` real signal.

@@ -22,8 +22,8 @@ def average_checkpoints(
 ) -> list[int]:
     """Write a saved model with the mean parameters of several checkpoints.
 
-    The means are summed in float64 and rounded once. The discriminator is left out. The latent statistics, which are
-    not trained, are those of the newest of the checkpoints. The metadata has their steps as `averaged_steps`.
+    The means are summed in float64 and rounded once. The discriminator is left out. The latent statistics are not
+    trained. Those of the newest checkpoint are taken. The metadata has their steps as `averaged_steps`.
 
     Args:
       workdir: a training workdir, or its URL.

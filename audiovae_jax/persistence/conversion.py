@@ -157,7 +157,7 @@ def export_torch(source: str, target: str, *, step: int | None = None, project: 
 def _export_for(project, source, loaded, target):
     left_out = _left_out(source, loaded, target)
     if model_folder.is_calibrated(loaded.variables):
-        left_out.append(f"the latent statistics, which {project} has not: its latents are those before calibration")
+        left_out.append(f"the latent statistics, which {project} does not support: its latents are uncalibrated")
     written = export.export_for(project, loaded.model, loaded.variables, target, loaded.sample_rate)
     return _exported(loaded.model, written, None, [], left_out)
 

@@ -54,7 +54,7 @@ class Loop:
                 return self._train(*start[:3])
             except RollBack as reason:
                 self._session.saving.settle()
-                # The others may have a loss that is not finite. Their steps also depend on the time.
+                # The loss of an unvalidated checkpoint may not be finite. Its step also depends on the time.
                 if moved := self._session.checkpoints.set_aside_unvalidated():
                     self._reporter.say(f"checkpoints without a validation moved to damaged_checkpoints/: {moved}")
                 newest = max(agreement.of_first(self._session.checkpoints.steps()), default=None)

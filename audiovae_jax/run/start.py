@@ -316,8 +316,8 @@ def initial_state(
 ) -> Start:
     """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
-    What is done is reported to `say`, line by line. `reader` has already read a torch file at `config.init_from`.
-    `progress` follows the phases. `creation` is that of the state, if it is traced already.
+    `say` gets a line for each action. `reader` has already read a torch file at `config.init_from`. `progress` follows
+    the phases. `creation` is the traced creation of the state, if there is one.
 
     Raises:
       CheckpointError: there are checkpoints, but none is intact.

@@ -217,7 +217,7 @@ def _of_stable_audio_tools(config):
         options = section.get("config", {})
         found = [name for name in _UNSUPPORTED if options.get(name) or section.get(name)]
         if found:
-            raise CheckpointError(f"its {part} has {found[0]}=true, which an AudioVAE has not")
+            raise CheckpointError(f"its {part} has {found[0]}=true, which an AudioVAE does not support")
         arguments |= {ours: _value(options[theirs]) for theirs, ours in keys.items() if theirs in options}
         arguments |= {"strides": _value(options["strides"])} if "strides" in options else {}
     arguments["final_tanh"] = bool(options.get("final_tanh", True))

@@ -115,7 +115,7 @@ def _shards(index):
         files = dict.fromkeys(json.loads(index.read_text())["weight_map"].values())
         parts = [index.parent / Path(name).name for name in files]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f" is no index of safetensors files ({error})", path=index) from error
+        raise CheckpointError(f" is not an index of safetensors files ({error})", path=index) from error
     for part in parts:
         if not part.is_file():
             raise CheckpointError(f" lacks {part.name}, which {index.name} lists; download it again", path=index.parent)

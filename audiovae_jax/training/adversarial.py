@@ -21,9 +21,9 @@ class AdversarialPass(NamedTuple):
     Attributes:
       generator: the result of `AdversarialLossCalculator.generator_losses`.
       discriminator: the result of `AdversarialLossCalculator.discriminator_losses`.
-      audio_gradient: the gradient of the generator's total with respect to the generated audio, or of the one of its
-        unweighted losses that its argument names.
-      params_gradient: the gradient of the discriminator's loss; its argument is an array to be scheduled after.
+      audio_gradient: computes the gradient with respect to the generated audio. It is that of the generator's total, or
+        of the unweighted loss that the argument names.
+      params_gradient: computes the gradient of the discriminator's loss, scheduled after its argument, an array.
     """
 
     generator: dict[str, jax.Array]

@@ -37,7 +37,7 @@ def share_cache(folder: Path | BucketPath):
     A folder that the user has chosen takes precedence. Only the first process writes entries. In its own cache folder,
     the others would not find them.
 
-    Entries are code. So the folder is created for this user only, and one of another user is not used.
+    Entries are code. So the folder is private to this user, and a folder of another user is not used.
     """
     if jax.config.jax_compilation_cache_dir != str(_own_cache()):
         return

@@ -29,8 +29,8 @@ class Optimizer:
       "adafactor": Shazeer and Stern, 2018. It uses weight_decay; steps are relative to the size of the parameters.
       "muon": Jordan et al., 2024, for parameters of two and more axes; AdamW for the others, with the same rate. A
         kernel counts as a matrix from all other axes to its output channels.
-      "schedule_free_adamw": Defazio et al., 2024. `evaluation_params` are the averaged parameters. It uses b1 as its
-        interpolation, and goes with schedule "constant".
+      "schedule_free_adamw": Defazio et al., 2024. `evaluation_params` are the averaged parameters. b1 is
+        the weight of its interpolation. Use it with the schedule "constant".
 
     Schedules by `schedule`, after the warm-up:
       "cosine": from `learning_rate` at step 0 to `final_learning_rate` at `num_steps` (Loshchilov and Hutter, 2017).

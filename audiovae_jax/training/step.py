@@ -61,8 +61,8 @@ class Recipe:
       discriminator_update_every: the discriminator is updated at steps divisible by this.
       seed: of the latent noise and the initial parameters.
       ema: average of the model's parameters, for evaluation; None for none.
-      accumulation_steps: parts of each device's share of the batch. One after the other is computed, for less memory;
-        their gradients are averaged before one update.
+      accumulation_steps: parts of each device's share of the batch. They are computed one after the other, for less
+        memory. Their gradients are averaged before one update.
       latent_noise: standard deviation of noise that is added to the latent, see `AudioVAE.__call__`.
       balancer_norm: if above 0, the gradients of the losses on the reconstruction are balanced to this norm, see
         `losses.balancer`.
@@ -316,8 +316,8 @@ def _zeros(shapes):
 def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tuple[dict[str, jax.Array], jax.Array]:
     """The objective on one device's share of a validation batch.
 
-    It must run under a mapped axis `data`. The objective is that of training without the discriminator, with the KL
-    term at its final weight and the same noise at every validation, so that all validations of a run can be compared.
+    It must run under a mapped axis `data`. The objective is that of training without the discriminator. The KL term has
+    its final weight, and the noise is the same at every validation. So all validations of a run can be compared.
     `si_sdr_db` and the reconstruction use the posterior's mean, as a trained model does.
 
     Args:

@@ -253,7 +253,7 @@ def adapt_channels(audio: np.ndarray, channels: int, speakers: tuple[str, ...] |
     - Mono is copied to every channel.
     - Surround is mixed down to stereo by ITU-R BS.775.
     - Mono output is the average of the stereo output.
-    - Several channels of more than two are the first ones in WAVE order.
+    - Any other number of channels: the first ones in WAVE order.
 
     Args:
       audio: float32.
@@ -261,7 +261,7 @@ def adapt_channels(audio: np.ndarray, channels: int, speakers: tuple[str, ...] |
       speakers: of `audio` (see `channels.of_file`). By default those of a WAVE file with as many channels.
 
     Raises:
-      DataError: several channels would have to become more.
+      DataError: the audio has several channels, but fewer than `channels`.
     """
     if audio.shape[1] == 1 < channels:
         return np.repeat(audio, channels, axis=1)

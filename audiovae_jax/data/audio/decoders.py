@@ -23,7 +23,7 @@ Place = Path | RemoteFile | Section
 Index = dict[str, Any] | None
 
 _MPEG_SUFFIXES = (".mp3", ".mp2", ".mp1", ".mpga")
-_MAX_FRAMES = 1 << 50  # a larger number of samples means that it is not known
+_MAX_FRAMES = 1 << 50  # a larger number of samples means that the length is unknown
 _BLOCK = 1 << 18  # samples
 
 

@@ -185,7 +185,7 @@ def open_url(url: str, access: Access) -> RemoteFile:
     entry = _persistently(lambda: filesystem.info(path), url, access)
     access.count(0)
     if entry.get("type") == "directory" or entry.get("size") is None:
-        raise RemoteError(url, "this is no file, or the server does not give its size")
+        raise RemoteError(url, "this is not a file, or the server does not report its size")
     return RemoteFile(url, int(entry["size"]), access, _mark(entry))
 
 
@@ -291,7 +291,7 @@ def _range(file, start, end):
     data = _persistently(request, file.url, file.access, _GONE_SECONDS)
     file.access.count(len(data))
     if len(data) != end - start:
-        raise RemoteError(file.url, f"{len(data)} bytes came where {end - start} were asked for; has it changed?")
+        raise RemoteError(file.url, f"{len(data)} bytes were received instead of {end - start}; has it changed?")
     return data
 
 

@@ -64,7 +64,7 @@ class Header:
       samples: per channel.
       size: of the frame in bytes.
       start: bytes of header and side information before the frame's main data.
-      reservoir: the most bytes of earlier frames that the main data may begin in.
+      reservoir: maximum number of bytes of the main data that earlier frames may hold.
     """
 
     stream: tuple[int, int, int, int]

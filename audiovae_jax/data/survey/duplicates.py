@@ -20,7 +20,7 @@ from audiovae_jax.data.survey import acoustic
 from audiovae_jax.data.survey.acoustic import Fingerprint
 from audiovae_jax.errors import DataError, printable
 
-_WINDOWS, _WINDOW_SECONDS = 5, 0.2  # that are hashed, of longer tracks
+_WINDOWS, _WINDOW_SECONDS = 5, 0.2  # windows to hash in longer tracks, and their length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +155,7 @@ def _cached(subject, tracks: Sequence[Track], take, options, doing) -> list[Any]
             return True, take(audio, read) or ""
         except remote.UnreachableError:
             raise
-        except DataError:  # the survey reports it, or a crop
+        except DataError:  # the survey or a crop reports the error
             return False, ""
 
     places = [bandwidth.place(track.audio) for track in tracks]

@@ -34,7 +34,7 @@ _PART_OF = {
     "reading": "input",
 }
 MEASURED = (*dict.fromkeys(_PART_OF.values()), "other")
-# Of all sessions: also the steps that a later session or a rollback repeated.
+# Over all sessions, a part is added for the steps that a later session or a rollback repeated.
 PARTS = (*MEASURED, "lost")
 _PAUSE, _PAUSE_IN_BUCKET = 10.0, 60.0  # seconds between updates of the file
 _PATIENCE = 10.0  # seconds that training waits for a bucket
@@ -71,7 +71,7 @@ class SessionClock:
         if isinstance(workdir, BucketPath):
             workdir, self._pause = workdir.patient(_PATIENCE), _PAUSE_IN_BUCKET
         self._first, self._origin = step, origin()
-        with contextlib.suppress(OSError):  # rather no record of this session than none of the earlier ones
+        with contextlib.suppress(OSError):  # if earlier sessions cannot be read, do not overwrite them
             self._earlier = read(workdir)
             self._path, self._is_ours = workdir / NAME, is_ours
             self.write()
