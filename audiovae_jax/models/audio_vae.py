@@ -396,7 +396,7 @@ class AudioVAE(nn.Module):
         mean, logvar, std = POSTERIORS[self.posterior](parameters)
         sample = mean
         if latent_noise:
-            std = jnp.sqrt(jnp.square(std) + latent_noise**2)  # of the sum of both noises
+            std = jnp.sqrt(jnp.square(std) + latent_noise**2)  # standard deviation of the sum of both noises
         if not deterministic and (self.posterior != "none" or latent_noise):
             if noise is None:
                 noise = jax.random.normal(self.make_rng("sample"), mean.shape)

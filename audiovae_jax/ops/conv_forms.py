@@ -8,8 +8,8 @@ A convolution and its two gradients are three programs. The fastest form depends
   channels. Padding is applied before the convolution for the same reason. Wide 2-D convolutions in float32 use
   `bilinear`.
 - GPU: XLA calls cuDNN for the plain convolution and for both gradients. cuDNN gathers and pads internally. Compiled for
-  an H200 (bfloat16, forward and both gradients), the plain form moves a fraction of the CPU form's bytes: 38 % for
-  the widest layer of an STFT discriminator, 15 % for grouped layers, 58 % for downsampling. The gradients of a dilated
+  an H200 in bfloat16, the plain form and its gradients move a fraction of the CPU form's bytes. It is 38 % for the
+  widest layer of an STFT discriminator, 15 % for grouped layers, and 58 % for downsampling. The gradients of a dilated
   convolution, however, become convolutions with a kernel of the signal's size, or with zeros between the taps. A
   dilated signal is therefore folded into `dilation` signals.
 - TPU: the plain form of a grouped convolution compiles into a quarter of the code. XLA folds and unfolds strided ones

@@ -86,7 +86,7 @@ class Checkpoints:
         self._directory, self._read_only = directory, read_only
         self._folders = StepObjects(directory) if isinstance(directory, BucketPath) else StepFolders(directory)
         self._writer = None
-        self._newest_loss: dict[int, float] = {}  # of the checkpoint being written
+        self._newest_loss: dict[int, float] = {}  # loss of the checkpoint being written, by its step
         self._failed: set[int] = set()  # steps whose failed writes may have left files
         self._still_ours, self._kept, self._kept_best = still_ours, kept, kept_best
         self._best_metric: str | None = None  # of the last save

@@ -253,7 +253,7 @@ def _round_trip(source, target, dialect):
         else:
             continue
         compared += 1
-        if ours.shape != tensor.shape:  # of an activation's parameter
+        if ours.shape != tensor.shape:  # an activation's parameter may have another shape
             ours = ours.reshape(tensor.shape)
         worst = max(worst, float(np.abs(ours - np.asarray(tensor, np.float32)).max(initial=0)))
     return compared, worst

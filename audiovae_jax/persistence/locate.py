@@ -14,7 +14,7 @@ from audiovae_jax.torch_io import source
 
 DESCRIPTION = "model.json"  # of a saved model
 TREES = ("model", "optimizer", "discriminator")  # folders of arrays in a saved model
-ARRAYS = "arrays-"  # of the folder of the trees in a bucket, the start of its name
+ARRAYS = "arrays-"  # prefix of the name of the folder with the trees, in a bucket
 CHECKPOINTS = "checkpoints"  # folder in a workdir
 STATE = "state"  # folder in a checkpoint
 LATENTS_KEY = "audiovae_latents"  # key in a safetensors file's metadata that marks a file of latents

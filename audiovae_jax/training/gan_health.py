@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 CONSECUTIVE_CHECKS = 3  # consecutive checks with or without a sign that switch its warning
-ACTIVE_VARIANCE = 0.01  # of a channel's mean over data: Burda et al., "Importance Weighted Autoencoders", 2016
+ACTIVE_VARIANCE = 0.01  # minimum variance of an active channel's mean (Burda et al., 2016)
 _FEW_CHANNELS, _NO_INFORMATION = 0.1, 0.05  # fraction of channels; nats per frame of a channel that equals the prior
 _IDLE_DECODER = 0.02  # RMS of the latent's effect on the reconstruction, relative to the reconstruction
 _CERTAIN, _LOSS_OF_CERTAIN = 0.99, 0.05  # accuracy and loss of a discriminator that has nothing to learn

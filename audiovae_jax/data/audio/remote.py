@@ -41,8 +41,8 @@ class RefusedError(RemoteError):
 BLOCK = 1 << 15
 # Decoders read the same blocks each time they open a file. These stay in memory, with a limit per file and in total.
 _OPENING_BLOCKS, _MAX_OPENING_BLOCKS = 8, 4096
-_MAX_BLOCKS = 1024  # that a reader keeps, besides those just fetched
-_MAX_REQUEST = 1 << 20  # bytes per request of sequential reads, by which an MP3 decoder seeks
+_MAX_BLOCKS = 1024  # maximum number of blocks that a reader keeps, besides those just fetched
+_MAX_REQUEST = 1 << 20  # bytes per request of sequential reads, such as those of a seeking MP3 decoder
 # How long a file that existed before is retried: after a restart, a server may not have all files at once.
 _GONE_SECONDS = 10.0
 

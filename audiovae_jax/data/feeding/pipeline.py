@@ -199,7 +199,7 @@ def batches(
     read = records.batch if isinstance(records, Crops) else functools.partial(crops.stack, records.__getitem__)
 
     def batch(step):
-        first = step * batch_size + process_index * local  # of this host's block of rows
+        first = step * batch_size + process_index * local  # the first record of this host's rows
         return read(range(first, first + local))
 
     dataset = grain.MapDataset.range(start_step, num_steps).map(batch)

@@ -23,7 +23,7 @@ _BUFFER = 1 << 20  # bytes per read of a scan
 _MAX_PAGE = 27 + 255 + 255 * 255  # bytes
 _OPEN_END = 1 << 40  # a granule position past every stream's end
 _RESTART_SECONDS = 4
-_CHECKED_SECONDS = 0.5  # of equal samples that prove that a decoder has converged
+_CHECKED_SECONDS = 0.5  # duration of equal samples that proves that a decoder has converged
 # Without SILK, an Opus decoder's error halves with every frame (RFC 6716, section 4.3.2.1). 0.1 s were enough in
 # measurements of 2.5 to 60 ms frames at 16 to 500 kbit/s.
 _PREROLL_SECONDS = 0.5
