@@ -1,7 +1,7 @@
-"""ACE-Step 1.5's VAE: 48 kHz, a hop of 1920 (25 latent frames per second), 168.7 M parameters.
+"""ACE-Step 1.5's VAE: 48 kHz, a hop of 1920, 168.7 M parameters.
 
-It is Stable Audio's with other strides. To train only its decoder, give its weights as `init_from`, and set
-`init_weights_only` and `model.encoder_frozen`.
+There are 25 latent frames per second. It is Stable Audio's with other strides. To train only its decoder, give its
+weights as `init_from`, and set `init_weights_only` and `model.encoder_frozen`.
 """
 
 from configs import base, oobleck

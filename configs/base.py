@@ -54,7 +54,7 @@ def _base():
     config.validate_every = 1000  # steps
     config.checkpoint_every = 5000  # steps; each checkpoint is also validated, so that the best is known
     config.checkpoint_every_minutes = 10.0  # since the last one, without a validation; 0 disables these
-    config.checkpoints_kept = 3  # the most recent validated ones; the best and the newest other are kept in addition
+    config.checkpoints_kept = 3  # recent validated ones; the best and the newest unvalidated one are kept too
     config.best_checkpoints_kept = 1
     config.best_metric = "total_loss"  # of validation; also "si_sdr_db", "kl_loss" or a loss by its name
     config.max_failed_saves = 10  # failed saves in a row before the run ends, e.g. on a full disk
@@ -71,11 +71,11 @@ def _base():
     config.early_stopping.metric = "total_loss"  # see best_metric
     config.early_stopping.min_delta = 0.0
     config.use_adversarial = True
-    # Parts of each device's items that are computed one after the other, for less memory: a batch of 64 with 4 takes
-    # the memory of 16. The update is that of the whole batch.
+    # Number of parts of a device's batch that are computed one after the other, for less memory. With 4, a batch of 64
+    # takes the memory of 16. The update is that of the whole batch.
     config.accumulation_steps = 1
-    # Above 0: each loss on the reconstruction gets its weight's share of a gradient of this norm, at any scale of the
-    # losses (EnCodec's balancer).
+    # If above 0, gradients are balanced as in EnCodec. Each loss on the reconstruction gets its weight's share of a
+    # gradient of this norm, at any scale of the losses.
     config.balancer_norm = 0.0
     config.latent_noise = 0.0  # standard deviation of noise on the latent in training, for a robust decoder
     config.generator_update_every = 1  # steps, while the discriminator is active
@@ -165,7 +165,7 @@ def _base():
     config.adversarial.loss = "hinge"  # also "least_squares" and "relativistic" (pairs of real and generated audio)
     config.adversarial.ramp_steps = 0  # steps after the warm-up over which both weights rise linearly from 0
     config.adversarial.r1_weight = 0.0  # of the gradient penalty of real audio, in the discriminator's loss
-    config.adversarial.r2_weight = 0.0  # of that of generated audio
+    config.adversarial.r2_weight = 0.0  # of the gradient penalty of generated audio, likewise
 
     # Reconstruction losses by name: a dotted path, a weight and the function's options.
     config.losses = ml_collections.ConfigDict()
@@ -210,14 +210,14 @@ def _base():
     config.alignment = ml_collections.ConfigDict()
     config.alignment._target_ = config_dict.placeholder(str)  # a function of your own; unset: no alignment
     config.alignment.weight = 0.1  # 0 disables it too
-    config.alignment.cosine_margin = 0.5  # cosine distance of latents and features that costs nothing
-    config.alignment.distance_margin = 0.25  # difference of similarities that costs nothing
+    config.alignment.cosine_margin = 0.5  # latents and features up to this cosine distance cost nothing
+    config.alignment.distance_margin = 0.25  # similarities that differ by up to this cost nothing
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adamw"  # also "lion", "adafactor", "muon" and "schedule_free_adamw"
     # "cosine" falls over num_steps. "constant", "inverse_sqrt" and "warmup_stable_decay": training/optimizer.py
     config.optimizer.schedule = "cosine"
-    config.optimizer.decay_steps = 0  # steps of the last two schedules' decay
+    config.optimizer.decay_steps = 0  # steps of the decay of "inverse_sqrt" and "warmup_stable_decay"
     config.optimizer.learning_rate = 1.5e-4  # at step 0
     config.optimizer.final_learning_rate = 1e-5  # at num_steps
     # Steps over which the rate rises linearly to the cosine schedule. For the discriminator they start at
@@ -239,7 +239,7 @@ def _base():
     config.ema = ml_collections.ConfigDict()
     config.ema.decay = 0.0  # for instance 0.999; 0 for no average
     config.ema.start_step = 0  # until then the average equals the parameters
-    config.ema.power = 0.0  # the decay rises as 1 - (1 + n)**-power over n steps, for instance 0.75; 0 for at once
+    config.ema.power = 0.0  # the decay rises as 1 - (1 + n)**-power over n steps, for instance 0.75; 0 disables this
 
     config.data = ml_collections.ConfigDict()
     # A folder of audio, a manifest (.jsonl, .csv), shards, tars, MUSDB18-HQ or GTZAN. It may be local or a URL
@@ -256,7 +256,7 @@ def _base():
     config.data.min_seconds = 0.1  # shorter files are skipped; files shorter than a crop are padded
     config.data.padding = "zero"  # "zero" pads with zeros, "loop" repeats the file
     config.data.peak_normalize = True  # scale each crop to a peak of 1
-    config.data.validation_fraction = 0.1  # of the files, by hash of their names; at least 3 of 10 or more, else 1
+    config.data.validation_fraction = 0.1  # of the files, by a hash of their names; at least 3 of 10 or more, else 1
     config.data.validation_crops = 8  # fixed crops per validation, rounded up to whole batches
     # Excerpts of validation audio that are logged as audio and spectrograms, from different files where possible.
     config.data.num_samples = 4

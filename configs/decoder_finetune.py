@@ -1,6 +1,7 @@
-"""Fine-tunes the decoder of a model against a new discriminator, with the encoder frozen: latents stay as they are.
+"""Fine-tunes a model's decoder against a new discriminator.
 
-Give the model: `--config=configs/base.py:decoder_finetune --config.init_from=MODEL`.
+The encoder is frozen, so latents stay as they are. Give the model: `--config=configs/base.py:decoder_finetune
+--config.init_from=MODEL`.
 """
 
 from configs import base

@@ -1,4 +1,4 @@
-"""The description of a command, and the parser of its flags and positional arguments."""
+"""A command's description, and the parser of its flags and arguments."""
 
 import dataclasses
 import difflib
@@ -174,7 +174,7 @@ def _parse(command, argv):
 
 
 class _LoadedConfig(flags.ArgumentParser):
-    """A parser that ignores the flag's text and returns the config loaded by `_parse`."""
+    """A flag parser that ignores the text and returns the config of `_parse`."""
 
     def __init__(self, config: ml_collections.ConfigDict):
         super().__init__()

@@ -126,7 +126,7 @@ def _decode(model, *paths):
 
 
 def _warning_of(method):
-    """Return `method`, which writes audio, with a warning about its peak as its result."""
+    """Return `method`, which writes audio, with a peak warning as its result."""
 
     def write(codec, source, target, *, peak, **options):
         level = method(codec, source, target, peak=peak, **options)

@@ -125,7 +125,10 @@ def _check(root=None):
 
 
 def _require_writable(*paths):
-    """Raise ConfigError if an output cannot be written. Called before the work starts."""
+    """Raise ConfigError if an output cannot be written.
+
+    Called before the work starts.
+    """
     if paths[1] is not None and not paths[1].lower().endswith(page.SUFFIXES):
         raise ConfigError(f"--page={paths[1]} must end in {' or '.join(page.SUFFIXES)}")
     for path in filter(None, paths):

@@ -1,4 +1,4 @@
-"""The commands `evaluate` (metrics, report), `probe_latents` (a generator's loss) and `serve` (interactive page)."""
+"""The commands `evaluate`, `probe_latents` and `serve`."""
 
 import contextlib
 import dataclasses
@@ -281,7 +281,7 @@ PROBE_LATENTS = Command(
     details="""\
 MODEL is a saved model, a workdir, or a torch, Lightning or safetensors file. NAME=MODEL gives it a name. ROOT is a
 value of config.data.root, as in `evaluate`. A small rectified-flow transformer is trained on the latents of its
-training side, and measured on the other. A relative loss below 1 is the share that context does not explain.""",
+training side, and measured on the other. The relative loss is the share that context does not explain.""",
     main=_probe,
     positional=("MODEL...", "ROOT"),
     define_flags=_define_probe,

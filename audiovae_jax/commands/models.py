@@ -1,4 +1,4 @@
-"""Commands on one model: inspect, calibrate, average, export, convert from and to torch."""
+"""Commands on one model: inspect, calibrate, average, export, convert."""
 
 import functools
 import json

@@ -1,6 +1,7 @@
-"""Process-wide settings that only commands may change: huge pages, log filters, import paths.
+"""Process-wide settings that only commands may change.
 
-It imports no JAX, so that a restart comes before that import.
+These are huge pages, log filters and import paths. This module imports no JAX, because a restart must come before that
+import.
 """
 
 import builtins
@@ -55,16 +56,19 @@ def end(message: str) -> NoReturn:
 
 
 def show_stacks_on_signal():
-    """Print the stacks of all threads on SIGUSR1, to standard error; the process continues."""
+    """Print the stacks of all threads to standard error on SIGUSR1.
+
+    The process continues.
+    """
     if hasattr(faulthandler, "register"):  # not on Windows
         faulthandler.register(signal.SIGUSR1)
 
 
 def limit_nccl(seconds: float):
-    """Limit the time of an operation of NCCL, unless XLA_FLAGS does; call this before jax uses the devices.
+    """Limit the time of an NCCL operation, unless XLA_FLAGS sets a limit.
 
-    XLA has no limit by default. It aborts on flags that it does not know. So this changes XLA_FLAGS only if there are
-    plugins for GPUs, and they and jaxlib know the flag.
+    Call this before jax uses the devices. XLA has no limit by default. XLA aborts on unknown flags. So XLA_FLAGS is
+    changed only if there are GPU plugins, and both they and jaxlib know the flag.
     """
     import jaxlib
 

@@ -50,7 +50,10 @@ def joined():
 
 
 def use_cache_of(workdir: Path | BucketPath):
-    """Cache the programs of a run of several processes next to its workdir, where all of them find them."""
+    """Cache the programs of a multi-process run next to its workdir.
+
+    All processes find them there.
+    """
     if jax.distributed.is_initialized():
         beside = workdir.absolute().parent if isinstance(workdir, Path) else workdir
         compilation.share_cache(beside / ".xla_cache")

@@ -266,5 +266,5 @@ def _trace(fn, where, name, *args, check=lambda output: None):
 
 
 def discriminator_dtype(config: ml_collections.ConfigDict) -> str:
-    """Return the discriminator's dtype, or "with its own dtype" if it has no such key."""
+    """Return the discriminator's dtype, or "with its own dtype" if it sets none."""
     return config.discriminator.get("dtype", "with its own dtype")

@@ -184,12 +184,12 @@ def check(config: ml_collections.ConfigDict, device_count: int):
 
 
 def _check_choice(config):
-    """Check the keys that choose checkpoints and the end of the run by validation metrics."""
+    """Check the keys that use validation metrics: best checkpoint, early stop."""
     metrics = (*_VALIDATION_METRICS, *config.losses)
     for key, name in {"best_metric": config.best_metric, "early_stopping.metric": config.early_stopping.metric}.items():
         _require(
             name in metrics,
-            f"config.{key}={name!r} is no metric of validation{did_you_mean(name, metrics)}; use one of "
+            f"config.{key}={name!r} is not a validation metric{did_you_mean(name, metrics)}; use one of "
             f"{', '.join(metrics)}",
         )
     for key in ("patience", "min_delta"):
@@ -311,7 +311,7 @@ def _check_keys(config, reference, prefix, root):
 
 
 def suggest_key(name: str, reference: ml_collections.ConfigDict) -> str:
-    """Return `"; did you mean 'section.key'?"` for an unknown key, or an empty string."""
+    """Return `"; did you mean 'section.key'?"` for an unknown key, or ""."""
     known = set(flatten(reference))
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if near:

@@ -1,1 +1,1 @@
-"""Audio data: files (`audio`), data sets (`sets`), batches of crops (`feeding`) and statistics (`survey`)."""
+"""Audio data: files, data sets, batches of crops, and statistics."""

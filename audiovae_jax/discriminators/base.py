@@ -51,7 +51,7 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def each_view(self, x, known_maps: list[list] | None) -> Output:
-        """Return the outputs of every sub-discriminator. `x` is the argument of each view."""
+        """Apply every sub-discriminator to its view of `x`, and return the outputs."""
         logits, feature_maps = [], []
         for i, view in enumerate(self.views()):
             known = known_maps and known_maps[i]

@@ -1,4 +1,4 @@
-"""Multi-scale sub-band constant-Q discriminator (Gu et al., arXiv 2311.14957, 2023)."""
+"""Multi-scale sub-band CQT discriminator (Gu et al., arXiv 2311.14957, 2023)."""
 
 import functools
 
@@ -12,10 +12,11 @@ from audiovae_jax.ops import signal
 
 
 class MultiScaleSubBandCQTDiscriminator(Discriminator):
-    """One conv stack per constant-Q transform, with real and imaginary parts of all audio channels as channels.
+    """One conv stack per constant-Q transform of all audio channels.
 
-    A CQT resolves low pitches finely in frequency and high ones finely in time. Each octave first passes a convolution
-    of its own (the sub-bands). `SpectrogramStack` then processes all octaves together.
+    The input channels are the real and imaginary parts. A CQT resolves low pitches finely in frequency and high ones
+    finely in time. Each octave first passes a convolution of its own (the sub-bands). `SpectrogramStack` then processes
+    all octaves together.
 
     Attributes:
       filters: output channels of the stack's first convolution.

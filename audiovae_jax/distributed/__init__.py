@@ -1,1 +1,1 @@
-"""The processes of a run on several hosts: how they find each other, agree, stop together and fail together."""
+"""The processes of a run on several hosts: joining, agreeing, stopping."""

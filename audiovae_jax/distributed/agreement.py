@@ -1,7 +1,7 @@
 """Agreement between the processes of a run; trivial with one process.
 
 The processes exchange values through the key-value store of `jax.distributed`, not on their devices: a device would
-wait for a slow process without a word.
+wait for a slow process without a message.
 """
 
 import itertools

@@ -48,7 +48,7 @@ class Background(threading.Thread):
 
 
 def leave(status: int, before: Callable[[], None] = lambda: None):
-    """End the process at once if a background call is running, or soon if another thread hangs.
+    """End the process without waiting for a background call or a hanging thread.
 
     Python would wait for them, for example for a thread that reads a file of a dead network mount. Commands call this
     last.

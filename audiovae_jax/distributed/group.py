@@ -67,7 +67,7 @@ class Group:
         self._dead: set[int] = set()
         self._numbers = itertools.count()
         self._waiting = 0.0
-        self._beats: dict[int, Beat] = {}  # the last one of each process that has not left
+        self._beats: dict[int, Beat] = {}  # latest heartbeat of each process that has not left
         self._thread: threading.Thread | None = None
 
     def __enter__(self):
@@ -94,11 +94,14 @@ class Group:
         self._before_exit.append(action)
 
     def let_write(self, is_writing: Callable[[], bool]):
-        """Register a check: while it returns True, a thread that ends the process waits up to a minute."""
+        """Register a check that lets a write finish before the process ends.
+
+        While it returns True, a thread that ends the process waits, for up to a minute.
+        """
         self._is_writing = is_writing
 
     def slowest(self, waiting: float) -> tuple[float, str]:
-        """Publish this process's fraction of time spent waiting for data, and return the largest one.
+        """Publish this process's share of waiting for data; return the largest share.
 
         Returns:
           `(fraction, name of its process)`. The other processes' fractions are those of their last heartbeats. With
@@ -345,7 +348,7 @@ class Group:
         """Keep the first failure, which ends the run."""
         if self._failure is not None:
             return
-        if isinstance(failure, StuckError):  # now, before the main thread returns from where it is
+        if isinstance(failure, StuckError):  # print the stacks before the main thread moves on
             with contextlib.suppress(Exception):  # standard error may be closed
                 print(f"stacks of process {self.index} of {self.count}: {failure}", file=sys.stderr, flush=True)
                 faulthandler.dump_traceback()

@@ -111,7 +111,10 @@ def _arguments(address, count, index):
 
 
 def _by_name(given):
-    """Return the arguments for an address, a number of processes and an index, by the names of their settings."""
+    """Return the arguments for an address, a count and an index.
+
+    `given` has their values by the names of their settings, which errors name.
+    """
     (of_address, address), (of_count, count), (of_index, index) = given.items()
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -141,10 +144,11 @@ _MPI = {  # by the prefix of their variables: their name, and how they set a var
 
 
 def detected(environment: Mapping[str, str]) -> dict[str, str | int] | None:
-    """Return the arguments of `jax.distributed.initialize` for a cluster's environment variables.
+    """Return the `jax.distributed.initialize` arguments of a detected cluster.
 
-    jax detects the rest, but not that a process runs alone. The order is important: MPI comes before SLURM, as in jax,
-    because `mpirun` inside an allocation starts more processes than SLURM knows.
+    The environment variables show the cluster. jax detects the rest, but not that a process runs alone. The order is
+    important: MPI comes before SLURM, as in jax, because `mpirun` inside an allocation starts more processes than SLURM
+    knows.
 
     Returns:
       The arguments, or None if this process runs alone.
@@ -295,7 +299,7 @@ def _silence(arguments, seconds):
 
 
 def _proxy_remedy(address):
-    """Return how to keep the connection to process 0 off a proxy; empty if none is in its way."""
+    """Return how to keep a proxy out of the connection to process 0, or ""."""
     proxies = [name for name in ("grpc_proxy", "https_proxy", "http_proxy") if os.environ.get(name)]
     host = address.rpartition(":")[0].strip("[]") if address else "the first host"
     if not proxies or (address and urllib.request.proxy_bypass_environment(host)):
@@ -324,5 +328,5 @@ def _failure(arguments, error):
     if method == "deactivate":
         return f"the processes of this run could not join: {reason}"
     if not isinstance(error, RuntimeError):
-        reason = f"{type(error).__name__}: {reason}"  # the texts of others are short, such as those of an IndexError
+        reason = f"{type(error).__name__}: {reason}"  # without its type, an error such as IndexError explains little
     return f"the processes of this run (detected by {method}) could not join: {reason}; {_GIVE_FLAGS}"

@@ -1,4 +1,4 @@
-"""A one-dimensional mesh of devices: mapping functions over it, placing batches and state on it."""
+"""A mesh of devices along one axis: mapped functions, batches and state."""
 
 import jax
 import numpy as np
@@ -24,7 +24,10 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(tree, sharding: NamedSharding):
-    """Copy a tree, which must be the same in every process, to all devices of `sharding`."""
+    """Copy a tree to all devices of `sharding`.
+
+    It must be the same in every process.
+    """
 
     def put(array):
         copies = [jax.device_put(array, device) for device in sharding.addressable_devices]

@@ -1,4 +1,4 @@
-"""Progress of the processes of a run: where each one is, and which ones hold up the others."""
+"""Progress of the processes of a run, and which of them hold up the others."""
 
 import collections
 import contextlib
@@ -15,7 +15,7 @@ class Place(NamedTuple):
     """Where a process is.
 
     Attributes:
-      steps: number of training steps begun. After a rollback, it counts on.
+      steps: number of training steps begun. A rollback does not reset it.
       changes: number of changes of the phase since then.
       phase: for example "reading".
       step: the number of the training step.
@@ -55,7 +55,10 @@ class Beat(NamedTuple):
 
 
 class Progress:
-    """The progress of this process, and the time that its phases took. Only its main thread changes it."""
+    """The progress of this process, and the time that its phases took.
+
+    Only the main thread changes it.
+    """
 
     def __init__(self):
         # The place, and the time of its change. They are set at once, since another thread reads them.
@@ -103,7 +106,7 @@ class Progress:
 
 
 def stuck(places: dict[int, Place], seconds: float) -> list[int]:
-    """Return the processes that hold up the others, if they made no progress for some time.
+    """Return the processes that hold up the others without making progress.
 
     All processes go through the same phases. One that waits for another is ahead of it, so the ones that are furthest
     behind hold up the others.

@@ -11,7 +11,7 @@ from audiovae_jax.errors import ConfigError, DataError
 
 Embedding = Callable[[np.ndarray, int], np.ndarray]
 
-WINDOW_SECONDS = 10.0  # of audio per call of an embedding function
+WINDOW_SECONDS = 10.0  # seconds of audio per call of an embedding function
 KAD_SCALE = 100.0  # KAD's authors multiply by it for readability
 _MAX_PAIRED = 5000  # embeddings per set that KAD compares; larger sets are subsampled
 

@@ -1,13 +1,13 @@
-"""A probe of latents: the loss of a small rectified-flow transformer that is trained on them.
+"""A probe of latents: the loss of a small rectified-flow transformer.
 
 Rectified flow (Liu et al., 2022, arXiv 2209.03003) interpolates `x = (1 - t) z + t noise`, and learns the velocity
 `noise - z`. The latents are the posterior's means, standardised per channel by the training files. Without any context,
 each element is independent standard normal, and the best prediction is `gain(t) x` with `gain(t) = (2 t - 1) / ((1 -
-t)^2 + t^2)`. Its expected loss is `1 / ((1 - t)^2 + t^2)`, so pi / 2 over uniform t. The transformer learns what is to
-be added to that prediction. So it starts at this loss, and falls below it as far as the latents have structure.
+t)^2 + t^2)`. Its expected loss is `1 / ((1 - t)^2 + t^2)`, so pi / 2 over uniform t. The transformer learns a
+correction to that prediction. So its loss starts at this value, and falls below if the latents have structure.
 
-Neighbouring frames are grouped to tokens of about 20 ms, so that models of different frame rates give the transformer
-about equally many. Longer frames are one token each.
+Neighbouring frames are grouped to tokens of about 20 ms. So models of any frame rate give the transformer about the
+same number of tokens. A longer frame is one token.
 """
 
 import dataclasses
@@ -81,7 +81,9 @@ class ProbeResult:
 
 
 class FlowTransformer(nn.Module):
-    """A transformer that predicts velocities, with adaptive layer norm (Peebles and Xie, 2022, arXiv 2212.09748).
+    """A transformer that predicts velocities, with adaptive layer norm.
+
+    The architecture is that of DiT (Peebles and Xie, 2022, arXiv 2212.09748).
 
     Attributes:
       frames_per_token: frames that are one token.
@@ -95,7 +97,10 @@ class FlowTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x, t):
-        """Return the velocity `[B, frames, latent_dim]` at `x`, of the same shape, and `t: [B]` in 0 to 1."""
+        """Return the velocity `[B, frames, latent_dim]` at `x` and `t`.
+
+        `x` has the shape of the velocity, and `t: [B]` is in 0 to 1.
+        """
         time = nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(_sinusoids(1000 * t, self.width))))[:, None]
         tokens = x.reshape(len(x), -1, self.frames_per_token * x.shape[2])
         h = nn.Dense(self.width)(tokens) + _sinusoids(jnp.arange(tokens.shape[1]), self.width)
@@ -261,7 +266,7 @@ def _losses(model, params, z, noise, t):
 
 
 def _drawn(key, z):
-    """Return noise of the shape of `z`, and a t for each item, spread evenly over 0 to 1."""
+    """Return noise shaped like `z`, and a t per item, spread evenly over 0 to 1."""
     noise_key, offset_key, order_key = jax.random.split(key, 3)
     offsets = jax.random.uniform(offset_key, (len(z),))
     t = (jax.random.permutation(order_key, len(z)) + offsets) / len(z)
@@ -283,7 +288,10 @@ def _gain(t):
 
 
 def _sinusoids(positions, width):
-    """Return sine and cosine features `[n, width]` of `positions: [n]` (Vaswani et al., 2017)."""
+    """Return sinusoidal features `[n, width]` of `positions: [n]`.
+
+    These are sines and cosines (Vaswani et al., 2017).
+    """
     frequencies = 10_000.0 ** (-jnp.arange(width // 2) / (width // 2))
     angles = positions[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)

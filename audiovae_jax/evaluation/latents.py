@@ -8,7 +8,7 @@ from audiovae_jax.models.audio_vae import AudioVAE, Posterior
 # Variance of a channel's posterior mean above which it is active (Burda et al., 2016, "Importance weighted
 # autoencoders").
 ACTIVE = 1e-2
-_INFORMATION = ("kl_nats_per_frame", "bits_per_second")  # of a posterior
+_INFORMATION = ("kl_nats_per_frame", "bits_per_second")  # columns of models with a posterior
 
 
 class LatentStatistics:

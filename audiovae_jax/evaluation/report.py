@@ -16,7 +16,7 @@ from audiovae_jax.html import clips, drawing, picture
 from audiovae_jax.html.document import document, escaped, facts, player, table
 from audiovae_jax.storage import atomic
 
-AUDIO_BYTES = 24 * 10**6  # of all players together, as 16-bit samples
+AUDIO_BYTES = 24 * 10**6  # bytes of all players together, as 16-bit samples
 MAX_SECONDS = 8.0  # per clip
 _MAX_ROWS = 200  # in the table of files
 _MAIN = "si_sdr_db"

@@ -29,7 +29,9 @@ _TIMEOUT = 3600.0  # seconds for one file
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """Facts about a reconstruction, which is a file with the source's rate and length.
+    """Facts about a reconstruction.
+
+    The reconstruction is a file with the source's rate and length.
 
     Attributes:
       seconds: time that it took.

@@ -75,7 +75,7 @@ document.addEventListener("play", event => { for (const other of document.queryS
 if (other !== event.target && !other.paused) { other.pause(); const [from, to] = [other, event.target];
 if (from.closest("section") === to.closest("section")) to.currentTime = from.currentTime } }, true)
 """
-# A page makes no network requests, whatever its content.
+# A page makes no network requests, even if its content asks for some.
 _POLICY = (
     "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "base-uri 'none'; form-action 'none'"

@@ -56,7 +56,7 @@ def png(original: np.ndarray, reconstruction: np.ndarray, sample_rate: int, *, t
     axis.set_xlabel("seconds")
     figure.suptitle(title, fontsize=10, parse_math=False)  # a file name may contain "$"
     file = io.BytesIO()
-    canvas.print_png(file, pil_kwargs={"compress_level": 1})  # of 9; the default takes twice as long
+    canvas.print_png(file, pil_kwargs={"compress_level": 1})  # the highest level is 9; the default takes twice as long
     return file.getvalue()
 
 

@@ -177,7 +177,7 @@ class LatentDataset:
     def crops(
         self, frames: int, *, seed: int = 0, side: str = "train", sample: bool = True, cover_ends: bool = False
     ) -> "LatentCrops":
-        """Return random crops of one side's tracks, by index; see `batches` for arguments."""
+        """Return random crops of one side's tracks, by index; see `batches`."""
         return LatentCrops(self, self.side(side), frames, seed, sample and self._what == "posterior", cover_ends)
 
     def batches(

@@ -1,9 +1,9 @@
-"""Records of latents: a checksum, then a safetensors file with a range of a track.
+"""Records of latents: a checksum, then a safetensors file.
 
-The checksum is the CRC-32 of the file, four bytes in little endian. The file contains `mean` and `logvar`, or `z`, each
-`[lanes, frames, latent_dim]`. They are in calibrated units, as `Latents.z` and the input of `Codec.decode`. The
-metadata has one entry, `audiovae_latents`: JSON with `format`, `model` (the fingerprint), `key` (the track) and
-`first_frame`.
+A file holds a range of a track. The checksum is the CRC-32 of the file, four bytes in little endian. The file contains
+`mean` and `logvar`, or `z`, each `[lanes, frames, latent_dim]`. They are in calibrated units, as `Latents.z` and the
+input of `Codec.decode`. The metadata has one entry, `audiovae_latents`: JSON with `format`, `model` (the fingerprint),
+`key` (the track) and `first_frame`.
 """
 
 import json

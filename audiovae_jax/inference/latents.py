@@ -18,7 +18,7 @@ _FORMAT = 1
 
 @dataclasses.dataclass(frozen=True)
 class Latents:
-    """Calibrated latents, with everything needed to restore the audio's shape and rate.
+    """Calibrated latents, and what restores the shape and rate of the audio.
 
     Attributes:
       z: `[lanes, frames, latent_dim]` float32. A lane is an item of a batch, or a channel that a mono model encodes
@@ -140,7 +140,7 @@ class Latents:
 
 
 def require_model(latents: Latents, fingerprint: str, what: str):
-    """Raise CheckpointError unless the latents are of the model with this fingerprint."""
+    """Raise CheckpointError unless a model with this fingerprint made the latents."""
     if latents.model != fingerprint:
         raise CheckpointError(
             f"{what} were encoded by another model (fingerprint {latents.model}, this one is {fingerprint}); "

@@ -1,4 +1,7 @@
-"""Live encoding and decoding: blocks of any size in, results as soon as they are certain."""
+"""Live encoding and decoding, in blocks of any size.
+
+Results are returned as soon as they are certain.
+"""
 
 import functools
 from collections.abc import Callable
@@ -68,7 +71,10 @@ class _Stream:
         return np.concatenate([self._no_results, *results])
 
     def flush(self) -> np.ndarray:
-        """End the stream, and return its remaining results. The next `push` starts another stream."""
+        """End the stream, and return its remaining results.
+
+        The next `push` starts another stream.
+        """
         length, total = self._lengths(self._count) if self._count else (0, 0)
         results, returned = [], max(0, self._position())
         while self._position() < total:
@@ -85,8 +91,11 @@ class _Stream:
         return self._index * self._size_out + self._first
 
     def _next(self, length=None):
-        """Run a step on the oldest inputs. `length` is that of the whole input, if it is known."""
-        # Later steps are all like the first one in which every layer is past the signal's start, so positions never
+        """Run a step on the oldest inputs.
+
+        `length` is the length of the whole input, if it is known.
+        """
+        # Once every layer is past the signal's start, all steps are alike. They share one index, so positions never
         # overflow.
         index = min(self._index, self._steady)
         passed = (self._index - index) * self._size

@@ -107,7 +107,9 @@ def is_export(path: str | Path) -> bool:
 
 
 def inspect_export(folder: str | Path, today: datetime.date | None = None) -> dict:
-    """Describe an export as its `export.json` does, and whether the installed JAX loads it.
+    """Describe an export, and whether the installed JAX loads it.
+
+    The other entries are those of its `export.json`.
 
     Args:
       folder: written by `export_stablehlo`.

@@ -8,7 +8,9 @@ from audiovae_jax.errors import DataError
 
 
 def open_track(audio: Audio, read_timeout: float = 0.0) -> AudioStream:
-    """Return a track's audio as a stream; a file is opened once and read sequentially.
+    """Return a track's audio as a stream.
+
+    A file is opened once and read sequentially.
 
     Args:
       audio: the track's audio.

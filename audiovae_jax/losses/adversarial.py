@@ -88,9 +88,10 @@ def feature_matching(real_maps, fake_maps):
 
 
 def gradient_penalty(discriminator, audio):
-    """Return `mean_b |d D(audio_b) / d audio_b|^2` (Mescheder et al., 2018), `D` being the average logit of an item.
+    """Return the mean squared norm of the discriminator's gradient at the audio.
 
-    It is R1 for real audio, and R2 for generated audio.
+    It is `mean_b |d D(audio_b) / d audio_b|^2`, where `D` is the average logit of an item (Mescheder et al., 2018). The
+    penalty is called R1 for real audio, and R2 for generated audio.
 
     Args:
       discriminator: callable `audio [B, T, C] -> (logits, feature_maps)`, twice differentiable.
@@ -107,7 +108,7 @@ def gradient_penalty(discriminator, audio):
 
 
 def accuracies(real_logits, fake_logits, loss="hinge"):
-    """Return the fractions of real and of fake logits that the discriminator classifies correctly.
+    """Return the fractions of real and of fake logits classified correctly.
 
     A logit counts as real above 0 for "hinge", and above 0.5 for "least_squares". For "relativistic" both fractions
     are the share of pairs with real > fake. Each fraction is averaged over sub-discriminators.
@@ -253,7 +254,7 @@ class AdversarialLossCalculator:
         )
 
     def generator_losses(self, real_output, fake_output):
-        """Return the generator's losses from two discriminator outputs, without warm-up or ramp."""
+        """Return the generator's losses from two outputs, without warm-up or ramp."""
         g_adv_loss = LOSSES[self.loss].generator(real_output[0], fake_output[0])
         fm_loss = feature_matching(real_output[1], fake_output[1])
         total = weighted_sum([(self.adversarial_weight, g_adv_loss), (self.feature_matching_weight, fm_loss)])

@@ -1,4 +1,4 @@
-"""Alignment of latents with the features of a frozen teacher (VA-VAE, arXiv 2501.01423).
+"""Alignment of latents with a frozen teacher (VA-VAE, arXiv 2501.01423).
 
 Latents that follow a teacher's features are easier to generate. The paper uses margins of 0.5 for `marginal_cosine`
 and 0.25 for `distance_matrix`, so that only latents that are far from the teacher have a gradient.
@@ -65,9 +65,10 @@ def marginal_cosine(projected, teacher, margin: float = 0.5):
 
 
 def distance_matrix(z, teacher, margin: float = 0.25):
-    """Return the mean of `relu(|cos(z_i, z_j) - cos(teacher_i, teacher_j)| - margin)` over pairs of frames of an item.
+    """Return the mean difference of similarities, above a margin.
 
-    It needs no projection, since only similarities are compared. Memory grows with the square of `frames`.
+    It is the mean of `relu(|cos(z_i, z_j) - cos(teacher_i, teacher_j)| - margin)` over pairs of frames of an item. Only
+    similarities are compared, so no projection is needed. Memory grows with the square of `frames`.
 
     Args:
       z: latents `[B, frames, D]`.
@@ -92,7 +93,10 @@ def _similarities(features):
 
 
 def _unit(features):
-    """Scale vectors to a norm of 1. Vectors of zeros stay zeros, with a finite gradient."""
+    """Scale vectors to a norm of 1.
+
+    Vectors of zeros stay zeros, with a finite gradient.
+    """
     features = features.astype(jnp.float32)
     squares = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
     return features * lax.rsqrt(jnp.maximum(squares, _EPS**2))
@@ -133,7 +137,10 @@ class Alignment:
         return {"kernel": nn.initializers.lecun_normal()(key, (latent_dim, self.size))}
 
     def features(self, audio):
-        """Return the teacher's features `[B, frames, size]` float32 of `audio: [B, T, C]`, without a gradient."""
+        """Return the teacher's features of `audio: [B, T, C]`.
+
+        They are `[B, frames, size]` float32, without a gradient.
+        """
         if takes_batches(self.teacher):
             return lax.stop_gradient(self.teacher(audio, self.sample_rate).astype(jnp.float32))
         made = jax.ShapeDtypeStruct((audio.shape[0], self.frames, self.size), jnp.float32)
@@ -156,9 +163,10 @@ class Alignment:
 
 
 def takes_batches(teacher: Callable) -> bool:
-    """Whether a teacher is a JAX function of `[B, T, C]` to `[B, frames, size]`: its attribute of this name is True.
+    """Return whether a teacher is a JAX function of batches.
 
-    Other teachers are called on the host, for one crop at a time: `[T, C]` float32 to `[frames, size]`, both numpy.
+    Such a function maps `[B, T, C]` to `[B, frames, size]`, and has an attribute `takes_batches` that is True. Other
+    teachers are called on the host, for one crop at a time: `[T, C]` float32 to `[frames, size]`, both numpy.
     """
     return bool(getattr(teacher, "takes_batches", False))
 

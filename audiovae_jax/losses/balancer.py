@@ -11,7 +11,7 @@ from audiovae_jax.losses.weighted import is_off
 def balanced_gradient(
     gradients: Mapping[str, jax.Array], weights: Mapping[str, float], total_norm: float, axis_name: str | None = None
 ) -> jax.Array:
-    """Sum gradients so that each has its share of the norm, whatever the scale of its loss.
+    """Sum gradients so that each has its share of the norm, at any loss scale.
 
     The sum is of `total_norm * weight / sum(weights) * gradient / norm`. A norm is the L2 norm of an item, averaged
     over this batch. EnCodec averages it over past batches too.

@@ -1,7 +1,7 @@
-"""KL divergence of the latent from the standard normal (Kingma and Welling, 2014).
+"""KL divergence of the latent from the standard normal.
 
-It has the factor 1/2. The KL term of stable-audio-tools and DACVAE does not. A weight quoted there is twice that
-weight here, with `reduction="frame"`.
+The definition is that of Kingma and Welling, 2014. It includes the factor 1/2, which the KL term of stable-audio-tools
+and DACVAE lacks. So a weight `w` there equals `2 * w` here, with `reduction="frame"`.
 """
 
 import dataclasses
@@ -135,6 +135,6 @@ class KLTerm:
         rate = kl_bits_per_second(mean=mean, logvar=logvar, frame_rate=self.frame_rate)
         if self.axis_name is None:
             return rate
-        # The value is of the global batch, the gradient of this device's rows. Its average over devices is that of
-        # the global batch.
+        # The value is that of the global batch. The gradient is that of this device's rows. Averaged over devices, it
+        # is the gradient of the global batch.
         return rate + jax.lax.stop_gradient(jax.lax.pmean(rate, self.axis_name) - rate)

@@ -11,8 +11,8 @@ from audiovae_jax.errors import require_range
 from audiovae_jax.losses import spectral
 from audiovae_jax.ops import signal
 
-_MIN_POWER = 1e-8  # of an STFT bin that has a phase
-_MIN_PRODUCT = 1e-12  # squared magnitude of a product of unit phases that is not silent
+_MIN_POWER = 1e-8  # STFT bins below have no phase
+_MIN_PRODUCT = 1e-12  # squared magnitude; a smaller product of unit phases counts as silent
 
 
 def phase_derivatives(
@@ -38,9 +38,9 @@ def phase_derivatives(
       win_lengths: Hann window lengths in samples; None for the FFT length.
       w_frequency: weight of the instantaneous frequency, in radians per hop.
       w_delay: weight of the group delay, in radians per bin.
-      magnitude_weighted: True weights each distance by the smallest of its magnitudes, as a share of the item's sum of
-        target magnitudes. The gradient is then bounded where the prediction is silent. False weights all equally, as
-        Ai and Ling do. Silent bins have no distance.
+      magnitude_weighted: if True, the weight of a distance is the smallest magnitude that it involves, divided by the
+        item's sum of target magnitudes. The gradient is then bounded where the prediction is silent. If False, all
+        weights are equal, as in Ai and Ling. Silent bins have no distance.
 
     Returns:
       A float32 scalar.
@@ -62,7 +62,10 @@ def phase_derivatives(
 
 
 def _distance_of_differences(x, y, axis, magnitude_weighted):
-    """Average the wrapped distance of phase differences along an axis of `[N, frames, bins]`."""
+    """Average the wrapped distance of phase differences along an axis.
+
+    `x` and `y` are spectra `[N, frames, bins]`.
+    """
     x_size, y_size = signal.magnitude(x, _MIN_POWER), signal.magnitude(y, _MIN_POWER)
     # Phases of differences are products with conjugates, so no phase has to be unwrapped.
     product = _difference(x / x_size, axis) * jnp.conj(_difference(y / y_size, axis))
@@ -85,7 +88,7 @@ def _pairwise(fn, x, axis):
 
 
 def stereo_correlation(*, prediction, target, n_fft=2048, hop_length=None, n_mels=32, sample_rate=44100):
-    """Average the difference of the correlation between channels, per mel band and frame.
+    """Average the error of the channels' correlation over mel bands and frames.
 
     The correlation is the real part of the cross spectrum of left and right in a band, divided by the root of the
     product of their powers. It is 1 for a centred source, and -1 if a channel is inverted. Levels do not affect it.
@@ -98,8 +101,8 @@ def stereo_correlation(*, prediction, target, n_fft=2048, hop_length=None, n_mel
       sample_rate: in Hz.
 
     Returns:
-      A float32 scalar from 0 to 2. A band of a frame is weighted by the root of the product of its channels' powers,
-      in the quieter one of both signals, as a share of the item's average power of the target's channels.
+      A float32 scalar from 0 to 2. The weight of a band in a frame is the geometric mean of its channels' powers in the
+      quieter of both signals. It is divided by the item's average power of the target's channels.
 
     Raises:
       ValueError: the audio is not stereo, or shorter than the FFT allows.
@@ -116,9 +119,10 @@ def stereo_correlation(*, prediction, target, n_fft=2048, hop_length=None, n_mel
 
 
 def _correlation(spectra, bands):
-    """Return the correlation of two channels, and the geometric and arithmetic mean of their powers.
+    """Return the correlation of two channels, and two means of their powers.
 
-    All are `[B, frames, bands]`, of `spectra: [2, B, frames, bins]`.
+    The means are the geometric and the arithmetic one. All are `[B, frames, bands]`, of `spectra: [2, B, frames,
+    bins]`.
     """
     left, right = spectra
     cross = signal.mel_spectrogram(left.real * right.real + left.imag * right.imag, bands)

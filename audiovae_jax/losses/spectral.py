@@ -80,7 +80,7 @@ def multi_resolution_stft(
 
 
 def sum_and_difference_stft(*, prediction, target, w_sum=1.0, w_diff=1.0, **options):
-    """Combine `multi_resolution_stft` of L+R and of L-R as `(w_sum*s + w_diff*d) / 2`.
+    """Combine `multi_resolution_stft` of L+R and L-R as `(w_sum*s + w_diff*d) / 2`.
 
     L+R and L-R are not halved.
 

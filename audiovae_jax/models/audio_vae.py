@@ -1,7 +1,7 @@
-"""The audio VAE: ResidualUnit -> EncoderBlock, DecoderBlock -> Encoder, Decoder -> AudioVAE.
+"""The audio VAE, from residual units and blocks to the whole model.
 
-The convolutional autoencoder of SoundStream (Zeghidour et al., 2021) and DAC (Kumar et al., 2023),
-with a Gaussian latent instead of their quantiser. Audio is `[B, T, C]` in -1..1. Options make it the models of DAC and
+It is the convolutional autoencoder of SoundStream (Zeghidour et al., 2021) and DAC (Kumar et al., 2023), with a
+Gaussian latent instead of their quantiser. Audio is `[B, T, C]` in -1..1. With other options, it is the model of DAC or
 of Stable Audio ("Oobleck"; Evans et al., 2024), whose weights `torch_io` imports.
 """
 
@@ -38,9 +38,10 @@ _STD_FLOOR = 1e-8
 
 
 class Posterior(NamedTuple):
-    """The encoder's output: a sample and its Gaussian, each `[B, frames, latent_dim]`.
+    """The encoder's output: a sample and its Gaussian.
 
-    `z` is calibrated: `(sample - latent_mean) / (latent_std + 1e-8)`. `mean` and `logvar` are not.
+    Each is `[B, frames, latent_dim]`. `z` is calibrated: `(sample - latent_mean) / (latent_std + 1e-8)`. `mean` and
+    `logvar` are not.
     """
 
     z: jax.Array
@@ -59,7 +60,7 @@ class Reconstruction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The arguments of `AudioVAE` that encoder and decoder share, and the layers that follow from them."""
+    """The arguments that encoder and decoder share, and the layers that follow."""
 
     base_channels: int
     channel_mults: tuple[int, ...]
@@ -79,12 +80,12 @@ class Architecture:
         return WNConv1d(features, self.dtype, self.weight_norm, **options, name=name)
 
     def downsample(self, features: int, stride: int, name: str) -> WNConv1d:
-        """`[B, T, C] -> [B, T / stride, features]`."""
+        """Return the layer `[B, T, C] -> [B, T / stride, features]`."""
         options = {"kernel_size": 2 * stride, "stride": stride, "padding": around_strided(stride, self.padding)}
         return WNConv1d(features, self.dtype, self.weight_norm, **options, name=name)
 
     def upsample(self, features: int, stride: int, name: str) -> WNConvTranspose1d:
-        """`[B, T, C] -> [B, T * stride, features]`."""
+        """Return the layer `[B, T, C] -> [B, T * stride, features]`."""
         options = {"stride": stride, "padding": around_strided(stride, self.padding)[::-1]}
         return WNConvTranspose1d(features, self.dtype, self.weight_norm, **options, name=name)
 
@@ -107,9 +108,10 @@ class ResidualUnit(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """A residual unit per dilation, then a downsampling by `stride`: `[B, T, C] -> [B, T / stride, features]`.
+    """A residual unit per dilation, then a downsampling by `stride`.
 
-    With a `span`, everything beyond the signal's ends stays zero. The same applies to the modules below.
+    It maps `[B, T, C]` to `[B, T / stride, features]`. With a `span`, everything beyond the signal's ends stays zero.
+    The same applies to the modules below.
     """
 
     architecture: Architecture
@@ -126,7 +128,10 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """An upsampling by `stride`, then a residual unit per dilation: `[B, T, C] -> [B, T * stride, features]`."""
+    """An upsampling by `stride`, then a residual unit per dilation.
+
+    It maps `[B, T, C]` to `[B, T * stride, features]`.
+    """
 
     architecture: Architecture
     features: int
@@ -144,7 +149,7 @@ class DecoderBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """`[B, T, C]` audio to `[B, frames, features]`: the parameters of the posterior."""
+    """The encoder: audio `[B, T, C]` to the posterior's `[B, frames, features]`."""
 
     architecture: Architecture
     features: int
@@ -163,7 +168,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`[B, frames, latent_dim]` to `[B, T, out_channels]` audio."""
+    """The decoder: `[B, frames, latent_dim]` to audio `[B, T, out_channels]`."""
 
     architecture: Architecture
     out_channels: int
@@ -200,14 +205,14 @@ class AudioVAE(nn.Module):
       activation: "snake", "snake_beta" or "elu", see `layers`.
       posterior: "logvar", "softplus" or "none", see `posterior`.
       padding: "floor", "ceil" or "causal". The first two pad both sides of every convolution. Strided ones pad half
-        their stride, rounded like this. With "ceil" and odd strides, decoded audio is shorter than
-        `frames * hop_length`; with "floor", it is longer. "causal" pads only the past, so that live audio has a latency
+        their stride, rounded as the name says. With "ceil" and odd strides, decoded audio is shorter than
+        `frames * hop_length`. With "floor", it is longer. "causal" pads only the past, so that live audio has a latency
         of one hop.
       final_bias: whether the decoder's last convolution has a bias.
       final_tanh: whether the decoded audio is the last convolution's tanh.
       decoder_base_channels: `base_channels` of the decoder; None for the encoder's.
-      bottleneck_channels: width of the encoder's output and the decoder's input, which convolutions of one tap project
-        to and from the latent; None without these convolutions.
+      bottleneck_channels: width of the encoder's output and the decoder's input. Convolutions of one tap project it to
+        and from the latent. None omits these convolutions.
       encoder_frozen: if True, the encoder gets no gradient, optimizer state or weight decay.
       dtype: of the convolutions, "float32" or "bfloat16". Parameters, latents and the returned audio are float32.
       weight_norm: if False, kernels have weight norm folded in, for inference.
@@ -274,20 +279,29 @@ class AudioVAE(nn.Module):
         return math.prod(self.strides)
 
     def frames(self, length: int) -> int:
-        """The number of latent frames that `length` samples encode to (`length / hop_length` for even strides)."""
+        """Return the number of latent frames that `length` samples encode to.
+
+        For even strides, this is `length / hop_length`.
+        """
         for stride in self.strides:
             length = downsampled(length, stride, self.padding)
         return length
 
     def decoded_length(self, frames: int) -> int:
-        """The number of samples that `frames` latent frames decode to (`frames * hop_length` for even strides)."""
+        """Return the number of samples that `frames` latent frames decode to.
+
+        For even strides, this is `frames * hop_length`.
+        """
         for stride in reversed(self.strides):
             frames = upsampled(frames, stride, self.padding)
         return frames
 
     @property
     def min_length(self) -> int:
-        """The fewest samples that encode to a latent frame: `hop_length` for even strides."""
+        """The fewest samples that encode to a latent frame.
+
+        For even strides, this is `hop_length`.
+        """
         return max(1, self.decoded_length(1))  # the transposed convolutions undo the lengths exactly
 
     def shapes(self) -> dict:
@@ -295,7 +309,7 @@ class AudioVAE(nn.Module):
         return jax.tree.map(lambda shape: shape, _shapes(self))  # the caller may change its dictionaries
 
     def folded(self, variables: dict) -> tuple["AudioVAE", dict]:
-        """The same model with weight norm folded into its kernels, and its variables: for inference."""
+        """Return the model and its variables with folded weight norm, for inference."""
         if not self.weight_norm:
             return self, variables
         folded = {}
@@ -361,10 +375,10 @@ class AudioVAE(nn.Module):
     def encode(
         self, audio, deterministic: bool = False, noise=None, span: Span | None = None, latent_noise: float = 0.0
     ) -> Posterior:
-        """`audio: [B, T, C]` to `(z, mean, logvar)`; arguments and errors as in `__call__`.
+        """Encode `audio: [B, T, C]` to `(z, mean, logvar)`.
 
-        With a `span` the audio is a window of a longer signal. It starts at a multiple of the hop, and is zero beyond
-        the signal's ends.
+        Arguments and errors are those of `__call__`. With a `span` the audio is a window of a longer signal. It starts
+        at a multiple of the hop, and is zero beyond the signal's ends.
         """
         if audio.ndim != 3 or audio.shape[-1] != self.in_channels:
             raise ValueError(f"audio must be [B, T, {self.in_channels}], not {tuple(audio.shape)}")
@@ -375,14 +389,14 @@ class AudioVAE(nn.Module):
         return self.sample(self.encoder(audio, span), deterministic, noise, latent_noise)
 
     def sample(self, parameters, deterministic: bool = False, noise=None, latent_noise: float = 0.0) -> Posterior:
-        """The encoder's output to `(z, mean, logvar)`; arguments as in `__call__`."""
+        """Return `(z, mean, logvar)` of the encoder's output; see `__call__`."""
         parameters = parameters.astype(jnp.float32)
         if self.encoder_frozen:
             parameters = jax.lax.stop_gradient(parameters)
         mean, logvar, std = POSTERIORS[self.posterior](parameters)
         sample = mean
         if latent_noise:
-            std = jnp.sqrt(jnp.square(std) + latent_noise**2)  # of the sum of both noises
+            std = jnp.sqrt(jnp.square(std) + latent_noise**2)  # standard deviation of the sum of both noises
         if not deterministic and (self.posterior != "none" or latent_noise):
             if noise is None:
                 noise = jax.random.normal(self.make_rng("sample"), mean.shape)
@@ -391,9 +405,10 @@ class AudioVAE(nn.Module):
         return Posterior(z, mean, logvar)
 
     def decode(self, z, span: Span | None = None):
-        """Calibrated latents `[B, frames, latent_dim]` to audio `[B, about frames * hop_length, C]`.
+        """Decode calibrated latents `[B, frames, latent_dim]` to audio `[B, T, C]`.
 
-        With a `span`, in frames, the latents are a window of a longer sequence.
+        `T` is `decoded_length(frames)`, about `frames * hop_length`. With a `span`, in frames, the latents are a window
+        of a longer sequence.
 
         Raises:
           ValueError: the latents have another shape.
@@ -403,7 +418,7 @@ class AudioVAE(nn.Module):
         return self.decoder(self.uncalibrated(z), span).astype(jnp.float32)
 
     def uncalibrated(self, z):
-        """Calibrated latents to samples of the posterior."""
+        """Convert calibrated latents to samples of the posterior."""
         return z * (self.latent_std.value + _STD_FLOOR) + self.latent_mean.value
 
 

@@ -1,4 +1,4 @@
-"""The model as a list of layers: what each one reads, and its output block by block.
+"""The model as a list of layers, which run block by block.
 
 Running block by block computes no sample twice, as with the step-wise layers of SequenceLayers (Skerry-Ryan et al.,
 2025). Each layer keeps the inputs that its next outputs need. Outputs that need later inputs are delayed, so all blocks
@@ -202,14 +202,14 @@ def _same(model, name, kernel_size):
 
 
 def first_output(layers: tuple[Layer, ...], first: int = 0) -> int:
-    """Return the position of the first output of a stream whose first input is at `first`."""
+    """Return the position of the first output, given that of the first input."""
     for layer in layers:
         first = layer.first(first)
     return first
 
 
 def inputs(layers: tuple[Layer, ...], low: int, high: int) -> tuple[int, int]:
-    """Return the first and last input that outputs `low` to `high` of the layers depend on."""
+    """Return the first and last input that outputs `low` to `high` depend on."""
     for layer in reversed(layers):
         low, high = layer.inputs(low, high)
     return low, high
@@ -236,7 +236,10 @@ def run(layers: tuple[Layer, ...], params: dict, states: tuple, block: Block, dt
 
 
 def blocks_until_steady(layers: tuple[Layer, ...], size: int) -> int:
-    """Return the number of blocks of `size` after which no layer's output lies before the signal's start."""
+    """Return the number of blocks until no layer's output precedes the signal.
+
+    The blocks have `size` samples.
+    """
     first, rate, most = 0, 1.0, 0.0
     for layer in layers:
         first = layer.first(first)
@@ -247,7 +250,10 @@ def blocks_until_steady(layers: tuple[Layer, ...], size: int) -> int:
 
 
 def _extended(state, x, held):
-    """Return the next state and `x` with the `held` samples before it; a state of () is zeros."""
+    """Return the next state, and `x` with the `held` samples before it.
+
+    A state of () stands for zeros.
+    """
     if not len(state):
         state = (jnp.zeros((x.shape[0], held, x.shape[2]), x.dtype),)
     x = jnp.concatenate([state[0], x], axis=1)

@@ -53,7 +53,7 @@ def _rows(part, layers, params, unit) -> Iterator[Row]:
 
 
 def _module(layer):
-    """Return the module that a layer is part of; an activation before the last convolution belongs to it."""
+    """Return the module of a layer; the final activation belongs to `final_conv`."""
     name = layer.layers[0].path[0] if isinstance(layer, Residual) else layer.path[0]
     return "final_conv" if name == "final_snake" else name
 

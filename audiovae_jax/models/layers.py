@@ -20,7 +20,9 @@ Dtype = Any
 
 
 def normalized_dtype(dtype: Dtype) -> np.dtype:
-    """Return `dtype` as a numpy dtype, so that modules given "float32" and `jnp.float32` are equal.
+    """Return `dtype` as a numpy dtype.
+
+    Modules given "float32" and `jnp.float32` are then equal.
 
     Raises:
       ValueError: `dtype` is not the name of a dtype.
@@ -32,7 +34,10 @@ def normalized_dtype(dtype: Dtype) -> np.dtype:
 
 
 class Snake(nn.Module):
-    """`x + sin(alpha * x)^2 / (alpha + 1e-8)` with an alpha per channel (Ziyin et al., 2020)."""
+    """`x + sin(alpha * x)^2 / (alpha + 1e-8)` (Ziyin et al., 2020).
+
+    There is an alpha per channel.
+    """
 
     dtype: Dtype = jnp.float32
 
@@ -43,7 +48,10 @@ class Snake(nn.Module):
 
 
 class SnakeBeta(nn.Module):
-    """`x + sin(a * x)^2 / (b + 1e-9)`, whose `a` and `b` per channel are stored as logarithms (Lee et al., 2022)."""
+    """`x + sin(a * x)^2 / (b + 1e-9)` (Lee et al., 2022).
+
+    There is an `a` and a `b` per channel, which are stored as logarithms.
+    """
 
     dtype: Dtype = jnp.float32
 
@@ -67,7 +75,10 @@ ACTIVATIONS = {"snake": Snake, "snake_beta": SnakeBeta, "elu": ELU}
 
 
 class _WeightNormed(nn.Module):
-    """Weight norm `g * v / ||v||` (Salimans and Kingma, 2016), or the folded `kernel`."""
+    """Weight norm `g * v / ||v||`, or the folded `kernel`.
+
+    See Salimans and Kingma, 2016.
+    """
 
     features: int
     dtype: Dtype = jnp.float32
@@ -75,7 +86,10 @@ class _WeightNormed(nn.Module):
     use_bias: bool = True
 
     def _parameters(self, shape, fan_in, norm_axis):
-        """Return the kernel and bias in `dtype`; `norm_axis` is the kernel axis along which `g` lies."""
+        """Return the kernel and bias in `dtype`.
+
+        `norm_axis` is the kernel axis along which `g` lies.
+        """
         bound = 1 / math.sqrt(fan_in)  # torch's default initialisation
         bias = self.param("bias", uniform, (self.features,), bound).astype(self.dtype) if self.use_bias else None
         if self.weight_norm:
@@ -88,9 +102,10 @@ class _WeightNormed(nn.Module):
 
 
 class WNConv1d(_WeightNormed):
-    """Weight-normalised 1-D convolution of `[..., T, C]`, zero-padded by `padding` on both sides, or before and after.
+    """Weight-normalised 1-D convolution of `[..., T, C]`.
 
-    Params: `v: [kernel_size, C / groups, features]`, `g: [features]`, `bias: [features]`.
+    The input is zero-padded by `padding`, one number for both sides or one for each. Params: `v: [kernel_size, C /
+    groups, features]`, `g: [features]`, `bias: [features]`.
     """
 
     kernel_size: int = 1
@@ -115,9 +130,9 @@ class WNConv1d(_WeightNormed):
 
 
 class WNConvTranspose1d(_WeightNormed):
-    """Weight-normalised transposed convolution of `[B, T, C]` with kernel `2 * stride`.
+    """Weight-normalised transposed convolution of `[B, T, C]`.
 
-    The first and last `padding` outputs are omitted.
+    The kernel has `2 * stride` taps. The first and last `padding` outputs are omitted.
 
     Params: `v: [2 * stride, C, features]`, `g: [C]` (torch's first axis is the input channel here),
     `bias: [features]`.
@@ -161,7 +176,10 @@ def _both_sides(padding):
 
 
 def fold_weight_norm(g, v, norm_axis: int):
-    """`g * v / ||v||`, the norm over all axes but `norm_axis`, as torch's `weight_norm(dim=0)`."""
+    """Return `g * v / ||v||`, as torch's `weight_norm(dim=0)`.
+
+    The norm is over all axes but `norm_axis`.
+    """
     shape = [1] * v.ndim
     shape[norm_axis] = -1
     return g.reshape(shape) * v / _norm(v, norm_axis)

@@ -1,14 +1,17 @@
 """Zero padding of convolutions by its name, and the lengths that follow from it.
 
-"floor" and "ceil" pad both sides alike; strided convolutions pad half their stride, rounded like this. "causal" pads
-only the past. Strided convolutions have kernels of `2 * stride`.
+"floor" and "ceil" pad both sides alike. Strided convolutions then pad half their stride, rounded as the name says.
+"causal" pads only the past. Strided convolutions have kernels of `2 * stride`.
 """
 
 PADDINGS = ("floor", "ceil", "causal")
 
 
 def around(reach: int, padding: str) -> tuple[int, int]:
-    """Zeros before and after the input of a convolution whose kernel spans `reach + 1` samples."""
+    """Return the zeros before and after a convolution's input.
+
+    The kernel spans `reach + 1` samples.
+    """
     return (reach, 0) if padding == "causal" else (reach // 2, reach // 2)
 
 

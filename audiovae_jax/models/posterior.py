@@ -20,21 +20,27 @@ class Gaussian(NamedTuple):
 
 
 def logvar(parameters) -> Gaussian:
-    """Split `[..., 2 * n]` into means and log-variances, which are clipped to -20..20."""
+    """Split `[..., 2 * n]` into means and log-variances, clipped to -20..20."""
     mean, logvar = jnp.split(parameters, 2, axis=-1)
     logvar = jnp.clip(logvar, *LOGVAR_RANGE)
     return Gaussian(mean, logvar, jnp.exp(logvar / 2))
 
 
 def softplus(parameters) -> Gaussian:
-    """Split `[..., 2 * n]` into means and scales; the standard deviation is `softplus(scale) + 1e-4` (Stable Audio)."""
+    """Split `[..., 2 * n]` into means and scales, as Stable Audio does.
+
+    The standard deviation is `softplus(scale) + 1e-4`.
+    """
     mean, scale = jnp.split(parameters, 2, axis=-1)
     std = jax.nn.softplus(scale) + _MIN_STD
     return Gaussian(mean, 2 * jnp.log(std), std)
 
 
 def none(parameters) -> Gaussian:
-    """Take `[..., n]` as the latent itself, without noise: a deterministic autoencoder. It has no KL divergence."""
+    """Take `[..., n]` as the latent itself, as in a deterministic autoencoder.
+
+    It has no KL divergence.
+    """
     return Gaussian(parameters, jnp.full_like(parameters, _NO_LOGVAR), jnp.zeros_like(parameters))
 
 

@@ -1,4 +1,4 @@
-"""The model's receptive field: the latent frames of context that make a window's result exact."""
+"""The receptive field: the latent frames that make a window's result exact."""
 
 from typing import NamedTuple
 
@@ -7,14 +7,14 @@ from audiovae_jax.models.layer_list import decoder_layers, encoder_layers, input
 
 
 class Context(NamedTuple):
-    """Numbers of latent frames before and after a result's own frame that the result depends on."""
+    """Numbers of frames before and after a result's own that it depends on."""
 
     before: int
     after: int
 
 
 def encoder_context(model: AudioVAE) -> Context:
-    """Return the audio that the encoder needs around a frame's own samples, in frames."""
+    """Return the audio that the encoder needs around a frame, in frames."""
     low, high = inputs(encoder_layers(model), 0, 0)
     hop = model.hop_length
     return Context(before=-(low // hop), after=max(0, high // hop))

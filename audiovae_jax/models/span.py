@@ -13,9 +13,10 @@ from audiovae_jax.models.padding import downsampled, upsampled
 
 
 class Span(NamedTuple):
-    """A batch of windows: `start: [B]` is each window's first position in its signal of `length: [B]`.
+    """A batch of windows of longer signals.
 
-    Both are int32, in samples at the layer's rate. `start` may be negative.
+    `start: [B]` is each window's first position in its signal of `length: [B]`. Both are int32, in samples at the
+    layer's rate. `start` may be negative.
     """
 
     start: jax.Array
@@ -31,7 +32,10 @@ class Span(NamedTuple):
 
 
 def clear_outside(x, span: Span | None):
-    """Set `x: [B, T, C]` to zero beyond the signal's ends; return it unchanged without a span."""
+    """Set `x: [B, T, C]` to zero beyond the signal's ends.
+
+    Without a span, `x` is returned unchanged.
+    """
     if span is None:
         return x
     position = span.start[:, None] + jnp.arange(x.shape[1], dtype=jnp.int32)

@@ -1,1 +1,1 @@
-"""Arithmetic on arrays: convolutions in the forms that compile well, the Snake, STFTs and mel filters."""
+"""Arithmetic on arrays: convolutions, activations, STFTs and mel filters."""

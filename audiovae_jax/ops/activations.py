@@ -1,4 +1,4 @@
-"""Activations as functions: Snake, SnakeBeta, and the leaky ReLU of discriminators.
+"""Activations as functions: Snake, SnakeBeta and leaky ReLU.
 
 Snake computes a cheap sine, and stores one array for its gradient.
 
@@ -28,7 +28,7 @@ _COS = (-5.0000000e-01, 4.1666668e-02, -1.3888885e-03, 2.4801064e-05, -2.7525459
 
 @jax.custom_vjp
 def snake(x, alpha):
-    """`x + sin(alpha * x)^2 / (alpha + 1e-8)` (Ziyin et al., 2020), computed in float32.
+    """`x + sin(alpha * x)^2 / (alpha + 1e-8)` in float32 (Ziyin et al., 2020).
 
     Args:
       x: `[..., C]` of any floating dtype.
@@ -46,7 +46,7 @@ def snake(x, alpha):
 
 @jax.custom_vjp
 def snake_beta(x, alpha, beta):
-    """`x + sin(alpha * x)^2 / (beta + 1e-9)` (Lee et al., 2022), computed as `snake` is.
+    """`x + sin(alpha * x)^2 / (beta + 1e-9)` in float32 (Lee et al., 2022).
 
     Args:
       x: `[..., C]` of any floating dtype.
@@ -67,7 +67,10 @@ def _forward(x, alpha, inverse):
 
 
 def _recomputed(x, alpha, g):
-    """Return `x`, the cotangent, and sine and cosine of `alpha * x`, each `[rows, C]` in float32."""
+    """Return `x`, the cotangent, and sine and cosine of `alpha * x`.
+
+    Each is `[rows, C]` in float32.
+    """
     shape = x.shape
     # Reshaped and tied to the cotangent. Otherwise XLA computes parts of this in the forward pass's loop over x, and
     # keeps them in float32 until they are needed.
@@ -124,9 +127,9 @@ def _polynomial(coefficients, x):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def leaky_relu(x, slope: float):
-    """`x` where it is positive, `slope * x` elsewhere (Maas et al., 2013); the slope is above 0.
+    """`x` where it is positive, `slope * x` elsewhere (Maas et al., 2013).
 
-    Only reverse mode can differentiate it.
+    The slope is above 0. Only reverse mode can differentiate it.
     """
     return jnp.where(x >= 0, x, slope * x)
 
@@ -147,7 +150,10 @@ leaky_relu.defvjp(_leaky_relu_forward, _leaky_relu_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def known_leaky_relu(x, y, slope: float):
-    """Return `y`, the known result of `leaky_relu(x, slope)`; only the gradient of x is computed."""
+    """Return `y`, the known result of `leaky_relu(x, slope)`.
+
+    Only the gradient of x is computed.
+    """
     return y
 
 

@@ -1,8 +1,9 @@
-"""Convolution along columns with a quarter of the multiplications, in float32 for CPUs.
+"""Convolution along columns with a quarter of the multiplications.
 
-A bilinear algorithm (Winograd, "Arithmetic Complexity of Computations", 1980) computes `outputs` values of a
-correlation with `taps` taps as `C @ ((A @ x) * (B @ w))`. It needs as many products as A has rows, instead of
-`outputs * taps`. Summed over channels and row taps, nearly all of the work is one matrix product per row of A.
+It is meant for float32 on CPUs. A bilinear algorithm (Winograd, "Arithmetic Complexity of Computations", 1980) computes
+`outputs` values of a correlation with `taps` taps as `C @ ((A @ x) * (B @ w))`. It needs as many products as A has
+rows, instead of `outputs * taps`. Summed over channels and row taps, nearly all of the work is one matrix product per
+row of A.
 
 The interpolation points are those of the discrete Fourier transform, whose rounding errors are small. Each complex
 product is three real ones. Errors are relative to the largest value of a tile, as in the FFT and Winograd forms of
@@ -20,7 +21,9 @@ _MAX_OUTPUTS = 24
 
 
 def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int], n_rows: int):
-    """2-D convolution of `x: [B, rows, cols, in]`, like `convolution.conv2d` with unstrided columns.
+    """2-D convolution of `x: [B, rows, cols, in]` with unstrided columns.
+
+    Otherwise it is like `convolution.conv2d`.
 
     Args:
       kernel: `[row taps, col taps, in, out]`, with at least as many row taps as `row_stride`.
@@ -73,7 +76,9 @@ def conv2d(x, kernel, *, row_stride: int, dilation: int, padding: tuple[int, int
 
 @functools.cache
 def transforms(taps: int, outputs: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return A, B and C with `sum_k x[s + k] * w[k] == (C @ ((A @ x) * (B @ w)))[s]` for `s < outputs`.
+    """Return the matrices A, B and C of the bilinear algorithm.
+
+    `sum_k x[s + k] * w[k] == (C @ ((A @ x) * (B @ w)))[s]` for `s < outputs`.
 
     Returns:
       `A: [products, outputs + taps - 1]`, `B: [products, taps]`, `C: [outputs, products]`, float32.

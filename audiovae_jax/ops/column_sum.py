@@ -39,9 +39,10 @@ def column_sum(x):
 
 
 def add_bias(x, bias):
-    """`x + bias` with `x: [..., C]` and `bias: [C]` of one dtype; returns `x` if the bias is None.
+    """Return `x + bias`, or `x` if the bias is None.
 
-    The bias's gradient is a `column_sum`. Only reverse mode can differentiate it (`jax.vjp`, not `jax.jvp`).
+    `x: [..., C]` and `bias: [C]` have one dtype. The bias's gradient is a `column_sum`. Only reverse mode can
+    differentiate it (`jax.vjp`, not `jax.jvp`).
     """
     return x if bias is None else _add_bias(x, bias)
 

@@ -8,8 +8,8 @@ A convolution and its two gradients are three programs. The fastest form depends
   channels. Padding is applied before the convolution for the same reason. Wide 2-D convolutions in float32 use
   `bilinear`.
 - GPU: XLA calls cuDNN for the plain convolution and for both gradients. cuDNN gathers and pads internally. Compiled for
-  an H200 (bfloat16, forward and both gradients), the plain form moves a fraction of the CPU form's bytes: 38 % for
-  the widest layer of an STFT discriminator, 15 % for grouped layers, 58 % for downsampling. The gradients of a dilated
+  an H200 in bfloat16, the plain form and its gradients move a fraction of the CPU form's bytes. It is 38 % for the
+  widest layer of an STFT discriminator, 15 % for grouped layers, and 58 % for downsampling. The gradients of a dilated
   convolution, however, become convolutions with a kernel of the signal's size, or with zeros between the taps. A
   dilated signal is therefore folded into `dilation` signals.
 - TPU: the plain form of a grouped convolution compiles into a quarter of the code. XLA folds and unfolds strided ones
@@ -172,14 +172,17 @@ def _valid_on_cpu(x, kernel, dilation):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _input_gradient(g, kernel, dilation):
-    """The gradient with respect to `x` of `_valid_on_cpu`, for the gradient `g` of its result."""
+    """The gradient of `_valid_on_cpu` with respect to `x`.
+
+    `g` is the gradient of its result.
+    """
     reach = (kernel.shape[0] - 1) * dilation
     return _plain(g, kernel[::-1].transpose(0, 2, 1), Window((1,), (dilation,), (reach,)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _kernel_gradient(x, g, dilation):
-    """The gradient with respect to `kernel` of `_valid_on_cpu`."""
+    """The gradient of `_valid_on_cpu` with respect to `kernel`."""
     # The channels of `x` are the batch, and the batch is summed over as channels.
     return _plain(x.transpose(2, 1, 0), g.transpose(1, 0, 2), Window((dilation,), (1,), (0,))).transpose(1, 0, 2)
 

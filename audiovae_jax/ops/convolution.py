@@ -1,6 +1,7 @@
-"""Convolutions of channel-last signals, each in the fastest form for its platform (see `conv_forms`).
+"""Convolutions of channel-last signals, in the fastest form per platform.
 
-Kernels are `[taps, in / groups, out]`, in 2-D `[rows, cols, in, out]`; a bias is `[out]` or None.
+The forms are in `conv_forms`. Kernels are `[taps, in / groups, out]`, in 2-D `[rows, cols, in, out]`; a bias is `[out]`
+or None.
 """
 
 import jax
@@ -39,10 +40,10 @@ def conv1d(x, kernel, bias=None, *, stride: int = 1, dilation: int = 1, padding:
 
 
 def conv_transpose1d(x, kernel, bias=None, *, stride: int, padding: int = 0):
-    """1-D transposed convolution of `x: [B, T, in]` with `kernel: [2 * stride, in, out]`.
+    """1-D transposed convolution of `x: [B, T, in]`.
 
-    It is a stride-1 convolution and depth to space on every platform. As a dilated convolution it would move 1.3 to
-    1.5 times as many bytes, planned for an H200 with 16 items in bfloat16.
+    The kernel is `[2 * stride, in, out]`. Every platform computes a stride-1 convolution, then depth to space. As a
+    dilated convolution it would move 1.3 to 1.5 times as many bytes, planned for an H200 with 16 items in bfloat16.
 
     Returns:
       `[B, (T + 1) * stride - 2 * padding, out]`.
@@ -61,7 +62,10 @@ def conv_transpose1d(x, kernel, bias=None, *, stride: int, padding: int = 0):
 
 @jax.custom_vjp
 def _transposed_once(kernel):
-    """Return the kernel, whose gradient is computed once. XLA would transpose it again for each of its readers."""
+    """Return the kernel, whose gradient is computed once.
+
+    XLA would transpose it again for each of its readers.
+    """
     return kernel
 
 

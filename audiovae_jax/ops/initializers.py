@@ -1,4 +1,7 @@
-"""Initializers that compile few programs for many shapes, so that a model is created fast."""
+"""Initializers that compile few programs for many shapes.
+
+So a model is created fast.
+"""
 
 import functools
 import math

@@ -1,4 +1,7 @@
-"""Several arrays of one shape stored as one array, which saves splitting and joining them and their gradients."""
+"""Several arrays of one shape, stored as one array.
+
+This saves splitting and joining the arrays and their gradients.
+"""
 
 import functools
 
@@ -7,7 +10,7 @@ import jax
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["array"], meta_fields=["parts"])
 class Interleaved:
-    """`parts` arrays `[b, ...]` with interleaved rows: array `i` is `array[i::parts]`.
+    """`parts` arrays `[b, ...]` in one: array `i` is `array[i::parts]`.
 
     Attributes:
       array: `[b * parts, ...]`.
@@ -23,5 +26,5 @@ class Interleaved:
 
 
 def is_interleaved(x) -> bool:
-    """Return whether `x` is `Interleaved`, for `jax.tree.leaves(..., is_leaf=is_interleaved)`."""
+    """Return whether `x` is `Interleaved`; for `is_leaf` of `jax.tree.leaves`."""
     return isinstance(x, Interleaved)

@@ -4,10 +4,10 @@ import numpy as np
 
 
 def sections(sample_rate: int) -> np.ndarray:
-    """Return the second-order sections `[2, 6]` at a sample rate in Hz, as scipy's `sosfilt` takes them.
+    """Return the second-order sections `[2, 6]` for a sample rate in Hz.
 
-    The first is a shelf that models the head, the second a high-pass. The standard gives coefficients for 48 kHz. These
-    are the analog filters behind them, for any rate.
+    They have the form of scipy's `sosfilt`. The first is a shelf that models the head, the second a high-pass. The
+    standard gives coefficients for 48 kHz. Here the analog filters behind them are discretised for any rate.
     """
     gain, quality = 10 ** (3.999843853973347 / 20), 0.7071752369554196
     k = np.tan(np.pi * 1681.974450955533 / sample_rate)

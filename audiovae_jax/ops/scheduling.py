@@ -1,6 +1,7 @@
-"""The order of computation on CPUs, where XLA's own order keeps more arrays alive than necessary.
+"""The order of computation on CPUs.
 
-On accelerators XLA schedules by memory use, and nothing here has an effect.
+XLA's own order keeps more arrays alive than necessary. On accelerators XLA schedules by memory use, and nothing here
+has an effect.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Signal processing as plain functions: framing, STFT, CQT, mel filters, A- and K-weighting.
+"""Signal processing as plain functions: framing, STFT, CQT and filters.
 
 All of it computes in float32, even if the networks use bfloat16, which is too coarse for log-magnitudes.
 """
@@ -26,10 +26,10 @@ def hann_window(win_length: int, n_fft: int) -> np.ndarray:
 
 
 def frame(x, frame_length: int, hop_length: int):
-    """Cut `x: [..., T]` into `[..., 1 + (T - frame_length) // hop_length, frame_length]`.
+    """Cut `x: [..., T]` into overlapping frames.
 
-    Frames are concatenated from whole hops. Gathering them by sample would make the gradient a scatter, which is slow
-    on every backend.
+    The result is `[..., 1 + (T - frame_length) // hop_length, frame_length]`. Frames are concatenated from whole hops.
+    Gathering them by sample would make the gradient a scatter, which is slow on every backend.
     """
     *batch, length = x.shape
     n_frames = 1 + (length - frame_length) // hop_length
@@ -45,7 +45,7 @@ def frame(x, frame_length: int, hop_length: int):
 
 
 def stft(x, n_fft: int, hop_length: int | None = None, win_length: int | None = None):
-    """Centred, reflect-padded, unnormalised short-time Fourier transform, like `torch.stft`.
+    """Centred, reflect-padded and unnormalised STFT, like `torch.stft`.
 
     Args:
       x: `[..., T]` real signal, T > n_fft // 2.
@@ -80,7 +80,10 @@ def magnitude(spectrum, floor: float = 1e-8):
 def mel_filterbank(
     sample_rate: int, n_fft: int, n_mels: int, f_min: float = 0.0, f_max: float | None = None
 ) -> np.ndarray:
-    """Slaney-scale, area-normalised mel filters (`librosa.filters.mel`): `[bins, n_mels]`."""
+    """Slaney-scale, area-normalised mel filters `[bins, n_mels]`.
+
+    They are those of `librosa.filters.mel`.
+    """
     import librosa  # not at the top: it loads numba, which most users of this package never need
 
     with warnings.catch_warnings():
@@ -96,11 +99,11 @@ def mel_spectrogram(magnitudes, filters):
 
 
 def cqt(x, sample_rate: int, hop_length: int, *, f_min: float = 32.70, octaves: int = 9, bins_per_octave: int = 24):
-    """Constant-Q transform with centred frames and zero padding, as `librosa.cqt` computes it.
+    """Constant-Q transform with centred frames and zero padding.
 
-    All octaves use the kernels of the highest one, as direct strided convolutions. Each octave below is computed at
-    half the rate of the one above (Schörkhuber and Klapuri, 2010). The spectrum of the whole signal is cut for that,
-    which removes all that would alias.
+    `librosa.cqt` computes the same. All octaves use the kernels of the highest one, as direct strided convolutions.
+    Each octave below is computed at half the rate of the one above (Schörkhuber and Klapuri, 2010). To halve the rate,
+    the spectrum of the whole signal is cut. This removes everything that would alias.
 
     Args:
       x: `[..., T]` real signal.
@@ -195,9 +198,10 @@ def a_weight(x, sample_rate: int):
 
 
 def k_weight(x, sample_rate: int):
-    """Filter `x: [..., T]` with the K weighting of ITU-R BS.1770, from zero initial state.
+    """Filter `x: [..., T]` with the K weighting of ITU-R BS.1770.
 
-    The recursive filters are applied as a product of spectra. The zeros that are appended are longer than their decay.
+    The initial state is zero. The recursive filters are applied as a product of spectra. The zeros that are appended
+    are longer than their decay.
     """
     length = x.shape[-1]
     n_fft = _fast_length(length + sample_rate // 10)
@@ -214,7 +218,10 @@ def _k_weighting_response(sample_rate: int, n_fft: int) -> np.ndarray:
 
 
 def _fast_length(least: int, multiple: int = 1) -> int:
-    """Return the smallest product of `multiple` and a number with small factors that is at least `least`."""
+    """Return the length of a fast FFT, a multiple of `multiple`.
+
+    It is at least `least`, and its other factors are small.
+    """
     import scipy.fft
 
     return multiple * scipy.fft.next_fast_len(-(-least // multiple), real=True)

@@ -1,4 +1,7 @@
-"""`average_checkpoints`: one model from the last checkpoints of a run (Izmailov et al., 2018, arXiv 1803.05407)."""
+"""`average_checkpoints`: one model from the last checkpoints of a run.
+
+The method is that of Izmailov et al., 2018 (arXiv 1803.05407).
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,10 +20,10 @@ from audiovae_jax.storage.bucket_path import BucketPath
 def average_checkpoints(
     workdir: str | Path, target: str | Path | BucketPath, *, last: int = 3, steps: Sequence[int] | None = None
 ) -> list[int]:
-    """Write a saved model whose parameters are the means of several checkpoints' parameters.
+    """Write a saved model with the mean parameters of several checkpoints.
 
-    The means are summed in float64 and rounded once. The discriminator is left out. The latent statistics, which are
-    not trained, are those of the newest of the checkpoints. The metadata has their steps as `averaged_steps`.
+    The means are summed in float64 and rounded once. The discriminator is left out. The latent statistics are not
+    trained. Those of the newest checkpoint are taken. The metadata has their steps as `averaged_steps`.
 
     Args:
       workdir: a training workdir, or its URL.

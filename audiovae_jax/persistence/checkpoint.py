@@ -86,7 +86,7 @@ class Checkpoints:
         self._directory, self._read_only = directory, read_only
         self._folders = StepObjects(directory) if isinstance(directory, BucketPath) else StepFolders(directory)
         self._writer = None
-        self._newest_loss: dict[int, float] = {}  # of the checkpoint being written
+        self._newest_loss: dict[int, float] = {}  # loss of the checkpoint being written, by its step
         self._failed: set[int] = set()  # steps whose failed writes may have left files
         self._still_ours, self._kept, self._kept_best = still_ours, kept, kept_best
         self._best_metric: str | None = None  # of the last save
@@ -99,7 +99,7 @@ class Checkpoints:
             raise CheckpointError(f" cannot be listed: {error.strerror or error}", path=self._directory) from error
 
     def best(self) -> tuple[int, float] | None:
-        """Return `(step, value of the best metric)` of the best checkpoint; None if no value is known."""
+        """Return `(step, value of the best metric)` of the best checkpoint, or None."""
         metric, losses = self._metric_and_losses()
         return next(((step, as_loss(metric, loss)) for step, loss in _best_of(losses)), None)
 
@@ -171,7 +171,7 @@ class Checkpoints:
         return self._run(step)["config"]
 
     def newest_config(self) -> dict | None:
-        """Return the config of the newest checkpoint with a readable description, or None."""
+        """Return the config of the newest checkpoint that is readable, or None."""
         step = self.newest_described()
         return None if step is None else self.config(step)
 
@@ -261,7 +261,10 @@ class Checkpoints:
         )
 
     def set_aside_unvalidated(self) -> list[int]:
-        """Move the checkpoints without a validation to `damaged_checkpoints/`, and return their steps."""
+        """Move checkpoints without a validation aside, and return their steps.
+
+        They go to `damaged_checkpoints/`.
+        """
         steps = agreement.of_first([step for step, loss in self._losses().items() if _is_unvalidated(loss)])
         self._set_aside(steps)
         return steps
@@ -275,7 +278,7 @@ class Checkpoints:
                     self._writer.wait_until_finished()
 
     def is_writing(self) -> bool:
-        """Whether a checkpoint is being written in the background; callable from any thread."""
+        """Whether a checkpoint is being written; callable from any thread."""
         writer = self._writer
         return writer is not None and writer.is_saving_in_progress()
 
@@ -447,7 +450,10 @@ def _best_of(losses):
 
 
 def as_loss(name: str, value: float) -> float:
-    """Return a metric of validation with the sign of a loss, or the metric of such a loss."""
+    """Return a validation metric with the sign of a loss.
+
+    The same call converts such a loss back to the metric.
+    """
     return -value if name in _HIGHER_IS_BETTER else value
 
 
@@ -467,7 +473,10 @@ def _is_unvalidated(loss):
 
 
 def evaluated(parts: dict) -> dict:
-    """Return `parts` of a state with the averaged parameters, if there are any, in place of the trained ones."""
+    """Return `parts` of a state with the averaged parameters as its parameters.
+
+    Without an average, they stay the trained ones.
+    """
     parts = dict(parts)
     if (averaged := parts.pop(AVERAGED, None)) is not None:
         parts["params"] = merged(parts["params"], averaged)
@@ -475,6 +484,6 @@ def evaluated(parts: dict) -> dict:
 
 
 def without_projection(opt_state) -> dict[str, jax.Array | np.ndarray]:
-    """Return an optimizer's arrays by name, without those of the projection of `losses.alignment`."""
+    """Return an optimizer's arrays by name, without the alignment's projection."""
     leaves = array_store.named_leaves(opt_state)
     return {name: leaf for name, leaf in leaves.items() if ALIGNMENT not in name.split("/")}

@@ -1,4 +1,4 @@
-"""Conversion between PyTorch files and saved models, with a report on each tensor."""
+"""Conversion between PyTorch files and saved models, with reports."""
 
 import dataclasses
 from pathlib import Path
@@ -115,7 +115,7 @@ def import_torch(
 
 
 def export_torch(source: str, target: str, *, step: int | None = None, project: str | None = None) -> Exported:
-    """Write a model to a `.pt` or `.safetensors` file of the PyTorch system, or for another project.
+    """Write a model as a file of the PyTorch system, or for another project.
 
     If the source is a training workdir, a `.pt` file also contains the states of the optimizer and the schedule.
 
@@ -157,7 +157,7 @@ def export_torch(source: str, target: str, *, step: int | None = None, project: 
 def _export_for(project, source, loaded, target):
     left_out = _left_out(source, loaded, target)
     if model_folder.is_calibrated(loaded.variables):
-        left_out.append(f"the latent statistics, which {project} has not: its latents are those before calibration")
+        left_out.append(f"the latent statistics, which {project} does not support: its latents are uncalibrated")
     written = export.export_for(project, loaded.model, loaded.variables, target, loaded.sample_rate)
     return _exported(loaded.model, written, None, [], left_out)
 
@@ -189,7 +189,10 @@ def _left_out(source, loaded, target):
 
 
 def _not_of_torch(settings, loaded):
-    """Return why the state of an optimizer cannot be that of torch's AdamW with a cosine schedule, or None."""
+    """Return why an optimizer's state cannot be torch's, or None.
+
+    Torch's is that of AdamW with a cosine schedule.
+    """
     if loaded.averaged:
         return "which belongs to the trained parameters, not to their average"
     for key, value in (("name", "adamw"), ("schedule", "cosine")):
@@ -228,7 +231,9 @@ def _prefixed(line, prefix):
 
 
 def _round_trip(source, target, dialect):
-    """Compare the tensors in `source` with those exported from `target` in its dialect.
+    """Compare the tensors in `source` with those exported from `target`.
+
+    The export uses the dialect of `source`.
 
     Returns:
       `(number of tensors, largest difference)`.
@@ -248,7 +253,7 @@ def _round_trip(source, target, dialect):
         else:
             continue
         compared += 1
-        if ours.shape != tensor.shape:  # of an activation's parameter
+        if ours.shape != tensor.shape:  # an activation's parameter may have another shape
             ours = ours.reshape(tensor.shape)
         worst = max(worst, float(np.abs(ours - np.asarray(tensor, np.float32)).max(initial=0)))
     return compared, worst

@@ -14,7 +14,7 @@ from audiovae_jax.torch_io import source
 
 DESCRIPTION = "model.json"  # of a saved model
 TREES = ("model", "optimizer", "discriminator")  # folders of arrays in a saved model
-ARRAYS = "arrays-"  # of the folder of the trees in a bucket, the start of its name
+ARRAYS = "arrays-"  # prefix of the name of the folder with the trees, in a bucket
 CHECKPOINTS = "checkpoints"  # folder in a workdir
 STATE = "state"  # folder in a checkpoint
 LATENTS_KEY = "audiovae_latents"  # key in a safetensors file's metadata that marks a file of latents
@@ -92,9 +92,10 @@ def locate_model(path: str | Path | BucketPath) -> Place:
 
 
 def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
-    """Return a user's path as a `Path` or `BucketPath`, after any replacement in progress.
+    """Return a user's path as a `Path` or `BucketPath`.
 
-    A model on the hub is downloaded to huggingface_hub's cache.
+    If the path is just being replaced, this waits for the replacement. A model on the hub is downloaded to
+    huggingface_hub's cache.
 
     Raises:
       CheckpointError: the path is a URL that cannot be reached.
@@ -113,7 +114,9 @@ def opened_path(path: str | Path | BucketPath) -> Path | BucketPath:
 
 
 def pinned(path: str | Path | BucketPath) -> str | Path | BucketPath:
-    """Return a path that stays valid: the URL of a model on the hub with its commit, and other paths unchanged.
+    """Return a path that stays valid.
+
+    For a model on the hub, this is its URL with the commit. Other paths are returned unchanged.
 
     Raises:
       CheckpointError: the hub cannot be reached, or has no such repository or revision.

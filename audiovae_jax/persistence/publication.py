@@ -1,4 +1,4 @@
-"""`push_to_hub`: writes a model, with a model card, to a repository of the Hugging Face hub."""
+"""`push_to_hub`: writes a model with a model card to the Hugging Face hub."""
 
 import json
 import numbers
@@ -36,7 +36,7 @@ def push_to_hub(
       CheckpointError: the model cannot be read, or the repository cannot be written.
     """
     if not hub.is_hub(url):
-        raise CheckpointError(" is no URL of the hub; give hf://owner/name", path=url)
+        raise CheckpointError(" is not a URL of the hub; give hf://owner/name", path=url)
     try:
         card = hub.read_file(url, _CARD)
         loaded = saved_model.open_model(source, step=step, training=True)

@@ -190,7 +190,9 @@ def load_from_lightning_checkpoint(path: str | Path) -> tuple[AudioVAE, dict]:
 
 @contextlib.contextmanager
 def at_hand(path: str | Path | BucketPath) -> Iterator[Path]:
-    """A context with a local copy of a torch file or folder that may be in a bucket or on the hub.
+    """A context with a local copy of a torch file or folder.
+
+    The original may be in a bucket or on the hub.
 
     Raises:
       CheckpointError: the file cannot be fetched. Errors raised inside the context name `path`.

@@ -50,7 +50,7 @@ class StepFolders:
         return target
 
     def writer(self, kept: Callable[[list[int]], set[int]], still_ours: Callable[[], bool]) -> ocp.CheckpointManager:
-        """Return a manager that writes steps in the background, and then removes old ones.
+        """Return a manager that writes steps in the background and removes old ones.
 
         Args:
           kept: returns the subset of the given steps to keep.

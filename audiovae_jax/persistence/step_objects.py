@@ -47,7 +47,10 @@ class StepObjects:
             yield copy
 
     def set_aside(self, step: int) -> BucketPath:
-        """Copy a step to `damaged_checkpoints/`, then remove it here; return the new path."""
+        """Move a step to `damaged_checkpoints/`, and return the new path.
+
+        The step is copied there, then removed here.
+        """
         source, target = self._directory / str(step), free_place(self._directory.parent / DAMAGED, step)
         source.copy_tree(target, last=_MARKER)
         source.remove_tree(first=_MARKER)

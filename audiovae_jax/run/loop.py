@@ -42,7 +42,7 @@ class Loop:
         self._records, self._saved_at, self._best = session.data.train, None, self._best_saved()
 
     def run(self, start: Start) -> tuple[TrainState, dict[str, float] | None, str | None]:
-        """Train to the last step or an early stop, rolling back to a checkpoint when needed.
+        """Train to the last step or an early stop, with rollbacks when needed.
 
         Returns:
           `(state, last validation metrics, stop message)`. The message is None unless the run was asked to stop. It
@@ -54,7 +54,7 @@ class Loop:
                 return self._train(*start[:3])
             except RollBack as reason:
                 self._session.saving.settle()
-                # The others may have a loss that is not finite. Their steps also depend on the time.
+                # The loss of an unvalidated checkpoint may not be finite. Its step also depends on the time.
                 if moved := self._session.checkpoints.set_aside_unvalidated():
                     self._reporter.say(f"checkpoints without a validation moved to damaged_checkpoints/: {moved}")
                 newest = max(agreement.of_first(self._session.checkpoints.steps()), default=None)
@@ -176,7 +176,10 @@ class Loop:
         session.clock.write()
 
     def _best_saved(self):
-        """Return the best loss among existing checkpoints. A loss without a checkpoint does not count."""
+        """Return the best loss among existing checkpoints.
+
+        A loss without a checkpoint does not count.
+        """
         best = self._session.checkpoints.best()
         return math.inf if best is None else as_loss(self._config.best_metric, best[1])
 
@@ -208,9 +211,10 @@ class Loop:
         return bool(self._config.diagnose_every) and done % self._config.diagnose_every == 0
 
     def _compile_ahead(self, step, state, batch):
-        """Compile the programs that the next step needs, and the validation or diagnosis that is due after it.
+        """Compile the programs that the next step needs.
 
-        A stop request during compilation then takes effect between two steps.
+        These include the validation or diagnosis that is due after it. A stop request during compilation then takes
+        effect between two steps.
 
         Returns:
           The reason to stop, or None.

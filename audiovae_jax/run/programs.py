@@ -14,11 +14,14 @@ from audiovae_jax.training.step import Recipe
 
 
 class Stopped(Exception):
-    """Raised to stop the run without waiting for a background call. Its text is the reason."""
+    """Raised to stop the run without waiting for a background call.
+
+    The text is the reason.
+    """
 
 
 class Programs:
-    """Compiles the training step, the validation and the diagnosis when they are first needed.
+    """Compiles the training step, validation and diagnosis when first needed.
 
     Each is compiled once without and once with the discriminator, in a background thread. With `may_stop`, a stop
     request raises `Stopped` without waiting for the compiler. Several programs may be compiled at the same time.
@@ -42,7 +45,10 @@ class Programs:
         self._shared: set[tuple[str, bool]] = set()  # programs that all processes have compiled
 
     def begin_step(self, at: int, state, batch):
-        """Start to compile the step that follows `at` steps, unless that has started. `batch` may be a shape."""
+        """Start to compile the step that follows `at` steps, if it has not started.
+
+        `batch` may be a shape.
+        """
         adversarial = self._is_adversarial(at)
         self._begin("the step", adversarial, program.map_step, (adversarial,), (state, batch))
 

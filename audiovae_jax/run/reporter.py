@@ -132,7 +132,7 @@ class Reporter:
         return self._steps_per_second
 
     def rate(self, name: str, per_step: float):
-        """Record an amount per second with the speed, from now on, given the amount per step."""
+        """Record an amount per second with the speed, given the amount per step."""
         self._rates[name] = per_step
 
     def text(self, step: int, name: str, text: str):
@@ -202,7 +202,7 @@ class Reporter:
             self._model_folder.cleanup()
 
     def _speed(self, step):
-        """Return the steps per second since the last recorded step, and the amounts of `rate`.
+        """Return the steps per second since the last record, and the `rate` amounts.
 
         Validation, samples and saves count. Blocks under `timed`, such as compilation, do not.
         """
@@ -232,7 +232,10 @@ def is_recorded(step: int) -> bool:
 
 
 def peak_memory(devices: list) -> dict[str, float]:
-    """Return the peak memory of the fullest device by event name; empty if the devices do not report it."""
+    """Return the peak memory of the fullest device by event name.
+
+    The result is empty if the devices do not report it.
+    """
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
     return {} if None in peaks else {"perf/peak_memory_gigabytes": max(peaks) / 1e9}
 

@@ -27,7 +27,7 @@ _MAIN_METRICS = (
 
 
 class RollBack(Exception):
-    """The run must resume from its last checkpoint, with its data in a different order."""
+    """The run must resume from its last checkpoint, in another order of the data."""
 
 
 class Safety:
@@ -67,8 +67,8 @@ class Safety:
     def may_save(self, due: bool) -> bool:
         """Return whether to save a checkpoint now, given whether one is due.
 
-        Never save while updates are being skipped: their cause may be in the state, which is then no state to roll back
-        to. A checkpoint that is due is saved after the next applied updates.
+        Never save while updates are being skipped. Their cause may be in the state, and a rollback must not return to
+        it. A checkpoint that is due is saved after the next applied updates.
         """
         due = due or self._holds_checkpoint
         self._holds_checkpoint = due and not self.is_whole

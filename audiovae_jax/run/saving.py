@@ -111,8 +111,8 @@ class Saving:
 class SaveTimer:
     """Decides at which steps a checkpoint is due by time, in all processes alike.
 
-    Process 0 decides by its clock. The decision for a step also names the next step with a decision, at about half of
-    the remaining time. At the steps in between, no process needs the others.
+    Process 0 decides by its clock. Each decision also sets the step of the next one, at about half of the remaining
+    time. At the steps in between, no process needs the others.
 
     Args:
       minutes: time from one checkpoint to the next; 0 for no checkpoints by time.
@@ -133,7 +133,10 @@ class SaveTimer:
         self._since = time.monotonic()
 
     def is_due(self, step: int) -> bool:
-        """Whether to save a checkpoint of `step` steps. All processes call this after every step."""
+        """Return whether to save a checkpoint of `step` steps.
+
+        All processes call this after every step.
+        """
         if not self._interval or step < self._next:
             return False
         name = f"save/{next(self._decisions)}"

@@ -1,4 +1,4 @@
-"""The start of a run: claim the workdir, open the data, get the state, describe the run."""
+"""The start of a run: claim the workdir, open the data, get the state."""
 
 import contextlib
 import dataclasses
@@ -238,7 +238,7 @@ def _refuse_debug_nans():
 
 
 def open_data(config: ml_collections.ConfigDict, workdir: Path | BucketPath) -> pipeline.Data:
-    """Open the data of a run in `workdir`, without the samples that the run writes there.
+    """Open the data of a run in `workdir`, without the samples that it writes.
 
     Warnings about files go to standard error, in one line each.
 
@@ -316,8 +316,8 @@ def initial_state(
 ) -> Start:
     """Restore the newest checkpoint, load `config.init_from`, or create a new state.
 
-    What is done is reported to `say`, line by line. `reader` has already read a torch file at `config.init_from`.
-    `progress` follows the phases. `creation` is that of the state, if it is traced already.
+    `say` gets a line for each action. `reader` has already read a torch file at `config.init_from`. `progress` follows
+    the phases. `creation` is the traced creation of the state, if there is one.
 
     Raises:
       CheckpointError: there are checkpoints, but none is intact.
@@ -351,7 +351,10 @@ def initial_state(
 
 
 def describe(config, recipe, data, shapes: TrainState) -> list[str]:
-    """Describe the model, the discriminator, the batch and the data, in lines. `shapes` are those of the state."""
+    """Describe the model, the discriminator, the batch and the data, in lines.
+
+    `shapes` are those of the state.
+    """
     count = count_parameters(shapes.params)
     with_statistics = count + count_parameters(shapes.latent_statistics)
     lines = [

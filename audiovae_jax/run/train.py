@@ -93,7 +93,10 @@ def train(
 
 
 def _finish(session, step, stopped):
-    """Wait for the last checkpoint, of `step` steps, and record the best model of a run that ended."""
+    """Wait for the last checkpoint, and record the best model of an ended run.
+
+    `step` is the step of that checkpoint.
+    """
     checkpoints, group, config = session.checkpoints, session.group, session.config
     # A stopped run does not wait to retry a failed save.
     session.saving.finish(lambda: stopped is not None or group.is_asked_to_stop)
@@ -106,7 +109,10 @@ def _finish(session, step, stopped):
 
 
 def _save_best(config, workdir, path):
-    """Write the best checkpoint as a saved model, with its step, and its validation metrics as metadata."""
+    """Write the best checkpoint as a saved model.
+
+    Its metadata has the step and the validation metrics.
+    """
     loaded = saved_model.open_model(workdir)
     metadata = {name: value for name, value in loaded.metadata.items() if math.isfinite(value)}
     saved_model.save_loaded(dataclasses.replace(loaded, sample_rate=config.data.sample_rate, metadata=metadata), path)

@@ -1,4 +1,7 @@
-"""Measurements between training steps: validation losses, diagnosis, samples, and the early stop that they decide."""
+"""Measurements between training steps, and the early stop.
+
+Measured are validation losses, the diagnosis and samples.
+"""
 
 import math
 
@@ -52,7 +55,7 @@ class Validation:
         self._programs.diagnosis(at, state, self._batches[0], may_stop=True)
 
     def validate(self, state: TrainState, at: int) -> dict[str, float]:
-        """Return the losses of the validation crops after `at` steps, averaged over batches.
+        """Return the mean losses of the validation crops after `at` steps.
 
         Raises:
           TrainingError: the total loss is not finite, and a rollback cannot help.
@@ -72,7 +75,7 @@ class Validation:
         return metrics
 
     def diagnose(self, state: TrainState, at: int):
-        """Report the diagnosis of the generator and the discriminator, and warnings about it."""
+        """Report the diagnosis of the generator and the discriminator, with warnings."""
         diagnose = self._programs.diagnosis(at, state, self._batches[0])
         figures = Figures.of(self._measure(lambda rows: diagnose(state, rows)))
         metrics, warnings = self._health.look(at, figures)
@@ -81,7 +84,9 @@ class Validation:
             self._reporter.text(at, "health/warnings", warning)
 
     def sample(self, state: TrainState, at: int, *, may_stop: bool = False):
-        """Reconstruct and record the samples. All processes call this, so that all stop together.
+        """Reconstruct and record the samples.
+
+        All processes call this, so that all stop together.
 
         Raises:
           Stopped: with `may_stop`, the run was asked to stop meanwhile.

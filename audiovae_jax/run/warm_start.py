@@ -66,9 +66,10 @@ class TorchReader:
 
 
 def pin_revision(config: ml_collections.ConfigDict, workdir: Path | BucketPath):
-    """Set the commit of a model on the hub in `config.init_from`, so that the run's config names it.
+    """Set the commit of a model on the hub in `config.init_from`.
 
-    A resumed run keeps its commit. If the config names another commit, `start.claim_workdir` reports that.
+    So the run's config names it. A resumed run keeps its commit. If the config names another commit,
+    `start.claim_workdir` reports that.
 
     Raises:
       CheckpointError: the hub cannot be reached, or has no such repository or revision.
@@ -96,11 +97,12 @@ def adopt_settings(
     workdir: Path | BucketPath,
     reader: TorchReader | None = None,
 ) -> list[str]:
-    """Copy the settings of the torch file at `config.init_from` into the config, after `pin_revision`.
+    """Copy the settings of a torch file into the config, after `pin_revision`.
 
-    The settings are architectures, learning rates and loss weights. Keys given on the command line keep their value.
-    With `init_weights_only`, only the keys that describe the networks are set. Nothing is copied from our own runs
-    and models. A resumed run whose torch file is no longer readable uses the settings of its workdir.
+    The file is the one at `config.init_from`. The settings are architectures, learning rates and loss weights. Keys
+    given on the command line keep their value. With `init_weights_only`, only the keys that describe the networks are
+    set. Nothing is copied from our own runs and models. A resumed run whose torch file is no longer readable uses the
+    settings of its workdir.
 
     Args:
       config: the config to change in place.
@@ -200,7 +202,7 @@ def require_same_model(config: ml_collections.ConfigDict, reader: TorchReader | 
 
 
 def _require_reset(config, theirs):
-    """Raise CheckpointError unless `config.init_reset` covers all parameters whose shapes differ."""
+    """Raise CheckpointError unless `config.init_reset` covers changed shapes."""
     models = [AudioVAE(**{key: _plain(each[key]) for key in CONFIG_KEYS}) for each in (config.model, theirs)]
     here, there = (flax.traverse_util.flatten_dict(model.shapes()["params"]) for model in models)
     left = sorted(
@@ -380,7 +382,7 @@ def _is_the_ensemble(section):
 
 
 def _is_ours(path):
-    """Whether to read `path` as a workdir, checkpoint or saved model, not as a torch file."""
+    """Whether to read `path` as our workdir or model, not as a torch file."""
     return locate_model(path).kind in OURS
 
 

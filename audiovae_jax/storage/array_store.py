@@ -170,7 +170,10 @@ def first_line(error: Exception) -> str:
 
 
 def storage_reason(error: Exception) -> str:
-    """Return why storage failed, in one line; the operating system's message if found."""
+    """Return why storage failed, in one line.
+
+    This is the operating system's message, if there is one.
+    """
     while error is not None:
         text = str(error)
         for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.ENOENT):

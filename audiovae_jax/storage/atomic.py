@@ -81,8 +81,8 @@ def await_swap(path: Path):
 def remove_leftovers(folder: Path):
     """Delete the unfinished files that killed programs left in a folder.
 
-    A file counts as left over if the process in its name does not run on this machine, and if it was not written to
-    for a minute. Another machine's process would have written to it.
+    A file counts as left over under two conditions. The process in its name does not run on this machine, and the file
+    was not written to for a minute. A process of another machine would have written to it.
     """
     try:
         names = [name for name in os.listdir(folder) if is_temporary(name)]

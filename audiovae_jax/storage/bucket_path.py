@@ -247,7 +247,7 @@ class BucketPath:
 
 
 def as_path(path: "str | os.PathLike | BucketPath") -> "Path | BucketPath":
-    """Return a `BucketPath` for the URL of a bucket, and a `Path` for all other paths.
+    """Return a `BucketPath` for the URL of a bucket, otherwise a `Path`.
 
     Other path types that support URLs, such as those of etils, are converted by `os.fspath`.
 

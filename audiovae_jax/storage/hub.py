@@ -1,4 +1,4 @@
-"""Models in repositories of the Hugging Face hub: `hf://owner/name[/folder][@revision]`.
+"""Models on the Hugging Face hub: `hf://owner/name[/folder][@revision]`.
 
 huggingface_hub caches the files, and reads HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE.
 """
@@ -118,7 +118,7 @@ def is_hub(path: Any) -> bool:
 
 
 def fetch(url: str, choose: Callable[[HubPath], Collection[HubPath]]) -> Path:
-    """Download files of a repository to the cache, and return the local path of the URL's file or folder.
+    """Download files of a repository to the cache, and return the local path.
 
     Files in the cache are not downloaded again. If the hub cannot be reached, the cached files are used with a warning.
 
@@ -200,7 +200,9 @@ def push(folder: Path, url: str, *, replaces: Callable[[str], bool], message: st
 
 
 def read_file(url: str, name: str) -> str | None:
-    """Return the text of a file in a repository's folder; None if there is no such file or repository.
+    """Return the text of a file in a repository's folder, or None.
+
+    The result is None if there is no such file or repository.
 
     Raises:
       OSError: the hub cannot be reached.
@@ -246,7 +248,10 @@ def _hub():
 
 
 def _resolved(at):
-    """Return `(commit, names of its files)`. Without a connection, the second is the folder in the cache."""
+    """Return `(commit, names of its files)` of a repository.
+
+    Without a connection, the second is the folder in the cache.
+    """
     hub = _hub()
     try:
         return _listing(hub, at)
@@ -282,7 +287,7 @@ def _branch(revision):
 
 
 def _refusal(error, revision):
-    """Return the OSError of an answer that a retry would not change; None for other errors."""
+    """Return the OSError for an answer that a retry would not change, or None."""
     from huggingface_hub import errors
 
     if isinstance(error, OSError) and error.strerror and not isinstance(error, errors.HfHubHTTPError):

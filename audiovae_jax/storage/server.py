@@ -1,4 +1,4 @@
-"""Connections to servers behind URLs through fsspec, with retries and error texts.
+"""Connections to servers behind URLs through fsspec, with retries.
 
 The backend finds the credentials (for s3://: AWS_PROFILE, AWS_ACCESS_KEY_ID and so on). AWS_ENDPOINT_URL sets an
 S3 server other than Amazon's. FSSPEC_S3_ANON=true reads public buckets without credentials.
@@ -111,7 +111,7 @@ def persistently(
 
 
 def status_of(error: Exception) -> tuple[int | None, str | None]:
-    """Return `(HTTP status, S3 error code)` of a backend's exception, None if unknown."""
+    """Return `(HTTP status, S3 error code)` of an exception; None if unknown."""
     answer = getattr(error, "response", None)
     if isinstance(answer, dict):
         return answer.get("ResponseMetadata", {}).get("HTTPStatusCode"), answer.get("Error", {}).get("Code")

@@ -112,8 +112,8 @@ def infer_kind(state_dict: Mapping[str, np.ndarray], dialect: Dialect, size: dic
     fits = {1: "none", 2: "softplus"}.get(encoded / size["latent_dim"])
     if fits is None or fits != kind.get("posterior", fits):
         raise CheckpointError(
-            f"its encoder has {encoded} output channels and its decoder {size['latent_dim']} input channels, which is "
-            f"no model of {dialect.name}"
+            f"its encoder has {encoded} output channels and its decoder {size['latent_dim']} input channels, unlike "
+            f"any model of {dialect.name}"
         )
     if fits == "softplus":  # else there may be a bottleneck without weights
         kind["posterior"] = fits

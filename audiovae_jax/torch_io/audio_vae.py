@@ -1,4 +1,4 @@
-"""`import_audio_vae`: reads the model in a file of the PyTorch system or of another project."""
+"""`import_audio_vae`: reads a model of the PyTorch system or another project."""
 
 import collections
 import dataclasses
@@ -256,7 +256,7 @@ def _raise_no_model(checkpoint, tensors):
 
 
 def _foreign_config(checkpoint):
-    """The config of another project that was read with a checkpoint; None without one."""
+    """Return another project's config that was read with a checkpoint, or None."""
     metadata = checkpoint.get("metadata")
     candidates = (checkpoint.get(source.CONFIG), checkpoint.get("model_config"), metadata)
     return next((c for c in candidates if isinstance(c, dict) and c.keys() & {"_class_name", "model", "kwargs"}), None)

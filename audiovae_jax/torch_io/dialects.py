@@ -1,4 +1,4 @@
-"""Names of the model's parameters in checkpoints of each project, one table per project.
+"""Names of the model's parameters in each project's checkpoints.
 
 All of them store the same layers. Tensors have torch's layout, see `layout`.
 """

@@ -40,7 +40,7 @@ def import_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module
 
 
 def read_discriminator(state_dict: Mapping[str, Any], discriminator: nn.Module) -> torch_state_dict.Filled:
-    """Like `import_discriminator`, with numpy arrays, and report what happened to each tensor."""
+    """Like `import_discriminator`, with numpy arrays and a line per tensor."""
     channels = getattr(discriminator, "in_channels", 1)
     audio = jax.ShapeDtypeStruct((1, _LENGTH, channels), jnp.float32)
     with as_checkpoint_error(f"{type(discriminator).__name__} cannot be created"):

@@ -153,7 +153,9 @@ PROJECTS = {
 
 
 def require_target(path: str | Path, project: str | None = None):
-    """Raise CheckpointError unless a model can be written to `path`. Call it before expensive work.
+    """Raise CheckpointError unless a model can be written to `path`.
+
+    Call it before expensive work.
 
     Args:
       path: a file, or a folder for diffusers.

@@ -1,4 +1,4 @@
-"""Builds the models of other projects: what their configs state, and what shapes determine."""
+"""Builds the models of other projects from their configs and shapes."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ _UNSUPPORTED = ("antialias_activation", "use_nearest_upsample", "soft_clip")  # 
 
 @dataclasses.dataclass(frozen=True)
 class Stated:
-    """What a project's config states.
+    """The settings that a project's config states.
 
     Attributes:
       arguments: of `AudioVAE`.
@@ -217,7 +217,7 @@ def _of_stable_audio_tools(config):
         options = section.get("config", {})
         found = [name for name in _UNSUPPORTED if options.get(name) or section.get(name)]
         if found:
-            raise CheckpointError(f"its {part} has {found[0]}=true, which an AudioVAE has not")
+            raise CheckpointError(f"its {part} has {found[0]}=true, which an AudioVAE does not support")
         arguments |= {ours: _value(options[theirs]) for theirs, ours in keys.items() if theirs in options}
         arguments |= {"strides": _value(options["strides"])} if "strides" in options else {}
     arguments["final_tanh"] = bool(options.get("final_tanh", True))

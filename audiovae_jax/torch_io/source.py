@@ -1,4 +1,7 @@
-"""`read_source`: reads a checkpoint file, or a folder of another project, with the config beside the weights."""
+"""`read_source`: reads a checkpoint file, or a folder of another project.
+
+A config beside the weights is read too.
+"""
 
 import json
 from collections.abc import Collection
@@ -50,7 +53,9 @@ def read_source(path: str | Path, *, skip: Collection[str] = (), model_config: s
 
 
 def files_of(path: Path | BucketPath | HubPath) -> list:
-    """Return the files that `read_source` reads at `path`: the weights, and configs beside them.
+    """Return the files that `read_source` reads at `path`.
+
+    These are the weights, and configs beside them.
 
     Raises:
       CheckpointError: a folder has no weights or several.
@@ -110,7 +115,7 @@ def _shards(index):
         files = dict.fromkeys(json.loads(index.read_text())["weight_map"].values())
         parts = [index.parent / Path(name).name for name in files]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise CheckpointError(f" is no index of safetensors files ({error})", path=index) from error
+        raise CheckpointError(f" is not an index of safetensors files ({error})", path=index) from error
     for part in parts:
         if not part.is_file():
             raise CheckpointError(f" lacks {part.name}, which {index.name} lists; download it again", path=index.parent)

@@ -22,7 +22,7 @@ _MAX_KEYS_LISTED = 500  # keys of one kind in an error message, more than our ne
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """What happened to one tensor of a file.
+    """The outcome of importing one tensor of a file.
 
     Attributes:
       key: its name in the file.
@@ -181,7 +181,10 @@ def unfolded(weight: np.ndarray, gain: bool) -> np.ndarray:
 
 
 def _find(key, path, state_dict):
-    """`(key, tensor)` of the parameter at `path`, under the first name of `key` that exists."""
+    """Return `(key, tensor)` of the parameter at `path`.
+
+    The key is the first of its possible names that exists.
+    """
     names = [key, layout.parametrized_key(key)]
     if path[-1] in ("g", "v"):
         names.append(key.rpartition(".")[0] + ".weight")

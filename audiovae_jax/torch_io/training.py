@@ -297,8 +297,8 @@ def _of_another_project(checkpoint, tensors, dilations, strict):
     judges = [key for key in tensors if key.startswith("discriminator.")]
     if judges:
         notes.append(
-            f"its discriminator ({len(judges)} tensors) is not imported, train a new one: EnCodec's convolutions see "
-            "all audio channels together and dilate over frames, ours see each channel alone and dilate over bins"
+            f"its discriminator ({len(judges)} tensors) is not imported; train a new one. EnCodec's convolutions see "
+            "all audio channels together and dilate over frames. Ours see each channel alone and dilate over bins"
         )
     overrides = _model_overrides(imported)
     if imported.sample_rate is not None:

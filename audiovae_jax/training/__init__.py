@@ -1,1 +1,1 @@
-"""One training step: networks, losses, gradients, optimizers, and its mapping over devices."""
+"""One training step: networks, losses, gradients, optimizers, devices."""

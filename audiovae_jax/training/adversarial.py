@@ -1,4 +1,7 @@
-"""One pass of the discriminator over real and generated audio: losses of both sides, and their gradients."""
+"""One pass of the discriminator over real and generated audio.
+
+It gives the losses of both sides, and their gradients.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,9 +21,9 @@ class AdversarialPass(NamedTuple):
     Attributes:
       generator: the result of `AdversarialLossCalculator.generator_losses`.
       discriminator: the result of `AdversarialLossCalculator.discriminator_losses`.
-      audio_gradient: the gradient of the generator's total with respect to the generated audio, or of the one of its
-        unweighted losses that its argument names.
-      params_gradient: the gradient of the discriminator's loss; its argument is an array to be scheduled after.
+      audio_gradient: computes the gradient with respect to the generated audio. It is that of the generator's total, or
+        of the unweighted loss that the argument names.
+      params_gradient: computes the gradient of the discriminator's loss, scheduled after its argument, an array.
     """
 
     generator: dict[str, jax.Array]
@@ -56,12 +59,15 @@ def _penalized(passed, discriminator, losses, params, real, fake):
 def separate_passes(
     discriminator: nn.Module, losses: AdversarialLossCalculator, params, real: jax.Array, fake: jax.Array
 ) -> AdversarialPass:
-    """Do the same as `adversarial_pass` by calling the discriminator on `real` and on `fake`."""
+    """Do the same as `adversarial_pass`, with separate calls for `real` and `fake`."""
     return _separate_passes(discriminator, *_loss_functions(losses), params, real, fake)
 
 
 def _loss_functions(losses):
-    """Return the generator's and the discriminator's loss, `(real_output, fake_output) -> (total, values)`."""
+    """Return the generator's and the discriminator's loss.
+
+    Each maps `(real_output, fake_output)` to `(total, values)`.
+    """
 
     def generator_loss(real_output, fake_output):
         values = losses.generator_losses(real_output, fake_output)
@@ -103,7 +109,10 @@ def _joint_pass(discriminator: Discriminator, generator_loss, discriminator_loss
 
 
 def _cotangent(generator_loss, real_output, fake_output, name):
-    """Return the gradient of the generator's loss `name` with respect to the outputs; None without a name."""
+    """Return the gradient of a generator's loss with respect to the outputs.
+
+    `name` is the loss. Without a name, the result is None.
+    """
     return name and jax.grad(lambda x: generator_loss(real_output, x)[1][name])(fake_output)
 
 

@@ -1,4 +1,4 @@
-"""Compiling: a persistent cache of programs, and memory returned to the system afterwards."""
+"""Compiling: a persistent cache of programs, and memory returned afterwards."""
 
 import contextlib
 import ctypes
@@ -20,10 +20,10 @@ _COMPILERS = ("jax", "jaxlib", "libtpu")
 
 
 def use_cache():
-    """Cache compiled programs in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR is set.
+    """Cache compiled programs in the user's cache folder.
 
-    Small programs are cached too, unless JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS is set: a run starts with about
-    200 of them.
+    JAX_COMPILATION_CACHE_DIR takes precedence. Small programs are cached too, unless
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS is set: a run starts with about 200 of them.
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(_own_cache()))
@@ -32,11 +32,12 @@ def use_cache():
 
 
 def share_cache(folder: Path | BucketPath):
-    """Cache compiled programs in a folder that all processes of a run see, unless the user has chosen another.
+    """Cache compiled programs in a folder that all processes of a run see.
 
-    Only the first process writes entries. In its own cache folder, the others would not find them.
+    A folder that the user has chosen takes precedence. Only the first process writes entries. In its own cache folder,
+    the others would not find them.
 
-    Entries are code. So the folder is created for this user only, and one of another user is not used.
+    Entries are code. So the folder is private to this user, and a folder of another user is not used.
     """
     if jax.config.jax_compilation_cache_dir != str(_own_cache()):
         return
@@ -53,7 +54,7 @@ def share_cache(folder: Path | BucketPath):
 
 
 def mend_cache(max_bytes: int = _MAX_CACHE):
-    """Delete torn entries from the cache of compiled programs, and the oldest ones above a total size.
+    """Delete torn entries of the compilation cache, and the oldest above a limit.
 
     A process that is killed while it writes an entry leaves a part of it. jax would warn and compile that program at
     every start. Each entry is read once, at the first call after it was written.
@@ -96,7 +97,7 @@ def _own_cache():
 
 
 def compiler_versions() -> dict[str, str | None]:
-    """Return the versions of the installed compilers and of jax's plugins for devices."""
+    """Return the versions of the installed compilers and jax's device plugins."""
     plugins = (plugin.dist for plugin in importlib.metadata.entry_points(group="jax_plugins"))
     names = (*_COMPILERS, *(plugin.name for plugin in plugins if plugin is not None))
     return {f"version of {name}": _version(name) for name in names}
@@ -152,7 +153,7 @@ def sparing():
 
 
 def forget():
-    """Clear jax's caches of traced and compiled functions in this process, and free their memory.
+    """Clear jax's caches of traced and compiled functions in this process.
 
     The next call of each function traces it again. After creating the state of `configs/tiny.py` this frees 0.19 GB.
     """

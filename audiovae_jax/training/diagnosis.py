@@ -1,4 +1,4 @@
-"""Statistics of the latent and the discriminator that are too slow for every training step.
+"""Statistics of latent and discriminator that are too slow for every step.
 
 Like the steps, this is a pure function of one device under a mapped axis `data`. It computes one forward pass, one
 more pass of the decoder, and the gradient of each loss with respect to the reconstruction.
@@ -16,7 +16,9 @@ from audiovae_jax.training.step import Recipe, latent_noise
 
 
 def diagnose(state: TrainState, audio: jax.Array, *, recipe: Recipe, adversarial: bool) -> dict[str, jax.Array]:
-    """Statistics of one device's shard, averaged over devices; batches may be averaged too.
+    """Statistics of one device's shard, averaged over devices.
+
+    They may be averaged over batches too.
 
     Args:
       state: the same on every device.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 CONSECUTIVE_CHECKS = 3  # consecutive checks with or without a sign that switch its warning
-ACTIVE_VARIANCE = 0.01  # of a channel's mean over data: Burda et al., "Importance Weighted Autoencoders", 2016
+ACTIVE_VARIANCE = 0.01  # minimum variance of an active channel's mean (Burda et al., 2016)
 _FEW_CHANNELS, _NO_INFORMATION = 0.1, 0.05  # fraction of channels; nats per frame of a channel that equals the prior
 _IDLE_DECODER = 0.02  # RMS of the latent's effect on the reconstruction, relative to the reconstruction
 _CERTAIN, _LOSS_OF_CERTAIN = 0.99, 0.05  # accuracy and loss of a discriminator that has nothing to learn
@@ -74,9 +74,10 @@ class Figures:
 
     @property
     def informative_channels(self) -> int:
-        """Number of latent channels that are active or differ from the prior, for a model with a posterior.
+        """Number of latent channels that are active or differ from the prior.
 
-        A small KL weight leaves the scale of the means free, so a small variance alone does not mean an unused channel.
+        The model must have a posterior. A small KL weight leaves the scale of the means free, so a small variance alone
+        does not mean an unused channel.
         """
         return int(((self.variance_per_channel > ACTIVE_VARIANCE) | (self.kl_per_channel > _NO_INFORMATION)).sum())
 

@@ -1,4 +1,4 @@
-"""Optimizers from optax with clipping, whose learning rate follows the training step."""
+"""Optimizers from optax whose learning rate follows the training step."""
 
 import dataclasses
 import fnmatch
@@ -29,8 +29,8 @@ class Optimizer:
       "adafactor": Shazeer and Stern, 2018. It uses weight_decay; steps are relative to the size of the parameters.
       "muon": Jordan et al., 2024, for parameters of two and more axes; AdamW for the others, with the same rate. A
         kernel counts as a matrix from all other axes to its output channels.
-      "schedule_free_adamw": Defazio et al., 2024. `evaluation_params` are the averaged parameters. It uses b1 as its
-        interpolation, and goes with schedule "constant".
+      "schedule_free_adamw": Defazio et al., 2024. `evaluation_params` are the averaged parameters. b1 is
+        the weight of its interpolation. Use it with the schedule "constant".
 
     Schedules by `schedule`, after the warm-up:
       "cosine": from `learning_rate` at step 0 to `final_learning_rate` at `num_steps` (Loshchilov and Hutter, 2017).
@@ -188,7 +188,7 @@ class Optimizer:
 
 
 def factor_of(path, factors: tuple[tuple[str, float], ...]) -> float:
-    """Return the factor of the learning rate of the parameter at `path`; 0 freezes it.
+    """Return the factor of a parameter's learning rate; 0 freezes it.
 
     The first pair counts whose pattern `matches`. Without such a pair the factor is 1.
 
@@ -200,7 +200,9 @@ def factor_of(path, factors: tuple[tuple[str, float], ...]) -> float:
 
 
 def matches(path, pattern: str) -> bool:
-    """Whether a pattern (see `fnmatch`) matches a parameter's path or one of its parents.
+    """Whether a pattern matches a parameter's path or one of its parents.
+
+    Patterns are those of `fnmatch`.
 
     Args:
       path: keys of a pytree, or names.
@@ -243,6 +245,6 @@ def _scale_by_adam(b1, b2, eps) -> optax.GradientTransformationExtraArgs:
 
 
 def cosine(step, num_steps, first, last) -> jax.Array:
-    """Cosine from `first` at step 0 to `last` from `num_steps` on (Loshchilov and Hutter, 2017)."""
+    """Cosine from `first` at step 0 to `last` from step `num_steps` on."""
     angle = jnp.pi * jnp.minimum(step / num_steps, 1.0)
     return last + (first - last) * 0.5 * (1.0 + jnp.cos(angle))

@@ -63,7 +63,7 @@ def with_scalars(recipe: Recipe, scalars: Scalars) -> Recipe:
 
 
 def map_step(recipe: Recipe, devices: Mesh, adversarial: bool) -> jax.stages.Wrapped:
-    """`(state, audio, scalars) -> (state, metrics)`, jitted over the mesh.
+    """Jit `(state, audio, scalars) -> (state, metrics)` over the mesh.
 
     Args:
       recipe: what to compute.
@@ -75,18 +75,21 @@ def map_step(recipe: Recipe, devices: Mesh, adversarial: bool) -> jax.stages.Wra
 
 
 def map_validation(recipe: Recipe, devices: Mesh) -> jax.stages.Wrapped:
-    """`(variables, audio, scalars) -> (metrics, reconstruction)`, jitted over the mesh."""
+    """Jit `(variables, audio, scalars) -> (metrics, reconstruction)` over the mesh."""
     return mesh.map_devices(_with_numbers(step.validation_step, recipe), devices, (P(), P(AXIS)))
 
 
 def map_diagnosis(recipe: Recipe, devices: Mesh, adversarial: bool) -> jax.stages.Wrapped:
-    """`(state, audio, scalars) -> statistics`, jitted over the mesh."""
+    """Jit `(state, audio, scalars) -> statistics` over the mesh."""
     per_device = functools.partial(diagnosis.diagnose, adversarial=adversarial)
     return mesh.map_devices(_with_numbers(per_device, recipe), devices, P())
 
 
 def place_scalars(recipe: Recipe, devices: Mesh) -> Scalars:
-    """Put the recipe's numbers on every device; the recipe must be the same in every process."""
+    """Put the recipe's numbers on every device.
+
+    The recipe must be the same in every process.
+    """
     return mesh.replicate(scalars_of(recipe), mesh.replicated(devices))
 
 
@@ -96,7 +99,9 @@ def abstract_scalars(recipe: Recipe, devices: Mesh) -> Scalars:
 
 
 def abstract_state(recipe: Recipe, devices: Mesh, audio_shape: tuple[int, int, int]) -> TrainState:
-    """Shapes of the train state on every device, to lower the step or restore a checkpoint.
+    """Shapes of the train state on every device.
+
+    They serve to lower the step, or to restore a checkpoint.
 
     Args:
       recipe: what to compute.

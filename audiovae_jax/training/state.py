@@ -1,4 +1,7 @@
-"""The train state: everything that a step changes, as one pytree, and its creation."""
+"""The train state as one pytree, and its creation.
+
+It holds everything that a step changes.
+"""
 
 import functools
 from typing import Any
@@ -54,19 +57,27 @@ class TrainState:
 
     @property
     def evaluation_variables(self) -> dict:
-        """The variables to evaluate and save: with `averaged_params`, where there are any."""
+        """The variables to evaluate and save.
+
+        They have `averaged_params` in place of the trained ones, if there are any.
+        """
         if self.averaged_params is None:
             return self.variables
         return {**self.variables, "params": merged(self.params, self.averaged_params)}
 
     @property
     def validation_variables(self) -> dict:
-        """The variables for `step.validation_step`: with the projection of `losses.alignment`, if there is one."""
+        """The variables for `step.validation_step`.
+
+        They include the projection of `losses.alignment`, if there is one.
+        """
         return with_projection(self.evaluation_variables, self.alignment_params)
 
 
 def trainable_params(params: dict, factors: tuple[tuple[str, float], ...]) -> dict:
-    """Return the model's parameters without the frozen ones, which have no gradient, optimizer state or weight decay.
+    """Return the model's parameters without the frozen ones.
+
+    Frozen parameters have no gradient, optimizer state or weight decay.
 
     Args:
       params: nested dicts.
@@ -79,7 +90,10 @@ def trainable_params(params: dict, factors: tuple[tuple[str, float], ...]) -> di
 
 
 def with_projection(tree: dict, projection: dict | None) -> dict:
-    """Return `tree` with the parameters of the projection of `losses.alignment`, which are trained with the model's."""
+    """Return `tree` with the parameters of the alignment's projection.
+
+    They are trained with the model's, see `losses.alignment`.
+    """
     return tree if projection is None else {**tree, ALIGNMENT: projection}
 
 
@@ -89,7 +103,10 @@ def split_projection(tree: dict) -> tuple[dict, dict | None]:
 
 
 def with_initial(params: dict, fresh: dict, patterns: tuple[str, ...]) -> dict:
-    """Return `params` with the leaves of `fresh` where one of `patterns` matches, see `optimizer.matches`."""
+    """Return `params` with the leaves of `fresh` that match one of `patterns`.
+
+    See `optimizer.matches`.
+    """
     flat, initial = (flax.traverse_util.flatten_dict(tree) for tree in (params, fresh))
     kept = {path: leaf for path, leaf in initial.items() if any(matches(path, pattern) for pattern in patterns)}
     return flax.traverse_util.unflatten_dict(flat | kept)
@@ -102,7 +119,9 @@ def merged(params: dict, others: dict) -> dict:
 
 
 def create_train_state(recipe, audio_shape: tuple[int, int, int]) -> TrainState:
-    """Return the initial state for `recipe.seed`; `create_state` and shape inference trace it.
+    """Return the initial state for `recipe.seed`.
+
+    `create_state` and shape inference trace this function.
 
     Args:
       recipe: a `step.Recipe`.
@@ -172,13 +191,16 @@ class Creation:
 
 
 def _without_dead_code(program):
-    """Remove operations that no output depends on, such as activations of the networks."""
+    """Remove operations that no output depends on, such as activations."""
     needed, _ = dce_jaxpr(program.jaxpr, [True] * len(program.jaxpr.outvars), instantiate=True)
     return core.ClosedJaxpr(needed, program.consts)
 
 
 def _copy(leaf, dtype):
-    """Return a copy for the first step to donate: the leaf may be a module's constant, or occur twice."""
+    """Return a copy for the first step to donate.
+
+    The leaf may be a module's constant, or occur twice.
+    """
     if not isinstance(leaf, jax.Array):  # a literal of the program
         return jnp.asarray(leaf, dtype)
     return jax.device_put(leaf, may_alias=False)

@@ -1,7 +1,7 @@
-"""The training and validation steps: pure functions of one device, for a mesh axis `data`.
+"""The training and validation steps: pure functions of one device.
 
-One forward pass of the model and one of the discriminator, on real and generated audio, serve both updates. Each
-pass is pulled back once per loss that needs it.
+They run under a mapped axis `data`. One forward pass of the model and one of the discriminator, on real and generated
+audio, serve both updates. Each pass is pulled back once per loss that needs it.
 """
 
 import dataclasses
@@ -45,7 +45,9 @@ RESERVED_METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """The parts of a step: static under jit, except for the numbers that `program.scalars_of` lists.
+    """The parts of a step, static under jit.
+
+    Only the numbers that `program.scalars_of` lists may change without compiling.
 
     Attributes:
       model: the generator.
@@ -59,8 +61,8 @@ class Recipe:
       discriminator_update_every: the discriminator is updated at steps divisible by this.
       seed: of the latent noise and the initial parameters.
       ema: average of the model's parameters, for evaluation; None for none.
-      accumulation_steps: parts of each device's share of the batch. One after the other is computed, for less memory;
-        their gradients are averaged before one update.
+      accumulation_steps: parts of each device's share of the batch. They are computed one after the other, for less
+        memory. Their gradients are averaged before one update.
       latent_noise: standard deviation of noise that is added to the latent, see `AudioVAE.__call__`.
       balancer_norm: if above 0, the gradients of the losses on the reconstruction are balanced to this norm, see
         `losses.balancer`.
@@ -235,7 +237,10 @@ def _compute(recipe, state, trainable, adversarial, audio, noise) -> _Computed:
 
 
 def _balanced(recipe, step, audio, reconstruction, of_pass):
-    """The gradient of the reconstruction's losses, and of those of `of_pass` unless it is None, balanced."""
+    """Return the balanced gradient of the losses on the reconstruction.
+
+    The losses of `of_pass` are included, unless it is None.
+    """
     gradients = {
         name: jax.grad(lambda prediction, fn=fn: fn(prediction=prediction, target=audio))(reconstruction)
         for name, _, fn in recipe.losses.terms
@@ -249,7 +254,10 @@ def _balanced(recipe, step, audio, reconstruction, of_pass):
 
 
 def _kl(recipe, output, weight):
-    """Return `(weighted terms, metrics)` of the KL divergence, both empty without a posterior."""
+    """Return `(weighted terms, metrics)` of the KL divergence.
+
+    Both are empty without a posterior.
+    """
     if recipe.model.posterior == "none":
         return [], {}
     kl_loss = recipe.kl(output.mean, output.logvar)
@@ -257,7 +265,10 @@ def _kl(recipe, output, weight):
 
 
 def _alignment(recipe, audio):
-    """Return `(z, projection) -> (weighted terms, metrics)`, both empty without an alignment."""
+    """Return `(z, projection) -> (weighted terms, metrics)`.
+
+    Both results are empty without an alignment.
+    """
     if recipe.alignment is None:
         return lambda z, projection: ([], {})
     features = recipe.alignment.features(audio)
@@ -270,7 +281,9 @@ def _alignment(recipe, audio):
 
 
 def _accumulate(compute, audio, noise, steps, due) -> _Computed:
-    """Average metrics and gradients over `steps` parts of the batch, computed one after the other.
+    """Average metrics and gradients over `steps` parts of the batch.
+
+    The parts are computed one after the other.
 
     Args:
       compute: `(audio, noise) -> _Computed`.
@@ -301,11 +314,11 @@ def _zeros(shapes):
 
 
 def validation_step(variables: dict, audio: jax.Array, *, recipe: Recipe) -> tuple[dict[str, jax.Array], jax.Array]:
-    """The objective on one device's share of a validation batch, under a mapped axis `data`.
+    """The objective on one device's share of a validation batch.
 
-    The objective is that of training without the discriminator, with the KL term at its final weight and the same
-    noise at every validation, so that all validations of a run can be compared. `si_sdr_db` and the reconstruction use
-    the posterior's mean, as a trained model does.
+    It must run under a mapped axis `data`. The objective is that of training without the discriminator. The KL term has
+    its final weight, and the noise is the same at every validation. So all validations of a run can be compared.
+    `si_sdr_db` and the reconstruction use the posterior's mean, as a trained model does.
 
     Args:
       variables: see `TrainState.validation_variables`.
@@ -340,9 +353,10 @@ class _Update(NamedTuple):
 
 
 def _update(optimizer, gradient, opt_state, params, step, *, every: int, loss_is_finite) -> _Update:
-    """An update at steps divisible by `every`; unchanged parameters and state at others, or if it is not finite.
+    """Update at steps divisible by `every`, unless a value is not finite.
 
-    `loss_is_finite` and, after pmean, the gradient's norm are the same on every device.
+    Otherwise parameters and state are returned unchanged. `loss_is_finite` and, after pmean, the gradient's norm are
+    the same on every device.
     """
 
     def apply():
@@ -361,12 +375,18 @@ def _update(optimizer, gradient, opt_state, params, step, *, every: int, loss_is
 
 
 def _is_finite(*arrays) -> jax.Array:
-    """1 where every element is finite, else 0; float32, so that it can be averaged over devices."""
+    """Return 1 if every element is finite, else 0.
+
+    The result is float32, so that it can be averaged over devices.
+    """
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays])).astype(jnp.float32)
 
 
 def latent_noise(recipe, step, audio):
-    """Standard normal `[b, frames, latent_dim]`: a function of only (seed, step, row of the global batch)."""
+    """Standard normal noise `[b, frames, latent_dim]` for this device's rows.
+
+    It depends only on (seed, step, row of the global batch).
+    """
     b, t, _ = audio.shape
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), 1), step)
     rows = lax.axis_index(AXIS) * b + jnp.arange(b)

@@ -1,8 +1,8 @@
 #!/bin/bash
-# Trains on all hosts of a TPU VM slice, from your own machine; each has the clone in ~/audiovae_jax:
+# Trains on all hosts of a TPU VM slice. Run it on your own machine. Each host has the clone in ~/audiovae_jax:
 #   scripts/launch/tpu_vm.sh TPU_NAME ZONE --config=configs/base.py --workdir=gs://BUCKET/runs/base
 #
-# The hosts find each other by the TPU's metadata. Ctrl-C here does not reach them: stop a run with
+# The hosts find each other by the TPU's metadata. Ctrl-C here does not reach them. Stop a run with
 #   gcloud compute tpus tpu-vm ssh TPU_NAME --zone=ZONE --worker=all --command='pkill -TERM -f scripts/train.py'
 set -euo pipefail
 

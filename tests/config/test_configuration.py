@@ -128,9 +128,9 @@ def _changed(**changes):
         ({"losses": ml_collections.ConfigDict()}, "losses is empty"),
         (
             {"best_metric": "mell"},
-            "best_metric='mell' is no metric of validation; did you mean 'mel'.*use one of total",
+            "best_metric='mell' is not a validation metric; did you mean 'mel'.*use one of total",
         ),
-        ({"early_stopping__metric": "d_loss"}, "early_stopping.metric='d_loss' is no metric of validation"),
+        ({"early_stopping__metric": "d_loss"}, "early_stopping.metric='d_loss' is not a validation metric"),
         ({"early_stopping__patience": -1}, "early_stopping.patience=-1 must be at least 0"),
     ],
 )

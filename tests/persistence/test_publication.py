@@ -87,7 +87,7 @@ def test_a_second_push_replaces_the_model_and_keeps_an_edited_card(hub, model, t
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("somewhere", "^somewhere is no URL of the hub; give hf://owner/name$"),
+        ("somewhere", "^somewhere is not a URL of the hub; give hf://owner/name$"),
         ("hf://me/new", r"^hf://me/new: access is refused \(.*\); log in with `hf auth login`, or set HF_TOKEN$"),
     ],
 )

@@ -253,7 +253,7 @@ def adapt_channels(audio: np.ndarray, channels: int, speakers: tuple[str, ...] |
     - Mono is copied to every channel.
     - Surround is mixed down to stereo by ITU-R BS.775.
     - Mono output is the average of the stereo output.
-    - Several channels of more than two are the first ones in WAVE order.
+    - Any other number of channels: the first ones in WAVE order.
 
     Args:
       audio: float32.
@@ -261,7 +261,7 @@ def adapt_channels(audio: np.ndarray, channels: int, speakers: tuple[str, ...] |
       speakers: of `audio` (see `channels.of_file`). By default those of a WAVE file with as many channels.
 
     Raises:
-      DataError: several channels would have to become more.
+      DataError: the audio has several channels, but fewer than `channels`.
     """
     if audio.shape[1] == 1 < channels:
         return np.repeat(audio, channels, axis=1)
@@ -317,7 +317,7 @@ def _reason(error: soundfile.LibsndfileError):
 
 
 def _no_audio(place, reason):
-    """Return a reason that names the file's actual content, if its first bytes tell it."""
+    """Return a reason that names the file's content, if its first bytes show it."""
     with contextlib.closing(open(place, "rb") if isinstance(place, Path) else place.open()) as reader:
         content = magic.content(reader.read(magic.SIZE))
     return f"not audio that can be read ({reason})" + ("" if content is None else f": it is {content}")

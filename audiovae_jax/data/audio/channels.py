@@ -71,12 +71,15 @@ def of_file(file: soundfile.SoundFile) -> tuple[str, ...] | None:
 
 
 def in_vorbis(channels: int) -> tuple[str, ...] | None:
-    """Return the speakers of Vorbis and Opus, in the file's order; None for mono and stereo."""
+    """Return the speakers of Vorbis and Opus, in the file's order.
+
+    The result is None for mono and stereo.
+    """
     return _VORBIS.get(channels)
 
 
 def named(names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return names of speakers, or None for mono, stereo, and names that are not known."""
+    """Return the names, or None for mono, stereo and unknown speakers."""
     return names if len(names) > 2 and all(name in _GAINS for name in names) else None
 
 
@@ -101,7 +104,10 @@ def downmixed(audio: np.ndarray, speakers: tuple[str, ...] | None = None) -> np.
 
 
 def in_wave_order(audio: np.ndarray, speakers: tuple[str, ...] | None) -> np.ndarray:
-    """Return `[T, C]` with the channels in WAVE order, which None stands for."""
+    """Reorder the channels of `[T, C]` to WAVE order.
+
+    Without `speakers`, they are in that order already.
+    """
     order = _order(speakers or ())
     return audio if order == sorted(order) else audio[:, order]
 
@@ -112,7 +118,7 @@ def wave_speakers(speakers: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 
 def in_vorbis_order(audio: np.ndarray) -> np.ndarray:
-    """Return `[T, C]` of a standard layout in WAVE order with the channels in Vorbis order."""
+    """Reorder `[T, C]` of a standard layout from WAVE to Vorbis order."""
     speakers = _VORBIS.get(audio.shape[1])
     return audio if speakers is None else audio[:, np.argsort(_order(speakers))]
 

@@ -23,7 +23,7 @@ Place = Path | RemoteFile | Section
 Index = dict[str, Any] | None
 
 _MPEG_SUFFIXES = (".mp3", ".mp2", ".mp1", ".mpga")
-_MAX_FRAMES = 1 << 50  # a larger number of samples means that it is not known
+_MAX_FRAMES = 1 << 50  # a larger number of samples means that the length is unknown
 _BLOCK = 1 << 18  # samples
 
 
@@ -49,7 +49,10 @@ class Decoder(Protocol):
     format: str | None
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Return `[count, channels]` float32 from sample `start` on; less at the end of the audio."""
+        """Return `[count, channels]` float32 from sample `start` on.
+
+        The result is shorter at the end of the audio.
+        """
 
 
 @contextlib.contextmanager
@@ -75,13 +78,16 @@ def open_decoder(place: Place, index: Index) -> Iterator[Decoder]:
 
 
 def expect(decoder: Decoder, size: int):
-    """Announce that about `size` bytes will be read next, so that a remote file fetches them at once."""
+    """Announce a read of about `size` bytes, which a remote file fetches at once."""
     getattr(decoder.file, "expect", lambda size: None)(size)
 
 
 @contextlib.contextmanager
 def _opened(place) -> Iterator[BinaryIO]:
-    """Open the bytes of a place. Errors that a remote reader met replace those of a decoder."""
+    """Open the bytes of a place.
+
+    Errors of a remote reader replace those of a decoder.
+    """
     with open(place, "rb") if isinstance(place, Path) else contextlib.closing(place.open()) as file:
         try:
             yield file
@@ -171,7 +177,10 @@ def count(place: Place, index: Index) -> int:
 
 
 def _count(decoder, start, size):
-    """Count samples in blocks of `size` from sample `start` on; return `(samples, size of the block that failed)`."""
+    """Count samples in blocks of `size`, from sample `start` on.
+
+    Returns `(samples, size of the block that failed)`.
+    """
     end = decoder.frames if decoder.frames <= _MAX_FRAMES else containers.MAX_COUNTED
     try:
         for first in range(0, start, _BLOCK):  # without a seek, which damage may prevent
@@ -224,7 +233,9 @@ class _Sound:
 
 
 class _Parts:
-    """Consecutive parts of a file, each with `sample_rate`, `channels`, `length` and `read(file, start, count)`.
+    """Consecutive parts of a file.
+
+    Each has `sample_rate`, `channels`, `length` and `read(file, start, count)`.
 
     Raises:
       DataError: their rates or channels differ.

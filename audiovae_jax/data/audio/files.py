@@ -39,7 +39,10 @@ def is_read(name: str, extensions: Collection[str]) -> bool:
 
 
 def why_unread(name: str) -> str | None:
-    """Return why a file that is audio by its name is not read, with the remedy, or None."""
+    """Return why a file that is audio by its name is not read, or None.
+
+    The reason contains the remedy.
+    """
     for suffix in COMPRESSED_TARS:
         if name.lower().endswith(suffix):
             return f"{suffix} cannot be read at random positions; unpack it, or decompress it to a .tar"
@@ -51,7 +54,7 @@ def why_unread(name: str) -> str | None:
 
 
 def ignored(names: Iterable[str], extensions: Collection[str]) -> dict[str, str]:
-    """Return the reasons, by name, of files that are left out though they may be audio.
+    """Return why files that may be audio are left out, by name.
 
     A hidden folder is named once, instead of its files. Other files, such as pictures, are not named.
 
@@ -115,9 +118,10 @@ def scan(
 
 
 def _walk(folder, seen, linked_folders) -> Iterator[os.DirEntry]:
-    """Iterate over the files and hidden folders under `folder`, without following links to folders.
+    """Iterate over the files and hidden folders under `folder`.
 
-    Folders in `seen` and pipes are skipped. Linked folders are added to `linked_folders`.
+    Links to folders are not followed. Folders in `seen` and pipes are skipped. Linked folders are added to
+    `linked_folders`.
     """
     waiting = [folder]
     while waiting:
@@ -142,7 +146,7 @@ def _walk(folder, seen, linked_folders) -> Iterator[os.DirEntry]:
 
 
 def _holds(check):
-    """Return `check()`, a question about an entry of a folder; False if the system cannot answer."""
+    """Return `check()`, or False if the operating system raises an error."""
     try:
         return check()
     except OSError:  # a link to itself, or to a place without permission

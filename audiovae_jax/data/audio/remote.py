@@ -20,7 +20,10 @@ from audiovae_jax.storage.server import is_url as is_url  # re-exported
 
 
 class RemoteError(DataError):
-    """A file behind a URL that cannot be read. Its path is the URL, and its detail the reason."""
+    """A file behind a URL that cannot be read.
+
+    Its path is the URL, and its detail the reason.
+    """
 
     def __init__(self, url: str, reason: str):
         super().__init__(path=url, detail=reason)
@@ -38,8 +41,8 @@ class RefusedError(RemoteError):
 BLOCK = 1 << 15
 # Decoders read the same blocks each time they open a file. These stay in memory, with a limit per file and in total.
 _OPENING_BLOCKS, _MAX_OPENING_BLOCKS = 8, 4096
-_MAX_BLOCKS = 1024  # that a reader keeps, besides those just fetched
-_MAX_REQUEST = 1 << 20  # bytes per request of sequential reads, by which an MP3 decoder seeks
+_MAX_BLOCKS = 1024  # maximum number of blocks that a reader keeps, besides those just fetched
+_MAX_REQUEST = 1 << 20  # bytes per request of sequential reads, such as those of a seeking MP3 decoder
 # How long a file that existed before is retried: after a restart, a server may not have all files at once.
 _GONE_SECONDS = 10.0
 
@@ -182,7 +185,7 @@ def open_url(url: str, access: Access) -> RemoteFile:
     entry = _persistently(lambda: filesystem.info(path), url, access)
     access.count(0)
     if entry.get("type") == "directory" or entry.get("size") is None:
-        raise RemoteError(url, "this is no file, or the server does not give its size")
+        raise RemoteError(url, "this is not a file, or the server does not report its size")
     return RemoteFile(url, int(entry["size"]), access, _mark(entry))
 
 
@@ -288,7 +291,7 @@ def _range(file, start, end):
     data = _persistently(request, file.url, file.access, _GONE_SECONDS)
     file.access.count(len(data))
     if len(data) != end - start:
-        raise RemoteError(file.url, f"{len(data)} bytes came where {end - start} were asked for; has it changed?")
+        raise RemoteError(file.url, f"{len(data)} bytes were received instead of {end - start}; has it changed?")
     return data
 
 

@@ -64,7 +64,9 @@ class AudioStream:
 
 
 def open_file(path: str | Path, allow_truncated: bool = False) -> AudioStream:
-    """Open a file as a stream that is read on demand, and warn if it is far above full scale.
+    """Open a file as a stream that is read on demand.
+
+    A file far above full scale causes a warning.
 
     Args:
       path: the file.

@@ -64,7 +64,9 @@ class Generated:
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Crops(abc.ABC):
-    """Crops by index: drawn by a subclass, augmented, repeated, and read with a timeout.
+    """Crops by index, with augmentation, repetition and a timeout for reads.
+
+    Subclasses draw them.
 
     Attributes:
       format: of each crop.
@@ -90,7 +92,7 @@ class Crops(abc.ABC):
         """Return crop `index` before augmentation, and its origin."""
 
     def in_order(self, order: int) -> "Crops":
-        """Return other crops of the same audio, for a run that cannot continue with the first.
+        """Return other crops of the same audio, for a run that was rolled back.
 
         Repeated crops are the same in every order.
         """

@@ -163,7 +163,10 @@ def probing_options(config, leave_out: Collection[Path | BucketPath] = ()) -> pr
 
 
 def read_timeout(config, found: Catalog | None) -> float:
-    """Return the seconds after which a read of a file of `found` times out; 0 for no timeout."""
+    """Return the seconds until a read of a file of `found` times out.
+
+    0 means no timeout.
+    """
     tracks = () if found is None else (*found.train, *found.validation)
     # The tracks' names decide instead of the root's, since a local manifest may list URLs.
     return remote.read_timeout(config.read_timeout, config.retry_seconds, (track.audio.name for track in tracks))
@@ -196,7 +199,7 @@ def batches(
     read = records.batch if isinstance(records, Crops) else functools.partial(crops.stack, records.__getitem__)
 
     def batch(step):
-        first = step * batch_size + process_index * local  # of this host's block of rows
+        first = step * batch_size + process_index * local  # the first record of this host's rows
         return read(range(first, first + local))
 
     dataset = grain.MapDataset.range(start_step, num_steps).map(batch)
@@ -220,7 +223,7 @@ def _open(root, source, *, options, config, others):
 
 
 def _validated(others, held):
-    """Yield all validation tracks: parts of training roots, and entire held-out roots."""
+    """Yield the validation tracks of training roots, and all of held-out roots."""
     yield from (track for other in others if other.fingerprint != _GENERATOR for track in other.validation)
     yield from (track for part in held for track in part.train + part.validation)
 

@@ -20,7 +20,7 @@ class StallMeter:
       record: called with `(step, metrics)` every 50 batches. `perf/data_wait_fraction` is the fraction of the time, and
         `perf/max_data_wait_fraction` that of the slowest of several processes.
       warn: called with a warning, at most once for each process.
-      slowest: returns the largest fraction of all processes and the name of its process, given this one's. The name
+      slowest: maps this process's fraction to the largest one of all processes and the name of that process. The name
         is empty with one process.
 
     Attributes:

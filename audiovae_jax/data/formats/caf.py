@@ -9,7 +9,10 @@ _MAX_CHUNKS = 1000
 
 
 def repair(file: BinaryIO) -> list | None:
-    """Return pieces (see `reader.Pieces`) of a file with the size of its data, or None if the file has it."""
+    """Return pieces of a file that state the size of its data.
+
+    The result is None if the file states it. See `reader.Pieces`.
+    """
     end, offset = file.seek(0, io.SEEK_END), 8
     for _ in range(_MAX_CHUNKS):
         header = read_at(file, offset, 12)

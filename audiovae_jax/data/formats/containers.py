@@ -1,7 +1,8 @@
-"""AAC, ALAC, WMA and the sound of video, decoded by FFmpeg through PyAV (the extra `av`).
+"""AAC, ALAC, WMA and the sound of video, decoded by FFmpeg.
 
-Decoders of these formats depend on everything that came before: AAC draws noise from a running generator. A window
-equals that slice of the whole only if the file is decoded from its beginning, which takes time.
+This needs PyAV (the extra `av`). Decoders of these formats depend on everything that came before: AAC draws noise from
+a running generator. A window equals that slice of the whole only if the file is decoded from its beginning, which takes
+time.
 """
 
 import importlib.util
@@ -36,7 +37,10 @@ REMEDY = "install PyAV with pip install 'audiovae-jax[av]', or convert it to FLA
 
 
 def recognise(start: bytes) -> tuple[str, str] | None:
-    """Return FFmpeg's name and ours of the format of a file that starts with these 16 bytes, or None."""
+    """Return FFmpeg's name and ours of a file's format, or None.
+
+    `start` holds the file's first 16 bytes.
+    """
     for at, mark, name, title in _FORMATS:
         if start[at:].startswith(mark):
             return name, title
@@ -84,7 +88,10 @@ class ContainerDecoder:
         self.index = {"container": [name, title, self.frames], "sequential": True}
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """Return `[count, channels]` float32 from sample `start` on; less at the end of the audio."""
+        """Return `[count, channels]` float32 from sample `start` on.
+
+        The result is shorter at the end of the audio.
+        """
         if start < self._position:
             self._start()
         blocks = []
@@ -144,7 +151,10 @@ class ContainerDecoder:
             raise _DamageError(error.strerror or str(error)) from error
 
     def _declared_length(self, stream):
-        """Return the samples that the header declares; 0 if it does not, or FFmpeg estimates them from the bit rate."""
+        """Return the number of samples that the header declares, or 0.
+
+        A length that FFmpeg estimates from the bit rate does not count.
+        """
         if self._name == "mov":
             return int((stream.duration or 0) * stream.time_base * stream.rate)
         if self._name == "matroska" and len(self._container.streams) == 1:

@@ -9,7 +9,9 @@ _TOTAL = 21  # offset of the byte whose low half begins the number of samples, o
 
 
 def with_length(file: BinaryIO, frames: int, begin: int = 0) -> list:
-    """Return pieces (see `reader.Pieces`) of a file whose header gives its length, so that decoders can seek.
+    """Return pieces of a file whose header states its length.
+
+    Decoders can seek in such a file. See `reader.Pieces`.
 
     Args:
       file: a FLAC file.

@@ -1,4 +1,4 @@
-"""MPEG audio (MP1, MP2, MP3): counting frames, and decoding any range of them exactly.
+"""MPEG audio (MP1, MP2, MP3): counting frames, and decoding ranges exactly.
 
 The header of an MP3 states its length wrongly or not at all. A decoder that starts in the middle lacks the bits that
 earlier frames store for it (the bit reservoir). Therefore this module finds all frames (ISO/IEC 11172-3, 13818-3) once.
@@ -64,7 +64,7 @@ class Header:
       samples: per channel.
       size: of the frame in bytes.
       start: bytes of header and side information before the frame's main data.
-      reservoir: the most bytes of earlier frames that the main data may begin in.
+      reservoir: maximum number of bytes of the main data that earlier frames may hold.
     """
 
     stream: tuple[int, int, int, int]
@@ -170,7 +170,7 @@ def is_frame(start: bytes) -> bool:
 
 
 def tag_size(start: bytes) -> int:
-    """Return the size of the ID3v2 tag of a file that starts with these ten bytes or more."""
+    """Return the size of a file's ID3v2 tag, given at least its first ten bytes."""
     size = start[6] << 21 | start[7] << 14 | start[8] << 7 | start[9]
     return 10 + size + (10 if start[5] & 0x10 else 0)
 
@@ -228,7 +228,7 @@ class _Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Info:
-    """A Xing, Info or VBRI header: what it declares, and the delays that encoders add."""
+    """A Xing, Info or VBRI header: the declared counts and encoder delays."""
 
     frames: int
     size: int  # bytes of the frames, with this one; 0 if not declared
@@ -407,7 +407,10 @@ class _Source:
         return self._data[at : at + count]
 
     def find_sync(self, offset):
-        """Return the offset of the next byte that may begin a frame or a tag; the size if there is none."""
+        """Return the next offset at which a frame or a tag may begin.
+
+        Without one, the result is the file's size.
+        """
         while offset < self.size:
             data = self.get(offset, _SEARCHED)
             match = _SYNC.search(data)

@@ -1,4 +1,4 @@
-"""Ogg (RFC 3533): finding the links of a file, and decoding any range of them exactly.
+"""Ogg (RFC 3533): finding the links of a file, and decoding ranges exactly.
 
 A chained file consists of links, which are complete streams one after another. libsndfile seeks in Vorbis to wrong
 samples, and it starts Opus too close to the range. Therefore this module finds the pages once. It then decodes Vorbis
@@ -23,7 +23,7 @@ _BUFFER = 1 << 20  # bytes per read of a scan
 _MAX_PAGE = 27 + 255 + 255 * 255  # bytes
 _OPEN_END = 1 << 40  # a granule position past every stream's end
 _RESTART_SECONDS = 4
-_CHECKED_SECONDS = 0.5  # of equal samples that prove that a decoder has converged
+_CHECKED_SECONDS = 0.5  # duration of equal samples that proves that a decoder has converged
 # Without SILK, an Opus decoder's error halves with every frame (RFC 6716, section 4.3.2.1). 0.1 s were enough in
 # measurements of 2.5 to 60 ms frames at 16 to 500 kbit/s.
 _PREROLL_SECONDS = 0.5
@@ -202,7 +202,10 @@ class _Page:
 
 
 def _pages(file) -> Iterator[_Page | None]:
-    """Iterate over the intact pages. None stands for a corrupt page, and ends the iteration."""
+    """Iterate over the intact pages.
+
+    None stands for a corrupt page, and ends the iteration.
+    """
     file.seek(0)
     buffered = io.BufferedReader(file, _BUFFER)
     try:
@@ -251,13 +254,16 @@ _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _checked(page):
-    """Return a page with its checksum, which is CRC-32 with the opposite order of bits."""
+    """Return a page with its checksum.
+
+    The checksum is CRC-32 with the opposite order of bits.
+    """
     crc = zlib.crc32((page[:22] + bytes(4) + page[26:]).translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return page[:22] + crc.to_bytes(4).translate(_REVERSED) + page[26:]
 
 
 def _open_ended(page):
-    """Return a page that is not the last, with a position that does not cut its samples."""
+    """Return a page that is not the last, so that its position cuts no samples."""
     return _checked(page[:5] + bytes([page[5] & ~_LAST]) + struct.pack("<q", _OPEN_END) + page[14:])
 
 
@@ -380,7 +386,10 @@ def _restarts(file, link, f):
 
 
 def _has_silk(page):
-    """Return whether a packet that begins in a page is coded with SILK, alone or with CELT (RFC 6716, section 3.1)."""
+    """Return whether a packet that begins in a page uses SILK.
+
+    SILK may be used alone or with CELT (RFC 6716, section 3.1).
+    """
     at, begins = 0, not page.flags & _CONTINUED
     for size in page.segments:
         if begins and size and page.body[at] >> 3 < 16:

@@ -9,7 +9,10 @@ from typing import BinaryIO
 
 
 def read_at(file: BinaryIO, offset: int, count: int) -> bytes:
-    """Return `count` bytes at an offset, or fewer at the end of the file, also if the file reads less at once."""
+    """Return `count` bytes at an offset, or fewer at the end of the file.
+
+    A single read of the file may return less.
+    """
     file.seek(offset)
     parts = []
     while count > 0 and (part := file.read(count)):

@@ -9,11 +9,13 @@ from audiovae_jax.data.formats.reader import read_at
 _NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9 _]{3}")
 _MAX_CHUNKS = 1000
 _PIPED = range(0x7FFFF000, 0x80000000)  # data sizes that programs write for data of unknown size; others are 0 and -1
-_UNCLOSED = 8  # the RIFF size, with a data size of 0, for which libsndfile reads data up to the end of the file
+_UNCLOSED = 8  # a RIFF size; with it and a data size of 0, libsndfile reads up to the end of the file
 
 
 def repair(file: BinaryIO, begin: int = 0) -> list | None:
-    """Return pieces (see `reader.Pieces`) of a file that libsndfile reads in full, or None if the file is one.
+    """Return pieces of a WAV file that libsndfile reads in full.
+
+    The result is None if libsndfile reads the file itself in full. See `reader.Pieces`.
 
     - A data chunk of unknown size extends to the end of the file, unless other chunks follow it.
     - A chunk of odd size without the byte that pads it gets one.

@@ -19,9 +19,9 @@ from audiovae_jax.errors import DataError
 
 _WINDOW = 8192
 _PLACES = (0.2, 0.4, 0.6, 0.8)
-# Relative to the spectrum's peak. Bands that contain music are above.
+# Level of the floor relative to the spectrum's peak. Bands that contain music are above it.
 _FLOOR_DB = -90.0
-FULL_BAND = 0.8  # of half the sample rate, from which on a spectrum is full
+FULL_BAND = 0.8  # fraction of half the sample rate that a full spectrum reaches
 
 
 def measure(audio: Audio) -> float:

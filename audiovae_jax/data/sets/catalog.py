@@ -119,11 +119,12 @@ class Catalog:
 
 
 def by_hash(tracks: Sequence[Track], fraction: float) -> tuple[list[Track], list[Track]]:
-    """`(train, validation)`: about `fraction` of the tracks validate, and of ten files or more at least three.
+    """Split tracks by a hash of their keys into `(train, validation)`.
 
-    The side depends on the hash of a track's key: it stays there when others come. Where too few would validate, the
-    tracks whose hashes come next do. At least one track is on each side; a single one is on both. The tracks of a group
-    are on one side, by the hash of the group's name.
+    About `fraction` of the tracks validate, and at least three files of ten or more. The hash decides the side of a
+    track, so a track keeps its side when others are added. If too few tracks would validate, those with the next hashes
+    do too. Each side has at least one track. A single track is on both sides. The tracks of a group are on one side,
+    which the hash of the group's name decides.
     """
     groups, _, count = _validating(tracks, fraction)
     validation = {id(track) for group in groups[:count] for track in group}
@@ -157,12 +158,12 @@ def split_by_hash(
 
 
 def fingerprint(tracks: Iterable[Track], fraction: float | None = None) -> str:
-    """Of the tracks' keys, lengths, rates, channels, weights and groups.
+    """Hash the tracks' keys, lengths, rates, channels, weights and groups.
 
     Args:
       tracks: all of them.
-      fraction: the argument of `by_hash`, if that has split them. It adds the tracks that only the minimum of three
-        validation files moves to validation.
+      fraction: that of `by_hash`, if it has split the tracks. The tracks that validate only because of the minimum are
+        then hashed too.
     """
     tracks = list(tracks)
     lines = [
@@ -172,7 +173,7 @@ def fingerprint(tracks: Iterable[Track], fraction: float | None = None) -> str:
         for track in tracks
     ]
     if fraction is not None:
-        # Runs from before there was a least number of files find that theirs are split in another way.
+        # A run from before the minimum existed thus detects that its tracks are split differently now.
         groups, before, count = _validating(tracks, fraction)
         lines += [f"{track.key} validates" for group in groups[before:count] for track in group]
     return digest("\n".join(lines))
@@ -184,9 +185,10 @@ def digest(text: str) -> str:
 
 
 def _validating(tracks, fraction):
-    """`(groups by hash, how many validate by fraction alone, how many do)`.
+    """Return groups of tracks by hash, and two counts of those that validate.
 
-    A group is a list of tracks. Those without a group are one each.
+    A group is a list of tracks. A track without a group is a group of its own. The first count follows from `fraction`
+    alone. The second includes the minimum of validation files.
     """
     groups: dict[str | int, list[Track]] = {}
     for i, track in enumerate(tracks):
@@ -288,7 +290,10 @@ def without_validated(catalog: Catalog, validation: Iterable[Track]) -> Catalog:
 
 
 def notices(tracks: Iterable[Track]) -> list[str]:
-    """Describe files that are too loud or slow to read, or whose speakers are assumed, in one line per kind."""
+    """Describe files that are loud, slow to read, or of assumed speakers.
+
+    Each kind is one line.
+    """
     files = {}
     for track in tracks:
         audio = track.audio
@@ -333,7 +338,10 @@ def require_tracks(tracks: Sequence[Track], skipped: Sequence[tuple[str, str]], 
 
 
 def summary(entries: Sequence[tuple[str, str]]) -> list[str]:
-    """Summarise `(name, reason)` pairs as one line per reason, with the number of names and the first."""
+    """Summarise `(name, reason)` pairs as one line per reason.
+
+    A line has the number of names and the first one.
+    """
     names = collections.defaultdict(list)
     for name, reason in entries:
         names[reason].append(name)

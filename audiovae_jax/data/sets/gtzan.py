@@ -35,7 +35,7 @@ def scan(root: str, options: probing.Options) -> Catalog:
     """
     base = genres_folder(root, options)
     if base is None:
-        raise RootError(root, f"is no GTZAN: no {' or '.join(_FOLDERS)} with a folder per genre")
+        raise RootError(root, f"is not GTZAN: it has no {' or '.join(_FOLDERS)} with a folder per genre")
     found = probing.find_under(root, base, options)
     tracks, skipped = folder.usable(root, found.files, options)
     catalog.require_tracks(tracks, skipped, root)

@@ -86,12 +86,12 @@ def _csv_lines(root, text):
     try:
         fields = [field.strip().lower() for field in next(rows, [])]
         if "path" not in fields:
-            raise DataError(f"{root}: its first line names no path, but {', '.join(fields) or 'nothing'}")
+            raise DataError(f"{root}: its first line has no column path, only {', '.join(fields) or 'nothing'}")
         for row in rows:
             if row:
                 yield dict(zip(fields, row, strict=False))
     except csv.Error as error:
-        raise DataError(f"{root}: line {rows.line_num} is no CSV ({error})") from error
+        raise DataError(f"{root}: line {rows.line_num} is not CSV ({error})") from error
 
 
 def _json_lines(root, text):
@@ -100,14 +100,14 @@ def _json_lines(root, text):
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise DataError(f"{root}: line {i} is no JSON ({error})") from error
+                raise DataError(f"{root}: line {i} is not JSON ({error})") from error
 
 
 def _checked(where, row):
     if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not row["path"]:
         raise DataError(f"{where} has no path; the fields are {', '.join(_FIELDS)}")
     if "\0" in row["path"]:
-        raise DataError(f"{where}: its path {row['path']!r} is none")
+        raise DataError(f"{where}: its path {row['path']!r} is not a path")
     for field in row.keys() - _FIELDS:
         near = difflib.get_close_matches(str(field).strip().lower(), _FIELDS, n=1, cutoff=0.8)
         if near and near[0] not in row:
@@ -120,7 +120,7 @@ def _checked(where, row):
         try:
             entry[field] = default if given in (None, "") else float(given)
         except (TypeError, ValueError, OverflowError):
-            raise DataError(f"{where}: {field} {str(given)[:20]!r} is no number") from None
+            raise DataError(f"{where}: {field} {str(given)[:20]!r} is not a number") from None
         value = entry[field]
         if value is not None and (not value <= _MAX_VALUE or value < 0 or (field != "start" and value == 0)):
             raise DataError(f"{where}: {field} {given!r} must be {'0 or more' if field == 'start' else 'above 0'}")

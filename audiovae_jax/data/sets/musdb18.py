@@ -62,7 +62,7 @@ def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
             f"contains MUSDB18 as .stem.mp4; convert it with `audiovae-jax convert_musdb18 {root} OUT`, then use OUT",
         )
     if kind is None:
-        raise RootError(root, "is no MUSDB18-HQ: there is no train/SONG/mixture.wav")
+        raise RootError(root, "is not MUSDB18-HQ: there is no train/SONG/mixture.wav")
     names = {"mixture", *STEMS}
     found = probing.find_under(root, "train", options, (".wav",))
     parts = [(key, place) for key, place in found.files if key.count("/") == 1 and Path(key).stem in names]
@@ -85,4 +85,4 @@ def scan(root: str, options: probing.Options, mixture_share: float) -> Catalog:
 
 
 def _no_validation():
-    return f"none of the {len(VALIDATION_SONGS)} official validation songs, as {VALIDATION_SONGS[0]!r}, is there"
+    return f"none of the {len(VALIDATION_SONGS)} official validation songs, such as {VALIDATION_SONGS[0]!r}, exists"

@@ -24,8 +24,7 @@ _SLACK = 0.5  # seconds that a stem may be shorter than its file's duration
 _DISK_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "File too large")
 _NO_FFMPEG = (
     "MUSDB18's stems are AAC, which ffmpeg decodes, and there is no ffmpeg on PATH: install it with "
-    "`apt install ffmpeg`, `brew install ffmpeg` or `conda install -c conda-forge ffmpeg`, and give the same command "
-    "again"
+    "`apt install ffmpeg`, `brew install ffmpeg` or `conda install -c conda-forge ffmpeg`, then repeat the command"
 )
 
 
@@ -73,7 +72,7 @@ def convert(root: Path, out: Path, *, num_workers: int, say: Callable[[str], Non
                 bar.update()
     finally:
         pool.shutdown(cancel_futures=True)
-    say(f"{len(waiting) - failed} made, {len(songs) - len(waiting)} there already and skipped, {failed} failed")
+    say(f"{len(waiting) - failed} made, {len(songs) - len(waiting)} skipped (already there), {failed} failed")
     if failed:
         raise DataError(f"{failed} of {len(songs)} songs failed; the reasons are above")
 
@@ -89,7 +88,7 @@ def find(root: Path) -> dict[str, Path]:
                 found[f"{subset}/{name.removesuffix(SUFFIX)}"] = folder / name
     if not found:
         looked_for = " or ".join(f"{subset}/SONG{SUFFIX}" for subset in SUBSETS)
-        raise DataError(f"{printable(root)} is no MUSDB18: there is no {looked_for}")
+        raise DataError(f"{printable(root)} is not MUSDB18: there is no {looked_for}")
     return found
 
 
@@ -100,7 +99,7 @@ def _is_whole(folder):
 def _convert_song(ffmpeg, source, target):
     if target.exists():
         raise DataError(
-            f"{printable(target)} is there, but has not the five files of a song; delete it, or give another output"
+            f"{printable(target)} exists without the five files of a song; delete it, or give another output"
         )
     seconds = _duration(ffmpeg, source)
     try:
@@ -136,7 +135,7 @@ def _duration(ffmpeg, source):
     duration = _DURATION.search(log)
     streams = len(_AUDIO_STREAM.findall(log))
     if duration is None and not streams:
-        raise DataError(f"is damaged, or no MP4: {_last_line(log)}")
+        raise DataError(f"is damaged, or not an MP4: {_last_line(log)}")
     if streams != len(PARTS):
         raise DataError(f"has {streams} audio streams, and a song of MUSDB18 has {len(PARTS)}: {', '.join(PARTS)}")
     if duration is None:

@@ -48,7 +48,10 @@ class Options:
     max_peak: float = math.inf
 
     def timeout(self, name: str) -> float:
-        """Return the seconds after which a read of the file `name` times out; 0 for no timeout."""
+        """Return the seconds until a read of the file `name` times out.
+
+        0 means no timeout.
+        """
         return remote.read_timeout(self.read_timeout, self.access.retry_seconds, [name])
 
 

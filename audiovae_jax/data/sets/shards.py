@@ -129,7 +129,7 @@ class ShardedAudio:
             raise DataError(f"{self.name}: {getattr(error, 'strerror', None) or error}") from error
         audio = np.concatenate(pieces)
         if audio.shape != (count, self.channels):
-            raise DataError(f"{self.name}: its records hold other audio than the index says; write the shards again")
+            raise DataError(f"{self.name}: its records do not match the index; write the shards again")
         return audio
 
 
@@ -213,9 +213,9 @@ def scan(root: str, options: probing.Options) -> Catalog:
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise RootError(root, f"its {INDEX} is damaged ({error!r}); write the shards again") from error
     skipped = []
-    for shard, (name, size) in zip(shards, content["shards"], strict=True):
+    for shard, (_, size) in zip(shards, content["shards"], strict=True):
         if _size(shard.place) != size:
-            skipped.append((printable(shard.place), f"is not there, or has not the {size} bytes of {name}"))
+            skipped.append((printable(shard.place), f"is missing, or its size is not {size} bytes"))
     gone = {place for place, _ in skipped}
     sides: dict[str, list[Track]] = {"train": [], "validation": []}
     left_out = [name for name, _ in skipped]

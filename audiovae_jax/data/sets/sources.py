@@ -80,7 +80,7 @@ def open_root(root: str, source: str, options: probing.Options, config) -> Catal
     if source not in NAMES:
         raise ConfigError(f"config.data.source={source!r} must be one of {', '.join(NAMES)}")
     if remote.is_url(root):
-        options.access.filesystem(root)  # so that errors about its scheme name the root, not a file under it
+        options.access.filesystem(root)  # errors about the scheme then name the root, not a file under it
     if root.lower().endswith(files.COMPRESSED_TARS):
         raise RootError(root, files.why_unread(root))
     if source == AUTO:

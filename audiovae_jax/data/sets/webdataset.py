@@ -37,9 +37,10 @@ def archives(root: str, options: probing.Options) -> probing.Found:
 
 
 def scan(root: str, options: probing.Options, validation_fraction: float) -> Catalog:
-    """Scan the audio in tar files; each member is a track, and those of a sample are a group.
+    """Scan the audio in tar files.
 
-    The headers of a tar are read one after another. Results of probing its members are cached.
+    Each member is a track, and those of a sample are a group. The headers of a tar are read one after another. Results
+    of probing its members are cached.
 
     Raises:
       DataError: there is no tar with audio, or no member can be used.
@@ -94,9 +95,10 @@ def _without_dot(name):
 
 
 def _sample(key):
-    """Return WebDataset's key of a file: its name up to the first dot of the base name.
+    """Return WebDataset's key of a file.
 
-    Names such as `blues.00000.wav` and `Dr. Dre.wav` are not parts of one sample.
+    It is the name up to the first dot of the base name. Names such as `blues.00000.wav` and `Dr. Dre.wav` are not parts
+    of one sample.
     """
     folder_name, _, base = key.rpartition("/")
     name, _, rest = base.partition(".")

@@ -1,8 +1,8 @@
 """Acoustic fingerprints, which are alike for all encodings of one recording.
 
 The method is that of Haitsma and Kalker, 2002, "A Highly Robust Audio Fingerprinting System". Each frame of audio gives
-a word of 32 bits. A bit is the sign of the change over time of the difference between two adjacent bands' energies. It
-depends neither on the level nor, nearly, on the encoding.
+a word of 32 bits. A bit is the sign of the change over time of the difference between two adjacent bands' energies. The
+bits do not depend on the level, and hardly on the encoding.
 
 Two stretches of 6 s are compared: the first one after leading silence, and the one in the middle of the rest. Both must
 match. Pieces that only begin with the same loop are thus told apart.
@@ -23,15 +23,15 @@ _BAND_EDGES = np.geomspace(300.0, 2000.0, 34)  # Hz
 _FLOOR = 0.1  # of the bands' mean energy
 _LAG = 2  # frames between the energies whose change is a bit
 _QUIET_DB = -50.0  # of a frame, relative to the loudest one; its word is 0, which is not compared
-_LEAD_DB = -60.0  # full scale is 0; what is quieter at the beginning is leading silence
+_LEAD_DB = -60.0  # relative to full scale; quieter audio at the beginning is leading silence
 _MAX_LEAD_SECONDS = 30.0
-_MIN_WORDS = 60  # that are compared: 2.4 s
+_MIN_WORDS = 60  # minimum number of words to compare: 2.4 s
 _MAX_SHIFT = 32  # words between the stretches of two encodings: 1 s
 # Of the bits of encodings of one recording, 5 % to 15 % differ (MP3 and Vorbis of 64 kbit/s and more). Of other
 # recordings, 40 % differ in the best alignment, and 23 % if both have a drum loop that is 6 dB louder than the rest.
 _MAX_ERROR = 0.18
-_MAX_SECONDS_APART = 1.0  # difference in length that encoders, or removed silence, make
-_NEIGHBOURS = 16  # tracks of one word that each is compared with
+_MAX_SECONDS_APART = 1.0  # difference in length that encoders and the removal of silence cause
+_NEIGHBOURS = 16  # number of other tracks with the same word that a track is compared with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,10 +77,10 @@ def fingerprint(audio: Audio, read: Callable[[int, int], np.ndarray] | None = No
 
 
 def matches(fingerprints: Sequence[Fingerprint]) -> list[tuple[int, int]]:
-    """Return the pairs of positions, each in order, whose fingerprints are of one recording.
+    """Return the pairs of positions whose fingerprints are of one recording.
 
-    An index of the words selects the pairs that are compared, so that the work hardly grows faster than the number of
-    tracks.
+    The positions of a pair are in order. An index of the words selects the pairs that are compared, so that the work
+    hardly grows faster than the number of tracks.
     """
     if len(fingerprints) < 2:
         return []
@@ -96,7 +96,10 @@ def is_same(one: Fingerprint, other: Fingerprint) -> bool:
 
 
 def error(one: np.ndarray, other: np.ndarray) -> float:
-    """Return the least fraction of bits that differ, over alignments of up to 1 s, of two stretches' words."""
+    """Return the smallest fraction of bits in which two stretches' words differ.
+
+    Alignments of up to 1 s are tried.
+    """
     size = min(len(one), len(other))
     one, other = one[:size], other[:size]
     shifted = np.lib.stride_tricks.sliding_window_view(np.pad(one, _MAX_SHIFT), max(size, 1))
@@ -107,7 +110,10 @@ def error(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _lead(audio, read):
-    """Return the number of samples of leading silence; all of them if there is nothing else."""
+    """Return the number of samples of leading silence.
+
+    In silent audio, these are all samples.
+    """
     size = audio.sample_rate
     for start in range(0, min(audio.frames, round(_MAX_LEAD_SECONDS * audio.sample_rate)), size):
         block = np.abs(read(start, min(size, audio.frames - start))).max(axis=1)

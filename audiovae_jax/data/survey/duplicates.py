@@ -20,7 +20,7 @@ from audiovae_jax.data.survey import acoustic
 from audiovae_jax.data.survey.acoustic import Fingerprint
 from audiovae_jax.errors import DataError, printable
 
-_WINDOWS, _WINDOW_SECONDS = 5, 0.2  # that are hashed, of longer tracks
+_WINDOWS, _WINDOW_SECONDS = 5, 0.2  # windows to hash in longer tracks, and their length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,10 @@ def _fingerprints(catalog, tracks, options) -> list[Fingerprint]:
 
 
 def _cached(subject, tracks: Sequence[Track], take, options, doing) -> list[Any]:
-    """Return `take(audio, read)` of each track, or "" if it cannot be read, from a cache if it has not changed."""
+    """Return `take(audio, read)` of each track, cached until the track changes.
+
+    The value is "" for a track that cannot be read.
+    """
 
     def measure(i):
         audio = tracks[i].audio
@@ -152,7 +155,7 @@ def _cached(subject, tracks: Sequence[Track], take, options, doing) -> list[Any]
             return True, take(audio, read) or ""
         except remote.UnreachableError:
             raise
-        except DataError:  # the survey reports it, or a crop
+        except DataError:  # the survey or a crop reports the error
             return False, ""
 
     places = [bandwidth.place(track.audio) for track in tracks]

@@ -11,9 +11,9 @@ from audiovae_jax.errors import DataError
 def write(
     skipped: Sequence[tuple[str, str]], roots: Sequence[str], out: Path
 ) -> Iterator[tuple[str, Path | None, str]]:
-    """Write what can be decoded of skipped files as 32-bit float WAV, and iterate over the results.
+    """Write what can be decoded of skipped files as 32-bit float WAV.
 
-    Neither existing files nor the originals change.
+    Iterates over the results. Neither existing files nor the originals change.
 
     Args:
       skipped: `(path, reason)` of each file, see `Catalog.skipped`.

@@ -266,7 +266,7 @@ def _doubts(survey) -> Iterator[str]:
     yield from survey.notices
     yield from of_measured(
         lambda track: track.peak > levels.LOUD,
-        f"a peak above {20 * math.log10(levels.LOUD):+.0f} dBFS where they were listened to; scale them to -1..1",
+        f"a peak above {20 * math.log10(levels.LOUD):+.0f} dBFS in the measured parts; scale them to -1..1",
         0.0,
     )
     leaks = [group for group in survey.duplicates if group.is_leak]

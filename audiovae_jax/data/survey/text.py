@@ -9,7 +9,7 @@ from audiovae_jax.data.survey.survey import Amount, Survey
 
 _BAR = 30  # characters
 _BANDS = 8
-_GROUPS, _NAMES = 10, 3  # of duplicates that are listed, and names in each split
+_GROUPS, _NAMES = 10, 3  # maximum numbers of groups of duplicates, and of names in each split
 
 
 def lines(found: Survey) -> Iterator[str]:

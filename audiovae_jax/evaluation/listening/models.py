@@ -93,7 +93,7 @@ class Models:
 
 
 def _shown(part, path, name):
-    """Return a path in the model at `path` as visitors may see it, below the model's name."""
+    """Return a path as visitors may see it: below the model's name."""
     if part is None:
         return None
     if not Path(part).is_relative_to(path):

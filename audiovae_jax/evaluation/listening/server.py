@@ -59,7 +59,7 @@ def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_uploa
     desk = Desk(models, sessions)
     settings = {
         "GRADIO_TEMP_DIR": str(folder),
-        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),  # by default in the working directory, and served
+        "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),  # default: in the working directory, which is served
         "GRADIO_ANALYTICS_ENABLED": "False",
         "GRADIO_HEARTBEAT_INTERVAL": "5",  # seconds until a closed page is noticed
     }

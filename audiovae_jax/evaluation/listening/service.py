@@ -123,7 +123,7 @@ class Desk:
             return heard
 
     def source(self, visitor: str, model: str, file: Any, title: str, progress: Progress) -> Heard:
-        """Return an uploaded file for listening: the audio itself, or the decoded latents."""
+        """Return an uploaded file for listening: its audio, or its decoded latents."""
         if Path(str(file)).suffix.lower() == latent_edits.SUFFIX:
             return dataclasses.replace(self.untouched(visitor, model, file, False, progress), title=title)
         with self._work(visitor, model, progress) as (session, _, watched):

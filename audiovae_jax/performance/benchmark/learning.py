@@ -1,4 +1,4 @@
-"""Learning benchmark: validation metrics of ours and of the torch reference over the same training steps."""
+"""Learning benchmark: validation metrics of ours and of the torch reference."""
 
 import contextlib
 import functools
@@ -34,11 +34,11 @@ _SI_SDR = "si_sdr_db"  # compared by difference, the other metrics by ratio
 
 
 def run(config: ml_collections.ConfigDict, *, against: list[str]) -> dict:
-    """Train `config` from its seed, and torch on the same batches and latent noise from the same weights.
+    """Train `config`, and torch on the same batches from the same weights.
 
-    Both validate the same crops before the first step, every `config.validate_every` steps and after the last one. The
-    metrics are of the reconstruction from the posterior's mean: each of `config.losses` by its name, the L1 distance,
-    and SI-SDR in dB. Progress goes to stderr.
+    Both use the same latent noise. Both validate the same crops before the first step, every `config.validate_every`
+    steps and after the last one. The metrics are of the reconstruction from the posterior's mean: each of
+    `config.losses` by its name, the L1 distance, and SI-SDR in dB. Progress goes to stderr.
 
     Args:
       config: of the run.
@@ -129,7 +129,10 @@ class _Ours:
         self._is_adversarial = adversarial is not None and bool(adversarial.is_active(at))
 
     def run(self, work: str) -> dict:
-        """Run "step" or "validate" once; return `seconds`, and the metrics of a validation as `result`."""
+        """Run "step" or "validate" once, and return its `seconds`.
+
+        A validation returns its metrics as `result` too.
+        """
         start = time.perf_counter()
         result = {}
         if work == "step":
@@ -144,7 +147,10 @@ class _Ours:
 
 
 def torch_weights(state: TrainState) -> dict[str, np.ndarray]:
-    """The networks' parameters by torch's names after `model.` or `discriminator.`, see `layout.to_torch`."""
+    """Return the networks' parameters by torch's names; see `layout.to_torch`.
+
+    The names follow `model.` or `discriminator.`.
+    """
     weights = {f"model.{key}": tensor for key, tensor in audio_vae_state_dict(state.variables).items()}
     for path, array in flax.traverse_util.flatten_dict(state.discriminator_params or {}).items():
         weights[f"discriminator.{layout.torch_key(path)}"] = layout.to_torch(path, np.asarray(array))
@@ -175,7 +181,7 @@ def _compared(metric, curves, i):
 
 
 def table(curves: dict) -> list[str]:
-    """Format the `curves` of a report as lines: the header, then one line per validation."""
+    """Format the `curves` of a report as lines: a header, then the validations."""
     systems = [name for name in curves if name != "step"]
     columns = [("step", [str(at) for at in curves["step"]])]
     for metric in curves["ours"]:

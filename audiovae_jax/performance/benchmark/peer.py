@@ -156,7 +156,7 @@ class Peer:
             )
 
     def run(self, work: str) -> dict:
-        """Run `work` once; return `seconds`, the `peak_bytes` so far and the `result` of the work."""
+        """Run `work` once; return `seconds`, `result` and the `peak_bytes` so far."""
         with contextlib.suppress(BrokenPipeError):  # the peer has ended; `_answer` reports why
             self._process.stdin.write(work + "\n")
             self._process.stdin.flush()

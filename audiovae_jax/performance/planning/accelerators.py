@@ -136,7 +136,10 @@ ACCELERATORS = {
 
 
 def peak_flops_of(device: Any, dtype: str) -> float | None:
-    """Return the published operations per second of a device in `dtype`; None if unknown."""
+    """Return the published operations per second of a device, or None.
+
+    `dtype` is that of the operations.
+    """
     for accelerator in ACCELERATORS.values():
         if device.device_kind in accelerator.device_kinds:
             return accelerator.peak_flops.get(dtype)

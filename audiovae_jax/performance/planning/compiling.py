@@ -104,7 +104,9 @@ class StepCompiler:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._state))
 
     def compile(self, batch_per_device: int) -> Compiled | None:
-        """Compile the step for this many items per device and part, see `config.accumulation_steps`.
+        """Compile the step for this many items per device and part.
+
+        `config.accumulation_steps` is the number of parts.
 
         Returns:
           The compiled step, or None if the compiler runs out of device memory.

@@ -212,7 +212,7 @@ class _Looker:
         return said
 
     def processes(self, checks):
-        """Compare config, data, versions, compiler flags and failed checks between processes.
+        """Compare config, data, versions, flags and failed checks of all processes.
 
         Every process must call this, even if an earlier check failed.
         """

@@ -114,8 +114,8 @@ def _time(runs, names):
     if not rows:
         return ""
     text = (
-        "<p>Goodput is the share of the steps that count in the time of all sessions. Lost are steps that a later "
-        "session or a rollback repeated. Down is the time between sessions, which does not count.</p>"
+        "<p>Goodput is the share of useful steps in the time of all sessions. Lost steps were repeated by a later "
+        "session or after a rollback. Down is the time between sessions, which does not count.</p>"
     )
     return f"<h2>Where the time went</h2>{text}{table(rows, header, numbers=True)}"
 

@@ -1,4 +1,4 @@
-"""`sessions.json` of a workdir: where the time of a run went, by session, and what each session ran.
+"""`sessions.json` of a workdir: what each session ran, and where time went.
 
 A session is one start of the run, until its end or its kill. Every second of it belongs to one part, so the parts add
 up to its wall-clock time.
@@ -34,7 +34,7 @@ _PART_OF = {
     "reading": "input",
 }
 MEASURED = (*dict.fromkeys(_PART_OF.values()), "other")
-# Of all sessions: also the steps that a later session or a rollback repeated.
+# Over all sessions, a part is added for the steps that a later session or a rollback repeated.
 PARTS = (*MEASURED, "lost")
 _PAUSE, _PAUSE_IN_BUCKET = 10.0, 60.0  # seconds between updates of the file
 _PATIENCE = 10.0  # seconds that training waits for a bucket
@@ -43,7 +43,9 @@ _GIT_TIMEOUT = 10.0  # seconds for one git command
 
 
 class SessionClock:
-    """Records the parts of a session, and its steps. Nothing is written before `open`.
+    """Records the parts of a session, and its steps.
+
+    Nothing is written before `open`.
 
     Args:
       progress: of this process. The session starts with it.
@@ -69,7 +71,7 @@ class SessionClock:
         if isinstance(workdir, BucketPath):
             workdir, self._pause = workdir.patient(_PATIENCE), _PAUSE_IN_BUCKET
         self._first, self._origin = step, origin()
-        with contextlib.suppress(OSError):  # rather no record of this session than none of the earlier ones
+        with contextlib.suppress(OSError):  # if earlier sessions cannot be read, do not overwrite them
             self._earlier = read(workdir)
             self._path, self._is_ours = workdir / NAME, is_ours
             self.write()
@@ -167,7 +169,10 @@ def read(workdir: Path | BucketPath) -> list[dict[str, Any]]:
 
 
 def repeated_steps(sessions: list[dict[str, Any]]) -> list[int]:
-    """Return the number of steps of each session that were repeated, by itself or by a later session."""
+    """Return how many steps of each session were repeated.
+
+    The session itself repeats steps after a rollback. A later session repeats those after its first step.
+    """
     repeated, resumed = [], None  # the earliest step from which a later session resumed
     for session in reversed(sessions):
         last, first = session["last_step"], session["first_step"]
@@ -178,9 +183,9 @@ def repeated_steps(sessions: list[dict[str, Any]]) -> list[int]:
 
 
 def each(sessions: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Return the seconds of every session by part; together they are its wall-clock time.
+    """Return the seconds of every session by part.
 
-    The steps of a session are assumed to take equally long.
+    Together they are its wall-clock time. The steps of a session are assumed to take equally long.
     """
     found = []
     for session, repeated in zip(sessions, repeated_steps(sessions), strict=True):

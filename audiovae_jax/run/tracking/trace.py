@@ -29,7 +29,7 @@ def steps_of(text: str) -> tuple[int, int]:
 
 
 class StepTrace:
-    """Traces some steps of a run, and writes the trace to `plugins/profile/` in its workdir.
+    """Traces some steps of a run to `plugins/profile/` in its workdir.
 
     Args:
       workdir: of the run.

@@ -1,4 +1,4 @@
-"""Compose a tree of Hydra configs: defaults lists, groups, packages and overrides."""
+"""Compose a tree of Hydra configs: defaults lists, packages, overrides."""
 
 import dataclasses
 import re

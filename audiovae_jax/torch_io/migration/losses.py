@@ -1,4 +1,4 @@
-"""Convert the PyTorch system's loss classes to functions of `audiovae_jax.losses`."""
+"""Convert the PyTorch system's loss classes to our loss functions."""
 
 from typing import Any
 

@@ -96,7 +96,7 @@ def test_musdb_as_mp4_names_the_command_and_an_incomplete_one_says_what_is_missi
         (musdb / "train" / name).rename(musdb / "train" / f"Moved {name}")
     with pytest.raises(DataError, match="none of the 14 official validation songs"):
         musdb18.scan(str(musdb), OPTIONS, 0.25)
-    with pytest.raises(DataError, match="is no MUSDB18-HQ"):
+    with pytest.raises(DataError, match="is not MUSDB18-HQ"):
         musdb18.scan(str(tmp_path / "test"), OPTIONS, 0.25)
 
 
@@ -141,7 +141,7 @@ def test_roots_are_spelt_as_people_spell_them(tmp_path, micro_config, monkeypatc
 
 
 def test_no_gtzan_says_so(tmp_path):
-    with pytest.raises(DataError, match="is no GTZAN"):
+    with pytest.raises(DataError, match="is not GTZAN"):
         gtzan.scan(str(tmp_path), OPTIONS)
     for genre in ("blues", "rock"):
         _write(tmp_path / genre / "one.wav", 0.1)

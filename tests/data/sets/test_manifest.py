@@ -79,10 +79,10 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(audio):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 1 is no JSON"),
+        ("{", "line 1 is not JSON"),
         ('{"file": "a.wav"}', "entry 1 has no path"),
         ("[1]", "entry 1 has no path"),
-        ('{"path": "a.wav", "start": "soon"}', "start 'soon' is no number"),
+        ('{"path": "a.wav", "start": "soon"}', "start 'soon' is not a number"),
         ('{"path": "a.wav", "start": -1}', "start -1 must be 0 or more"),
         ('{"path": "a.wav", "duration": 0}', "duration 0 must be above 0"),
         ('{"path": "a.wav", "weight": 1e999}', "weight inf must be above 0"),
@@ -90,9 +90,9 @@ def test_what_cannot_be_used_is_skipped_with_its_reason(audio):
         ('{"path": "a.wav", "split": "train"}', "no usable line has split 'validation'"),
         ("", "lists no audio"),
         ('{"path": "a.wav", "split": ["train"]}', "split ['train'] must be one of train"),
-        ('{"path": "a\\u0000.wav"}', "is none"),
+        ('{"path": "a\\u0000.wav"}', "is not a path"),
         ('{"path": "a.wav", "start": 1e306}', "start 1e+306 must be"),
-        ('{"path": "a.wav", "start": ' + "9" * 400 + "}", "is no number"),
+        ('{"path": "a.wav", "start": ' + "9" * 400 + "}", "is not a number"),
         ('{"path": "a.wav", "Split": "train"}', "has 'Split'; did you mean 'split'?"),
     ],
 )
@@ -118,10 +118,10 @@ def test_a_csv_is_taken_as_spreadsheets_write_it(audio, text):
 
 def test_what_is_no_csv_is_named(audio):
     (audio / "list.csv").write_text("file,split\na.wav,train\n")
-    with pytest.raises(DataError, match="its first line names no path, but file, split"):
+    with pytest.raises(DataError, match="its first line has no column path, only file, split"):
         manifest.scan(str(audio / "list.csv"), OPTIONS, 0.1)
     (audio / "list.csv").write_text('path,split\n"' + "a" * 200_000)
-    with pytest.raises(DataError, match=r"list.csv: line \d+ is no CSV"):
+    with pytest.raises(DataError, match=r"list.csv: line \d+ is not CSV"):
         manifest.scan(str(audio / "list.csv"), OPTIONS, 0.1)
 
 

@@ -59,7 +59,7 @@ def test_songs_in_the_layout_of_hq(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copy(root / "test" / "a.stem.mp4", root / "train" / f"{ODD}.3.stem.mp4")
     shutil.copy(root / "test" / "a.stem.mp4", os.fsencode(root / "train") + b"/\xff.stem.mp4")
-    assert _convert(root, tmp_path / "out") == "5 made, 0 there already and skipped, 0 failed"
+    assert _convert(root, tmp_path / "out") == "5 made, 0 skipped (already there), 0 failed"
     assert musdb18.recognise(str(tmp_path / "out"), probing.Options(channels=2)) == "wav"
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
     names = {f"{ODD}.2", f"{ODD}.3", os.fsdecode(b"\xff"), musdb18.VALIDATION_SONGS[0]}
@@ -73,7 +73,7 @@ def test_songs_in_the_layout_of_hq(root, tmp_path, monkeypatch):
             np.testing.assert_allclose(np.abs(audio[5000:-5000]).max(), level, rtol=0.1)
     made = (tmp_path / "out" / "test" / "a").stat().st_mtime_ns
     shutil.rmtree(tmp_path / "out" / "train" / f"{ODD}.2")
-    assert _convert(root, tmp_path / "out") == "1 made, 4 there already and skipped, 0 failed"
+    assert _convert(root, tmp_path / "out") == "1 made, 4 skipped (already there), 0 failed"
     assert (tmp_path / "out" / "test" / "a").stat().st_mtime_ns == made
 
 
@@ -89,14 +89,14 @@ def test_what_is_no_song_is_named_and_not_in_the_way(root, song, tmp_path):
     (tmp_path / "out" / "test" / "a").mkdir(parents=True)
     said = _convert(root, tmp_path / "out")
     for name, reason in (
-        ("train/text", "is damaged, or no MP4"),
+        ("train/text", "is damaged, or not an MP4"),
         ("train/short", "is damaged"),
         ("train/noise", "is damaged"),
         ("train/two", "has 2 audio streams, and a song of MUSDB18 has 5: mixture, drums"),
-        ("test/a", "is there, but has not the five files"),
+        ("test/a", "exists without the five files"),
     ):
         assert any(f"{name}.stem.mp4: " in line and reason in line for line in said.split("\n")), (name, said)
-    assert "2 made, 0 there already and skipped, 5 failed" in said
+    assert "2 made, 0 skipped (already there), 5 failed" in said
     assert "error: 5 of 7 songs failed" in said
     assert len(os.listdir(tmp_path / "out" / "train")) == 2  # and nothing half done
 
@@ -106,8 +106,8 @@ def test_a_full_disk_ends_it_and_leaves_nothing_half(root, tmp_path, monkeypatch
     def full(*args, **options):
         return subprocess.CompletedProcess(args, 1, stderr=b"x.wav: No space left on device\n")
 
-    look = musdb18_stems._look
-    monkeypatch.setattr(musdb18_stems, "_look", lambda *args: 1.0)
+    duration = musdb18_stems._duration
+    monkeypatch.setattr(musdb18_stems, "_duration", lambda *args: 1.0)
     monkeypatch.setattr(subprocess, "run", full)
     said = _convert(root, tmp_path / "out")
     assert "error: " in said
@@ -115,8 +115,8 @@ def test_a_full_disk_ends_it_and_leaves_nothing_half(root, tmp_path, monkeypatch
     assert not list((tmp_path / "out").rglob("*.wav"))
     assert not [name for name in os.listdir(tmp_path / "out" / "train") if name.endswith(".tmp")]
     monkeypatch.undo()
-    assert musdb18_stems._look is look
-    assert _convert(root, tmp_path / "out") == "3 made, 0 there already and skipped, 0 failed"
+    assert musdb18_stems._duration is duration
+    assert _convert(root, tmp_path / "out") == "3 made, 0 skipped (already there), 0 failed"
 
 
 def test_without_ffmpeg_it_says_how_to_get_it(tmp_path, monkeypatch):
@@ -128,4 +128,4 @@ def test_without_ffmpeg_it_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_songs_is_refused(tmp_path):
-    assert "is no MUSDB18: there is no train/SONG.stem.mp4 or test/SONG.stem.mp4" in _convert(tmp_path, tmp_path / "o")
+    assert "is not MUSDB18: there is no train/SONG.stem.mp4 or test/SONG.stem.mp4" in _convert(tmp_path, tmp_path / "o")

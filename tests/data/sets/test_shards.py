@@ -148,7 +148,7 @@ def test_damage_is_noticed_and_named(made):
     first.unlink()
     ((name, reason),) = shards.scan(str(made), OPTIONS).skipped
     assert name == str(first)
-    assert "is not there" in reason
+    assert "is missing" in reason
     (made / "index.json").write_text('{"format": "audiovae_jax.shards", "version": 1}')
     with pytest.raises(DataError, match="index.json is damaged"):
         shards.scan(str(made), OPTIONS)
