@@ -234,7 +234,8 @@ def _serve(path):
         _until_a_signal() as wait,
         server.running(models, host=values.host, port=values.port, max_upload_mb=values.max_upload_mb) as url,
     ):
-        print(f"{url} serves {len(models.names())} models; Ctrl-C stops it", flush=True)
+        count = len(models.names())
+        print(f"{url} serves {count} model{'' if count == 1 else 's'}; Ctrl-C stops it", flush=True)
         if not server.is_loopback(values.host):
             print(f"anyone who can reach {values.host} can use the page: there is no password", flush=True)
         wait()

@@ -42,7 +42,8 @@ small { display: block } .warning, .refusal { padding: .5rem .9rem; border-radiu
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .75rem; padding: 1rem 1.25rem;
   margin: 1rem 0 }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: 1rem; margin: 1.25rem 0 }
-.facts .card { margin: 0 } .facts b { display: block; font-size: 1.75rem; line-height: 1.25; overflow-wrap: anywhere }
+.facts .card { margin: 0; max-width: 24rem }
+.facts b { display: block; font-size: 1.75rem; line-height: 1.25; overflow-wrap: anywhere }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.5rem }
 figure { margin: 0; min-width: 0 } figcaption { font-weight: 600; overflow-wrap: anywhere; margin-bottom: .25rem }
 figcaption small { display: inline; margin-left: .4rem }
@@ -51,7 +52,8 @@ audio { display: block; width: 100%; min-width: 15rem; height: 2.75rem } a { col
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { padding: .4rem .9rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
 th { color: var(--muted); font-size: .8125rem; font-weight: 600 } td { overflow-wrap: anywhere; white-space: pre-wrap }
-td:first-child { overflow-wrap: normal } table.numbers :is(th, td:not(:first-child) small) { white-space: nowrap }
+td:first-child { overflow-wrap: normal } table.numbers :is(th, td:not(:first-child)) { white-space: nowrap }
+table.numbers:not(:has(th)) td:first-child { overflow-wrap: anywhere }
 table.numbers :is(th, td):not(:first-child) { text-align: right }
 tr:has(audio) td { vertical-align: middle; border: 0; padding: .2rem .9rem .2rem 0 }
 details { margin: 1rem 0 } summary { cursor: pointer; font-weight: 600; margin: .75rem 0 }

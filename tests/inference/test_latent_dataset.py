@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import soundfile
-from conftest import random_variables
+from conftest import SMALL_MODEL, random_variables
 
 from audiovae_jax import AudioVAE, Codec, save_model
 from audiovae_jax.data.audio.audio_file import AudioFile
@@ -28,7 +28,6 @@ from audiovae_jax.inference.latent_writer import LatentFormat, track_key
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "audiovae_jax" / "inference" / "README.md"
-CONFIG = {"base_channels": 2, "channel_mults": (1, 2), "strides": (2, 4), "latent_dim": 3, "dilations": (1,)}
 SMALL = {"record_frames": 100, "shard_bytes": 20_000}  # several shards, several records a track
 
 
@@ -37,7 +36,7 @@ def _quiet(_):
 
 
 def _codec(**changes):
-    model = AudioVAE(**{**CONFIG, **changes})
+    model = AudioVAE(**{**SMALL_MODEL, **changes})
     return Codec(model, random_variables(model), sample_rate=8000, chunk_length=800)
 
 
@@ -415,7 +414,7 @@ def test_tracks_of_a_group_follow_each_other():
 
 
 def test_the_readmes_example_runs(encoded, codec, tmp_path, monkeypatch):
-    model = AudioVAE(**CONFIG)
+    model = AudioVAE(**SMALL_MODEL)
     save_model(model, random_variables(model), tmp_path / "runs" / "tiny", sample_rate=8000)
     shutil.copytree(encoded, tmp_path / "latents")
     monkeypatch.chdir(tmp_path)
@@ -430,7 +429,7 @@ def test_the_readmes_example_runs(encoded, codec, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_it_makes_the_same(music, tmp_path):
     """With SIGKILL, from outside, at random moments of the whole run."""
-    model = AudioVAE(**{**CONFIG, "latent_dim": 64})
+    model = AudioVAE(**{**SMALL_MODEL, "latent_dim": 64})
     save_model(model, random_variables(model), tmp_path / "m", sample_rate=8000)
     many = tmp_path / "many"
     for i in range(8):

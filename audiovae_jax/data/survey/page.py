@@ -123,13 +123,15 @@ def _bars(title, hours):
     if len(hours) < 2:
         return _Panel(title, None, next(iter(hours), "none"), "all tracks")
 
+    unit, scale = ("hours", 1) if max(hours.values()) >= 1 else ("minutes", 60)
+
     def plot(axes):
-        axes.barh(list(hours), list(hours.values()), color=drawing.series(0), height=0.6)
-        axes.set(xlabel="hours")
+        axes.barh(list(hours), [scale * value for value in hours.values()], color=drawing.series(0), height=0.6)
+        axes.set(xlabel=unit)
         axes.invert_yaxis()
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
-        drawing.set_ticks(axes.xaxis, 0, max(hours.values()))
+        drawing.set_ticks(axes.xaxis, 0, scale * max(hours.values()))
 
     return _Panel(title, plot)
 
@@ -147,7 +149,7 @@ def _page(found):
     rows = [[escaped(name), escaped(value)] for name, value in text.table(found, bars=False)]
     body = [refusal, doubts, facts(_headline(found))]
     body += [f'<h2>Distributions</h2><div class="grid">{drawn}</div>'] if drawn else []
-    body += [f"<h2>The same in all tracks</h2>{facts(alike)}"] if alike else []
+    body += [f"<h2>Alike in all tracks</h2>{facts(alike)}"] if alike else []
     body += [f"<h2>Details</h2>{table(rows)}", _outliers(found)]
     return document(f"Data set: {found.root}", "".join(body))
 

@@ -22,8 +22,8 @@ def chart(title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> st
     drawn = [values for _, values in curves.values() if len(values)]
     if not drawn:
         return f"<figure><figcaption>{escaped(title)}: no values</figcaption></figure>"
-    values = np.concatenate(drawn)
-    scale = "log" if values.min() > 0 and values.max() / values.min() >= _LOGARITHMIC_FROM else "linear"
+    low, high = min(map(np.min, drawn)), max(map(np.max, drawn))
+    scale = "log" if low > 0 and high / low >= _LOGARITHMIC_FROM else "linear"
 
     def plot(axes):
         from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -35,7 +35,7 @@ def chart(title: str, series: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> st
             steps, values = _thinned(steps, values)
             axes.plot(steps, values, "o" if len(steps) == 1 else "-", color=drawing.series(i), linewidth=1.4)
         axes.set_yscale(scale)
-        drawing.set_ticks(axes.yaxis, values.min(), values.max())
+        drawing.set_ticks(axes.yaxis, low, high)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=(1, 2, 5, 10), integer=True))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 

@@ -227,9 +227,14 @@ def _configs(runs, names, reference):
         if any(value != base.get(key) for value in values):
             shown = [config.get(key, "") if run.config else "?" for config, run in zip(configs, runs, strict=True)]
             form = "{}" if len(set(shown)) == 1 else "<b>{}</b>"
-            rows.append([breakable(key), escaped(base.get(key, "")), *(form.format(escaped(value)) for value in shown)])
+            rows.append([breakable(key), _text(base.get(key, "")), *(form.format(_text(value)) for value in shown)])
     text = "<p>Keys that differ from configs/base.py. Values in bold differ between the runs.</p>"
     return f"<h2>Config</h2>{text}{table(rows, ['key', 'base.py', *names])}"
+
+
+def _text(value):
+    """Return a JSON value as HTML. Only strings may break after dots."""
+    return breakable(value) if value.startswith('"') else escaped(value)
 
 
 def _comparable(config):

@@ -135,6 +135,8 @@ def test_a_page_needs_no_other_file_and_escapes_names(micro_config, mixed_folder
     assert "<title>Data set: \\udcff&lt;i&gt;$x$</title>" in content
     assert "<td>&lt;b&gt;\\udcff</td>" in content
     assert content.count("<svg") == 5  # all but the bandwidth, which is the same
+    assert ">minutes<" in content
+    assert ">hours<" not in content
     assert "http" not in content.replace("http-equiv", "")
     page.write(found, tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
@@ -154,7 +156,7 @@ def test_files_that_are_alike_have_no_histogram_and_no_bars_of_characters(micro_
     content = (tmp_path / "alike.html").read_text()
     assert "<svg" not in content
     assert "##" not in content
-    facts = re.findall(r"<b>(.*?)</b><small>(.*?)</small>", content.split("The same in all tracks")[1])
+    facts = re.findall(r"<b>(.*?)</b><small>(.*?)</small>", content.split("Alike in all tracks")[1])
     assert ("15 s", f"2 tracks; a crop: {alike.crop_seconds:.3g} s") in facts
     assert ("44.1 kHz", "all tracks") in facts
     assert any(value == "21.9 to 22.05 kHz" for value, _ in facts)

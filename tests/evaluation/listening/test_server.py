@@ -21,7 +21,7 @@ import command_line
 import numpy as np
 import pytest
 import soundfile
-from conftest import random_variables
+from conftest import SMALL_MODEL, random_variables
 
 from audiovae_jax import AudioVAE, Codec, Latents, save_model
 from audiovae_jax.errors import ConfigError
@@ -39,7 +39,7 @@ RATE = 8000
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     for seed, name in enumerate(("one", "two")):
-        model = AudioVAE(base_channels=2, channel_mults=(1, 2), strides=(2, 4), latent_dim=3, dilations=(1,))
+        model = AudioVAE(**SMALL_MODEL)
         save_model(model, random_variables(model, seed), folder / "models" / name, sample_rate=RATE)
     for seed, length in ((0, 3001), (1, 2500)):
         audio = 0.3 * np.random.default_rng(seed).standard_normal((length, 2)).astype(np.float32)

@@ -52,6 +52,14 @@ def test_a_chart_names_its_scale_and_its_ticks_are_round():
     assert max(_ticks(curves.chart("x", {"a": ([0, 1], [0.0, 6e-6])}))) == 6e-6
 
 
+def test_ticks_cover_all_runs_and_a_run_may_lack_a_metric():
+    steps, wide = [0, 1, 2], [0.9, 10.0, 110.0]
+    alone = _ticks(curves.chart("x", {"a": (steps, wide)}))
+    assert _ticks(curves.chart("x", {"a": (steps, wide), "b": (steps, [1.0, 1.1, 1.2])})) == alone
+    missing = curves.chart("x", {"a": (steps, wide), "b": ((), ())})
+    assert (_ticks(missing), len(_points(missing))) == (alone, 1)
+
+
 def test_one_number_none_and_those_that_are_none():
     assert "<circle" in curves.chart("x", {"a": ([3], [0.0])})
     assert "no values" in curves.chart("x", {"a": ([], [])})

@@ -22,6 +22,7 @@ def _run(workdir, rate=1e-3, steps=40):
     config = base.get_config().to_dict()
     config["optimizer"]["learning_rate"] = rate
     config["data"]["root"] = "<script>alert(1)</script>"
+    config["losses"]["mel"]["_target_"] = "my_parts.loss"
     (workdir / "config.json").write_text(json.dumps(config))
     for step in (0, 10, 20, 30, 40):
         folder = workdir / "samples" / f"step_{step:08d}"
@@ -43,6 +44,7 @@ def test_several_runs_on_one_page(tmp_path):
     assert "&lt;b&gt;the discriminator&lt;/b&gt; is saturated" in text
     assert "<b>0.001</b>" in text
     assert "<b>0.002</b>" in text
+    assert "&quot;my_<wbr>parts.<wbr>loss&quot;" in text
     assert "<script>alert" not in text
     # The page makes no requests.
     assert not re.search(r"(src|href)=\"(?!data:)|https?://|@import|url\(", text)
