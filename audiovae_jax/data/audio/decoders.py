@@ -12,7 +12,7 @@ import soundfile
 from audiovae_jax.data.audio import channels
 from audiovae_jax.data.audio.remote import RemoteFile
 from audiovae_jax.data.audio.section import Section
-from audiovae_jax.data.formats import caf, containers, flac, mp3, ogg, wav
+from audiovae_jax.data.formats import caf, containers, flac, mp3, ogg, voc, wav
 from audiovae_jax.data.formats.reader import Pieces, read_at
 from audiovae_jax.data.formats.sound import open_sound, skip
 from audiovae_jax.errors import DataError
@@ -69,7 +69,17 @@ def open_decoder(place: Place, index: Index) -> Iterator[Decoder]:
 
     Raises:
       DataError, soundfile.LibsndfileError: the file has changed.
+      OSError: the operating system cannot open the file.
     """
+    if index is None and isinstance(place, Path):  # libsndfile opens the file itself, which saves an opening
+        try:
+            with contextlib.closing(_Sound(place, None)) as decoder:
+                yield decoder
+        except soundfile.LibsndfileError:
+            with open(place, "rb"):  # raises the system's error, which libsndfile does not distinguish
+                pass
+            raise
+        return
     with _opened(place) as file, contextlib.closing(_indexed(place, file, index)) as decoder:
         yield decoder
 
@@ -115,7 +125,14 @@ def _scanned(place, file):
         pieces = caf.repair(file)
     if begin and not pieces:  # libsndfile skips one tag, and in a reader it loses as many bytes at the end
         pieces = [[begin, file.seek(0, os.SEEK_END) - begin]]
-    sound = _indexed(place, file, {"pieces": pieces}) if pieces else _Sound(place, file)
+    if name == voc.MARK and voc.is_split(file):
+        return _container(file, "voc", "VOC in several blocks")
+    try:
+        sound = _indexed(place, file, {"pieces": pieces}) if pieces else _Sound(place, file)
+    except soundfile.LibsndfileError:
+        if name == b"caff":  # with AAC, or with ALAC as FFmpeg writes it
+            return _container(file, "caf", "this CAF")
+        raise
     if sound.is_mpeg:
         raise DataError("MP3 in another format cannot be read exactly; convert it to FLAC")
     if sound.frames > _MAX_FRAMES:
@@ -195,7 +212,10 @@ class _Sound:
         self.frames = self._sound.frames if frames is None else frames
         self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
         self.speakers, self.format = channels.of_file(self._sound), self._sound.format
-        self.is_seekable, self.is_mpeg = self._sound.seekable(), self._sound.subtype.startswith("MPEG")
+        subtype = self._sound.subtype
+        self.is_mpeg = subtype.startswith("MPEG")
+        # DWVW only seeks to its beginning.
+        self.is_seekable = self._sound.seekable() and not subtype.startswith("DWVW")
         self._position = 0
 
     def read(self, start, count):
