@@ -60,6 +60,9 @@ def scan(place: Place) -> Iterator[Decoder]:
       DataError, soundfile.LibsndfileError: it is not audio.
     """
     with _opened(place) as file, contextlib.closing(_scanned(place, file)) as decoder:
+        if decoder.format == "FLAC" and decoder.channels > 2:
+            mask = flac.channel_mask(file, mp3.tags_size(file))
+            decoder.speakers = channels.in_mask(mask or 0, decoder.channels) or decoder.speakers
         yield decoder
 
 
@@ -104,10 +107,8 @@ def _opened(place) -> Iterator[BinaryIO]:
 
 
 def _scanned(place, file):
-    begin, start = 0, read_at(file, 0, 16)
-    while start.startswith(b"ID3") and len(start) == 16:  # tags may precede any format
-        begin += mp3.tag_size(start)
-        start = read_at(file, begin, 16)
+    begin = mp3.tags_size(file)
+    start = read_at(file, begin, 16)
     if container := containers.recognise(start):
         return _container(file, *container)
     name = start[:4]
