@@ -29,7 +29,7 @@ EXTENSIONS = (
 UNREAD_EXTENSIONS = tuple(
     suffix for suffix in (
         *containers.SUFFIXES, ".alac", ".dts", ".amr", ".tak", ".shn", ".mpc", ".dff", ".ra", ".spx", ".mpg", ".mpeg",
-        ".ogv", ".iff", ".htk",
+        ".ogv", ".iff", ".htk", ".mat", ".awb",
     ) if suffix not in EXTENSIONS
 )  # fmt: skip
 
