@@ -11,6 +11,7 @@ from pathlib import Path
 import tqdm
 
 from audiovae_jax.data.audio import files
+from audiovae_jax.data.sets import catalog
 from audiovae_jax.errors import DataError, UserError, printable
 from audiovae_jax.storage import atomic
 
@@ -38,7 +39,7 @@ def plan(
     suffix: str,
     file_suffixes: Collection[str] = (),
 ) -> list[Job]:
-    """Return one job for each file in the inputs.
+    """Return one job for each file in the inputs, and print which files of the folders are left out.
 
     Args:
       inputs: files, and folders that are searched for files with one of `extensions`. Files in the output folder are
@@ -63,6 +64,7 @@ def plan(
     if os.path.exists(target) and not os.path.isdir(target):
         raise DataError(f"{printable(target)} is a file; give a folder to write to")
     sources: dict[Path, list[tuple[Path, Path]]] = {}  # by their preferred output path
+    left_out = []
     for path in paths:
         if not os.path.exists(path):
             raise DataError(f"{printable(path)}: there is no such file or folder")
@@ -73,12 +75,15 @@ def plan(
                     f"{printable(path)} is both input and output, so the next run would read these outputs as "
                     "inputs; give another output folder"
                 )
-            found = files.find(path, extensions, leave_out=[] if _same(path, target) else [target])
+            found, ignored = files.scan(path, extensions, leave_out=[] if _same(path, target) else [target])
+            left_out += ignored
             if not found:
                 raise DataError(f"{printable(path)} contains no {', '.join(extensions)} files")
         for source in found:
             relative = source.relative_to(path) if path.is_dir() else Path(source.name)
             sources.setdefault(relative.with_suffix(suffix), []).append((source, relative))
+    for line in catalog.left_out(left_out):
+        print(line, flush=True)
     jobs, makers = [], {}
     for made, found in sources.items():
         for source, relative in found:

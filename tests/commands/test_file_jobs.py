@@ -38,6 +38,16 @@ def test_the_structure_is_kept(folder):
     assert job.target == folder / "other.wav"
 
 
+def test_what_is_left_out_of_a_folder_is_printed(folder, capsys):
+    for name in ("in/._a.wav", "in/deeper/._b.flac", "in/c.amr"):
+        (folder / name).touch()
+    assert len(_plan(folder, "in")) == 2
+    hidden, unread = sorted(capsys.readouterr().out.splitlines(), reverse=True)
+    assert hidden.startswith("left out: hidden files")
+    assert hidden.endswith(f": 2, the first is {folder}/in/._a.wav")
+    assert unread == f"left out: .amr is not read; convert it to FLAC: 1, the first is {folder}/in/c.amr"
+
+
 def test_existing_outputs_are_skipped_by_default(folder, capsys):
     jobs = _plan(folder, "in")
     file_jobs.run(jobs[:1], _copy)
