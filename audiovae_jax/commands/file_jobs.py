@@ -3,9 +3,11 @@
 The folder structure is kept, existing outputs are skipped, and a bad file does not stop the others.
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import tqdm
@@ -125,7 +127,8 @@ def run(
             try:
                 if job.refused:
                     raise DataError(job.refused)
-                warning = process(job.source, job.target, progress)
+                with _warnings_as_lines(bar):
+                    warning = process(job.source, job.target, progress)
                 if warning:
                     bar.write(f"warning: {printable(job.target)}: {warning}")
             except UserError as error:
@@ -140,6 +143,23 @@ def run(
     print(f"{made} written, {skipped} skipped (already there), {len(failed)} failed")
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} files failed; the reasons are above")
+
+
+@contextlib.contextmanager
+def _warnings_as_lines(bar) -> Iterator[None]:
+    """A context that prints warnings for users as lines above the progress bar, without their place in the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def write(message, category, *place):
+            if category is UserWarning:
+                bar.write(f"warning: {message}")
+            else:
+                show(message, category, *place)
+
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = write
+        yield
 
 
 def _remove_leftovers(jobs):

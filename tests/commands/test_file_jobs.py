@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -66,6 +67,14 @@ def test_a_warning_names_its_target(folder, capsys):
     file_jobs.run(_plan(folder, "in"), process)
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if "warning" in line] == [f"warning: {folder}/out/a.wav: too loud"]
+
+
+def test_warnings_are_lines_that_do_not_name_code(folder, capsys):
+    def process(source, target, progress):
+        warnings.warn(f"{source.name} is truncated", UserWarning, stacklevel=1)
+
+    file_jobs.run(_plan(folder, "in"), process)
+    assert capsys.readouterr().out.splitlines()[:2] == ["warning: a.wav is truncated", "warning: b.flac is truncated"]
 
 
 def test_one_bad_file_does_not_stop_the_rest(folder, capsys):
