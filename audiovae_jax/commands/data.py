@@ -56,6 +56,8 @@ def _make_shards(*paths):
     print(f"{len(found.train)} to train on and {len(found.validation)} for validation, of {found.origin}")
     for notice in catalog.notices((*found.train, *found.validation)):
         print(f"warning: {notice}")
+    for line in catalog.left_out(found.ignored):
+        print(line)
     written = shard_writer.write(
         found,
         Path(output),

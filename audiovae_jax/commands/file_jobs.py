@@ -3,14 +3,17 @@
 The folder structure is kept, existing outputs are skipped, and a bad file does not stop the others.
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Collection
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import tqdm
 
 from audiovae_jax.data.audio import files
+from audiovae_jax.data.sets import catalog
 from audiovae_jax.errors import DataError, UserError, printable
 from audiovae_jax.storage import atomic
 
@@ -38,7 +41,7 @@ def plan(
     suffix: str,
     file_suffixes: Collection[str] = (),
 ) -> list[Job]:
-    """Return one job for each file in the inputs.
+    """Return one job for each file in the inputs, and print which files of the folders are left out.
 
     Args:
       inputs: files, and folders that are searched for files with one of `extensions`. Files in the output folder are
@@ -63,6 +66,7 @@ def plan(
     if os.path.exists(target) and not os.path.isdir(target):
         raise DataError(f"{printable(target)} is a file; give a folder to write to")
     sources: dict[Path, list[tuple[Path, Path]]] = {}  # by their preferred output path
+    left_out = []
     for path in paths:
         if not os.path.exists(path):
             raise DataError(f"{printable(path)}: there is no such file or folder")
@@ -73,12 +77,15 @@ def plan(
                     f"{printable(path)} is both input and output, so the next run would read these outputs as "
                     "inputs; give another output folder"
                 )
-            found = files.find(path, extensions, leave_out=[] if _same(path, target) else [target])
+            found, ignored = files.scan(path, extensions, leave_out=[] if _same(path, target) else [target])
+            left_out += ignored
             if not found:
                 raise DataError(f"{printable(path)} contains no {', '.join(extensions)} files")
         for source in found:
             relative = source.relative_to(path) if path.is_dir() else Path(source.name)
             sources.setdefault(relative.with_suffix(suffix), []).append((source, relative))
+    for line in catalog.left_out(left_out):
+        print(line, flush=True)
     jobs, makers = [], {}
     for made, found in sources.items():
         for source, relative in found:
@@ -120,7 +127,8 @@ def run(
             try:
                 if job.refused:
                     raise DataError(job.refused)
-                warning = process(job.source, job.target, progress)
+                with _warnings_as_lines(bar):
+                    warning = process(job.source, job.target, progress)
                 if warning:
                     bar.write(f"warning: {printable(job.target)}: {warning}")
             except UserError as error:
@@ -135,6 +143,23 @@ def run(
     print(f"{made} written, {skipped} skipped (already there), {len(failed)} failed")
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} files failed; the reasons are above")
+
+
+@contextlib.contextmanager
+def _warnings_as_lines(bar) -> Iterator[None]:
+    """A context that prints warnings for users as lines above the progress bar, without their place in the code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def write(message, category, *place):
+            if category is UserWarning:
+                bar.write(f"warning: {message}")
+            else:
+                show(message, category, *place)
+
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = write
+        yield
 
 
 def _remove_leftovers(jobs):

@@ -121,13 +121,15 @@ def _tracks(root, out):
 
 
 def _catalog(root, leave_out=()):
-    """Return the catalog of a data set, and the read timeout in seconds."""
+    """Return the catalog of a data set, and the read timeout in seconds. Files that are left out are printed."""
     values = flags.FLAGS
     data = bundled_configs.reference().data
     data.root, data.source, data.channels, data.min_seconds = root, values.source, 1, 0.0
     if values.validation_fraction is not None:
         data.validation_fraction = values.validation_fraction
     found = pipeline.open_catalog(data, leave_out=leave_out)
+    for line in catalog.left_out(found.ignored):
+        print(line, flush=True)
     return found, pipeline.read_timeout(data, found)
 
 

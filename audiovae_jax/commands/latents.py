@@ -63,7 +63,8 @@ def _encode_dataset(model, root, target):
     if values.validation_fraction is not None:
         data.validation_fraction = values.validation_fraction
     found = pipeline.open_catalog(data, leave_out=[folder])
-    print("\n".join([found.origin, *(f"warning: {each}" for each in catalog.notices(found.train + found.validation))]))
+    notices = [f"warning: {each}" for each in catalog.notices(found.train + found.validation)]
+    print("\n".join([found.origin, *notices, *catalog.left_out(found.ignored)]))
     latent_writer.write(
         loaded, found, folder, form, host_index=index, host_count=count, num_threads=values.num_threads,
         read_timeout=pipeline.read_timeout(data, found),

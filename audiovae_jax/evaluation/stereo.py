@@ -86,7 +86,8 @@ class PhaseCoherence:
 
     def add(self, spectra: Spectra):
         """Add frames of one or two channels."""
-        y, x = spectra.reference, spectra.estimate
+        # In float32, products of the near-silence that MP3 decodes to are subnormal, and their directions NaN.
+        y, x = (each.astype(np.complex128) for each in (spectra.reference, spectra.estimate))
         for i in range(len(y)):
             self._add(i, x[i] * y[i].conj(), np.abs(x[i]) * np.abs(y[i]))
         if len(y) == 2:

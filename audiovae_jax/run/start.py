@@ -393,7 +393,7 @@ def describe(config, recipe, data, shapes: TrainState) -> list[str]:
     leak = duplicates.leak(found, pipeline.probing_options(config.data))
     if leak is not None:
         lines.append(f"warning: {leak}")
-    lines += [f"left out: {line}" for line in catalog.summary(found.ignored)]
+    lines += catalog.left_out(found.ignored)
     lines += [f"skipped {name}: {reason}" for name, reason in found.skipped[:_MAX_SKIPPED_LINES]]
     if len(found.skipped) > _MAX_SKIPPED_LINES:
         lines.append(f"and {len(found.skipped) - _MAX_SKIPPED_LINES} more; all are listed in {BAD_FILES}")

@@ -76,6 +76,7 @@ def test_a_truncated_file_is_used_up_to_its_damage_if_allowed(reconstruct, tmp_p
     with pytest.raises(DataError, match="1 of 3 files failed"):
         reconstruct("wav")
     assert re.search(r"cut\.flac: truncated or damaged: audio ends at 1\.\d\d s of 3\.00 s", capsys.readouterr().out)
-    with pytest.warns(UserWarning, match=r"cut\.flac: truncated or damaged: .*; 1\.\d\d s are read"):
-        made = reconstruct("wav", allow_truncated=True)
+    made = reconstruct("wav", allow_truncated=True)
+    said = capsys.readouterr().out
+    assert re.search(r"^warning: .*cut\.flac: truncated or damaged: .*; 1\.\d\d s are read$", said, re.MULTILINE)
     assert 8000 < len(made["cut"]) < 16000

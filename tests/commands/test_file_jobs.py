@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -38,6 +39,16 @@ def test_the_structure_is_kept(folder):
     assert job.target == folder / "other.wav"
 
 
+def test_what_is_left_out_of_a_folder_is_printed(folder, capsys):
+    for name in ("in/._a.wav", "in/deeper/._b.flac", "in/c.amr"):
+        (folder / name).touch()
+    assert len(_plan(folder, "in")) == 2
+    hidden, unread = sorted(capsys.readouterr().out.splitlines(), reverse=True)
+    assert hidden.startswith("left out: hidden files")
+    assert hidden.endswith(f": 2, the first is {folder}/in/._a.wav")
+    assert unread == f"left out: .amr is not read; convert it to FLAC: 1, the first is {folder}/in/c.amr"
+
+
 def test_existing_outputs_are_skipped_by_default(folder, capsys):
     jobs = _plan(folder, "in")
     file_jobs.run(jobs[:1], _copy)
@@ -56,6 +67,14 @@ def test_a_warning_names_its_target(folder, capsys):
     file_jobs.run(_plan(folder, "in"), process)
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if "warning" in line] == [f"warning: {folder}/out/a.wav: too loud"]
+
+
+def test_warnings_are_lines_that_do_not_name_code(folder, capsys):
+    def process(source, target, progress):
+        warnings.warn(f"{source.name} is truncated", UserWarning, stacklevel=1)
+
+    file_jobs.run(_plan(folder, "in"), process)
+    assert capsys.readouterr().out.splitlines()[:2] == ["warning: a.wav is truncated", "warning: b.flac is truncated"]
 
 
 def test_one_bad_file_does_not_stop_the_rest(folder, capsys):

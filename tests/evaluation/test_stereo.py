@@ -63,6 +63,13 @@ def test_phase_coherence():
     assert coherence((LEFT,), (LEFT,)) == (pytest.approx(1), None)
 
 
+def test_phase_coherence_of_near_silence_is_a_number():
+    for scale in (1e-10, 1e-16, 1e-22):
+        measure = stereo.PhaseCoherence()
+        measure.add(_spectra(scale * np.stack([LEFT, RIGHT]), np.stack([LEFT, RIGHT])))
+        assert measure.between() == pytest.approx(1, abs=1e-3)
+
+
 def test_phase_coherence_written_a_second_way():
     estimate = np.stack([LEFT, RIGHT]) + 0.5 * RNG.standard_normal((2, 20_000))
     spectra = _spectra(np.stack([LEFT, RIGHT]), estimate)

@@ -20,15 +20,16 @@ from audiovae_jax.errors import DataError, printable
 
 # Suffixes of the files that are looked for. The format is recognised by the content.
 EXTENSIONS = (
-    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mpga", ".aif", ".aiff", ".aifc", ".au", ".snd",
-    ".wave", ".bwf", ".rf64", ".bw64", ".w64", ".caf", ".voc", ".sph",
+    ".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".mp1", ".mpga", ".aif", ".aiff", ".aifc", ".au", ".snd",
+    ".wave", ".bwf", ".rf64", ".bw64", ".w64", ".caf", ".voc", ".sph", ".nist", ".sf", ".ircam", ".paf", ".pvf", ".avr",
+    ".svx", ".8svx", ".sds", ".xi", ".wve",
     *(containers.SUFFIXES if containers.is_installed() else ()),
 )  # fmt: skip
 # Suffixes of audio and video that are not read, which is reported.
 UNREAD_EXTENSIONS = tuple(
     suffix for suffix in (
         *containers.SUFFIXES, ".alac", ".dts", ".amr", ".tak", ".shn", ".mpc", ".dff", ".ra", ".spx", ".mpg", ".mpeg",
-        ".ogv",
+        ".ogv", ".iff", ".htk", ".mat", ".awb",
     ) if suffix not in EXTENSIONS
 )  # fmt: skip
 

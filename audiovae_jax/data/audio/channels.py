@@ -70,6 +70,12 @@ def of_file(file: soundfile.SoundFile) -> tuple[str, ...] | None:
     return None if None in speakers else speakers
 
 
+def in_mask(mask: int, channels: int) -> tuple[str, ...] | None:
+    """Return the speakers of a WAVE channel mask, or None if they are not as many as the channels."""
+    speakers = tuple(speaker for speaker, i in _WAVE_ORDER.items() if mask >> i & 1)
+    return speakers if len(speakers) == channels and mask >> len(_WAVE_ORDER) == 0 else None
+
+
 def in_vorbis(channels: int) -> tuple[str, ...] | None:
     """Return the speakers of Vorbis and Opus, in the file's order.
 

@@ -12,7 +12,7 @@ import soundfile
 from audiovae_jax.data.audio import channels
 from audiovae_jax.data.audio.remote import RemoteFile
 from audiovae_jax.data.audio.section import Section
-from audiovae_jax.data.formats import caf, containers, flac, mp3, ogg, wav
+from audiovae_jax.data.formats import caf, containers, flac, mp3, ogg, voc, wav
 from audiovae_jax.data.formats.reader import Pieces, read_at
 from audiovae_jax.data.formats.sound import open_sound, skip
 from audiovae_jax.errors import DataError
@@ -63,6 +63,9 @@ def scan(place: Place) -> Iterator[Decoder]:
       DataError, soundfile.LibsndfileError: it is not audio.
     """
     with _opened(place) as file, contextlib.closing(_scanned(place, file)) as decoder:
+        if decoder.format == "FLAC" and decoder.channels > 2:
+            mask = flac.channel_mask(file, mp3.tags_size(file))
+            decoder.speakers = channels.in_mask(mask or 0, decoder.channels) or decoder.speakers
         yield decoder
 
 
@@ -72,7 +75,17 @@ def open_decoder(place: Place, index: Index) -> Iterator[Decoder]:
 
     Raises:
       DataError, soundfile.LibsndfileError: the file has changed.
+      OSError: the operating system cannot open the file.
     """
+    if index is None and isinstance(place, Path):  # libsndfile opens the file itself, which saves an opening
+        try:
+            with contextlib.closing(_Sound(place, None)) as decoder:
+                yield decoder
+        except soundfile.LibsndfileError:
+            with open(place, "rb"):  # raises the system's error, which libsndfile does not distinguish
+                pass
+            raise
+        return
     with _opened(place) as file, contextlib.closing(_indexed(place, file, index)) as decoder:
         yield decoder
 
@@ -100,10 +113,8 @@ def _opened(place) -> Iterator[BinaryIO]:
 
 
 def _scanned(place, file):
-    begin, start = 0, read_at(file, 0, 16)
-    while start.startswith(b"ID3") and len(start) == 16:  # tags may precede any format
-        begin += mp3.tag_size(start)
-        start = read_at(file, begin, 16)
+    begin = mp3.tags_size(file)
+    start = read_at(file, begin, 16)
     if container := containers.recognise(start):
         return _container(file, *container)
     name = start[:4]
@@ -121,7 +132,14 @@ def _scanned(place, file):
         pieces = caf.repair(file)
     if begin and not pieces:  # libsndfile skips one tag, and in a reader it loses as many bytes at the end
         pieces = [[begin, file.seek(0, os.SEEK_END) - begin]]
-    sound = _indexed(place, file, {"pieces": pieces}) if pieces else _Sound(place, file)
+    if name == voc.MARK and voc.is_split(file):
+        return _container(file, "voc", "VOC in several blocks")
+    try:
+        sound = _indexed(place, file, {"pieces": pieces}) if pieces else _Sound(place, file)
+    except soundfile.LibsndfileError:
+        if name == b"caff":  # with AAC, or with ALAC as FFmpeg writes it
+            return _container(file, "caf", "this CAF")
+        raise
     if sound.is_mpeg:
         raise DataError("MP3 in another format cannot be read exactly; convert it to FLAC")
     if sound.frames > _MAX_FRAMES:
@@ -204,7 +222,10 @@ class _Sound:
         self.frames = self._sound.frames if frames is None else frames
         self.sample_rate, self.channels = self._sound.samplerate, self._sound.channels
         self.speakers, self.format = channels.of_file(self._sound), self._sound.format
-        self.is_seekable, self.is_mpeg = self._sound.seekable(), self._sound.subtype.startswith("MPEG")
+        subtype = self._sound.subtype
+        self.is_mpeg = subtype.startswith("MPEG")
+        # DWVW only seeks to its beginning.
+        self.is_seekable = self._sound.seekable() and not subtype.startswith("DWVW")
         self._position = 0
 
     def read(self, start, count):

@@ -77,7 +77,11 @@ def open_data(
         loop=config.padding == "loop", min_loudness_db=config.min_loudness_db,
     )  # fmt: skip
     excerpt = dataclasses.replace(crop, length=round(config.sample_seconds * config.sample_rate), loop=False)
-    changes = {"augment": Augment(**config.augment.to_dict()), "period": batch_size if config.fixed_batch else None}
+    augment = Augment(**config.augment.to_dict())
+    changes = {
+        "augment": None if augment == Augment() else augment,  # so that no random numbers are drawn in vain
+        "period": batch_size if config.fixed_batch else None,
+    }
     if found is None:
         health = None
         train = crops.SyntheticCrops(format=crop, seed=seed, **changes)

@@ -169,6 +169,15 @@ def is_frame(start: bytes) -> bool:
     return len(start) >= 4 and _header(int.from_bytes(start[:4])) is not None
 
 
+def tags_size(file: BinaryIO) -> int:
+    """Return the size of the ID3v2 tags at the beginning of a file, which may precede any format."""
+    size, start = 0, read_at(file, 0, 16)
+    while start.startswith(b"ID3") and len(start) == 16:
+        size += tag_size(start)
+        start = read_at(file, size, 16)
+    return size
+
+
 def tag_size(start: bytes) -> int:
     """Return the size of a file's ID3v2 tag, given at least its first ten bytes."""
     size = start[6] << 21 | start[7] << 14 | start[8] << 7 | start[9]

@@ -153,7 +153,8 @@ def scan(file: BinaryIO) -> Scan:
             damage = "a page is cut or corrupt"
         elif page.flags & _FIRST:
             if stream is not None and not stream.has_pages:
-                raise DataError(f"not audio that can be read (Ogg with several streams: {stream.name}, {_name(page)})")
+                names = f"{stream.name}, {_name(page)}"
+                raise DataError(f"not audio that can be read (Ogg with several streams: {names}); extract the audio")
             if stream is not None:
                 links.append(stream.link(file))
             stream = _Stream(page)
@@ -302,7 +303,7 @@ class _Stream:
     def add(self, page) -> str | None:
         """Add a page, or return what is missing before it."""
         if self._codec is None:
-            raise DataError(f"not audio that can be read (Ogg with {self.name})")
+            raise DataError(f"not audio that can be read (Ogg with {self.name}); convert it to FLAC")
         self.has_pages = True
         codec, headers, most = self._codec
         if page.serial != self._serial:

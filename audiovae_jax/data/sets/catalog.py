@@ -348,6 +348,11 @@ def summary(entries: Sequence[tuple[str, str]]) -> list[str]:
     return [f"{reason}: {len(of)}, the first is {of[0]}" for reason, of in names.items()]
 
 
+def left_out(ignored: Sequence[tuple[str, str]]) -> list[str]:
+    """Describe what was left out (see `Catalog.ignored`), in one line per reason."""
+    return [f"left out: {line}" for line in summary(ignored)]
+
+
 def _span(audio):
     """Return `(source, first sample, end)` of audio; links are resolved."""
     start, frames = 0, audio.frames

@@ -20,7 +20,7 @@ from audiovae_jax.storage import atomic
 from audiovae_jax.storage.bucket_path import BucketPath
 
 _CHUNK = 256  # files per task that reads sizes and times
-_VERSION = 6  # of the index, so that results of older programs are not used
+_VERSION = 7  # of the index, so that results of older programs are not used
 
 
 @dataclasses.dataclass(frozen=True)

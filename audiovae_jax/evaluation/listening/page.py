@@ -6,7 +6,6 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from audiovae_jax.data.audio.audio_file import EXTENSIONS
 from audiovae_jax.errors import UserError, printable
 from audiovae_jax.evaluation.listening import latent_edits
 from audiovae_jax.evaluation.listening.listening import MIX
@@ -121,8 +120,8 @@ def build(desk: Desk):
         return gr.Button(text, elem_id=name, scale=0, min_width=150, **options)
 
     def file_input(label, name, number):
-        types = [*EXTENSIONS, latent_edits.SUFFIX]
-        chosen = gr.File(label=label, file_types=types, elem_id=name, height=140)
+        # Without types, by which gradio refuses files with a traceback in the log. The desk tells what a file is.
+        chosen = gr.File(label=label, elem_id=name, height=140)
         with gr.Row():
             example = button("Use the example clip", f"{name}_example", size="sm")
             record = button("Record", f"{name}_record", size="sm")

@@ -45,30 +45,37 @@ def test_a_short_file_is_padded_with_zeros(tmp_path):
     assert window[:441].any()
 
 
-# MPEG-1 Layer II, 44.1 kHz, stereo, 192 kbit/s: a header without CRC, and zeros, which are silence.
-_LAYER_2 = (b"\xff\xfd\xa0\x00" + bytes(622)) * 40
+# MPEG-1, 44.1 kHz, stereo, 192 and 384 kbit/s: headers without CRC, and zeros, which are silence.
+_MPEG = {
+    ".mp2": ((b"\xff\xfd\xa0\x00" + bytes(622)) * 40, 1152),
+    ".mp1": ((b"\xff\xff\xc0\x00" + bytes(412)) * 40, 384),
+}
 _CONTAINERS = {
     ".wav": "WAV", ".wave": "WAV", ".bwf": "WAV", ".rf64": "RF64", ".bw64": "RF64", ".w64": "W64", ".flac": "FLAC",
     ".ogg": "OGG", ".oga": "OGG", ".opus": "OGG", ".mp3": "MP3", ".mpga": "MP3", ".aif": "AIFF", ".aiff": "AIFF",
-    ".aifc": "AIFF", ".au": "AU", ".snd": "AU", ".caf": "CAF", ".voc": "VOC", ".sph": "NIST",
+    ".aifc": "AIFF", ".au": "AU", ".snd": "AU", ".caf": "CAF", ".voc": "VOC", ".sph": "NIST", ".nist": "NIST",
+    ".sf": "IRCAM", ".ircam": "IRCAM", ".paf": "PAF", ".pvf": "PVF", ".avr": "AVR", ".svx": "SVX", ".8svx": "SVX",
+    ".sds": "SDS", ".xi": "XI", ".wve": "WVE",
 }  # fmt: skip
+_MONO = (".svx", ".8svx", ".sds", ".xi", ".wve")  # formats of one channel; WVE also has one rate
 
 
 @pytest.mark.parametrize("suffix", [suffix for suffix in audio_file.EXTENSIONS if suffix not in containers.SUFFIXES])
 def test_every_suffix_that_is_looked_for_is_read(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
-    if suffix == ".mp2":
-        path.write_bytes(_LAYER_2)
-    else:
-        audio = _tone(48000, 0.5)
-        soundfile.write(path, audio, 48000, format=_CONTAINERS[suffix])
+    if suffix in _MPEG:
+        content, frame_samples = _MPEG[suffix]
+        path.write_bytes(content)
+        file = audio_file.probe(path, allow_silence=True)
+        assert (file.channels, file.frames) == (2, 40 * frame_samples)
+        return
+    rate = 8000 if suffix == ".wve" else 48000
+    audio = _tone(rate, 0.5)[:, : 1 if suffix in _MONO else 2]
+    soundfile.write(path, audio, rate, format=_CONTAINERS[suffix])
     file = audio_file.probe(path, allow_silence=True)
-    assert file.channels == 2
-    if suffix == ".mp2":
-        assert file.frames == pytest.approx(40 * 1152, abs=1152)
-    else:
-        assert file.frames == 24000
-        np.testing.assert_allclose(file.read(0, 24000)[12000:16000], audio[12000:16000], atol=0.05)
+    assert (file.channels, file.frames) == (audio.shape[1], rate // 2)
+    middle = slice(rate // 4, rate // 3)
+    np.testing.assert_allclose(file.read(0, rate // 2)[middle], audio[middle], atol=0.05)
 
 
 def test_channels_are_adapted():

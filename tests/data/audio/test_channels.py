@@ -80,6 +80,21 @@ def test_without_a_map_the_standard_layout_is_assumed_and_flac_has_it(tmp_path, 
     np.testing.assert_array_equal(audio_file.adapt_channels(audio, 2, file.speakers), np.array(gains, np.float32))
 
 
+@pytest.mark.parametrize("layout", ["2.1", "4.0", "7.1"])
+def test_flac_has_the_mask_of_its_tags(tmp_path, layout):
+    path = tmp_path / "a.flac"
+    mask, gains = MASKS[layout]
+    soundfile.write(path, _in_turn(len(gains)), RATE)
+    content = path.read_bytes()
+    text = f"waveformatextensible_channel_mask=0x{mask:X}".encode()
+    tags = bytes(4) + (1).to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
+    block = bytes([4]) + len(tags).to_bytes(3) + tags
+    path.write_bytes(content[:42] + block + content[42:])  # after the first metadata block
+    file = audio_file.probe(path)
+    audio = np.eye(len(gains), dtype=np.float32)
+    np.testing.assert_array_equal(audio_file.adapt_channels(audio, 2, file.speakers), np.array(gains, np.float32))
+
+
 def test_every_speaker_but_lfe_keeps_its_energy():
     fronts, surrounds = ("FL", "FR", "FC", "FLC", "FRC"), ("BL", "BR", "BC", "SL", "SR")
     every = (*fronts, "LFE", *surrounds, "TC", "TFL", "TFC", "TFR", "TBL", "TBC", "TBR")

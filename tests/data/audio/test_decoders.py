@@ -77,6 +77,25 @@ def test_tags_before_a_format_hide_no_samples_in_an_archive(tmp_path, kind, tags
     np.testing.assert_allclose(member.read(7000, 1000), audio[7000:], atol=1e-4)
 
 
+def test_dwvw_is_decoded_up_to_the_window(tmp_path):
+    file = _file(tmp_path, _encode(_AUDIO[:, :1], "AIFF", "DWVW_16"))
+    same = io.BytesIO(_encode(_AUDIO[:, :1], "AIFF", "PCM_16"))
+    _require_exact(file, soundfile.read(same, dtype="float32", always_2d=True)[0])
+
+
+def test_a_voc_of_several_blocks_has_no_block_headers_in_its_audio(tmp_path):
+    pytest.importorskip("av")
+    samples = np.round(_AUDIO * 32768).astype("<i2")
+
+    def block(kind, data):
+        return bytes([kind]) + len(data).to_bytes(3, "little") + data
+
+    layout = struct.pack("<IBBHI", 44100, 16, 2, 4, 0)
+    blocks = block(9, layout + samples[:9000].tobytes()) + block(2, samples[9000:].tobytes())
+    file = _file(tmp_path, b"Creative Voice File\x1a" + struct.pack("<HHH", 26, 0x114, 0x111F) + blocks + b"\0")
+    _require_exact(file, samples.astype(np.float32) / 32768)
+
+
 def test_mp3_in_wav_is_refused(tmp_path):
     file = io.BytesIO()
     soundfile.write(file, _AUDIO, 44100, format="MP3", subtype="MPEG_LAYER_III")

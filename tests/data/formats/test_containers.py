@@ -30,7 +30,8 @@ def _write(path, codec, container, seconds=1.0):
 @pytest.mark.parametrize(
     ("suffix", "codec", "container", "bound"),
     [(".m4a", "aac", "ipod", None), (".m4a", "alac", "ipod", 1e-4), (".mkv", "flac", "matroska", 1e-4),
-     (".webm", "libopus", "webm", None), (".mov", "pcm_s16le", "mov", 1e-4)],
+     (".webm", "libopus", "webm", None), (".mov", "pcm_s16le", "mov", 1e-4),
+     (".caf", "alac", "caf", None)],
 )  # fmt: skip
 def test_windows_equal_the_whole(tmp_path, suffix, codec, container, bound):
     path = tmp_path / f"a{suffix}"

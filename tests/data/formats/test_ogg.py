@@ -175,7 +175,7 @@ def test_several_streams_at_once_are_refused(tmp_path):
     video = _changed(first, 14, struct.pack("<II", 7, 0))
     with pytest.raises(DataError, match="several streams: Theora video, Vorbis"):
         _file(tmp_path, video + audio)
-    with pytest.raises(DataError, match=r"Ogg with Theora video"):
+    with pytest.raises(DataError, match=r"Ogg with Theora video\); convert it to FLAC"):
         _file(tmp_path, video + _changed(_changed(video, 5, b"\0"), 18, b"\1"))
 
 

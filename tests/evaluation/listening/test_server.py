@@ -152,6 +152,16 @@ def test_mistakes_give_a_message(client, page, root):
     assert "<img" not in said
 
 
+def test_any_suffix_is_read_by_its_content_and_no_upload_gives_a_traceback(client, tmp_path, capfd):
+    soundfile.write(tmp_path / "a.bin", np.random.default_rng(0).uniform(-0.5, 0.5, (4000, 2)), RATE, format="WAV")
+    (tmp_path / "b.amr").write_bytes(b"#!AMR\nno audio that is read")
+    wav, other = (gradio_client.handle_file(tmp_path / name) for name in ("a.bin", "b.amr"))
+    assert client.predict(model="one", file=wav, mix=False, api_name="/encode")
+    with pytest.raises(Exception, match=r"b\.amr: not audio that can be read"):
+        client.predict(model="one", file=other, mix=False, api_name="/encode")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_no_path_outside_is_reached_through_the_api(page, root):
     url, folder = page
     secret, model = str(root / "secret.wav"), str(root / "models" / "one" / "model.json")
