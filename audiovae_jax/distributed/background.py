@@ -13,6 +13,7 @@ import jax
 # XLA recurses deeply. With glibc and an unlimited `ulimit -s`, a thread has only 2 MB of stack by default.
 _STACK = 64 << 20  # bytes
 _GRACE = 5.0  # seconds for other threads to end by themselves
+_starting = threading.Lock()  # held while the size of new threads' stacks, which all threads share, is changed
 
 
 class Background(threading.Thread):
@@ -24,11 +25,12 @@ class Background(threading.Thread):
     def __init__(self, call: Callable[[], Any]):
         super().__init__(name="background call")
         self._call, self._value, self._error = call, None, None
-        before = threading.stack_size(_STACK)
-        try:
-            self.start()
-        finally:
-            threading.stack_size(before)
+        with _starting:
+            before = threading.stack_size(_STACK)
+            try:
+                self.start()
+            finally:
+                threading.stack_size(before)
 
     def run(self):
         """Run the call. The constructor has already started the thread."""

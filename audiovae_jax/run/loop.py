@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import math
 
 import jax
@@ -51,7 +52,8 @@ class Loop:
         while True:
             self._stopping = EarlyStopping(self._config.early_stopping, start.position)
             try:
-                return self._train(*start[:3])
+                with contextlib.ExitStack() as ending:
+                    return self._train(*start[:3], ending)
             except RollBack as reason:
                 self._session.saving.settle()
                 # The loss of an unvalidated checkpoint may not be finite. Its step also depends on the time.
@@ -65,7 +67,7 @@ class Loop:
             self._reporter.rewind(start.step, first_step=start.first_step)
             self._reporter.say(report)
 
-    def _train(self, state, start_step, metrics):
+    def _train(self, state, start_step, metrics, ending):
         config, session, safety = self._config, self._session, self._session.safety
         if metrics is None:
             # Beside the validation, which is compiled and run meanwhile.
@@ -83,9 +85,10 @@ class Loop:
             return state, metrics, None
         self._timer.restart()
         self._records = session.data.train.in_order(safety.order)
+        batches = session.batches(self._records, start_step, config.num_steps)
+        ending.callback(batches.close)  # here, because the traceback of an error keeps the iterator
         stalls = StallMeter(
-            session.batches(self._records, start_step, config.num_steps),
-            config.data.num_threads, self._reporter.scalars, self._reporter.say, session.group.slowest,
+            batches, config.data.num_threads, self._reporter.scalars, self._reporter.say, session.group.slowest,
         )  # fmt: skip
         batch = self.next_batch(stalls, start_step) if start_step < config.num_steps else None
         pending = None  # the step whose metrics are not reported yet

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ def test_a_call_gives_what_it_returns_or_raises():
 def test_the_stack_size_of_other_threads_stays():
     before = threading.stack_size()
     Background(lambda: None).result()
+    assert threading.stack_size() == before
+
+
+def test_the_stack_size_stays_if_calls_start_at_the_same_time():
+    before = threading.stack_size()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: Background(lambda: None).result(), range(64)))
     assert threading.stack_size() == before
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import threading
 
 import jax
 import ml_collections
@@ -130,6 +131,30 @@ def test_too_many_in_a_row_go_back_to_other_crops_and_a_resumed_run_does_the_sam
             train.train(config, tmp_path / str(stop_at))
         monkeypatch.setattr(Loop, "next_batch", real)
         _assert_same_state(train.train(config, tmp_path / str(stop_at)), whole)
+
+
+@pytest.mark.slow
+def test_readers_are_closed_at_a_rollback_and_at_an_error(micro_config, tmp_path, monkeypatch):
+    config = _config(micro_config, 8)
+    config.safety.max_skipped = 3
+    _plant(monkeypatch, {(0, 5), (0, 6), (0, 7)})
+    real, readers, others = Loop.next_batch, [], set(threading.enumerate())
+
+    def fail(self, stalls, *args):
+        if stalls not in readers:
+            readers.append(stalls)  # which keeps its iterator
+        if len(readers) == 2:
+            raise KeyboardInterrupt
+        return real(self, stalls, *args)
+
+    monkeypatch.setattr(Loop, "next_batch", fail)
+    with pytest.raises(KeyboardInterrupt):
+        train.train(config, tmp_path)
+    assert len(readers) == 2
+    for thread in set(threading.enumerate()) - others:
+        if thread.name.startswith("grain"):
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 @pytest.mark.slow

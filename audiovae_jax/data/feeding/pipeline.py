@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import grain
@@ -192,10 +192,11 @@ def batches(
     prefetch_batches: int,
     process_index: int = 0,
     process_count: int = 1,
-) -> Iterator[np.ndarray]:
+) -> grain.DatasetIterator[np.ndarray]:
     """Iterate over this host's batches from `start_step` to `num_steps`.
 
     Each batch is `[batch_size / process_count, T, C]`. Threads read whole batches ahead, at most `prefetch_batches`.
+    `close` of the iterator ends them, without waiting for a read.
 
     `records` are `Crops`, or another object with records by index.
     """
