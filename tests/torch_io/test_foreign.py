@@ -205,7 +205,8 @@ def test_the_average_of_the_weights_is_preferred(tmp_path):
     trained = {f"autoencoder.{key}": tensor + 1 for key, tensor in weights.items()}
     online = {f"autoencoder_ema.online_model.{key}": tensor + 1 for key, tensor in weights.items()}
     average = {f"autoencoder_ema.ema_model.{key}": tensor for key, tensor in weights.items()}
-    imported = read_audio_vae(write(tmp_path / "m", "stable_audio_tools", trained | online | average))
+    counters = {"autoencoder_ema.initted": np.array(True), "autoencoder_ema.step": np.array(7)}  # ema_pytorch's
+    imported = read_audio_vae(write(tmp_path / "m", "stable_audio_tools", trained | online | average | counters))
     require_numbers(imported.model, imported.jax_variables(), "stable_audio_tools")
     assert imported.notes[0] == (
         "the average (EMA) of its weights under autoencoder_ema.ema_model. is used, not the weights under "
