@@ -46,7 +46,7 @@ def test_the_import_lists_what_became_of_each_tensor(tmp_path):
 
 
 def test_the_import_frees_the_weights_before_it_compares_them(tmp_path, monkeypatch):
-    model = AudioVAE(base_channels=32, channel_mults=(4,), strides=(2,), latent_dim=16, **KINDS["oobleck"])
+    model = AudioVAE(base_channels=34, channel_mults=(4,), strides=(2,), latent_dim=17, **KINDS["oobleck"])
     written = export.export_for("diffusers", model, random_variables(model), tmp_path / "theirs", 44100)
     size = sum(tensor.nbytes for tensor in written.values())
     conversion.import_torch(str(tmp_path / "theirs"), str(tmp_path / "first"))  # imports and caches what it needs
