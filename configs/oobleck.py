@@ -37,6 +37,13 @@ def override(config):
         optimizer.b1 = 0.8
         optimizer.b2 = 0.99
         optimizer.weight_decay = 1e-3
+        optimizer.clip_norm = 0.0
+        optimizer.schedule = "inverse_sqrt"
+        optimizer.decay_steps = 200_000
+        optimizer.final_learning_rate = 0.0
+        optimizer.warmup_steps = 2000  # loses as much as 1 - 0.999**(step + 1)
+    config.ema.decay = 0.9999
+    config.ema.power = 0.75
 
 
 def get_config(names=""):

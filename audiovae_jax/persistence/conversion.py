@@ -101,7 +101,7 @@ def import_torch(
             notes.append(f"the discriminator was not saved: {error}")
     saved_model.save_model(
         model.model,
-        model.jax_variables(),
+        model.variables,
         target,
         epoch=model.epoch,
         global_step=imported.step,
@@ -110,8 +110,10 @@ def import_torch(
         discriminator_params=params,
         sample_rate=model.sample_rate,
     )
-    compared, difference = _round_trip(source, target, model.dialect)
-    return Imported(model.model, tuple(lines), tuple(notes), imported.moments is not None, compared, difference)
+    module, dialect, has_optimizer = model.model, model.dialect, imported.moments is not None
+    del imported, model, params  # so that their memory is free for the round trip, which reads both again
+    compared, difference = _round_trip(source, target, dialect)
+    return Imported(module, tuple(lines), tuple(notes), has_optimizer, compared, difference)
 
 
 def export_torch(source: str, target: str, *, step: int | None = None, project: str | None = None) -> Exported:

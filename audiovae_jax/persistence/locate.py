@@ -84,6 +84,8 @@ def locate_model(path: str | Path | BucketPath) -> Place:
     if place.kind is Kind.LATENTS:
         raise CheckpointError(" contains latents; give the model that encoded them", path=path)
     if place.kind is Kind.OTHER:
+        if (place.path / source.DIFFUSERS_PIPELINE).is_file():
+            raise CheckpointError(" is a pipeline of diffusers without its autoencoder, the folder vae", path=path)
         raise CheckpointError(
             " contains no checkpoint; give a training workdir, one of its checkpoints/<step>, or a saved model",
             path=path,

@@ -17,6 +17,7 @@ from audiovae_jax.torch_io.foreign import DIFFUSERS_CLASS
 CONFIG = "__config__"  # key of another project's config in what `read_source` returns
 DIFFUSERS_CONFIG, STABLE_AUDIO_TOOLS_CONFIG = "config.json", "model_config.json"
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+DIFFUSERS_PIPELINE = "model_index.json"
 _VAE = "vae"  # the autoencoder's folder in a pipeline of diffusers
 _WEIGHTS = (".safetensors", ".ckpt", ".pth", ".pt")  # of stable-audio-tools, the first is preferred
 _MAX_CONFIG = 1 << 20  # bytes
@@ -44,7 +45,9 @@ def read_source(path: str | Path, *, skip: Collection[str] = (), model_config: s
     if model_config is not None:
         config = _json(Path(model_config))
         if config is None:
-            raise CheckpointError(" is not a config of diffusers or stable-audio-tools", path=model_config)
+            there = Path(model_config).is_file()
+            fault = " is not a config of diffusers or stable-audio-tools" if there else ": there is no such file"
+            raise CheckpointError(fault, path=model_config)
     if config is None:
         config = next(filter(None, map(_json, _configs_beside(path))), None)
     if config is not None:

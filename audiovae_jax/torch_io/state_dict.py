@@ -18,6 +18,7 @@ _COUNTER = "n_averaged"
 # Types of ml_dtypes, whose numpy kind is not floating.
 _EXOTIC_FLOATS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 _MAX_KEYS_LISTED = 500  # keys of one kind in an error message, more than our networks have
+_BLOCK = 64  # channels of a kernel that are transposed at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def fill(
         note = "" if described["dtype"] == "float32" else f"{described['dtype']} -> float32"
         if key in folded:
             note = "; ".join(filter(None, (note, "folded: its norm" if path[-1] == "g" else "folded: unchanged")))
-        filled[path] = np.ascontiguousarray(array, np.float32)
+        filled[path] = _in_order(array)
         lines.append(Line(**described, became=where, note=note))
     for key in folded:
         del state_dict[key]
@@ -178,6 +179,17 @@ def unfolded(weight: np.ndarray, gain: bool) -> np.ndarray:
         return norm.astype(np.float32)
     # A zero weight may have any direction, but a zero direction has no norm to divide by.
     return np.where(norm > 0, weight, np.float32(1))
+
+
+def _in_order(array):
+    """Copy an array to float32 in C order. Kernels are copied in blocks that fit a cache, which is faster."""
+    if array.ndim != 3:
+        return np.ascontiguousarray(array, np.float32)
+    copy = np.empty(array.shape, np.float32)
+    for i in range(0, array.shape[1], _BLOCK):
+        for j in range(0, array.shape[2], _BLOCK):
+            copy[:, i : i + _BLOCK, j : j + _BLOCK] = array[:, i : i + _BLOCK, j : j + _BLOCK]
+    return copy
 
 
 def _find(key, path, state_dict):

@@ -10,6 +10,7 @@ from audiovae_jax.distributed import mesh
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.training import program
 from audiovae_jax.training.state import create_train_state
+from configs import oobleck
 
 PARTS = """
 import flax.linen as nn
@@ -54,6 +55,21 @@ def per_item(*, prediction, target):
 def wrong_names(*, x, y):
     return jnp.mean(x - y)
 """
+
+
+def test_oobleck_has_stable_audios_schedule_and_average():
+    config = oobleck.get_config()
+    config.model.base_channels = config.discriminator.stft_filters = 2
+    recipe = build.build_recipe(config)
+    steps = np.arange(300_000)
+    theirs = (1 - 0.999 ** (steps + 1)) * (1 + steps / 200_000) ** -0.5  # InverseLR of stable-audio-tools
+    for optimizer, peak in ((recipe.optimizer, 1.5e-4), (recipe.discriminator_optimizer, 3e-4)):
+        rates = np.asarray(optimizer.learning_rate_at(steps), np.float64)
+        np.testing.assert_allclose(rates[10_000:], peak * theirs[10_000:], rtol=1e-4)
+        np.testing.assert_allclose(rates[:10_000].sum(), peak * theirs[:10_000].sum(), rtol=1e-2)
+        assert optimizer.clip_norm == 0
+    averages = np.asarray(recipe.ema.decay_at(steps), np.float64)
+    np.testing.assert_allclose(averages, np.minimum(1 - (1.0 + steps) ** -0.75, 0.9999), atol=1e-6)
 
 
 @pytest.fixture

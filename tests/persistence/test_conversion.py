@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -11,13 +12,13 @@ import golden_foreign
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDEN, applied
+from conftest import GOLDEN, KINDS, applied, random_variables
 
-from audiovae_jax import Codec
+from audiovae_jax import AudioVAE, Codec
 from audiovae_jax.config import build
 from audiovae_jax.persistence import conversion
 from audiovae_jax.persistence.saved_model import load_model, open_model, save_model
-from audiovae_jax.torch_io import export_audio_vae, import_audio_vae, read_checkpoint, training
+from audiovae_jax.torch_io import export, export_audio_vae, import_audio_vae, read_checkpoint, training
 from audiovae_jax.torch_io.files.writer import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,27 @@ def test_the_import_lists_what_became_of_each_tensor(tmp_path):
     assert made.largest_difference == 0
     _, variables = load_model(tmp_path / "m")
     jax.tree.map(np.testing.assert_array_equal, variables, import_audio_vae(GOLDEN / "lightning.ckpt")[1])
+
+
+def test_the_import_frees_the_weights_before_it_compares_them(tmp_path, monkeypatch):
+    model = AudioVAE(base_channels=34, channel_mults=(4,), strides=(2,), latent_dim=17, **KINDS["oobleck"])
+    written = export.export_for("diffusers", model, random_variables(model), tmp_path / "theirs", 44100)
+    size = sum(tensor.nbytes for tensor in written.values())
+    conversion.import_torch(str(tmp_path / "theirs"), str(tmp_path / "first"))  # imports and caches what it needs
+    held = []
+
+    def opened(*args, **options):
+        held.append(tracemalloc.get_traced_memory()[0])
+        return open_model(*args, **options)
+
+    monkeypatch.setattr(conversion.saved_model, "open_model", opened)
+    tracemalloc.start()
+    try:
+        made = conversion.import_torch(str(tmp_path / "theirs"), str(tmp_path / "second"))
+    finally:
+        tracemalloc.stop()
+    assert (made.compared, made.largest_difference) == (len(written), 0)
+    assert held[0] < 0.8 * size
 
 
 @pytest.mark.slow

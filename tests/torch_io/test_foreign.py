@@ -205,7 +205,8 @@ def test_the_average_of_the_weights_is_preferred(tmp_path):
     trained = {f"autoencoder.{key}": tensor + 1 for key, tensor in weights.items()}
     online = {f"autoencoder_ema.online_model.{key}": tensor + 1 for key, tensor in weights.items()}
     average = {f"autoencoder_ema.ema_model.{key}": tensor for key, tensor in weights.items()}
-    imported = read_audio_vae(write(tmp_path / "m", "stable_audio_tools", trained | online | average))
+    counters = {"autoencoder_ema.initted": np.array(True), "autoencoder_ema.step": np.array(7)}  # ema_pytorch's
+    imported = read_audio_vae(write(tmp_path / "m", "stable_audio_tools", trained | online | average | counters))
     require_numbers(imported.model, imported.jax_variables(), "stable_audio_tools")
     assert imported.notes[0] == (
         "the average (EMA) of its weights under autoencoder_ema.ema_model. is used, not the weights under "
@@ -241,6 +242,8 @@ def test_without_a_config_shapes_are_used_and_reported(tmp_path):
     assert imported.sample_rate is None
     given = read_audio_vae(path, model_config=config)
     assert (given.model, given.sample_rate, given.notes) == (with_config, golden.RATE, [])
+    with pytest.raises(CheckpointError, match=r"gone\.json: there is no such file"):
+        read_audio_vae(path, model_config=tmp_path / "gone.json")
     write_checkpoint(path, {"state_dict": golden.load("elu")[0], "model_config": golden.config("elu")})  # embedded
     assert read_audio_vae(path).model.final_tanh
 
@@ -357,6 +360,12 @@ def test_what_is_no_autoencoder_is_refused(tmp_path):
         CheckpointError, match=r"only with proj_in, transformer_blocks; its config is of StableAudioDiTM"
     ):
         load_model(tmp_path / "dit")
+    (tmp_path / "pipeline").mkdir()
+    (tmp_path / "pipeline" / "model_index.json").write_text('{"_class_name": "StableAudioPipeline"}')
+    with pytest.raises(
+        CheckpointError, match="pipeline is a pipeline of diffusers without its autoencoder, the folder vae"
+    ):
+        load_model(tmp_path / "pipeline")
     folder = write(tmp_path / "m", "diffusers")
     (folder / "config.json").unlink()
     with pytest.raises(

@@ -104,11 +104,11 @@ class Tensor:
         kind = np.uint8 if boolean else self.dtype
         view = np.ndarray(self.shape, kind, data, self.offset * item, tuple(s * item for s in self.strides))
         if boolean:
-            return view != 0  # numpy's booleans must be 0 or 1
+            return np.asarray(view != 0)  # numpy's booleans must be 0 or 1
         if self.conjugate:
-            view = np.conj(view)
+            view = np.asarray(np.conj(view))
         if self.negative:
-            view = -view
+            view = np.asarray(-view)
         # A write to a view with repeated elements would change several of them.
         return view.copy() if 0 in self.strides else view
 
