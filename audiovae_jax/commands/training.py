@@ -134,9 +134,9 @@ def _report(*workdirs):
     except OSError as error:
         raise DataError(f"{printable(path)} was not written: {error.strerror or error}") from error
     for run in runs:
-        told = page.warnings(run)
-        print(f"{printable(run.workdir)}: step {run.last_step}, {len(told)} warnings")
-        print("".join(f"  {printable(line)}\n" for line in told), end="")
+        warnings = page.warnings(run)
+        print(f"{printable(run.workdir)}: step {run.last_step}, {len(warnings)} warnings")
+        print("".join(f"  {printable(line)}\n" for line in warnings), end="")
         if run.sessions:
             print(f"  {sessions.summary(run.sessions)}")
     print(f"written to {printable(path)}")

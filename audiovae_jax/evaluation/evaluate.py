@@ -80,13 +80,15 @@ def evaluate(
             open(out / "files.jsonl", "w", encoding="utf-8") as lines,
             tqdm.tqdm(total=len(tracks) * len(systems), unit="file", dynamic_ncols=True) as bar,
         ):
-            judge = _Judge(Path(folder), pool, distances, sample_rate, visqol, embedding, embedded, read_timeout)
+            evaluator = _Evaluator(
+                Path(folder), pool, distances, sample_rate, visqol, embedding, embedded, read_timeout
+            )
             for i, track in enumerate(tracks):
                 for j, system in enumerate(systems):
                     done = i * len(systems) + j
                     bar.set_postfix_str(f"{system.name}: {printable(track.key)}", refresh=False)
                     try:
-                        row, channels = judge.judge(system, track, _progress(bar, done))
+                        row, channels = evaluator.measure(system, track, _progress(bar, done))
                     except UserError as error:
                         reason = f"{system.name}: {error}"
                         skipped.append((printable(track.key), reason))
@@ -102,7 +104,7 @@ def evaluate(
             if not rows:
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in skipped[:10])
                 raise DataError(f"no file could be evaluated:\n{reasons}")
-            listening = judge.listen(systems, tracks, rows)
+            listening = evaluator.listen(systems, tracks, rows)
         names = [system.name for system in systems]
         table = summarize(rows, names)
         for name, sets in embedded.items():
@@ -138,14 +140,14 @@ def evaluate(
     return result
 
 
-class _Judge:
+class _Evaluator:
     def __init__(self, folder, pool, distances, sample_rate, visqol, embedding, embedded, read_timeout):
         self._made, self._pool, self._distances, self._rate = folder / "made.wav", pool, distances, sample_rate
         self._visqol, self._embedding, self._embedded = visqol, embedding, embedded
         self._read_timeout = read_timeout
         self._original_of = None
 
-    def judge(self, system, track, progress) -> tuple[dict[str, Any], dict | None]:
+    def measure(self, system, track, progress) -> tuple[dict[str, Any], dict | None]:
         """Return a row of the table, and the statistics of latent channels if any."""
         if not hasattr(track.audio, "read"):
             raise DataError(f"{track.key} is generated audio, which cannot be evaluated; give files")

@@ -87,7 +87,7 @@ class BucketLock(WorkdirLock):
     def _look(self):
         try:
             holder = read_holder(self._object)
-            self._judge(holder, gone=holder is None and not self._object.exists())
+            self._check_holder(holder, gone=holder is None and not self._object.exists())
         except OSError:
             return  # the server may be away for a moment
 

@@ -78,7 +78,7 @@ class Validation:
         """Report the diagnosis of the generator and the discriminator, with warnings."""
         diagnose = self._programs.diagnosis(at, state, self._batches[0])
         figures = Figures.of(self._measure(lambda rows: diagnose(state, rows)))
-        metrics, warnings = self._health.look(at, figures)
+        metrics, warnings = self._health.check(at, figures)
         self._reporter.scalars(at, metrics)
         for warning in warnings:
             self._reporter.text(at, "health/warnings", warning)

@@ -243,9 +243,9 @@ class WorkdirLock:
             gone = holder is None and not self._path.exists()
         except OSError:
             return  # a shared file system may be away for a moment
-        self._judge(holder, gone)
+        self._check_holder(holder, gone)
 
-    def _judge(self, holder, gone):
+    def _check_holder(self, holder, gone):
         """Store the reason if the lock is lost."""
         if gone:
             self._lost = (

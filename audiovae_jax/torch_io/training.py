@@ -294,10 +294,10 @@ def _of_another_project(checkpoint, tensors, dilations, strict):
     notes = list(imported.notes)
     if others:
         notes.append(f"only the weights are read, not {', '.join(others)} and the step of its training")
-    judges = [key for key in tensors if key.startswith("discriminator.")]
-    if judges:
+    found = [key for key in tensors if key.startswith("discriminator.")]
+    if found:
         notes.append(
-            f"its discriminator ({len(judges)} tensors) is not imported; train a new one. EnCodec's convolutions see "
+            f"its discriminator ({len(found)} tensors) is not imported; train a new one. EnCodec's convolutions see "
             "all audio channels together and dilate over frames. Ours see each channel alone and dilate over bins"
         )
     overrides = _model_overrides(imported)

@@ -62,11 +62,11 @@ def _of_the_discriminator(state, audio, output, recipe):
     calculator = recipe.adversarial.at(state.step)
 
     @jax.jit
-    def judge(audio):
+    def discriminate(audio):
         return recipe.discriminator.apply({"params": state.discriminator_params}, audio)
 
-    real = judge(audio)
-    fake, pull_back = jax.vjp(judge, output.reconstruction)
+    real = discriminate(audio)
+    fake, pull_back = jax.vjp(discriminate, output.reconstruction)
 
     def reconstruction_loss(reconstruction):
         return recipe.losses(prediction=reconstruction, target=audio)[0]

@@ -175,7 +175,7 @@ class GanHealth:
         self._say, self._warmup_steps = say, warmup_steps
         self._with, self._without, self._said = ({sign.name: 0 for sign in SIGNS} for _ in range(3))
 
-    def look(self, step: int, figures: Figures) -> tuple[dict[str, float], list[str]]:
+    def check(self, step: int, figures: Figures) -> tuple[dict[str, float], list[str]]:
         """Check the statistics of `step`; return `(metrics, new warnings)`."""
         metrics, warnings = figures.metrics(), []
         for sign in SIGNS:

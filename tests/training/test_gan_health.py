@@ -52,7 +52,7 @@ def test_a_model_without_a_posterior_has_no_divergence_and_cannot_collapse():
     figures, said = Figures.of([batch]), []
     health = GanHealth(said.append, 0)
     for step in range(2 * CONSECUTIVE_CHECKS):
-        metrics, _ = health.look(step, figures)
+        metrics, _ = health.check(step, figures)
     assert said == []
     assert not any(name.startswith("health_kl/") for name in metrics)
     assert metrics["health/posterior_collapsed"] == 0
@@ -73,21 +73,21 @@ def test_a_warning_is_given_once_per_period_of_its_sign(name):
     health = GanHealth(said.append, 0)
     ill = dataclasses.replace(WELL, **ILL[name])
     for step in range(CONSECUTIVE_CHECKS - 1):
-        metrics, warnings = health.look(step, ill)
+        metrics, warnings = health.check(step, ill)
         assert not said
         assert not warnings
         assert metrics[f"health/{name}"] == 0
-    metrics, warnings = health.look(7, ill)
+    metrics, warnings = health.check(7, ill)
     assert metrics[f"health/{name}"] == 1
     assert said == [f"warning: step 7: {warnings[0]}"]
     assert "; try " in said[0]
-    health.look(8, WELL)  # one good check is not a recovery
-    assert health.look(9, ill)[1] == []
+    health.check(8, WELL)  # one good check is not a recovery
+    assert health.check(9, ill)[1] == []
     for step in range(CONSECUTIVE_CHECKS):
-        metrics, _ = health.look(step, WELL)
+        metrics, _ = health.check(step, WELL)
     assert metrics[f"health/{name}"] == 0
     for step in range(CONSECUTIVE_CHECKS):
-        health.look(step, ill)
+        health.check(step, ill)
     assert len(said) == 2
 
 
@@ -99,8 +99,8 @@ def test_a_healthy_run_gets_no_warning():
         adversarial_gradient_ratio=None, feature_matching_gradient_ratio=None, feature_matching_gradient_share=None,
     )  # fmt: skip
     for step in range(2 * CONSECUTIVE_CHECKS):
-        health.look(step, WELL)
-        health.look(step, alone)
+        health.check(step, WELL)
+        health.check(step, alone)
     assert not said
 
 
@@ -110,7 +110,7 @@ def test_a_part_that_is_saturated_among_others_that_are_not_is_no_warning():
     said = []
     health = GanHealth(said.append, 0)
     for step in range(2 * CONSECUTIVE_CHECKS):
-        health.look(step, figures)
+        health.check(step, figures)
     assert not said
 
 
@@ -119,13 +119,13 @@ def test_the_latent_is_not_checked_during_its_warm_up_nor_only_by_its_scale():
     health = GanHealth(said.append, 100)
     ill = dataclasses.replace(WELL, **ILL["posterior_collapsed"], **ILL["latent_ignored"])
     for step in (10, 20, 30, 40):
-        health.look(step, ill)
+        health.check(step, ill)
     assert not said
     small = dataclasses.replace(WELL, variance_per_channel=np.full(4, 1e-4))  # and its deviation is smaller still
     assert (small.active_channels, small.informative_channels) == (0, 3)
     for step in (100, 110, 120):
-        health.look(step, small)
+        health.check(step, small)
     assert not said
     for step in (130, 140, 150):
-        health.look(step, ill)
+        health.check(step, ill)
     assert [line.split(":")[1] for line in said] == [" step 150"] * 2

@@ -24,7 +24,7 @@ _THREADS = 4  # for computing metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
+class Recording:
     """Audio to play, with its picture.
 
     Attributes:
@@ -48,13 +48,13 @@ class Reconstructed:
     """A reconstructed file.
 
     Attributes:
-      heard: original, reconstruction and difference.
+      recordings: original, reconstruction and difference.
       metrics: values by column name, see `metrics.COLUMNS`.
       reconstruction, difference: float WAV files.
       latents: a `.safetensors` file.
     """
 
-    heard: tuple[Heard, ...]
+    recordings: tuple[Recording, ...]
     metrics: dict[str, float | None]
     reconstruction: Path
     difference: Path
@@ -145,11 +145,11 @@ def reconstruct(codec: Codec, path: Path, folder: Path, progress: Progress, *, m
     columns |= statistics.columns(source.length / source.sample_rate)
     titles = ("original", "reconstruction", "difference")
     paths = (playable(source, path, folder), reconstruction, difference)
-    heard = map(Heard, titles, paths, portraits)
-    return Reconstructed(tuple(heard), columns, reconstruction, difference, latents)
+    recordings = map(Recording, titles, paths, portraits)
+    return Reconstructed(tuple(recordings), columns, reconstruction, difference, latents)
 
 
-def listen(title: str, path: Path, folder: Path, progress: Progress) -> Heard:
+def listen(title: str, path: Path, folder: Path, progress: Progress) -> Recording:
     """Return a file to play, with its picture.
 
     Args:
@@ -165,7 +165,7 @@ def listen(title: str, path: Path, folder: Path, progress: Progress) -> Heard:
     portrait = Portrait(source)
     for block in stream.watched(source.blocks(), source.length, lambda share: progress(share, "drawing")):
         portrait.add(block)
-    return Heard(title, playable(source, path, folder), portrait)
+    return Recording(title, playable(source, path, folder), portrait)
 
 
 def playable(source: AudioStream, path: Path, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""The gradio page: its layout, and the desk's functions behind its buttons."""
+"""The gradio page: its layout, and the service's functions behind its buttons."""
 
 import html
 import math
@@ -11,7 +11,7 @@ from audiovae_jax.evaluation.listening import latent_edits
 from audiovae_jax.evaluation.listening.listening import MIX
 from audiovae_jax.evaluation.listening.player import SCRIPT, STYLE, player
 from audiovae_jax.evaluation.listening.scorecard import scorecard
-from audiovae_jax.evaluation.listening.service import FILE, SECOND, Desk
+from audiovae_jax.evaluation.listening.service import FILE, SECOND, Service
 
 TITLE = "audiovae_jax"
 _FILES_KEPT = (3600, 24 * 3600)  # seconds between checks of uploads, and their maximum age in seconds
@@ -31,102 +31,104 @@ _ROOM = 90  # minimum height in pixels, so that progress is visible before the f
 _HINT = "Each slider adds standard deviations (SD) of its channel. Channels with the largest SD come first."
 
 
-def build(desk: Desk):
+def build(service: Service):
     """Build the page as `gradio.Blocks`.
 
     Each function is also an endpoint for gradio's client.
 
     Args:
-      desk: the desk that computes the results.
+      service: the service that computes the results.
     """
     import gradio as gr
 
-    names = desk.models.names()
+    names = service.models.names()
     heavy = {"concurrency_limit": 1, "concurrency_id": _HEAVY}
     private = {"api_visibility": "private", "show_progress": "hidden"}
 
     def models() -> list[str]:
         """List the names of the models."""
-        return desk.models.names()
+        return service.models.names()
 
     def reconstruct(model, file, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         """Reconstruct a file. Return metrics, reconstruction, difference and latents."""
         with _as_messages(gr):
-            made = desk.reconstruct(_visitor(request), model, file, mix, _shown(progress))
+            made = service.reconstruct(_visitor(request), model, file, mix, _shown(progress))
         numbers = {name: None if not _known(value) else value for name, value in made.metrics.items()}
         return numbers, str(made.reconstruction), str(made.difference), str(made.latents)
 
     def encode(model, file, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         """Encode an audio file. Return its latents as a .safetensors file."""
         with _as_messages(gr):
-            return str(desk.encode(_visitor(request), model, file, mix, _shown(progress)))
+            return str(service.encode(_visitor(request), model, file, mix, _shown(progress)))
 
     def decode(model, latents, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         """Decode a file of latents. Return the audio."""
         with _as_messages(gr):
-            return str(desk.decode(_visitor(request), model, latents, _shown(progress)))
+            return str(service.decode(_visitor(request), model, latents, _shown(progress)))
 
     def interpolate(model, first, second, position, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         """Interpolate two files' latents (0: first, 1: second). Return audio and latents."""
         with _as_messages(gr):
             visitor = _visitor(request)
-            return [*map(str, desk.interpolate(visitor, model, first, second, position, mix, _shown(progress)))]
+            return [*map(str, service.interpolate(visitor, model, first, second, position, mix, _shown(progress)))]
 
     def turn_channels(model, file, turns, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         """Shift latents by {channel: standard deviations}. Return audio and latents."""
         with _as_messages(gr):
-            return [*map(str, desk.turn_channels(_visitor(request), model, file, turns, mix, _shown(progress)))]
+            return [*map(str, service.turn_channels(_visitor(request), model, file, turns, mix, _shown(progress)))]
 
     def channels(model, file, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         with _as_messages(gr):
-            return desk.channels(_visitor(request), model, file, mix, _shown(progress)), empty("decode")
+            return service.channels(_visitor(request), model, file, mix, _shown(progress)), empty("decode")
 
     def show_reconstructed(model, file, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         with _as_messages(gr):
-            made = desk.reconstruct(_visitor(request), model, file, mix, _shown(progress))
+            made = service.reconstruct(_visitor(request), model, file, mix, _shown(progress))
         downloads = {"reconstruction": made.reconstruction, "difference": made.difference, "latents": made.latents}
-        return player(made.heard, f"{Path(file).name} through {model}", downloads) + scorecard(made.metrics)
+        return player(made.recordings, f"{Path(file).name} through {model}", downloads) + scorecard(made.metrics)
 
     def show_edited(model, file, turns, mix, request, progress):
         visitor, shown = _visitor(request), _shown(progress)
         with _as_messages(gr):
-            audio, latents = desk.turn_channels(visitor, model, file, turns, mix, lambda s, text: shown(0.5 * s, text))
-            heard = [
-                desk.untouched(visitor, model, file, mix, lambda s, text: shown(0.5 + 0.5 * s, text)),
-                desk.sessions.session(visitor).memory["turned"],
+            audio, latents = service.turn_channels(
+                visitor, model, file, turns, mix, lambda s, text: shown(0.5 * s, text)
+            )
+            recordings = [
+                service.untouched(visitor, model, file, mix, lambda s, text: shown(0.5 + 0.5 * s, text)),
+                service.sessions.session(visitor).memory["turned"],
             ]
         edits = ", ".join(f"channel {channel} {amount:+g} SD" for channel, amount in turns.items()) or "nothing edited"
         caption = f"{Path(file).name} through {model}: {edits}"
-        return player(heard, caption, {"edited audio": audio, "edited latents": latents}, selected=1)
+        return player(recordings, caption, {"edited audio": audio, "edited latents": latents}, selected=1)
 
     def show_between(model, file, other, position, mix, request: gr.Request, progress=gr.Progress()):  # noqa: B008
         visitor, shown = _visitor(request), _shown(progress)
         with _as_messages(gr):
-            audio, latents = desk.interpolate(
+            audio, latents = service.interpolate(
                 visitor, model, file, other, position, mix, lambda s, text: shown(0.6 * s, text)
             )
-            heard = [
-                desk.source(visitor, model, file, "first", lambda s, text: shown(0.6 + 0.2 * s, text)),
-                desk.sessions.session(visitor).memory["between"],
-                desk.source(visitor, model, other, "second", lambda s, text: shown(0.8 + 0.2 * s, text)),
+            recordings = [
+                service.source(visitor, model, file, "first", lambda s, text: shown(0.6 + 0.2 * s, text)),
+                service.sessions.session(visitor).memory["between"],
+                service.source(visitor, model, other, "second", lambda s, text: shown(0.8 + 0.2 * s, text)),
             ]
         caption = f"From {Path(file).name} to {Path(other).name} at {position:.2f}, through {model}"
-        return player(heard, caption, {"audio between": audio, "latents between": latents}, selected=1)
+        return player(recordings, caption, {"audio between": audio, "latents between": latents}, selected=1)
 
     def leave(request: gr.Request):
-        desk.sessions.forget(_visitor(request))
+        service.sessions.forget(_visitor(request))
 
     def button(text, name, **options):
         return gr.Button(text, elem_id=name, scale=0, min_width=150, **options)
 
     def file_input(label, name, number):
-        # Without types, by which gradio refuses files with a traceback in the log. The desk tells what a file is.
+        # Without types, by which gradio refuses files with a traceback in the log. The service tells what a file is.
         chosen = gr.File(label=label, elem_id=name, height=140)
         with gr.Row():
             example = button("Use the example clip", f"{name}_example", size="sm")
             record = button("Record", f"{name}_record", size="sm")
         recorder = gr.Audio(sources=["microphone"], type="filepath", format="wav", label="Record", visible=False)
-        example.click(lambda: str(desk.example(number)), None, chosen, queue=False, **private)
+        example.click(lambda: str(service.example(number)), None, chosen, queue=False, **private)
         record.click(lambda: gr.Audio(visible=True), None, recorder, queue=False, **private)
         # Runs in the browser only. On the server gradio would convert everything but WAV with ffmpeg.
         recorder.change(None, recorder, chosen, js="recorded => recorded", preprocess=False, queue=False, **private)
@@ -148,9 +150,9 @@ def build(desk: Desk):
         with gr.Tab("Listen"):
             with gr.Row():
                 reconstruct_button = button("Reconstruct", "reconstruct", variant="primary")
-            heard = gr.HTML(empty("listen"), elem_id="heard", min_height=_ROOM, apply_default_css=False)
+            recordings = gr.HTML(empty("listen"), elem_id="recordings", min_height=_ROOM, apply_default_css=False)
             reconstruct_button.click(
-                show_reconstructed, [model, file, mix], heard, api_visibility="private", **heavy
+                show_reconstructed, [model, file, mix], recordings, api_visibility="private", **heavy
             )  # fmt: skip
         with gr.Tab("Edit latents"):
             known = gr.State([])
@@ -212,7 +214,7 @@ def build(desk: Desk):
         # Results belong to the selected model and files, so a new selection clears them.
         gr.on(
             [model.change, file.change, mix.change], lambda: ([], *map(empty, ("listen", "edit", "between"))), None,
-            [known, heard, edited, between], queue=False, **private,
+            [known, recordings, edited, between], queue=False, **private,
         )  # fmt: skip
         second.change(lambda: empty("between"), None, between, queue=False, **private)
         # Endpoints without a button.
@@ -229,14 +231,14 @@ def build(desk: Desk):
         trigger.click(encode, [model, file, mix], latents, api_name="encode", **heavy)
         trigger.click(decode, [model, latents], audio, api_name="decode", **heavy)
         trigger.click(turn_channels, [model, file, turns, mix], [audio, latents], api_name="turn_channels", **heavy)
-        page.load(lambda: gr.Dropdown(choices=desk.models.names()), None, model, queue=False, **private)
+        page.load(lambda: gr.Dropdown(choices=service.models.names()), None, model, queue=False, **private)
         page.unload(leave)
     page.queue(max_size=_WAITING, api_open=False)
     _share_queue(page)
     return page
 
 
-def look(gr) -> dict[str, Any]:
+def appearance(gr) -> dict[str, Any]:
     """Return the arguments of `launch` for the page's appearance.
 
     System fonts avoid downloads.

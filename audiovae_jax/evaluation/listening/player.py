@@ -5,7 +5,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from audiovae_jax.evaluation.listening.listening import Heard
+from audiovae_jax.evaluation.listening.listening import Recording
 from audiovae_jax.evaluation.listening.portrait import FLOOR_DB
 from audiovae_jax.html.document import escaped
 
@@ -17,25 +17,25 @@ _PLAY = '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1l11 7-11 7z"/>
 _PAUSE = '<svg viewBox="0 0 16 16" aria-hidden="true"><path d="M3 1h4v14H3zM9 1h4v14H9z"/></svg>'
 
 
-def player(heard: Sequence[Heard], caption: str, downloads: Mapping[str, Path], *, selected: int = 0) -> str:
+def player(recordings: Sequence[Recording], caption: str, downloads: Mapping[str, Path], *, selected: int = 0) -> str:
     """Return the HTML of a player for comparing recordings.
 
     `player.js` implements the playback.
 
     Args:
-      heard: the recordings, in order.
+      recordings: the recordings, in order.
       caption: plain text above the player.
       downloads: files for download, by label.
       selected: index of the recording that is selected first.
     """
-    seconds = max(one.portrait.seconds for one in heard)
-    peak = max(1e-3, *(one.portrait.peak for one in heard))
-    pressed = ["true" if i == selected else "false" for i in range(len(heard))]
+    seconds = max(one.portrait.seconds for one in recordings)
+    peak = max(1e-3, *(one.portrait.peak for one in recordings))
+    pressed = ["true" if i == selected else "false" for i in range(len(recordings))]
     switch = "".join(
         f'<button type="button" data-lane="{i}" aria-pressed="{pressed[i]}">{_title(one)}</button>'
-        for i, one in enumerate(heard)
+        for i, one in enumerate(recordings)
     )
-    lanes = "".join(_lane(i, one, seconds, peak) for i, one in enumerate(heard))
+    lanes = "".join(_lane(i, one, seconds, peak) for i, one in enumerate(recordings))
     links = "".join(
         f'<a href="{_address(path)}" download="{escaped(path.name)}">{escaped(label)}</a>'
         for label, path in downloads.items()
@@ -49,7 +49,7 @@ def player(heard: Sequence[Heard], caption: str, downloads: Mapping[str, Path], 
 <div class="lanes">{lanes}<div class="axis">{_times(seconds)}</div><div class="selection" hidden></div>
 <div class="playhead"></div></div>
 <p class="note"><span>Click a picture to listen from there. Drag across it to loop a part.
-<span class="keys">Keys: space, 1 to {len(heard)}, ← →, [ and ] for a loop's ends, Esc.</span></span>
+<span class="keys">Keys: space, 1 to {len(recordings)}, ← →, [ and ] for a loop's ends, Esc.</span></span>
 <span class="scale">{FLOOR_DB:.0f} dB<i></i>0 dB of full scale</span></p></audio-player>
 <nav class="downloads" aria-label="Downloads"><span>Download</span>{links}</nav></section>"""
 

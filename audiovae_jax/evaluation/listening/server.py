@@ -14,7 +14,7 @@ from pathlib import Path
 from audiovae_jax.errors import ConfigError
 from audiovae_jax.evaluation.listening.guard import Guard
 from audiovae_jax.evaluation.listening.models import Models
-from audiovae_jax.evaluation.listening.service import Desk
+from audiovae_jax.evaluation.listening.service import Service
 from audiovae_jax.evaluation.listening.sessions import Sessions
 
 _OUTSIDE = "GRADIO_"  # prefix of environment variables that could override gradio's restrictions
@@ -56,7 +56,7 @@ def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_uploa
     folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=_PREFIX)))
     held = _hold(folder)
     sessions = Sessions(folder)
-    desk = Desk(models, sessions)
+    service = Service(models, sessions)
     settings = {
         "GRADIO_TEMP_DIR": str(folder),
         "GRADIO_EXAMPLES_CACHE": str(folder / "examples"),  # default: in the working directory, which is served
@@ -65,26 +65,26 @@ def running(models: Models, *, host: str = "127.0.0.1", port: int = 0, max_uploa
     }
     try:
         with _environment(settings), _swept(sessions):
-            page, url = _launch(desk, host, port, max_upload_mb)
+            page, url = _launch(service, host, port, max_upload_mb)
             try:
                 yield url
             finally:
                 sessions.close()
                 page.close(verbose=False)
-                desk.wait(_PATIENCE)
+                service.wait(_PATIENCE)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if held is not None:
             os.close(held)
 
 
-def _launch(desk, host, port, max_upload_mb):
+def _launch(service, host, port, max_upload_mb):
     import gradio
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from audiovae_jax.evaluation.listening import page as pages
 
-    page = pages.build(desk)
+    page = pages.build(service)
     # Pages of other sites may give their names this machine's address (DNS rebinding).
     hosts = ["localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host] if is_loopback(host) else ["*"]
 
@@ -92,7 +92,7 @@ def _launch(desk, host, port, max_upload_mb):
     async def lifespan(app):
         # Wraps gradio's own middleware too, which answers some requests itself.
         stack = app.middleware_stack or app.build_middleware_stack()
-        guard = Guard(stack, folder=desk.sessions.folder, most_upload=max_upload_mb << 20)
+        guard = Guard(stack, folder=service.sessions.folder, most_upload=max_upload_mb << 20)
         app.middleware_stack = TrustedHostMiddleware(guard, allowed_hosts=hosts, www_redirect=False)
         yield
 
@@ -100,7 +100,7 @@ def _launch(desk, host, port, max_upload_mb):
         _, url, _ = page.launch(
             server_name=host, server_port=port or _free_port(host), max_file_size=max_upload_mb << 20,
             app_kwargs={"lifespan": lifespan}, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
-            run_history=False, footer_links=["api"], **pages.look(gradio),
+            run_history=False, footer_links=["api"], **pages.appearance(gradio),
         )  # fmt: skip
     except OSError as error:
         raise ConfigError(f"--host={host} --port={port} is not available ({error}); give another port") from error

@@ -14,7 +14,7 @@ import numpy as np
 from audiovae_jax.data.audio import stream, synthesis
 from audiovae_jax.errors import DataError, UserError
 from audiovae_jax.evaluation.listening import latent_edits, listening
-from audiovae_jax.evaluation.listening.listening import Heard, Progress, Reconstructed
+from audiovae_jax.evaluation.listening.listening import Progress, Reconstructed, Recording
 from audiovae_jax.evaluation.listening.models import Models
 from audiovae_jax.evaluation.listening.sessions import Gone, Session, Sessions
 from audiovae_jax.inference.codec import Codec
@@ -25,7 +25,7 @@ _EXAMPLE = (44100, 10, 2)  # Hz, seconds and channels of an example clip
 _NAME = 80  # maximum bytes of an input's name in a result's name, which may contain two names and a suffix
 
 
-class Desk:
+class Service:
     """The page's operations, run one at a time to bound the memory.
 
     Most methods take `visitor` (the key of the visitor's session), `model` (a name), `file` (an upload), `mix` (see
@@ -107,22 +107,22 @@ class Desk:
             turned = latent_edits.turn(latents, turns)
             return self._heard(session, codec, turned, "turned", f"{_short(file)}-turned", "edited", watched)
 
-    def untouched(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> Heard:
+    def untouched(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> Recording:
         """Decode a file's unedited latents. The session caches the last result."""
         with self._work(visitor, model, progress) as (session, codec, watched):
             asked = _asked(codec, self.sessions.uploaded(file), mix)
-            last, heard = session.memory.get("untouched", (None, None))
-            if last != asked or not heard.path.is_file():
+            last, recording = session.memory.get("untouched", (None, None))
+            if last != asked or not recording.path.is_file():
                 latents, _ = self._latents(session, codec, file, mix, lambda s, text: watched(0.3 * s, text))
                 folder = session.fresh_folder("untouched")
                 audio, _ = latent_edits.decode(
                     codec, latents, folder, f"{_short(file)}-untouched", lambda s, text: watched(0.3 + 0.6 * s, text)
                 )
-                heard = listening.listen("untouched", audio, folder, lambda s, text: watched(0.9 + 0.1 * s, text))
-                session.memory["untouched"] = asked, heard
-            return heard
+                recording = listening.listen("untouched", audio, folder, lambda s, text: watched(0.9 + 0.1 * s, text))
+                session.memory["untouched"] = asked, recording
+            return recording
 
-    def source(self, visitor: str, model: str, file: Any, title: str, progress: Progress) -> Heard:
+    def source(self, visitor: str, model: str, file: Any, title: str, progress: Progress) -> Recording:
         """Return an uploaded file for listening: its audio, or its decoded latents."""
         if Path(str(file)).suffix.lower() == latent_edits.SUFFIX:
             return dataclasses.replace(self.untouched(visitor, model, file, False, progress), title=title)
@@ -183,8 +183,8 @@ class Desk:
     def _heard(self, session, codec, latents, kind, name, title, progress):
         folder = session.fresh_folder(kind)
         audio, kept = latent_edits.decode(codec, latents, folder, name, lambda s, text: progress(0.7 + 0.2 * s, text))
-        heard: Heard = listening.listen(title, audio, folder, lambda s, text: progress(0.9 + 0.1 * s, text))
-        session.memory[kind] = heard
+        recording: Recording = listening.listen(title, audio, folder, lambda s, text: progress(0.9 + 0.1 * s, text))
+        session.memory[kind] = recording
         return audio, kept
 
 

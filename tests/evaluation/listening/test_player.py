@@ -7,22 +7,22 @@ import numpy as np
 import pytest
 
 from audiovae_jax.data.audio import stream
-from audiovae_jax.evaluation.listening.listening import Heard
+from audiovae_jax.evaluation.listening.listening import Recording
 from audiovae_jax.evaluation.listening.player import SCRIPT, STYLE, player
 from audiovae_jax.evaluation.listening.portrait import Portrait
 
 RATE = 8000
 
 
-def heard(title, seconds=1.0, level=0.5):
+def recording(title, seconds=1.0, level=0.5):
     audio = np.full((int(seconds * RATE), 1), level, np.float32)
     portrait = Portrait(stream.of_array(audio, RATE))
     portrait.add(audio)
-    return Heard(title, Path(f"/page/{title} 1.wav"), portrait)
+    return Recording(title, Path(f"/page/{title} 1.wav"), portrait)
 
 
 def test_the_element_carries_its_recordings_in_order():
-    page = player([heard(title) for title in ("original", "reconstruction", "difference")], "song", {})
+    page = player([recording(title) for title in ("original", "reconstruction", "difference")], "song", {})
     sources = re.findall(r'<audio [^>]*src="([^"]*)"', page)
     assert sources == [
         f"gradio_api/file=/page/{title}%201.wav" for title in ("original", "reconstruction", "difference")
@@ -34,12 +34,12 @@ def test_the_element_carries_its_recordings_in_order():
 
 
 def test_another_recording_may_be_the_first_that_is_heard():
-    page = player([heard("untouched"), heard("edited")], "song", {}, selected=1)
+    page = player([recording("untouched"), recording("edited")], "song", {}, selected=1)
     assert re.findall(r'aria-pressed="(\w+)"', page) == ["false", "true"]
 
 
 def test_recordings_share_the_axes():
-    page = player([heard("long", 4.0, 0.5), heard("short", 1.0, 0.25)], "song", {})
+    page = player([recording("long", 4.0, 0.5), recording("short", 1.0, 0.25)], "song", {})
     assert re.findall(r'<img [^>]*style="width:([\d.]+)%"', page) == ["100.000", "25.000"]
     assert 'data-seconds="4.000000"' in page
     tops = [int(re.search(r"M0 (-?\d+)", path)[1]) for path in re.findall(r'<path d="(M0 [^"]*)"', page)]
@@ -49,7 +49,7 @@ def test_recordings_share_the_axes():
 
 @pytest.mark.parametrize("text", ["<img src=x onerror=alert(1)>", '"><script>alert(1)</script>'])
 def test_names_are_text(text):
-    page = player([heard("original")], text, {text: Path("/page") / "a\"b'.wav"})
+    page = player([recording("original")], text, {text: Path("/page") / "a\"b'.wav"})
     assert "<img src=x" not in page
     assert "<script" not in page
     assert 'download="a&quot;b&#x27;.wav"' in page

@@ -17,7 +17,7 @@ from audiovae_jax.errors import CheckpointError, DataError
 from audiovae_jax.evaluation import metrics
 from audiovae_jax.evaluation.listening import latent_edits, listening
 from audiovae_jax.evaluation.listening.models import Models
-from audiovae_jax.evaluation.listening.service import Desk
+from audiovae_jax.evaluation.listening.service import Service
 from audiovae_jax.evaluation.listening.sessions import Gone, Sessions
 
 RATE = 8000
@@ -37,12 +37,12 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture
-def desk(root, tmp_path):
-    return Desk(Models(str(root), Codec.load), Sessions(tmp_path / "page"))
+def service(root, tmp_path):
+    return Service(Models(str(root), Codec.load), Sessions(tmp_path / "page"))
 
 
 @pytest.fixture
-def upload(desk, tmp_path):
+def upload(service, tmp_path):
     """Returns a function that writes a file where gradio would: in a folder named by its content."""
 
     def put(name, content):
@@ -51,7 +51,7 @@ def upload(desk, tmp_path):
             path.write_bytes(content)
         else:
             soundfile.write(path, content, RATE, subtype="FLOAT" if name.endswith(".wav") else None)
-        folder = desk.sessions.folder / hashlib.sha256(path.read_bytes()).hexdigest()
+        folder = service.sessions.folder / hashlib.sha256(path.read_bytes()).hexdigest()
         folder.mkdir(parents=True, exist_ok=True)
         return shutil.copy(path, folder)
 
@@ -67,18 +67,18 @@ def samples(path):
 
 
 @pytest.mark.slow
-def test_a_reconstruction_is_that_of_the_commands(desk, root, upload, tmp_path):
+def test_a_reconstruction_is_that_of_the_commands(service, root, upload, tmp_path):
     song, said = upload("song.wav", noise(0)), []
-    made = desk.reconstruct("a", "one", song, False, lambda share, text: said.append((share, text)))
+    made = service.reconstruct("a", "one", song, False, lambda share, text: said.append((share, text)))
     codec = Codec.load(root / "one")
     codec.encode_file(song, tmp_path / "expected.safetensors")
     codec.reconstruct_file(song, tmp_path / "expected.wav")
     assert made.latents.read_bytes() == (tmp_path / "expected.safetensors").read_bytes()
     np.testing.assert_array_equal(samples(made.reconstruction), samples(tmp_path / "expected.wav"))
-    original, reconstruction, difference = (samples(one.path) for one in made.heard)
+    original, reconstruction, difference = (samples(one.path) for one in made.recordings)
     np.testing.assert_array_equal(difference, original - reconstruction)
-    assert [one.title for one in made.heard] == ["original", "reconstruction", "difference"]
-    assert all(one.picture.startswith("data:image/png;base64,") for one in made.heard)
+    assert [one.title for one in made.recordings] == ["original", "reconstruction", "difference"]
+    assert all(one.picture.startswith("data:image/png;base64,") for one in made.recordings)
     error = np.square(original - reconstruction, dtype=np.float64).mean()
     assert made.metrics["mse"] == pytest.approx(error, rel=1e-6)
     assert made.metrics["kl_nats_per_frame"] > 0
@@ -87,42 +87,42 @@ def test_a_reconstruction_is_that_of_the_commands(desk, root, upload, tmp_path):
     assert said[-1][0] == pytest.approx(1.0)
 
 
-def test_latents_are_encoded_once_and_decoded_as_the_command_does(desk, root, upload, tmp_path, monkeypatch):
+def test_latents_are_encoded_once_and_decoded_as_the_command_does(service, root, upload, tmp_path, monkeypatch):
     song = upload("song.wav", noise(1))
-    kept = desk.encode("a", "one", song, False, nothing)
+    kept = service.encode("a", "one", song, False, nothing)
     monkeypatch.setattr(Codec, "encode_file", None)  # it would fail
-    assert desk.encode("a", "one", song, False, nothing) == kept
+    assert service.encode("a", "one", song, False, nothing) == kept
     again = upload("song.safetensors", kept.read_bytes())
-    audio = desk.decode("a", "one", again, nothing)
+    audio = service.decode("a", "one", again, nothing)
     Codec.load(root / "one").decode_file(kept, tmp_path / "expected.wav")
     np.testing.assert_array_equal(samples(audio), samples(tmp_path / "expected.wav"))
     with pytest.raises(DataError, match="is in the server's log"):  # another visitor has none yet
-        desk.encode("b", "one", song, False, nothing)
+        service.encode("b", "one", song, False, nothing)
 
 
-def test_turning_adds_deviations_to_a_channel_and_to_no_other(desk, upload):
+def test_turning_adds_deviations_to_a_channel_and_to_no_other(service, upload):
     song = upload("song.wav", noise(2))
-    plain = Latents.load(desk.encode("a", "one", song, False, nothing)).z
-    audio, kept = desk.turn_channels("a", "one", song, {"1": 2.0}, False, nothing)
+    plain = Latents.load(service.encode("a", "one", song, False, nothing)).z
+    audio, kept = service.turn_channels("a", "one", song, {"1": 2.0}, False, nothing)
     turned = Latents.load(kept).z
     np.testing.assert_allclose(turned[..., 1] - plain[..., 1], 2 * plain[..., 1].std(dtype=np.float64), rtol=1e-3)
     np.testing.assert_array_equal(turned[..., [0, 2]], plain[..., [0, 2]])
     assert soundfile.info(audio).frames == 3001
-    spread = dict(desk.channels("a", "one", song, False, nothing))
+    spread = dict(service.channels("a", "one", song, False, nothing))
     assert spread == pytest.approx({i: plain[..., i].std(dtype=np.float64) for i in range(3)})
     assert list(spread.values()) == sorted(spread.values(), reverse=True)
-    assert desk.sessions.session("a").memory["turned"].path == audio
+    assert service.sessions.session("a").memory["turned"].path == audio
 
 
-def test_both_ends_of_an_interpolation_are_the_files_themselves(desk, upload):
+def test_both_ends_of_an_interpolation_are_the_files_themselves(service, upload):
     first, second = upload("first.wav", noise(3)), upload("second.flac", noise(4, 2001, 1))
-    ends = [Latents.load(desk.encode("a", "one", file, False, nothing)).z for file in (first, second)]
+    ends = [Latents.load(service.encode("a", "one", file, False, nothing)).z for file in (first, second)]
     for position, end in enumerate(ends):
-        audio, kept = desk.interpolate("a", "one", first, second, position, False, nothing)
+        audio, kept = service.interpolate("a", "one", first, second, position, False, nothing)
         z = Latents.load(kept).z
         np.testing.assert_array_equal(z, end[:, : z.shape[1]])
         assert (soundfile.info(audio).frames, soundfile.info(audio).channels) == (2001, 2)
-    _, kept = desk.interpolate("a", "one", first, second, 0.25, False, nothing)
+    _, kept = service.interpolate("a", "one", first, second, 0.25, False, nothing)
     frames = z.shape[1]
     expected = 0.75 * ends[0][:, :frames] + 0.25 * ends[1][:, :frames]
     np.testing.assert_allclose(Latents.load(kept).z, expected, atol=1e-6)
@@ -139,20 +139,20 @@ def test_both_ends_of_an_interpolation_are_the_files_themselves(desk, upload):
         ("bad.safetensors", b"nonsense", "not audio|cannot be read"),
     ],
 )
-def test_a_bad_file_gives_a_message(desk, upload, name, content, why):
+def test_a_bad_file_gives_a_message(service, upload, name, content, why):
     file = upload(name, content)
     for ask in (
-        lambda: desk.reconstruct("a", "one", file, False, nothing),
-        lambda: desk.encode("a", "one", file, False, nothing),
-        lambda: desk.turn_channels("a", "one", file, {}, False, nothing),
-        lambda: desk.interpolate("a", "one", file, file, 0.5, False, nothing),
+        lambda: service.reconstruct("a", "one", file, False, nothing),
+        lambda: service.encode("a", "one", file, False, nothing),
+        lambda: service.turn_channels("a", "one", file, {}, False, nothing),
+        lambda: service.interpolate("a", "one", file, file, 0.5, False, nothing),
     ):
         with pytest.raises(DataError, match=why) as caught:
             ask()
-        assert str(desk.sessions.folder) not in str(caught.value)
+        assert str(service.sessions.folder) not in str(caught.value)
 
 
-def test_requests_that_make_no_sense_give_a_message(desk, upload):
+def test_requests_that_make_no_sense_give_a_message(service, upload):
     song = upload("song.wav", noise(8))
     for turns, why in [
         ({"3": 1.0}, "no latent channel '3'; channels are 0 to 2"),
@@ -168,64 +168,64 @@ def test_requests_that_make_no_sense_give_a_message(desk, upload):
         ([1.0], "turns must map channels to numbers"),
     ]:
         with pytest.raises(DataError, match=why):
-            desk.turn_channels("a", "one", song, turns, False, nothing)
+            service.turn_channels("a", "one", song, turns, False, nothing)
     for position in (-0.1, 1.1, float("nan"), None, "half", True):
         with pytest.raises(DataError, match="the position"):
-            desk.interpolate("a", "one", song, song, position, False, nothing)
+            service.interpolate("a", "one", song, song, position, False, nothing)
     with pytest.raises(DataError, match="song.wav is not a file of latents"):
-        desk.decode("a", "one", song, nothing)
-    latents = upload("l.safetensors", desk.encode("a", "one", song, False, nothing).read_bytes())
+        service.decode("a", "one", song, nothing)
+    latents = upload("l.safetensors", service.encode("a", "one", song, False, nothing).read_bytes())
     with pytest.raises(CheckpointError, match="^l.safetensors were encoded by another model"):
-        desk.decode("a", "two", latents, nothing)
+        service.decode("a", "two", latents, nothing)
     with pytest.raises(CheckpointError, match="^l.safetensors were encoded by another model"):
-        desk.turn_channels("a", "two", latents, {}, False, nothing)
+        service.turn_channels("a", "two", latents, {}, False, nothing)
 
 
-def test_an_edit_is_heard_beside_what_was_not_edited(desk, root, upload, tmp_path, monkeypatch):
+def test_an_edit_is_heard_beside_what_was_not_edited(service, root, upload, tmp_path, monkeypatch):
     song = upload("song.wav", noise(40))
-    untouched = desk.untouched("a", "one", song, False, nothing)
+    untouched = service.untouched("a", "one", song, False, nothing)
     Codec.load(root / "one").reconstruct_file(song, tmp_path / "expected.wav")
     np.testing.assert_array_equal(samples(untouched.path), samples(tmp_path / "expected.wav"))
-    audio, _ = desk.turn_channels("a", "one", song, {"0": 2.0}, False, nothing)
+    audio, _ = service.turn_channels("a", "one", song, {"0": 2.0}, False, nothing)
     assert np.abs(samples(audio) - samples(untouched.path)).max() > 1e-6
-    audio, _ = desk.turn_channels("a", "one", song, {}, False, nothing)  # all reset
+    audio, _ = service.turn_channels("a", "one", song, {}, False, nothing)  # all reset
     np.testing.assert_array_equal(samples(audio), samples(untouched.path))
     monkeypatch.setattr(Codec, "decode_file", None)  # it would fail
-    assert desk.untouched("a", "one", song, False, nothing) is untouched
+    assert service.untouched("a", "one", song, False, nothing) is untouched
 
 
-def test_sources_of_an_interpolation_are_heard_as_they_are(desk, root, upload, tmp_path):
+def test_sources_of_an_interpolation_are_heard_as_they_are(service, root, upload, tmp_path):
     song = upload("song.aiff", noise(41))
-    source = desk.source("a", "one", song, "first", nothing)
+    source = service.source("a", "one", song, "first", nothing)
     assert (source.title, source.path.suffix) == ("first", ".wav")
     np.testing.assert_array_equal(samples(source.path), samples(song))
-    latents = upload("song.safetensors", desk.encode("a", "one", song, False, nothing).read_bytes())
-    decoded = desk.source("a", "one", latents, "second", nothing)
+    latents = upload("song.safetensors", service.encode("a", "one", song, False, nothing).read_bytes())
+    decoded = service.source("a", "one", latents, "second", nothing)
     Codec.load(root / "one").decode_file(latents, tmp_path / "expected.wav")
     assert decoded.title == "second"
     np.testing.assert_array_equal(samples(decoded.path), samples(tmp_path / "expected.wav"))
 
 
-def test_example_clips_can_be_used_as_if_uploaded(desk):
-    clips = [desk.example(number) for number in (0, 1)]
-    assert desk.example(0) == clips[0]
+def test_example_clips_can_be_used_as_if_uploaded(service):
+    clips = [service.example(number) for number in (0, 1)]
+    assert service.example(0) == clips[0]
     assert all(soundfile.info(clip).duration == 10 for clip in clips)
     assert np.abs(samples(clips[0]) - samples(clips[1])).max() > 0.1
-    assert desk.channels("a", "one", str(clips[0]), False, nothing)
+    assert service.channels("a", "one", str(clips[0]), False, nothing)
 
 
-def test_errors_name_the_page_s_controls_and_no_flags(desk, upload):
+def test_errors_name_the_page_s_controls_and_no_flags(service, upload):
     song, six = upload("song.wav", noise(42)), upload("six.wav", noise(43, 100, 6))
-    latents = upload("l.safetensors", desk.encode("a", "one", song, False, nothing).read_bytes())
+    latents = upload("l.safetensors", service.encode("a", "one", song, False, nothing).read_bytes())
     for ask, control in (
-        (lambda: desk.reconstruct("a", "one", None, False, nothing), '"Audio"'),
-        (lambda: desk.interpolate("a", "one", song, None, 0.5, False, nothing), '"Second file"'),
-        (lambda: desk.interpolate("a", "one", None, song, 0.5, False, nothing), '"Audio"'),
-        (lambda: desk.reconstruct("a", "three", song, False, nothing), '"Model"'),
-        (lambda: desk.untouched("a", "two", latents, False, nothing), '"Model"'),
-        (lambda: desk.reconstruct("a", "one", latents, False, nothing), '"Edit latents"'),
-        (lambda: desk.reconstruct("a", "one", six, False, nothing), '"Mix channels to fit the model"'),
-        (lambda: desk.turn_channels("a", "one", six, {}, False, nothing), '"Mix channels to fit the model"'),
+        (lambda: service.reconstruct("a", "one", None, False, nothing), '"Audio"'),
+        (lambda: service.interpolate("a", "one", song, None, 0.5, False, nothing), '"Second file"'),
+        (lambda: service.interpolate("a", "one", None, song, 0.5, False, nothing), '"Audio"'),
+        (lambda: service.reconstruct("a", "three", song, False, nothing), '"Model"'),
+        (lambda: service.untouched("a", "two", latents, False, nothing), '"Model"'),
+        (lambda: service.reconstruct("a", "one", latents, False, nothing), '"Edit latents"'),
+        (lambda: service.reconstruct("a", "one", six, False, nothing), '"Mix channels to fit the model"'),
+        (lambda: service.turn_channels("a", "one", six, {}, False, nothing), '"Mix channels to fit the model"'),
     ):
         with pytest.raises((DataError, CheckpointError), match=control) as caught:
             ask()
@@ -233,22 +233,22 @@ def test_errors_name_the_page_s_controls_and_no_flags(desk, upload):
         assert "=True" not in str(caught.value)
 
 
-def test_long_names_of_any_letters_have_room(desk, upload):
+def test_long_names_of_any_letters_have_room(service, upload):
     files = [upload(f"{letter * (180 // len(letter.encode()))}.wav", noise(30)) for letter in ("\u6b4c", "x")]
     for first, second in (files, files[::-1]):
-        audio, kept = desk.interpolate("a", "one", first, second, 0.5, False, nothing)
+        audio, kept = service.interpolate("a", "one", first, second, 0.5, False, nothing)
         assert audio.name.encode().decode().endswith("-0.50.wav")
         assert all(len(path.name.encode()) < 200 for path in (audio, kept))
-    assert desk.turn_channels("a", "one", files[0], {}, False, nothing)[0].name == "\u6b4c" * 26 + "-turned.wav"
+    assert service.turn_channels("a", "one", files[0], {}, False, nothing)[0].name == "\u6b4c" * 26 + "-turned.wav"
 
 
-def test_a_librarys_failure_is_one_line_of_the_log(desk, upload, monkeypatch, caplog):
+def test_a_librarys_failure_is_one_line_of_the_log(service, upload, monkeypatch, caplog):
     def fails(*given, **options):
-        raise RuntimeError(f"secret of {desk.sessions.folder}\nand more")
+        raise RuntimeError(f"secret of {service.sessions.folder}\nand more")
 
     monkeypatch.setattr(Codec, "encode_file", fails)
     with pytest.raises(DataError) as caught:
-        desk.encode("a", "one", upload("song.wav", noise(31)), False, nothing)
+        service.encode("a", "one", upload("song.wav", noise(31)), False, nothing)
     assert "secret" not in str(caught.value)
     (said,) = caplog.messages
     assert "\n" not in said
@@ -257,19 +257,19 @@ def test_a_librarys_failure_is_one_line_of_the_log(desk, upload, monkeypatch, ca
     assert "test_service.py" in said
 
 
-def test_a_file_that_would_take_too_long_is_refused(desk, upload, monkeypatch):
+def test_a_file_that_would_take_too_long_is_refused(service, upload, monkeypatch):
     monkeypatch.setattr(listening, "_MAX_VALUES", 6000)
     song = upload("song.wav", noise(9))
     with pytest.raises(DataError, match="song.wav: .* hours of 2 channels are too much"):
-        desk.reconstruct("a", "one", song, False, nothing)
+        service.reconstruct("a", "one", song, False, nothing)
     with pytest.raises(DataError, match="too much"):
-        desk.encode("a", "one", song, False, nothing)
+        service.encode("a", "one", song, False, nothing)
 
 
-def test_small_files_of_much_are_refused(desk, upload, tmp_path, monkeypatch):
+def test_small_files_of_much_are_refused(service, upload, tmp_path, monkeypatch):
     def refused(name, content, why):
         with pytest.raises(DataError, match=why):
-            desk.encode("a", "one", upload(name, content), True, nothing)
+            service.encode("a", "one", upload(name, content), True, nothing)
 
     refused("many.wav", noise(20, 100, 17), "of 17 channels are too much")
     soundfile.write(tmp_path / "zeros.flac", np.zeros(12 * 3600 * 1000 + 1, np.int16), 1000)
@@ -280,11 +280,11 @@ def test_small_files_of_much_are_refused(desk, upload, tmp_path, monkeypatch):
     monkeypatch.setattr(listening, "_MAX_VALUES", 7999)  # 8000 at the model's rate
     refused("slow.wav", (tmp_path / "slow.wav").read_bytes(), "too much")
     monkeypatch.setattr(listening, "_MAX_VALUES", 8000)
-    desk.encode("a", "one", upload("slow.wav", (tmp_path / "slow.wav").read_bytes()), True, nothing)
+    service.encode("a", "one", upload("slow.wav", (tmp_path / "slow.wav").read_bytes()), True, nothing)
 
 
-def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(desk, upload, tmp_path, monkeypatch):
-    true = Latents.load(desk.encode("a", "one", upload("song.wav", noise(22)), False, nothing))
+def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(service, upload, tmp_path, monkeypatch):
+    true = Latents.load(service.encode("a", "one", upload("song.wav", noise(22)), False, nothing))
     described = {f.name: getattr(true, f.name) for f in dataclasses.fields(true) if f.name != "z"}
     monkeypatch.setattr(Latents, "load", None)  # it would fail
 
@@ -293,9 +293,9 @@ def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(des
         safetensors.numpy.save_file({"z": z}, tmp_path / "l.safetensors", {"audiovae_latents": text})
         file = upload("forged.safetensors", (tmp_path / "l.safetensors").read_bytes())
         for ask in (
-            lambda: desk.decode("a", "one", file, nothing),
-            lambda: desk.turn_channels("a", "one", file, {}, False, nothing),
-            lambda: desk.interpolate("a", "one", file, file, 0.5, False, nothing),
+            lambda: service.decode("a", "one", file, nothing),
+            lambda: service.turn_channels("a", "one", file, {}, False, nothing),
+            lambda: service.interpolate("a", "one", file, file, 0.5, False, nothing),
         ):
             with pytest.raises(DataError, match=why):
                 ask()
@@ -314,21 +314,23 @@ def test_latents_that_say_what_they_are_not_are_refused_before_they_are_read(des
     refused("frames", z=true.z.repeat(2, axis=1))
 
 
-def test_an_interpolation_has_the_limits_of_a_file(desk, upload, monkeypatch):
+def test_an_interpolation_has_the_limits_of_a_file(service, upload, monkeypatch):
     # One file is long and one has many channels. Each is accepted, but not a file that is both.
     first, second = upload("long.wav", noise(23, 3000, 1)), upload("wide.wav", noise(24, 3000, 2))
     monkeypatch.setattr(listening, "_MAX_VALUES", 6000)
-    desk.interpolate("a", "one", first, second, 0.5, False, nothing)
-    ends = [Latents.load(desk.encode("a", "one", file, False, nothing)) for file in (first, second)]
+    service.interpolate("a", "one", first, second, 0.5, False, nothing)
+    ends = [Latents.load(service.encode("a", "one", file, False, nothing)) for file in (first, second)]
     monkeypatch.setattr(listening, "_MAX_VALUES", 5999)
     with pytest.raises(DataError, match="^the interpolation: .* too much"):
-        latent_edits.interpolate(desk.models.codec("one"), *ends, 0.5)
+        latent_edits.interpolate(service.models.codec("one"), *ends, 0.5)
 
 
-def test_edits_in_blocks_equal_edits_at_once(desk, upload, monkeypatch):
-    kept = [desk.encode(who, "one", upload(f"{who}.wav", noise(25 + i)), False, nothing) for i, who in enumerate("ab")]
+def test_edits_in_blocks_equal_edits_at_once(service, upload, monkeypatch):
+    kept = [
+        service.encode(who, "one", upload(f"{who}.wav", noise(25 + i)), False, nothing) for i, who in enumerate("ab")
+    ]
     a, b = map(Latents.load, kept)
-    codec = desk.models.codec("one")
+    codec = service.models.codec("one")
     whole, spread = latent_edits.interpolate(codec, a, b, 0.3).z, latent_edits.deviations(a)
     np.testing.assert_allclose(spread, a.z.std(axis=(0, 1), dtype=np.float64), rtol=1e-12)
     monkeypatch.setattr(latent_edits, "_BLOCK", 50)
@@ -337,40 +339,40 @@ def test_edits_in_blocks_equal_edits_at_once(desk, upload, monkeypatch):
     np.testing.assert_allclose(latent_edits.deviations(a), spread, rtol=1e-12)
 
 
-def test_other_channel_counts_are_mixed_where_that_is_asked_for(desk, upload):
+def test_other_channel_counts_are_mixed_where_that_is_asked_for(service, upload):
     path = upload("six.wav", noise(10, 2000, 6))
     with pytest.warns(UserWarning, match="six.wav: the audio has 6 channels and no channel map, read as 5.1"):
-        made = desk.reconstruct("a", "one", path, True, nothing)
+        made = service.reconstruct("a", "one", path, True, nothing)
     assert soundfile.info(made.difference).channels == 2
 
 
-def test_formats_that_browsers_cannot_play_are_written_as_wav(desk, upload):
+def test_formats_that_browsers_cannot_play_are_written_as_wav(service, upload):
     song = upload("song.aiff", noise(11))
-    made = desk.reconstruct("a", "one", song, False, nothing)
-    assert made.heard[0].path.suffix == ".wav"
-    np.testing.assert_array_equal(soundfile.read(made.heard[0].path)[0], soundfile.read(song)[0])
+    made = service.reconstruct("a", "one", song, False, nothing)
+    assert made.recordings[0].path.suffix == ".wav"
+    np.testing.assert_array_equal(soundfile.read(made.recordings[0].path)[0], soundfile.read(song)[0])
 
 
-def test_the_work_of_one_who_left_stops_and_leaves_nothing(desk, upload):
+def test_the_work_of_one_who_left_stops_and_leaves_nothing(service, upload):
     song = upload("song.wav", noise(12))
 
     def leave(share, text):
         if text != "loading the model":
-            desk.sessions.forget("a")
+            service.sessions.forget("a")
 
     with pytest.raises(DataError, match="nobody waits"):
-        desk.reconstruct("a", "one", song, False, leave)
-    assert not list((desk.sessions.folder / "made").glob("*/*"))
-    desk.sessions.close()
+        service.reconstruct("a", "one", song, False, leave)
+    assert not list((service.sessions.folder / "made").glob("*/*"))
+    service.sessions.close()
     with pytest.raises(Gone):
-        desk.reconstruct("b", "one", song, False, nothing)
+        service.reconstruct("b", "one", song, False, nothing)
 
 
 @pytest.mark.slow
-def test_audio_is_read_in_pieces(desk, root, upload, monkeypatch):
+def test_audio_is_read_in_pieces(service, root, upload, monkeypatch):
     """For a file of many blocks, only the latents are held in memory as a whole."""
     monkeypatch.setattr(stream, "BLOCK", 4096)
-    desk = Desk(Models(str(root), lambda path: Codec.load(path, chunk_length=4096)), desk.sessions)
+    service = Service(Models(str(root), lambda path: Codec.load(path, chunk_length=4096)), service.sessions)
     largest, plain = [], np.concatenate
 
     def concatenate(parts, *args, **options):
@@ -380,7 +382,7 @@ def test_audio_is_read_in_pieces(desk, root, upload, monkeypatch):
 
     monkeypatch.setattr(np, "concatenate", concatenate)
     length = 200_000
-    made = desk.reconstruct("a", "one", upload("long.wav", noise(13, length)), False, nothing)
+    made = service.reconstruct("a", "one", upload("long.wav", noise(13, length)), False, nothing)
     assert soundfile.info(made.difference).frames == length
     assert length / 8 * 3 in largest  # the latents, of a hop of 8 and 3 channels
     assert max(largest) < 2 * length * 0.8
