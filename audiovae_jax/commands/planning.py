@@ -84,12 +84,12 @@ def _doctor_flags():
 
 def _doctor():
     with training.joined():
-        failed = _look()
+        failed = _print_checks()
     if failed:
         sys.exit(1)
 
 
-def _look():
+def _print_checks():
     """Print the checks and return whether any check failed."""
     values = flags.FLAGS
     workdir = bucket_lock.as_workdir(values.workdir or Path("runs") / arguments.config_name())

@@ -232,7 +232,7 @@ class Group:
     def _watch(self):
         failed_at = None
         while not self._left.wait(_PERIOD):
-            self._look()
+            self._exchange()
             if self._failure is None:
                 continue
             failed_at = failed_at or time.monotonic()
@@ -240,7 +240,7 @@ class Group:
             if time.monotonic() - failed_at > (_WRITING_GRACE if may_finish else _GRACE):
                 self._end()
 
-    def _look(self):
+    def _exchange(self):
         """Send a heartbeat, and read the messages of all processes: `{key: value}`."""
         try:
             beat = Beat(next(self._numbers), socket.gethostname(), self.progress.place(), self._waiting)
@@ -318,7 +318,7 @@ class Group:
             self._set(f"news/at/{self.index}", str(self._asked_times))
             self._stop_at = (sys.maxsize, "")
             while not self._left.is_set() and self._failure is None:
-                news = self._look()
+                news = self._exchange()
                 at = [int(value) for key, value in news.items() if key.startswith("at/")]
                 if len(at) == self.count:
                     reasons = {int(key[len("stop/") :]): why for key, why in news.items() if key.startswith("stop/")}

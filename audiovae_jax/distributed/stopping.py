@@ -53,7 +53,7 @@ def requests(request: Callable[[str], None], after: float | None, at_once: Calla
 def _signals(request, at_once):
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    before = {number: signal.signal(number, _heard) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     thread = threading.Thread(target=_listen, args=(ours, request, at_once), daemon=True, name="signals")
     thread.start()
@@ -68,7 +68,7 @@ def _signals(request, at_once):
         ours.close()
 
 
-def _heard(number, frame):
+def _ignore(number, frame):
     """Do nothing: the listening thread handles the signal.
 
     Python writes to the wakeup socket only for signals that have a Python handler.

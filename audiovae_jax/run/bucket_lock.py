@@ -84,7 +84,7 @@ class BucketLock(WorkdirLock):
             with contextlib.suppress(FileExistsError):  # the next check detects a lost lock
                 self._object.replace(text, version)
 
-    def _look(self):
+    def _refresh(self):
         try:
             holder = read_holder(self._object)
             self._check_holder(holder, gone=holder is None and not self._object.exists())

@@ -118,7 +118,7 @@ class WorkdirLock:
     def is_held(self) -> bool:
         """Return whether this process still holds the lock."""
         if self._enabled:
-            self._look()
+            self._refresh()
         return self._lost is None
 
     def check(self):
@@ -226,7 +226,7 @@ class WorkdirLock:
 
     def _beat(self):
         while not self._stop.wait(_HEARTBEAT):
-            self._look()
+            self._refresh()
             if self._lost is not None:
                 return
             try:
@@ -237,7 +237,7 @@ class WorkdirLock:
     def _touch(self):
         os.utime(self._path)
 
-    def _look(self):
+    def _refresh(self):
         try:
             holder = read_holder(self._path)
             gone = holder is None and not self._path.exists()

@@ -134,7 +134,7 @@ def probe(
                 raise DataError(file.damage)
             require_use(file, min_seconds, channels)
             try:
-                level, silent = _look(decoder, file)
+                level, silent = _level(decoder, file)
             except _UndecodableError as error:
                 raise DataError(_up_to_damage(file).damage or str(error)) from None
             if silent and not allow_silence and _is_silent(decoder, file):
@@ -146,7 +146,7 @@ def probe(
     return dataclasses.replace(file, level=level) if level.peak > LOUD else file
 
 
-def _look(decoder, file):
+def _level(decoder, file):
     """Return `(level, is_silent)` of a file's beginning, middle and end."""
     meter = Meter()
     for start in (0, file.frames // 2, max(0, file.frames - _PROBE_FRAMES)):

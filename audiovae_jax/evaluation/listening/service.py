@@ -87,7 +87,7 @@ class Service:
             ]
             between = latent_edits.interpolate(codec, ends[0][0], ends[1][0], position)
             name = f"{_short(first)}-{_short(second)}-{position:.2f}"
-            return self._heard(session, codec, between, "between", name, "between", watched)
+            return self._decoded(session, codec, between, "between", name, "between", watched)
 
     def channels(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> list[tuple[int, float]]:
         """Return `(number, standard deviation)` of all latent channels, largest first."""
@@ -105,7 +105,7 @@ class Service:
         with self._work(visitor, model, progress) as (session, codec, watched):
             latents, _ = self._latents(session, codec, file, mix, lambda s, text: watched(0.5 * s, text))
             turned = latent_edits.turn(latents, turns)
-            return self._heard(session, codec, turned, "turned", f"{_short(file)}-turned", "edited", watched)
+            return self._decoded(session, codec, turned, "turned", f"{_short(file)}-turned", "edited", watched)
 
     def untouched(self, visitor: str, model: str, file: Any, mix: bool, progress: Progress) -> Recording:
         """Decode a file's unedited latents. The session caches the last result."""
@@ -180,7 +180,7 @@ class Service:
         session.memory[kind] = (_asked(codec, path, mix), kept)
         return latents, kept
 
-    def _heard(self, session, codec, latents, kind, name, title, progress):
+    def _decoded(self, session, codec, latents, kind, name, title, progress):
         folder = session.fresh_folder(kind)
         audio, kept = latent_edits.decode(codec, latents, folder, name, lambda s, text: progress(0.7 + 0.2 * s, text))
         recording: Recording = listening.listen(title, audio, folder, lambda s, text: progress(0.9 + 0.1 * s, text))

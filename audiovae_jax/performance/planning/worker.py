@@ -86,7 +86,7 @@ class Worker:
     def _answer(self):
         deadline = time.monotonic() + self._seconds
         while not self._connection.poll(1 / _POLLS_PER_SECOND):
-            held = self._look()
+            held = self._memory()
             if self._memory_bytes is not None and held > self._memory_bytes:
                 raise PlanError(
                     f"{self._target.name}: compiling took more than {self._memory_bytes / 1e9:.1f} GB of this "
@@ -109,7 +109,7 @@ class Worker:
             raise answer
         return answer
 
-    def _look(self):
+    def _memory(self):
         """Memory of the process in bytes; 0 if unknown. Updates the peak."""
         values = {}
         with contextlib.suppress(OSError, ValueError):

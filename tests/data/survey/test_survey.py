@@ -11,7 +11,7 @@ from audiovae_jax.data.survey import page, survey, text
 from audiovae_jax.errors import DataError
 
 
-def _look(config, root, limit=100, seconds=0.05):
+def _surveyed(config, root, limit=100, seconds=0.05):
     config.data.root, config.data.index = str(root), False
     data = pipeline.open_data(config.data, batch_size=2, seed=0)
     return survey.make(config.data, data, root=str(root), batch_size=2, limit=limit, seconds=seconds)
@@ -31,7 +31,7 @@ def mixed_folder(audio_folder):
 
 def test_the_survey_of_a_folder(micro_config, mixed_folder):
     micro_config.data.max_bad_share = 0.5
-    found = _look(micro_config, mixed_folder)
+    found = _surveyed(micro_config, mixed_folder)
     assert (found.total.tracks, found.train.tracks + found.validation.tracks, found.files) == (4, 4, 7)
     assert found.total.hours == pytest.approx(2.5 / 3600)
     assert {rate: amount.tracks for rate, amount in found.sample_rates.items()} == {22050: 1, 44100: 3}
@@ -58,14 +58,16 @@ def test_the_survey_of_a_folder(micro_config, mixed_folder):
     assert "22050 Hz, converted to 44100: 1 track, 0.0 min" in said
     assert "all 4 tracks" in said
     micro_config.data.crop_length = 32768
-    assert "3 of 4 tracks (75%): shorter than a crop of 0.74 s" in "\n".join(_look(micro_config, mixed_folder).doubts)
+    assert "3 of 4 tracks (75%): shorter than a crop of 0.74 s" in "\n".join(
+        _surveyed(micro_config, mixed_folder).doubts
+    )
 
 
 def test_good_data_raises_no_doubt(micro_config, tmp_path):
     rng = np.random.default_rng(0)
     for name in "abc":
         soundfile.write(tmp_path / f"{name}.wav", 0.1 * rng.standard_normal((44100, 2)), 44100)
-    found = _look(micro_config, tmp_path, seconds=0)
+    found = _surveyed(micro_config, tmp_path, seconds=0)
     assert (found.doubts, found.skipped, found.reading) == ((), (), None)
 
 
@@ -73,7 +75,7 @@ def test_assumed_speakers_and_levels_far_above_full_scale_are_doubts(micro_confi
     noise = np.random.default_rng(0).uniform(-20, 20, (22050, 6))
     soundfile.write(audio_folder / "loud.wav", noise[:, :2], 44100, subtype="FLOAT")
     soundfile.write(audio_folder / "surround.wav", 0.01 * noise, 44100)
-    doubts = "\n".join(_look(micro_config, audio_folder, seconds=0).doubts)
+    doubts = "\n".join(_surveyed(micro_config, audio_folder, seconds=0).doubts)
     assert "1 file with 6 channels and no channel map, read as 5.1; the first: " in doubts
     assert f"1 file far above full scale; the loudest: {audio_folder}/loud.wav peaks at +26.0 dBFS" in doubts
     assert "1 of 5 tracks (20%): a peak above +18 dBFS" in doubts
@@ -81,7 +83,7 @@ def test_assumed_speakers_and_levels_far_above_full_scale_are_doubts(micro_confi
 
 def test_training_would_refuse_what_is_refused_here(micro_config, mixed_folder):
     micro_config.data.max_bad_share = 0.1
-    found = _look(micro_config, mixed_folder)
+    found = _surveyed(micro_config, mixed_folder)
     assert "3 of 7 files cannot be used, more than data.max_bad_share=0.1" in found.refusal
     # A file that is intact at its beginning, middle and end, but damaged elsewhere.
     for path in mixed_folder.glob("*.wav"):
@@ -89,14 +91,14 @@ def test_training_would_refuse_what_is_refused_here(micro_config, mixed_folder):
     audio = np.full((44100, 2), 0.1, np.float32)
     audio[10000] = np.nan
     soundfile.write(mixed_folder / "holds_nan.wav", audio, 44100, subtype="FLOAT")
-    found = _look(micro_config, mixed_folder, seconds=0)
+    found = _surveyed(micro_config, mixed_folder, seconds=0)
     assert [name for name, _ in found.unreadable] == [str(mixed_folder / "holds_nan.wav")]
     assert "1 of the tracks passed the first checks, but are unreadable" in found.doubts[-1]
     assert "1 of them passed the first checks, and would end the run" in found.refusal
     audio[3000:20000] = audio[25000:40000] = np.nan
     soundfile.write(mixed_folder / "holds_nan.wav", audio, 44100, subtype="FLOAT")
     with pytest.warns(UserWarning, match="another crop is used"):
-        found = _look(micro_config, mixed_folder, seconds=10.0)
+        found = _surveyed(micro_config, mixed_folder, seconds=10.0)
     assert found.reading is None
     assert "1 of 3 files cannot be used, more than data.max_bad_share=0.1 allows" in found.refusal
 
@@ -114,7 +116,7 @@ def test_a_sample_is_spread_evenly():
 
 
 def test_a_sample_is_called_one(micro_config, mixed_folder):
-    found = _look(micro_config, mixed_folder, limit=2, seconds=0)
+    found = _surveyed(micro_config, mixed_folder, limit=2, seconds=0)
     assert len(found.measured) == 2
     assert "2 of 4 tracks, spread evenly over all (--limit)" in text.listened_to(found)
 
@@ -125,7 +127,7 @@ def test_reasons_that_differ_in_numbers_are_one():
 
 
 def test_a_page_needs_no_other_file_and_escapes_names(micro_config, mixed_folder, tmp_path):
-    found = dataclasses.replace(_look(micro_config, mixed_folder, seconds=0), root="\udcff<i>$x$")
+    found = dataclasses.replace(_surveyed(micro_config, mixed_folder, seconds=0), root="\udcff<i>$x$")
     measured = [dataclasses.replace(track, name="<b>\udcff", silence=0.5) for track in found.measured]
     found = dataclasses.replace(found, measured=tuple(measured))
     page.write(found, tmp_path / "page.html")
@@ -143,7 +145,7 @@ def test_a_page_needs_no_other_file_and_escapes_names(micro_config, mixed_folder
 
 
 def test_files_that_are_alike_have_no_histogram_and_no_bars_of_characters(micro_config, mixed_folder, tmp_path):
-    found = _look(micro_config, mixed_folder, seconds=0)
+    found = _surveyed(micro_config, mixed_folder, seconds=0)
     measured = [dataclasses.replace(found.measured[0], silence=0.0, band_hz=hz) for hz in (21900.0, 22050.0)]
     alike = dataclasses.replace(
         found,
@@ -170,7 +172,7 @@ def test_files_that_are_alike_have_no_histogram_and_no_bars_of_characters(micro_
 
 def test_plots_of_next_to_nothing(micro_config, audio_folder):
     """With one track, with no measured track, and with only silence."""
-    found = _look(micro_config, audio_folder, seconds=0)
+    found = _surveyed(micro_config, audio_folder, seconds=0)
     silent = dataclasses.replace(found.measured[0], silence=1.0, band_hz=0.0, loudness_lufs=None)
     silent = dataclasses.replace(found, measured=(silent,))
     assert len(page.plots(silent).axes) == 6
@@ -184,7 +186,7 @@ def test_what_is_left_out_is_counted_by_reason_and_not_as_bad(micro_config, audi
         (audio_folder / name).parent.mkdir(exist_ok=True)
         (audio_folder / name).write_bytes(b"\x00\x05\x16\x07")
     micro_config.data.max_bad_share = 0.0
-    found = _look(micro_config, audio_folder, seconds=0)
+    found = _surveyed(micro_config, audio_folder, seconds=0)
     assert (found.files, found.skipped, found.refusal) == (3, (), None)
     counts = {entry.reason.split(" ")[0]: entry.files for entry in found.ignored}
     assert counts == {"hidden": 3, ".amr": 2, ".tar.gz": 1}
