@@ -1,7 +1,7 @@
 """Stable Audio's VAE ("Oobleck"): 44.1 kHz, a hop of 2048, 156.1 M parameters.
 
-Losses, optimizers and crops are those of Stable Audio 2.0, with these differences. The learning rate follows a cosine,
-not an inverse square root. Weights are not averaged. The discriminator sees each channel alone.
+Losses, optimizers, schedules, the average of weights and crops are those of Stable Audio 2.0, with two differences. The
+warm-up is linear. The discriminator sees each channel alone.
 """
 
 from configs import base
@@ -41,7 +41,7 @@ def override(config):
         optimizer.schedule = "inverse_sqrt"
         optimizer.decay_steps = 200_000
         optimizer.final_learning_rate = 0.0
-        optimizer.warmup_steps = 2000  # loses as much as 1 - 0.999**(step + 1)
+        optimizer.warmup_steps = 2000  # loses as many steps as the factor 1 - 0.999**(step + 1) there
     config.ema.decay = 0.9999
     config.ema.power = 0.75
 
