@@ -1,6 +1,6 @@
 """Stable Audio's VAE ("Oobleck"): 44.1 kHz, a hop of 2048, 156.1 M parameters.
 
-Losses, optimizers, schedules, the average of weights and crops are those of Stable Audio 2.0, with two differences. The
+Losses, optimizers, schedules, crops and the average of weights are those of Stable Audio 2.0, with two differences. The
 warm-up is linear. The discriminator sees each channel alone.
 """
 
