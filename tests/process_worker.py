@@ -148,6 +148,7 @@ def main():
         print(f"worker: step {done}", flush=True)
         if done == told.get("stop_at"):
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(3)  # several heartbeats, so that the others know of it before the run is over
         show(self, done, metrics)
 
     loop.Loop.next_batch, reporter.Reporter.step = _next, step
