@@ -243,7 +243,7 @@ class Loop:
         first = (done - 1) * batch_size + host * (batch_size // jax.process_count())
         counts = safety.see(done, metrics, lambda: mesh.local_rows(batch), first, self._records)
         if is_recorded(done):
-            counts |= self._validation.learning_rates(done - 1) | peak_memory(jax.local_devices())
+            counts |= peak_memory(jax.local_devices())
             if self._programs.flops is not None:
                 share = self._programs.flops / self._session.peak_flops
                 self._reporter.rate("perf/share_of_peak_flops", share)

@@ -31,6 +31,7 @@ _BAR_METRICS = {
     "val/total_loss": "val",
     "train/learning_rate": "lr",
 }
+_LEARNING_RATES = ("train/learning_rate", "train/discriminator_learning_rate")
 
 
 class Reporter:
@@ -63,6 +64,7 @@ class Reporter:
         self._flushed = -math.inf
         self._at, self._finished = start_step, False
         self._timed_from, self._steps_per_second = None, None
+        self._learning_rates: list[float] = []
         self._rates: dict[str, float] = {}
         self._events: Writer = Writer()  # records nothing
         self._model_folder: tempfile.TemporaryDirectory | None = None
@@ -103,6 +105,7 @@ class Reporter:
         if not self._enabled:
             return
         self._at = step
+        self._learning_rates = [metrics[name] for name in _LEARNING_RATES if name in metrics]
         if is_recorded(step):
             metrics = metrics | self._speed(step)
         self._show(metrics)
@@ -127,9 +130,12 @@ class Reporter:
             self._show(metrics)
 
     @property
-    def steps_per_second(self) -> float | None:
-        """The recent training speed; None until it is known."""
-        return self._steps_per_second
+    def pace(self) -> str:
+        """The last step's learning rates and the recent speed, as the end of a line; empty until it is known."""
+        if self._steps_per_second is None:
+            return ""
+        rates = ", ".join(f"{rate:.3g}" for rate in self._learning_rates)
+        return f"; learning rates {rates}; {self._steps_per_second:.3g} steps/s"
 
     def rate(self, name: str, per_step: float):
         """Record an amount per second with the speed, given the amount per step."""

@@ -40,7 +40,6 @@ class Validation:
         if jax.process_index() == 0:
             self._samples = Samples(session.data.samples, config.data.num_samples, session.recipe.model)
         self._health = GanHealth(session.reporter.say, session.recipe.kl.warmup_steps)
-        self._host = _host_device()
 
     def compile(self, state: TrainState):
         """Compile the validation.
@@ -68,10 +67,7 @@ class Validation:
         self._session.safety.require_finite_validation(at, metrics["total_loss"])
         self._reporter.scalars(at, {f"val/{name}": value for name, value in metrics.items()})
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("total_loss", "reconstruction_loss", "si_sdr_db"))
-        if (speed := self._reporter.steps_per_second) is not None:
-            rates = ", ".join(f"{rate:.3g}" for rate in self.learning_rates(at - 1).values())
-            shown += f"; learning rates {rates}; {speed:.3g} steps/s"
-        self._reporter.say(f"step {at}: validation {shown}")
+        self._reporter.say(f"step {at}: validation {shown}{self._reporter.pace}")
         return metrics
 
     def diagnose(self, state: TrainState, at: int):
@@ -107,18 +103,6 @@ class Validation:
         with self._progress.phase("validating"):
             running = [made(call(rows)) for rows in self._batches]
             return [made(jax.device_get(result)) for result in running]
-
-    def learning_rates(self, at: int) -> dict[str, float]:
-        """Return the learning rates of the updates that follow `at` steps, by event name.
-
-        They are computed on the CPU so as not to wait for the accelerator.
-        """
-        recipe = self._session.recipe
-        optimizers = {"learning_rate": recipe.optimizer}
-        if recipe.adversarial is not None and recipe.adversarial.is_active(at):
-            optimizers["discriminator_learning_rate"] = recipe.discriminator_optimizer
-        with jax.default_device(self._host):
-            return {f"train/{name}": float(each.learning_rate_at(at)) for name, each in optimizers.items()}
 
 
 class EarlyStopping:
@@ -159,11 +143,3 @@ class EarlyStopping:
             return {}
         state = {"best": self._best, "best_step": self._best_step, "since": self._since}
         return {"early_stopping": {"metric": self._config.metric, **state}}
-
-
-def _host_device():
-    """Return the CPU device, or an accelerator if JAX_PLATFORMS excludes the CPU."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]

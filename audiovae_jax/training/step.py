@@ -154,6 +154,7 @@ def train_step(
         loss_is_finite=batch_is_finite & jnp.isfinite(metrics["total_g_loss"]),
     )
     metrics |= {"g_grad_norm": model.grad_norm, "g_skipped": model.skipped}
+    metrics["learning_rate"] = recipe.optimizer.learning_rate_at(state.step)
     if "kl_loss" in metrics:
         metrics["kl_weight"] = jnp.float32(recipe.kl.weight_at(state.step))
     params, projection = split_projection(model.params)
@@ -175,6 +176,7 @@ def train_step(
             loss_is_finite=batch_is_finite & jnp.isfinite(metrics["d_loss"]),
         )
         metrics |= {"d_grad_norm": discriminator.grad_norm, "d_skipped": discriminator.skipped}
+        metrics["discriminator_learning_rate"] = recipe.discriminator_optimizer.learning_rate_at(state.step)
         state = state.replace(
             discriminator_params=discriminator.params, discriminator_opt_state=discriminator.opt_state
         )

@@ -45,10 +45,10 @@ def test_steps_per_second_are_of_what_is_between_but_for_compiling(tmp_path, mon
         if step == 15:
             with reporter.timed("compiling"):
                 clock[0] += 100.0
-        reporter.step(step, {})
+        reporter.step(step, {"train/learning_rate": 1e-3 / step, "train/discriminator_learning_rate": 1e-4})
     speeds = {step: metrics.get("perf/steps_per_second") for step, metrics in recorded}
     assert speeds == {1: None, 10: 2.0, 20: 2.0}
-    assert reporter.steps_per_second == 2.0
+    assert reporter.pace == "; learning rates 5e-05, 0.0001; 2 steps/s"
     reporter.rewind(5, first_step=5)
     reporter.step(10, {})
     assert "perf/steps_per_second" not in recorded[-1][1]  # the steps in between belong to an earlier session

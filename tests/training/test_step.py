@@ -39,6 +39,10 @@ def test_four_devices_give_the_numbers_of_one():
     one, one_history = run(make_recipe(), steps=3)
     four, four_history = run(make_recipe(), steps=3, devices=4)
     assert all(m["g_grad_norm"] > 1.0 for m in one_history)  # the clip is active
+    optimizers = (make_recipe().optimizer, make_recipe().discriminator_optimizer)
+    for name, optimizer in zip(("learning_rate", "discriminator_learning_rate"), optimizers, strict=True):
+        rates = [metrics[name] for metrics in one_history]
+        np.testing.assert_allclose(rates, optimizer.learning_rate_at(np.arange(3)), rtol=1e-6)
     for a, b in zip(four_history, one_history, strict=True):
         assert_trees_close(a, b, rtol=1e-5)
     assert_trees_close(four.params, one.params, rtol=1e-5)
@@ -112,7 +116,7 @@ def test_the_discriminator_is_bit_unchanged_and_absent_from_the_metrics_during_w
     assert_trees_equal(state.discriminator_params, initial.discriminator_params)
     assert_trees_equal(state.discriminator_opt_state, initial.discriminator_opt_state)
     assert changed(state.params, initial.params)
-    assert "d_loss" not in history[0]
+    assert not {"d_loss", "discriminator_learning_rate"} & history[0].keys()
     assert state.step == 2
 
 
