@@ -131,7 +131,7 @@ class Reporter:
 
     @property
     def pace(self) -> str:
-        """The last step's learning rates and the recent speed, as the end of a line; empty until it is known."""
+        """The last step's learning rates and the recent speed, as the end of a line; empty until the speed is known."""
         if self._steps_per_second is None:
             return ""
         rates = ", ".join(f"{rate:.3g}" for rate in self._learning_rates)
